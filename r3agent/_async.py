@@ -1,0 +1,44 @@
+"""Two things asyncio lacks: waiting for many without leaving orphans, and calling async code from sync code."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once; when one fails or the caller is cancelled, none is left running."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Wait for `coroutine` from any thread but the background loop's own; an interrupted wait cancels it.
+
+    One loop for the whole process keeps connections alive between calls, and works inside a running loop
+    (notebooks) where `asyncio.run` does not.
+    """
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="r3agent-sync", daemon=True).start()
+    return loop

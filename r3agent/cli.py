@@ -1,0 +1,145 @@
+"""The command line: parse, call, print, exit code. What the verbs do is in `commands.py`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from r3agent import commands
+from r3agent.errors import R3Error
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+RUN: dict[str, dict[str, Any]] = {
+    "--run": {"metavar": "DIR", "default": "runs/default", "help": "run directory (default %(default)s)"},
+    "--set": {
+        "metavar": "SECTION.KEY=VALUE",
+        "action": "append",
+        "default": [],
+        "help": "any setting of r3.toml; counts more than the file; may be repeated",
+    },
+    "--url": {"metavar": "URL", "dest": "policy.base_url", "help": "OpenAI-compatible endpoint, ending in /v1"},
+}
+SUBJECT: dict[str, dict[str, Any]] = {
+    "--model": {"metavar": "NAME", "dest": "policy.model", "help": "served name of the base model"},
+    "--base-model": {"metavar": "DIR", "dest": "policy.base_model", "help": "its weights, for training"},
+    "--task": {"metavar": "TASK", "dest": "task.source", "help": "a source, a .jsonl file or module:callable"},
+    "--verifier": {"metavar": "NAME", "dest": "task.verifier", "help": "a verifier or module:callable"},
+    "--seed": {"metavar": "S", "type": int, "dest": "task.seed", "help": "of the tasks"},
+}
+COLLECT: dict[str, dict[str, Any]] = {
+    "--n": {"metavar": "N", "type": int, "dest": "collect.n", "help": "tasks"},
+    "--samples": {"metavar": "K", "type": int, "dest": "collect.samples", "help": "episodes of each task"},
+    "--reflections": {"metavar": "G", "type": int, "dest": "collect.reflections", "help": "of each failed try"},
+    "--retries": {"metavar": "M", "type": int, "dest": "collect.retries", "help": "after each reflection"},
+    "--blind-retries": {"metavar": "B", "type": int, "dest": "collect.blind_retries", "help": "as a control"},
+    "--concurrency": {"metavar": "C", "type": int, "dest": "collect.concurrency", "help": "episodes at once"},
+}
+
+# Verb: (what it does, an example, its flags). Flags whose destination has a dot override that setting.
+VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
+    "init": ("write r3.toml with every setting explained", "init --run runs/mine --task tasks.jsonl", RUN | SUBJECT),
+    "serve": (
+        "serve a model with the embedded server: one machine, no vLLM",
+        "serve bundled --port 8000",
+        {
+            "model": {"nargs": "?", "default": "bundled", "help": "directory, or `bundled` (default)"},
+            "--host": {"default": "127.0.0.1", "help": "default %(default)s: this machine only"},
+            "--port": {"type": int, "default": 8000, "help": "default %(default)s; 0 takes a free one"},
+            "--name": {"help": "served name; default: the directory's"},
+        },
+    ),
+    "collect": (
+        "run episodes with the live policy and store them",
+        "collect --task countdown --n 512 --reflections 8",
+        RUN | SUBJECT | COLLECT,
+    ),
+    "train": (
+        "make a new policy version from what was collected",
+        "train --set train.learning_rate=1e-4",
+        RUN,
+    ),
+    "deploy": (
+        "bring a version onto the running server and make it live",
+        "deploy v0001",
+        {"version": {"nargs": "?", "help": "default: the newest"}, **RUN},
+    ),
+    "rollback": (
+        "return to an earlier version",
+        "rollback --to v0003",
+        {"--to": {"metavar": "VERSION", "help": "default: the one that was live before"}, **RUN},
+    ),
+    "eval": (
+        "compare two versions on the same frozen tasks",
+        "eval --before v0000 --after v0002 --n 500",
+        {
+            "--before": {"metavar": "VERSION", "default": "v0000", "help": "default %(default)s, the base"},
+            "--after": {"metavar": "VERSION", "help": "default: the live one"},
+            "--n": {"metavar": "N", "type": int, "dest": "eval.n", "help": "tasks"},
+            **RUN,
+        },
+    ),
+    "loop": (
+        "collect, train, deploy and evaluate, round after round",
+        "loop --rounds 3 --task countdown",
+        {"--rounds": {"metavar": "R", "type": int, "dest": "loop.rounds", "help": "versions to make"}, **RUN}
+        | SUBJECT
+        | COLLECT,
+    ),
+    "inspect": (
+        "show a run, or one trajectory as a conversation with its credit",
+        "inspect 3f2a9c0d1e4b5a67 --run runs/mine",
+        {"trajectory": {"nargs": "?", "help": "id; default: the run itself"}, "--run": RUN["--run"]},
+    ),
+    "demo": (
+        "the whole loop on this machine with the bundled policy, in minutes",
+        "demo --out runs/demo --seed 0",
+        {
+            "--out": {"metavar": "DIR", "default": "runs/demo", "help": "run directory (default %(default)s)"},
+            "--seed": {"metavar": "S", "type": int, "default": 0, "help": "default %(default)s"},
+        },
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """One sub-parser for each verb."""
+    top = argparse.ArgumentParser(
+        prog="r3agent", description="LLM applications that get better from their own failures."
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (does, example, flags) in VERBS.items():
+        sub = verbs.add_parser(verb, help=does, description=f"{does.capitalize()}.", epilog=f"example: r3agent {example}")
+        for flag, settings in flags.items():
+            sub.add_argument(flag, **settings)
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout, for machines")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    options = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        outcome = getattr(commands, options.verb)(options)
+        print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)
+    except R3Error as error:
+        print(f"r3agent {options.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"r3agent {options.verb}: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return 0 if outcome.ok else FAILED
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""`r3.toml`: every setting of a run, checked before any server is contacted.
+
+What counts, strongest first: the command line, the run's file, the default. `load_config` decides it, and nothing
+else does.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import tomlkit
+from pydantic import BaseModel, Field, ValidationError
+
+from r3agent.errors import ConfigError
+from r3agent.policy import Sampling
+from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.train.config import TrainConfig
+from r3agent.trajectory import Record
+
+
+class PolicyConfig(Record):
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Of an OpenAI-compatible server."""
+    model: str = "bundled"
+    """Name under which the server serves the base model; version v0007 of it is `MODEL@v0007`."""
+    base_model: str = "bundled"
+    """Directory or hub id of the same weights, for training; `bundled` is the policy in the package."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never written down."""
+    timeout_s: float = Field(600.0, gt=0)
+    """For one request."""
+
+
+class TaskConfig(Record):
+    source: str = "countdown"
+    """A shipped source, a `.jsonl` file, or your own as `module:callable`."""
+    verifier: str = "countdown"
+    """A shipped verifier, or your own as `module:callable`."""
+    seed: int = 0
+    """Tasks of round k are drawn with `seed` and k."""
+    params: dict[str, Any] = {}
+    """What the source understands, e.g. `max_number` of countdown."""
+
+
+class PromptConfig(Record):
+    reflect_prompt: str = REFLECT
+    retry_prompt: str = RETRY
+    blind_retry_prompt: str = BLIND_RETRY
+
+
+class CollectConfig(Record):
+    n: int | None = Field(512, ge=1)
+    """Tasks of one collection."""
+    samples: int = Field(1, ge=1)
+    """Episodes of each task."""
+    max_attempts: int = Field(2, ge=1)
+    reflections: int = Field(8, ge=0)
+    """G: reflections of each failed try; a GRPO group."""
+    retries: int = Field(1, ge=1)
+    """M: retries after each reflection."""
+    blind_retries: int = Field(0, ge=0)
+    """B: retries without a reflection, as a control; `train.reward = "lift"` needs at least 1."""
+    concurrency: int = Field(64, ge=1)
+    """Episodes under way at once."""
+
+
+class DeployConfig(Record):
+    strategy: Literal["auto", "lora", "reload"] = "auto"
+    """How weights reach the server; `auto` loads an adapter where one was trained and else reloads all weights."""
+    keep: int = Field(2, ge=1)
+    """Adapters left loaded on the server."""
+    tolerance: float = Field(0.05, gt=0)
+    """Most mean |server - checkpoint| logprob of the canary, in nats per token."""
+
+
+class EvalConfig(Record):
+    n: int | None = Field(500, ge=1)
+    """Frozen tasks."""
+    split: str = "test"
+    seed: int = 0
+    samples: int = Field(1, ge=1)
+    """Episodes of each task."""
+
+
+class GateConfig(Record):
+    min_lift: float = 0.0
+    """Points of after-reflection success that a new version must gain."""
+    max_regression: float = Field(2.0, ge=0)
+    """Points of first-try success that it may lose."""
+    alpha: float = Field(0.05, gt=0, lt=1)
+    """Level of the paired test."""
+
+
+class LoopConfig(Record):
+    rounds: int = Field(1, ge=1)
+    """Policy versions to make."""
+    evaluate_every: int = Field(1, ge=1)
+    """Rounds between evaluations; the last round is always evaluated."""
+
+
+class Config(Record):
+    """All settings of a run, one section each."""
+
+    policy: PolicyConfig = PolicyConfig()
+    task: TaskConfig = TaskConfig()
+    prompts: PromptConfig = PromptConfig()
+    sampling: Sampling = Sampling()
+    collect: CollectConfig = CollectConfig()
+    train: TrainConfig = TrainConfig()
+    deploy: DeployConfig = DeployConfig()
+    eval: EvalConfig = EvalConfig()
+    gate: GateConfig = GateConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The file's settings with `overrides`, a mapping of dotted keys such as `{"collect.n": 64}`, on top.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value does not fit.
+    """
+    settings = _read(path) if path else {}
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        table = settings
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        where = f"{path}: " if path else ""
+        raise ConfigError(where + "; ".join(_explained(e) for e in error.errors())) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` to a dotted key and a value; what is not TOML is taken as a string.
+
+    Raises:
+        ConfigError: there is no `=` or no section.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"--set {text!r}: write section.key=value, e.g. --set train.learning_rate=1e-5")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def to_toml(config: Config) -> str:
+    """The text of an `r3.toml` with every setting and its explanation."""
+    document = tomlkit.document()
+    for section, field in Config.model_fields.items():
+        kind = cast(type[BaseModel], field.annotation)
+        table = tomlkit.table()
+        for name, value in getattr(config, section).model_dump(mode="json", exclude_none=True).items():
+            for line in (kind.model_fields[name].description or "").splitlines():
+                table.add(tomlkit.comment(line.strip()))
+            table.add(name, value)
+        document.add(section, table)
+    return tomlkit.dumps(document)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; `r3agent init` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _explained(error: Any) -> str:
+    """One pydantic error as: key, value, limit, and for an unknown key the nearest known one."""
+    *parents, leaf = (str(part) for part in error["loc"])
+    key = ".".join([*parents, leaf])
+    if error["type"] != "extra_forbidden":
+        return f"{key} = {error['input']!r}: {error['msg']}"
+    model: type[BaseModel] = Config
+    for parent in parents:
+        model = cast(type[BaseModel], model.model_fields[parent].annotation)
+    known = list(model.model_fields)
+    near = get_close_matches(leaf, known, n=1)
+    hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"

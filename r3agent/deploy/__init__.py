@@ -1,0 +1,9 @@
+"""New weights onto a running server: load, compare with the checkpoint's own logprobs, then move the live pointer.
+
+One file for each way of changing a server's weights; the routes are vLLM's, which the embedded server has too.
+"""
+
+from r3agent.deploy.canary import CanaryReport
+from r3agent.deploy.deployment import DeployReport, deploy, rollback
+
+__all__ = ["CanaryReport", "DeployReport", "deploy", "rollback"]

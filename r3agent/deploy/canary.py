@@ -1,0 +1,108 @@
+"""Does the server answer with the weights that were trained? Its logprobs against the checkpoint's own.
+
+The mean absolute gap tells weights apart: a server in bfloat16 is some 0.03 nats from a float32 checkpoint,
+weights that arrived in part, or not at all, are further away from the new weights than that or nearer to the old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from r3agent.deploy.server import Server
+from r3agent.errors import DeployError
+from r3agent.registry import CanarySequence, Registry
+from r3agent.trajectory import Record
+
+TOLERANCE = 0.05
+"""Nats per token, mean."""
+
+Verdict: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
+
+
+class CanaryReport(Record):
+    """What the server answered for a version's canary."""
+
+    served_name: str
+    verdict: Verdict
+    """`indistinguishable`: within the tolerance, but the old weights are as near; nobody can tell which it serves."""
+    gap: float
+    """Mean |server - checkpoint| in nats per token."""
+    parent_gap: float | None
+    """The same against the weights that training started from."""
+    tolerance: float
+    n_tokens: int
+
+
+def check(
+    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
+) -> CanaryReport:
+    """Compare the server's logprobs with those on the card.
+
+    Raises:
+        DeployError: the server serves the old weights, others, or cannot be asked.
+    """
+    gaps: list[float] = []
+    parent_gaps: list[float] = []
+    for sequence in canary:
+        served = server.prompt_logprobs(served_name, sequence.token_ids_T)
+        gaps += _gaps(served, sequence.logprobs_T)
+        if sequence.parent_logprobs_T is not None:
+            parent_gaps += _gaps(served, sequence.parent_logprobs_T)
+    gap = fmean(gaps)
+    parent_gap = fmean(parent_gaps) if len(parent_gaps) == len(gaps) else None
+    report = CanaryReport(
+        served_name=served_name,
+        verdict=_verdict(gap, parent_gap, tolerance),
+        gap=gap,
+        parent_gap=parent_gap,
+        tolerance=tolerance,
+        n_tokens=len(gaps),
+    )
+    if report.verdict in ("old", "other"):
+        raise DeployError(_failure(report))
+    return report
+
+
+def canary_of(registry: Registry, version: str) -> tuple[CanarySequence, ...]:
+    """How to recognise a version: its own canary or, with the roles swapped, what the card of a version trained
+    from it says of its parent. Empty where neither exists."""
+    if own := registry.card(version).canary:
+        return own
+    for card in map(registry.card, registry.versions()):
+        if card.parent == version and card.canary:
+            return tuple(
+                CanarySequence(token_ids_T=s.token_ids_T, logprobs_T=old, parent_logprobs_T=s.logprobs_T)
+                for s in card.canary
+                if (old := s.parent_logprobs_T) is not None
+            )
+    return ()
+
+
+def _gaps(served: Sequence[float], logprobs_T: Sequence[float]) -> list[float]:
+    return [abs(ours - theirs) for ours, theirs in zip(served, logprobs_T[1:], strict=True)]
+
+
+def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Verdict:
+    """Weights count as recognised when they are at least twice as near as the others."""
+    if parent_gap is not None and 2 * parent_gap < gap:
+        return "old"
+    if not gap <= tolerance:
+        return "other"
+    if parent_gap is None or 2 * gap < parent_gap:
+        return "arrived"
+    return "indistinguishable"
+
+
+def _failure(report: CanaryReport) -> str:
+    numbers = f"logprobs are {report.gap:.3g} nats per token from the checkpoint's, the limit is {report.tolerance:g}"
+    if report.verdict == "old":
+        return (
+            f"{report.served_name}: the server still serves the old weights: its {numbers}, "
+            f"and {report.parent_gap:.3g} from the old weights'; look for a failed load in the server's log"
+        )
+    return (
+        f"{report.served_name}: the weights arrived in part, or are others: the server's {numbers}; check that it "
+        "serves the base model of this run, or pass a larger tolerance if it is quantized"
+    )

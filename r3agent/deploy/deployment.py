@@ -1,0 +1,179 @@
+"""Deploy a version, or return to an earlier one: load, canary, and only then the live pointer."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias
+
+from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check
+from r3agent.deploy.lock import deploy_lock
+from r3agent.deploy.lora import LoraLoad, unload_old
+from r3agent.deploy.reload import WeightReload
+from r3agent.deploy.server import Server
+from r3agent.errors import ConfigError, DeployError
+from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
+from r3agent.trajectory import Record
+
+Strategy: TypeAlias = Literal["none", "lora", "reload"]
+"""`none`: the base, when the server has it in place already."""
+
+
+class DeployReport(Record):
+    """A version that is live now, and how it got there."""
+
+    version: str
+    previous: str | None
+    """Live until then."""
+    served_name: str
+    """The model name that clients ask for."""
+    strategy: Strategy
+    canary: CanaryReport | None
+    """`None`: the version has none, so what the server answers with was not verified."""
+    unloaded: tuple[str, ...]
+    """Served names of old versions that were taken off the server."""
+    warnings: tuple[str, ...]
+
+
+class Change(Protocol):
+    """One way of changing a server's weights."""
+
+    def check(self) -> None:
+        """Judge the weights on disk, before the server is touched."""
+        ...
+
+    def apply(self, server: Server) -> None:
+        """Bring them onto the server."""
+        ...
+
+    def undo(self, server: Server) -> str:
+        """Put back what was there, after a failure; says what the server has now."""
+        ...
+
+
+def deploy(
+    version: str,
+    *,
+    registry: Registry,
+    base_url: str,
+    api_key: str | None = None,
+    keep: int = 2,
+    tolerance: float = TOLERANCE,
+    timeout_s: float = 120.0,
+) -> DeployReport:
+    """Bring a version onto a running server and make it live.
+
+    The live pointer moves only when the server answers with the checkpoint's own logprobs; on failure the server is
+    put back as it was. Deploying a version again is harmless.
+
+    Args:
+        base_url: of the OpenAI API, ending in `/v1`.
+        keep: adapters of this run that stay on the server, the live one included.
+        tolerance: of the canary, in nats per token; see `canary.py`.
+        timeout_s: for one request to the server.
+
+    Raises:
+        ConfigError: there is no such version, or an argument does not work.
+        DeployError: the version is not live; what was is still.
+    """
+    if keep < 1:
+        raise ConfigError(f"keep = {keep}: the live adapter has to stay; pass at least 1")
+    card = registry.card(version)
+    canary = canary_of(registry, version)
+    with (
+        Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
+        deploy_lock(registry.run_dir, f"deploying {version}"),
+    ):
+        live = registry.live
+        strategy, change = _change(card, registry, live)
+        if change is not None:
+            change.check()
+        if card.name not in (served := server.models()):
+            raise DeployError(
+                f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
+                "serve it under this name or deploy to its own server"
+            )
+        report = None
+        try:
+            if change is not None:
+                change.apply(server)
+            if canary:
+                report = check(server, card.served_name, canary, tolerance=tolerance)
+        except DeployError as error:
+            raise DeployError(f"{error}; {_undone(change, server)}; {live or 'nothing'} stays live") from error
+        registry.set_live(version)
+        unloaded, warnings = _tidy(server, registry, keep)
+    return DeployReport(
+        version=version,
+        previous=live,
+        served_name=card.served_name,
+        strategy=strategy,
+        canary=report,
+        unloaded=tuple(unloaded),
+        warnings=(*_doubts(version, report), *warnings),
+    )
+
+
+def rollback(
+    *,
+    registry: Registry,
+    base_url: str,
+    to: str | None = None,
+    api_key: str | None = None,
+    keep: int = 2,
+    tolerance: float = TOLERANCE,
+    timeout_s: float = 120.0,
+) -> DeployReport:
+    """Return to an earlier version, `to` or the one before: loaded again if it was unloaded, and with its canary.
+
+    Raises:
+        ConfigError, DeployError: as `deploy`; and there is no such earlier version.
+    """
+    return deploy(
+        registry.rollback_target(to),
+        registry=registry,
+        base_url=base_url,
+        api_key=api_key,
+        keep=keep,
+        tolerance=tolerance,
+        timeout_s=timeout_s,
+    )
+
+
+def _change(card: PolicyCard, registry: Registry, live: str | None) -> tuple[Strategy, Change | None]:
+    if card.kind == "lora":
+        return "lora", LoraLoad(card, registry.version_dir(card.version) / ADAPTER_DIR)
+    in_place = card if live is None else registry.card(live)
+    if card.kind == "base" and in_place.kind != "full":
+        return "none", None
+    previous = card.base_model if live is None else _weights(in_place, registry)
+    return "reload", WeightReload(_weights(card, registry), base_model=card.base_model, previous=previous)
+
+
+def _weights(card: PolicyCard, registry: Registry) -> str:
+    """Of the model itself, without an adapter."""
+    return str(registry.version_dir(card.version).resolve() / MODEL_DIR) if card.kind == "full" else card.base_model
+
+
+def _undone(change: Change | None, server: Server) -> str:
+    try:
+        return "the server is as it was" if change is None else change.undo(server)
+    except DeployError as error:
+        return f"and putting the server back failed: {error}"
+
+
+def _tidy(server: Server, registry: Registry, keep: int) -> tuple[list[str], list[str]]:
+    """The version is live; an old one that stays loaded is no reason to say otherwise."""
+    try:
+        return unload_old(server, registry, keep=keep), []
+    except DeployError as error:
+        return [], [f"old adapters could not be unloaded: {error}"]
+
+
+def _doubts(version: str, report: CanaryReport | None) -> list[str]:
+    if report is None:
+        return [f"{version} has no canary: nobody checked that the server answers with its weights"]
+    if report.verdict == "indistinguishable":
+        return [
+            f"{version} differs too little from the weights it was trained from to tell them apart on this server: "
+            f"its logprobs are {report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old"
+        ]
+    return []

@@ -1,0 +1,55 @@
+"""A LoRA adapter, loaded beside the base under a name that no other version ever gets.
+
+Immutable names keep a server from answering with the cached keys and values of another version (vllm#42125), and
+let the requests under way end on the version they began with. vLLM reads an adapter again from its directory when
+it has dropped it from memory, so a version's directory stays where it is as long as it is served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from r3agent.deploy.server import Server
+from r3agent.deploy.weights import check_adapter
+from r3agent.registry import PolicyCard, Registry
+
+
+@dataclass
+class LoraLoad:
+    """Load one adapter; a name that is served already is left for the canary to judge."""
+
+    card: PolicyCard
+    adapter_dir: Path
+    was_served: bool = False
+    loaded: bool = False
+
+    def check(self) -> None:
+        check_adapter(self.adapter_dir, self.card.base_model)
+
+    def apply(self, server: Server) -> None:
+        self.was_served = self.card.served_name in server.models()
+        if not self.was_served:
+            server.load_adapter(self.card.served_name, self.adapter_dir)
+            self.loaded = True
+
+    def undo(self, server: Server) -> str:
+        if self.was_served:
+            return f"{self.card.served_name} was served before: unload it or restart the server, then deploy again"
+        if self.loaded:
+            server.unload_adapter(self.card.served_name)
+        return "the server is as it was"
+
+
+def unload_old(server: Server, registry: Registry, *, keep: int) -> list[str]:
+    """Unload adapters of this run beyond `keep`: the live one and the one before stay first, then the newest.
+
+    Returns: the served names that are gone.
+    """
+    order = [registry.live, registry.previous, *reversed(registry.versions())]
+    cards = [registry.card(version) for version in dict.fromkeys(order) if version is not None]
+    served = server.models()
+    adapters = [card.served_name for card in cards if card.kind == "lora" and card.served_name in served]
+    for name in adapters[keep:]:
+        server.unload_adapter(name)
+    return adapters[keep:]

@@ -1,0 +1,158 @@
+"""The side of an OpenAI-compatible server that changes its weights: vLLM's routes, over HTTP.
+
+    /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter     under the base URL
+    /pause, /collective_rpc, /reset_prefix_cache, /resume                           at the server's root
+
+Nothing is retried: deploying is repeatable as a whole. Whatever goes wrong is a `DeployError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from r3agent.errors import ConfigError, DeployError
+
+LORA_ROUTES = (
+    "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, or use `r3agent serve`"
+)
+DEV_ROUTES = (
+    "full weights are reloaded through vLLM's development routes: start it with VLLM_SERVER_DEV_MODE=1 in its "
+    "environment, or train an adapter"
+)
+COMPLETIONS = "the canary needs /v1/completions with prompt_logprobs: use vLLM or `r3agent serve`"
+LOAD_REMEDIES = {
+    "max_lora_rank": "start the server with a --max-lora-rank of at least the adapter's",
+    "not enabled": "start the server with --enable-lora",
+    "No adapter found": "the server must see the directory under the same path: share the file system",
+}
+"""What vLLM says when it refuses an adapter, and what helps."""
+
+
+class Server:
+    """One server; use it as a context manager.
+
+    Args:
+        base_url: the OpenAI one, ending in `/v1`.
+        timeout_s: for one request; a pause waits this long for the generations under way.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
+        without_password = base_url.rpartition("@")[2]
+        try:
+            url = httpx.URL(base_url.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"base_url = {without_password!r}: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host or not url.path.endswith("/v1"):
+            raise ConfigError(f"base_url = {without_password!r}: it must look like http://127.0.0.1:8000/v1")
+        self._has_key = api_key is not None
+        self._timeout_s = timeout_s
+        self._client = httpx.Client(
+            base_url=url.copy_with(path=url.path.removesuffix("v1")),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=timeout_s,
+        )
+        self.root = str(url.copy_with(path=url.path.removesuffix("/v1"), userinfo=b"")).rstrip("/")
+        """Address of the server itself, without any password."""
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def models(self) -> list[str]:
+        """Served names: the base and its adapters."""
+        answer = self._json("GET", "v1/models", remedy="base_url must be the API's, ending in /v1")
+        try:
+            return [model["id"] for model in answer["data"]]
+        except (KeyError, TypeError):
+            raise DeployError(f"{self.root}/v1/models: not a list of models; is base_url an OpenAI API?") from None
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        body = {"lora_name": name, "lora_path": str(path.resolve())}
+        try:
+            self._call("POST", "v1/load_lora_adapter", json=body, remedy=LORA_ROUTES)
+        except DeployError as error:
+            remedies = [remedy for said, remedy in LOAD_REMEDIES.items() if said in str(error)]
+            raise DeployError("; ".join([str(error), *remedies])) from error
+
+    def unload_adapter(self, name: str) -> None:
+        """Take the name away; generations under way end undisturbed."""
+        self._call("POST", "v1/unload_lora_adapter", json={"lora_name": name}, remedy=LORA_ROUTES)
+
+    def pause(self) -> None:
+        """Let the generations under way end and hold back new ones."""
+        self._call("POST", "pause", params={"mode": "wait"}, remedy=DEV_ROUTES)
+
+    def resume(self) -> None:
+        self._call("POST", "resume", remedy=DEV_ROUTES)
+
+    def reload_weights(self, path: str) -> None:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+        self._call("POST", "collective_rpc", json=body, remedy=DEV_ROUTES)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget keys and values that the old weights computed."""
+        if not self._json("POST", "reset_prefix_cache", remedy=DEV_ROUTES).get("success", True):
+            raise DeployError(
+                f"{self.root}/reset_prefix_cache: success = false, generations still hold the cache of the old "
+                "weights; deploy again when the server is idle"
+            )
+
+    def prompt_logprobs(self, model: str, token_ids_T: Sequence[int]) -> list[float]:
+        """log p(token t | tokens before t) for t = 1 .. T-1, so one value fewer than tokens."""
+        body = {"model": model, "prompt": list(token_ids_T), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        answer = self._json("POST", "v1/completions", json=body, remedy=COMPLETIONS)
+        try:
+            scored_T: list[dict[str, Any]] = answer["choices"][0]["prompt_logprobs"]
+            logprobs = [float(scored_T[t][str(token_ids_T[t])]["logprob"]) for t in range(1, len(token_ids_T))]
+        except (KeyError, IndexError, TypeError):
+            raise DeployError(f"{self.root}/v1/completions gave no prompt_logprobs; {COMPLETIONS}") from None
+        if answer.get("model") != model:
+            raise DeployError(f"{self.root} answered as {answer.get('model')!r} when asked for {model!r}")
+        return logprobs
+
+    def _json(self, method: str, route: str, *, remedy: str, **request: Any) -> dict[str, Any]:
+        response = self._call(method, route, remedy=remedy, **request)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            start = response.text.strip()[:60]
+            raise DeployError(f"{self.root}/{route}: answered {start!r}, which is not a JSON object; {remedy}")
+        return answer
+
+    def _call(self, method: str, route: str, *, remedy: str, **request: Any) -> httpx.Response:
+        where = f"{self.root}/{route}"
+        try:
+            response = self._client.request(method, route, **request)
+        except httpx.TimeoutException:
+            raise DeployError(
+                f"{where}: no answer within {self._timeout_s:g} s; look at the server's log, then deploy again"
+            ) from None
+        except httpx.HTTPError as error:
+            raise DeployError(f"{where}: {error or type(error).__name__}; is the server running?") from error
+        if response.is_success:
+            return response
+        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            sent = "the API key that was sent is not the server's" if self._has_key else "no API key was sent"
+            raise DeployError(f"{where}: HTTP {response.status_code}: {sent}; pass the key the server was started with")
+        if (said := _said(response)) is None:
+            raise DeployError(f"{where}: HTTP {response.status_code}, the server has no such route; {remedy}")
+        raise DeployError(f"{where}: HTTP {response.status_code}: {said}")
+
+
+def _said(response: httpx.Response) -> str | None:
+    """The server's own words, `None` where the route itself is what is missing."""
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        missing = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+        return None if missing else response.text.strip()[:300] or response.reason_phrase
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]

@@ -1,0 +1,123 @@
+"""What is wrong with weights on disk, found before a server is touched.
+
+Only the headers of safetensors files are read. The server must see the directories under the same paths.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from safetensors import SafetensorError, safe_open
+
+from r3agent.errors import DeployError
+
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+"""Tensor shapes by name."""
+
+INCOMPLETE = "the weights are incomplete, train the version again"
+
+
+def check_adapter(adapter_dir: Path, base_model: str) -> None:
+    """
+    Raises:
+        DeployError: a file is missing or cut short, the ranks are not the configured ones, a target module has no
+            tensors, or the adapter belongs to another base model.
+    """
+    config = read_json(adapter_dir / "adapter_config.json")
+    shapes = read_shapes(adapter_dir)
+    downs, ups = _modules(shapes, ".lora_A.weight"), _modules(shapes, ".lora_B.weight")
+    if not downs or downs.keys() != ups.keys():
+        raise DeployError(f"{adapter_dir}: lora_A for {len(downs)} modules, lora_B for {len(ups)}; {INCOMPLETE}")
+    targets = config.get("target_modules")
+    for target in targets if isinstance(targets, list) else []:
+        if not any(f".{module}".endswith(f".{target}") for module in downs):
+            raise DeployError(f"{adapter_dir}: target module {target} has no tensors; {INCOMPLETE}")
+    ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
+    base = _base_shapes(base_model)
+    for module, (rank, n_in) in downs.items():
+        n_out, up_rank = ups[module]
+        if rank != up_rank or rank not in ranks:
+            said = ", ".join(map(str, ranks))
+            raise DeployError(f"{adapter_dir}: {module} has ranks {rank} and {up_rank}, its config says {said}")
+        if base.get(f"{module}.weight", (n_out, n_in)) != (n_out, n_in):
+            raise DeployError(
+                f"{adapter_dir}: {module} is {n_out} x {n_in}, in {base_model} it is "
+                f"{' x '.join(map(str, base[f'{module}.weight']))}: the adapter belongs to another base model"
+            )
+    if base and not any(f"{module}.weight" in base for module in downs):
+        raise DeployError(
+            f"{adapter_dir}: none of its modules, such as {next(iter(downs))}, is in {base_model}: "
+            "the adapter belongs to another base model"
+        )
+
+
+def check_weights(weights: str, base_model: str) -> None:
+    """What is not an absolute path, such as a hub id, is left to the server.
+
+    Raises:
+        DeployError: a file is missing or cut short, or the tensors are not those of the base model.
+    """
+    if not Path(weights).is_absolute():
+        return
+    read_json(Path(weights) / "config.json")
+    shapes = read_shapes(Path(weights))
+    for name, shape in _base_shapes(base_model).items():
+        # A tied output head is saved or left out at will.
+        found = shapes.get(name, shape if name == "lm_head.weight" else None)
+        if found != shape:
+            raise DeployError(
+                f"{weights}: {name} is {found}, in {base_model} it is {shape}; "
+                "only weights of the same architecture can be reloaded in place"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DeployError: the file is missing or not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DeployError(f"{path}: {error.strerror}; {INCOMPLETE}") from error
+    except ValueError as error:
+        raise DeployError(f"{path}: not JSON: {error}; {INCOMPLETE}") from error
+    if not isinstance(data, dict):
+        raise DeployError(f"{path}: not a JSON object; {INCOMPLETE}")
+    return data
+
+
+def read_shapes(directory: Path) -> Shapes:
+    """
+    Raises:
+        DeployError: there is no safetensors file, or one is cut short.
+    """
+    shapes: Shapes = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in file.offset_keys())
+        except (SafetensorError, OSError) as error:
+            raise DeployError(f"{path}: {error}; {INCOMPLETE}") from error
+    if not shapes:
+        raise DeployError(f"{directory}: no safetensors file; {INCOMPLETE}")
+    return shapes
+
+
+def _base_shapes(base_model: str) -> Shapes:
+    """Empty where they cannot be compared: not a local directory, or stored quantized."""
+    directory = Path(base_model)
+    if not directory.is_dir() or "quantization_config" in read_json(directory / "config.json"):
+        return {}
+    return read_shapes(directory)
+
+
+def _modules(shapes: Shapes, suffix: str) -> dict[str, tuple[int, int]]:
+    """Two-dimensional tensors by the name of their module in the base model."""
+    return {
+        name.removeprefix("base_model.model.").removesuffix(suffix): (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if name.endswith(suffix) and len(shape) == 2
+    }

@@ -1,0 +1,72 @@
+"""Every error r3agent raises on purpose.
+
+    R3Error
+    |-- ConfigError            a setting, a file or a combination that cannot work; found before any work starts
+    |-- RecordError            a stored record cannot be read
+    |   `-- SchemaVersionError ... because another version of r3agent wrote it
+    |-- PolicyError            the endpoint did not give a generation
+    |   |-- EndpointError      unreachable, timed out, or failing on its side; worth trying again later
+    |   |-- RequestError       the endpoint refused this request, e.g. a prompt that is too long
+    |   |   `-- AccessError    ... and will refuse every other: wrong key, wrong model, wrong URL
+    |   `-- ProtocolError      the endpoint answered something that is not an OpenAI response
+    |-- VerifierError          the verifier raised or returned nonsense; says nothing about the model
+    |-- TrainingError          the rows cannot be trained on, and why
+    `-- DeployError            the weights did not arrive; the live pointer did not move
+
+Messages name the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class R3Error(Exception):
+    """The root: `except R3Error` catches whatever r3agent raises on purpose."""
+
+    exit_code = 1
+    """What the command line exits with: 1 failed, 2 wrong usage or configuration."""
+
+
+class ConfigError(R3Error):
+    """A setting, a file or a combination that cannot work; raised before any work starts."""
+
+    exit_code = 2
+
+
+class RecordError(R3Error):
+    """A stored record cannot be read."""
+
+
+class SchemaVersionError(RecordError):
+    """A record was written under a schema this version of r3agent does not read."""
+
+
+class PolicyError(R3Error):
+    """The endpoint did not give a generation."""
+
+
+class EndpointError(PolicyError):
+    """The endpoint is unreachable, timed out or failed on its side; worth trying again later."""
+
+
+class RequestError(PolicyError):
+    """The endpoint refused this request, e.g. a prompt that is too long."""
+
+
+class AccessError(RequestError):
+    """The endpoint will refuse every request: wrong key, wrong model, wrong URL."""
+
+
+class ProtocolError(PolicyError):
+    """The endpoint answered something that is not an OpenAI response."""
+
+
+class VerifierError(R3Error):
+    """The verifier raised or returned nonsense; says nothing about the model."""
+
+
+class TrainingError(R3Error):
+    """The rows cannot be trained on."""
+
+
+class DeployError(R3Error):
+    """The weights did not arrive at the server; the live pointer did not move."""

@@ -1,0 +1,91 @@
+"""Rates and paired differences over tasks, with 95 % intervals and an exact test.
+
+The task is the unit of observation: several samples of one task are averaged first, because they are not
+independent. `values` are one number for each of N tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist, fmean, pvariance
+
+from r3agent.trajectory import Record
+
+CONFIDENCE = 0.95
+
+
+class Rate(Record):
+    """A share of successes with its interval, all between 0 and 1."""
+
+    rate: float
+    low: float
+    high: float
+    n_tasks: int
+
+
+class Difference(Record):
+    """A paired change over the same tasks, in percentage points."""
+
+    points: float
+    low: float
+    high: float
+    p_value: float
+    """Exact, two-sided: with one sample per task McNemar's test, else the sign test on the tasks' means."""
+    n_tasks: int
+    n_up: int
+    """Tasks that got better."""
+    n_down: int
+
+
+def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval for `k` successes of `n`; both may be fractional, as effective counts are."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p = k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate(values_N: Sequence[float], n_samples: int) -> Rate:
+    """The mean of N tasks' success rates, from `n_samples` samples in all.
+
+    The interval is Wilson's at the effective sample size: the number of independent samples that would vary as much
+    as the tasks' means do, between N and `n_samples`. With one sample per task it is plain Wilson.
+    Source: N. Dean and M. Pagano, Evaluating confidence interval methods for binomial proportions in clustered
+    surveys, 2015.
+    """
+    n, p = len(values_N), fmean(values_N)
+    between = pvariance(values_N, p)
+    if between > 0:
+        effective = min(n * p * (1 - p) / between, n_samples)
+    else:
+        effective = n if p in (0.0, 1.0) else n_samples
+    low, high = wilson(p * effective, effective)
+    return Rate(rate=p, low=low, high=high, n_tasks=n)
+
+
+def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference:
+    """The mean of N tasks' differences, each within ±`bound`.
+
+    The interval is Wald's after adding one task at +bound and one at -bound, which keeps it honest where few tasks
+    changed. Source: D. Bonett and R. Price, Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data, 2012.
+    """
+    from scipy.stats import binomtest  # importing it takes most of a second
+
+    n = len(differences_N)
+    n_up = sum(d > 0 for d in differences_N)
+    n_down = sum(d < 0 for d in differences_N)
+    adjusted = [*differences_N, bound, -bound]
+    centre = fmean(adjusted)
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(pvariance(adjusted, centre) / (n + 2))
+    return Difference(
+        points=100 * fmean(differences_N),
+        low=100 * max(-bound, centre - half),
+        high=100 * min(bound, centre + half),
+        p_value=float(binomtest(n_up, n_up + n_down).pvalue) if n_up + n_down else 1.0,
+        n_tasks=n,
+        n_up=n_up,
+        n_down=n_down,
+    )

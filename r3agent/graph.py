@@ -1,0 +1,112 @@
+"""The loop: attempt -> verify -> reflect -> retry -> verify ..., as an uncompiled LangGraph `StateGraph`.
+
+In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
+`blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
+rather than by one `Send` for each span: the drawing stays the four nodes, an episode is five steps and five
+checkpoints however wide it is, and siblings are drawn with one `n = G` request, which lets the server share their
+prefill (`benchmarks/graph_overhead.py` measures both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.graph import END, START, StateGraph
+
+from r3agent._async import run_sync
+from r3agent.errors import ConfigError
+from r3agent.nodes import Nodes, Update
+from r3agent.policy import Policy, Sampling
+from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
+from r3agent.verifiers import Verifier
+
+
+def build_graph(
+    *,
+    policy: Policy,
+    verifier: Verifier,
+    max_attempts: int = 2,
+    reflections: int = 1,
+    retries: int = 1,
+    blind_retries: int = 0,
+    reflect_prompt: str = REFLECT,
+    retry_prompt: str = RETRY,
+    blind_retry_prompt: str = BLIND_RETRY,
+    sampling: Sampling | None = None,
+    reflect_sampling: Sampling | None = None,
+) -> StateGraph[EpisodeState, None, EpisodeInput, EpisodeOutput]:
+    """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
+
+    Input `{"task": {...}}`, output `{"answer", "passed", "trajectory"}`; both are JSON. `invoke` and `ainvoke` work.
+
+    Args:
+        max_attempts: tries on one path, the first included.
+        reflections: G, drawn of each failed try; 0 retries without reflecting.
+        retries: M, drawn after each reflection.
+        blind_retries: B, drawn of each failed try without a reflection, as a control.
+        sampling: of attempts and retries; default the policy's own.
+        reflect_sampling: of reflections; default `sampling`.
+
+    Raises:
+        ConfigError: a limit is out of range.
+
+    When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
+    let `collect` record it.
+    """
+    _check_limits(max_attempts, reflections, retries, blind_retries)
+    nodes = Nodes(
+        policy=policy,
+        verifier=verifier,
+        max_attempts=max_attempts,
+        reflections=reflections,
+        retries=retries,
+        blind_retries=blind_retries,
+        reflect_prompt=reflect_prompt,
+        retry_prompt=retry_prompt,
+        blind_retry_prompt=blind_retry_prompt,
+        sampling=sampling,
+        reflect_sampling=reflect_sampling or sampling,
+    )
+
+    def after_verify(state: EpisodeState) -> Literal["reflect", "retry", "__end__"]:
+        if not state["frontier"]:
+            return END
+        return "reflect" if reflections else "retry"
+
+    graph = StateGraph(EpisodeState, input_schema=EpisodeInput, output_schema=EpisodeOutput)
+    for node in (nodes.attempt, nodes.verify, nodes.reflect, nodes.retry):
+        graph.add_node(node.__name__, AsyncNode(node))
+    graph.add_edge(START, "attempt")
+    graph.add_edge("attempt", "verify")
+    graph.add_conditional_edges("verify", after_verify)
+    graph.add_edge("reflect", "retry")
+    graph.add_edge("retry", "verify")
+    return graph
+
+
+class AsyncNode(Runnable[EpisodeState, Update]):
+    """An async node that `invoke` can run too; unlike a `RunnableLambda` it does not inspect itself at every step."""
+
+    def __init__(self, node: Callable[[EpisodeState], Coroutine[Any, Any, Update]]) -> None:
+        self._node = node
+
+    def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
+        return run_sync(self._node(input))
+
+    async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
+        return await self._node(input)
+
+
+def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:
+    least = {"max_attempts": (max_attempts, 1), "reflections": (reflections, 0), "retries": (retries, 1)}
+    for name, (value, minimum) in {**least, "blind_retries": (blind_retries, 0)}.items():
+        if value < minimum:
+            raise ConfigError(f"{name} = {value}: must be at least {minimum}")
+    if max_attempts > 1 and not reflections and not blind_retries:
+        raise ConfigError(
+            f"reflections = 0 and blind_retries = 0: nothing would retry, with max_attempts = {max_attempts}; "
+            "pass reflections=1, or blind_retries=1 to retry without reflecting"
+        )

@@ -1,0 +1,40 @@
+"""Names to objects: a user's `module:attribute`, and the optional extras."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from r3agent.errors import ConfigError
+
+
+def load_attribute(spec: str) -> Any:
+    """Import `module:attribute`; the current directory is searched first, as `python -m` does.
+
+    Raises:
+        ConfigError: the module or the attribute is not there, or importing it failed.
+    """
+    module_name, _, attribute = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except AttributeError as error:
+        raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}") from error
+    except Exception as error:
+        raise ConfigError(f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def require_extra(module_name: str, extra: str) -> None:
+    """Import a heavy optional dependency.
+
+    Raises:
+        ConfigError: it is not installed, with the command that installs it.
+    """
+    try:
+        importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{module_name} is not installed; pip install 'r3agent[{extra}]'") from error

@@ -1,0 +1,114 @@
+"""The four nodes: each takes the state and returns a partial update, and writes nothing anywhere.
+
+A node works on the whole frontier of the tree at once, that is on every failed try that may be tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from r3agent._async import together
+from r3agent.policy import Policy, Sampling
+from r3agent.state import EpisodeState, frontier_of, task_of, tree_of
+from r3agent.trajectory import Label, Span, Trajectory
+from r3agent.verifiers import Verifier, verdict_of
+
+Update: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """The nodes with their collaborators and limits, which `build_graph` documents."""
+
+    policy: Policy
+    verifier: Verifier
+    max_attempts: int
+    reflections: int
+    retries: int
+    blind_retries: int
+    reflect_prompt: str
+    retry_prompt: str
+    blind_retry_prompt: str
+    sampling: Sampling | None
+    reflect_sampling: Sampling | None
+
+    async def attempt(self, state: EpisodeState) -> Update:
+        tree = Trajectory(task=task_of(state))
+        return _update(await self._sample(tree, None, "attempt", None, 1))
+
+    async def verify(self, state: EpisodeState) -> Update:
+        tree = tree_of(state)
+        waiting = [span for span in tree.spans if span.label != "reflect" and span.verdict is None]
+        verdicts = await together(verdict_of(self.verifier, tree.task, span) for span in waiting)
+        judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
+        tree = tree.model_copy(update={"spans": tuple(judged.get(s.span_id, s) for s in tree.spans)})
+        answer, frontier = tree.answer, self._frontier(tree)
+        assert answer is not None  # the graph enters at `attempt`
+        return {
+            **_update(judged.values()),
+            "answer": answer.text,
+            "passed": answer.passed,
+            "frontier": [span.span_id for span in frontier],
+            **({} if frontier else {"trajectory": tree.model_dump(mode="json")}),
+        }
+
+    async def reflect(self, state: EpisodeState) -> Update:
+        tree = tree_of(state)
+        return await _grow(
+            self._sample(tree, failed, "reflect", self.reflect_prompt, self.reflections)
+            for failed in frontier_of(state, tree)
+        )
+
+    async def retry(self, state: EpisodeState) -> Update:
+        tree = tree_of(state)
+        frontier = frontier_of(state, tree)
+        guided = [
+            self._sample(tree, reflection, "retry", self.retry_prompt, self.retries)
+            for failed in frontier
+            for reflection in tree.children(failed, "reflect")
+        ]
+        blind = [
+            self._sample(tree, failed, "retry", self.blind_retry_prompt, self.blind_retries) for failed in frontier
+        ]
+        return await _grow([*guided, *blind])
+
+    def _frontier(self, tree: Trajectory) -> list[Span]:
+        """The failed tries that may be tried again: none once a try of the policy's own has passed.
+
+        Next to reflections, blind retries are a control: they are not followed up and end nothing.
+        """
+        tries = [s for s in tree.spans if s.label != "reflect" and not (self.reflections and tree.is_blind(s))]
+        if any(s.passed for s in tries):
+            return []
+        return [s for s in tries if not tree.children(s) and self._n_tries(tree, s) < self.max_attempts]
+
+    @staticmethod
+    def _n_tries(tree: Trajectory, span: Span) -> int:
+        return sum(s.label != "reflect" for s in tree.path(span))
+
+    async def _sample(
+        self, tree: Trajectory, parent: Span | None, label: Label, prompt: str | None, n: int
+    ) -> list[Span]:
+        """`n` children of `parent`, asked for with `prompt`."""
+        if n == 0:
+            return []
+        above = list(tree.task.messages) if parent is None else [*tree.prompt(parent), parent.message]
+        request = () if prompt is None else ({"role": "user", "content": prompt},)
+        generations = await self.policy.sample(
+            [*above, *request],
+            n=n,
+            tools=() if label == "reflect" else tree.task.tools,
+            sampling=self.reflect_sampling if label == "reflect" else self.sampling,
+        )
+        place = {"parent_id": parent and parent.span_id, "label": label, "request": request}
+        return [Span.model_validate({**dict(generation), **place}) for generation in generations]
+
+
+async def _grow(sampling: Iterable[Coroutine[Any, Any, list[Span]]]) -> Update:
+    return _update(span for spans in await together(sampling) for span in spans)
+
+
+def _update(spans: Iterable[Span]) -> Update:
+    return {"spans": [span.model_dump(mode="json") for span in spans]}

@@ -1,0 +1,247 @@
+"""Policy versions: immutable directories with a card, and one pointer to the version that is live.
+
+    RUN/policies/v0000/card.json            the base policy: weights stay where they are
+    RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
+    RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
+
+A directory is a version only once its card is inside: `publish` renames it into place whole.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.trajectory import Record
+
+CARD_SCHEMA_VERSION = 1
+
+ADAPTER_DIR = "adapter"
+MODEL_DIR = "model"
+"""Where a version's directory keeps its weights."""
+
+Kind: TypeAlias = Literal["base", "lora", "full"]
+
+
+class CanarySequence(Record):
+    """A fixed token sequence and what the trained checkpoint itself says of it, computed where it was trained."""
+
+    token_ids_T: tuple[int, ...] = Field(min_length=2)
+    logprobs_T: tuple[float, ...]
+    """log p(token t | tokens before t) at temperature 1; position 0 has no predictor and holds 0.0."""
+    parent_logprobs_T: tuple[float, ...] | None = None
+    """The same under the weights training started from: a server that answers these serves the old weights."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> CanarySequence:
+        lengths = {len(x) for x in (self.token_ids_T, self.logprobs_T, self.parent_logprobs_T) if x is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"canary of lengths {sorted(lengths)}: ids and logprobs must align one to one")
+        return self
+
+
+class PolicyCard(Record):
+    """What a policy version is, where it came from and how to recognise it on a server."""
+
+    schema_version: int = CARD_SCHEMA_VERSION
+    version: str = Field(pattern=r"^v\d{4,}$")
+    """`v0000`, `v0001`, ..."""
+    name: str
+    """The served name of the base model."""
+    kind: Kind
+    base_model: str
+    """Directory or hub id of the weights the adapter belongs to, or of the base itself."""
+    parent: str | None = None
+    """The version training started from, which is the one that sampled the rows."""
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    settings: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    canary: tuple[CanarySequence, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, CARD_SCHEMA_VERSION)
+
+    @model_validator(mode="after")
+    def _descends(self) -> PolicyCard:
+        if self.parent is not None and number(self.parent) >= number(self.version):
+            raise ValueError(f"parent {self.parent} of {self.version}: a parent is an earlier version")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """`NAME@v0007` for an adapter; weights reloaded in place keep the server's own `NAME`."""
+        return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
+
+
+class LivePointer(Record):
+    """Which version answers users, and which did before it."""
+
+    schema_version: int = CARD_SCHEMA_VERSION
+    version: str
+    previous: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, CARD_SCHEMA_VERSION)
+
+
+class Registry:
+    """The policy versions of one run directory."""
+
+    def __init__(self, run_dir: Path | str) -> None:
+        self.run_dir = Path(run_dir)
+        self.policies_dir = self.run_dir / "policies"
+        self._live_path = self.run_dir / "live.json"
+
+    # ---- versions ----
+
+    def versions(self) -> list[str]:
+        """Oldest first; directories without a card do not count."""
+        found = [path.parent.name for path in self.policies_dir.glob("v*/card.json")]
+        return sorted((v for v in found if v[1:].isdecimal()), key=number)
+
+    def next_version(self) -> str:
+        """The first number that no directory has, finished or not."""
+        taken = [int(p.name[1:]) for p in self.policies_dir.glob("v*") if p.name[1:].isdecimal()]
+        return f"v{max(taken, default=-1) + 1:04d}"
+
+    def version_dir(self, version: str) -> Path:
+        return self.policies_dir / version
+
+    def partial_dir(self, version: str) -> Path:
+        """Where a version grows until `publish`; what is in it belongs to no version yet."""
+        return self.policies_dir / f"{version}.partial"
+
+    def card(self, version: str) -> PolicyCard:
+        """
+        Raises:
+            ConfigError: there is no such version.
+            RecordError: its card cannot be read; SchemaVersionError: another r3agent wrote it.
+        """
+        path = self.version_dir(version) / "card.json"
+        if not path.exists():
+            raise ConfigError(
+                f"{version!r}: {self.policies_dir} has {', '.join(self.versions()) or 'no versions'}; name one of them"
+            )
+        card = _read(PolicyCard, path)
+        if card.version != version:
+            raise RecordError(f"{path} is the card of {card.version}: the directory was renamed; rename it back")
+        return card
+
+    def add_base(self, name: str, base_model: str) -> PolicyCard:
+        """The card of v0000, written if it is not there yet.
+
+        Raises:
+            ConfigError: the run belongs to another base.
+        """
+        if Path(base_model).is_dir():
+            base_model = str(Path(base_model).resolve())
+        if "v0000" in self.versions():
+            card = self.card("v0000")
+            if (card.name, card.base_model) != (name, base_model):
+                raise ConfigError(
+                    f"{name!r} from {base_model}: {self.run_dir} belongs to {card.name!r} from {card.base_model}; "
+                    "use another run directory"
+                )
+            return card
+        card = PolicyCard(version="v0000", name=name, kind="base", base_model=base_model)
+        self.partial_dir(card.version).mkdir(parents=True, exist_ok=True)
+        self.publish(card)
+        return card
+
+    def publish(self, card: PolicyCard) -> Path:
+        """Turn `partial_dir(card.version)` into the version: the card goes in last, then all is renamed at once.
+
+        Raises:
+            ConfigError: the version exists already.
+        """
+        target = self.version_dir(card.version)
+        if target.exists():
+            raise ConfigError(f"{target} exists and versions are immutable; the next is {self.next_version()}")
+        _write(self.partial_dir(card.version) / "card.json", card)
+        self.partial_dir(card.version).rename(target)
+        return target
+
+    # ---- the live pointer ----
+
+    @property
+    def live(self) -> str | None:
+        return None if (pointer := self._pointer()) is None else pointer.version
+
+    @property
+    def previous(self) -> str | None:
+        return None if (pointer := self._pointer()) is None else pointer.previous
+
+    def _pointer(self) -> LivePointer | None:
+        return _read(LivePointer, self._live_path) if self._live_path.exists() else None
+
+    def set_live(self, version: str) -> None:
+        """Move the pointer, atomically."""
+        live, previous = self.live, self.previous
+        _write(self._live_path, LivePointer(version=version, previous=previous if live == version else live))
+
+    def rollback_target(self, to: str | None = None) -> str:
+        """The version a rollback returns to: `to`, else the one that was live before if it is older than the
+        live one, else the live one's parent.
+
+        Raises:
+            ConfigError: nothing is live, `to` is not older than the live version, or there is nothing older.
+        """
+        live = self.live
+        if live is None:
+            raise ConfigError(f"{self._live_path}: nothing is live, so there is nothing to roll back; deploy first")
+        if to is None:
+            older = [v for v in (self.previous, self.card(live).parent) if v is not None and number(v) < number(live)]
+            if not older:
+                raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
+            return older[0]
+        if number(self.card(to).version) >= number(live):
+            raise ConfigError(f"{to} is not older than {live}, which is live; deploy {to} instead")
+        return to
+
+
+def number(version: str) -> int:
+    """7 for `v0007`."""
+    return int(version[1:])
+
+
+def known_schema(data: Any, known: int) -> Any:
+    if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:  # pyright: ignore
+        raise SchemaVersionError(
+            f"schema_version = {found!r}: this r3agent reads version {known}; "
+            "open the run with the version of r3agent that wrote it"
+        )
+    return data  # pyright: ignore
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _read(kind: type[_R], path: Path) -> _R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except SchemaVersionError as error:
+        raise SchemaVersionError(f"{path}: {error}") from None
+    except (ValidationError, OSError) as error:
+        raise RecordError(f"{path} is not a {kind.__name__}: {error}; restore it from a copy of the run") from error
+
+
+def _write(path: Path, record: Record) -> None:
+    """Whole or not at all: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(record.model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; free space or choose another run") from error

@@ -1,0 +1,44 @@
+"""A small OpenAI-compatible server for one machine without vLLM.
+
+It serves one causal language model with any number of LoRA adapters beside it through the part of vLLM's HTTP API
+that r3agent uses: chat completions (`n`, logprobs, token ids, streaming), text completions with prompt logprobs,
+loading adapters and reloading weights while it runs. The same client code works on both.
+
+What it refuses to do: many machines or GPUs, models whose attention is not over all earlier tokens, images and
+audio, structured output, parsing tool calls, penalties and beam search, sharing a prefix between requests. For those
+there is vLLM.
+
+    from r3agent.serve import ServerProcess
+
+    with ServerProcess("bundled") as server:
+        policy = OpenAIPolicy(server.base_url, "bundled")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from r3agent.serve.process import ServerProcess
+
+if TYPE_CHECKING:
+    from r3agent.serve.app import create_app
+    from r3agent.serve.engine import Engine
+    from r3agent.serve.model import load_model
+    from r3agent.serve.server import serve
+
+__all__ = ["Engine", "ServerProcess", "create_app", "load_model", "serve"]
+
+_MODULES = {"Engine": "engine", "create_app": "app", "load_model": "model", "serve": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need torch are imported when they are used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    from r3agent.imports import require_extra
+
+    for module in ("torch", "transformers", "starlette", "uvicorn"):
+        require_extra(module, "serve")
+    return getattr(import_module(f"r3agent.serve.{_MODULES[name]}"), name)

@@ -1,0 +1,78 @@
+"""Run the server in this process."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from r3agent.errors import ConfigError
+from r3agent.serve.app import create_app
+from r3agent.serve.engine import Engine
+from r3agent.serve.model import load_model
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 5
+"""How long requests under way may go on after a stop signal."""
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    api_key: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    max_model_len: int | None = None,
+    max_batch: int = 256,
+    max_waiting: int = 4096,
+    kv_cache_gib: float = 4.0,
+    threads: int | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. Prints `serving NAME on http://HOST:PORT/v1` when it listens.
+
+    Args:
+        model: a checkpoint directory, a hub id or `bundled`.
+        port: 0 takes a free one.
+        name: what the model is served as; default the directory's name.
+        api_key: clients must send it; default none.
+
+    The other arguments are those of `load_model` and `Engine`.
+
+    Raises:
+        ConfigError: the model does not load, a setting is out of range or the port is taken.
+    """
+    with _listen(host, port) as listener:
+        served = load_model(model, name=name, dtype=dtype, device=device, max_model_len=max_model_len)
+        engine = Engine(
+            served, max_batch=max_batch, max_waiting=max_waiting, kv_cache_gib=kv_cache_gib, threads=threads
+        )
+        config = uvicorn.Config(
+            create_app(engine, api_key=api_key),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
+        for number in STOP_SIGNALS:
+            signal.signal(number, _ignore)
+        print(f"serving {served.name} on http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        remedy = "pass another --port, or 0 for a free one" if taken else "pass another --host"
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,80 @@
+"""Tokens to text: whole at the end, or as they come where a stop string or a stream needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """Decodes one row token by token and looks for stop strings, which are left out of the text.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        stop: the strings that end the row.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._held_back = max((len(s) for s in stop), default=1) - 1
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._token_ids: list[int] = []
+        self._shown = 0
+
+    def append(self, token_id: int) -> str | None:
+        """Add a token; returns the stop string that it completed."""
+        self._token_ids.append(token_id)
+        piece = self._decode(token_id)
+        searched_to = len(self.text)
+        self.text += piece
+        found = [(self.text.find(s, max(0, searched_to - len(s) + 1)), s) for s in self._stop if piece]
+        starts = [(start + len(s), start, s) for start, s in found if start >= 0]
+        if not starts:
+            return None
+        _, start, stop = min(starts)
+        self.text = self.text[:start]
+        return stop
+
+    def _decode(self, token_id: int) -> str:
+        try:
+            return self._decoder.step(self._tokenizer.backend_tokenizer, token_id) or ""
+        except Exception:
+            # The decoder gives up on byte sequences that are not UTF-8 (huggingface/tokenizers); it can start anew.
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            return self._decoder.step(self._tokenizer.backend_tokenizer, token_id) or ""
+
+    def finish(self, *, stopped: bool) -> None:
+        """No token follows: what was an incomplete character stays as the decoder shows it."""
+        if not stopped:
+            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+            self.text = whole if whole.startswith(self.text) else self.text
+        self._held_back = 0
+
+    def unseen(self) -> str:
+        """Text that came since the last call, without what may still turn out to be a stop string."""
+        end = max(self._shown, len(self.text) - self._held_back)
+        new, self._shown = self.text[self._shown : end], end
+        return new
+
+
+class Detokenizer:
+    """Text of whole completions and of single tokens; the latter is remembered, as logprobs name every token."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, tuple[str, list[int]]] = {}
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def token(self, token_id: int) -> tuple[str, list[int]]:
+        """A token's text and its UTF-8 bytes."""
+        known = self._known.get(token_id)
+        if known is None:
+            text = self._tokenizer.decode([token_id])
+            known = self._known[token_id] = (text, list(text.encode("utf-8", errors="replace")))
+        return known

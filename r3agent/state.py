@@ -1,0 +1,59 @@
+"""The graph's state: plain JSON, so that any checkpointer, store or HTTP API can carry it.
+
+Nodes read it as records (`Task`, `Span`) and write it as their JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias, TypedDict
+
+from r3agent.trajectory import Span, Task, Trajectory
+
+Json: TypeAlias = dict[str, Any]
+
+
+def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
+    """Union by `span_id`, the right one winning and the order of first sight kept.
+
+    Idempotent: a retried node, or a subgraph that shares the key with its parent, cannot duplicate a span.
+    """
+    merged = {span["span_id"]: span for span in left}
+    merged.update((span["span_id"], span) for span in right)
+    return list(merged.values())
+
+
+class EpisodeInput(TypedDict):
+    task: Json
+    """A `Task` as JSON: `{"id": ..., "messages": [...], "tools": [...], "info": {...}}`."""
+
+
+class EpisodeOutput(TypedDict):
+    answer: str
+    """Text of the try that passed, else of the last one."""
+    passed: bool
+    trajectory: Json
+    """A `Trajectory` as JSON; `Trajectory.model_validate(...)` gives the record. Written when the episode ends."""
+
+
+class EpisodeState(EpisodeInput, EpisodeOutput):
+    spans: Annotated[list[Json], merge_spans]
+    """Of all episodes of the thread, one after the other; an `attempt` begins a new one."""
+    frontier: list[str]
+    """Ids of the failed tries that may be tried again: `verify` decides it, the router and the nodes follow it."""
+
+
+def task_of(state: EpisodeState) -> Task:
+    return Task.model_validate(state["task"])
+
+
+def tree_of(state: EpisodeState) -> Trajectory:
+    """What the episode has grown so far; its id is that of its first span, the same however much has grown."""
+    spans = state["spans"]
+    root = max(i for i, span in enumerate(spans) if span["label"] == "attempt")
+    return Trajectory.model_validate(
+        {"trajectory_id": spans[root]["span_id"], "task": state["task"], "spans": spans[root:]}
+    )
+
+
+def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
+    return [span for span in tree.spans if span.span_id in state["frontier"]]

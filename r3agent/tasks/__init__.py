@@ -1,0 +1,55 @@
+"""Where problems come from. A task source yields tasks; it is named by the user and found here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, TypeAlias
+
+from r3agent.errors import ConfigError
+from r3agent.imports import load_attribute
+from r3agent.tasks import countdown
+from r3agent.tasks.jsonl import load_jsonl
+from r3agent.trajectory import Task
+
+TaskSource: TypeAlias = Callable[..., Iterable[Task]]
+"""Called as `source(n, seed=..., split=..., **params)`; yields up to `n` tasks."""
+
+SOURCES: dict[str, TaskSource] = {"countdown": countdown.generate}
+
+
+def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str = "train", **params: Any) -> list[Task]:
+    """The tasks of a source: a shipped one by name, a `.jsonl` file, or the user's `module:callable`.
+
+    Args:
+        n: how many; `None` takes all of a file.
+        params: what the source understands, e.g. `max_number` of countdown.
+
+    Raises:
+        ConfigError: there is no such source, it does not take `params`, or it holds no task.
+    """
+    if source.endswith(".jsonl"):
+        tasks = list(islice(load_jsonl(source), n))
+    else:
+        tasks = _generated(source, n, seed=seed, split=split, **params)
+    if not tasks:
+        raise ConfigError(f"task source {source!r} holds no task")
+    return tasks
+
+
+def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:
+    if source not in SOURCES and ":" not in source:
+        raise ConfigError(
+            f"task {source!r} is unknown; use one of {sorted(SOURCES)}, a .jsonl file, or your own as module:callable"
+        )
+    if n is None:
+        raise ConfigError(f"task {source!r} is generated: say how many with --n")
+    make = SOURCES.get(source) or load_attribute(source)
+    try:
+        tasks = list(islice(make(n, **settings), n))
+    except TypeError as error:
+        raise ConfigError(f"task {source!r} with {settings}: {error}") from error
+    wrong = next((task for task in tasks if not isinstance(task, Task)), None)
+    if wrong is not None:
+        raise ConfigError(f"task {source!r} yielded a {type(wrong).__name__}; it must yield r3agent.Task")
+    return tasks

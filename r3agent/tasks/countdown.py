@@ -1,0 +1,113 @@
+"""Countdown: combine the given numbers, each exactly once, into an expression that equals the target.
+
+`generate` makes solvable problems from a seed, with difficulty settings and disjoint splits. A problem's id is
+its sorted numbers and its target, so the same problem in another order is the same task and cannot sit on both
+sides of a split.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+from itertools import permutations
+from typing import Literal, NamedTuple, TypeAlias
+
+from r3agent.errors import ConfigError
+from r3agent.trajectory import Task
+
+PROMPT = (
+    "Using the numbers {numbers}, create an equation that equals {target}. "
+    "You can use the basic operations + - * / and parentheses, and each number must be used exactly once. "
+    "Return the expression in <answer> </answer> tags."
+)
+
+Split: TypeAlias = Literal["train", "test", "all"]
+TEST_SHARE = 0.25
+"""Share of problems, by hash of the id, that only the test split yields."""
+
+
+class Step(NamedTuple):
+    """One operation on two of the numbers, and what is left to combine."""
+
+    left: int
+    op: str
+    right: int
+    value: int
+    rest: tuple[int, ...]
+
+
+def generate(
+    n: int,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    numbers: int = 3,
+    max_number: int = 10,
+    max_target: int = 60,
+) -> Iterator[Task]:
+    """Yield `n` distinct solvable problems.
+
+    Args:
+        numbers: how many numbers a problem gives.
+        max_number: they are drawn from 1 to this.
+        max_target: targets are between 1 and this.
+
+    Raises:
+        ConfigError: the settings do not hold `n` distinct problems.
+    """
+    if numbers < 2 or max_number < 1 or max_target < 1:
+        raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
+    rng = random.Random(f"countdown:{seed}")
+    seen: set[str] = set()
+    fruitless = 0
+    while len(seen) < n:
+        given = [rng.randint(1, max_number) for _ in range(numbers)]
+        target = _random_value(given, rng)
+        task = make_task(given, target)
+        if not 1 <= target <= max_target or task.id in seen or split not in ("all", split_of(task.id)):
+            fruitless += 1
+            if fruitless > 20_000:
+                raise ConfigError(
+                    f"n = {n}: only about {len(seen)} distinct problems in split {split!r} with {numbers} numbers "
+                    f"to {max_number} and targets to {max_target}; ask for fewer or raise max_number or max_target"
+                )
+            continue
+        fruitless = 0
+        seen.add(task.id)
+        yield task
+
+
+def make_task(given: list[int], target: int) -> Task:
+    return Task(
+        id=f"countdown:{'-'.join(map(str, sorted(given)))}={target}",
+        messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
+        info={"numbers": given, "target": target},
+    )
+
+
+def split_of(task_id: str) -> Split:
+    """The split a problem belongs to, for ever: a hash of its id decides."""
+    return "test" if zlib.crc32(task_id.encode()) / 2**32 < TEST_SHARE else "train"
+
+
+def steps(given: tuple[int, ...]) -> Iterator[Step]:
+    """Every operation on two of the numbers whose result is a positive integer."""
+    for i, j in permutations(range(len(given)), 2):
+        left, right = given[i], given[j]
+        rest = tuple(x for k, x in enumerate(given) if k not in (i, j))
+        if i < j:
+            yield Step(left, "+", right, left + right, rest)
+            yield Step(left, "*", right, left * right, rest)
+        if left > right:
+            yield Step(left, "-", right, left - right, rest)
+        if left % right == 0:
+            yield Step(left, "/", right, left // right, rest)
+
+
+def _random_value(given: list[int], rng: random.Random) -> int:
+    left = tuple(given)
+    while len(left) > 1:
+        step = rng.choice(list(steps(left)))
+        left = (step.value, *step.rest)
+    return left[0]

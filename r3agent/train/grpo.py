@@ -1,0 +1,177 @@
+"""GRPO on recorded rows: TRL's `GRPOTrainer` with its generation replaced by the record.
+
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Three things are not:
+
+- A batch is made of recorded tokens and advantages, and the *recorded* logprobs are its `old_per_token_logps`. TRL
+  itself takes the current policy for the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
+- The KL reference is the starting policy, as it is in TRL for full weights and for an adapter that goes on from
+  itself. Its logprobs of all rows are computed once, before the first step, so no second copy of it is kept.
+- Every row of a step weighs the same, also when micro-batches differ in size.
+
+Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from r3agent.train.collate import MicroBatches, collate, collate_tokens, plan
+from r3agent.train.config import TrainConfig
+
+
+class OfflineGRPOTrainer(GRPOTrainer):
+    """Trains `model` on a dataset of rows (`batch.to_dataset`); call `score` before `train`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        rows: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TrainConfig,
+        output_dir: Path,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(
+            model=model,
+            reward_funcs=_recorded,
+            args=_arguments(config, rows, output_dir),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+        self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
+        self.config = config
+        self.pad_id = tokenizer.pad_token_id
+
+    # ---- before the first step ----
+
+    def score(self) -> list[list[float]]:
+        """Logprobs of every row's completion under the weights as they are now; they become the KL reference.
+
+        Rows without recorded logprobs take these as recorded.
+        """
+        rows = self.train_dataset
+        pairs = list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True))
+        scores = self.logprobs(pairs)
+        recorded = [old or new for old, new in zip(rows["logprobs_T"], scores, strict=True)]
+        rows = rows.remove_columns("logprobs_T").add_column("logprobs_T", recorded)
+        self.train_dataset = rows.add_column("start_logprobs_T", scores)
+        return scores
+
+    @torch.no_grad()
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """For each (prompt ids, completion ids), the logprob of each completion token."""
+        self.model.eval()
+        by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+        result: list[list[float]] = [[] for _ in pairs]
+        for first in range(0, len(pairs), self.config.micro_batch_size):
+            indices = by_length[first : first + self.config.micro_batch_size]
+            rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in indices]
+            batch = super(GRPOTrainer, self)._prepare_inputs(collate_tokens(rows, self.pad_id))
+            logprobs_BT, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].size(1),
+            )
+            for index, logprobs_T in zip(indices, logprobs_BT.tolist(), strict=True):
+                result[index] = logprobs_T[: len(pairs[index][1])]
+        return result
+
+    # ---- where TRL would generate ----
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of recorded rows."""
+        steps, accumulate = _plan(self.config, len(self.train_dataset))
+        batches = MicroBatches(
+            self.train_dataset["group_id"], steps, accumulate * self.accelerator.num_processes, self.config.seed
+        )
+        loader = DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id)
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        mine = torch.tensor(
+            [[len(b["advantages"]), b["completion_mask"].sum()] for b in batches], dtype=torch.float32, device=device
+        )
+        rows, tokens = self.accelerator.reduce(mine.sum(dim=0))
+        for batch in batches:
+            parts = len(batches) * self.accelerator.num_processes
+            batch["share"] = len(batch["advantages"]) * parts / rows
+            batch["num_items_in_batch"] = tokens * self.args.steps_per_generation / len(batches)
+        return batches, None
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch is whole as it is: past TRL's generation to `Trainer`, which moves it to the device."""
+        return Trainer._prepare_inputs(self, generation_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """TRL's loss; where that is a mean over the rows of a micro-batch, weighted by its share of the step's rows."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss * inputs["share"] if self.loss_type in ("grpo", "dr_grpo") else loss
+
+    def _send_telemetry(self) -> None:
+        """Training tells no one."""
+
+
+def _recorded(**_: Any) -> list[float]:
+    raise NotImplementedError("rewards come with the rows")
+
+
+def _plan(config: TrainConfig, n_rows: int) -> tuple[int, int]:
+    return plan(n_rows, config.batch_size, config.micro_batch_size, PartialState().num_processes)
+
+
+def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConfig:
+    steps, accumulate = _plan(config, len(rows))
+    return GRPOConfig(
+        output_dir=str(output_dir),
+        # the loss
+        loss_type=config.loss_type,
+        beta=0.0,
+        epsilon=config.epsilon_low,
+        epsilon_high=config.epsilon_high,
+        max_completion_length=max(map(len, rows["completion_ids_T"])),
+        # the optimizer
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
+        # rounded down: given the ratio, transformers rounds up, and the first step of a warmup has learning rate 0
+        warmup_steps=int(config.warmup_ratio * steps * config.epochs),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=accumulate,
+        seed=config.seed,
+        bf16=config.dtype == "bfloat16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        # TRL wants whole groups of at least 2 in what it would generate at once; nothing is generated
+        num_generations=2,
+        steps_per_generation=2 * accumulate,
+        # no files, no progress bar, no reporting: `train` does its own
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=False,
+        accelerator_config={"even_batches": False},
+    )

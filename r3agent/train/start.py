@@ -1,0 +1,40 @@
+"""Where training starts: the policy version that sampled the rows, and where its weights are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from r3agent.registry import PolicyCard
+from r3agent.trajectory import Record
+
+ADAPTER_DIR = "adapter"
+MODEL_DIR = "model"
+"""Where a version's directory keeps its weights."""
+
+
+class PolicyStart(Record):
+    """A policy version as weights: a base model, and an adapter on it or none."""
+
+    version: str
+    name: str
+    """The base model's served name."""
+    model: str
+    """Directory or hub id of a causal language model with its tokenizer."""
+    adapter: Path | None = None
+    """A LoRA adapter of that model; it goes on from itself."""
+
+    @classmethod
+    def of(cls, card: PolicyCard, directory: Path) -> PolicyStart:
+        """The version with this card, whose weights (unless it is the base) are in `directory`."""
+        model = str(directory / MODEL_DIR) if card.kind == "full" else card.base_model
+        adapter = directory / ADAPTER_DIR if card.kind == "lora" else None
+        return cls(version=card.version, name=card.name, model=model, adapter=adapter)
+
+
+def versions_apart(one: str | None, other: str) -> int | None:
+    """How many versions lie between two; `None` where one of them is not a version of the registry."""
+    if one == other:
+        return 0
+    numbers = [re.fullmatch(r"v(\d+)", version or "") for version in (one, other)]
+    return abs(int(numbers[0][1]) - int(numbers[1][1])) if numbers[0] and numbers[1] else None

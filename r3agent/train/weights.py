@@ -1,0 +1,147 @@
+"""Weights in, weights out: the starting policy as a trainable model, and the trained one as a directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as transformers_logging
+
+from r3agent.errors import ConfigError
+from r3agent.train.config import TrainConfig
+from r3agent.train.start import ADAPTER_DIR, MODEL_DIR, PolicyStart
+
+
+def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
+    """The starting policy's tokenizer.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    with _loading(start):
+        return AutoTokenizer.from_pretrained(start.model)
+
+
+def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | PeftModel:
+    """The starting policy, ready to train: with its adapter or a new one for LoRA, merged into one for full weights.
+
+    Raises:
+        ConfigError: the weights cannot be loaded, or the adapter does not belong to them.
+    """
+    set_seed(config.seed)
+    frozen_bfloat16 = config.method == "lora" and config.dtype == "bfloat16"
+    with _loading(start):
+        model = AutoModelForCausalLM.from_pretrained(
+            start.model, dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32
+        )
+    if start.adapter is not None:
+        model = _with_adapter(model, start.adapter, start, config)
+        return model if config.method == "lora" else _merged(model)
+    if config.method == "full":
+        return model
+    targets = config.lora_target_modules
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(f"lora_target_modules = {targets!r} does not fit {start.model}: {error}") from error
+
+
+def save_weights(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path, start: PolicyStart
+) -> None:
+    """Write `adapter/`, or `model/` with the tokenizer and its chat template, as safetensors."""
+    with _no_progress_bars():
+        if isinstance(model, PeftModel):
+            model.peft_config["default"].base_model_name_or_path = start.model
+            model.save_pretrained(directory / ADAPTER_DIR, save_embedding_layers=False)
+        else:
+            model.save_pretrained(directory / MODEL_DIR)
+            tokenizer.save_pretrained(directory / MODEL_DIR)
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, config: TrainConfig) -> PeftModel:
+    base = _adapter_base(adapter)
+    misfit = ConfigError(
+        f"{adapter} is an adapter of {base}, not of {start.model}: start from the base model it was trained on"
+    )
+    if Path(base).name != Path(start.model).name:  # a run directory may be moved, so the parents may differ
+        raise misfit
+    lora = LoraConfig.from_pretrained(str(adapter))
+    lora.inference_mode = False
+    shape = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    if config.method == "lora":
+        _same_shape(shape, config, start)
+    peft_model = get_peft_model(model, lora)
+    try:
+        result = set_peft_model_state_dict(peft_model, load_peft_weights(str(adapter), device="cpu"))
+    except RuntimeError as error:
+        raise misfit from error
+    if result.unexpected_keys or any("lora_" in key for key in result.missing_keys):
+        raise misfit
+    return peft_model
+
+
+def _adapter_base(adapter: Path) -> str:
+    try:
+        return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{adapter}: not a LoRA adapter ({error!r}); name a directory with adapter_config.json"
+        ) from error
+
+
+def _same_shape(shape: dict[str, Any], config: TrainConfig, start: PolicyStart) -> None:
+    for setting, has in shape.items():
+        if (wanted := getattr(config, setting)) != has:
+            raise ConfigError(
+                f"{setting} = {wanted}, but the adapter of {start.version} has {has} and goes on from itself; "
+                f"set {setting} = {has}, or start from the base model"
+            )
+
+
+def _merged(model: PeftModel) -> PreTrainedModel:
+    merged = model.merge_and_unload()
+    merged.requires_grad_(True)
+    return merged
+
+
+@contextmanager
+def _loading(start: PolicyStart) -> Iterator[None]:
+    """Loading errors as ours."""
+    try:
+        with _no_progress_bars():
+            yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {start.model!r} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,278 @@
+"""The record: a trajectory is a tree of spans, siblings are a GRPO group, credit flows up from the verdicts.
+
+    task -- attempt ✗ --+-- reflect --+-- retry ✓
+                        |             +-- retry ✗
+                        +-- retry ✗                  no reflection above it: the blind control
+
+Everything here is frozen, versioned and JSON-safe. Nothing here calls a model or touches a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from hashlib import sha256
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from r3agent.errors import SchemaVersionError
+
+SCHEMA_VERSION = 1
+
+Message: TypeAlias = dict[str, Any]
+"""One chat message in the shape of OpenAI's API: `{"role": ..., "content": ...}`."""
+
+Label: TypeAlias = Literal["attempt", "reflect", "retry"]
+
+Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
+"""What a generation is good for: its recorded tokens are trained on, its re-tokenised text is, or neither."""
+
+RewardSource: TypeAlias = Literal["retry_success", "lift"]
+"""What pays a reflection: the success of its retries, or that minus the success of the blind retries."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Task(Record):
+    """One problem: what the policy is shown and what the verifier needs."""
+
+    id: str
+    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
+    messages: tuple[Message, ...]
+    """The conversation so far, ending with the user's request."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tool definitions in the shape of OpenAI's API."""
+    info: dict[str, Any] = {}
+    """Whatever the verifier needs; never shown to the policy."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "id" not in data and "messages" in data:
+            shown = json.dumps(data["messages"], sort_keys=True)
+            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
+        return data
+
+
+class Verdict(Record):
+    """What a verifier said of one answer."""
+
+    passed: bool
+    score: float = Field(ge=0, le=1)
+    feedback: str | None = None
+    """Why, for people; the policy does not see it unless a prompt puts it there."""
+
+
+class Generation(Record):
+    """One sampled completion, exactly as the endpoint gave it."""
+
+    text: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    """T sampled tokens, the end-of-turn token included where the server counts it."""
+    logprobs: tuple[float, ...] | None = None
+    """T natural-log probabilities under the policy and the sampling temperature the server scored with."""
+    model: str
+    """The name the endpoint answered with."""
+    policy_version: str | None = None
+    """The registry's version behind that name, where it is known."""
+    sampling: dict[str, Any] = {}
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float | None = None
+    """Of the request; the siblings of one `n > 1` request share it."""
+    capability: Capability = "eval-only"
+    capability_note: str | None = None
+    """Why the capability is less than `trainable-exact`."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Generation:
+        ids, logprobs = self.token_ids, self.logprobs
+        if ids is not None and logprobs is not None and len(ids) != len(logprobs):
+            raise ValueError(f"{len(ids)} token ids but {len(logprobs)} logprobs: they must align one to one")
+        if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
+            raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
+        return self
+
+    @property
+    def message(self) -> Message:
+        """The generation as the assistant message that follows its prompt."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = list(self.tool_calls)
+        return message
+
+
+def new_id() -> str:
+    """A fresh id for a span or a trajectory."""
+    return uuid4().hex[:16]
+
+
+class Span(Generation):
+    """A generation with its place in the tree."""
+
+    span_id: str = Field(default_factory=new_id)
+    parent_id: str | None = None
+    label: Label
+    request: tuple[Message, ...] = ()
+    """Messages that asked for this span, appended to the parent's conversation."""
+    verdict: Verdict | None = None
+    """On an attempt or a retry, once verified."""
+
+    @property
+    def passed(self) -> bool | None:
+        return None if self.verdict is None else self.verdict.passed
+
+
+class EpisodeError(Record):
+    """Why an episode ended early: data, never a score of 0."""
+
+    kind: str
+    """The class of the exception, e.g. `VerifierError`."""
+    message: str
+
+
+class Group(Record):
+    """Sibling reflections of one failed span and what each earned: one GRPO group of G."""
+
+    parent: Span
+    reflections_G: tuple[Span, ...]
+    rewards_G: tuple[float, ...]
+
+    @property
+    def has_variance(self) -> bool:
+        return len(set(self.rewards_G)) > 1
+
+
+class Trajectory(Record):
+    """One episode: a task and the tree of spans it grew."""
+
+    schema_version: int = SCHEMA_VERSION
+    trajectory_id: str = Field(default_factory=new_id)
+    task: Task
+    sample: int = 0
+    """Which of several episodes of the same task this is."""
+    spans: tuple[Span, ...] = ()
+    """Parents before children."""
+    error: EpisodeError | None = None
+    verifier: str = ""
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    metadata: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_version(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (found := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"schema_version = {found!r}: this r3agent reads version {SCHEMA_VERSION}; "
+                "open the run with the version of r3agent that wrote it, or collect into a new directory"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _is_tree(self) -> Trajectory:
+        seen: set[str] = set()
+        for span in self.spans:
+            if span.span_id in seen:
+                raise ValueError(f"span {span.span_id} appears twice")
+            if span.parent_id is not None and span.parent_id not in seen:
+                raise ValueError(f"span {span.span_id} comes before its parent {span.parent_id}, or has none")
+            seen.add(span.span_id)
+        return self
+
+    # ---- tree walks ----
+
+    @cached_property
+    def _by_id(self) -> dict[str, Span]:
+        return {span.span_id: span for span in self.spans}
+
+    @cached_property
+    def _children(self) -> dict[str | None, list[Span]]:
+        children: dict[str | None, list[Span]] = {}
+        for span in self.spans:
+            children.setdefault(span.parent_id, []).append(span)
+        return children
+
+    def parent(self, span: Span) -> Span | None:
+        return None if span.parent_id is None else self._by_id[span.parent_id]
+
+    def children(self, span: Span, label: Label | None = None) -> list[Span]:
+        return [c for c in self._children.get(span.span_id, []) if label in (None, c.label)]
+
+    def path(self, span: Span) -> list[Span]:
+        """From the root to `span`, both included."""
+        path = [span]
+        while (above := self.parent(path[-1])) is not None:
+            path.append(above)
+        return path[::-1]
+
+    def prompt(self, span: Span) -> list[Message]:
+        """The conversation that `span` answered."""
+        *above, last = self.path(span)
+        messages = list(self.task.messages)
+        for ancestor in above:
+            messages += [*ancestor.request, ancestor.message]
+        return [*messages, *last.request]
+
+    @property
+    def attempt(self) -> Span | None:
+        return next((s for s in self.spans if s.label == "attempt"), None)
+
+    def is_blind(self, span: Span) -> bool:
+        """A retry that no reflection led to."""
+        above = self.parent(span)
+        return span.label == "retry" and above is not None and above.label != "reflect"
+
+    @property
+    def answer(self) -> Span | None:
+        """The span to hand to a user: the first that passed, else the last that tried."""
+        tries = [s for s in self.spans if s.label != "reflect"]
+        return next((s for s in tries if s.passed), tries[-1] if tries else None)
+
+    @property
+    def passed(self) -> bool | None:
+        answer = self.answer
+        return None if answer is None else answer.passed
+
+    # ---- credit ----
+
+    def reward(self, reflection: Span, source: RewardSource = "retry_success") -> float | None:
+        """What a reflection earned; `None` when no retry of it (or, for `lift`, no control) has a verdict.
+
+        Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
+        """
+        earned = mean_success(self.children(reflection, "retry"))
+        if source == "retry_success" or earned is None:
+            return earned
+        above = self.parent(reflection)
+        blind = None if above is None else mean_success(self.children(above, "retry"))
+        return None if blind is None else earned - blind
+
+    def groups(self, source: RewardSource = "retry_success") -> Iterator[Group]:
+        """One group for each failed span with reflections; reflections without a reward are left out."""
+        for span in self.spans:
+            paid = [(r, self.reward(r, source)) for r in self.children(span, "reflect")]
+            kept = [(r, reward) for r, reward in paid if reward is not None]
+            if kept:
+                yield Group(
+                    parent=span,
+                    reflections_G=tuple(r for r, _ in kept),
+                    rewards_G=tuple(reward for _, reward in kept),
+                )
+
+
+def mean_success(spans: Iterable[Span]) -> float | None:
+    """Share of passed spans among those with a verdict; `None` when there is none."""
+    verdicts = [s.verdict.passed for s in spans if s.verdict is not None]
+    return fmean(verdicts) if verdicts else None

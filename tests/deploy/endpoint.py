@@ -1,0 +1,199 @@
+"""A run directory with real safetensors files, and an HTTP server with vLLM's routes and faults to switch on.
+
+The server's "logprobs" are drawn from a hash of the weight files, so it answers right only with the right weights.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from r3agent.registry import CanarySequence, PolicyCard, Registry
+
+TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
+SIZE, RANK = 16, 4
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+# ---- weights ----
+
+
+def save_model(directory: Path, seed: int, size: int = SIZE) -> Path:
+    directory.mkdir(parents=True)
+    weight = np.random.default_rng(seed).normal(size=(size, size)).astype(np.float32)
+    save_file({f"{MODULE}.weight": weight, "model.embed_tokens.weight": weight}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "hidden_size": size}))
+    return directory
+
+
+def save_adapter(directory: Path, seed: int, *, rank: int = RANK, size: int = SIZE, **config: Any) -> Path:
+    directory.mkdir(parents=True)
+    draw = np.random.default_rng(seed).normal
+    tensors = {
+        f"base_model.model.{MODULE}.lora_A.weight": draw(size=(rank, size)).astype(np.float32),
+        f"base_model.model.{MODULE}.lora_B.weight": draw(size=(size, rank)).astype(np.float32),
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"r": rank, "lora_alpha": 16, "target_modules": ["q_proj"], **config}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def logprobs_of(directory: Path, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """What the weights in a directory say of a sequence; position 0 has no predictor."""
+    seed = zlib.crc32(b"".join(p.read_bytes() for p in sorted(directory.glob("*.safetensors"))))
+    rng = random.Random(f"{seed}:{list(token_ids)}")
+    return (0.0, *(rng.uniform(-5, 0) for _ in token_ids[1:]))
+
+
+def canary(new: Path, old: Path | None) -> tuple[CanarySequence, ...]:
+    return tuple(
+        CanarySequence(
+            token_ids_T=tokens,
+            logprobs_T=logprobs_of(new, tokens),
+            parent_logprobs_T=None if old is None else logprobs_of(old, tokens),
+        )
+        for tokens in TOKENS
+    )
+
+
+@dataclass
+class Run:
+    """A registry whose versions have weights."""
+
+    registry: Registry
+    base: Path
+
+    def weights(self, version: str) -> Path:
+        card = self.registry.card(version)
+        kinds = {"base": self.base, "lora": "adapter", "full": "model"}
+        return self.registry.version_dir(version) / kinds[card.kind]
+
+    def train(self, kind: str, *, seed: int, parent: str | None = None, has_canary: bool = True) -> str:
+        version = self.registry.next_version()
+        parent = parent or self.registry.versions()[-1]
+        partial = self.registry.partial_dir(version)
+        save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
+        weights = save[0](partial / save[1], seed)
+        card = PolicyCard(
+            version=version,
+            name="tiny",
+            kind=kind,
+            base_model=str(self.base),
+            parent=parent,
+            canary=canary(weights, self.weights(parent)) if has_canary else (),
+        )
+        self.registry.publish(card)
+        return version
+
+
+# ---- the server ----
+
+
+@dataclass
+class Endpoint:
+    """The state of a server with vLLM's routes, what was asked of it, and its faults."""
+
+    weights: Path
+    """Of the base model, as the server has them in memory."""
+    name: str = "tiny"
+    api_key: str | None = None
+    lora_routes: bool = True
+    dev_routes: bool = True
+    max_lora_rank: int = 8
+    adapters: dict[str, Path] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    paused: bool = False
+    url: str = ""
+    released: threading.Event = field(default_factory=threading.Event)
+
+    html: bool = False
+    hangs_on: str | None = None
+    fails_on: str | None = None
+    no_prompt_logprobs: bool = False
+    ignores_loads: bool = False
+    """Says that an adapter or a checkpoint is loaded, and goes on as before."""
+    noise: float = 0.0
+    """Added to every logprob, with alternating sign."""
+    mix_with: Path | None = None
+    """Answers half with these weights."""
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body; `str` is plain text, `bytes` HTML."""
+        route = path.partition("?")[0]
+        self.calls.append(route)
+        if self.html:
+            return 200, b"<!doctype html><title>Sign in</title>"
+        if route == self.hangs_on:
+            self.released.wait(30)
+        if route == self.fails_on:
+            return 500, error("EngineCore encountered an issue.")
+        handlers = {"/v1/models": self.list_models, "/v1/completions": self.complete}
+        if self.lora_routes:
+            handlers |= {"/v1/load_lora_adapter": self.load, "/v1/unload_lora_adapter": self.unload}
+        if self.dev_routes:
+            handlers |= {
+                "/pause": lambda _: self.pause(True),
+                "/resume": lambda _: self.pause(False),
+                "/collective_rpc": self.reload,
+                "/reset_prefix_cache": lambda _: (200, {"success": True}),
+            }
+        return handlers[route](body) if route in handlers else (404, {"detail": "Not Found"})
+
+    def list_models(self, _: dict[str, Any]) -> tuple[int, Any]:
+        return 200, {"object": "list", "data": [{"id": name} for name in (self.name, *self.adapters)]}
+
+    def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
+        model, tokens = body["model"], body["prompt"]
+        if model not in (self.name, *self.adapters):
+            return 404, error(f"The model `{model}` does not exist.")
+        scored = logprobs_of(self.adapters.get(model, self.weights), tokens)
+        if self.mix_with is not None:
+            scored = tuple((a + b) / 2 for a, b in zip(scored, logprobs_of(self.mix_with, tokens), strict=True))
+        prompt_logprobs: list[Any] = [
+            {str(token): {"logprob": logprob + self.noise * (-1) ** t, "rank": 1}}
+            for t, (token, logprob) in enumerate(zip(tokens, scored, strict=True))
+        ]
+        prompt_logprobs[0] = None
+        choice = {"text": "", "prompt_logprobs": None if self.no_prompt_logprobs else prompt_logprobs}
+        return 200, {"model": model, "choices": [choice]}
+
+    def load(self, body: dict[str, Any]) -> tuple[int, Any]:
+        name, path = body["lora_name"], Path(body["lora_path"])
+        if name in self.adapters:
+            return 400, error(f"The lora adapter '{name}' has already been loaded.")
+        if not path.is_dir():
+            return 404, error(f"Loading lora {name} failed: No adapter found for <path>")
+        if (rank := json.loads((path / "adapter_config.json").read_text())["r"]) > self.max_lora_rank:
+            return 500, error(f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}.")
+        self.adapters[name] = self.weights if self.ignores_loads else path
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if self.adapters.pop(body["lora_name"], None) is None:
+            return 404, error(f"The lora adapter '{body['lora_name']}' cannot be found.")
+        return 200, "Success"
+
+    def pause(self, paused: bool) -> tuple[int, Any]:
+        self.paused = paused
+        return 200, {"status": "paused" if paused else "resumed"}
+
+    def reload(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if not self.paused or body["method"] != "reload_weights":
+            return 500, error("reload_weights, and only while paused")
+        if not self.ignores_loads:
+            self.weights = Path(body["kwargs"]["weights_path"])
+        return 200, {"results": [None]}
+
+
+def error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "Error", "code": 400}}

@@ -1,0 +1,179 @@
+"""Load, canary, pointer: over HTTP, with weights that arrive, arrive in part, or do not arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r3agent.deploy import deploy, rollback
+from r3agent.errors import ConfigError, DeployError
+from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
+
+
+def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
+    version = run.train("lora", seed=1)
+    report = deploy(version, registry=run.registry, base_url=endpoint.url)
+    assert run.registry.live == "v0001"
+    assert endpoint.adapters == {"tiny@v0001": run.weights("v0001")}
+    assert (report.served_name, report.strategy, report.previous, report.unloaded) == ("tiny@v0001", "lora", None, ())
+    assert report.canary is not None
+    assert report.canary.verdict == "arrived"
+    assert report.warnings == ()
+
+
+def test_base_is_verified_and_nothing_is_loaded(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1)
+    report = deploy("v0000", registry=run.registry, base_url=endpoint.url)
+    assert (report.strategy, report.served_name, run.registry.live) == ("none", "tiny", "v0000")
+    assert set(endpoint.calls) == {"/v1/models", "/v1/completions"}
+    endpoint.weights = run.weights("v0001")
+    with pytest.raises(DeployError, match="old weights"):
+        deploy("v0000", registry=run.registry, base_url=endpoint.url)
+
+
+def test_version_without_a_canary_is_deployed_with_a_warning(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1, has_canary=False)
+    report = deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert report.canary is None
+    assert report.warnings == ("v0001 has no canary: nobody checked that the server answers with its weights",)
+
+
+def test_deploying_again_is_harmless(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1)
+    for _ in range(2):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.calls.count("/v1/load_lora_adapter") == 1
+    assert (run.registry.live, run.registry.previous) == ("v0001", None)
+
+
+def test_adapter_that_did_not_arrive_is_taken_off_again(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1)
+    endpoint.ignores_loads = True
+    with pytest.raises(DeployError, match=r"old weights.*the server is as it was; nothing stays live"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert run.registry.live is None
+    assert endpoint.adapters == {}
+
+
+def test_name_taken_by_other_weights_is_left_alone(run: Run, endpoint: Endpoint, tmp_path: Path):
+    run.train("lora", seed=1)
+    endpoint.adapters["tiny@v0001"] = save_adapter(tmp_path / "of-another-run", seed=7)
+    with pytest.raises(DeployError, match="tiny@v0001 was served before: unload it or restart the server"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.adapters["tiny@v0001"] == tmp_path / "of-another-run"
+    assert run.registry.live is None
+
+
+def test_broken_adapter_never_reaches_the_server(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1)
+    (run.weights("v0001") / "adapter_config.json").unlink()
+    with pytest.raises(DeployError, match="incomplete"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.calls == []
+
+
+def test_server_of_another_model_is_refused(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1)
+    endpoint.name = "large"
+    with pytest.raises(DeployError, match=r"'tiny' is the base model of this run, the server at .* has large"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert "/v1/load_lora_adapter" not in endpoint.calls
+
+
+def test_old_adapters_are_unloaded_beyond_keep(run: Run, endpoint: Endpoint, tmp_path: Path):
+    endpoint.adapters["tiny@mine"] = tmp_path
+    for seed in (1, 2, 3):
+        report = deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=2)
+    assert report.unloaded == ("tiny@v0001",)
+    assert set(endpoint.adapters) == {"tiny@mine", "tiny@v0002", "tiny@v0003"}
+    with pytest.raises(ConfigError, match="keep = 0"):
+        deploy("v0003", registry=run.registry, base_url=endpoint.url, keep=0)
+
+
+def test_old_adapter_that_does_not_go_is_a_warning(run: Run, endpoint: Endpoint):
+    deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url)
+    endpoint.fails_on = "/v1/unload_lora_adapter"
+    report = deploy(run.train("lora", seed=2), registry=run.registry, base_url=endpoint.url, keep=1)
+    assert run.registry.live == "v0002"
+    assert "EngineCore encountered an issue" in report.warnings[0]
+
+
+def test_rollback_loads_what_was_unloaded(run: Run, endpoint: Endpoint):
+    for seed in (1, 2):
+        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=1)
+    assert set(endpoint.adapters) == {"tiny@v0002"}
+    report = rollback(registry=run.registry, base_url=endpoint.url)
+    assert (report.version, report.previous, run.registry.live) == ("v0001", "v0002", "v0001")
+    assert set(endpoint.adapters) >= {"tiny@v0001"}
+    assert rollback(registry=run.registry, base_url=endpoint.url).version == "v0000"
+    with pytest.raises(ConfigError, match="nothing came before"):
+        rollback(registry=run.registry, base_url=endpoint.url)
+
+
+def test_rollback_that_fails_leaves_the_live_version(run: Run, endpoint: Endpoint):
+    for seed in (1, 2):
+        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url)
+    save_adapter(run.weights("v0001") / "other", seed=9)
+    endpoint.adapters["tiny@v0001"] = run.weights("v0001") / "other"
+    with pytest.raises(DeployError, match="v0002 stays live"):
+        rollback(registry=run.registry, base_url=endpoint.url, to="v0001")
+    assert run.registry.live == "v0002"
+
+
+# ---- full weights ----
+
+
+def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    report = deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert (report.strategy, report.served_name, run.registry.live) == ("reload", "tiny", "v0001")
+    assert endpoint.weights == run.weights("v0001")
+    assert not endpoint.paused
+    assert [c for c in endpoint.calls if "v1" not in c] == [
+        "/pause",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/resume",
+    ]
+    assert rollback(registry=run.registry, base_url=endpoint.url).strategy == "reload"
+    assert endpoint.weights == run.base
+
+
+def test_server_without_development_routes_is_refused_unchanged(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    endpoint.dev_routes = False
+    with pytest.raises(DeployError, match=r"VLLM_SERVER_DEV_MODE=1.*the server is as it was; nothing stays live"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+
+
+def test_half_arrived_weights_are_replaced_by_the_previous(run: Run, endpoint: Endpoint):
+    deploy(run.train("full", seed=1), registry=run.registry, base_url=endpoint.url)
+    run.train("full", seed=2)
+    endpoint.mix_with = run.weights("v0001")
+    with pytest.raises(DeployError, match=r"arrived in part.*v0001/model again; v0001 stays live"):
+        deploy("v0002", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.weights == run.weights("v0001")
+    assert not endpoint.paused
+    assert run.registry.live == "v0001"
+
+
+def test_server_that_dies_while_reloading_must_be_restarted(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    endpoint.fails_on = "/collective_rpc"
+    with pytest.raises(DeployError, match=f"EngineCore .* putting the server back failed: .*restart.* {run.base}"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert not endpoint.paused
+    assert run.registry.live is None
+
+
+def test_incompatible_checkpoint_never_reaches_the_server(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    weights = run.weights("v0001")
+    for path in weights.iterdir():
+        path.unlink()
+    weights.rmdir()
+    save_model(weights, seed=1, size=32)
+    with pytest.raises(DeployError, match="only weights of the same architecture"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.calls == []
