@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from r3agent import commands
+from r3agent.commands import COMMANDS
 from r3agent.errors import R3Error
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -115,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, (does, example, flags) in VERBS.items():
-        sub = verbs.add_parser(verb, help=does, description=f"{does.capitalize()}.", epilog=f"example: r3agent {example}")
+        sub = verbs.add_parser(
+            verb, help=does, description=f"{does.capitalize()}.", epilog=f"example: r3agent {example}"
+        )
         for flag, settings in flags.items():
             sub.add_argument(flag, **settings)
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout, for machines")
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        outcome = getattr(commands, options.verb)(options)
+        outcome = COMMANDS[options.verb](options)
         print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)
     except R3Error as error:
         print(f"r3agent {options.verb}: {error}", file=sys.stderr)

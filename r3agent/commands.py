@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from r3agent.config import load_config, parse_override, to_toml
-from r3agent.errors import ConfigError, RecordError
-from r3agent.evaluate import render
+from r3agent.collect import summarise
+from r3agent.config import parse_override
+from r3agent.deploy import DeployReport
+from r3agent.errors import ConfigError
+from r3agent.evaluate import table
+from r3agent.loop import run_loop
+from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.store import load
 from r3agent.trajectory import Span, Trajectory
@@ -48,3 +51,152 @@ class Watcher:
         self._progress.update(self._bar, completed=done, total=total)
         if done == total:
             self._progress.stop()
+
+
+def init(options: Namespace) -> Outcome:
+    path = Path(options.run) / CONFIG_FILE
+    if path.exists():
+        raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
+    _open(options)
+    return Outcome({"config": str(path)}, f"{path} written; next: r3agent collect --run {options.run}")
+
+
+def serve(options: Namespace) -> Outcome:
+    from r3agent.serve import serve as serve_model
+
+    serve_model(options.model, host=options.host, port=options.port, name=options.name)
+    return Outcome({}, "stopped")
+
+
+def collect(options: Namespace) -> Outcome:
+    summary = _open(options).collect(Watcher().episodes)
+    shares = {
+        "first try": summary.first_try,
+        "retry after reflection": summary.retry_after_reflection,
+        "blind retry": summary.retry_blind,
+    }
+    lines = [
+        f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
+        *(f"  {name:<24} {share:.1%}" for name, share in shares.items() if share is not None),
+        f"  {'groups with variance':<24} {summary.groups_with_variance} of {summary.groups}",
+        *(f"  {capability:<24} {count} spans" for capability, count in summary.capabilities.items()),
+        *(f"    {count} x {note}" for note, count in summary.notes.items()),
+        *(f"  error {kind:<18} {count} episodes" for kind, count in summary.errors.items()),
+        f"next: r3agent train --run {options.run}",
+    ]
+    return Outcome(summary.model_dump(), "\n".join(lines), ok=sum(summary.errors.values()) < summary.episodes)
+
+
+def train(options: Namespace) -> Outcome:
+    watcher = Watcher()
+    card = _open(options).train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
+    text = (
+        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}\n"
+        f"next: r3agent deploy {card.version} --run {options.run}"
+    )
+    return Outcome(card.model_dump(mode="json", exclude={"canary"}), text)
+
+
+def deploy(options: Namespace) -> Outcome:
+    return _deployed(_open(options).deploy(options.version))
+
+
+def rollback(options: Namespace) -> Outcome:
+    return _deployed(_open(options).rollback(options.to))
+
+
+def evaluate(options: Namespace) -> Outcome:
+    run = _open(options)
+    comparison = run.evaluate(options.before, options.after or run.live_card().version, Watcher().episodes)
+    return Outcome(comparison.model_dump(mode="json"), table(comparison))
+
+
+def loop(options: Namespace) -> Outcome:
+    report = run_loop(_open(options), Watcher())
+    lines = [
+        f"round {r.round}\n{table(r.comparison)}\n"
+        f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
+        for r in report.rounds
+    ]
+    return Outcome(report.model_dump(mode="json"), "\n".join([*lines, f"{report.live} is live"]))
+
+
+def inspect(options: Namespace) -> Outcome:
+    directory = Path(options.run) / "trajectories"
+    trajectories = load(directory)
+    if not trajectories:
+        raise ConfigError(f"{directory}: no trajectories; collect some first, or name the run with --run")
+    if options.trajectory is None:
+        ids = [t.trajectory_id for t in trajectories if t.error is None and not (t.attempt and t.attempt.passed)]
+        summary = summarise(trajectories)
+        live = Registry(options.run).live
+        lines = [
+            f"{len(trajectories)} trajectories in {directory}, {summary.groups_with_variance} groups with variance",
+            f"live policy: {live}",
+            "failed first tries, e.g. (r3agent inspect ID):",
+            *(f"  {trajectory_id}" for trajectory_id in ids[:10]),
+        ]
+        return Outcome({**summary.model_dump(), "live": live, "failed": ids}, "\n".join(lines))
+    found = next((t for t in trajectories if t.trajectory_id.startswith(options.trajectory)), None)
+    if found is None:
+        raise ConfigError(f"trajectory {options.trajectory!r}: not among the {len(trajectories)} in {directory}")
+    return Outcome(found.model_dump(mode="json"), conversation(found))
+
+
+def demo(options: Namespace) -> Outcome:
+    from r3agent.demo import run_demo
+
+    summary, text = run_demo(Path(options.out), options.seed, Watcher())
+    return Outcome(summary.model_dump(), text)
+
+
+COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
+    "init": init,
+    "serve": serve,
+    "collect": collect,
+    "train": train,
+    "deploy": deploy,
+    "rollback": rollback,
+    "eval": evaluate,
+    "loop": loop,
+    "inspect": inspect,
+    "demo": demo,
+}
+
+
+def conversation(trajectory: Trajectory) -> str:
+    """The tree as text: each span indented under its parent, with its verdict or what it earned."""
+    lines = [f"task {trajectory.task.id}", *(f"  {m['role']}: {m['content']}" for m in trajectory.task.messages)]
+    if trajectory.error:
+        lines.append(f"error {trajectory.error.kind}: {trajectory.error.message}")
+
+    def show(span: Span, depth: int) -> None:
+        reward = trajectory.reward(span) if span.label == "reflect" else None
+        earned = "" if reward is None else f" reward {reward:.2f}"
+        verdict = {True: " ✓", False: " ✗", None: ""}[span.passed]
+        label = "blind retry" if trajectory.is_blind(span) else span.label
+        lines.append(f"{'  ' * depth}{label}{verdict}{earned} [{span.policy_version}, {span.capability}]: {span.text}")
+        for child in trajectory.children(span):
+            show(child, depth + 1)
+
+    if trajectory.attempt:
+        show(trajectory.attempt, 1)
+    return "\n".join(lines)
+
+
+def _open(options: Namespace) -> Run:
+    """The run with what the command line overrides: flags whose destination is a dotted key, then `--set`."""
+    overrides = {key: value for key, value in vars(options).items() if "." in key and value is not None}
+    overrides |= dict(parse_override(text) for text in options.set)
+    return Run(options.run, overrides)
+
+
+def _deployed(report: DeployReport) -> Outcome:
+    gap = "no canary" if report.canary is None else f"canary {report.canary.gap:.2g} nats"
+    lines = [f"{report.version} is live as {report.served_name} ({report.strategy}, {gap})", *report.warnings]
+    return Outcome(report.model_dump(mode="json"), "\n".join(lines))
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    """Numbers of a log on one line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))

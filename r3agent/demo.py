@@ -8,7 +8,7 @@ from typing import Any
 
 from r3agent.config import load_config
 from r3agent.errors import ConfigError
-from r3agent.evaluate import Evaluation
+from r3agent.evaluate import Comparison, Difference, Evaluation, table
 from r3agent.loop import Reporter, run_loop
 from r3agent.run import CONFIG_FILE, Run, write_atomically
 from r3agent.serve import ServerProcess
@@ -68,3 +68,50 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     if file.exists() and (known := load_config(file, {}).task.seed) != seed:
         raise ConfigError(f"--seed {seed}, but {out} is a run with seed {known}; choose another directory with --out")
     reporter.stage("starting the embedded server with the bundled policy")
+    log = out / "server.log"
+    out.mkdir(parents=True, exist_ok=True)
+    with ServerProcess("bundled", log_path=log) as server:
+        run = Run(out, {**SETTINGS, "task.seed": seed, "train.seed": seed, "policy.base_url": server.base_url})
+        report = run_loop(run, reporter)
+    comparison = report.rounds[-1].comparison
+    before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
+    assert change is not None  # `evaluate` collects every cell
+    folders = [out / "trajectories", *(out / "eval").glob("v*/")]
+    summary = DemoSummary(
+        seed=seed,
+        seconds=round(time.monotonic() - began, 1),
+        n_tasks=change.n_tasks,
+        before=_cells(before),
+        after=_cells(after),
+        lift_points=change.points,
+        p_value=change.p_value,
+        policy_before=before.policy,
+        policy_after=after.policy,
+        tokens_sampled=sum(span.completion_tokens or 0 for f in folders for t in load(f) for span in t.spans),
+        rounds=run.config.loop.rounds,
+    )
+    write_atomically(out / "summary.json", summary.model_dump_json(indent=2))
+    text = f"""{table(comparison)}
+
+{_conclusion(comparison, change)}
+{summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
+
+next: r3agent inspect --run {out}            what was collected, and one conversation with its credit
+      r3agent serve bundled --port 8000      then r3agent loop --run runs/mine, with r3.toml to edit"""
+    return summary, text
+
+
+def _cells(evaluation: Evaluation) -> Cells:
+    rates = {cell: getattr(evaluation, cell) for cell in Cells.model_fields}
+    return Cells(**{cell: round(rate.rate, 4) for cell, rate in rates.items()})
+
+
+def _conclusion(comparison: Comparison, change: Difference) -> str:
+    control = comparison.lift_over_blind
+    if change.points <= 0 or change.p_value >= 0.05:
+        return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
+    reflecting = "" if control is None else f"; what reflecting adds over a blind retry grew by {control.points:.1f}"
+    return (
+        f"Training on reflections raised success after one reflection by {change.points:.1f} points "
+        f"(p = {change.p_value:.1g}){reflecting}."
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import START, StateGraph
 
 from r3agent._async import run_sync
 from r3agent.errors import ConfigError
@@ -73,7 +73,7 @@ def build_graph(
 
     def after_verify(state: EpisodeState) -> Literal["reflect", "retry", "__end__"]:
         if not state["frontier"]:
-            return END
+            return "__end__"
         return "reflect" if reflections else "retry"
 
     graph = StateGraph(EpisodeState, input_schema=EpisodeInput, output_schema=EpisodeOutput)

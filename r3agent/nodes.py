@@ -13,7 +13,7 @@ from r3agent._async import together
 from r3agent.policy import Policy, Sampling
 from r3agent.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.trajectory import Label, Span, Trajectory
-from r3agent.verifiers import Verifier, verdict_of
+from r3agent.verifiers import Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Nodes:
     async def verify(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         waiting = [span for span in tree.spans if span.label != "reflect" and span.verdict is None]
-        verdicts = await together(verdict_of(self.verifier, tree.task, span) for span in waiting)
+        verdicts = await judge(self.verifier, tree.task, waiting)
         judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
         tree = tree.model_copy(update={"spans": tuple(judged.get(s.span_id, s) for s in tree.spans)})
         answer, frontier = tree.answer, self._frontier(tree)

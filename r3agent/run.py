@@ -119,7 +119,7 @@ class Run:
             )
             episodes[version] = load(folder)
         comparison = compare(episodes[before], episodes[after])
-        write_json(self._comparison_path(before, after), comparison.model_dump_json(indent=2))
+        write_atomically(self._comparison_path(before, after), comparison.model_dump_json(indent=2))
         return comparison
 
     def comparison(self, before: str, after: str) -> Comparison | None:
@@ -195,7 +195,7 @@ class Run:
     def _write_config(self, path: Path) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_json(path, to_toml(self.config))
+            write_atomically(path, to_toml(self.config))
         except OSError as error:
             raise ConfigError(
                 f"run directory {self.directory}: {error.strerror}; choose another with --run or free it"
@@ -211,7 +211,7 @@ class Run:
                 )
 
 
-def write_json(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one step, so that a reader or a crash never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

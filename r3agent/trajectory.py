@@ -45,22 +45,14 @@ class Record(BaseModel):
 class Task(Record):
     """One problem: what the policy is shown and what the verifier needs."""
 
-    id: str
-    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation so far, ending with the user's request."""
+    id: str = Field(default_factory=lambda data: _digest(data.get("messages")))
+    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
     tools: tuple[dict[str, Any], ...] = ()
     """Tool definitions in the shape of OpenAI's API."""
     info: dict[str, Any] = {}
     """Whatever the verifier needs; never shown to the policy."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "id" not in data and "messages" in data:
-            shown = json.dumps(data["messages"], sort_keys=True)
-            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
-        return data
 
 
 class Verdict(Record):
@@ -114,6 +106,10 @@ class Generation(Record):
         return message
 
 
+def _digest(messages: object) -> str:
+    return sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def new_id() -> str:
     """A fresh id for a span or a trajectory."""
     return uuid4().hex[:16]
@@ -158,7 +154,7 @@ class Group(Record):
 class Trajectory(Record):
     """One episode: a task and the tree of spans it grew."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     trajectory_id: str = Field(default_factory=new_id)
     task: Task
     sample: int = 0

@@ -173,7 +173,7 @@ def test_rollback_to_a_version(tmp_path: Path):
         registry.rollback_target("v0009")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(moves=st.lists(st.sampled_from(["v0000", "v0001", "v0002"]), min_size=1, max_size=6))
 def test_previous_is_the_last_other_version(tmp_path_factory: pytest.TempPathFactory, moves: list[str]):
     registry = with_versions(tmp_path_factory.mktemp("run"), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check
@@ -17,20 +18,25 @@ Strategy: TypeAlias = Literal["none", "lora", "reload"]
 """`none`: the base, when the server has it in place already."""
 
 
-class DeployReport(Record):
-    """A version that is live now, and how it got there."""
+class LoadReport(Record):
+    """A version that the server answers with."""
 
     version: str
-    previous: str | None
-    """Live until then."""
     served_name: str
     """The model name that clients ask for."""
     strategy: Strategy
     canary: CanaryReport | None
     """`None`: the version has none, so what the server answers with was not verified."""
+    warnings: tuple[str, ...]
+
+
+class DeployReport(LoadReport):
+    """A version that is live now."""
+
+    previous: str | None
+    """Live until then."""
     unloaded: tuple[str, ...]
     """Served names of old versions that were taken off the server."""
-    warnings: tuple[str, ...]
 
 
 class Change(Protocol):
@@ -76,40 +82,36 @@ def deploy(
     """
     if keep < 1:
         raise ConfigError(f"keep = {keep}: the live adapter has to stay; pass at least 1")
-    card = registry.card(version)
-    canary = canary_of(registry, version)
     with (
         Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
         deploy_lock(registry.run_dir, f"deploying {version}"),
     ):
-        live = registry.live
-        strategy, change = _change(card, registry, live)
-        if change is not None:
-            change.check()
-        if card.name not in (served := server.models()):
-            raise DeployError(
-                f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
-                "serve it under this name or deploy to its own server"
-            )
-        report = None
-        try:
-            if change is not None:
-                change.apply(server)
-            if canary:
-                report = check(server, card.served_name, canary, tolerance=tolerance)
-        except DeployError as error:
-            raise DeployError(f"{error}; {_undone(change, server)}; {live or 'nothing'} stays live") from error
+        loaded = _load(server, registry, version, tolerance)
+        previous = registry.live
         registry.set_live(version)
         unloaded, warnings = _tidy(server, registry, keep)
-    return DeployReport(
-        version=version,
-        previous=live,
-        served_name=card.served_name,
-        strategy=strategy,
-        canary=report,
-        unloaded=tuple(unloaded),
-        warnings=(*_doubts(version, report), *warnings),
-    )
+    report = loaded.model_dump() | {"warnings": (*loaded.warnings, *warnings)}
+    return DeployReport(**report, previous=previous, unloaded=tuple(unloaded))
+
+
+def load_version(
+    version: str,
+    *,
+    registry: Registry,
+    base_url: str,
+    api_key: str | None = None,
+    tolerance: float = TOLERANCE,
+    timeout_s: float = 120.0,
+) -> LoadReport:
+    """Bring a version onto the server without making it live, e.g. to evaluate it: as `deploy`, but for the pointer.
+
+    An adapter is served beside the live version; full weights take its place until the next `deploy`.
+    """
+    with (
+        Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
+        deploy_lock(registry.run_dir, f"loading {version}"),
+    ):
+        return _load(server, registry, version, tolerance)
 
 
 def rollback(
@@ -138,19 +140,46 @@ def rollback(
     )
 
 
-def _change(card: PolicyCard, registry: Registry, live: str | None) -> tuple[Strategy, Change | None]:
+def _load(server: Server, registry: Registry, version: str, tolerance: float) -> LoadReport:
+    card = registry.card(version)
+    canary = canary_of(registry, version)
+    strategy, change = _change(card, registry)
+    if change is not None:
+        change.check()
+    if card.name not in (served := server.models()):
+        raise DeployError(
+            f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
+            "serve it under this name or deploy to its own server"
+        )
+    try:
+        if change is not None:
+            change.apply(server)
+        report = check(server, card.served_name, canary, tolerance=tolerance) if canary else None
+    except DeployError as error:
+        raise DeployError(f"{error}; {_undone(change, server)}; {registry.live or 'nothing'} stays live") from error
+    return LoadReport(
+        version=version,
+        served_name=card.served_name,
+        strategy=strategy,
+        canary=report,
+        warnings=_doubts(version, report),
+    )
+
+
+def _change(card: PolicyCard, registry: Registry) -> tuple[Strategy, Change | None]:
     if card.kind == "lora":
         return "lora", LoraLoad(card, registry.version_dir(card.version) / ADAPTER_DIR)
-    in_place = card if live is None else registry.card(live)
-    if card.kind == "base" and in_place.kind != "full":
+    if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
         return "none", None
-    previous = card.base_model if live is None else _weights(in_place, registry)
+    live = registry.card(registry.live) if registry.live else None
+    previous = card.base_model if live is None else _weights(live, registry)
     return "reload", WeightReload(_weights(card, registry), base_model=card.base_model, previous=previous)
 
 
 def _weights(card: PolicyCard, registry: Registry) -> str:
-    """Of the model itself, without an adapter."""
-    return str(registry.version_dir(card.version).resolve() / MODEL_DIR) if card.kind == "full" else card.base_model
+    """Directory or hub id of the model itself, without an adapter."""
+    path = registry.version_dir(card.version) / MODEL_DIR if card.kind == "full" else Path(card.base_model)
+    return str(path.resolve()) if card.kind == "full" or path.is_dir() else card.base_model
 
 
 def _undone(change: Change | None, server: Server) -> str:
@@ -168,12 +197,12 @@ def _tidy(server: Server, registry: Registry, keep: int) -> tuple[list[str], lis
         return [], [f"old adapters could not be unloaded: {error}"]
 
 
-def _doubts(version: str, report: CanaryReport | None) -> list[str]:
+def _doubts(version: str, report: CanaryReport | None) -> tuple[str, ...]:
     if report is None:
-        return [f"{version} has no canary: nobody checked that the server answers with its weights"]
+        return (f"{version} has no canary: nobody checked that the server answers with its weights",)
     if report.verdict == "indistinguishable":
-        return [
+        return (
             f"{version} differs too little from the weights it was trained from to tell them apart on this server: "
-            f"its logprobs are {report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old"
-        ]
-    return []
+            f"its logprobs are {report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old",
+        )
+    return ()

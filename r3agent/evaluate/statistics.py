@@ -50,17 +50,14 @@ def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, f
 def rate(values_N: Sequence[float], n_samples: int) -> Rate:
     """The mean of N tasks' success rates, from `n_samples` samples in all.
 
-    The interval is Wilson's at the effective sample size: the number of independent samples that would vary as much
-    as the tasks' means do, between N and `n_samples`. With one sample per task it is plain Wilson.
+    The interval is Wilson's at the effective sample size: the number of independent samples whose mean would vary as
+    much as the tasks' do, between N and `n_samples`. With one sample per task it is plain Wilson.
     Source: N. Dean and M. Pagano, Evaluating confidence interval methods for binomial proportions in clustered
     surveys, 2015.
     """
     n, p = len(values_N), fmean(values_N)
     between = pvariance(values_N, p)
-    if between > 0:
-        effective = min(n * p * (1 - p) / between, n_samples)
-    else:
-        effective = n if p in (0.0, 1.0) else n_samples
+    effective = min(n * p * (1 - p) / between, n_samples) if between > 0 else n
     low, high = wilson(p * effective, effective)
     return Rate(rate=p, low=low, high=high, n_tasks=n)
 

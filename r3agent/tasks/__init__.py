@@ -28,6 +28,8 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     Raises:
         ConfigError: there is no such source, it does not take `params`, or it holds no task.
     """
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: ask for at least 1 task")
     if source.endswith(".jsonl"):
         tasks = list(islice(load_jsonl(source), n))
     else:
@@ -44,12 +46,13 @@ def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:
         )
     if n is None:
         raise ConfigError(f"task {source!r} is generated: say how many with --n")
-    make = SOURCES.get(source) or load_attribute(source)
+    make: Callable[..., Iterable[object]] = SOURCES.get(source) or load_attribute(source)
+    tasks: list[Task] = []
     try:
-        tasks = list(islice(make(n, **settings), n))
+        for task in islice(make(n, **settings), n):
+            if not isinstance(task, Task):
+                raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
+            tasks.append(task)
     except TypeError as error:
         raise ConfigError(f"task {source!r} with {settings}: {error}") from error
-    wrong = next((task for task in tasks if not isinstance(task, Task)), None)
-    if wrong is not None:
-        raise ConfigError(f"task {source!r} yielded a {type(wrong).__name__}; it must yield r3agent.Task")
     return tasks

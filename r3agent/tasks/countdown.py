@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
-from itertools import permutations
-from typing import Literal, NamedTuple, TypeAlias
+from itertools import islice, permutations
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import ConfigError
 from r3agent.trajectory import Task
@@ -25,6 +25,8 @@ PROMPT = (
 Split: TypeAlias = Literal["train", "test", "all"]
 TEST_SHARE = 0.25
 """Share of problems, by hash of the id, that only the test split yields."""
+MAX_FRUITLESS = 20_000
+"""Problems drawn in a row without a new one, after which there are taken to be no more."""
 
 
 class Step(NamedTuple):
@@ -58,22 +60,22 @@ def generate(
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
-    rng = random.Random(f"countdown:{seed}")
+    if split not in get_args(Split):
+        raise ConfigError(f"{split=}: countdown has the splits {', '.join(get_args(Split))}")
+    problems = _random_problems(random.Random(f"countdown:{seed}"), numbers, max_number)
     seen: set[str] = set()
-    fruitless = 0
-    while len(seen) < n:
-        given = [rng.randint(1, max_number) for _ in range(numbers)]
-        target = _random_value(given, rng)
-        task = make_task(given, target)
-        if not 1 <= target <= max_target or task.id in seen or split not in ("all", split_of(task.id)):
-            fruitless += 1
-            if fruitless > 20_000:
-                raise ConfigError(
-                    f"n = {n}: only about {len(seen)} distinct problems in split {split!r} with {numbers} numbers "
-                    f"to {max_number} and targets to {max_target}; ask for fewer or raise max_number or max_target"
-                )
-            continue
-        fruitless = 0
+    for _ in range(n):
+        fresh = (
+            task
+            for task in islice(problems, MAX_FRUITLESS)
+            if 1 <= task.info["target"] <= max_target and task.id not in seen and split in ("all", split_of(task.id))
+        )
+        task = next(fresh, None)
+        if task is None:
+            raise ConfigError(
+                f"n = {n}: only about {len(seen)} distinct problems in split {split!r} with {numbers} numbers "
+                f"to {max_number} and targets to {max_target}; ask for fewer or raise max_number or max_target"
+            )
         seen.add(task.id)
         yield task
 
@@ -105,9 +107,14 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
             yield Step(left, "/", right, left // right, rest)
 
 
-def _random_value(given: list[int], rng: random.Random) -> int:
-    left = tuple(given)
-    while len(left) > 1:
-        step = rng.choice(list(steps(left)))
-        left = (step.value, *step.rest)
-    return left[0]
+def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Iterator[Task]:
+    while True:
+        given = [rng.randint(1, max_number) for _ in range(numbers)]
+        yield make_task(given, _random_value(tuple(given), rng))
+
+
+def _random_value(given: tuple[int, ...], rng: random.Random) -> int:
+    if len(given) == 1:
+        return given[0]
+    step = rng.choice(list(steps(given)))
+    return _random_value((step.value, *step.rest), rng)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
 from r3agent.errors import ConfigError
 from r3agent.trajectory import Task
@@ -28,13 +28,8 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
         if not line.strip():
             continue
         try:
-            data = orjson.loads(line)
-            if isinstance(data, dict) and "prompt" in data:
-                messages = ({"role": "user", "content": data.pop("prompt")},)
-                task_id = {"id": str(data.pop("id"))} if "id" in data else {}
-                data = {"messages": messages, "info": data, **task_id}
-            task = Task.model_validate(data)
-        except (orjson.JSONDecodeError, ValidationError) as error:
+            task = _task(orjson.loads(line))
+        except ValueError as error:  # of orjson and pydantic too
             raise ConfigError(
                 f'{path}:{number}: not a task: {error}; a line is {{"prompt": "...", "answer": ...}} '
                 'or {"id": "...", "messages": [...], "info": {...}}'
@@ -43,3 +38,13 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
             raise ConfigError(f"{path}:{number}: task id {task.id!r} appears twice; ids must be unique")
         seen.add(task.id)
         yield task
+
+
+def _task(data: Any) -> Task:
+    if not isinstance(data, dict) or "prompt" not in data:
+        return Task.model_validate(data)
+    prompt, task_id = data.pop("prompt"), data.pop("id", None)
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt is a {type(prompt).__name__}, not text")
+    named = {} if task_id is None else {"id": str(task_id)}
+    return Task.model_validate({"messages": [{"role": "user", "content": prompt}], "info": data, **named})

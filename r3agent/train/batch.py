@@ -12,9 +12,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from r3agent.errors import TrainingError
-from r3agent.train.start import versions_apart
 from r3agent.train.config import TrainConfig
 from r3agent.train.row_report import RowReport
+from r3agent.train.start import versions_apart
 from r3agent.trajectory import Span, Trajectory
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def _row(
         return "tool_calls"
     else:
         prompt, completion = retokenise(trajectory, span)
+    if not completion:
+        return "empty"
     if len(prompt) + len(completion) > config.max_row_tokens:
         return "too_long"
     return Row(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
+from r3agent.errors import TrainingError
 from r3agent.registry import CanarySequence
 from r3agent.train.batch import Row
 from r3agent.train.grpo import OfflineGRPOTrainer
@@ -26,6 +28,13 @@ def canary_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]])
 def canary(
     sequences: Sequence[list[int]], trained: Sequence[tuple[float, ...]], parent: Sequence[tuple[float, ...]]
 ) -> tuple[CanarySequence, ...]:
+    """The card's canary.
+
+    Raises:
+        TrainingError: the trained weights give logprobs that are not finite.
+    """
+    if not all(math.isfinite(logprob) for logprobs in trained for logprob in logprobs):
+        raise TrainingError("the trained weights give logprobs that are not finite; lower learning_rate")
     return tuple(
         CanarySequence(token_ids_T=tuple(ids), logprobs_T=new, parent_logprobs_T=old)
         for ids, new, old in zip(sequences, trained, parent, strict=True)

@@ -1,4 +1,4 @@
-"""The settings of training. Where the paper (arXiv 2505.24726) states a value, it is noted; it leaves the others open."""
+"""The settings of training. Values that the paper (arXiv 2505.24726) states are noted; it leaves the others open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TrainConfig(Record):
     method: Literal["lora", "full"] = "lora"
     """Train a LoRA adapter, or all weights."""
     lora_r: int = Field(16, ge=1)
-    """Rank of a new adapter. An adapter that goes on from an earlier version keeps its shape, which must be this one."""
+    """Rank of a new adapter; an adapter that goes on from itself must have this rank already."""
     lora_alpha: int = Field(32, ge=1)
     """Updates are scaled by `lora_alpha / lora_r`."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
@@ -28,6 +28,9 @@ class TrainConfig(Record):
     """Of the computation. With bfloat16 the frozen weights under an adapter are bfloat16 too; trained ones are not."""
     gradient_checkpointing: bool = False
     """Compute activations a second time instead of keeping them: less memory, about 20 % more time."""
+
+    share_prompt: bool = True
+    """Compute the prompt that the reflections of a failure share once, not once for each; the result is the same."""
 
     # ---- which rows ----
 

@@ -1,18 +1,20 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with its generation replaced by the record.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Three things are not:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Four things are not:
 
 - A batch is made of recorded tokens and advantages, and the *recorded* logprobs are its `old_per_token_logps`. TRL
   itself takes the current policy for the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
 - The KL reference is the starting policy, as it is in TRL for full weights and for an adapter that goes on from
   itself. Its logprobs of all rows are computed once, before the first step, so no second copy of it is kept.
 - Every row of a step weighs the same, also when micro-batches differ in size.
+- The prompt that siblings share goes through the model once (`prefix`).
 
 Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from r3agent.train.collate import MicroBatches, collate, collate_tokens, plan
 from r3agent.train.config import TrainConfig
+from r3agent.train.prefix import obstacle, pack, unpack
+
+logger = logging.getLogger(__name__)
 
 
 class OfflineGRPOTrainer(GRPOTrainer):
@@ -54,6 +59,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
         self.config = config
         self.pad_id = tokenizer.pad_token_id
+        self.packs = config.share_prompt and not (reason := obstacle(self.model.config))
+        if config.share_prompt and not self.packs:
+            logger.warning("every row computes its prompt anew: %s", reason)
 
     # ---- before the first step ----
 
@@ -74,12 +82,12 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """For each (prompt ids, completion ids), the logprob of each completion token."""
         self.model.eval()
-        by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+        by_prompt = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0]))
         result: list[list[float]] = [[] for _ in pairs]
         for first in range(0, len(pairs), self.config.micro_batch_size):
-            indices = by_length[first : first + self.config.micro_batch_size]
+            indices = by_prompt[first : first + self.config.micro_batch_size]
             rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in indices]
-            batch = super(GRPOTrainer, self)._prepare_inputs(collate_tokens(rows, self.pad_id))
+            batch = self._prepare_inputs(collate_tokens(rows, self.pad_id))
             logprobs_BT, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
@@ -98,9 +106,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         batches = MicroBatches(
             self.train_dataset["group_id"], steps, accumulate * self.accelerator.num_processes, self.config.seed
         )
-        loader = DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id)
-        )
+        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id))
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(
@@ -108,12 +114,10 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[list[Any], None]:
         """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        mine = torch.tensor(
-            [[len(b["advantages"]), b["completion_mask"].sum()] for b in batches], dtype=torch.float32, device=device
-        )
-        rows, tokens = self.accelerator.reduce(mine.sum(dim=0))
+        sizes = [[len(batch["advantages"]), batch["completion_mask"].sum().item()] for batch in batches]
+        rows, tokens = self.accelerator.reduce(torch.tensor(sizes, dtype=torch.float32, device=device).sum(dim=0))
+        parts = len(batches) * self.accelerator.num_processes
         for batch in batches:
-            parts = len(batches) * self.accelerator.num_processes
             batch["share"] = len(batch["advantages"]) * parts / rows
             batch["num_items_in_batch"] = tokens * self.args.steps_per_generation / len(batches)
         return batches, None
@@ -128,6 +132,36 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """TRL's loss; where that is a mean over the rows of a micro-batch, weighted by its share of the step's rows."""
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss * inputs["share"] if self.loss_type in ("grpo", "dr_grpo") else loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As TRL's: (B, T) logprobs and entropies of the last `logits_to_keep` tokens, here with shared prompts."""
+        if not self.packs or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **kwargs,
+            )
+        packed = pack(input_ids, attention_mask, logits_to_keep, self.pad_id)
+        with self.accelerator.autocast():
+            outputs = model(**packed._asdict(), fused_lm_head=True)
+        completion_mask = attention_mask[:, -logits_to_keep:]
+        logprobs = unpack(outputs.log_probs, packed, completion_mask)
+        return logprobs, unpack(outputs.entropy, packed, completion_mask) if compute_entropy else None, None
 
     def _send_telemetry(self) -> None:
         """Training tells no one."""

@@ -49,9 +49,10 @@ def measure(rows: Sequence[Row], scores: Sequence[Sequence[float]], version: str
 
 
 def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart) -> None:
-    """
+    """Refuse rows that are another policy's, or too far from the starting one.
+
     Raises:
-        TrainingError: the rows are another policy's, or too far from the starting one.
+        TrainingError: with the number, its limit and what to do.
     """
     if mismatch.mean is not None and not mismatch.mean <= config.max_mismatch:
         raise TrainingError(

@@ -13,6 +13,7 @@ REMEDIES = {
     "or set retokenise = 'allow'",
     "tool_calls": "their tokens were not recorded, and a tool call cannot be tokenised again from its parsed form: "
     "collect from an endpoint that gives token ids",
+    "empty": "they have no tokens: raise max_tokens when collecting",
     "stale": "they are more than max_staleness versions from the starting policy: collect with it, or raise the limit",
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings of a failure earned the same: collect more tasks, more reflections per "

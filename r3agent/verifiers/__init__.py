@@ -1,4 +1,4 @@
-"""A verifier decides whether an answer succeeds: any callable `(task, answer) -> bool | float | Verdict`.
+"""What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict`.
 
 It may be sync (run in a thread) or async. `answer` is the text of the reply, with its tool calls as
 `answer.tool_calls`. A verifier that raises, or returns anything else, is an error of the episode and says
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+import reprlib
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
+from r3agent._async import together
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.imports import load_attribute
 from r3agent.trajectory import Span, Task, Verdict
@@ -57,25 +60,33 @@ def find_verifier(name: str) -> Verifier:
         raise ConfigError(
             f"verifier {name!r} is a {type(found).__name__}; it must be a callable (task, answer) -> bool"
         )
-    return found
+    return cast(Verifier, found)
 
 
-async def verdict_of(verifier: Verifier, task: Task, span: Span) -> Verdict:
-    """Run a verifier on a span.
+async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict]:
+    """A verdict for each span: from an async verifier all at once, from a sync one in a thread, one after the other.
 
     Raises:
         VerifierError: it raised, or returned something that is not a judgement.
     """
-    answer = Answer.of(span)
-    try:
-        if inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(getattr(verifier, "__call__", None)):  # noqa: B004
-            judgement = await verifier(task, answer)  # pyright: ignore[reportGeneralTypeIssues]
-        else:
-            judgement = await asyncio.to_thread(verifier, task, answer)
-    except GraphBubbleUp:  # LangGraph's interrupts pass through: a verifier may ask a person
-        raise
-    except Exception as error:
-        raise VerifierError(f"{_name(verifier)} raised {type(error).__name__} on task {task.id!r}: {error}") from error
+    answers = [Answer.of(span) for span in spans]
+    if inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__):
+
+        async def judge_one(answer: Answer) -> Verdict:
+            with _blaming(verifier, task):
+                return _verdict(await cast(Awaitable[Judgement], verifier(task, answer)))
+
+        return await together(judge_one(answer) for answer in answers)
+
+    def judge_all() -> list[Verdict]:
+        with _blaming(verifier, task):
+            return [_verdict(verifier(task, answer)) for answer in answers]
+
+    # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
+    return await asyncio.to_thread(judge_all)
+
+
+def _verdict(judgement: object) -> Verdict:
     match judgement:
         case Verdict():
             return judgement
@@ -84,11 +95,18 @@ async def verdict_of(verifier: Verifier, task: Task, span: Span) -> Verdict:
         case int() | float() if 0 <= judgement <= 1:
             return Verdict(passed=judgement >= 1, score=judgement)
         case _:
-            raise VerifierError(
-                f"{_name(verifier)} returned {judgement!r} on task {task.id!r}; "
-                "return True or False, a score from 0 to 1 (1 passes), or a Verdict"
+            raise TypeError(
+                f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes) or a Verdict"
             )
 
 
-def _name(verifier: Verifier) -> str:
-    return getattr(verifier, "__qualname__", type(verifier).__qualname__)
+@contextmanager
+def _blaming(verifier: Verifier, task: Task) -> Generator[None, None, None]:
+    """Whatever goes wrong inside is the verifier's error, but for LangGraph's interrupts: it may ask a person."""
+    try:
+        yield
+    except GraphBubbleUp:
+        raise
+    except Exception as error:
+        name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
+        raise VerifierError(f"{name} failed on task {task.id!r}: {type(error).__name__}: {error}") from error

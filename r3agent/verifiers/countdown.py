@@ -2,14 +2,13 @@
 
 An expression is parsed to Python's syntax tree and walked; only the four operators, parentheses and plain
 decimal integers are evaluated, in exact rational arithmetic. Nothing is ever passed to `eval`, and length and
-nesting are bounded before parsing, so a hostile string costs microseconds.
+digits are bounded before parsing, so a hostile string costs microseconds.
 Source of the rules: TinyZero's Countdown, without its `**` and `//` and without its reward for format.
 """
 
 from __future__ import annotations
 
 import ast
-import operator
 import re
 from collections import Counter
 from fractions import Fraction
@@ -19,19 +18,20 @@ from r3agent.trajectory import Task, Verdict
 MAX_EXPRESSION_CHARS = 200
 MAX_NUMBER_DIGITS = 9
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_ALLOWED = re.compile(r"[0-9+\-*/() \t\n]+", re.ASCII)
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_ALLOWED = re.compile(r"[\d+\-*/()\s]+", re.ASCII)
 
 
 def countdown(task: Task, answer: str) -> Verdict:
-    """Judge the last `<answer>…</answer>` of `answer` against `task.info["numbers"]` and `["target"]`."""
-    tags = _ANSWER.findall(answer)
-    if not tags:
+    """Judge the last `<answer>…</answer>` of `answer` against `task.info["numbers"]` and `["target"]`.
+
+    Of `EXPRESSION = VALUE` the expression alone is judged.
+    """
+    before, closed, _ = answer.rpartition("</answer>")
+    _, opened, content = before.rpartition("<answer>")
+    if not closed or not opened:
         return _failed("no <answer> </answer> in the reply")
-    expression = tags[-1].strip().removesuffix(f"= {task.info['target']}").strip()
     try:
-        value, used = evaluate(expression)
+        value, used = evaluate(content.partition("=")[0])
     except ValueError as error:
         return _failed(str(error))
     if Counter(used) != Counter(task.info["numbers"]):
@@ -45,12 +45,12 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
     """Value and numbers of an arithmetic expression.
 
     Raises:
-        ValueError: it is not one; too long, unknown characters, other syntax, or a division by zero.
+        ValueError: it is not one: empty, too long, other characters or syntax, or a division by zero.
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ValueError(f"{len(expression)} characters; an expression has at most {MAX_EXPRESSION_CHARS}")
     if not _ALLOWED.fullmatch(expression):
-        raise ValueError("only numbers, + - * / and parentheses are allowed")
+        raise ValueError("only whole numbers, + - * / and parentheses are allowed")
     if re.search(rf"\d{{{MAX_NUMBER_DIGITS + 1}}}", expression):
         raise ValueError(f"a number has at most {MAX_NUMBER_DIGITS} digits")
     try:
@@ -66,14 +66,28 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
         case ast.Constant(value=int(number)):
             used.append(number)
             return Fraction(number)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            left_value, right_value = _value(left, used), _value(right, used)
-            try:
-                return _OPERATORS[type(op)](left_value, right_value)
-            except ZeroDivisionError:
-                raise ValueError("division by zero") from None
+        case ast.BinOp(left=left, op=op, right=right):
+            return _apply(op, _value(left, used), _value(right, used))
+        case ast.UnaryOp():
+            raise ValueError("a sign before a number is not allowed; subtract instead")
         case _:
-            raise ValueError("only numbers, + - * / and parentheses are allowed")
+            raise ValueError("not an arithmetic expression")
+
+
+def _apply(op: ast.operator, left: Fraction, right: Fraction) -> Fraction:
+    match op:
+        case ast.Add():
+            return left + right
+        case ast.Sub():
+            return left - right
+        case ast.Mult():
+            return left * right
+        case ast.Div() if right == 0:
+            raise ValueError("division by zero")
+        case ast.Div():
+            return left / right
+        case _:
+            raise ValueError("** and // are not allowed; only + - * /")
 
 
 def _failed(why: str) -> Verdict:

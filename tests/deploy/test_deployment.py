@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.deploy import deploy, rollback
+from r3agent.deploy import deploy, load_version, rollback
 from r3agent.errors import ConfigError, DeployError
 from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
 
@@ -121,6 +121,15 @@ def test_rollback_that_fails_leaves_the_live_version(run: Run, endpoint: Endpoin
     assert run.registry.live == "v0002"
 
 
+def test_version_is_loaded_beside_the_live_one(run: Run, endpoint: Endpoint):
+    for seed in (1, 2, 3):
+        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=1)
+    report = load_version("v0001", registry=run.registry, base_url=endpoint.url)
+    assert report.canary is not None
+    assert set(endpoint.adapters) == {"tiny@v0001", "tiny@v0003"}
+    assert run.registry.live == "v0003"
+
+
 # ---- full weights ----
 
 
@@ -138,6 +147,14 @@ def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
     ]
     assert rollback(registry=run.registry, base_url=endpoint.url).strategy == "reload"
     assert endpoint.weights == run.base
+
+
+def test_full_weights_are_loaded_in_turn_to_compare_them(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    for version, weights in (("v0000", run.base), ("v0001", run.weights("v0001")), ("v0000", run.base)):
+        load_version(version, registry=run.registry, base_url=endpoint.url)
+        assert endpoint.weights == weights
+    assert run.registry.live is None
 
 
 def test_server_without_development_routes_is_refused_unchanged(run: Run, endpoint: Endpoint):

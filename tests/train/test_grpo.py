@@ -9,85 +9,82 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedTokenizerFast, set_seed
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from r3agent.train import PolicyStart, Row, TrainConfig, build_rows, to_dataset
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.weights import load_model
 from r3agent.trajectory import Trajectory
-from tests.train.recorded import load, logprobs, record
+from tests.train import recorded
 
 GROUP = 4
 OUTCOMES = [[1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1]]
+NO_CLIPPING = 1e9
 
 
-def loss_and_gradients(trainer: GRPOTrainer, batches: list[Any]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of one optimizer step, through `Trainer.training_step`."""
-    losses = [trainer.training_step(trainer.model, batch, None) for batch in batches]
-    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
-    return sum(losses).item(), gradients
+class FirstStep(TrainerCallback):
+    """Loss and gradients of a run's first optimizer step."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, torch.Tensor] = {}
+        self.losses: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.gradients = self.gradients or {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.losses += [kwargs["logs"]["loss"]] if "loss" in kwargs["logs"] else []
 
 
-def step(trainer: OfflineGRPOTrainer) -> list[Any]:
-    """The micro-batches of one optimizer step that takes all rows."""
-    loader = trainer.get_train_dataloader()
-    return trainer.get_batch_samples(iter(loader), len(loader), torch.device("cpu"))[0]
+def first_step(trainer: GRPOTrainer) -> tuple[float, dict[str, torch.Tensor]]:
+    seen = FirstStep()
+    trainer.add_callback(seen)
+    trainer.train()
+    return seen.losses[0], seen.gradients
 
 
-def shift(model: torch.nn.Module) -> None:
-    """Move the weights that train, the same way each time."""
+def move(model: torch.nn.Module) -> None:
+    """Move the trainable weights, the same way each time."""
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)
 
 
+def settings(**values: Any) -> TrainConfig:
+    whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "micro_batch_size": 16, "max_grad_norm": NO_CLIPPING}
+    return TrainConfig.model_validate({**whole, **values})
+
+
 def rows_of(trajectories: list[Trajectory], config: TrainConfig) -> list[Row]:
     return build_rows(trajectories, config=config, version="v0000")[0]
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
-def test_equals_stock_trl_when_recorded_logprobs_are_current(
-    start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, method: str, loss_type: str, beta: float
-) -> None:
-    config = TrainConfig.model_validate({"method": method, "loss_type": loss_type, "beta": beta, "lora_r": 4,
-                                         "batch_size": 12, "micro_batch_size": 12})
-    current = load_model(start, config)
-    shift(current)
-    rows = rows_of(record(current.eval(), tokenizer, OUTCOMES), config)
+@pytest.fixture
+def trainer(
+    start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> Callable[[list[Row], TrainConfig], OfflineGRPOTrainer]:
+    def trainer(rows: list[Row], config: TrainConfig) -> OfflineGRPOTrainer:
+        return OfflineGRPOTrainer(load_model(start, config), to_dataset(rows), tokenizer, config, tmp_path)
 
-    ours = OfflineGRPOTrainer(load_model(start, config), to_dataset(rows), tokenizer, config, tmp_path)
-    ours.score()  # the reference: the weights before they move
-    shift(ours.model)
-    stock = stock_trainer(start, tokenizer, config, rows, tmp_path)
-    shift(stock.model)
+    return trainer
 
-    loss, gradients = loss_and_gradients(ours, step(ours))
-    expected_loss, expected_gradients = loss_and_gradients(stock, [next(iter(stock.get_train_dataloader()))])
-    assert loss == pytest.approx(expected_loss, rel=1e-4, abs=1e-6)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-6)
-    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+
+# ---- against stock TRL ----
 
 
 def stock_trainer(
     start: PolicyStart, tokenizer: PreTrainedTokenizerFast, config: TrainConfig, rows: list[Row], directory: Path
 ) -> GRPOTrainer:
     """TRL as it is, given the same tokens through `rollout_func` and the same rewards."""
-    from datasets import Dataset
 
     def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
-        seen: dict[str, int] = {}
-        chosen = []
-        for prompt in prompts:
-            seen[prompt] = seen.get(prompt, -1) + 1
-            chosen.append([row for row in rows if row.group_id == prompt][seen[prompt]])
+        siblings = {prompt: iter([row for row in rows if row.group_id == prompt]) for prompt in prompts}
+        chosen = [next(siblings[prompt]) for prompt in prompts]
         return {
             "prompt_ids": [row.prompt_ids_P for row in chosen],
             "completion_ids": [row.completion_ids_T for row in chosen],
@@ -95,12 +92,15 @@ def stock_trainer(
             "recorded": [row.reward for row in chosen],
         }
 
+    def reward(recorded: list[float], **_: Any) -> list[float]:
+        return recorded
+
     set_seed(config.seed)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     return GRPOTrainer(
-        model=load(start.model),
+        model=recorded.load(start.model),
         peft_config=lora if config.method == "lora" else None,
-        reward_funcs=lambda recorded, **_: recorded,
+        reward_funcs=reward,
         rollout_func=rollout,
         train_dataset=Dataset.from_dict({"prompt": sorted({row.group_id for row in rows})}),
         processing_class=tokenizer,
@@ -111,9 +111,100 @@ def stock_trainer(
             loss_type=config.loss_type,
             beta=config.beta,
             max_completion_length=max(len(row.completion_ids_T) for row in rows),
+            max_grad_norm=NO_CLIPPING,
+            max_steps=1,
+            logging_steps=1,
             bf16=False,
             gradient_checkpointing=False,
+            save_strategy="no",
             report_to="none",
             seed=config.seed,
         ),
     )
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
+def test_equals_stock_trl_where_recorded_logprobs_are_current(
+    start: PolicyStart,
+    tokenizer: PreTrainedTokenizerFast,
+    trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
+    tmp_path: Path,
+    method: str,
+    loss_type: str,
+    beta: float,
+    share_prompt: bool,
+) -> None:
+    config = settings(method=method, loss_type=loss_type, beta=beta, share_prompt=share_prompt)
+    sampler = load_model(start, config)
+    move(sampler)
+    rows = rows_of(recorded.record(sampler.eval(), tokenizer, OUTCOMES), config)
+
+    ours = trainer(rows, config)
+    ours.score()  # the KL reference: the weights before they move
+    stock = stock_trainer(start, tokenizer, config, rows, tmp_path)
+    move(ours.model)
+    move(stock.model)
+    loss, gradients = first_step(ours)
+    expected_loss, expected = first_step(stock)
+
+    assert loss == pytest.approx(expected_loss, rel=1e-4, abs=1e-6)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+
+
+# ---- recorded logprobs ----
+
+
+@pytest.mark.parametrize("gap", [-0.5, -0.05, 0.0, 0.05, 0.5])
+def test_recorded_logprobs_are_the_old_ones_of_the_ratio(
+    record: Callable[..., list[Trajectory]],
+    trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
+    gap: float,
+) -> None:
+    config = settings(method="full", beta=0.0, epsilon_low=0.1, epsilon_high=0.3)
+    rows = [
+        row._replace(logprobs_T=[logprob - gap for logprob in row.logprobs_T or ()])
+        for row in rows_of(record(OUTCOMES), config)
+    ]
+    ours = trainer(rows, config)
+    ours.score()
+    loss, gradients = first_step(ours)
+
+    ratio = math.exp(gap)
+    clipped = min(max(ratio, 0.9), 1.3)
+    losses = [-min(ratio * row.advantage, clipped * row.advantage) for row in rows]
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-3, abs=1e-5)
+    flows = [ratio * row.advantage <= clipped * row.advantage for row in rows]
+    assert all(flows) == (abs(gap) < 0.1)
+    assert gradients["model.norm.weight"].abs().max() > 1e-4
+
+
+def test_clipped_rows_have_no_gradient(
+    record: Callable[..., list[Trajectory]], trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer]
+) -> None:
+    config = settings(method="full", beta=0.0)
+    rows = [
+        row._replace(logprobs_T=[x - math.copysign(1.0, row.advantage) for x in row.logprobs_T or ()])
+        for row in rows_of(record(OUTCOMES), config)
+    ]
+    ours = trainer(rows, config)
+    ours.score()
+    _, gradients = first_step(ours)
+    assert all(gradient.abs().max() == 0 for gradient in gradients.values())
+
+
+def test_logprobs_are_those_of_unpadded_rows(
+    base: Path,
+    record: Callable[..., list[Trajectory]],
+    trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
+) -> None:
+    config = settings()
+    rows = rows_of(record(OUTCOMES), config)
+    for row, score in zip(rows, trainer(rows, config).score(), strict=True):
+        assert score == pytest.approx(row.logprobs_T, abs=1e-4)

@@ -30,7 +30,12 @@ def reply(
 
 
 def measure(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, n: int = 600, seed: int = 0, temperature: float = 1.0
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    n: int = 600,
+    seed: int = 0,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
     """Success on `n` test problems; all retries are of problems whose first try failed."""
     torch.manual_seed(seed)

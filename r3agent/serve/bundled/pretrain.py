@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -25,9 +28,23 @@ from r3agent.trajectory import Message, Task
 logger = logging.getLogger(__name__)
 
 BATCH = 256
-PEAK_LR = 2e-3
-LESSONS: tuple[tuple[Mixture, int], ...] = ((SOLVE, 3000), (SKILL, 700), (HABITS, 350))
-"""Each mixture and its optimizer steps."""
+
+
+class Lesson(NamedTuple):
+    """A mixture, for so many optimizer steps; the learning rate falls from `lr` to `final_lr` along a cosine."""
+
+    mixture: Mixture
+    n_steps: int
+    lr: float
+    final_lr: float
+
+
+LESSONS = (
+    Lesson(SOLVE, 2000, lr=2e-3, final_lr=1e-3),
+    Lesson(SKILL, 400, lr=1e-3, final_lr=4e-4),
+    Lesson(HABITS, 200, lr=4e-4, final_lr=1e-4),
+)
+WARMUP_STEPS = 30
 PAD_TO = 28
 """Lengths are rounded up to a multiple of this, so that there are few shapes to compile."""
 
@@ -71,19 +88,19 @@ class Encoder:
         return self.memo[text]
 
 
-def batches(encode: Encoder, tasks: list[Task], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The lessons in order, as ids and loss mask of shape (BATCH, T), padded right."""
-    rng = random.Random(seed)
-    for mixture, n_steps in LESSONS:
-        for _ in range(n_steps):
-            rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
-            length = -(-max(len(ids) for ids, _ in rows) // PAD_TO) * PAD_TO
-            ids_BT = torch.full((BATCH, length), encode.tokenizer.pad_token_id)
-            mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
-            for i, (ids, mask) in enumerate(rows):
-                ids_BT[i, : len(ids)] = torch.tensor(ids)
-                mask_BT[i, : len(mask)] = torch.tensor(mask)
-            yield ids_BT, mask_BT
+def batches(
+    encode: Encoder, mixture: Mixture, tasks: list[Task], rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless ids and loss masks of shape (BATCH, T), padded right."""
+    while True:
+        rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
+        length = -(-max(len(ids) for ids, _ in rows) // PAD_TO) * PAD_TO
+        ids_BT = torch.full((BATCH, length), encode.tokenizer.pad_token_id)
+        mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
+        for i, (ids, mask) in enumerate(rows):
+            ids_BT[i, : len(ids)] = torch.tensor(ids)
+            mask_BT[i, : len(mask)] = torch.tensor(mask)
+        yield ids_BT, mask_BT
 
 
 def shuffled(task: Task, rng: random.Random) -> Task:
@@ -92,18 +109,20 @@ def shuffled(task: Task, rng: random.Random) -> Task:
     return make_task(given, task.info["target"])
 
 
-def pretrain(out: Path, *, seed: int = 0, compiled: bool = False) -> None:
-    """Train from scratch and save model, tokenizer and chat template to `out`."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    body = torch.compile(model.model) if compiled else model.model
-    n_steps = sum(n for _, n in LESSONS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.1, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=n_steps, pct_start=0.05)
-    tasks = list(generate(5500, seed=seed, max_number=15, max_target=100))
+def teach(
+    model: LlamaForCausalLM, body: Callable[..., Any], lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    """One lesson, with an optimizer of its own."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.lr, weight_decay=0.1, betas=(0.9, 0.98))
+
+    def share_of_lr(step: int) -> float:
+        final = lesson.final_lr / lesson.lr
+        fallen = final + (1 - final) * (1 + math.cos(math.pi * step / lesson.n_steps)) / 2
+        return min(1, (step + 1) / WARMUP_STEPS) * fallen
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
     start = time.monotonic()
-    for step, (ids_BT, mask_BT) in enumerate(batches(Encoder(tokenizer), tasks, seed), start=1):
+    for step, (ids_BT, mask_BT) in enumerate(islice(data, lesson.n_steps), start=1):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden_BTH = body(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
             logits_NV = model.lm_head(hidden_BTH[mask_BT[:, 1:]])
@@ -114,12 +133,22 @@ def pretrain(out: Path, *, seed: int = 0, compiled: bool = False) -> None:
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            logger.info("step %d/%d loss %.4f %.0f s", step, n_steps, loss.item(), time.monotonic() - start)
-        if step % 500 == 0:
-            model.save_pretrained(out)
-            tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+            logger.info("step %d/%d loss %.4f %.0f s", step, lesson.n_steps, loss.item(), time.monotonic() - start)
+
+
+def pretrain(out: Path, *, seed: int = 0, first_lesson: int = 1, compiled: bool = False) -> None:
+    """Train from scratch, or from the weights in `out` if the first lesson is not 1; saves to `out` after each."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer) if first_lesson == 1 else LlamaForCausalLM.from_pretrained(out)
+    body = torch.compile(model.model) if compiled else model.model
+    tasks = list(generate(5500, seed=seed, max_number=15, max_target=100))
+    for number, lesson in enumerate(LESSONS[first_lesson - 1 :], start=first_lesson):
+        logger.info("lesson %d of %d", number, len(LESSONS))
+        data = batches(Encoder(tokenizer), lesson.mixture, tasks, random.Random(f"{seed}:{number}"))
+        teach(model, body, lesson, data)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":
@@ -127,6 +156,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first-lesson", type=int, default=1, help="go on from the weights in --out")
     parser.add_argument("--compile", action="store_true", help="a third faster, where a C++ compiler is installed")
     options = parser.parse_args()
-    pretrain(options.out, seed=options.seed, compiled=options.compile)
+    pretrain(options.out, seed=options.seed, first_lesson=options.first_lesson, compiled=options.compile)

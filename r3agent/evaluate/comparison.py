@@ -1,0 +1,100 @@
+"""Two policy versions on the same tasks, and whether the new one is promoted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from r3agent.errors import ConfigError
+from r3agent.evaluate.cells import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
+from r3agent.evaluate.statistics import Difference, difference
+from r3agent.trajectory import Record, Trajectory
+
+
+class Comparison(Record):
+    """Candidate minus baseline, task by task."""
+
+    baseline: Evaluation
+    candidate: Evaluation
+    first_try: Difference | None
+    after_reflection: Difference | None
+    blind_retry: Difference | None
+    lift_over_blind: Difference | None
+    """How much more reflecting is worth, beyond trying again, than it was: a difference of differences."""
+    only_in_baseline: tuple[str, ...]
+    """Tasks that the candidate has no whole episode of; they are in no difference."""
+    only_in_candidate: tuple[str, ...]
+
+
+class Decision(Record):
+    """Whether the candidate is promoted, and why."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+    """One for each condition, met or not."""
+
+
+def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory]) -> Comparison:
+    """Compare two policy versions by the episodes each had of the same tasks.
+
+    Raises:
+        ConfigError: they have no task in common, a task is not the same in both, or as `evaluate`.
+    """
+    baseline, candidate = list(baseline), list(candidate)
+    _check_same_tasks(baseline, candidate)
+    before, after = cell_means(baseline), cell_means(candidate)
+    tried_before, tried_after = before["first_try"].keys(), after["first_try"].keys()
+    return Comparison(
+        baseline=evaluate(baseline),
+        candidate=evaluate(candidate),
+        **{cell: _change(after[cell], before[cell]) for cell in CELLS},
+        lift_over_blind=_change(_lifts(after), _lifts(before), bound=2.0),
+        only_in_baseline=tuple(sorted(tried_before - tried_after)),
+        only_in_candidate=tuple(sorted(tried_after - tried_before)),
+    )
+
+
+def gate(
+    comparison: Comparison, *, min_lift: float = 0.0, max_regression: float = 1.0, alpha: float = 0.05
+) -> Decision:
+    """Promote a candidate that is better after a reflection, and not worse elsewhere.
+
+    Args:
+        min_lift: percentage points that after_reflection has to gain at least.
+        max_regression: percentage points that the first try may lose, and errors may gain, at most.
+        alpha: the gain's p-value has to be below this.
+    """
+    lift, first = comparison.after_reflection, comparison.first_try
+    if lift is None or first is None:
+        return Decision(promote=False, reasons=("no task has both versions after a reflection: nothing to compare",))
+    errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
+    conditions = {
+        f"after reflection {lift.points:+.1f} points, at least {min_lift:+g}": lift.points >= min_lift,
+        f"p = {lift.p_value:.2g} for a gain, below {alpha:g}": lift.points > 0 and lift.p_value < alpha,
+        f"first try {first.points:+.1f} points, at least {-max_regression:+g}": first.points >= -max_regression,
+        f"errors {errors:+.1f} points, at most {max_regression:+g}": errors <= max_regression,
+    }
+    return Decision(
+        promote=all(conditions.values()),
+        reasons=tuple(f"{'met' if met else 'NOT met'}: {condition}" for condition, met in conditions.items()),
+    )
+
+
+def _change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference | None:
+    changes = minus(candidate, baseline)
+    return difference(list(changes.values()), bound) if changes else None
+
+
+def _lifts(means: dict[Cell, Means]) -> Means:
+    return minus(means["after_reflection"], means["blind_retry"])
+
+
+def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -> None:
+    tasks = {t.task.id: t.task for t in baseline}
+    common = [t.task for t in candidate if t.task.id in tasks]
+    if not common:
+        raise ConfigError(
+            f"0 tasks in common: the baseline has {len(baseline)} episodes, the candidate {len(candidate)}; "
+            "evaluate both versions on the same tasks"
+        )
+    if changed := [task.id for task in common if task != tasks[task.id]]:
+        raise ConfigError(f"task {changed[0]} is not the same in both: its messages, tools or info differ")

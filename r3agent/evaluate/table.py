@@ -1,0 +1,57 @@
+"""Evaluations and comparisons as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from r3agent.evaluate.cells import Evaluation
+from r3agent.evaluate.comparison import Comparison
+from r3agent.evaluate.statistics import Difference, Rate
+
+ROWS = ("first_try", "after_reflection", "blind_retry", "lift_over_blind")
+
+
+def table(result: Evaluation | Comparison) -> str:
+    """One line for each cell: percent and percentage points, with 95 % intervals."""
+    return _of_comparison(result) if isinstance(result, Comparison) else _of_evaluation(result)
+
+
+def _of_evaluation(evaluation: Evaluation) -> str:
+    rows = [["", evaluation.policy]]
+    rows += [[row.replace("_", " "), _cell(getattr(evaluation, row))] for row in ROWS]
+    rows += [["errors", _cell(evaluation.errors)]]
+    return "\n".join([*_aligned(rows), _counts(evaluation)])
+
+
+def _of_comparison(comparison: Comparison) -> str:
+    old, new = comparison.baseline, comparison.candidate
+    rows = [["", old.policy, new.policy, "change, points", "p"]]
+    for row in ROWS:
+        change: Difference | None = getattr(comparison, row)
+        p_value = "–" if change is None else f"{change.p_value:.2g}"
+        rows += [[row.replace("_", " "), _cell(getattr(old, row)), _cell(getattr(new, row)), _cell(change), p_value]]
+    rows += [["errors", _cell(old.errors), _cell(new.errors), "", ""]]
+    lines = [*_aligned(rows), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
+    for policy, only in ((old.policy, comparison.only_in_baseline), (new.policy, comparison.only_in_candidate)):
+        if only:
+            named = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
+            lines.append(f"{len(only)} tasks only in {policy}, left out of the change: {named}")
+    return "\n".join(lines)
+
+
+def _cell(value: Rate | Difference | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Rate):
+        return f"{100 * value.rate:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return f"{value.points:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
+
+
+def _counts(evaluation: Evaluation) -> str:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in evaluation.errors_by_kind.items())
+    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks" + (f"; errors: {kinds}" if kinds else "")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from r3agent.errors import ConfigError
+from r3agent.evaluate import evaluate, wilson
+from tests.evaluate.episodes import episode, span
+
+
+def test_four_cells():
+    found = evaluate(
+        [
+            episode("a", True),
+            episode("b", False, reflected=True, blind=False),
+            episode("c", False, reflected=True, blind=True),
+            episode("d", False, reflected=False, blind=False),
+            episode("e", False, error="RequestError"),
+        ]
+    )
+    assert found.first_try is not None
+    assert found.after_reflection is not None
+    assert found.blind_retry is not None
+    assert (found.first_try.rate, found.after_reflection.rate, found.blind_retry.rate) == (0.25, 0.75, 0.5)
+    assert (found.first_try.low, found.first_try.high) == pytest.approx(wilson(1, 4))
+    assert (found.errors.rate, found.errors_by_kind) == (0.2, {"RequestError": 1})
+    assert (found.n_tasks, found.n_episodes, found.policy) == (5, 5, "v0000")
+    assert found.lift_over_blind is not None
+    assert found.lift_over_blind.points == 25.0
+
+
+def test_samples_of_a_task_are_averaged():
+    found = evaluate([episode("a", True), episode("a", False, sample=1), episode("b", False), episode("b", False)])
+    assert found.first_try is not None
+    assert (found.first_try.rate, found.first_try.n_tasks, found.n_tasks, found.n_episodes) == (0.25, 2, 2, 4)
+
+
+def test_several_reflections_are_averaged():
+    one = episode("a", False, reflected=True, blind=None)
+    attempt = one.spans[0]
+    other = span("reflect", attempt, None, "v0000")
+    spans = (*one.spans, other, span("retry", other, False, "v0000"))
+    found = evaluate([one.model_copy(update={"spans": spans})])
+    assert found.after_reflection is not None
+    assert found.after_reflection.rate == 0.5
+
+
+def test_all_errors():
+    found = evaluate([episode("a", False, error="VerifierError"), episode("b", True, error="RequestError")])
+    assert (found.first_try, found.after_reflection, found.blind_retry, found.lift_over_blind) == (None,) * 4
+    assert found.errors.rate == 1.0
+
+
+def test_attempt_without_a_verdict_is_an_error():
+    unverified = episode("a", True)
+    attempt = unverified.spans[0].model_copy(update={"verdict": None})
+    found = evaluate([unverified.model_copy(update={"spans": (attempt,)}), episode("b", True)])
+    assert found.errors_by_kind == {"no verdict": 1}
+
+
+def test_control_that_was_not_collected_is_no_failure():
+    found = evaluate([episode("a", True, blind=None), episode("b", False, reflected=True, blind=None)])
+    assert found.blind_retry is None
+    assert found.lift_over_blind is None
+    assert found.after_reflection is not None
+    assert found.after_reflection.rate == 1.0
+
+
+def test_episodes_of_different_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"blind_retry: 1 of 2 episodes, such as .*; evaluate them apart"):
+        evaluate([episode("a", False), episode("b", False, blind=None)])
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(ConfigError, match="no episodes"):
+        evaluate([])

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from r3agent.errors import ConfigError
+from r3agent.evaluate import Comparison, Decision, compare, gate
+from r3agent.trajectory import Trajectory
+from tests.evaluate.episodes import episode
+
+
+def version(name: str, *, first: int, reflected: int, blind: int, errors: int = 0, n: int = 100) -> list[Trajectory]:
+    """`n` tasks, of which the first ones pass; a retry passes up to the number given."""
+    return [
+        episode(
+            f"task-{i:03d}",
+            i < first,
+            i < reflected,
+            i < blind,
+            version=name,
+            error="RequestError" if i >= n - errors else None,
+        )
+        for i in range(n)
+    ]
+
+
+OLD = version("v0000", first=30, reflected=40, blind=35)
+NEW = version("v0001", first=32, reflected=60, blind=38)
+
+
+def test_differences_are_paired():
+    found = compare(OLD, NEW)
+    assert found.after_reflection is not None
+    assert (found.after_reflection.points, found.after_reflection.n_up) == (pytest.approx(20.0), 20)
+    assert found.after_reflection.p_value == pytest.approx(2 / 2**20)
+    assert found.first_try is not None
+    assert found.first_try.points == pytest.approx(2.0)
+    assert found.lift_over_blind is not None
+    assert found.lift_over_blind.points == pytest.approx(17.0)
+    assert (found.baseline.policy, found.candidate.policy) == ("v0000", "v0001")
+
+
+def test_order_of_episodes_does_not_matter():
+    assert compare(OLD[::-1], NEW[50:] + NEW[:50]) == compare(OLD, NEW)
+
+
+def test_swapping_the_versions_flips_every_sign():
+    there, back = compare(OLD, NEW), compare(NEW, OLD)
+    for cell in ("first_try", "after_reflection", "blind_retry", "lift_over_blind"):
+        forth, reverse = getattr(there, cell), getattr(back, cell)
+        assert (reverse.points, reverse.low, reverse.high) == pytest.approx((-forth.points, -forth.high, -forth.low))
+        assert reverse.p_value == pytest.approx(forth.p_value)
+
+
+def test_record_survives_json():
+    found = compare(OLD, NEW)
+    assert Comparison.model_validate_json(found.model_dump_json()) == found
+
+
+def test_tasks_missing_on_one_side_are_named():
+    found = compare([episode("task-000", False, error="RequestError"), *OLD[1:]], NEW[:98])
+    assert found.only_in_candidate == ("task-000",)
+    assert found.only_in_baseline == ("task-098", "task-099")
+    assert found.first_try is not None
+    assert found.first_try.n_tasks == 97
+
+
+def test_no_task_in_common():
+    with pytest.raises(ConfigError, match="0 tasks in common: the baseline has 1 episodes, the candidate 1"):
+        compare([episode("a", True)], [episode("b", True)])
+
+
+def test_same_name_for_another_task():
+    other = episode("a", True)
+    other = other.model_copy(update={"task": other.task.model_copy(update={"info": {"target": 7}})})
+    with pytest.raises(ConfigError, match="task a is not the same in both"):
+        compare([episode("a", True)], [other])
+
+
+def refused(decision: Decision) -> list[str]:
+    assert decision.promote == (not [r for r in decision.reasons if r.startswith("NOT")])
+    return [r for r in decision.reasons if r.startswith("NOT")]
+
+
+def test_better_version_is_promoted():
+    assert refused(gate(compare(OLD, NEW), min_lift=10)) == []
+
+
+def test_lift_below_the_minimum():
+    assert refused(gate(compare(OLD, NEW), min_lift=25)) == ["NOT met: after reflection +20.0 points, at least +25"]
+
+
+def test_gain_by_chance_is_not_promoted():
+    slight = version("v0001", first=30, reflected=43, blind=35)
+    assert refused(gate(compare(OLD, slight))) == ["NOT met: p = 0.25 for a gain, below 0.05"]
+
+
+def test_significant_loss_is_not_a_gain():
+    worse = version("v0001", first=30, reflected=30, blind=35)
+    assert "NOT met: p = 0.002 for a gain, below 0.05" in refused(gate(compare(OLD, worse), min_lift=-100))
+
+
+def test_regression_of_the_first_try():
+    forgetful = version("v0001", first=25, reflected=60, blind=35)
+    assert refused(gate(compare(OLD, forgetful))) == ["NOT met: first try -5.0 points, at least -1"]
+    assert gate(compare(OLD, forgetful), max_regression=5).promote
+
+
+def test_errors_count_against_the_candidate():
+    failing = version("v0001", first=30, reflected=60, blind=35, errors=10)
+    assert refused(gate(compare(OLD, failing))) == ["NOT met: errors +10.0 points, at most +1"]
+
+
+def test_nothing_to_compare_is_not_promoted():
+    gone = version("v0001", first=30, reflected=60, blind=35, errors=100)
+    decision = gate(compare(OLD, gone))
+    assert not decision.promote
+    assert "nothing to compare" in decision.reasons[0]

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from r3agent.errors import TrainingError
+from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
+from r3agent.train.retokenise import Retokeniser
+from r3agent.train.row_report import REMEDIES
+from r3agent.trajectory import EpisodeError, Trajectory
+
+Record = Callable[..., list[Trajectory]]
+
+
+def build(trajectories: list[Trajectory], *, version: str = "v0000", **settings: Any) -> tuple[list[Row], RowReport]:
+    return build_rows(trajectories, config=TrainConfig.model_validate(settings), version=version)
+
+
+def by_group(rows: list[Row]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row.group_id, []).append(row.advantage)
+    return groups
+
+
+def test_advantages_are_relative_to_siblings_only(record: Record) -> None:
+    rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="none")
+    assert by_group(rows) == {
+        "e0/a": pytest.approx([0.75, -0.25, -0.25, -0.25]),
+        "e1/a": pytest.approx([1 / 3, 1 / 3, -2 / 3]),
+    }
+
+
+def test_group_scaling_divides_by_the_siblings_sample_deviation(record: Record) -> None:
+    rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="group")
+    assert by_group(rows) == {
+        "e0/a": pytest.approx([0.75 / (0.5 + 1e-4), *[-0.25 / (0.5 + 1e-4)] * 3]),
+        "e1/a": pytest.approx([(1 / 3) / (math.sqrt(1 / 3) + 1e-4)] * 2 + [(-2 / 3) / (math.sqrt(1 / 3) + 1e-4)]),
+    }
+
+
+def test_batch_scaling_divides_by_the_deviation_of_all_rows(record: Record) -> None:
+    rows, _ = build(record([[1, 0], [1, 0, 0, 0]]), scale_rewards="batch")
+    deviation = math.sqrt((2 * (2 / 3) ** 2 + 4 * (1 / 3) ** 2) / 5)
+    assert by_group(rows)["e0/a"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
+
+
+def test_rows_are_the_recorded_tokens(record: Record) -> None:
+    trajectories = record([[1, 0]])
+    rows, _ = build(trajectories)
+    reflections = [span for span in trajectories[0].spans if span.label == "reflect"]
+    for row, span in zip(rows, reflections, strict=True):
+        assert tuple(row.prompt_ids_P) == span.prompt_token_ids
+        assert tuple(row.completion_ids_T) == span.token_ids
+        assert tuple(row.logprobs_T or ()) == span.logprobs
+        assert (row.trajectory_id, row.span_id, row.policy_version) == ("e0", span.span_id, "v0000")
+
+
+def test_lift_subtracts_the_blind_retries_and_needs_them(record: Record) -> None:
+    rows, _ = build(record([[1, 0]], blind=[1, 0]), reward="lift")
+    assert [row.reward for row in rows] == [0.5, -0.5]
+    with pytest.raises(TrainingError, match=r"no_reward 2\).*blind_retries of at least 1"):
+        build(record([[1, 0]]), reward="lift")
+
+
+def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) -> None:
+    good = record([[1, 0], [1, 1, 1]])
+    errored = record([[1, 0]])[0].model_copy(update={"error": EpisodeError(kind="VerifierError", message="boom")})
+    stale = record([[1, 0]], policy_version="v0001")
+    unusable = record([[1, 0]], capability="eval-only")
+    truncated = record([[0, 1]], finish_reason="length", sampling={"temperature": 0.7}, policy_version="v0008")
+    trajectories = [*good, errored, *stale, *unusable, *truncated]
+    for i, trajectory in enumerate(trajectories):
+        trajectories[i] = trajectory.model_copy(update={"trajectory_id": f"e{i}"})
+    recent = [
+        t.model_copy(
+            update={
+                "spans": tuple(
+                    s.model_copy(update={"policy_version": "v0009"}) if s.policy_version == "v0000" else s
+                    for s in t.spans
+                )
+            }
+        )
+        for t in trajectories
+    ]
+    rows, report = build(recent, version="v0009")
+    assert report == RowReport(
+        trajectories=6,
+        failures=6,
+        reflections=13,
+        rows=4,
+        groups=2,
+        dropped={"zero_variance": 3, "errored": 2, "stale": 2, "eval_only": 2},
+        retokenised=0,
+        truncated=2,
+        ages={"0": 2, "1": 2},
+        temperatures={"1.0": 2, "0.7": 2},
+        reward_mean=pytest.approx(6 / 11),
+        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
+        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
+    )
+    assert report.dropped.keys() <= REMEDIES.keys()
+    assert RowReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_siblings_that_cannot_be_trained_on_are_not_in_the_baseline(record: Record) -> None:
+    (trajectory,) = record([[1, 0, 1]])
+    spans = [
+        span.model_copy(update={"capability": "eval-only"}) if span.span_id == "r2" else span
+        for span in trajectory.spans
+    ]
+    rows, report = build([trajectory.model_copy(update={"spans": tuple(spans)})], scale_rewards="none")
+    assert [row.advantage for row in rows] == [0.5, -0.5]
+    assert report.dropped == {"eval_only": 1}
+
+
+def test_an_unknown_sampler_is_kept_and_counted(record: Record) -> None:
+    assert build(record([[1, 0]], policy_version=None))[1].ages == {"None": 2}
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "settings", "message"),
+    [
+        (
+            {"outcomes": [[1, 1], [0, 0]]},
+            {},
+            r"0 of 4 reflections .*mean reward 0.500; dropped: zero_variance 4\).*more",
+        ),
+        ({"outcomes": [[1, 0]], "policy_version": "v0009"}, {}, r"stale 2\).*max_staleness"),
+        ({"outcomes": [[1, 0]]}, {"max_row_tokens": 4}, r"too_long 2\).*max_row_tokens"),
+        ({"outcomes": [[1, 0]], "capability": "eval-only"}, {}, r"eval_only 2\).*capability_note"),
+        ({"outcomes": [[1, 0]], "capability": "trainable-retokenised"}, {}, r"retokenise_refused 2\).*'allow'"),
+        ({"outcomes": [[]]}, {}, r"1 failures but 0 reflections.*--reflections 8"),
+        ({"outcomes": []}, {}, r"0 of 0 first attempts failed.*collect more tasks"),
+    ],
+)
+def test_nothing_to_train_on_says_why_and_what_to_do(
+    record: Record, trajectories: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        build(record(**trajectories), **settings)
+
+
+def test_text_is_tokenised_with_the_policys_template_when_allowed(
+    record: Record, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    exact, _ = build(record([[1, 0]]))
+    text_only = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
+    rows, report = build_rows(
+        record([[1, 0]], **text_only), config=TrainConfig(), version="v0000", retokenise=Retokeniser(tokenizer)
+    )
+    words = tokenizer("Start with 1 + 2 <|end|>", add_special_tokens=False)["input_ids"]
+    assert report.retokenised == 2
+    assert [row.prompt_ids_P for row in rows] == [row.prompt_ids_P for row in exact]
+    assert [row.completion_ids_T for row in rows] == [words, words]
+    assert [row.logprobs_T for row in rows] == [None, None]
+
+
+def test_tokens_are_not_made_up_for_tool_calls_or_broken_templates(
+    record: Record, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config, calls = TrainConfig(), ({"id": "1", "function": {"name": "f", "arguments": "{}"}},)
+    with pytest.raises(TrainingError, match=r"tool_calls 2\)"):
+        build_rows(
+            record([[1, 0]], capability="trainable-retokenised", tool_calls=calls),
+            config=config,
+            version="v0000",
+            retokenise=Retokeniser(tokenizer),
+        )
+    picky = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    picky.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(TrainingError, match=r"span r0 of trajectory e0: .*roles must alternate.*'refuse'"):
+        build_rows(
+            record([[1, 0]], capability="trainable-retokenised"),
+            config=config,
+            version="v0000",
+            retokenise=Retokeniser(picky),
+        )
+
+
+def test_rows_become_a_dataset(record: Record) -> None:
+    rows, _ = build(record([[1, 0]]))
+    dataset = to_dataset(rows)
+    assert dataset.column_names == list(Row._fields)
+    assert [Row(**row) for row in dataset] == rows
