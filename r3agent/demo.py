@@ -21,6 +21,7 @@ SETTINGS: dict[str, Any] = {
     "collect.reflections": 8,
     "collect.blind_retries": 0,
     "train.learning_rate": 1e-3,
+    "train.max_staleness": 0,
     "train.batch_size": 256,
     "train.micro_batch_size": 256,
     "eval.n": 600,

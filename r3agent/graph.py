@@ -10,18 +10,22 @@ prefill (`benchmarks/graph_overhead.py` measures both).
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import START, StateGraph
 
 from r3agent._async import run_sync
 from r3agent.errors import ConfigError
-from r3agent.nodes import Nodes, Update
+from r3agent.nodes import Nodes
 from r3agent.policy import Policy, Sampling
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
 from r3agent.verifiers import Verifier
+
+T = TypeVar("T")
+
+Next: TypeAlias = Literal["reflect", "retry", "__end__"]
 
 
 def build_graph(
@@ -71,33 +75,38 @@ def build_graph(
         reflect_sampling=reflect_sampling or sampling,
     )
 
-    def after_verify(state: EpisodeState) -> Literal["reflect", "retry", "__end__"]:
+    async def after_verify(state: EpisodeState) -> Next:
         if not state["frontier"]:
             return "__end__"
         return "reflect" if reflections else "retry"
 
     graph = StateGraph(EpisodeState, input_schema=EpisodeInput, output_schema=EpisodeOutput)
     for node in (nodes.attempt, nodes.verify, nodes.reflect, nodes.retry):
-        graph.add_node(node.__name__, AsyncNode(node))
+        graph.add_node(node.__name__, AsyncStep(node))
     graph.add_edge(START, "attempt")
     graph.add_edge("attempt", "verify")
-    graph.add_conditional_edges("verify", after_verify)
+    graph.add_conditional_edges("verify", AsyncStep(after_verify), list(get_args(Next)))
     graph.add_edge("reflect", "retry")
     graph.add_edge("retry", "verify")
     return graph
 
 
-class AsyncNode(Runnable[EpisodeState, Update]):
-    """An async node that `invoke` can run too; unlike a `RunnableLambda` it does not inspect itself at every step."""
+class AsyncStep(Runnable[EpisodeState, T]):
+    """An async node or router that `invoke` can run too.
 
-    def __init__(self, node: Callable[[EpisodeState], Coroutine[Any, Any, Update]]) -> None:
-        self._node = node
+    LangGraph would run a sync router in a thread, and LangChain's `RunnableLambda` inspects itself at every step.
+    """
 
-    def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        return run_sync(self._node(input))
+    name = None
 
-    async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        return await self._node(input)
+    def __init__(self, step: Callable[[EpisodeState], Coroutine[Any, Any, T]]) -> None:
+        self._step = step
+
+    def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
+        return run_sync(self._step(input))
+
+    async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
+        return await self._step(input)
 
 
 def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:

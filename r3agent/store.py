@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from errno import EACCES
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import orjson
 from pydantic import ValidationError
 
-from r3agent.errors import ConfigError, RecordError
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -26,49 +26,64 @@ logger = logging.getLogger(__name__)
 
 
 class TrajectoryWriter:
-    """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once."""
+    """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once.
+
+    Raises:
+        ConfigError: the directory cannot be made or written.
+    """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._fd: int | None = None
-
-    def append(self, trajectory: Trajectory) -> None:
-        """Write one record with a single `write`, so that a crash tears at most the last line.
-
-        Raises:
-            ConfigError: the directory cannot be written.
-        """
-        if self._fd is None:
-            self._fd = self._open_shard()
-        line = memoryview(trajectory.model_dump_json().encode() + b"\n")
-        while line:
-            line = line[os.write(self._fd, line) :]
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = None
-
-    def _open_shard(self) -> int:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            number = len(list(self.directory.glob("*.jsonl")))
-            while True:
-                path = self.directory / f"{number:05d}.jsonl"
-                try:
-                    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-                except FileExistsError:
-                    number += 1
+            if not os.access(self.directory, os.W_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
         except OSError as error:
             raise ConfigError(
                 f"cannot write to {self.directory}: {error.strerror}; choose another directory or free it"
             ) from error
 
+    def append(self, trajectory: Trajectory) -> None:
+        """Write one record with a single `write`, so that a crash tears at most the last line.
+
+        Raises:
+            RecordError: the disk is full or gone; what was appended before stays.
+        """
+        line = memoryview(trajectory.model_dump_json().encode() + b"\n")
+        try:
+            if self._fd is None:
+                self._fd = self._open_shard()
+            while line:
+                line = line[os.write(self._fd, line) :]
+        except OSError as error:
+            self._abandon()
+            raise RecordError(f"cannot write to {self.directory}: {error.strerror}; what is stored stays") from error
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.fsync(self._fd)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Leave the shard as it is: what comes after a torn line goes to another."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _open_shard(self) -> int:
+        number = len(shards(self.directory))
+        while True:
+            path = self.directory / f"{number:05d}.jsonl"
+            try:
+                return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+            except FileExistsError:
+                number += 1
+
     def __enter__(self) -> TrajectoryWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -76,26 +91,33 @@ def read(directory: str | Path) -> Iterator[Trajectory]:
     """Every record of every shard, in order of writing.
 
     Raises:
+        ConfigError: there is no such directory.
         RecordError: a whole line is not a trajectory.
         SchemaVersionError: another version of r3agent wrote it.
     """
     for shard in shards(directory):
-        for number, line in enumerate(shard.read_bytes().split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                data = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                logger.warning("%s:%d: torn line skipped (%d bytes)", shard, number, len(line))
-                continue
-            try:
-                yield Trajectory.model_validate(data)
-            except ValidationError as error:
-                raise RecordError(f"{shard}:{number}: not a trajectory: {error}") from error
+        with shard.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{shard}:{number}"
+                try:
+                    data = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    logger.warning("%s: torn line skipped (%d bytes)", where, len(line))
+                    continue
+                try:
+                    yield Trajectory.model_validate(data)
+                except SchemaVersionError as error:
+                    raise SchemaVersionError(f"{where}: {error}") from None
+                except ValidationError as error:
+                    raise RecordError(f"{where}: not a trajectory: {error}") from error
 
 
 def load(directory: str | Path) -> list[Trajectory]:
-    """One trajectory for each id: an episode that was collected again replaces the one that errored."""
+    """One trajectory for each id: an episode that was collected again replaces the one that errored.
+
+    Raises:
+        ConfigError, RecordError, SchemaVersionError: as `read`.
+    """
     by_id: dict[str, Trajectory] = {}
     for trajectory in read(directory):
         known = by_id.get(trajectory.trajectory_id)
@@ -105,6 +127,13 @@ def load(directory: str | Path) -> list[Trajectory]:
 
 
 def shards(directory: str | Path) -> list[Path]:
+    """The files of a store, in order of writing.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    if not Path(directory).is_dir():
+        raise ConfigError(f"{directory}: there is no such directory; collect some trajectories first")
     return sorted(Path(directory).glob("*.jsonl"))
 
 

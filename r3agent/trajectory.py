@@ -45,14 +45,22 @@ class Record(BaseModel):
 class Task(Record):
     """One problem: what the policy is shown and what the verifier needs."""
 
+    id: str
+    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
     messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation so far, ending with the user's request."""
-    id: str = Field(default_factory=lambda data: _digest(data.get("messages")))
-    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
     tools: tuple[dict[str, Any], ...] = ()
     """Tool definitions in the shape of OpenAI's API."""
     info: dict[str, Any] = {}
     """Whatever the verifier needs; never shown to the policy."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "id" not in data and "messages" in data:
+            shown = json.dumps(data["messages"], sort_keys=True, default=str)
+            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
+        return data
 
 
 class Verdict(Record):
@@ -104,10 +112,6 @@ class Generation(Record):
         if self.tool_calls:
             message["tool_calls"] = list(self.tool_calls)
         return message
-
-
-def _digest(messages: object) -> str:
-    return sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def new_id() -> str:

@@ -85,8 +85,8 @@ def _gaps(served: Sequence[float], logprobs_T: Sequence[float]) -> list[float]:
 
 
 def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Verdict:
-    """Weights count as recognised when they are at least twice as near as the others."""
-    if parent_gap is not None and 2 * parent_gap < gap:
+    """Weights are recognised within the tolerance, and when they are at least twice as near as the others."""
+    if parent_gap is not None and parent_gap <= tolerance and 2 * parent_gap < gap:
         return "old"
     if not gap <= tolerance:
         return "other"
@@ -96,13 +96,15 @@ def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Verdict:
 
 
 def _failure(report: CanaryReport) -> str:
-    numbers = f"logprobs are {report.gap:.3g} nats per token from the checkpoint's, the limit is {report.tolerance:g}"
+    numbers = f"{report.gap:.3g} nats per token from the checkpoint's, the limit is {report.tolerance:g}"
+    if report.parent_gap is not None:
+        numbers += f", and {report.parent_gap:.3g} from the old weights'"
     if report.verdict == "old":
         return (
-            f"{report.served_name}: the server still serves the old weights: its {numbers}, "
-            f"and {report.parent_gap:.3g} from the old weights'; look for a failed load in the server's log"
+            f"{report.served_name}: the server still serves the old weights, its logprobs are {numbers}; "
+            "look for a failed load in the server's log"
         )
     return (
-        f"{report.served_name}: the weights arrived in part, or are others: the server's {numbers}; check that it "
-        "serves the base model of this run, or pass a larger tolerance if it is quantized"
+        f"{report.served_name}: the weights arrived in part, or are others, the server's logprobs are {numbers}; "
+        "check that it serves the base model of this run, or pass a larger tolerance if it is quantized"
     )

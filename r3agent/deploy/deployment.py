@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
-
 from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check
 from r3agent.deploy.lock import deploy_lock
-from r3agent.deploy.lora import LoraLoad, unload_old
-from r3agent.deploy.reload import WeightReload
+from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
+from r3agent.deploy.strategy import Change, Strategy, choose
 from r3agent.errors import ConfigError, DeployError
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
+from r3agent.registry import Registry
 from r3agent.trajectory import Record
-
-Strategy: TypeAlias = Literal["none", "lora", "reload"]
-"""`none`: the base, when the server has it in place already."""
 
 
 class LoadReport(Record):
@@ -37,22 +31,6 @@ class DeployReport(LoadReport):
     """Live until then."""
     unloaded: tuple[str, ...]
     """Served names of old versions that were taken off the server."""
-
-
-class Change(Protocol):
-    """One way of changing a server's weights."""
-
-    def check(self) -> None:
-        """Judge the weights on disk, before the server is touched."""
-        ...
-
-    def apply(self, server: Server) -> None:
-        """Bring them onto the server."""
-        ...
-
-    def undo(self, server: Server) -> str:
-        """Put back what was there, after a failure; says what the server has now."""
-        ...
 
 
 def deploy(
@@ -90,8 +68,8 @@ def deploy(
         previous = registry.live
         registry.set_live(version)
         unloaded, warnings = _tidy(server, registry, keep)
-    report = loaded.model_dump() | {"warnings": (*loaded.warnings, *warnings)}
-    return DeployReport(**report, previous=previous, unloaded=tuple(unloaded))
+    loaded = loaded.model_copy(update={"warnings": (*loaded.warnings, *warnings)})
+    return DeployReport.model_validate({**loaded.model_dump(), "previous": previous, "unloaded": unloaded})
 
 
 def load_version(
@@ -143,7 +121,7 @@ def rollback(
 def _load(server: Server, registry: Registry, version: str, tolerance: float) -> LoadReport:
     card = registry.card(version)
     canary = canary_of(registry, version)
-    strategy, change = _change(card, registry)
+    strategy, change = choose(card, registry)
     if change is not None:
         change.check()
     if card.name not in (served := server.models()):
@@ -164,22 +142,6 @@ def _load(server: Server, registry: Registry, version: str, tolerance: float) ->
         canary=report,
         warnings=_doubts(version, report),
     )
-
-
-def _change(card: PolicyCard, registry: Registry) -> tuple[Strategy, Change | None]:
-    if card.kind == "lora":
-        return "lora", LoraLoad(card, registry.version_dir(card.version) / ADAPTER_DIR)
-    if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
-        return "none", None
-    live = registry.card(registry.live) if registry.live else None
-    previous = card.base_model if live is None else _weights(live, registry)
-    return "reload", WeightReload(_weights(card, registry), base_model=card.base_model, previous=previous)
-
-
-def _weights(card: PolicyCard, registry: Registry) -> str:
-    """Directory or hub id of the model itself, without an adapter."""
-    path = registry.version_dir(card.version) / MODEL_DIR if card.kind == "full" else Path(card.base_model)
-    return str(path.resolve()) if card.kind == "full" or path.is_dir() else card.base_model
 
 
 def _undone(change: Change | None, server: Server) -> str:

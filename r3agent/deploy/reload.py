@@ -19,6 +19,8 @@ from r3agent.errors import DeployError
 class WeightReload:
     """Swap the weights of the server's model, in place, for those of a directory or hub id."""
 
+    name: str
+    """Of the model on the server."""
     weights: str
     base_model: str
     """Of the same architecture."""
@@ -30,6 +32,11 @@ class WeightReload:
         check_weights(self.weights, self.base_model)
 
     def apply(self, server: Server) -> None:
+        if adapters := [model for model in server.models() if model.startswith(f"{self.name}@")]:
+            raise DeployError(
+                f"{', '.join(adapters)}: these adapters belong to the weights that would be replaced; unload them or "
+                "restart the server, then deploy again"
+            )
         server.pause()
         self.changed = True
         self._read(server, self.weights)

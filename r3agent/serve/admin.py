@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import PackageNotFoundError, version
-from typing import get_args
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from r3agent.serve.engine import Engine, PauseMode
+from r3agent.serve.engine import Engine
 from r3agent.serve.errors import APIError, json_response
 from r3agent.serve.models import Models
 from r3agent.serve.protocol import (
@@ -70,9 +69,11 @@ class AdminRoutes:
 
     async def pause(self, http: Request) -> Response:
         mode = http.query_params.get("mode", "abort")
-        if mode not in get_args(PauseMode):
-            raise APIError(f"mode = {mode!r}: one of {', '.join(get_args(PauseMode))}", param="mode")
-        await asyncio.wrap_future(self._engine.pause(mode))
+        match mode:
+            case "abort" | "wait" | "keep":
+                await asyncio.wrap_future(self._engine.pause(mode))
+            case _:
+                raise APIError(f"mode = {mode!r}: it is one of abort, wait and keep", param="mode")
         return json_response({"status": "paused"})
 
     async def resume(self, http: Request) -> Response:

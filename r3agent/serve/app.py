@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -37,7 +37,7 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
     generation, admin = GenerationRoutes(engine, models), AdminRoutes(engine, models)
 
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncGenerator[None, None]:
         engine.start()
         try:
             yield

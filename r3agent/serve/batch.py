@@ -42,7 +42,7 @@ class Batch:
         kept = list(range(longest)) if scores_prompt else sorted({n - 1 for n in lengths_R})
 
         sources = None if len(rows) == len(requests) else torch.tensor(source_N, device=self._device)
-        self._cache.prefill(len(self.rows), sources, len(rows))
+        self._cache.prefill(len(self.rows), len(rows), sources)
         self._switch.select([request.adapter for request in requests])
         logits_RKV: Tensor = self._model(
             input_ids=torch.tensor(padded, device=self._device),

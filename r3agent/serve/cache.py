@@ -7,6 +7,7 @@ whenever a row joins or leaves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,86 +22,88 @@ class SlotCache(Cache):
     """The cache of all layers. Say what the next forward does, `prefill` or `decode`, then run it."""
 
     def __init__(self, n_layers: int) -> None:
-        self._layers = [SlotLayer() for _ in range(n_layers)]
-        super().__init__(layers=list(self._layers))
+        self._slots = [SlotLayer() for _ in range(n_layers)]
+        super().__init__(layers=list(self._slots))
 
-    def prefill(self, first_slot: int, source_N: Tensor | None, n_rows: int) -> None:
+    def prefill(self, first_slot: int, n_slots: int, source_N: Tensor | None) -> None:
         """The next forward reads whole prompts, padded on the right, into N slots from `first_slot` on.
 
         Args:
             source_N: which prompt of the forward each slot gets; `None` when it is one to one.
         """
-        for layer in self._layers:
-            layer.plan = _Prefill(first_slot, source_N, n_rows)
+        self._plan(Prefill(slice(first_slot, first_slot + n_slots), source_N))
 
     def decode(self, positions_B: Tensor, n_columns: int) -> None:
         """The next forward reads one token for each of the B rows, at `positions_B`."""
-        plan = _Decode(torch.arange(len(positions_B), device=positions_B.device), positions_B, n_columns)
-        for layer in self._layers:
+        self._plan(Decode(torch.arange(len(positions_B), device=positions_B.device), positions_B, n_columns))
+
+    def _plan(self, plan: Prefill | Decode) -> None:
+        for layer in self._slots:
             layer.plan = plan
 
     def move(self, source: int, target: int) -> None:
         """Copy a row into another slot."""
-        for layer in self._layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
+        for layer in self._slots:
+            for store in layer.stores:
+                store[target] = store[source]
 
     def clear(self) -> None:
         """Give all memory back."""
-        for layer in self._layers:
-            layer.is_initialized = False
-            layer.keys = layer.values = torch.empty(0)
+        for layer in self._slots:
+            layer.stores.clear()
 
 
-class _Prefill:
-    def __init__(self, first_slot: int, source_N: Tensor | None, n_rows: int) -> None:
-        self.slots = slice(first_slot, first_slot + n_rows)
-        self.source_N = source_N
+@dataclass(frozen=True)
+class Prefill:
+    slots: slice
+    source_N: Tensor | None
 
 
-class _Decode:
-    def __init__(self, rows_B: Tensor, positions_B: Tensor, n_columns: int) -> None:
-        self.rows_B = rows_B
-        self.positions_B = positions_B
-        self.n_columns = n_columns
+@dataclass(frozen=True)
+class Decode:
+    rows_B: Tensor
+    positions_B: Tensor
+    n_columns: int
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, [slots, heads, columns, head size] each, grown when needed."""
+    """Keys and values of one layer, grown when needed."""
 
     is_sliding = False
-    plan: _Prefill | _Decode
-    keys: Tensor
-    values: Tensor
+    plan: Prefill | Decode
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stores: list[Tensor] = []
+        """Keys and values, [slots, heads, columns, head size] each; empty until the first prefill."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the new states; returns what the new tokens attend to."""
-        plan = self.plan
-        if isinstance(plan, _Prefill):
-            length = key_states.shape[2]
-            self._reserve(key_states, value_states, plan.slots.stop, length)
-            for store, states in ((self.keys, key_states), (self.values, value_states)):
-                store[plan.slots, :, :length] = states if plan.source_N is None else states[plan.source_N]
-            return key_states, value_states
-        n_rows = len(plan.rows_B)
-        self._reserve(key_states, value_states, n_rows, plan.n_columns)
-        self.keys[plan.rows_B, :, plan.positions_B] = key_states[:, :, 0]
-        self.values[plan.rows_B, :, plan.positions_B] = value_states[:, :, 0]
-        return self.keys[:n_rows, :, : plan.n_columns], self.values[:n_rows, :, : plan.n_columns]
+        both = key_states, value_states
+        match self.plan:
+            case Prefill(slots, source_N):
+                length = key_states.shape[2]
+                self._reserve(both, slots.stop, length)
+                for store, states in zip(self.stores, both, strict=True):
+                    store[slots, :, :length] = states if source_N is None else states[source_N]
+                return both
+            case Decode(rows_B, positions_B, n_columns):
+                self._reserve(both, len(rows_B), n_columns)
+                for store, states in zip(self.stores, both, strict=True):
+                    store[rows_B, :, positions_B] = states[:, :, 0]
+                keys, values = (store[: len(rows_B), :, :n_columns] for store in self.stores)
+                return keys, values
 
-    def _reserve(self, key_states: Tensor, value_states: Tensor, n_slots: int, n_columns: int) -> None:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        held = self.keys.shape
-        if n_slots <= held[0] and n_columns <= held[2]:
-            return
-        slots = max(held[0], -(-n_slots // SLOT_STEP) * SLOT_STEP)
-        columns = max(held[2], -(-n_columns // COLUMN_STEP) * COLUMN_STEP)
-        self.keys, self.values = (_grown(store, slots, columns) for store in (self.keys, self.values))
+    def _reserve(self, both: tuple[Tensor, Tensor], n_slots: int, n_columns: int) -> None:
+        stores = self.stores or [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in both]
+        held_slots, _, held_columns, _ = stores[0].shape
+        if n_slots > held_slots or n_columns > held_columns:
+            slots = max(held_slots, -(-n_slots // SLOT_STEP) * SLOT_STEP)
+            columns = max(held_columns, -(-n_columns // COLUMN_STEP) * COLUMN_STEP)
+            self.stores = [_grown(store, slots, columns) for store in stores]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = (s.new_zeros(0, s.shape[1], 0, s.shape[3]) for s in (key_states, value_states))
-        self.is_initialized = True
+        """Nothing: `update` reserves what it needs."""
 
     def get_seq_length(self) -> int:
         """Asked only in a prefill, which starts empty: a decode step brings its own positions and mask."""

@@ -41,7 +41,7 @@ class Adapter:
     """By module: [outputs, rank], times the adapter's scaling."""
 
 
-def read_adapter(name: str, path: str, model: nn.Module) -> Adapter:
+def read_adapter(name: str, path: str, model: Any) -> Adapter:
     """Read an adapter directory and check every tensor against the base; the base is not touched.
 
     Raises:
@@ -79,7 +79,7 @@ def _scaling(config: dict[str, Any]) -> float:
     return config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
 
 
-def _fitted(path: str, model: nn.Module, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _fitted(path: str, model: Any, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices in the base's dtype and on its device."""
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r3agent.errors import ConfigError
 
@@ -91,10 +91,8 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
         ConfigError: it is missing or incomplete.
     """
     try:
-        AutoConfig.from_pretrained(path)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        loader: Any = AutoModelForCausalLM
+        model, info = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         # What transformers and safetensors raise on a bad directory has no common root.
         raise ConfigError(f"model {path} does not load: {type(error).__name__}: {error}") from error

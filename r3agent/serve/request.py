@@ -63,7 +63,7 @@ class GenerationRequest:
     """How many of the most likely tokens to report beside each prompt token."""
     adapter: Adapter | None = None
     stream: bool = False
-    on_event: Callable[[Event], None] = lambda event: None
+    on_event: Callable[[Event], object] = lambda event: None
     """Called in the engine's thread."""
 
     error: Exception | None = field(default=None, init=False)

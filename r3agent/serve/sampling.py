@@ -36,6 +36,8 @@ def draw(
     cumulative_BV = probs_BV.double().cumsum(-1)
     thresholds_B1 = _column(uniforms_B, cumulative_BV) * cumulative_BV[:, -1:]
     tokens_B1 = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)
+    # Only a row of NaNs goes past the end; the caller sees its logprob.
+    tokens_B1.clamp_(max=logprobs_BV.shape[-1] - 1)
     if any(greedy):
         greedy_B1 = torch.tensor(greedy, device=logprobs_BV.device).unsqueeze(1)
         tokens_B1 = torch.where(greedy_B1, logprobs_BV.argmax(-1, keepdim=True), tokens_B1)
@@ -51,7 +53,7 @@ def _probabilities(logprobs_BV: Tensor, temperatures_B: Sequence[float]) -> Tens
 
 def _nucleus(probs_BV: Tensor, top_ps_B1: Tensor) -> Tensor:
     """Zero outside the nucleus. A token stays while those more likely than it hold less than top_p."""
-    ordered_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+    ordered_BV, order_BV = probs_BV.sort(descending=True, stable=True, dim=-1)
     before_BV = ordered_BV.cumsum(-1) - ordered_BV
     outside_BV = (before_BV >= top_ps_B1) & (top_ps_B1 < 1)
     return probs_BV.masked_fill(torch.zeros_like(outside_BV).scatter(1, order_BV, outside_BV), 0.0)

@@ -196,6 +196,7 @@ def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConf
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=accumulate,
         seed=config.seed,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=config.dtype == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
         # TRL wants whole groups of at least 2 in what it would generate at once; nothing is generated

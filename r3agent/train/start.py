@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from r3agent.registry import PolicyCard
+from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard
 from r3agent.trajectory import Record
-
-ADAPTER_DIR = "adapter"
-MODEL_DIR = "model"
-"""Where a version's directory keeps its weights."""
 
 
 class PolicyStart(Record):

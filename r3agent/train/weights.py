@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from r3agent.errors import ConfigError
+from r3agent.registry import ADAPTER_DIR, MODEL_DIR
 from r3agent.train.config import TrainConfig
-from r3agent.train.start import ADAPTER_DIR, MODEL_DIR, PolicyStart
+from r3agent.train.start import PolicyStart
 
 
 def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
@@ -89,6 +90,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, con
         raise misfit
     lora = LoraConfig.from_pretrained(str(adapter))
     lora.inference_mode = False
+    lora.base_model_name_or_path = start.model
     shape = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if config.method == "lora":
         _same_shape(shape, config, start)

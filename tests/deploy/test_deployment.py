@@ -157,6 +157,14 @@ def test_full_weights_are_loaded_in_turn_to_compare_them(run: Run, endpoint: End
     assert run.registry.live is None
 
 
+def test_full_weights_do_not_slip_under_an_adapter(run: Run, endpoint: Endpoint):
+    deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url)
+    run.train("full", seed=2, parent="v0000")
+    with pytest.raises(DeployError, match=r"tiny@v0001: these adapters belong to .*; the server is as it was; v0001"):
+        deploy("v0002", registry=run.registry, base_url=endpoint.url)
+    assert endpoint.weights == run.base
+
+
 def test_server_without_development_routes_is_refused_unchanged(run: Run, endpoint: Endpoint):
     run.train("full", seed=1)
     endpoint.dev_routes = False

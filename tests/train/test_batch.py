@@ -68,38 +68,27 @@ def test_lift_subtracts_the_blind_retries_and_needs_them(record: Record) -> None
 
 
 def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) -> None:
-    good = record([[1, 0], [1, 1, 1]])
-    errored = record([[1, 0]])[0].model_copy(update={"error": EpisodeError(kind="VerifierError", message="boom")})
-    stale = record([[1, 0]], policy_version="v0001")
-    unusable = record([[1, 0]], capability="eval-only")
-    truncated = record([[0, 1]], finish_reason="length", sampling={"temperature": 0.7}, policy_version="v0008")
-    trajectories = [*good, errored, *stale, *unusable, *truncated]
-    for i, trajectory in enumerate(trajectories):
-        trajectories[i] = trajectory.model_copy(update={"trajectory_id": f"e{i}"})
-    recent = [
-        t.model_copy(
-            update={
-                "spans": tuple(
-                    s.model_copy(update={"policy_version": "v0009"}) if s.policy_version == "v0000" else s
-                    for s in t.spans
-                )
-            }
-        )
-        for t in trajectories
+    errored = EpisodeError(kind="VerifierError", message="boom")
+    kinds = [
+        record([[1, 0], [1, 1, 1]], policy_version="v0009"),
+        record([[1, 0]], policy_version="v0007"),
+        record([[1, 0]], policy_version="v0009", capability="eval-only"),
+        record([[0, 1]], policy_version="v0008", finish_reason="length", sampling={"temperature": 0.7}),
+        [t.model_copy(update={"error": errored}) for t in record([[1, 0]])],
     ]
-    rows, report = build(recent, version="v0009")
+    rows, report = build([trajectory for kind in kinds for trajectory in kind], version="v0009")
     assert report == RowReport(
         trajectories=6,
         failures=6,
         reflections=13,
         rows=4,
         groups=2,
-        dropped={"zero_variance": 3, "errored": 2, "stale": 2, "eval_only": 2},
+        dropped={"zero_variance": 3, "stale": 2, "eval_only": 2, "errored": 2},
         retokenised=0,
         truncated=2,
         ages={"0": 2, "1": 2},
         temperatures={"1.0": 2, "0.7": 2},
-        reward_mean=pytest.approx(6 / 11),
+        reward_mean=7 / 11,
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sum(len(row.completion_ids_T) for row in rows),
     )

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
@@ -32,7 +32,6 @@ def groups(draw: st.DrawFn) -> list[dict[str, Any]]:
     return rows
 
 
-@settings(deadline=None)
 @given(groups())
 def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     batch = collate(rows, PAD)
@@ -49,7 +48,6 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     assert batch["advantages"].tolist() == [row["advantage"] for row in rows]
 
 
-@settings(deadline=None)
 @given(groups())
 def test_packing_keeps_every_label_in_order(rows: list[dict[str, Any]]) -> None:
     batch = collate_tokens(rows, PAD)
@@ -117,7 +115,6 @@ def test_models_that_cannot_take_packed_groups_are_named() -> None:
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 20)).filter(lambda s: s[2] <= s[1])
 
 
-@settings(deadline=None)
 @given(sizes, st.integers(1, 5), st.integers(0, 3))
 def test_every_row_comes_once_an_epoch_in_batches_of_the_right_size(
     numbers: tuple[int, int, int], group: int, epoch: int

@@ -91,7 +91,7 @@ def test_accumulating_single_rows_equals_one_batch(
     weights = []
     for micro_batch_size in (1, 3, 8):
         out_dir = tmp_path / str(micro_batch_size)
-        values = {"method": "full", "loss_type": loss_type, "batch_size": 8, "learning_rate": 1e-3, "epochs": 2}
+        values = {"method": "full", "loss_type": loss_type, "batch_size": 8, "learning_rate": 1e-3, "epochs": 1}
         run(record(OUTCOMES), start, out_dir, micro_batch_size=micro_batch_size, **values)
         weights.append(load_file(out_dir / "model" / "model.safetensors"))
     before = load_file(Path(start.model) / "model.safetensors")
@@ -168,7 +168,7 @@ def test_the_card_tells_how_to_recognise_the_weights(
 ) -> None:
     card = run(record(OUTCOMES), start, tmp_path / "v0001", method=method)
     assert PolicyCard.model_validate_json((tmp_path / "v0001" / "card.json").read_text()) == card
-    assert card.served_name == "tiny@v0001"
+    assert (card.version, card.name, card.kind, card.parent) == ("v0001", "tiny", method, "v0000")
     assert card.settings["learning_rate"] == 1e-2
     assert card.metrics["rows"]["rows"] == 8
     assert card.metrics["steps"] == 4
@@ -256,11 +256,11 @@ def test_rows_of_an_older_version_are_held_to_the_ess_floor_not_to_the_mismatch(
         for t in own
     ]
     with pytest.raises(TrainingError, match=r"effective sample size = 0\.\d+ of the rows, limit 0.9: .*v0004.*min_ess"):
-        run([*old, *own], at, tmp_path / "v0005", min_ess=0.9)
-    card = run([*old, *own], at, tmp_path / "v0005", min_ess=0)
+        run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0.9)
+    card = run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0)
     assert card.metrics["mismatch"]["max"] < 1e-4
     with pytest.raises(TrainingError, match="stale 8"):
-        run(old, at, tmp_path / "v0006", max_staleness=0)
+        run(old, at, tmp_path / "v0006", version="v0006", max_staleness=0)
 
 
 def test_weights_that_are_not_finite_do_not_become_a_version(

@@ -41,8 +41,8 @@ class Lesson(NamedTuple):
 
 LESSONS = (
     Lesson(SOLVE, 2000, lr=2e-3, final_lr=1e-3),
-    Lesson(SKILL, 400, lr=1e-3, final_lr=4e-4),
-    Lesson(HABITS, 200, lr=4e-4, final_lr=1e-4),
+    Lesson(SKILL, 1000, lr=1.2e-3, final_lr=3e-4),
+    Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
 )
 WARMUP_STEPS = 30
 PAD_TO = 28

@@ -1,0 +1,56 @@
+"""What a collection holds, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from r3agent.trajectory import Record, Trajectory, mean_success
+
+
+class CollectSummary(Record):
+    """Counted over the episodes of one call and those it found done."""
+
+    episodes: int
+    resumed: int
+    """Of these, stored by an earlier call."""
+    errors: dict[str, int]
+    """Episodes that ended with an error, by its kind; they count nowhere below but in the spans they grew."""
+    first_try: float | None
+    """Share of first attempts that passed."""
+    retry_after_reflection: float | None
+    """Share of retries after a reflection that passed."""
+    retry_blind: float | None
+    """Share of blind retries that passed."""
+    groups: int
+    """Failed tries with reflections."""
+    groups_with_variance: int
+    """Of these, what GRPO can learn from: not all reflections earned the same."""
+    tokens_sampled: int
+    capabilities: dict[str, int]
+    """Spans by what they are good for."""
+    notes: dict[str, int]
+    """Why spans are less than trainable-exact."""
+    seconds: float
+
+
+def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: float = 0.0) -> CollectSummary:
+    """Count what trajectories hold."""
+    whole = [t for t in episodes if t.error is None]
+    spans = [s for t in episodes for s in t.spans]
+    retries = [(t.is_blind(s), s) for t in whole for s in t.spans if s.label == "retry"]
+    groups = [group for t in whole for group in t.groups()]
+    return CollectSummary(
+        episodes=len(episodes),
+        resumed=resumed,
+        errors=dict(Counter(t.error.kind for t in episodes if t.error)),
+        first_try=mean_success(t.attempt for t in whole if t.attempt),
+        retry_after_reflection=mean_success(s for blind, s in retries if not blind),
+        retry_blind=mean_success(s for blind, s in retries if blind),
+        groups=len(groups),
+        groups_with_variance=sum(group.has_variance for group in groups),
+        tokens_sampled=sum(s.completion_tokens or 0 for s in spans),
+        capabilities=dict(Counter(s.capability for s in spans)),
+        notes=dict(Counter(s.capability_note for s in spans if s.capability_note)),
+        seconds=round(seconds, 2),
+    )

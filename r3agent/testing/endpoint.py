@@ -1,0 +1,130 @@
+"""A real HTTP server on 127.0.0.1 that speaks the OpenAI API, with a script of what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from r3agent.testing.faults import Edit, Fault, Json
+from r3agent.testing.http import JsonServer
+from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
+from r3agent.trajectory import Message
+
+Answer: TypeAlias = str | Message
+"""The text of a completion, or a whole assistant message, e.g. with tool calls."""
+
+
+class Received(NamedTuple):
+    """One chat completion request."""
+
+    body: Json
+    authorization: str | None
+
+
+class ScriptedEndpoint:
+    """Serves `/v1/chat/completions` and `/v1/models` from a thread; use it as a context manager.
+
+    Args:
+        answer: of every completion, or a function of the request's body and the number of the choice.
+        faults: what the first requests get, in order; `None` is a healthy answer, and so are all after the last.
+        edits: spoil every healthy answer.
+        ignores: fields of the request without effect, of `n`, `logprobs` and `return_token_ids`.
+        refuses: fields of the request that are answered with 400.
+        api_key: any other is answered with 401, and quoted.
+        model: any other is answered with 404.
+    """
+
+    def __init__(
+        self,
+        answer: Answer | Callable[[Json, int], Answer] = "",
+        *,
+        faults: Iterable[Fault | None] = (),
+        edits: Sequence[Edit] = (),
+        ignores: Sequence[str] = (),
+        refuses: Sequence[str] = (),
+        api_key: str | None = None,
+        model: str = "scripted",
+    ) -> None:
+        self.model = model
+        self.received: list[Received] = []
+        """Every chat completion request, in order of arrival."""
+        self._answer = answer
+        self._faults = iter(faults)
+        self._edits = edits
+        self._ignores = ignores
+        self._refuses = refuses
+        self._api_key = api_key
+        self._lock = threading.Lock()
+        self._server = JsonServer(self._respond)
+
+    @property
+    def url(self) -> str:
+        """What `OpenAIPolicy` takes as its `base_url`."""
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def wait_for_hanging(self, n: int, timeout_s: float = 30.0) -> None:
+        """Until exactly `n` clients wait on a `HANG`; 0 shows that none was left behind.
+
+        Raises:
+            TimeoutError: there are more or fewer after `timeout_s`.
+        """
+        self._server.wait_for_hanging(n, timeout_s)
+
+    def __enter__(self) -> ScriptedEndpoint:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+
+    def _respond(self, path: str, authorization: str | None, body: Json | None) -> Fault:
+        if self._api_key is not None and authorization != f"Bearer {self._api_key}":
+            return _error(401, f"Incorrect API key provided: {authorization}")
+        if path == "/v1/models":
+            return Fault(body=json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}))
+        if path != "/v1/chat/completions" or body is None:
+            return _error(404, f"no route {path}")
+        with self._lock:
+            self.received.append(Received(body, authorization))
+            fault = next(self._faults, None)
+        if fault is not None:
+            return fault
+        if body["model"] != self.model:
+            return _error(404, f"The model `{body['model']}` does not exist.")
+        if refused := next((name for name in self._refuses if name in body), None):
+            return _error(400, f"Unrecognized request argument supplied: {refused}")
+        return Fault(body=json.dumps(self._completion(body)))
+
+    def _completion(self, body: Json) -> Json:
+        asked = {name: value for name, value in body.items() if name not in self._ignores}
+        choices = [self._choice(body, asked, i) for i in range(asked.get("n", 1))]
+        prompt_ids = encode_prompt(body["messages"])
+        sampled = sum(len(encode(choice["message"]["content"] or "")) for choice in choices)
+        completion: Json = {
+            "object": "chat.completion",
+            "model": self.model,
+            "choices": choices,
+            "usage": {"prompt_tokens": len(prompt_ids), "completion_tokens": sampled},
+            **({"prompt_token_ids": prompt_ids} if "return_token_ids" in asked else {}),
+        }
+        for edit in self._edits:
+            edit(completion)
+        return completion
+
+    def _choice(self, body: Json, asked: Json, i: int) -> Json:
+        answer: Any = self._answer(body, i) if callable(self._answer) else self._answer
+        message = {"role": "assistant", **(answer if isinstance(answer, dict) else {"content": answer})}
+        ids = encode(message["content"] or "")
+        return {
+            "index": i,
+            "message": message,
+            "finish_reason": "tool_calls" if "tool_calls" in message else "stop",
+            "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in asked else None,
+            **({"token_ids": ids} if "return_token_ids" in asked else {}),
+        }
+
+
+def _error(status: int, message: str) -> Fault:
+    return Fault(status, json.dumps({"error": {"message": message, "code": status}}))

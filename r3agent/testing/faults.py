@@ -1,0 +1,43 @@
+"""What can go wrong at an endpoint: a `Fault` takes the place of an answer, an `Edit` spoils a healthy one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+
+Edit: TypeAlias = Callable[[Json], None]
+"""Changes a chat completion in place, as the JSON it is sent as."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What one request gets in place of a completion."""
+
+    status: int = 200
+    body: str = ""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    kind: Literal["answer", "drop", "hang"] = "answer"
+    """`drop` closes the connection without an answer, `hang` waits until the client leaves."""
+
+
+DROPPED = Fault(kind="drop")
+HANG = Fault(kind="hang")
+HTML_PAGE = Fault(200, "<!doctype html><title>Sign in</title>", "text/html")
+MALFORMED_JSON = Fault(200, '{"choices": [')
+PROMPT_TOO_LONG = Fault(400, '{"error": {"message": "maximum context length is 64 tokens, the prompt has 70"}}')
+SERVER_ERROR = Fault(500, '{"error": {"message": "out of memory"}}')
+
+
+def rate_limited(retry_after_s: float) -> Fault:
+    return Fault(429, '{"error": {"message": "slow down"}}', headers={"Retry-After": str(retry_after_s)})
+
+
+def miscount(answer: Json) -> None:
+    """Loses a token id and its logprob, as vLLM's streaming tool parsers do."""
+    choice = answer["choices"][0]
+    choice["token_ids"].pop()
+    choice["logprobs"]["content"].pop()

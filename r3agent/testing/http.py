@@ -1,0 +1,105 @@
+"""The HTTP under the scripted endpoint: JSON in, a scripted response out, connections that hang or drop on cue."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeAlias
+
+from r3agent.testing.faults import Fault, Json
+
+Respond: TypeAlias = Callable[[str, str | None, Json | None], Fault]
+"""Path, Authorization header and JSON body to a response."""
+
+
+class JsonServer(ThreadingHTTPServer):
+    """Answers with what `respond` returns, on a free port of 127.0.0.1, from threads of its own."""
+
+    daemon_threads = False  # so that `stop` waits for them
+    request_queue_size = 256
+
+    def __init__(self, respond: Respond) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.respond = respond
+        self._open: set[socket.socket] = set()
+        self._hanging = 0
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close every connection, those that hang too, and wait for the threads."""
+        self.shutdown()
+        self._thread.join()
+        for connection in list(self._open):
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+    @contextmanager
+    def opened(self, connection: socket.socket) -> Generator[None, None, None]:
+        self._open.add(connection)
+        try:
+            yield
+        finally:
+            self._open.discard(connection)
+
+    @contextmanager
+    def hanging(self) -> Generator[None, None, None]:
+        self._count_hanging(1)
+        try:
+            yield
+        finally:
+            self._count_hanging(-1)
+
+    def wait_for_hanging(self, n: int, timeout_s: float) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._hanging == n, timeout_s):
+                raise TimeoutError(f"{self._hanging} clients hang after {timeout_s:g} s, not {n}")
+
+    def _count_hanging(self, change: int) -> None:
+        with self._changed:
+            self._hanging += change
+            self._changed.notify_all()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: JsonServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: two would wait for each other's acknowledgement
+
+    def handle(self) -> None:
+        with self.server.opened(self.connection), suppress(ConnectionError):
+            super().handle()
+
+    def do_GET(self) -> None:
+        self._answer(None)
+
+    def do_POST(self) -> None:
+        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _answer(self, body: Json | None) -> None:
+        fault = self.server.respond(self.path, self.headers["Authorization"], body)
+        if fault.kind == "hang":
+            with self.server.hanging():
+                self.connection.recv(1)  # until the client leaves, or `stop`
+        if fault.kind != "answer":
+            self.close_connection = True
+            return
+        content = fault.body.encode()
+        self.send_response(fault.status)
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", fault.content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass

@@ -1,0 +1,107 @@
+"""A policy without a model, which answers from a script."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from r3agent.policy import Sampling
+from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
+from r3agent.trajectory import Generation, Message
+
+Asked: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
+
+Reply: TypeAlias = str | Generation | Exception
+"""What one completion is; an exception is raised."""
+
+Script: TypeAlias = Reply | Sequence[Reply] | Callable[[Sequence[Message]], Reply | Awaitable[Reply]]
+"""The same reply every time, replies in order, or a function (sync or async) of the conversation."""
+
+_ASKED_BY: dict[object, Asked] = {REFLECT: "reflect", RETRY: "retry", BLIND_RETRY: "blind_retry"}
+
+
+class Call(NamedTuple):
+    """One call of `sample`."""
+
+    asked: Asked
+    messages: list[Message]
+    n: int
+    tools: list[dict[str, Any]]
+    sampling: Sampling | None
+
+
+class ScriptedPolicy:
+    """Answers from a script and keeps what it was asked in `calls`.
+
+    Args:
+        script: one for everything, or one for each of `attempt`, `reflect`, `retry` and `blind_retry`, told apart by
+            the default prompts.
+        exact: replies given as text carry token ids and logprobs, as from a server that returns both.
+        model: the name it answers with.
+    """
+
+    def __init__(self, script: Script | Mapping[Asked, Script], *, exact: bool = True, model: str = "scripted") -> None:
+        self.calls: list[Call] = []
+        self.closed = False
+        self.exact = exact
+        self.model = model
+        if isinstance(script, Mapping):
+            self._reply = {asked: _as_function(part) for asked, part in script.items()}
+        else:
+            self._reply = dict.fromkeys(("attempt", *_ASKED_BY.values()), _as_function(script))
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        """The next `n` replies.
+
+        Raises:
+            LookupError: the script has none.
+        """
+        asked = _ASKED_BY.get(messages[-1]["content"], "attempt")
+        self.calls.append(Call(asked, list(messages), n, list(tools), sampling))
+        if asked not in self._reply:
+            raise LookupError(f"the script says nothing to {asked!r}, only to {sorted(self._reply)}")
+        return [await self._generation(asked, messages) for _ in range(n)]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def _generation(self, asked: Asked, messages: Sequence[Message]) -> Generation:
+        reply = self._reply[asked](messages)
+        if inspect.isawaitable(reply):
+            reply = await reply
+        if isinstance(reply, Exception):
+            raise reply
+        if isinstance(reply, Generation):
+            return reply
+        prompt_ids, ids = encode_prompt(messages), encode(reply)
+        recorded = {"prompt_token_ids": prompt_ids, "token_ids": ids, "logprobs": [LOGPROB] * len(ids)}
+        return Generation.model_validate(
+            {
+                "text": reply,
+                "model": self.model,
+                "finish_reason": "stop",
+                "prompt_tokens": len(prompt_ids),
+                "completion_tokens": len(ids),
+                "capability": "trainable-exact" if self.exact else "trainable-retokenised",
+                "capability_note": None if self.exact else "the script gives no token ids",
+                **(recorded if self.exact else {}),
+            }
+        )
+
+
+def _as_function(script: Script) -> Callable[[Sequence[Message]], Reply | Awaitable[Reply]]:
+    if callable(script):
+        return script
+    if isinstance(script, str | Generation | Exception):
+        return lambda messages: script
+    replies, end = iter(script), LookupError(f"the script ends after {len(script)} replies")
+    return lambda messages: next(replies, end)

@@ -1,0 +1,20 @@
+"""The tokenizer of the fakes: one token a UTF-8 byte, and one that ends the turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from r3agent.trajectory import Message
+
+END_OF_TURN = 256
+LOGPROB = -0.5
+"""Of every token."""
+
+
+def encode(text: str) -> list[int]:
+    return [*text.encode(), END_OF_TURN]
+
+
+def encode_prompt(messages: Sequence[Message]) -> list[int]:
+    return encode(json.dumps(list(messages)))

@@ -1,0 +1,239 @@
+"""What the engine generates is what transformers generates, whatever shares the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from r3agent.errors import ConfigError
+from r3agent.serve import Engine, load_model
+from r3agent.serve.errors import APIError
+from r3agent.serve.lora import read_adapter
+from r3agent.serve.model import ServedModel, reload_weights
+from tests.serve import tiny
+from tests.serve.tiny import PROMPTS, Outcome
+
+TOLERANCE = 1e-4
+"""Nats: float32 sums in another order."""
+
+
+def assert_greedy(outcome: Outcome, model: Any, prompt: list[int], n_tokens: int) -> None:
+    token_ids, logprobs = tiny.greedy(model, prompt, n_tokens)
+    for row in outcome.wait().rows:
+        assert row.token_ids == token_ids
+        assert row.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+
+
+def test_a_ragged_batch_equals_generate(engine: Engine, checkpoint: Path) -> None:
+    model = tiny.reference(checkpoint)
+    lengths = [40, 7, 25, 90]  # rows leave at different steps, and the others move to their slots
+    outcomes = [
+        Outcome(engine, prompt_token_ids=prompt, max_tokens=n, temperature=0)
+        for prompt, n in zip(PROMPTS, lengths, strict=True)
+    ]
+    for outcome, prompt, n in zip(outcomes, PROMPTS, lengths, strict=True):
+        assert_greedy(outcome, model, prompt, n)
+
+
+def test_rows_that_join_later_change_nothing(engine: Engine, checkpoint: Path) -> None:
+    model = tiny.reference(checkpoint)
+    first = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=120, temperature=0, stop_token_ids=frozenset())
+    second = Outcome(engine, prompt_token_ids=PROMPTS[1], max_tokens=4, temperature=0)
+    second.wait()
+    third = Outcome(engine, prompt_token_ids=PROMPTS[2], max_tokens=30, temperature=0)
+    assert_greedy(third, model, PROMPTS[2], 30)
+    expected, _ = tiny.greedy(model, PROMPTS[0], 20)
+    assert first.wait().rows[0].token_ids[: len(expected)] == expected
+
+
+def test_the_completions_of_one_request_share_a_prefill_and_agree(engine: Engine, checkpoint: Path) -> None:
+    outcome = Outcome(engine, prompt_token_ids=PROMPTS[2], n=5, max_tokens=12, temperature=0)
+    assert_greedy(outcome, tiny.reference(checkpoint), PROMPTS[2], 12)
+
+
+def test_adapters_and_the_base_share_a_batch(
+    engine: Engine, served: ServedModel, checkpoint: Path, adapters: dict[str, Path]
+) -> None:
+    loaded = [None, *(read_adapter(name, str(path), served.model) for name, path in adapters.items())]
+    models = [tiny.reference(checkpoint), *(tiny.reference(checkpoint, path) for path in adapters.values())]
+    for together in ([0, 1, 2, 1], [1, 1], [2], [0, 2], [0]):
+        outcomes = [
+            Outcome(engine, prompt_token_ids=PROMPTS[i], max_tokens=10, temperature=0, adapter=loaded[which], n=2)
+            for i, which in enumerate(together)
+        ]
+        for i, (outcome, which) in enumerate(zip(outcomes, together, strict=True)):
+            assert_greedy(outcome, models[which], PROMPTS[i], 10)
+
+
+def test_prompt_logprobs_are_the_models_own(engine: Engine, checkpoint: Path) -> None:
+    prompt = PROMPTS[2]
+    with torch.no_grad():
+        logits = tiny.reference(checkpoint)(torch.tensor([prompt])).logits[0, :-1]
+    logprobs = logits.log_softmax(-1)
+    scored = Outcome(engine, prompt_token_ids=prompt, max_tokens=1, prompt_logprobs=2).wait().scored_prompt
+    assert scored is not None
+    assert [token.token_id for token in scored] == prompt[1:]
+    for token, expected in zip(scored, logprobs, strict=True):
+        assert token.logprob == pytest.approx(expected[token.token_id].item(), abs=TOLERANCE)
+        assert token.rank == 1 + int((expected > expected[token.token_id]).sum())
+        assert [token_id for token_id, _ in token.top_logprobs] == expected.topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("company", [0, 6])
+def test_a_seeded_request_gives_the_same_tokens_in_any_company(engine: Engine, company: int) -> None:
+    others = [Outcome(engine, prompt_token_ids=PROMPTS[i % 4], max_tokens=30) for i in range(company)]
+    seeded = {"prompt_token_ids": PROMPTS[0], "max_tokens": 20, "seed": 7, "stop_token_ids": frozenset[int]()}
+    together = Outcome(engine, **seeded, n=3).wait()
+    for other in others:
+        other.wait()
+    alone = [Outcome(engine, **{**seeded, "seed": 7 + i}).wait().rows[0].token_ids for i in range(3)]
+    assert [row.token_ids for row in together.rows] == alone
+    assert len({tuple(ids) for ids in alone}) == 3
+
+
+def test_more_completions_than_the_batch_holds_all_come(served: ServedModel) -> None:
+    engine = Engine(served, max_batch=4)
+    engine.start()
+    rows = Outcome(engine, prompt_token_ids=PROMPTS[0], n=11, temperature=0).wait().rows
+    engine.close()
+    assert len(rows) == 11
+    assert len({tuple(row.token_ids) for row in rows}) == 1
+
+
+def test_a_full_queue_refuses_and_goes_on(served: ServedModel) -> None:
+    engine = Engine(served, max_batch=1, max_waiting=3)
+    engine.start()
+    engine.pause("keep").result(60)
+    waiting = Outcome(engine, prompt_token_ids=PROMPTS[0], n=3)
+    with pytest.raises(
+        APIError, match=r"3 completions are waiting and 1 more were asked for, the limit is 3"
+    ) as refusal:
+        Outcome(engine, prompt_token_ids=PROMPTS[0])
+    assert refusal.value.status is HTTPStatus.SERVICE_UNAVAILABLE
+    engine.resume()
+    waiting.wait()
+    engine.close()
+
+
+def test_too_little_memory_for_one_sequence_is_refused(served: ServedModel) -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_gib = 1e-06 holds 2 tokens, fewer than max_model_len = 256"):
+        Engine(served, kv_cache_gib=1e-6)
+
+
+def test_a_cancelled_request_leaves_the_batch(engine: Engine) -> None:
+    endless = Outcome(engine, prompt_token_ids=PROMPTS[0], n=4, max_tokens=240, stop_token_ids=frozenset(), stream=True)
+    while not endless.chunks:
+        pass
+    engine.cancel(endless.request)
+    Outcome(engine, prompt_token_ids=PROMPTS[1]).wait()
+    assert engine.load == 0
+    assert all(len(row.token_ids) < 240 for row in endless.request.rows)
+
+
+class TestPause:
+    @pytest.fixture
+    def endless(self, engine: Engine) -> Outcome:
+        """A request under way."""
+        outcome = Outcome(
+            engine, prompt_token_ids=PROMPTS[0], max_tokens=240, stop_token_ids=frozenset(), stream=True, n=2
+        )
+        while not outcome.chunks:
+            pass
+        return outcome
+
+    def test_wait_lets_it_end_and_holds_the_next(self, engine: Engine, endless: Outcome) -> None:
+        engine.pause("wait").result(60)
+        assert [len(row.token_ids) for row in endless.wait().rows] == [240, 240]
+        held = Outcome(engine, prompt_token_ids=PROMPTS[1])
+        assert engine.load == 1
+        engine.resume()
+        held.wait()
+
+    def test_keep_freezes_it(self, engine: Engine, endless: Outcome) -> None:
+        engine.pause("keep").result(60)
+        so_far = [len(row.token_ids) for row in endless.request.rows]
+        with pytest.raises(APIError, match="2 completions are held by /pause"):
+            engine.when_empty(lambda: None)
+        assert [len(row.token_ids) for row in endless.request.rows] == so_far
+        engine.resume()
+        assert [len(row.token_ids) for row in endless.wait().rows] == [240, 240]
+
+    def test_abort_ends_it_with_what_it_has(self, engine: Engine, endless: Outcome) -> None:
+        engine.pause("abort").result(60)
+        rows = endless.wait().rows
+        assert {row.finish_reason for row in rows} == {"abort"}
+        for row in rows:
+            sent = [t for chunk in endless.chunks if chunk.row == row.index for t in chunk.token_ids]
+            assert sent == row.token_ids
+        engine.resume()
+
+
+class TestErrors:
+    @pytest.fixture
+    def fragile(self, checkpoint: Path) -> Iterator[Engine]:
+        """An engine whose model fails on token 99."""
+        served = load_model(str(checkpoint))
+
+        def fail(_module: Any, _args: Any, fields: dict[str, Any]) -> None:
+            if (fields["input_ids"] == 99).any():
+                raise RuntimeError("token 99")
+
+        served.model.register_forward_pre_hook(fail, with_kwargs=True)
+        engine = Engine(served)
+        engine.start()
+        yield engine
+        engine.close()
+
+    def test_a_failing_prefill_fails_its_requests_only(self, fragile: Engine) -> None:
+        running = Outcome(fragile, prompt_token_ids=PROMPTS[0], max_tokens=60, temperature=0, stream=True)
+        while not running.chunks:
+            pass
+        with pytest.raises(APIError, match="RuntimeError: token 99") as error:
+            Outcome(fragile, prompt_token_ids=[4, 99], n=2).wait()
+        assert error.value.status is HTTPStatus.INTERNAL_SERVER_ERROR
+        assert error.value.body()["error"]["type"] == "InternalServerError"
+        running.wait()
+        assert fragile.load == 0
+
+    def test_broken_weights_are_named(self, checkpoint: Path) -> None:
+        served = load_model(str(checkpoint))
+        with torch.no_grad():
+            served.model.lm_head.weight.fill_(torch.nan)
+        engine = Engine(served)
+        engine.start()
+        with pytest.raises(APIError, match="the model's logits are not numbers"):
+            Outcome(engine, prompt_token_ids=PROMPTS[0], n=3).wait()
+        engine.close()
+
+    def test_stopping_fails_what_is_under_way(self, served: ServedModel) -> None:
+        engine = Engine(served)
+        engine.start()
+        outcome = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=200, n=8, stop_token_ids=frozenset())
+        engine.close()
+        with pytest.raises(APIError, match="the server is stopping"):
+            outcome.wait()
+        with pytest.raises(APIError, match="the server is stopping"):
+            Outcome(engine, prompt_token_ids=PROMPTS[0])
+
+
+def test_weights_are_reloaded_in_place(checkpoint: Path, other_checkpoint: Path) -> None:
+    served = load_model(str(checkpoint))
+    engine = Engine(served)
+    engine.start()
+    for path in (other_checkpoint, checkpoint):
+        engine.when_empty(partial(reload_weights, served.model, str(path))).result(60)
+        assert_greedy(Outcome(engine, prompt_token_ids=PROMPTS[3], temperature=0), tiny.reference(path), PROMPTS[3], 8)
+    engine.close()
+
+
+def test_weights_that_do_not_fit_change_nothing(served: ServedModel, checkpoint: Path, wider_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has shape \(\d+, 96\), the served model has \(\d+, 64\)"):
+        reload_weights(served.model, str(wider_checkpoint))
+    untouched = tiny.reference(checkpoint).state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in served.model.state_dict().items())

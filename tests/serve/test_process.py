@@ -1,0 +1,79 @@
+"""Starting and stopping the server as a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from r3agent.errors import EndpointError
+from r3agent.serve import ServerProcess
+
+ONE_THREAD = ["--threads", "1"]
+
+
+def test_a_key_is_asked_for_and_a_stop_is_clean(checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with ServerProcess(checkpoint, name="other", api_key="sk-1", log_path=log, options=ONE_THREAD) as server:
+        root = server.base_url.removesuffix("/v1")
+        for path, key, status in (
+            ("/health", None, 200),
+            ("/v1/models", None, 401),
+            ("/v1/models", "Bearer sk-2", 401),
+            ("/resume", None, 401),
+            ("/v1/models", "Bearer sk-1", 200),
+        ):
+            headers = {"Authorization": key} if key else {}
+            response = httpx.request("POST" if path == "/resume" else "GET", root + path, headers=headers)
+            assert response.status_code == status
+            if status == 401:
+                assert response.json()["error"]["type"] == "AuthenticationError"
+        assert response.json()["data"][0]["id"] == "other"
+        process = psutil.Process(server.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, None)
+    assert "sk-1" not in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_end_of_the_log_says_why_it_did_not_start(checkpoint: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EndpointError, match=rf"exit code 2; .*\n(.*\n)*error: cannot listen on 127.0.0.1:{port}"):
+            ServerProcess(checkpoint, port=port).start()
+
+
+def test_it_does_not_wait_for_ever(checkpoint: Path) -> None:
+    server = ServerProcess(checkpoint, timeout_s=0.2)
+    with pytest.raises(EndpointError, match=r"not healthy within timeout_s = 0\.2"):
+        server.start()
+    assert server.pid is None
+
+
+def test_it_does_not_outlive_a_parent_that_was_killed(checkpoint: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from r3agent.serve import ServerProcess\n"
+        f"server = ServerProcess({str(checkpoint)!r}, options=['--threads', '1'])\n"
+        "server.start()\n"
+        "print(server.pid, 'torch' in sys.modules, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, has_torch = re.fullmatch(r"(\d+) (\w+)\n", parent.stdout.readline()).groups()
+        os.kill(parent.pid, signal.SIGKILL)
+    assert has_torch == "False"
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the server lives on"
+        time.sleep(0.1)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from r3agent.config import Config, load_config, parse_override, to_toml
+from r3agent.errors import ConfigError
+
+
+def test_the_written_file_reads_back_as_the_same_settings(tmp_path):
+    config = load_config(None, {"collect.n": 7, "task.params": {"max_number": 9}, "train.method": "full"})
+    path = tmp_path / "r3.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path, {}) == config
+
+
+def test_every_setting_is_explained_in_the_file():
+    text = to_toml(Config())
+    assert "# G: reflections of each failed try; a GRPO group." in text
+    assert "# Weight of the KL divergence from the starting policy. The paper: 0.001." in text
+
+
+def test_command_line_beats_file_beats_default(tmp_path):
+    path = tmp_path / "r3.toml"
+    path.write_text("[collect]\nn = 5\nreflections = 3\n")
+    config = load_config(path, {"collect.n": 6})
+    assert (config.collect.n, config.collect.reflections, config.collect.retries) == (6, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"collect.reflexions": 4}, "did you mean 'collect.reflections'"),
+        ({"colect.n": 4}, "did you mean 'collect'"),
+        ({"policy.zzz": 4}, "known are base_url"),
+        ({"collect.n": "many"}, "collect.n = 'many'"),
+        ({"train.epochs": 0}, "train.epochs = 0: Input should be greater than or equal to 1"),
+        ({"sampling.temperature": -1}, "sampling.temperature = -1"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(overrides, says):
+    with pytest.raises(ConfigError, match="(?s).*") as error:
+        load_config(None, overrides)
+    assert says in str(error.value)
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="r3agent init"):
+        load_config(tmp_path / "none.toml", {})
+    (tmp_path / "bad.toml").write_text("[collect\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml", {})
+
+
+def test_overrides_are_toml_values_or_else_text():
+    assert parse_override("train.learning_rate=1e-4") == ("train.learning_rate", 1e-4)
+    assert parse_override("task.params={max_number = 9}") == ("task.params", {"max_number": 9})
+    assert parse_override("policy.model=qwen") == ("policy.model", "qwen")
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        parse_override("learning_rate=3")
