@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError
@@ -69,8 +69,6 @@ class CollectConfig(Record):
 
 
 class DeployConfig(Record):
-    strategy: Literal["auto", "lora", "reload"] = "auto"
-    """How weights reach the server; `auto` loads an adapter where one was trained and else reloads all weights."""
     keep: int = Field(2, ge=1)
     """Adapters left loaded on the server."""
     tolerance: float = Field(0.05, gt=0)

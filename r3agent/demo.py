@@ -17,7 +17,7 @@ from r3agent.trajectory import Record
 
 SETTINGS: dict[str, Any] = {
     "sampling.max_tokens": 24,
-    "collect.n": 320,
+    "collect.n": 256,
     "collect.reflections": 8,
     "collect.blind_retries": 0,
     "train.learning_rate": 1e-3,
@@ -25,8 +25,8 @@ SETTINGS: dict[str, Any] = {
     "train.batch_size": 256,
     "train.micro_batch_size": 256,
     "eval.n": 600,
-    "loop.rounds": 6,
-    "loop.evaluate_every": 6,
+    "loop.rounds": 8,
+    "loop.evaluate_every": 8,
 }
 """What differs from the defaults: a tiny policy takes larger steps, and many of them, in little time."""
 
@@ -71,7 +71,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     reporter.stage("starting the embedded server with the bundled policy")
     log = out / "server.log"
     out.mkdir(parents=True, exist_ok=True)
-    with ServerProcess("bundled", log_path=log) as server:
+    with ServerProcess("bundled", log_path=log, options=["--threads", "1"]) as server:
         run = Run(out, {**SETTINGS, "task.seed": seed, "train.seed": seed, "policy.base_url": server.base_url})
         report = run_loop(run, reporter)
     comparison = report.rounds[-1].comparison

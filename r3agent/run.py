@@ -21,7 +21,7 @@ from typing import Any
 
 from r3agent.collect import CollectSummary, collect
 from r3agent.config import Config, load_config, to_toml
-from r3agent.deploy import DeployReport, deploy, rollback
+from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, compare
 from r3agent.policy import OpenAIPolicy
@@ -91,20 +91,21 @@ class Run:
     def deploy(self, version: str | None = None) -> DeployReport:
         """Bring a version, by default the newest, onto the server and make it live."""
         self.live_card()
-        return deploy(version or self.registry.versions()[-1], **self._server())
+        return deploy(version or self.registry.versions()[-1], keep=self.config.deploy.keep, **self._server())
 
     def rollback(self, to: str | None = None) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, **self._server())
+        return rollback(to=to, keep=self.config.deploy.keep, **self._server())
 
     def evaluate(self, before: str, after: str, progress: Progress | None = None) -> Comparison:
         """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control."""
         settings = self.config.eval
         tasks = self._tasks(settings.n, split=settings.split, seed=settings.seed)
+        asked = {task.id for task in tasks}
         episodes = {}
         for version in (before, after):
             folder = self.directory / "eval" / version
-            self._serve(version)
+            load_version(version, **self._server())
             self._collect(
                 self.registry.card(version),
                 tasks,
@@ -117,7 +118,9 @@ class Run:
                 blind_retries=1,
                 concurrency=self.config.collect.concurrency,
             )
-            episodes[version] = load(folder)
+            episodes[version] = [t for t in load(folder) if t.task.id in asked]
+        if "full" in {self.registry.card(version).kind for version in (before, after)}:
+            self.serve_live()  # full weights took the place of the live ones
         comparison = compare(episodes[before], episodes[after])
         write_atomically(self._comparison_path(before, after), comparison.model_dump_json(indent=2))
         return comparison
@@ -129,7 +132,7 @@ class Run:
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""
-        deploy(self.live_card().version, **self._server())
+        load_version(self.live_card().version, **self._server())
 
     # ---- what the stages need ----
 
@@ -188,7 +191,6 @@ class Run:
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
             "api_key": self.api_key,
-            "keep": self.config.deploy.keep,
             "tolerance": self.config.deploy.tolerance,
         }
 

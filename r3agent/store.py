@@ -11,16 +11,17 @@ import os
 from collections.abc import Iterator
 from errno import EACCES
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import orjson
 from pydantic import ValidationError
 
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.trajectory import Trajectory
+from r3agent.trajectory import Record, Trajectory
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
@@ -148,4 +149,28 @@ def to_dataset(directory: str | Path) -> Dataset:
     trajectories = load(directory)
     if not trajectories:
         raise RecordError(f"{directory}: no trajectories; collect some first")
-    return Dataset.from_list([t.model_dump(mode="json") for t in trajectories])
+    return Dataset.from_list([t.model_dump(mode="json") for t in trajectories], features=features())
+
+
+def features() -> Features:
+    """The record's columns, for `datasets.load_dataset("json", data_files=..., features=features())`.
+
+    Without them `datasets` takes a column that is empty in the first shard to be empty in all, and fails at the
+    first error or tool call of a later one.
+    """
+    from datasets import Features
+
+    return Features(_feature(Trajectory))
+
+
+def _feature(kind: Any) -> Any:
+    from datasets import Json, List, Value
+
+    kind = next(k for k in get_args(kind) or (kind,) if k is not NoneType) if get_origin(kind) is UnionType else kind
+    if isinstance(kind, type) and issubclass(kind, Record):
+        return {name: _feature(field.annotation) for name, field in kind.model_fields.items()}
+    if get_origin(kind) is tuple:
+        return List(_feature(get_args(kind)[0]))
+    if get_origin(kind) is dict:
+        return Json()
+    return Value({int: "int64", float: "float64", bool: "bool"}.get(kind, "string"))

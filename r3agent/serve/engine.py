@@ -147,8 +147,8 @@ class Engine:
         return self._add(Task(lambda: not self._batch.rows, run, holds=True))
 
     def drained(self, adapter: Adapter) -> Future[None]:
-        """Done when no request uses the adapter."""
-        return self._add(Task(lambda: all(r.adapter is not adapter for r in self._live), lambda: None))
+        """Done when no request uses the adapter, or while requests are held by a pause."""
+        return self._add(Task(lambda: self._paused or all(r.adapter is not adapter for r in self._live), lambda: None))
 
     def _add(self, task: Task) -> Future[None]:
         with self._changed:

@@ -17,13 +17,14 @@ PREFIX = "base_model.model."
 """What peft puts before the name of every module of the base."""
 
 UNSUPPORTED = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": ((), None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False, None),
-    "trainable_token_indices": (None,),
+    "alpha_pattern": (None, {}),
+    "bias": (None, "none"),
+    "fan_in_fan_out": (None, False),
+    "layer_replication": (None, []),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "trainable_token_indices": (None, []),
+    "use_dora": (None, False),
 }
 """Settings that change what an adapter computes, with the values under which they do not."""
 
@@ -58,8 +59,7 @@ def read_adapter(name: str, path: str, model: Any) -> Adapter:
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"adapter {path} is incomplete: {type(error).__name__}: {error}; save it again") from error
     for setting, neutral in UNSUPPORTED.items():
-        value = config.get(setting)
-        if value not in neutral and value != []:
+        if (value := config.get(setting)) not in neutral:
             raise ConfigError(f"adapter {path}: {setting} = {value!r} is not supported; merge it into the base")
     down: dict[str, Tensor] = {}
     up: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from r3agent.errors import ConfigError
 BUNDLED = "bundled"
 """Stands for the policy that ships with r3agent."""
 
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -62,6 +64,8 @@ def load_model(
     """
     if path == BUNDLED:
         path, name = str(Path(__file__).parent / "bundled" / "model"), name or BUNDLED
+    if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
+        raise ConfigError(f"model {path}: there is no such directory; a hub id looks like organisation/name")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     model = read_weights(path, dtype).to(device).eval()
@@ -103,8 +107,8 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
     return model
 
 
-def reload_weights(model: nn.Module, path: str) -> None:
-    """Read the weights of `path` into `model` in place; nothing changes unless all of them fit.
+def read_matching(model: nn.Module, path: str) -> dict[str, Tensor]:
+    """The parameters of another checkpoint, one for each of `model`'s.
 
     Raises:
         ConfigError: they are missing, incomplete or of another shape.
@@ -118,9 +122,14 @@ def reload_weights(model: nn.Module, path: str) -> None:
                 f"weights {path}: {name} has shape {shapes[1]}, the served model has {shapes[0]}; only weights of the "
                 "same architecture can be reloaded"
             )
-    with torch.no_grad():
-        for name, parameter in present.items():
-            parameter.copy_(fresh[name])
+    return fresh
+
+
+@torch.no_grad()
+def replace_weights(model: nn.Module, fresh: dict[str, Tensor]) -> None:
+    """Copy parameters into `model`, in place."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(fresh[name])
 
 
 def _context(path: str, config: Any, wanted: int | None) -> int:

@@ -12,7 +12,7 @@ from r3agent.errors import ConfigError
 from r3agent.serve.engine import Engine
 from r3agent.serve.errors import APIError
 from r3agent.serve.lora import Adapter, read_adapter
-from r3agent.serve.model import reload_weights
+from r3agent.serve.model import read_matching, replace_weights
 
 
 class Models:
@@ -70,7 +70,7 @@ class Models:
             self._adapters[name] = adapter
 
     async def unload_adapter(self, name: str) -> None:
-        """Take the name away, and return when the requests that use it are done.
+        """Take the name away, and return when the requests that use it are done or held by a pause.
 
         Raises:
             APIError: there is no such adapter.
@@ -80,7 +80,7 @@ class Models:
         await asyncio.wrap_future(self._engine.drained(self._adapters.pop(name)))
 
     async def reload(self, path: str | None) -> None:
-        """Read the base model's weights again, in place, when the batch is empty.
+        """Read the base model's weights again, and put them in place when the batch is empty.
 
         Raises:
             APIError: they are missing, incomplete or of another shape, or adapters are loaded.
@@ -93,8 +93,10 @@ class Models:
             source = path or self._served.path
             if path is not None and not Path(path).is_dir():
                 raise APIError(f"weights_path {path}: there is no such directory", param="weights_path")
+            model = self._served.model
             try:
-                await asyncio.wrap_future(self._engine.when_empty(lambda: reload_weights(self._served.model, source)))
+                fresh = await asyncio.to_thread(read_matching, model, source)
             except ConfigError as error:
                 raise APIError(str(error), param="weights_path") from error
+            await asyncio.wrap_future(self._engine.when_empty(lambda: replace_weights(model, fresh)))
             self._served.path = source

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import mkstemp
 from types import TracebackType
 
-from r3agent.errors import EndpointError
+from r3agent.errors import ConfigError, EndpointError
 
 API_KEY_VARIABLE = "R3AGENT_SERVE_API_KEY"
 """Where the server finds its key: a command line can be read by everybody on the machine."""
@@ -76,9 +76,14 @@ class ServerProcess:
 
         Raises:
             EndpointError: it ended or did not get there in time; the message has the end of its log.
+            ConfigError: the log cannot be written.
         """
         environment = {**os.environ, **({API_KEY_VARIABLE: self._api_key} if self._api_key else {})}
-        with self.log_path.open("wb") as log:
+        try:
+            log = self.log_path.open("wb")
+        except OSError as error:
+            raise ConfigError(f"log_path = {self.log_path}: {error.strerror}; choose a writable place") from error
+        with log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )

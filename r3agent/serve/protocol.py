@@ -2,7 +2,8 @@
 
 Unknown fields are ignored, as OpenAI's API does, except those that would change the result: they are refused by
 name. Where vLLM takes defaults from the model's generation_config.json, the defaults here are neutral: temperature 1
-and no truncation, so that what is sampled follows the logprobs that are reported.
+and no truncation, so that what is sampled follows the logprobs that are reported. `n` completions at temperature 0,
+which vLLM refuses, are n times the same.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
     "include_stop_str_in_output": (None, False),
     "logit_bias": (None, {}),
     "logprob_token_ids": (None, []),
@@ -32,6 +37,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "prompt_logprobs": (None,),
     "prompt_embeds": (None,),
+    "reasoning_effort": (None,),
     "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
     "return_tokens_as_token_ids": (None, False),

@@ -8,6 +8,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from transformers.utils.logging import disable_progress_bar
 
 from r3agent.errors import ConfigError
 from r3agent.serve.app import create_app
@@ -17,6 +18,8 @@ from r3agent.serve.model import load_model
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5
 """How long requests under way may go on after a stop signal."""
+KEEP_ALIVE_S = 60
+"""How long an idle connection stays open."""
 
 
 def serve(
@@ -47,6 +50,7 @@ def serve(
     Raises:
         ConfigError: the model does not load, a setting is out of range or the port is taken.
     """
+    disable_progress_bar()
     with _listen(host, port) as listener:
         served = load_model(model, name=name, dtype=dtype, device=device, max_model_len=max_model_len)
         engine = Engine(
@@ -57,6 +61,7 @@ def serve(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
         for number in STOP_SIGNALS:

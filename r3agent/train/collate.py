@@ -26,7 +26,7 @@ def plan(n_rows: int, batch_size: int, micro_batch_size: int, n_processes: int =
 
 
 class MicroBatches:
-    """A batch sampler: row indices, every row once an epoch, siblings side by side.
+    """A batch sampler: lists of row indices, every row once an epoch, siblings side by side.
 
     Groups are shuffled by seed and epoch. Steps, and the micro-batches of a step, differ by at most one row.
     """
@@ -45,7 +45,7 @@ class MicroBatches:
         rows = range(sum(map(len, self.groups.values())))
         return sum(min(len(step), self.per_step) for step in _even(rows, self.steps))
 
-    def __iter__(self) -> Iterator[Sequence[int]]:
+    def __iter__(self) -> Iterator[list[int]]:
         groups = list(self.groups.values())
         random.Random(f"{self.seed}:{self.epoch}").shuffle(groups)
         order = [index for group in groups for index in group]
@@ -53,10 +53,10 @@ class MicroBatches:
             yield from filter(None, _even(step, self.per_step))
 
 
-def _even(items: Sequence[int], parts: int) -> Iterator[Sequence[int]]:
+def _even(items: Sequence[int], parts: int) -> Iterator[list[int]]:
     """Consecutive parts whose lengths differ by at most one."""
     for i in range(parts):
-        yield items[len(items) * i // parts : len(items) * (i + 1) // parts]
+        yield list(items[len(items) * i // parts : len(items) * (i + 1) // parts])
 
 
 def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:

@@ -16,11 +16,11 @@ class TrainConfig(Record):
 
     method: Literal["lora", "full"] = "lora"
     """Train a LoRA adapter, or all weights."""
-    lora_r: int = Field(16, ge=1)
+    lora_r: int = Field(default=16, ge=1)
     """Rank of a new adapter; an adapter that goes on from itself must have this rank already."""
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
     """Updates are scaled by `lora_alpha / lora_r`."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of the adapter; it makes the importance ratio noisy, so 0 unless the adapter overfits."""
     lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the layers that get an adapter. The output head cannot have one."""
@@ -38,16 +38,16 @@ class TrainConfig(Record):
     """What pays a reflection. The paper: the success of its retry."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of rewards in the group, among all rows, or not at all (Dr. GRPO)."""
-    max_staleness: int = Field(1, ge=0)
+    max_staleness: int = Field(default=1, ge=0)
     """Rows sampled by a policy more than this many versions away from the starting one are dropped."""
-    max_row_tokens: int = Field(4096, ge=2)
+    max_row_tokens: int = Field(default=4096, ge=2)
     """Rows with more tokens, prompt and reflection together, are dropped."""
     retokenise: Literal["refuse", "allow"] = "refuse"
     """What to do with spans whose token ids were not recorded: drop them, or tokenise their text with the policy's own
     chat template and take the starting weights' logprobs for the recorded ones."""
-    max_mismatch: float = Field(0.1, gt=0)
+    max_mismatch: float = Field(default=0.1, gt=0)
     """Limit of the mean |recorded - recomputed| logprob, in nats per token, over rows of the starting version."""
-    min_ess: float = Field(0.2, ge=0, le=1)
+    min_ess: float = Field(default=0.2, ge=0, le=1)
     """Floor of the effective sample size of the rows' importance weights, as a share of the rows."""
 
     # ---- the loss: see `trl.GRPOConfig` ----
@@ -55,32 +55,32 @@ class TrainConfig(Record):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     """How token losses are averaged. `bnpo` averages over the tokens of a micro-batch, so its result depends on
     `micro_batch_size`; the others do not."""
-    beta: float = Field(0.001, ge=0)
+    beta: float = Field(default=0.001, ge=0)
     """Weight of the KL divergence from the starting policy. The paper: 0.001."""
-    epsilon_low: float = Field(0.2, gt=0, lt=1)
+    epsilon_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped below at 1 - `epsilon_low`."""
-    epsilon_high: float = Field(0.2, gt=0)
+    epsilon_high: float = Field(default=0.2, gt=0)
     """The importance ratio is clipped above at 1 + `epsilon_high`."""
 
     # ---- the optimizer ----
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     """Peak of the schedule. The paper: 5e-7, over up to 1,750 steps."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """After the warmup. The paper: cosine."""
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0. The paper: 0.03."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the rows; the importance ratio stays relative to the recorded logprobs in all of them."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(default=256, ge=1)
     """Rows for one optimizer step; steps share the rows evenly. The paper: 256."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass; the lower, the less memory."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of a new adapter's weights, the order of the rows and dropout."""
 
     @model_validator(mode="after")

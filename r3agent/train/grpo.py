@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -26,7 +26,8 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3agent.train.collate import MicroBatches, collate, collate_tokens, plan
 from r3agent.train.config import TrainConfig
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 class OfflineGRPOTrainer(GRPOTrainer):
     """Trains `model` on a dataset of rows (`batch.to_dataset`); call `score` before `train`."""
+
+    model: Any
+    args: GRPOConfig
+    train_dataset: Any
 
     def __init__(
         self,
@@ -58,10 +63,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
         self.config = config
-        self.pad_id = tokenizer.pad_token_id
-        self.packs = config.share_prompt and not (reason := obstacle(self.model.config))
-        if config.share_prompt and not self.packs:
+        self.pad_id = cast(int, tokenizer.pad_token_id)
+        reason = obstacle(self.model.config)
+        if config.share_prompt and reason:
             logger.warning("every row computes its prompt anew: %s", reason)
+        self.packs = config.share_prompt and not reason
 
     # ---- before the first step ----
 
@@ -167,7 +173,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """Training tells no one."""
 
 
-def _recorded(**_: Any) -> list[float]:
+def _recorded(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +15,7 @@ class Retokeniser:
     """Tokenises the conversation that a span answered, and its text with the end-of-turn token if it ended."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
 
     def __call__(self, trajectory: Trajectory, span: Span) -> tuple[list[int], list[int]]:
         """Prompt ids and completion ids.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -94,7 +94,7 @@ def train(
 
 
 @contextmanager
-def _appearing_whole(out_dir: Path) -> Iterator[Path]:
+def _appearing_whole(out_dir: Path) -> Generator[Path]:
     """A sibling directory that takes the name `out_dir` when the block ends well, and is removed when it does not."""
     partial = out_dir.with_name(out_dir.name + ".partial")
     if out_dir.exists():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -75,7 +75,7 @@ def save_weights(
     with _no_progress_bars():
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = start.model
-            model.save_pretrained(directory / ADAPTER_DIR, save_embedding_layers=False)
+            model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False)
         else:
             model.save_pretrained(directory / MODEL_DIR)
             tokenizer.save_pretrained(directory / MODEL_DIR)
@@ -88,12 +88,11 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, con
     )
     if Path(base).name != Path(start.model).name:  # a run directory may be moved, so the parents may differ
         raise misfit
-    lora = LoraConfig.from_pretrained(str(adapter))
+    lora = cast(LoraConfig, LoraConfig.from_pretrained(str(adapter)))
     lora.inference_mode = False
     lora.base_model_name_or_path = start.model
-    shape = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if config.method == "lora":
-        _same_shape(shape, config, start)
+        _check_shape(lora, config, start)
     peft_model = get_peft_model(model, lora)
     try:
         result = set_peft_model_state_dict(peft_model, load_peft_weights(str(adapter), device="cpu"))
@@ -113,9 +112,14 @@ def _adapter_base(adapter: Path) -> str:
         ) from error
 
 
-def _same_shape(shape: dict[str, Any], config: TrainConfig, start: PolicyStart) -> None:
+def _check_shape(lora: LoraConfig, config: TrainConfig, start: PolicyStart) -> None:
+    """An adapter that goes on from itself keeps its shape: settings that say otherwise would have no effect."""
+    shape: dict[str, Any] = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    if config.lora_target_modules != "all-linear":
+        shape["lora_target_modules"] = set(lora.target_modules or ())
     for setting, has in shape.items():
-        if (wanted := getattr(config, setting)) != has:
+        wanted = getattr(config, setting)
+        if (set(wanted) if isinstance(has, set) else wanted) != has:
             raise ConfigError(
                 f"{setting} = {wanted}, but the adapter of {start.version} has {has} and goes on from itself; "
                 f"set {setting} = {has}, or start from the base model"
@@ -129,7 +133,7 @@ def _merged(model: PeftModel) -> PreTrainedModel:
 
 
 @contextmanager
-def _loading(start: PolicyStart) -> Iterator[None]:
+def _loading(start: PolicyStart) -> Generator[None]:
     """Loading errors as ours."""
     try:
         with _no_progress_bars():
@@ -139,7 +143,7 @@ def _loading(start: PolicyStart) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _no_progress_bars() -> Generator[None]:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

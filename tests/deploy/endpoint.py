@@ -122,6 +122,9 @@ class Endpoint:
     no_prompt_logprobs: bool = False
     ignores_loads: bool = False
     """Says that an adapter or a checkpoint is loaded, and goes on as before."""
+    answers_as: str | None = None
+    """Another model answers, whichever is asked for."""
+    holds_cache: bool = False
     noise: float = 0.0
     """Added to every logprob, with alternating sign."""
     mix_with: Path | None = None
@@ -130,7 +133,7 @@ class Endpoint:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and body; `str` is plain text, `bytes` HTML."""
         route = path.partition("?")[0]
-        self.calls.append(route)
+        self.calls.append(path)
         if self.html:
             return 200, b"<!doctype html><title>Sign in</title>"
         if route == self.hangs_on:
@@ -145,7 +148,7 @@ class Endpoint:
                 "/pause": lambda _: self.pause(True),
                 "/resume": lambda _: self.pause(False),
                 "/collective_rpc": self.reload,
-                "/reset_prefix_cache": lambda _: (200, {"success": True}),
+                "/reset_prefix_cache": lambda _: (200, {"success": not self.holds_cache}),
             }
         return handlers[route](body) if route in handlers else (404, {"detail": "Not Found"})
 
@@ -165,7 +168,7 @@ class Endpoint:
         ]
         prompt_logprobs[0] = None
         choice = {"text": "", "prompt_logprobs": None if self.no_prompt_logprobs else prompt_logprobs}
-        return 200, {"model": model, "choices": [choice]}
+        return 200, {"model": self.answers_as or model, "choices": [choice]}
 
     def load(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, path = body["lora_name"], Path(body["lora_path"])

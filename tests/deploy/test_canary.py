@@ -51,6 +51,13 @@ def test_old_weights_are_recognised(endpoint: Endpoint, tmp_path: Path):
         check(server, "tiny", canary(new, endpoint.weights))
 
 
+def test_old_weights_are_recognised_through_noise(endpoint: Endpoint, tmp_path: Path):
+    endpoint.noise = 0.04
+    new = save_model(tmp_path / "new", seed=1)
+    with Server(endpoint.url) as server, pytest.raises(DeployError, match="still serves the old weights"):
+        check(server, "tiny", canary(new, endpoint.weights))
+
+
 def test_old_weights_within_the_tolerance_are_recognised(endpoint: Endpoint):
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="still serves the old weights"):
         check(server, "tiny", near(endpoint.weights, 0.02), tolerance=0.05)

@@ -140,7 +140,7 @@ def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
     assert endpoint.weights == run.weights("v0001")
     assert not endpoint.paused
     assert [c for c in endpoint.calls if "v1" not in c] == [
-        "/pause",
+        "/pause?mode=wait",
         "/collective_rpc",
         "/reset_prefix_cache",
         "/resume",
@@ -181,6 +181,14 @@ def test_half_arrived_weights_are_replaced_by_the_previous(run: Run, endpoint: E
     assert endpoint.weights == run.weights("v0001")
     assert not endpoint.paused
     assert run.registry.live == "v0001"
+
+
+def test_cache_of_the_old_weights_is_not_kept(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    endpoint.holds_cache = True
+    with pytest.raises(DeployError, match="success = false, generations still hold the cache of the old weights"):
+        deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert run.registry.live is None
 
 
 def test_server_that_dies_while_reloading_must_be_restarted(run: Run, endpoint: Endpoint):

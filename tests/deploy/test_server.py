@@ -102,6 +102,12 @@ def test_prompt_logprobs_are_of_the_tokens_asked_for(endpoint: Endpoint):
             server.prompt_logprobs("tiny@v0007", TOKENS[0])
 
 
+def test_answer_of_another_model_proves_nothing(endpoint: Endpoint):
+    endpoint.answers_as = "large"
+    with Server(endpoint.url) as server, pytest.raises(DeployError, match="answered as 'large' when asked for 'tiny'"):
+        server.prompt_logprobs("tiny", TOKENS[0])
+
+
 def test_server_without_prompt_logprobs(endpoint: Endpoint):
     endpoint.no_prompt_logprobs = True
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="gave no prompt_logprobs; the canary needs"):

@@ -23,6 +23,11 @@ def names(http: httpx.Client) -> list[str]:
     return [card["id"] for card in http.get("/v1/models").json()["data"]]
 
 
+def wait_until_busy(http: httpx.Client, running: threading.Thread) -> None:
+    while running.is_alive() and http.get("/load").json()["server_load"] == 0:
+        pass
+
+
 @pytest.fixture
 def loaded(http: httpx.Client, adapters: dict[str, Path]) -> Iterator[dict[str, Path]]:
     for name, path in adapters.items():
@@ -70,8 +75,7 @@ def test_an_adapter_is_unloaded_when_its_requests_are_done(http: httpx.Client, l
     body = {"model": "tiny@v0002", "max_tokens": 200, "n": 8, "ignore_eos": True, "temperature": 1}
     running = threading.Thread(target=lambda: answers.append(complete(http, **body)))
     running.start()
-    while http.get("/load").json()["server_load"] == 0:
-        pass
+    wait_until_busy(http, running)
     assert http.post("/v1/unload_lora_adapter", json={"lora_name": "tiny@v0002"}).status_code == 200
     running.join()
     assert answers[0].json()["usage"]["completion_tokens"] == 8 * 200
@@ -102,8 +106,7 @@ class TestReload:
         answers: list[httpx.Response] = []
         running = threading.Thread(target=lambda: answers.append(complete(http, max_tokens=150, ignore_eos=True)))
         running.start()
-        while http.get("/load").json()["server_load"] == 0:
-            pass
+        wait_until_busy(http, running)
         assert self.reload(http, other_checkpoint).status_code == 200
         running.join()
         expected, _ = tiny.greedy(tiny.reference(checkpoint), PROMPTS[0], 20)

@@ -104,6 +104,12 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, damag
         load_model(str(directory))
 
 
+@pytest.mark.parametrize("path", ["nothing", "/nothing/here", "./nothing"])
+def test_a_model_that_is_not_there_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"model {path}: there is no such directory"):
+        load_model(path)
+
+
 def test_a_longer_context_than_the_models_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="max_model_len = 1000: the model allows 2 to 256"):
         load_model(str(checkpoint), max_model_len=1000)

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from r3agent.errors import EndpointError
+from r3agent.errors import ConfigError, EndpointError
 from r3agent.serve import ServerProcess
 
 ONE_THREAD = ["--threads", "1"]
@@ -50,6 +50,11 @@ def test_the_end_of_the_log_says_why_it_did_not_start(checkpoint: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(EndpointError, match=rf"exit code 2; .*\n(.*\n)*error: cannot listen on 127.0.0.1:{port}"):
             ServerProcess(checkpoint, port=port).start()
+
+
+def test_a_log_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"log_path = .*/nothing/log: No such file or directory"):
+        ServerProcess(checkpoint, log_path=tmp_path / "nothing" / "log").start()
 
 
 def test_it_does_not_wait_for_ever(checkpoint: Path) -> None:

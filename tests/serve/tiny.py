@@ -83,6 +83,7 @@ class Outcome:
     def __init__(self, engine: Engine, **fields: Any) -> None:
         self.chunks: list[Chunk] = []
         self.error: BaseException | None = None
+        self.streaming = threading.Event()
         self._done = threading.Event()
         settings = {"max_tokens": 8, "stop_token_ids": engine.served.stop_token_ids, **fields}
         self.request = GenerationRequest(on_event=self._on_event, eos_token_id=engine.served.eos_token_id, **settings)
@@ -91,6 +92,7 @@ class Outcome:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Chunk):
             self.chunks.append(event)
+            self.streaming.set()
             return
         self.error = event
         self._done.set()

@@ -296,6 +296,7 @@ def test_an_adapter_of_another_base_model_is_refused(
     ("update", "values", "message"),
     [
         ({}, {"lora_r": 8}, r"lora_r = 8, but the adapter of v0001 has 4.*set lora_r = 4"),
+        ({}, {"lora_target_modules": ("q_proj",)}, r"lora_target_modules = .*goes on from itself"),
         ({"adapter": Path("nowhere")}, {}, r"nowhere: not a LoRA adapter"),
         ({"model": "/no/such/model", "adapter": None}, {}, r"model '/no/such/model' cannot be loaded"),
         (
