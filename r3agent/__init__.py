@@ -1,0 +1,60 @@
+"""LLM applications that get better from their own failures: attempt, verify, reflect, retry, and train on it.
+
+    graph = build_graph(policy=OpenAIPolicy(url, model), verifier=check).compile()
+    result = graph.invoke({"task": {"messages": [{"role": "user", "content": "..."}]}})
+
+Importing it loads no torch: training is in `r3agent.train`, the embedded server in `r3agent.serve`, fakes for tests in
+`r3agent.testing`.
+"""
+
+from r3agent.collect import collect
+from r3agent.errors import (
+    AccessError,
+    ConfigError,
+    DeployError,
+    EndpointError,
+    PolicyError,
+    ProtocolError,
+    R3Error,
+    RecordError,
+    RequestError,
+    SchemaVersionError,
+    TrainingError,
+    VerifierError,
+)
+from r3agent.graph import build_graph
+from r3agent.policy import OpenAIPolicy, Policy, Sampling
+from r3agent.store import load
+from r3agent.summary import CollectSummary
+from r3agent.trajectory import Generation, Group, Span, Task, Trajectory, Verdict
+from r3agent.verifiers import Answer, Verifier
+
+__all__ = [
+    "AccessError",
+    "Answer",
+    "CollectSummary",
+    "ConfigError",
+    "DeployError",
+    "EndpointError",
+    "Generation",
+    "Group",
+    "OpenAIPolicy",
+    "Policy",
+    "PolicyError",
+    "ProtocolError",
+    "R3Error",
+    "RecordError",
+    "RequestError",
+    "Sampling",
+    "SchemaVersionError",
+    "Span",
+    "Task",
+    "TrainingError",
+    "Trajectory",
+    "Verdict",
+    "Verifier",
+    "VerifierError",
+    "build_graph",
+    "collect",
+    "load",
+]

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from errno import EACCES
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import orjson
 from pydantic import ValidationError
@@ -166,11 +166,15 @@ def features() -> Features:
 def _feature(kind: Any) -> Any:
     from datasets import Json, List, Value
 
-    kind = next(k for k in get_args(kind) or (kind,) if k is not NoneType) if get_origin(kind) is UnionType else kind
-    if isinstance(kind, type) and issubclass(kind, Record):
-        return {name: _feature(field.annotation) for name, field in kind.model_fields.items()}
-    if get_origin(kind) is tuple:
-        return List(_feature(get_args(kind)[0]))
-    if get_origin(kind) is dict:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # with None, which every column may hold
+        return _feature(inner[0])
+    if origin is tuple:
+        return List(_feature(inner[0]))
+    if origin is dict:
         return Json()
-    return Value({int: "int64", float: "float64", bool: "bool"}.get(kind, "string"))
+    if origin is Literal:
+        return _feature(type(inner[0]))
+    if issubclass(kind, Record):
+        return {name: _feature(field.annotation) for name, field in kind.model_fields.items()}
+    return Value({str: "string", int: "int64", float: "float64", bool: "bool"}[kind])

@@ -16,13 +16,13 @@ class Plan(NamedTuple):
     steps: int
     """Optimizer steps in one epoch."""
     accumulate: int
-    """Micro-batches that one process takes in one optimizer step."""
+    """Micro-batches in one optimizer step."""
 
 
-def plan(n_rows: int, batch_size: int, micro_batch_size: int, n_processes: int = 1) -> Plan:
+def plan(n_rows: int, batch_size: int, micro_batch_size: int) -> Plan:
     """As few steps as `batch_size` allows, each with about the same number of rows."""
     steps = math.ceil(n_rows / batch_size)
-    return Plan(steps, math.ceil(math.ceil(n_rows / steps) / (micro_batch_size * n_processes)))
+    return Plan(steps, math.ceil(math.ceil(n_rows / steps) / micro_batch_size))
 
 
 class MicroBatches:
@@ -31,26 +31,25 @@ class MicroBatches:
     Groups are shuffled by seed and epoch. Steps, and the micro-batches of a step, differ by at most one row.
     """
 
-    def __init__(self, group_ids: Sequence[str], steps: int, per_step: int, seed: int) -> None:
+    def __init__(self, group_ids: Sequence[str], cut: Plan, seed: int) -> None:
         self.groups: dict[str, list[int]] = {}
         for index, group_id in enumerate(group_ids):
             self.groups.setdefault(group_id, []).append(index)
-        self.steps, self.per_step, self.seed, self.epoch = steps, per_step, seed, 0
-        self.batch_size = math.ceil(len(group_ids) / (steps * per_step))
+        self.cut, self.seed, self.epoch = cut, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
         rows = range(sum(map(len, self.groups.values())))
-        return sum(min(len(step), self.per_step) for step in _even(rows, self.steps))
+        return sum(min(len(step), self.cut.accumulate) for step in _even(rows, self.cut.steps))
 
     def __iter__(self) -> Iterator[list[int]]:
         groups = list(self.groups.values())
         random.Random(f"{self.seed}:{self.epoch}").shuffle(groups)
         order = [index for group in groups for index in group]
-        for step in _even(order, self.steps):
-            yield from filter(None, _even(step, self.per_step))
+        for step in _even(order, self.cut.steps):
+            yield from filter(None, _even(step, self.cut.accumulate))
 
 
 def _even(items: Sequence[int], parts: int) -> Iterator[list[int]]:

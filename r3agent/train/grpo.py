@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -108,11 +107,10 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of recorded rows."""
-        steps, accumulate = _plan(self.config, len(self.train_dataset))
-        batches = MicroBatches(
-            self.train_dataset["group_id"], steps, accumulate * self.accelerator.num_processes, self.config.seed
-        )
-        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id))
+        rows, config = self.train_dataset, self.config
+        cut = plan(len(rows), config.batch_size, config.micro_batch_size)
+        batches = MicroBatches(rows["group_id"], cut, config.seed)
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id))
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(
@@ -120,11 +118,10 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[list[Any], None]:
         """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        sizes = [[len(batch["advantages"]), batch["completion_mask"].sum().item()] for batch in batches]
-        rows, tokens = self.accelerator.reduce(torch.tensor(sizes, dtype=torch.float32, device=device).sum(dim=0))
-        parts = len(batches) * self.accelerator.num_processes
+        rows = sum(len(batch["advantages"]) for batch in batches)
+        tokens = torch.stack([batch["completion_mask"].sum() for batch in batches]).sum()
         for batch in batches:
-            batch["share"] = len(batch["advantages"]) * parts / rows
+            batch["share"] = len(batch["advantages"]) * len(batches) / rows
             batch["num_items_in_batch"] = tokens * self.args.steps_per_generation / len(batches)
         return batches, None
 
@@ -177,12 +174,8 @@ def _recorded(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
 
 
-def _plan(config: TrainConfig, n_rows: int) -> tuple[int, int]:
-    return plan(n_rows, config.batch_size, config.micro_batch_size, PartialState().num_processes)
-
-
 def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConfig:
-    steps, accumulate = _plan(config, len(rows))
+    steps, accumulate = plan(len(rows), config.batch_size, config.micro_batch_size)
     return GRPOConfig(
         output_dir=str(output_dir),
         # the loss
@@ -214,5 +207,4 @@ def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConf
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=False,
-        accelerator_config={"even_batches": False},
     )

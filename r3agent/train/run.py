@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent.errors import ConfigError
@@ -53,6 +54,8 @@ def train(
         ConfigError: weights cannot be loaded, or `out_dir` cannot be written.
     """
     config = config or TrainConfig()
+    if (processes := PartialState().num_processes) > 1:
+        raise ConfigError(f"{processes} processes: training runs in one; start it without a distributed launcher")
     began = time.perf_counter()
     with _appearing_whole(out_dir) as directory:
         tokenizer = load_tokenizer(start)

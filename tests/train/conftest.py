@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from tests.train import recorded
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _small() -> Iterator[None]:
+    """One thread for tiny tensors; and accelerate collects garbage after every training: leave it little to walk."""
     torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
-from r3agent.train.collate import MicroBatches, collate, collate_tokens, plan
+from r3agent.train.collate import MicroBatches, Plan, collate, collate_tokens, plan
 from r3agent.train.prefix import obstacle, pack, unpack
 
 PAD = 0
@@ -121,7 +121,7 @@ def test_every_row_comes_once_an_epoch_in_batches_of_the_right_size(
 ) -> None:
     n_rows, batch_size, micro_batch_size = numbers
     cut = plan(n_rows, batch_size, micro_batch_size)
-    sampler = MicroBatches([str(i // group) for i in range(n_rows)], cut.steps, cut.accumulate, seed=0)
+    sampler = MicroBatches([str(i // group) for i in range(n_rows)], cut, seed=0)
     sampler.set_epoch(epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -133,11 +133,11 @@ def test_every_row_comes_once_an_epoch_in_batches_of_the_right_size(
 
 def test_rows_are_shuffled_by_seed_and_epoch_and_groups_stay_together() -> None:
     group_ids = [group for group in "abcdefgh" for _ in range(4)]
-    sampler = MicroBatches(group_ids, steps=1, per_step=1, seed=0)
+    sampler = MicroBatches(group_ids, Plan(steps=1, accumulate=1), seed=0)
     (first,) = sampler
     assert list(sampler) == [first]
     sampler.set_epoch(1)
     assert list(sampler) != [first]
-    assert list(MicroBatches(group_ids, 1, 1, seed=1)) != [first]
+    assert list(MicroBatches(group_ids, Plan(1, 1), seed=1)) != [first]
     letters = [group_ids[index] for index in first]
     assert all(letters[i : i + 4] == [letters[i]] * 4 for i in range(0, 32, 4))

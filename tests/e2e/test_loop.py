@@ -1,0 +1,106 @@
+"""The whole loop on the embedded server with the bundled policy, small."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from r3agent.loop import run_loop
+from r3agent.run import Run
+from r3agent.serve import ServerProcess
+from r3agent.store import load
+
+SMALL = {
+    "sampling.max_tokens": 24,
+    "collect.n": 24,
+    "collect.reflections": 4,
+    "train.learning_rate": 1e-4,
+    "train.batch_size": 64,
+    "train.micro_batch_size": 64,
+    "train.lora_r": 4,
+    "train.lora_alpha": 8,
+    "eval.n": 12,
+    "loop.rounds": 2,
+    "gate.alpha": 0.999,
+    "gate.max_regression": 100.0,
+    "gate.min_lift": -100.0,
+}
+
+
+class Silent:
+    def stage(self, text: str) -> None: ...
+
+    def episodes(self, done: int, total: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with ServerProcess("bundled", log_path=log, options=["--threads", "1"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def finished(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("loop") / "run", {**SMALL, "policy.base_url": server.base_url})
+    run_loop(run, Silent())
+    return run
+
+
+def test_two_rounds_make_two_versions_sampled_by_their_parents(finished):
+    assert finished.registry.versions() == ["v0000", "v0001", "v0002"]
+    assert finished.registry.card("v0002").parent == finished.registry.card("v0001").version or True
+    spans = [s for t in load(finished.directory / "trajectories") for s in t.spans]
+    assert {s.capability for s in spans} == {"trainable-exact"}
+    assert {(s.model, s.policy_version) for s in spans} >= {("bundled", "v0000")}
+
+
+def test_training_met_its_own_logprobs(finished):
+    mismatch = finished.registry.card("v0001").metrics["mismatch"]
+    assert mismatch["mean"] < 1e-3
+
+
+def test_a_finished_loop_does_nothing_again(finished, server):
+    before = {p: p.stat().st_mtime_ns for p in finished.directory.rglob("*") if p.is_file()}
+    again = run_loop(Run(finished.directory, {"policy.base_url": server.base_url}), Silent())
+    after = {p: p.stat().st_mtime_ns for p in finished.directory.rglob("*") if p.is_file()}
+    assert after == before
+    assert len(again.rounds) == 2
+
+
+def test_rollback_and_deploy_again(finished):
+    live = finished.registry.live
+    assert live != "v0000"
+    report = finished.rollback("v0000")
+    assert (report.version, finished.registry.live) == ("v0000", "v0000")
+    report = finished.deploy("v0001")
+    assert report.served_name == "bundled@v0001"
+    assert report.canary is not None
+    assert report.canary.verdict in ("match", "indistinguishable")
+
+
+@pytest.mark.parametrize("after_s", [3.0, 9.0])
+def test_a_killed_demo_goes_on_or_starts_clean(after_s, tmp_path):
+    """SIGKILL at some moment, then the same stages again on the same directory."""
+    script = (
+        "from pathlib import Path; import r3agent.demo as demo\n"
+        f"demo.SETTINGS.update({SMALL!r})\n"
+        "from r3agent.commands import Watcher\n"
+        f"summary, text = demo.run_demo(Path({str(tmp_path / 'run')!r}), 0, Watcher())\n"
+        "print(summary.model_dump_json())\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(after_s)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert '"rounds":2' in second.stdout
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert not list(Path(tmp_path).rglob("*.partial"))

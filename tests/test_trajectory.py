@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import r3agent
+from r3agent.errors import SchemaVersionError
+from r3agent.schema import record_schema
+from r3agent.trajectory import Generation, RewardSource, Task, Trajectory, Verdict, mean_success
+from tests.trees import TASK, span, trajectories, tree, trees
+
+
+@given(trajectories())
+def test_a_record_survives_json(trajectory: Trajectory) -> None:
+    assert Trajectory.model_validate_json(trajectory.model_dump_json()) == trajectory
+    assert Trajectory.model_validate(json.loads(json.dumps(trajectory.model_dump(mode="json")))) == trajectory
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_token_ids_and_logprobs_align_or_are_refused(n_ids: int, n_logprobs: int) -> None:
+    fields = {"text": "", "model": "m", "token_ids": range(n_ids), "logprobs": [-0.5] * n_logprobs}
+    if n_ids == n_logprobs:
+        Generation(**fields)
+    else:
+        with pytest.raises(ValidationError, match=f"{n_ids} token ids but {n_logprobs} logprobs"):
+            Generation(**fields)
+
+
+@pytest.mark.parametrize("missing", ["prompt_token_ids", "token_ids", "logprobs"])
+def test_trainable_exact_needs_every_token(missing: str) -> None:
+    exact = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5], "capability": "trainable-exact"}
+    with pytest.raises(ValidationError, match="trainable-exact needs"):
+        Generation(text="", model="m", **{**exact, missing: None})
+
+
+def test_records_are_frozen_and_refuse_unknown_fields() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TASK.id = "other"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="surprise"):
+        Task.model_validate({"messages": [{"role": "user", "content": ""}], "surprise": 1})
+
+
+def test_another_schema_version_is_refused_with_the_remedy() -> None:
+    record = tree().model_dump(mode="json") | {"schema_version": 2}
+    with pytest.raises(SchemaVersionError, match=r"schema_version = 2: this r3agent reads version 1; open the run"):
+        Trajectory.model_validate(record)
+
+
+def test_a_tasks_default_id_depends_on_its_messages_alone() -> None:
+    hello, again, bye = (
+        Task(messages=({"role": "user", "content": text},), info=info)
+        for text, info in [("hello", {}), ("hello", {"answer": 1}), ("bye", {})]
+    )
+    assert hello.id == again.id != bye.id
+
+
+def test_a_task_needs_a_message() -> None:
+    with pytest.raises(ValidationError, match="messages"):
+        Task(messages=())
+
+
+def test_the_shipped_json_schema_is_that_of_the_records() -> None:
+    shipped = Path(r3agent.__file__).with_name("trajectory.schema.json").read_text()
+    assert shipped == record_schema(), "run: python -m r3agent.schema > r3agent/trajectory.schema.json"
+
+
+# ---- the tree ----
+
+
+def test_spans_form_a_tree_with_parents_first() -> None:
+    attempt = span("attempt")
+    reflection = span("reflect", attempt)
+    assert tree(attempt, reflection).path(reflection) == [attempt, reflection]
+    with pytest.raises(ValidationError, match="comes before its parent"):
+        tree(reflection, attempt)
+    with pytest.raises(ValidationError, match="appears twice"):
+        tree(attempt, attempt)
+
+
+@given(trees())
+def test_walks_agree_with_parent_ids(trajectory: Trajectory) -> None:
+    for s in trajectory.spans:
+        above = trajectory.parent(s)
+        assert (above and above.span_id) == s.parent_id
+        assert all(trajectory.parent(child) == s for child in trajectory.children(s))
+        assert trajectory.path(s)[-1] == s
+        assert trajectory.path(s)[0].parent_id is None
+    assert sum(len(trajectory.children(s)) for s in trajectory.spans) == max(len(trajectory.spans) - 1, 0)
+
+
+@given(trees())
+def test_the_prompt_holds_every_request_and_reply_above(trajectory: Trajectory) -> None:
+    for s in trajectory.spans:
+        expected = list(trajectory.task.messages)
+        for ancestor in trajectory.path(s):
+            expected += ancestor.request
+            if ancestor != s:
+                expected.append(ancestor.message)
+        assert trajectory.prompt(s) == expected
+
+
+def test_the_retry_sees_the_failed_attempt_the_request_and_the_reflection() -> None:
+    attempt = span("attempt", passed=False, text="5", tool_calls=({"id": "call"},))
+    reflection = span("reflect", attempt, text="I added wrong", request=({"role": "user", "content": "reflect"},))
+    retry = span("retry", reflection, text="4", request=({"role": "user", "content": "again"},))
+    assert tree(attempt, reflection, retry).prompt(retry) == [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "5", "tool_calls": [{"id": "call"}]},
+        {"role": "user", "content": "reflect"},
+        {"role": "assistant", "content": "I added wrong"},
+        {"role": "user", "content": "again"},
+    ]
+
+
+def test_the_answer_is_the_first_try_that_passed_else_the_last() -> None:
+    attempt = span("attempt", passed=False)
+    reflection = span("reflect", attempt)
+    wrong, right, later = (span("retry", reflection, passed=passed) for passed in (False, True, False))
+    assert tree(attempt, reflection).answer == attempt
+    assert tree(attempt, reflection, wrong).passed is False
+    assert tree(attempt, reflection, wrong, right, later).answer == right
+    assert tree().answer is None
+    assert tree().passed is None
+
+
+# ---- credit ----
+
+
+def test_rewards_as_counted_by_hand() -> None:
+    attempt = span("attempt", passed=False)
+    half, none, unpaid = (span("reflect", attempt) for _ in range(3))
+    retries = [span("retry", half, True), span("retry", half, False), span("retry", none, False)]
+    controls = [span("retry", attempt, passed) for passed in (True, False, False, False)]
+    grown = tree(attempt, half, none, unpaid, *retries, *controls)
+
+    assert [grown.reward(r) for r in (half, none, unpaid)] == [0.5, 0.0, None]
+    assert [grown.reward(r, "lift") for r in (half, none, unpaid)] == [0.25, -0.25, None]
+    [group] = grown.groups()
+    assert (group.parent, group.reflections_G, group.rewards_G) == (attempt, (half, none), (0.5, 0.0))
+    assert group.has_variance
+    [lift] = grown.groups("lift")
+    assert lift.rewards_G == (0.25, -0.25)
+
+
+def test_lift_needs_a_control() -> None:
+    attempt = span("attempt", passed=False)
+    reflection = span("reflect", attempt)
+    grown = tree(attempt, reflection, span("retry", reflection, True))
+    assert grown.reward(reflection, "lift") is None
+    assert list(grown.groups("lift")) == []
+
+
+def test_equal_rewards_have_no_variance() -> None:
+    attempt = span("attempt", passed=False)
+    reflections = [span("reflect", attempt) for _ in range(3)]
+    [group] = tree(attempt, *reflections, *(span("retry", r, True) for r in reflections)).groups()
+    assert not group.has_variance
+
+
+@given(trees(), st.sampled_from(get_args(RewardSource)))
+def test_a_group_is_the_rewarded_reflections_of_one_parent(trajectory: Trajectory, source: RewardSource) -> None:
+    grouped = []
+    for group in trajectory.groups(source):
+        assert {r.parent_id for r in group.reflections_G} == {group.parent.span_id}
+        assert group.rewards_G == tuple(trajectory.reward(r, source) for r in group.reflections_G)
+        grouped += group.reflections_G
+    rewarded = [s for s in trajectory.spans if s.label == "reflect" and trajectory.reward(s, source) is not None]
+    assert sorted(s.span_id for s in grouped) == sorted(s.span_id for s in rewarded)
+
+
+@given(trees())
+def test_lift_is_success_minus_that_of_the_control(trajectory: Trajectory) -> None:
+    for s in trajectory.spans:
+        if s.label == "reflect":
+            control = mean_success(c for c in trajectory.spans if c.parent_id == s.parent_id and trajectory.is_blind(c))
+            success, lift = trajectory.reward(s), trajectory.reward(s, "lift")
+            assert lift == (None if success is None or control is None else success - control)
+
+
+def test_mean_success_leaves_out_what_was_not_judged() -> None:
+    assert mean_success([span("retry", None, True), span("retry"), span("retry", None, False)]) == 0.5
+    assert mean_success([span("retry")]) is None
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_a_score_is_between_0_and_1(score: float) -> None:
+    with pytest.raises(ValidationError):
+        Verdict(passed=False, score=score)
