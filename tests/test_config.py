@@ -38,7 +38,7 @@ def test_command_line_beats_file_beats_default(tmp_path):
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(overrides, says):
-    with pytest.raises(ConfigError, match="(?s).*") as error:
+    with pytest.raises(ConfigError, match=r".") as error:
         load_config(None, overrides)
     assert says in str(error.value)
 

@@ -38,10 +38,23 @@ class CanaryReport(Record):
 def check(
     server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
 ) -> CanaryReport:
+    """
+    Raises:
+        DeployError: the server serves the old weights, others, or cannot be asked.
+    """
+    report = measure(server, served_name, canary, tolerance=tolerance)
+    if report.verdict in ("old", "other"):
+        raise DeployError(_failure(report))
+    return report
+
+
+def measure(
+    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
+) -> CanaryReport:
     """Compare the server's logprobs with those on the card.
 
     Raises:
-        DeployError: the server serves the old weights, others, or cannot be asked.
+        DeployError: the server cannot be asked.
     """
     gaps: list[float] = []
     parent_gaps: list[float] = []
@@ -52,7 +65,7 @@ def check(
             parent_gaps += _gaps(served, sequence.parent_logprobs_T)
     gap = fmean(gaps)
     parent_gap = fmean(parent_gaps) if len(parent_gaps) == len(gaps) else None
-    report = CanaryReport(
+    return CanaryReport(
         served_name=served_name,
         verdict=_verdict(gap, parent_gap, tolerance),
         gap=gap,
@@ -60,9 +73,6 @@ def check(
         tolerance=tolerance,
         n_tokens=len(gaps),
     )
-    if report.verdict in ("old", "other"):
-        raise DeployError(_failure(report))
-    return report
 
 
 def canary_of(registry: Registry, version: str) -> tuple[CanarySequence, ...]:

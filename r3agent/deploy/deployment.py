@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check
+from collections.abc import Sequence
+
+from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check, measure
 from r3agent.deploy.lock import deploy_lock
 from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
 from r3agent.deploy.strategy import Change, Strategy, choose
 from r3agent.errors import ConfigError, DeployError
-from r3agent.registry import Registry
+from r3agent.registry import CanarySequence, Registry
 from r3agent.trajectory import Record
 
 
@@ -130,6 +132,8 @@ def _load(server: Server, registry: Registry, version: str, tolerance: float) ->
             "serve it under this name or deploy to its own server"
         )
     try:
+        if strategy == "reload" and canary and _has_arrived(server, card.served_name, canary, tolerance):
+            strategy, change = "none", None
         if change is not None:
             change.apply(server)
         report = check(server, card.served_name, canary, tolerance=tolerance) if canary else None
@@ -142,6 +146,10 @@ def _load(server: Server, registry: Registry, version: str, tolerance: float) ->
         canary=report,
         warnings=_doubts(version, report),
     )
+
+
+def _has_arrived(server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float) -> bool:
+    return measure(server, served_name, canary, tolerance=tolerance).verdict == "arrived"
 
 
 def _undone(change: Change | None, server: Server) -> str:

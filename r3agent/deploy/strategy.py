@@ -11,7 +11,7 @@ from r3agent.deploy.server import Server
 from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
 
 Strategy: TypeAlias = Literal["none", "lora", "reload"]
-"""`none`: the base, when the server has it in place already."""
+"""`none`: the server has the weights in place already."""
 
 
 class Change(Protocol):

@@ -31,6 +31,8 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
     if source.endswith(".jsonl"):
+        if params:
+            raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
         tasks = list(islice(load_jsonl(source), n))
     else:
         tasks = _generated(source, n, seed=seed, split=split, **params)
@@ -53,6 +55,6 @@ def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:
             if not isinstance(task, Task):
                 raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
             tasks.append(task)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"task {source!r} with {settings}: {error}") from error
     return tasks

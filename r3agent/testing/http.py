@@ -28,7 +28,7 @@ class JsonServer(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         self._hanging = 0
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
 
     def start(self) -> None:
         self._thread.start()

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent.errors import ConfigError
@@ -74,7 +75,6 @@ def train(
         sequences = canary_sequences(rows)
         parent_logprobs = canary_logprobs(trainer, sequences)
         trainer.train()
-        save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start)
         card = PolicyCard(
             version=version,
             name=start.name,
@@ -91,7 +91,9 @@ def train(
             },
             canary=canary(sequences, canary_logprobs(trainer, sequences), parent_logprobs),
         )
-        (directory / "card.json").write_text(card.model_dump_json(indent=2))
+        with _writing(directory):
+            save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start)
+            (directory / "card.json").write_text(card.model_dump_json(indent=2))
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
     return card
 
@@ -102,18 +104,24 @@ def _appearing_whole(out_dir: Path) -> Generator[Path]:
     partial = out_dir.with_name(out_dir.name + ".partial")
     if out_dir.exists():
         raise ConfigError(f"{out_dir} exists, and policy versions are immutable; choose the next version")
-    try:
+    with _writing(partial):
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {partial}: {error.strerror}; choose another directory") from error
     try:
         yield partial
         partial.rename(out_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _writing(directory: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot write to {directory}: {error}; free space or choose another directory") from error
 
 
 class _StepProgress(TrainerCallback):

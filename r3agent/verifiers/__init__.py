@@ -70,20 +70,19 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
         VerifierError: it raised, or returned something that is not a judgement.
     """
     answers = [Answer.of(span) for span in spans]
-    if inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__):
 
-        async def judge_one(answer: Answer) -> Verdict:
-            with _blaming(verifier, task):
-                return _verdict(await cast(Awaitable[Judgement], verifier(task, answer)))
-
-        return await together(judge_one(answer) for answer in answers)
-
-    def judge_all() -> list[Verdict]:
+    def ask() -> list[Judgement | Awaitable[Judgement]]:
         with _blaming(verifier, task):
-            return [_verdict(verifier(task, answer)) for answer in answers]
+            return [verifier(task, answer) for answer in answers]
 
+    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict:
+        with _blaming(verifier, task):
+            return _verdict(await judgement if inspect.isawaitable(judgement) else judgement)
+
+    is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
-    return await asyncio.to_thread(judge_all)
+    asked = ask() if is_async else await asyncio.to_thread(ask)
+    return await together(settle(judgement) for judgement in asked)
 
 
 def _verdict(judgement: object) -> Verdict:

@@ -149,6 +149,14 @@ def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
     assert endpoint.weights == run.base
 
 
+def test_weights_in_place_are_not_read_again(run: Run, endpoint: Endpoint):
+    run.train("full", seed=1)
+    assert deploy("v0000", registry=run.registry, base_url=endpoint.url).strategy == "none"
+    deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    assert deploy("v0001", registry=run.registry, base_url=endpoint.url).strategy == "none"
+    assert endpoint.calls.count("/collective_rpc") == 1
+
+
 def test_full_weights_are_loaded_in_turn_to_compare_them(run: Run, endpoint: Endpoint):
     run.train("full", seed=1)
     for version, weights in (("v0000", run.base), ("v0001", run.weights("v0001")), ("v0000", run.base)):

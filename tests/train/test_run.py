@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r3agent.errors import ConfigError, TrainingError
 from r3agent.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig, build_rows, train
 from r3agent.trajectory import Trajectory
 from tests.train import recorded
+from tests.train.versions import OUTCOMES, run, settings, trained
 
 Record = Callable[..., list[Trajectory]]
-OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0]]
-
-
-def settings(**values: Any) -> TrainConfig:
-    fast = {"learning_rate": 1e-2, "lora_r": 4, "lora_alpha": 8, "epochs": 4}
-    return TrainConfig.model_validate({**fast, **values})
-
-
-def run(
-    trajectories: list[Trajectory], start: PolicyStart, out_dir: Path, *, version: str = "v0001", **values: Any
-) -> PolicyCard:
-    return train(trajectories, start=start, version=version, out_dir=out_dir, config=settings(**values))
-
-
-def trained(start: PolicyStart, out_dir: Path) -> Any:
-    """The version as someone else would load it."""
-    if (out_dir / "model").exists():
-        return recorded.load(out_dir / "model")
-    return PeftModel.from_pretrained(recorded.load(start.model), out_dir / "adapter").eval()
 
 
 # ---- what training does ----
@@ -229,126 +207,3 @@ def test_a_tokenizer_without_padding_will_do(
     directory = recorded.save(recorded.load(start.model), bare, tmp_path / "tiny")
     card = run(record(OUTCOMES), start.model_copy(update={"model": str(directory)}), tmp_path / "v0001")
     assert card.metrics["mismatch"]["max"] < 1e-4
-
-
-# ---- what it refuses ----
-
-
-def test_another_policys_rows_are_refused(
-    start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    other = recorded.record(recorded.tiny_model(tokenizer, seed=7).eval(), tokenizer, OUTCOMES)
-    with pytest.raises(TrainingError, match=r"mean \|logprob gap\| = \d.* limit 0.1: .*other weights.*max_mismatch"):
-        run(other, start, tmp_path / "v0001")
-    assert list(tmp_path.iterdir()) == []
-    card = run(other, start, tmp_path / "v0001", max_mismatch=1e6, min_ess=0)
-    assert card.metrics["mismatch"]["mean"] > 1
-
-
-def test_rows_of_an_older_version_are_held_to_the_ess_floor_not_to_the_mismatch(
-    start: PolicyStart, tokenizer: PreTrainedTokenizerFast, record: Record, tmp_path: Path
-) -> None:
-    old = recorded.record(recorded.tiny_model(tokenizer, seed=7).eval(), tokenizer, OUTCOMES, policy_version="v0003")
-    own = [t.model_copy(update={"trajectory_id": f"own{i}"}) for i, t in enumerate(record(OUTCOMES))]
-    at = start.model_copy(update={"version": "v0004"})
-    own = [
-        t.model_copy(update={"spans": tuple(s.model_copy(update={"policy_version": "v0004"}) for s in t.spans)})
-        for t in own
-    ]
-    with pytest.raises(TrainingError, match=r"effective sample size = 0\.\d+ of the rows, limit 0.9: .*v0004.*min_ess"):
-        run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0.9)
-    card = run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0)
-    assert card.metrics["mismatch"]["max"] < 1e-4
-    with pytest.raises(TrainingError, match="stale 8"):
-        run(old, at, tmp_path / "v0006", version="v0006", max_staleness=0)
-
-
-def test_weights_that_are_not_finite_do_not_become_a_version(
-    record: Record, start: PolicyStart, tmp_path: Path
-) -> None:
-    with pytest.raises(TrainingError, match="not finite; lower learning_rate"):
-        run(record(OUTCOMES), start, tmp_path / "v0001", method="full", learning_rate=1e30)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: PolicyStart, tmp_path: Path) -> None:
-    text_only = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
-    with pytest.raises(TrainingError, match="retokenise_refused 8"):
-        run(record(OUTCOMES, **text_only), start, tmp_path / "v0001")
-    card = run(record(OUTCOMES, **text_only), start, tmp_path / "v0001", retokenise="allow")
-    assert card.metrics["rows"]["retokenised"] == 8
-    assert card.metrics["mismatch"] == {"tokens": 0, "mean": None, "p99": None, "max": None, "ess": None}
-
-
-def test_an_adapter_of_another_base_model_is_refused(
-    record: Record, start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    card = run(record(OUTCOMES), start, tmp_path / "v0001")
-    wide = recorded.tiny_model(tokenizer, width=48)
-    for name in ("other", "tiny"):  # by its name, and by the shape of its weights
-        directory = recorded.save(wide, tokenizer, tmp_path / "elsewhere" / name)
-        other = PolicyStart.of(card, tmp_path / "v0001").model_copy(update={"model": str(directory)})
-        with pytest.raises(ConfigError, match=rf"adapter of {start.model}, not of {directory}: .*base model"):
-            run(record(OUTCOMES), other, tmp_path / "v0002")
-
-
-@pytest.mark.parametrize(
-    ("update", "values", "message"),
-    [
-        ({}, {"lora_r": 8}, r"lora_r = 8, but the adapter of v0001 has 4.*set lora_r = 4"),
-        ({}, {"lora_target_modules": ("q_proj",)}, r"lora_target_modules = .*goes on from itself"),
-        ({"adapter": Path("nowhere")}, {}, r"nowhere: not a LoRA adapter"),
-        ({"model": "/no/such/model", "adapter": None}, {}, r"model '/no/such/model' cannot be loaded"),
-        (
-            {"adapter": None},
-            {"lora_target_modules": ("no_proj",)},
-            r"target_modules = \('no_proj',\) does not fit",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit_the_start_are_refused(
-    record: Record, start: PolicyStart, tmp_path: Path, update: dict[str, Any], values: dict[str, Any], message: str
-) -> None:
-    card = run(record(OUTCOMES), start, tmp_path / "v0001", epochs=1)
-    after = PolicyStart.of(card, tmp_path / "v0001").model_copy(update=update)
-    with pytest.raises(ConfigError, match=message):
-        run(record(OUTCOMES), after, tmp_path / "v0002", **values)
-    assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
-
-
-def test_versions_are_immutable_and_directories_must_be_writable(
-    record: Record, start: PolicyStart, tmp_path: Path
-) -> None:
-    (tmp_path / "v0001").mkdir()
-    with pytest.raises(ConfigError, match=r"v0001 exists.*next version"):
-        run(record(OUTCOMES), start, tmp_path / "v0001")
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot write to .*file/v0002\.partial"):
-        run(record(OUTCOMES), start, tmp_path / "file" / "v0002")
-
-
-# ---- what it loads ----
-
-
-def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_importing_train_loads_neither_torch_nor_trl() -> None:
-    loaded = (
-        "import sys, r3agent.train; print([m for m in ('torch', 'trl', 'transformers', 'peft') if m in sys.modules])"
-    )
-    assert python(loaded) == "[]"
-
-
-def test_without_the_extra_the_install_command_is_named() -> None:
-    code = """
-import sys
-sys.modules["trl"] = None
-from r3agent.errors import ConfigError
-try:
-    from r3agent.train import train
-except ConfigError as error:
-    print(error)
-"""
-    assert "pip install 'r3agent[train]'" in python(code)

@@ -1,14 +1,20 @@
-"""Does the policy use its hint? Success after an oracle's, its own, a random and no reflection, on unseen problems."""
+"""Does the policy use its hint? Success after an oracle's, its own, a random and no reflection, on unseen problems.
+
+`python -m r3agent.serve.bundled.measure [MODEL_DIR]` prints the table of the model's card.
+"""
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from statistics import fmean
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.serve.bundled import MODEL_DIR
 from r3agent.serve.bundled.conversations import assistant, first_steps, good_steps, hint, user
 from r3agent.tasks.countdown import generate
 from r3agent.trajectory import Message
@@ -75,3 +81,9 @@ def measure(
         "retry_blind": passed(reply(model, tokenizer, [[*c, user(BLIND_RETRY)] for _, c in failed], temperature)),
         "own_hint_is_good": fmean(good),
     }
+
+
+if __name__ == "__main__":
+    directory = sys.argv[1] if len(sys.argv) > 1 else str(MODEL_DIR)
+    model, tokenizer = LlamaForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    print(json.dumps({f"temperature {t:g}": measure(model, tokenizer, temperature=t) for t in (1.0, 0.0)}, indent=1))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r3agent.errors import ConfigError
+from r3agent.tasks.countdown import Split, generate, split_of
+from r3agent.trajectory import Task
+
+
+def ids(n: int, **given: int | str) -> list[str]:
+    return [task.id for task in generate(n, **given)]
+
+
+def reachable(numbers: tuple[Fraction, ...]) -> Iterator[Fraction]:
+    """Every value that some expression of all the numbers has."""
+    if len(numbers) == 1:
+        yield numbers[0]
+    for i, j in combinations(range(len(numbers)), 2):
+        a, b = numbers[i], numbers[j]
+        rest = tuple(x for k, x in enumerate(numbers) if k not in (i, j))
+        for value in {a + b, a * b, a - b, b - a} | {x / y for x, y in ((a, b), (b, a)) if y}:
+            yield from reachable((value, *rest))
+
+
+def is_solvable(task: Task) -> bool:
+    return Fraction(task.info["target"]) in reachable(tuple(map(Fraction, task.info["numbers"])))
+
+
+seeds = st.integers(-(2**63), 2**63)
+
+
+@given(seeds)
+@settings(max_examples=20)
+def test_a_seed_gives_the_same_problems_and_more_of_them_begin_alike(seed: int) -> None:
+    assert ids(5, seed=seed) == ids(10, seed=seed)[:5]
+
+
+def test_problems_of_a_seed_are_the_same_on_every_machine() -> None:
+    assert ids(3) == ["countdown:1-9-9=1", "countdown:2-8-10=1", "countdown:1-10-10=1"]
+    assert ids(3, seed=1) != ids(3)
+
+
+@given(seeds, st.integers(2, 4))
+@settings(max_examples=20)
+def test_problems_are_solvable_and_distinct(seed: int, numbers: int) -> None:
+    tasks = list(generate(8, seed=seed, numbers=numbers))
+    assert all(map(is_solvable, tasks))
+    assert len({task.id for task in tasks}) == 8
+
+
+def test_same_numbers_in_another_order_are_one_problem() -> None:
+    problems = [(*sorted(t.info["numbers"]), t.info["target"]) for t in generate(60, split="all", max_number=4)]
+    assert len(set(problems)) == 60
+
+
+@given(seeds, st.integers(2, 5), st.integers(1, 20), st.integers(20, 100))
+@settings(max_examples=20)
+def test_difficulty_is_kept(seed: int, numbers: int, max_number: int, max_target: int) -> None:
+    (task,) = generate(1, seed=seed, split="all", numbers=numbers, max_number=max_number, max_target=max_target)
+    assert len(task.info["numbers"]) == numbers
+    assert all(1 <= x <= max_number for x in task.info["numbers"])
+    assert 1 <= task.info["target"] <= max_target
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_splits_are_disjoint(seed: int) -> None:
+    train, test = set(ids(200, split="train")), set(ids(60, seed=seed, split="test"))
+    assert not train & test
+    assert {split_of(task_id) for task_id in train} == {"train"}
+    assert {split_of(task_id) for task_id in test} == {"test"}
+    assert {split_of(task_id) for task_id in ids(60, split="all")} == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("task_id", "split"),
+    [
+        ("countdown:1-9-9=1", "train"),
+        ("countdown:2-4-8=6", "test"),
+        ("countdown:1-6-9=60", "test"),
+        ("countdown:3-8-9=4", "train"),
+    ],
+)
+def test_split_of_a_problem_never_changes(task_id: str, split: Split) -> None:
+    assert split_of(task_id) == split
+
+
+def test_prompt_shows_the_problem() -> None:
+    for task in generate(5):
+        (message,) = task.messages
+        assert message["role"] == "user"
+        assert f"{task.info['numbers']}" in message["content"]
+        assert f"equals {task.info['target']}." in message["content"]
+        assert "<answer> </answer>" in message["content"]
+
+
+def test_more_problems_than_there_are_is_refused_with_the_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"n = 500: only about \d+ distinct problems .* with 2 numbers to 3") as error:
+        list(generate(500, numbers=2, max_number=3))
+    assert "ask for fewer or raise max_number or max_target" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"numbers": 1}, "numbers=1"),
+        ({"max_number": 0}, "max_number=0"),
+        ({"max_target": 0}, "max_target=0"),
+        ({"split": "dev"}, "split='dev': countdown has the splits train, test, all"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(wrong: dict[str, int | str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ids(1, **wrong)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.errors import ConfigError
+from r3agent.tasks import find_tasks
+from r3agent.tasks.countdown import generate
+
+SOURCES = """
+from itertools import count
+from r3agent import Task
+
+def endless(n, *, seed, split, prefix="q"):
+    for i in count():
+        yield Task(id=f"{prefix}{i}-{seed}-{split}", messages=[{"role": "user", "content": "?"}])
+
+def prompts(n, *, seed, split):
+    yield "not a task"
+
+def nothing(n, *, seed, split):
+    return []
+
+def number(n, *, seed, split):
+    return 7
+
+LIMIT = 3
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a user's module in the current directory."""
+    (tmp_path / "my_sources.py").write_text(SOURCES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "my_sources"
+    sys.modules.pop("my_sources", None)
+
+
+def test_shipped_source_is_found_by_name_and_takes_its_params() -> None:
+    found = find_tasks("countdown", 3, seed=4, split="test", max_number=6)
+    assert found == list(generate(3, seed=4, split="test", max_number=6))
+
+
+def test_own_source_is_asked_for_n(sources: str) -> None:
+    tasks = find_tasks(f"{sources}:endless", 2, seed=1, split="test", prefix="p")
+    assert [task.id for task in tasks] == ["p0-1-test", "p1-1-test"]
+
+
+@pytest.mark.parametrize(
+    ("source", "n", "params", "says"),
+    [
+        ("contdown", 1, {}, r"'contdown' is unknown; use one of \['countdown'\], a .jsonl file, or your own"),
+        ("countdown", None, {}, "'countdown' is generated: say how many with --n"),
+        ("countdown", 0, {}, "n = 0: ask for at least 1 task"),
+        ("countdown", -1, {}, "n = -1: ask for at least 1 task"),
+        ("countdown", 1, {"max_numbr": 9}, "'countdown' with .*unexpected keyword argument 'max_numbr'"),
+        ("countdown", 1, {"max_number": 10.5}, "'countdown' with .*'max_number': 10.5"),
+        ("countdown", 1, {"numbers": "three"}, "'countdown' with .*'numbers': 'three'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(source: str, n: int | None, params: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_tasks(source, n, **params)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("prompts", "yielded a str; it must yield r3agent.Task"),
+        ("nothing", "holds no task"),
+        ("number", "'int' object is not iterable"),
+        ("LIMIT", "'int' object is not callable"),
+        ("missing", "has no 'missing'"),
+    ],
+)
+def test_own_source_that_yields_no_tasks_is_refused(sources: str, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_tasks(f"{sources}:{name}", 2)

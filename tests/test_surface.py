@@ -1,0 +1,56 @@
+"""The public names: a change here is a change for users."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+import r3agent
+
+PUBLIC = [
+    "AccessError",
+    "Answer",
+    "CollectSummary",
+    "ConfigError",
+    "DeployError",
+    "EndpointError",
+    "Generation",
+    "Group",
+    "OpenAIPolicy",
+    "Policy",
+    "PolicyError",
+    "ProtocolError",
+    "R3Error",
+    "RecordError",
+    "RequestError",
+    "Sampling",
+    "SchemaVersionError",
+    "Span",
+    "Task",
+    "TrainingError",
+    "Trajectory",
+    "Verdict",
+    "Verifier",
+    "VerifierError",
+    "build_graph",
+    "collect",
+    "load",
+]
+
+
+def test_public_names_are_these() -> None:
+    assert r3agent.__all__ == PUBLIC == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_documented(name: str) -> None:
+    value = getattr(r3agent, name)
+    is_type_alias = typing.get_origin(value) is not None
+    assert is_type_alias or vars(value).get("__doc__") or getattr(value, "__wrapped__", value).__doc__
+
+
+def test_star_import_gives_the_public_names() -> None:
+    names: dict[str, object] = {}
+    exec("from r3agent import *", names)
+    assert names.keys() - {"__builtins__"} == set(PUBLIC)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.errors import ConfigError, VerifierError
+from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers import VERIFIERS, find_verifier, judge
+from tests.trees import TASK, span
+
+SPAN = span("attempt", text="4")
+
+
+async def verdict(verifier: Any) -> Verdict:
+    (only,) = await judge(verifier, TASK, [SPAN])
+    return only
+
+
+@pytest.mark.parametrize(
+    ("judgement", "expected"),
+    [
+        (True, Verdict(passed=True, score=1)),
+        (False, Verdict(passed=False, score=0)),
+        (1, Verdict(passed=True, score=1)),
+        (0, Verdict(passed=False, score=0)),
+        (1.0, Verdict(passed=True, score=1)),
+        (0.99, Verdict(passed=False, score=0.99)),
+        (Verdict(passed=True, score=0.5, feedback="half"), Verdict(passed=True, score=0.5, feedback="half")),
+    ],
+)
+async def test_a_judgement_becomes_a_verdict(judgement: Any, expected: Verdict) -> None:
+    async def check(task: Task, answer: str) -> Any:
+        return judgement
+
+    assert await verdict(lambda task, answer: judgement) == expected
+    assert await verdict(check) == expected
+
+
+@pytest.mark.parametrize("judgement", [1.01, -0.01, 2, float("nan"), float("inf"), None, "yes", (True, 1.0), {}])
+async def test_anything_else_is_an_error_that_names_verifier_and_task(judgement: Any) -> None:
+    def check(task: Task, answer: str) -> Any:
+        return judgement
+
+    with pytest.raises(VerifierError, match=r"check failed on task 't': TypeError: returned .* a score from 0 to 1"):
+        await verdict(check)
+
+
+@pytest.mark.parametrize("failure", [KeyError("target"), StopIteration(), AssertionError("no")])
+async def test_what_a_verifier_raises_is_an_error_that_names_verifier_and_task(failure: Exception) -> None:
+    def check(task: Task, answer: str) -> bool:
+        raise failure
+
+    async def check_async(task: Task, answer: str) -> bool:
+        raise failure
+
+    with pytest.raises(VerifierError, match=rf"check failed on task 't': {type(failure).__name__}") as error:
+        await verdict(check)
+    assert error.value.__cause__ is failure
+    with pytest.raises(VerifierError, match="check_async failed on task 't'"):
+        await verdict(check_async)
+
+
+async def test_wrong_signature_is_an_error_of_the_verifier() -> None:
+    async def check(task: Task) -> bool:
+        return True
+
+    with pytest.raises(VerifierError, match="check failed on task 't': TypeError"):
+        await verdict(check)
+
+
+class Check:
+    def __call__(self, task: Task, answer: str) -> bool:
+        return answer == "4"
+
+
+class AsyncCheck:
+    async def __call__(self, task: Task, answer: str) -> bool:
+        return answer == "4"
+
+
+async def equals(expected: str, task: Task, answer: str) -> bool:
+    return answer == expected
+
+
+@pytest.mark.parametrize(
+    "verifier",
+    [Check(), AsyncCheck(), partial(equals, "4"), lambda task, answer: equals("4", task, answer)],
+    ids=["object", "async object", "partial of async", "lambda that returns an awaitable"],
+)
+async def test_any_callable_will_do(verifier: Any) -> None:
+    passed, failed = await judge(verifier, TASK, [SPAN, span("retry", text="5")])
+    assert (passed.passed, failed.passed) == (True, False)
+
+
+class Broken:
+    def __call__(self, task: Task, answer: str) -> bool:
+        raise RuntimeError("no")
+
+
+async def test_an_object_without_a_name_is_named_by_its_class() -> None:
+    with pytest.raises(VerifierError, match="Broken failed on task 't': RuntimeError: no"):
+        await verdict(Broken())
+
+
+async def test_sync_verifier_does_not_run_on_the_event_loop_thread() -> None:
+    threads: list[int] = []
+
+    def check(task: Task, answer: str) -> bool:
+        threads.append(threading.get_ident())
+        return True
+
+    await verdict(check)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_async_verdicts_are_asked_for_all_at_once() -> None:
+    barrier = asyncio.Barrier(3)
+
+    async def check(task: Task, answer: str) -> bool:
+        await barrier.wait()
+        return True
+
+    async with asyncio.timeout(30):
+        assert len(await judge(check, TASK, [SPAN] * 3)) == 3
+
+
+async def test_verifier_sees_the_tool_calls_of_the_answer() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    asked = span("attempt", text="", tool_calls=(call,))
+    (found,) = await judge(lambda task, answer: answer == "" and answer.tool_calls == (call,), TASK, [asked])
+    assert found.passed
+
+
+async def test_exact_compares_stripped_text_and_needs_an_expectation() -> None:
+    four = TASK.model_copy(update={"info": {"answer": 4}})
+    verdicts = await judge(VERIFIERS["exact"], four, [span("attempt", text=text) for text in (" 4\n", "4.0", "")])
+    assert [v.passed for v in verdicts] == [True, False, False]
+    with pytest.raises(VerifierError, match="exact failed on task 't': KeyError: 'answer'"):
+        await judge(VERIFIERS["exact"], TASK, [SPAN])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's directory, current, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", sorted(VERIFIERS))
+def test_shipped_verifier_is_found_by_name(name: str) -> None:
+    assert find_verifier(name) is VERIFIERS[name]
+
+
+async def test_own_verifier_is_found_in_the_current_directory(project: Path) -> None:
+    (project / "my_checks.py").write_text("def is_four(task, answer):\n    return answer == '4'\n")
+    assert (await verdict(find_verifier("my_checks:is_four"))).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("contdown", r"'contdown' is unknown; use one of \['countdown', 'exact'\] or your own as module:callable"),
+        ("", "'' is unknown"),
+        ("no_such_module:check", "importing 'no_such_module' failed: ModuleNotFoundError"),
+        ("bad_checks:missing", "'bad_checks' has no 'missing'"),
+        ("bad_checks:LIMIT", "is a int; it must be a callable"),
+        ("bad_checks:", "'bad_checks' has no ''"),
+        (":check", "':check'"),
+        ("torn_checks:check", "importing 'torn_checks' failed: SyntaxError"),
+    ],
+)
+def test_what_is_not_a_verifier_is_refused_by_name(project: Path, name: str, says: str) -> None:
+    (project / "bad_checks.py").write_text("LIMIT = 3\n")
+    (project / "torn_checks.py").write_text("def check(\n")
+    with pytest.raises(ConfigError, match=says):
+        find_verifier(name)
