@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Iterable
 from functools import cache
@@ -24,12 +25,19 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Wait for `coroutine` from any thread but the background loop's own; an interrupted wait cancels it.
+    """Wait for `coroutine` from sync code, in any thread; an interrupted wait cancels it.
 
     One loop for the whole process keeps connections alive between calls, and works inside a running loop
     (notebooks) where `asyncio.run` does not.
+
+    Raises:
+        RuntimeError: called by what `run_sync` itself runs, which would wait for itself.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    loop = _loop()
+    if _is_running(loop):
+        coroutine.close()
+        raise RuntimeError("sync code inside an async node or verifier waits for itself; await it instead")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()
     except BaseException:
@@ -37,8 +45,18 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="r3agent-sync", daemon=True).start()
     return loop
+
+
+os.register_at_fork(after_in_child=_loop.cache_clear)  # a forked child has the loop but not its thread

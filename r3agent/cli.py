@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcome = COMMANDS[options.verb](options)
         print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)

@@ -31,7 +31,7 @@ class PolicyConfig(Record):
     """Directory or hub id of the same weights, for training; `bundled` is the policy in the package."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never written down."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
     """For one request."""
 
 
@@ -53,50 +53,50 @@ class PromptConfig(Record):
 
 
 class CollectConfig(Record):
-    n: int | None = Field(512, ge=1)
+    n: int | None = Field(default=512, ge=1)
     """Tasks of one collection."""
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Episodes of each task."""
-    max_attempts: int = Field(2, ge=1)
-    reflections: int = Field(8, ge=0)
+    max_attempts: int = Field(default=2, ge=1)
+    reflections: int = Field(default=8, ge=0)
     """G: reflections of each failed try; a GRPO group."""
-    retries: int = Field(1, ge=1)
+    retries: int = Field(default=1, ge=1)
     """M: retries after each reflection."""
-    blind_retries: int = Field(0, ge=0)
+    blind_retries: int = Field(default=0, ge=0)
     """B: retries without a reflection, as a control; `train.reward = "lift"` needs at least 1."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Episodes under way at once."""
 
 
 class DeployConfig(Record):
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Adapters left loaded on the server."""
-    tolerance: float = Field(0.05, gt=0)
+    tolerance: float = Field(default=0.05, gt=0)
     """Most mean |server - checkpoint| logprob of the canary, in nats per token."""
 
 
 class EvalConfig(Record):
-    n: int | None = Field(500, ge=1)
+    n: int | None = Field(default=500, ge=1)
     """Frozen tasks."""
     split: str = "test"
     seed: int = 0
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Episodes of each task."""
 
 
 class GateConfig(Record):
     min_lift: float = 0.0
     """Points of after-reflection success that a new version must gain."""
-    max_regression: float = Field(2.0, ge=0)
+    max_regression: float = Field(default=2.0, ge=0)
     """Points of first-try success that it may lose."""
-    alpha: float = Field(0.05, gt=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level of the paired test."""
 
 
 class LoopConfig(Record):
-    rounds: int = Field(1, ge=1)
+    rounds: int = Field(default=1, ge=1)
     """Policy versions to make."""
-    evaluate_every: int = Field(1, ge=1)
+    evaluate_every: int = Field(default=1, ge=1)
     """Rounds between evaluations; the last round is always evaluated."""
 
 

@@ -15,7 +15,7 @@ Json: TypeAlias = dict[str, Any]
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
     """Union by `span_id`, the right one winning and the order of first sight kept.
 
-    Idempotent: a retried node, or a subgraph that shares the key with its parent, cannot duplicate a span.
+    Idempotent: an update that is applied again, by a retried node or a resumed thread, duplicates no span.
     """
     merged = {span["span_id"]: span for span in left}
     merged.update((span["span_id"], span) for span in right)

@@ -55,6 +55,6 @@ def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:
             if not isinstance(task, Task):
                 raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
             tasks.append(task)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise ConfigError(f"task {source!r} with {settings}: {error}") from error
     return tasks

@@ -109,7 +109,7 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
 
 def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Iterator[Task]:
     while True:
-        given = [rng.randint(1, max_number) for _ in range(numbers)]
+        given = [rng.choice(range(1, max_number + 1)) for _ in range(numbers)]
         yield make_task(given, _random_value(tuple(given), rng))
 
 

@@ -122,7 +122,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
         tokens = torch.stack([batch["completion_mask"].sum() for batch in batches]).sum()
         for batch in batches:
             batch["share"] = len(batch["advantages"]) * len(batches) / rows
-            batch["num_items_in_batch"] = tokens * self.args.steps_per_generation / len(batches)
+            # TRL expects the tokens of a generation batch, and takes this step's part of them
+            batch["num_items_in_batch"] = tokens * cast(int, self.args.steps_per_generation) / len(batches)
         return batches, None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:

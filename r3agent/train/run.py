@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
+import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -55,7 +56,7 @@ def train(
         ConfigError: weights cannot be loaded, or `out_dir` cannot be written.
     """
     config = config or TrainConfig()
-    if (processes := PartialState().num_processes) > 1:
+    if (processes := PartialState(cpu=not torch.accelerator.is_available()).num_processes) > 1:
         raise ConfigError(f"{processes} processes: training runs in one; start it without a distributed launcher")
     began = time.perf_counter()
     with _appearing_whole(out_dir) as directory:

@@ -18,7 +18,7 @@ from r3agent.trajectory import Task, Verdict
 MAX_EXPRESSION_CHARS = 200
 MAX_NUMBER_DIGITS = 9
 
-_ALLOWED = re.compile(r"[\d+\-*/()\s]+", re.ASCII)
+_ALLOWED = re.compile(r"[\d+\-*/()\s]*", re.ASCII)
 
 
 def countdown(task: Task, answer: str) -> Verdict:

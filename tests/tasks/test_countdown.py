@@ -79,12 +79,7 @@ def test_splits_are_disjoint(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("task_id", "split"),
-    [
-        ("countdown:1-9-9=1", "train"),
-        ("countdown:2-4-8=6", "test"),
-        ("countdown:1-6-9=60", "test"),
-        ("countdown:3-8-9=4", "train"),
-    ],
+    [("countdown:1-9-9=1", "train"), ("countdown:3-8-9=4", "train"), ("countdown:2-4-8=6", "test")],
 )
 def test_split_of_a_problem_never_changes(task_id: str, split: Split) -> None:
     assert split_of(task_id) == split

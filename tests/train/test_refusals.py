@@ -122,12 +122,13 @@ from r3agent.train import PolicyStart
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run
 from transformers import AutoTokenizer
-base = {start.model!r}
+base, out = {start.model!r}, Path({str(tmp_path)!r})
+start = PolicyStart(version="v0000", name="tiny", model=base)
 sampled = recorded.record(recorded.load(base), AutoTokenizer.from_pretrained(base), OUTCOMES)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
 for method in ("full", "lora"):
     try:
-        run(sampled, PolicyStart(version="v0000", name="tiny", model=base), Path({str(tmp_path)!r}, method), method=method)
+        run(sampled, start, out / method, method=method)
     except ConfigError as error:
         print(error)
 """

@@ -9,6 +9,7 @@ import json
 import random
 import sys
 from statistics import fmean
+from typing import Any, cast
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -27,11 +28,13 @@ def reply(
 ) -> list[str]:
     """One sampled reply to each conversation; temperature 0 is greedy."""
     tokenizer.padding_side = "left"
-    prompts = tokenizer.apply_chat_template(
+    prompts: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    out = model.generate(**prompts, max_new_tokens=24, **drawn)
+    drawn: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    )
+    out = cast(Any, model).generate(**prompts, max_new_tokens=24, **drawn)
     return tokenizer.batch_decode(out[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

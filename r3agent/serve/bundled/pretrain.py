@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from r3agent.serve.bundled.conversations import HABITS, SKILL, SOLVE, Mixture, conversation
-from r3agent.serve.bundled.tokenizer import build_tokenizer
+from r3agent.serve.bundled.tokenizer import END_ID, PAD_ID, build_tokenizer
 from r3agent.tasks.countdown import generate, make_task
 from r3agent.trajectory import Message, Task
 
@@ -60,8 +60,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
     )
     return LlamaForCausalLM(config)
 
@@ -95,7 +95,7 @@ def batches(
     while True:
         rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
         length = -(-max(len(ids) for ids, _ in rows) // PAD_TO) * PAD_TO
-        ids_BT = torch.full((BATCH, length), encode.tokenizer.pad_token_id)
+        ids_BT = torch.full((BATCH, length), PAD_ID)
         mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
         for i, (ids, mask) in enumerate(rows):
             ids_BT[i, : len(ids)] = torch.tensor(ids)

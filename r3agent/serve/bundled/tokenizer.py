@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 MAX_NUMBER = 100
 SPECIAL = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+PAD_ID, END_ID = SPECIAL.index("<pad>"), SPECIAL.index("<|end|>")
 SYMBOLS = ["+", "-", "*", "/", "(", ")", "=", "<answer>", "</answer>"]
 WORDS = ["Using", "equals", "wrong", "Reflect", "again", "reflection", "Start", "with"]
 
