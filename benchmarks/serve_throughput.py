@@ -26,7 +26,7 @@ from r3agent.tasks.countdown import generate
 BATCH = 64
 WAVES = 4
 """Batches in one round."""
-ROUNDS = 3
+ROUNDS = 5
 
 GENERATE = """
 import sys, time

@@ -2,7 +2,7 @@
 
     R3Error
     |-- ConfigError            a setting, a file or a combination that cannot work; found before any work starts
-    |-- RecordError            a stored record cannot be read
+    |-- RecordError            a record cannot be read or stored
     |   `-- SchemaVersionError ... because another version of r3agent wrote it
     |-- PolicyError            the endpoint did not give a generation
     |   |-- EndpointError      unreachable, timed out, or failing on its side; worth trying again later
@@ -33,7 +33,7 @@ class ConfigError(R3Error):
 
 
 class RecordError(R3Error):
-    """A stored record cannot be read."""
+    """A record cannot be read or stored."""
 
 
 class SchemaVersionError(RecordError):

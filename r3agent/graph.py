@@ -2,9 +2,9 @@
 
 In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
 `blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
-rather than by one `Send` for each span: the drawing stays the four nodes, an episode is five steps and five
-checkpoints however wide it is, and siblings are drawn with one `n = G` request, which lets the server share their
-prefill (`benchmarks/graph_overhead.py` measures both).
+rather than by one `Send` for each span: the drawing stays the four nodes, siblings are drawn with one `n = G`
+request, which lets the server share their prefill, and an episode of 18 spans costs less than half the CPU
+(`benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole.
 """
 
 from __future__ import annotations
@@ -110,10 +110,14 @@ class AsyncStep(Runnable[EpisodeState, T]):
 
 
 def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:
-    least = {"max_attempts": (max_attempts, 1), "reflections": (reflections, 0), "retries": (retries, 1)}
-    for name, (value, minimum) in {**least, "blind_retries": (blind_retries, 0)}.items():
-        if value < minimum:
-            raise ConfigError(f"{name} = {value}: must be at least {minimum}")
+    for name, value, least in (
+        ("max_attempts", max_attempts, 1),
+        ("reflections", reflections, 0),
+        ("retries", retries, 1),
+        ("blind_retries", blind_retries, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} = {value}: must be at least {least}")
     if max_attempts > 1 and not reflections and not blind_retries:
         raise ConfigError(
             f"reflections = 0 and blind_retries = 0: nothing would retry, with max_attempts = {max_attempts}; "

@@ -21,11 +21,12 @@ def load_attribute(spec: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except AttributeError as error:
-        raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}") from error
+        module = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 def require_extra(module_name: str, extra: str) -> None:

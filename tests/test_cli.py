@@ -25,7 +25,7 @@ def answer(body: dict[str, Any], choice: int) -> str:
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     path = tmp_path / "tasks.jsonl"
-    lines = [{"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(3)]
+    lines = [{"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in (0, 1, 3)]  # of the train split
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
 
@@ -140,7 +140,7 @@ def test_a_wrong_model_exits_1_and_is_named(tmp_path, tasks, capsys):
 
 
 def test_a_verifier_that_raises_ends_in_1_with_its_words(tmp_path, tasks, capsys):
-    tasks.write_text('{"prompt": "no expected answer for the exact verifier"}\n')
+    tasks.write_text('{"id": "0", "prompt": "no expected answer for the exact verifier"}\n')
     with ScriptedEndpoint(answer) as endpoint:
         code, _, err = call(capsys, *collecting(tmp_path, endpoint, tasks))
     assert code == 1

@@ -16,6 +16,7 @@ there is vLLM.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from r3agent.serve.process import ServerProcess
@@ -39,6 +40,9 @@ def __getattr__(name: str) -> Any:
 
     from r3agent.imports import require_extra
 
+    if name == "serve":
+        # OpenMP threads that spin while they wait starve the clients on the same cores, and so the server.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in ("torch", "transformers", "starlette", "uvicorn"):
         require_extra(module, "serve")
     return getattr(import_module(f"r3agent.serve.{_MODULES[name]}"), name)

@@ -10,7 +10,6 @@ import threading
 import time
 
 from r3agent.errors import R3Error
-from r3agent.imports import require_extra
 from r3agent.serve.process import API_KEY_VARIABLE
 
 
@@ -20,11 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     if (parent := options.pop("parent_pid")) is not None:
         threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
     try:
-        for module in ("torch", "transformers", "starlette", "uvicorn"):
-            require_extra(module, "serve")
-        from r3agent.serve.server import serve
+        from r3agent.serve import serve
 
-        serve(**options, api_key=os.environ.get(API_KEY_VARIABLE))
+        serve(**options)
     except R3Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -35,13 +32,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m r3agent.serve",
         description="A small OpenAI-compatible server for one machine without vLLM.",
-        epilog=f"An API key is read from ${API_KEY_VARIABLE}. Example: python -m r3agent.serve bundled --port 8000",
+        epilog="Example: python -m r3agent.serve bundled --port 8000",
     )
     add = parser.add_argument
     add("model", nargs="?", default="bundled", help="checkpoint directory, hub id, or `bundled` (default)")
     add("--host", default="127.0.0.1", help="default %(default)s")
     add("--port", type=int, default=8000, help="0 takes a free one; default %(default)s")
     add("--name", help="what the model is served as; default the directory's name")
+    add("--api-key", help=f"clients must send it; default ${API_KEY_VARIABLE}, which other users cannot see")
     add("--dtype", help="e.g. bfloat16; default float32 on a CPU, else the checkpoint's")
     add("--device", help="default cuda where there is one")
     add("--max-model-len", type=int, help="tokens of prompt and completion; default the model's limit")

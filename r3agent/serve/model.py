@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r3agent.errors import ConfigError
-
-BUNDLED = "bundled"
-"""Stands for the policy that ships with r3agent."""
+from r3agent.serve.bundled import resolve_model
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
@@ -62,8 +60,7 @@ def load_model(
     Raises:
         ConfigError: it is missing, incomplete, or of a kind that is not served.
     """
-    if path == BUNDLED:
-        path, name = str(Path(__file__).parent / "bundled" / "model"), name or BUNDLED
+    name, path = name or (path if path == "bundled" else None), resolve_model(path)
     if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ConfigError(f"model {path}: there is no such directory; a hub id looks like organisation/name")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 from types import FrameType
@@ -14,6 +15,7 @@ from r3agent.errors import ConfigError
 from r3agent.serve.app import create_app
 from r3agent.serve.engine import Engine
 from r3agent.serve.model import load_model
+from r3agent.serve.process import API_KEY_VARIABLE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5
@@ -43,7 +45,7 @@ def serve(
         model: a checkpoint directory, a hub id or `bundled`.
         port: 0 takes a free one.
         name: what the model is served as; default the directory's name.
-        api_key: clients must send it; default none.
+        api_key: clients must send it; default `$R3AGENT_SERVE_API_KEY`, else none is needed.
 
     The other arguments are those of `load_model` and `Engine`.
 
@@ -57,7 +59,7 @@ def serve(
             served, max_batch=max_batch, max_waiting=max_waiting, kv_cache_gib=kv_cache_gib, threads=threads
         )
         config = uvicorn.Config(
-            create_app(engine, api_key=api_key),
+            create_app(engine, api_key=api_key or os.environ.get(API_KEY_VARIABLE)),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from r3agent.errors import ConfigError
 from r3agent.imports import load_attribute
 from r3agent.tasks import countdown
 from r3agent.tasks.jsonl import load_jsonl
+from r3agent.tasks.splits import split_of
 from r3agent.trajectory import Task
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
@@ -23,6 +25,7 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
 
     Args:
         n: how many; `None` takes all of a file.
+        split: `train`, `test` or `all`; see `splits.py`. No task is in both of the first two.
         params: what the source understands, e.g. `max_number` of countdown.
 
     Raises:
@@ -33,12 +36,18 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     if source.endswith(".jsonl"):
         if params:
             raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
-        tasks = list(islice(load_jsonl(source), n))
+        tasks = _drawn(load_jsonl(source), n, seed=seed, split=split)
     else:
         tasks = _generated(source, n, seed=seed, split=split, **params)
     if not tasks:
-        raise ConfigError(f"task source {source!r} holds no task")
+        raise ConfigError(f"task source {source!r} holds no task in split {split!r}")
     return tasks
+
+
+def _drawn(tasks: Iterable[Task], n: int | None, *, seed: int, split: str) -> list[Task]:
+    """`n` tasks of the split, others with every seed."""
+    held = [task for task in tasks if split in ("all", split_of(task.id))]
+    return held if n is None or n >= len(held) else random.Random(seed).sample(held, n)
 
 
 def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:

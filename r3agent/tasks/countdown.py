@@ -8,12 +8,12 @@ sides of a split.
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Iterator
 from itertools import islice, permutations
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, get_args
 
 from r3agent.errors import ConfigError
+from r3agent.tasks.splits import Split, split_of
 from r3agent.trajectory import Task
 
 PROMPT = (
@@ -22,9 +22,6 @@ PROMPT = (
     "Return the expression in <answer> </answer> tags."
 )
 
-Split: TypeAlias = Literal["train", "test", "all"]
-TEST_SHARE = 0.25
-"""Share of problems, by hash of the id, that only the test split yields."""
 MAX_FRUITLESS = 20_000
 """Problems drawn in a row without a new one, after which there are taken to be no more."""
 
@@ -86,11 +83,6 @@ def make_task(given: list[int], target: int) -> Task:
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
         info={"numbers": given, "target": target},
     )
-
-
-def split_of(task_id: str) -> Split:
-    """The split a problem belongs to, for ever: a hash of its id decides."""
-    return "test" if zlib.crc32(task_id.encode()) / 2**32 < TEST_SHARE else "train"
 
 
 def steps(given: tuple[int, ...]) -> Iterator[Step]:

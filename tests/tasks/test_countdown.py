@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
-from r3agent.tasks.countdown import Split, generate, split_of
+from r3agent.tasks.countdown import generate
+from r3agent.tasks.splits import Split, split_of
 from r3agent.trajectory import Task
 
 

@@ -82,3 +82,13 @@ def test_what_cannot_work_is_refused_by_name(source: str, n: int | None, params:
 def test_own_source_that_yields_no_tasks_is_refused(sources: str, name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         find_tasks(f"{sources}:{name}", 2)
+
+
+def test_a_file_is_split_and_drawn_by_seed(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(f'{{"id": "{i}", "prompt": "?"}}' for i in range(100)))
+    train, test = ({task.id for task in find_tasks(str(path), split=split)} for split in ("train", "test"))
+    assert len(train | test) == 100
+    assert not train & test
+    assert find_tasks(str(path), 10, seed=1) == find_tasks(str(path), 10, seed=1)
+    assert find_tasks(str(path), 10, seed=1) != find_tasks(str(path), 10, seed=2)

@@ -106,7 +106,7 @@ def test_only_what_is_before_the_first_equals_sign_is_judged(equation: str) -> N
 @pytest.mark.parametrize(
     ("expression", "says"),
     [
-        ("", "only whole numbers"),
+        ("", "not an arithmetic expression"),
         ("   ", "not an arithmetic expression"),
         ("= 3", "not an arithmetic expression"),
         ("\0", "only whole numbers"),
