@@ -111,8 +111,10 @@ def _conclusion(comparison: Comparison, change: Difference) -> str:
     control = comparison.lift_over_blind
     if change.points <= 0 or change.p_value >= 0.05:
         return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
-    reflecting = "" if control is None else f"; what reflecting adds over a blind retry grew by {control.points:.1f}"
+    beyond = (
+        "" if control is None else f", {control.points:+.1f} of them beyond a blind retry (p = {control.p_value:.1g})"
+    )
     return (
         f"Training on reflections raised success after one reflection by {change.points:.1f} points "
-        f"(p = {change.p_value:.1g}){reflecting}."
+        f"(p = {change.p_value:.1g}){beyond}."
     )

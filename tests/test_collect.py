@@ -275,8 +275,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         stuck, *reflections, *(span("retry", r, passed=False) for r in reflections), span("retry", stuck, True)
     )
 
-    broken = tree(span("attempt", passed=False, completion_tokens=1))
-    errored = broken.model_copy(update={"error": EpisodeError(kind="VerifierError", message="no")})
+    errored = learnt.model_copy(update={"error": EpisodeError(kind="VerifierError", message="no")})
 
     assert summarise([first_time, learnt, alike, errored], resumed=1, seconds=2.345) == CollectSummary(
         episodes=4,
@@ -287,8 +286,8 @@ def test_the_summary_as_counted_by_hand() -> None:
         retry_blind=1 / 2,
         groups=2,
         groups_with_variance=1,
-        tokens_sampled=2 + 6 * 2 + 5 + 1,
-        capabilities={"trainable-exact": 7, "eval-only": 7},
+        tokens_sampled=2 + 6 * 2 + 5 + 6 * 2,
+        capabilities={"trainable-exact": 1 + 6 + 6, "eval-only": 6},
         notes={"the endpoint returned no token ids": 1},
         seconds=2.35,
     )

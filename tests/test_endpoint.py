@@ -125,6 +125,13 @@ async def test_a_lasting_answer_is_not_tried_again(fault: Fault, error: type[R3E
     assert len(endpoint.received) == 1
 
 
+async def test_a_refused_key_is_no_refused_field() -> None:
+    refusal = Fault(401, '{"error": {"message": "no logprobs for this key"}}')
+    with ScriptedEndpoint("hi", faults=[refusal]) as endpoint, pytest.raises(AccessError):
+        await sample(endpoint)
+    assert len(endpoint.received) == 1
+
+
 async def test_a_wrong_model_is_named() -> None:
     with ScriptedEndpoint("hi") as endpoint, pytest.raises(AccessError, match="The model `qwen` does not exist"):
         await sample(endpoint, model="qwen")

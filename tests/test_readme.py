@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_runs_as_printed(code, capsys):
+def test_python_runs_as_printed(code: str) -> None:
     with ScriptedEndpoint("It is 42.", model="my-model") as endpoint:
-        exec(compile(code.replace("http://127.0.0.1:8000/v1", endpoint.url), "README.md", "exec"), {})
-    assert capsys.readouterr().out == "It is 42. True\n"
+        code = code.replace("http://127.0.0.1:8000/v1", endpoint.url)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "It is 42. True\n"), done.stderr
 
 
 def test_commands_parse_as_printed():

@@ -61,6 +61,14 @@ def test_writers_do_not_share_a_shard(tmp_path: Path) -> None:
     assert [len(shard.read_bytes().splitlines()) for shard in shards(tmp_path)] == [2, 2]
 
 
+def test_a_shard_that_is_there_is_never_appended_to(tmp_path: Path) -> None:
+    taken = tmp_path / "00001.jsonl"  # its elder was moved elsewhere, so that counting files gives its number
+    taken.write_bytes(b"torn")
+    write(tmp_path, tree())
+    assert taken.read_bytes() == b"torn"
+    assert [shard.name for shard in shards(tmp_path)] == ["00001.jsonl", "00002.jsonl"]
+
+
 def test_nothing_appended_makes_no_shard(tmp_path: Path) -> None:
     with TrajectoryWriter(tmp_path):
         pass
@@ -81,6 +89,14 @@ def test_a_line_torn_at_any_byte_loses_only_itself(tmp_path: Path, caplog: pytes
         reported = [record.getMessage() for record in caplog.records]
         torn_line = [f"{shard}:2: torn line skipped ({end - start} bytes)"]
         assert reported == ([] if complete or end == start else torn_line)
+
+
+def test_a_line_damaged_in_the_middle_loses_only_itself(tmp_path: Path) -> None:
+    first, last = tree(), tree()
+    shard = write(tmp_path, first, tree(), last)
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(lines[0] + lines[1][:9] + b"\n" + lines[2])
+    assert load(tmp_path) == [first, last]
 
 
 @contextmanager

@@ -129,6 +129,14 @@ def test_the_answer_is_the_first_try_that_passed_else_the_last() -> None:
     assert tree().passed is None
 
 
+def test_a_blind_retry_has_no_reflection_above_it() -> None:
+    attempt = span("attempt")
+    reflection, control = span("reflect", attempt), span("retry", attempt)
+    guided = span("retry", reflection)
+    grown = tree(attempt, reflection, control, guided)
+    assert [grown.is_blind(s) for s in grown.spans] == [False, False, True, False]
+
+
 # ---- credit ----
 
 

@@ -132,18 +132,22 @@ class GenerationRoutes:
         return events
 
     async def _stream(self, events: asyncio.Queue[Event], responses: Responses, usage: bool) -> AsyncIterator[bytes]:
-        """Server-sent events: a chunk for the start of each choice, one for each of its tokens, the usage."""
-        event = await events.get()
-        for body in responses.chat_starts() if isinstance(event, Chunk) else ():
-            yield _sse(body)
-        while isinstance(event, Chunk):
-            yield _sse(responses.chat_delta(event))
+        """Server-sent events: the start of each choice, its tokens, the usage; a stream that is behind catches up."""
+        bodies = list(responses.chat_starts())
+        while True:
             event = await events.get()
-        if event is not None:
-            yield _sse((event if isinstance(event, APIError) else server_error(event)).body())
-        elif usage:
-            yield _sse(responses.chat_usage())
-        yield b"data: [DONE]\n\n"
+            if isinstance(event, Chunk):
+                bodies.append(responses.chat_delta(event))
+                if events.empty():
+                    yield b"".join(map(_sse, bodies))
+                    bodies.clear()
+                continue
+            if isinstance(event, BaseException):
+                bodies.append((event if isinstance(event, APIError) else server_error(event)).body())
+            elif usage:
+                bodies.append(responses.chat_usage())
+            yield b"".join(map(_sse, bodies)) + b"data: [DONE]\n\n"
+            return
 
     def _cancel(self, request: GenerationRequest) -> None:
         if not request.is_finished:

@@ -22,7 +22,7 @@ PROMPT = [4, 16, 27, 28, 29, 17, 41, 2, 5]
 
 
 def test_a_completion_has_vllms_fields(chat: Callable[..., httpx.Response], checkpoint: Path) -> None:
-    answer = chat(temperature=0, n=2, logprobs=True, top_logprobs=3, return_token_ids=True).json()
+    answer = chat(temperature=0, n=2, logprobs=True, top_logprobs=3, return_token_ids=True, ignore_eos=True).json()
     token_ids, logprobs = tiny.greedy(tiny.reference(checkpoint), PROMPT, 8)
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "tiny"
@@ -207,7 +207,7 @@ def test_requests_at_the_same_time_get_their_own_answers(server: Any, checkpoint
 
     async def ask() -> list[list[int]]:
         async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as http:
-            body = {"max_tokens": 10, "temperature": 0, "return_token_ids": True}
+            body = {"max_tokens": 10, "temperature": 0, "return_token_ids": True, "ignore_eos": True}
             answers = await asyncio.gather(
                 *(http.post("/completions", json={**body, "prompt": prompt}) for prompt in tiny.PROMPTS * 8)
             )

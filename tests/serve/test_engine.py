@@ -43,13 +43,12 @@ def test_a_ragged_batch_equals_generate(engine: Engine, checkpoint: Path) -> Non
 
 def test_rows_that_join_later_change_nothing(engine: Engine, checkpoint: Path) -> None:
     model = tiny.reference(checkpoint)
-    first = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=120, temperature=0, stop_token_ids=frozenset())
+    first = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=120, temperature=0)
     second = Outcome(engine, prompt_token_ids=PROMPTS[1], max_tokens=4, temperature=0)
     second.wait()
     third = Outcome(engine, prompt_token_ids=PROMPTS[2], max_tokens=30, temperature=0)
     assert_greedy(third, model, PROMPTS[2], 30)
-    expected, _ = tiny.greedy(model, PROMPTS[0], 20)
-    assert first.wait().rows[0].token_ids[: len(expected)] == expected
+    assert_greedy(first, model, PROMPTS[0], 120)
 
 
 def test_the_completions_of_one_request_share_a_prefill_and_agree(engine: Engine, checkpoint: Path) -> None:
@@ -88,13 +87,32 @@ def test_prompt_logprobs_are_the_models_own(engine: Engine, checkpoint: Path) ->
 @pytest.mark.parametrize("company", [0, 6])
 def test_a_seeded_request_gives_the_same_tokens_in_any_company(engine: Engine, company: int) -> None:
     others = [Outcome(engine, prompt_token_ids=PROMPTS[i % 4], max_tokens=30) for i in range(company)]
-    seeded = {"prompt_token_ids": PROMPTS[0], "max_tokens": 20, "seed": 7, "stop_token_ids": frozenset[int]()}
+    seeded = {"prompt_token_ids": PROMPTS[0], "max_tokens": 20, "seed": 7}
     together = Outcome(engine, **seeded, n=3).wait()
     for other in others:
         other.wait()
     alone = [Outcome(engine, **{**seeded, "seed": 7 + i}).wait().rows[0].token_ids for i in range(3)]
     assert [row.token_ids for row in together.rows] == alone
     assert len({tuple(ids) for ids in alone}) == 3
+
+
+def test_the_cache_grows_with_what_it_holds(engine: Engine, checkpoint: Path) -> None:
+    few = Outcome(engine, prompt_token_ids=PROMPTS[0], n=2, max_tokens=150, temperature=0, stream=True)
+    assert few.streaming.wait(60)
+    many = Outcome(engine, prompt_token_ids=PROMPTS[1], n=40, max_tokens=70, temperature=0)
+    model = tiny.reference(checkpoint)
+    assert_greedy(many, model, PROMPTS[1], 70)
+    assert_greedy(few, model, PROMPTS[0], 150)
+
+
+def test_a_turn_ends_with_any_of_its_tokens_which_is_not_shown(engine: Engine, checkpoint: Path) -> None:
+    token_ids, _ = tiny.greedy(tiny.reference(checkpoint), PROMPTS[0], 8)
+    for eos_token_id, stop_reason in ((token_ids[3], None), (None, token_ids[3])):
+        ends = {"stop_token_ids": frozenset({token_ids[3]}), "eos_token_id": eos_token_id}
+        row = Outcome(engine, prompt_token_ids=PROMPTS[0], temperature=0, **ends).wait().rows[0]
+        end = token_ids.index(token_ids[3]) + 1
+        assert (row.token_ids, row.visible_token_ids) == (token_ids[:end], token_ids[: end - 1])
+        assert (row.finish_reason, row.stop_reason) == ("stop", stop_reason)
 
 
 def test_more_completions_than_the_batch_holds_all_come(served: ServedModel) -> None:
@@ -127,7 +145,7 @@ def test_too_little_memory_for_one_sequence_is_refused(served: ServedModel) -> N
 
 
 def test_a_cancelled_request_leaves_the_batch(engine: Engine) -> None:
-    endless = Outcome(engine, prompt_token_ids=PROMPTS[0], n=4, max_tokens=240, stop_token_ids=frozenset(), stream=True)
+    endless = Outcome(engine, prompt_token_ids=PROMPTS[0], n=4, max_tokens=240, stream=True)
     assert endless.streaming.wait(60)
     engine.cancel(endless.request)
     Outcome(engine, prompt_token_ids=PROMPTS[1]).wait()
@@ -139,9 +157,7 @@ class TestPause:
     @pytest.fixture
     def endless(self, engine: Engine) -> Outcome:
         """A request under way."""
-        outcome = Outcome(
-            engine, prompt_token_ids=PROMPTS[0], max_tokens=240, stop_token_ids=frozenset(), stream=True, n=2
-        )
+        outcome = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=240, stream=True, n=2)
         assert outcome.streaming.wait(60)
         return outcome
 
@@ -211,12 +227,25 @@ class TestErrors:
     def test_stopping_fails_what_is_under_way(self, served: ServedModel) -> None:
         engine = Engine(served)
         engine.start()
-        outcome = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=200, n=8, stop_token_ids=frozenset())
+        outcome = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=200, n=8)
         engine.close()
         with pytest.raises(APIError, match="the server is stopping"):
             outcome.wait()
         with pytest.raises(APIError, match="the server is stopping"):
             Outcome(engine, prompt_token_ids=PROMPTS[0])
+
+
+def test_what_waits_for_an_empty_batch_is_not_overtaken(engine: Engine) -> None:
+    first = Outcome(engine, prompt_token_ids=PROMPTS[0], max_tokens=200, stream=True)
+    assert first.streaming.wait(60)
+    tokens_then: list[int] = []
+    requests = [first.request]
+    done = engine.when_empty(lambda: tokens_then.extend(len(r.rows[0].token_ids) for r in requests))
+    second = Outcome(engine, prompt_token_ids=PROMPTS[1])
+    requests.append(second.request)
+    done.result(60)
+    assert tokens_then == [200, 0]
+    second.wait()
 
 
 def test_weights_are_reloaded_in_place(checkpoint: Path, other_checkpoint: Path) -> None:

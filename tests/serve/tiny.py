@@ -63,11 +63,12 @@ def reference(base: Path, adapter: Path | None = None) -> Any:
 
 @torch.no_grad()
 def greedy(model: Any, prompt: Sequence[int], n_tokens: int) -> tuple[list[int], list[float]]:
-    """Token ids and logprobs of `model.generate`."""
+    """Token ids and logprobs of `model.generate`, past the end of the turn."""
     out = model.generate(
         input_ids=torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False,
+        eos_token_id=-1,
         max_new_tokens=n_tokens,
         output_logits=True,
         return_dict_in_generate=True,
@@ -78,15 +79,14 @@ def greedy(model: Any, prompt: Sequence[int], n_tokens: int) -> tuple[list[int],
 
 
 class Outcome:
-    """A request on its way through an engine."""
+    """A request on its way through an engine; it does not end with the turn unless it is told to."""
 
     def __init__(self, engine: Engine, **fields: Any) -> None:
         self.chunks: list[Chunk] = []
         self.error: BaseException | None = None
         self.streaming = threading.Event()
         self._done = threading.Event()
-        settings = {"max_tokens": 8, "stop_token_ids": engine.served.stop_token_ids, **fields}
-        self.request = GenerationRequest(on_event=self._on_event, eos_token_id=engine.served.eos_token_id, **settings)
+        self.request = GenerationRequest(on_event=self._on_event, **{"max_tokens": 8, **fields})
         engine.submit(self.request)
 
     def _on_event(self, event: Event) -> None:
