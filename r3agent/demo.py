@@ -71,7 +71,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     reporter.stage("starting the embedded server with the bundled policy")
     log = out / "server.log"
     out.mkdir(parents=True, exist_ok=True)
-    with ServerProcess("bundled", log_path=log, options=["--threads", "1"]) as server:
+    with ServerProcess("bundled", log_path=log) as server:
         run = Run(out, {**SETTINGS, "task.seed": seed, "train.seed": seed, "policy.base_url": server.base_url})
         report = run_loop(run, reporter)
     comparison = report.rounds[-1].comparison

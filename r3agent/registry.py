@@ -4,12 +4,16 @@
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
 
-A directory is a version only once its card is inside: `publish` renames it into place whole.
+A directory is a version only once its card is inside: it grows beside its place and is renamed whole (`growing`).
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -20,6 +24,7 @@ from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.trajectory import Record
 
 CARD_SCHEMA_VERSION = 1
+VERSION = re.compile(r"^v\d{4,}$")
 
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
@@ -49,7 +54,7 @@ class PolicyCard(Record):
     """What a policy version is, where it came from and how to recognise it on a server."""
 
     schema_version: int = CARD_SCHEMA_VERSION
-    version: str = Field(pattern=r"^v\d{4,}$")
+    version: str = Field(pattern=VERSION)
     """`v0000`, `v0001`, ..."""
     name: str
     """The served name of the base model."""
@@ -116,10 +121,6 @@ class Registry:
     def version_dir(self, version: str) -> Path:
         return self.policies_dir / version
 
-    def partial_dir(self, version: str) -> Path:
-        """Where a version grows until `publish`; what is in it belongs to no version yet."""
-        return self.policies_dir / f"{version}.partial"
-
     def card(self, version: str) -> PolicyCard:
         """
         Raises:
@@ -153,22 +154,9 @@ class Registry:
                 )
             return card
         card = PolicyCard(version="v0000", name=name, kind="base", base_model=base_model)
-        self.partial_dir(card.version).mkdir(parents=True, exist_ok=True)
-        self.publish(card)
+        with growing(self.version_dir(card.version)) as directory:
+            write_card(directory, card)
         return card
-
-    def publish(self, card: PolicyCard) -> Path:
-        """Turn `partial_dir(card.version)` into the version: the card goes in last, then all is renamed at once.
-
-        Raises:
-            ConfigError: the version exists already.
-        """
-        target = self.version_dir(card.version)
-        if target.exists():
-            raise ConfigError(f"{target} exists and versions are immutable; the next is {self.next_version()}")
-        _write(self.partial_dir(card.version) / "card.json", card)
-        self.partial_dir(card.version).rename(target)
-        return target
 
     # ---- the live pointer ----
 
@@ -208,9 +196,50 @@ class Registry:
         return to
 
 
+@contextmanager
+def growing(version_dir: Path) -> Generator[Path]:
+    """A sibling directory that takes the name `version_dir` when the block ends well, and is removed when it does not.
+
+    Raises:
+        ConfigError: the version exists already, or the directory cannot be made.
+    """
+    partial = version_dir.with_name(version_dir.name + ".partial")
+    if version_dir.exists():
+        raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
+    try:
+        if partial.exists():  # of a process that was killed
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {partial}: {error}; free space or choose another directory") from error
+    try:
+        yield partial
+        partial.rename(version_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_card(directory: Path, card: PolicyCard) -> None:
+    """What makes a directory a version.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    _write(directory / "card.json", card)
+
+
 def number(version: str) -> int:
     """7 for `v0007`."""
     return int(version[1:])
+
+
+def versions_apart(one: str | None, other: str) -> int | None:
+    """How many versions lie between two; `None` where one of them is not a version of the registry."""
+    if one == other:
+        return 0
+    named = [v for v in (one, other) if v and VERSION.fullmatch(v)]
+    return abs(number(named[0]) - number(named[1])) if len(named) == 2 else None
 
 
 def known_schema(data: Any, known: int) -> Any:

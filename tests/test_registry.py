@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.registry import CanarySequence, PolicyCard, Registry
+from r3agent.registry import CanarySequence, PolicyCard, Registry, growing, write_card
 
 
 def card(version: str, *, parent: str | None = "v0000", kind: str = "lora") -> PolicyCard:
@@ -26,8 +26,9 @@ def with_versions(run_dir: Path, n: int) -> Registry:
 
 
 def publish(registry: Registry, card: PolicyCard) -> Path:
-    registry.partial_dir(card.version).mkdir(parents=True)
-    return registry.publish(card)
+    with growing(registry.version_dir(card.version)) as directory:
+        write_card(directory, card)
+    return registry.version_dir(card.version)
 
 
 def test_base_is_added_once(tmp_path: Path):
@@ -55,7 +56,7 @@ def test_base_directory_is_the_same_by_any_path(tmp_path: Path, monkeypatch: pyt
 
 def test_only_directories_with_a_card_are_versions(tmp_path: Path):
     registry = with_versions(tmp_path, 1)
-    registry.partial_dir("v0002").mkdir()
+    (registry.policies_dir / "v0002.partial").mkdir()
     registry.version_dir("v0003").mkdir()
     assert registry.versions() == ["v0000", "v0001"]
     assert registry.next_version() == "v0004"
@@ -71,17 +72,39 @@ def test_versions_are_ordered_by_number(tmp_path: Path):
     assert registry.next_version() == "v10001"
 
 
-def test_publish_moves_the_weights_with_the_card(tmp_path: Path):
-    registry = with_versions(tmp_path, 0)
-    (registry.partial_dir("v0001") / "adapter").mkdir(parents=True)
-    target = registry.publish(card("v0001"))
+def test_a_version_appears_whole(tmp_path: Path):
+    target = with_versions(tmp_path, 0).version_dir("v0001")
+    with growing(target) as directory:
+        (directory / "adapter").mkdir()
+        write_card(directory, card("v0001"))
+        assert not target.exists()
     assert sorted(p.name for p in target.iterdir()) == ["adapter", "card.json"]
-    assert not registry.partial_dir("v0001").exists()
+    assert not directory.exists()
+
+
+def test_a_version_that_fails_leaves_nothing(tmp_path: Path):
+    def interrupted() -> None:
+        with growing(tmp_path / "v0001") as directory:
+            (directory / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remains_of_a_killed_process_are_replaced(tmp_path: Path):
+    (tmp_path / "v0001.partial").mkdir()
+    (tmp_path / "v0001.partial" / "half").touch()
+    with growing(tmp_path / "v0001"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["v0001"]
+    assert list((tmp_path / "v0001").iterdir()) == []
 
 
 def test_versions_are_immutable(tmp_path: Path):
     registry = with_versions(tmp_path, 1)
-    with pytest.raises(ConfigError, match="versions are immutable; the next is v0002"):
+    with pytest.raises(ConfigError, match="v0001 exists, and policy versions are immutable"):
         publish(registry, card("v0001"))
 
 

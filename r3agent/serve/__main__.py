@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-batch", type=int, default=256, help="completions at the same time; default %(default)s")
     add("--max-waiting", type=int, default=4096, help="completions in the queue; default %(default)s")
     add("--kv-cache-gib", type=float, default=4.0, help="memory for keys and values; default %(default)s")
-    add("--threads", type=int, help="of torch; default torch's choice")
+    add("--threads", type=int, help="of torch; default all but one of torch's own choice")
     add("--parent-pid", type=int, help=argparse.SUPPRESS)
     return parser
 

@@ -41,7 +41,8 @@ class Engine:
         max_batch: rows generated at the same time.
         max_waiting: rows that may wait; what goes beyond is refused with 503.
         kv_cache_gib: memory for keys and values.
-        threads: of torch; default torch's own choice.
+        threads: of torch; default all but one of torch's own, which is for HTTP: on two cores a second thread halves
+            the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
 
     Raises:
         ConfigError: the memory does not hold one sequence of the greatest length.
@@ -166,8 +167,7 @@ class Engine:
     # ---- the engine's thread ----
 
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or max(1, torch.get_num_threads() - 1))
         try:
             with torch.inference_mode():
                 while self._wait():

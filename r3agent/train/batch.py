@@ -12,9 +12,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from r3agent.errors import TrainingError
+from r3agent.registry import versions_apart
 from r3agent.train.config import TrainConfig
 from r3agent.train.row_report import RowReport
-from r3agent.train.start import versions_apart
 from r3agent.trajectory import Span, Trajectory
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent.errors import ConfigError
-from r3agent.registry import PolicyCard
+from r3agent.registry import PolicyCard, growing, write_card
 from r3agent.train.batch import build_rows, to_dataset
 from r3agent.train.canary import canary, canary_logprobs, canary_sequences
 from r3agent.train.config import TrainConfig
@@ -59,7 +58,7 @@ def train(
     if (processes := PartialState(cpu=not torch.accelerator.is_available()).num_processes) > 1:
         raise ConfigError(f"{processes} processes: training runs in one; start it without a distributed launcher")
     began = time.perf_counter()
-    with _appearing_whole(out_dir) as directory:
+    with growing(out_dir) as directory:
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         rows, report = build_rows(trajectories, config=config, version=start.version, retokenise=retokenise)
@@ -94,27 +93,9 @@ def train(
         )
         with _writing(directory):
             save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start)
-            (directory / "card.json").write_text(card.model_dump_json(indent=2))
+            write_card(directory, card)
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
     return card
-
-
-@contextmanager
-def _appearing_whole(out_dir: Path) -> Generator[Path]:
-    """A sibling directory that takes the name `out_dir` when the block ends well, and is removed when it does not."""
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    if out_dir.exists():
-        raise ConfigError(f"{out_dir} exists, and policy versions are immutable; choose the next version")
-    with _writing(partial):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager

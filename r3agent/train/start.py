@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard
@@ -26,11 +25,3 @@ class PolicyStart(Record):
         model = str(directory / MODEL_DIR) if card.kind == "full" else card.base_model
         adapter = directory / ADAPTER_DIR if card.kind == "lora" else None
         return cls(version=card.version, name=card.name, model=model, adapter=adapter)
-
-
-def versions_apart(one: str | None, other: str) -> int | None:
-    """How many versions lie between two; `None` where one of them is not a version of the registry."""
-    if one == other:
-        return 0
-    numbers = [re.fullmatch(r"v(\d+)", version or "") for version in (one, other)]
-    return abs(int(numbers[0][1]) - int(numbers[1][1])) if numbers[0] and numbers[1] else None

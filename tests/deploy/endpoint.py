@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from r3agent.registry import CanarySequence, PolicyCard, Registry
+from r3agent.registry import CanarySequence, PolicyCard, Registry, growing, write_card
 
 TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
 SIZE, RANK = 16, 4
@@ -81,18 +81,18 @@ class Run:
     def train(self, kind: str, *, seed: int, parent: str | None = None, has_canary: bool = True) -> str:
         version = self.registry.next_version()
         parent = parent or self.registry.versions()[-1]
-        partial = self.registry.partial_dir(version)
         save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
-        weights = save[0](partial / save[1], seed)
-        card = PolicyCard(
-            version=version,
-            name="tiny",
-            kind=kind,
-            base_model=str(self.base),
-            parent=parent,
-            canary=canary(weights, self.weights(parent)) if has_canary else (),
-        )
-        self.registry.publish(card)
+        with growing(self.registry.version_dir(version)) as directory:
+            weights = save[0](directory / save[1], seed)
+            card = PolicyCard(
+                version=version,
+                name="tiny",
+                kind=kind,
+                base_model=str(self.base),
+                parent=parent,
+                canary=canary(weights, self.weights(parent)) if has_canary else (),
+            )
+            write_card(directory, card)
         return version
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from r3agent.deploy import deploy, load_version, rollback
 from r3agent.errors import DeployError
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence, Kind, PolicyCard, Registry
+from r3agent.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence, Kind, PolicyCard, Registry, growing, write_card
 from r3agent.serve import ServerProcess
 
 torch = pytest.importorskip("torch")
@@ -50,12 +50,7 @@ class Trained:
     def publish(self, kind: Kind, *, seed: int, card_seed: int | None = None) -> str:
         """A version from the base; with `card_seed`, its card describes other weights than it has."""
         version = self.registry.next_version()
-        partial = self.registry.partial_dir(version)
         changed = self.changed(kind, seed)
-        if kind == "lora":
-            changed.save_pretrained(partial / ADAPTER_DIR)
-        else:
-            self.save(changed, partial / MODEL_DIR)
         described = changed if card_seed is None else self.changed(kind, card_seed)
         canary = CanarySequence(
             token_ids_T=TOKENS, logprobs_T=logprobs_of(described), parent_logprobs_T=logprobs_of(self.load())
@@ -63,7 +58,12 @@ class Trained:
         card = PolicyCard(
             version=version, name="tiny", kind=kind, base_model=str(self.base), parent="v0000", canary=(canary,)
         )
-        self.registry.publish(card)
+        with growing(self.registry.version_dir(version)) as directory:
+            if kind == "lora":
+                changed.save_pretrained(directory / ADAPTER_DIR)
+            else:
+                self.save(changed, directory / MODEL_DIR)
+            write_card(directory, card)
         return version
 
     def load(self) -> Any:

@@ -11,10 +11,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -45,8 +45,6 @@ LESSONS = (
     Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
 )
 WARMUP_STEPS = 30
-PAD_TO = 28
-"""Lengths are rounded up to a multiple of this, so that there are few shapes to compile."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -58,7 +56,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=END_ID,
         pad_token_id=PAD_ID,
@@ -94,7 +92,7 @@ def batches(
     """Endless ids and loss masks of shape (BATCH, T), padded right."""
     while True:
         rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
-        length = -(-max(len(ids) for ids, _ in rows) // PAD_TO) * PAD_TO
+        length = max(len(ids) for ids, _ in rows)
         ids_BT = torch.full((BATCH, length), PAD_ID)
         mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
         for i, (ids, mask) in enumerate(rows):
@@ -109,9 +107,7 @@ def shuffled(task: Task, rng: random.Random) -> Task:
     return make_task(given, task.info["target"])
 
 
-def teach(
-    model: LlamaForCausalLM, body: Callable[..., Any], lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]
-) -> None:
+def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """One lesson, with an optimizer of its own."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.lr, weight_decay=0.1, betas=(0.9, 0.98))
 
@@ -124,7 +120,7 @@ def teach(
     start = time.monotonic()
     for step, (ids_BT, mask_BT) in enumerate(islice(data, lesson.n_steps), start=1):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden_BTH = body(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+            hidden_BTH = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
             logits_NV = model.lm_head(hidden_BTH[mask_BT[:, 1:]])
         loss = cross_entropy(logits_NV.float(), ids_BT[:, 1:][mask_BT[:, 1:]])
         loss.backward()
@@ -136,17 +132,16 @@ def teach(
             logger.info("step %d/%d loss %.4f %.0f s", step, lesson.n_steps, loss.item(), time.monotonic() - start)
 
 
-def pretrain(out: Path, *, seed: int = 0, first_lesson: int = 1, compiled: bool = False) -> None:
+def pretrain(out: Path, *, seed: int = 0, first_lesson: int = 1) -> None:
     """Train from scratch, or from the weights in `out` if the first lesson is not 1; saves to `out` after each."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer) if first_lesson == 1 else LlamaForCausalLM.from_pretrained(out)
-    body = torch.compile(model.model) if compiled else model.model
     tasks = list(generate(5500, seed=seed, max_number=15, max_target=100))
     for number, lesson in enumerate(LESSONS[first_lesson - 1 :], start=first_lesson):
         logger.info("lesson %d of %d", number, len(LESSONS))
         data = batches(Encoder(tokenizer), lesson.mixture, tasks, random.Random(f"{seed}:{number}"))
-        teach(model, body, lesson, data)
+        teach(model, lesson, data)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
 
@@ -157,6 +152,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first-lesson", type=int, default=1, help="go on from the weights in --out")
-    parser.add_argument("--compile", action="store_true", help="a third faster, where a C++ compiler is installed")
     options = parser.parse_args()
-    pretrain(options.out, seed=options.seed, first_lesson=options.first_lesson, compiled=options.compile)
+    pretrain(options.out, seed=options.seed, first_lesson=options.first_lesson)
