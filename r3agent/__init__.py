@@ -10,6 +10,7 @@ Importing it loads no torch: training is in `r3agent.train`, the embedded server
 from r3agent.collect import collect
 from r3agent.errors import (
     AccessError,
+    BusyError,
     ConfigError,
     DeployError,
     EndpointError,
@@ -32,6 +33,7 @@ from r3agent.verifiers import Answer, Verifier
 __all__ = [
     "AccessError",
     "Answer",
+    "BusyError",
     "CollectSummary",
     "ConfigError",
     "DeployError",

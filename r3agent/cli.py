@@ -13,6 +13,7 @@ import orjson
 
 from r3agent.commands import COMMANDS
 from r3agent.errors import R3Error
+from r3agent.serve.flags import FLAGS
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -48,12 +49,7 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "serve": (
         "serve a model with the embedded server: one machine, no vLLM",
         "serve bundled --port 8000",
-        {
-            "model": {"nargs": "?", "default": "bundled", "help": "directory, or `bundled` (default)"},
-            "--host": {"default": "127.0.0.1", "help": "default %(default)s: this machine only"},
-            "--port": {"type": int, "default": 8000, "help": "default %(default)s; 0 takes a free one"},
-            "--name": {"help": "served name; default: the directory's"},
-        },
+        FLAGS,
     ),
     "collect": (
         "run episodes with the live policy and store them",

@@ -89,6 +89,7 @@ async def collect(
         "sampling": sampling,
     }
     graph = build_graph(policy=policy, verifier=verifier, **limits).compile()
+    graph = graph.with_config(recursion_limit=3 * max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
     if samples > 1 and sampling is not None and sampling.seed is not None:
@@ -134,15 +135,20 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
     Raises:
         EndpointError, AccessError, ProtocolError: no episode can do without the endpoint.
     """
-    spans: list[dict[str, Any]] = []
+    state: dict[str, Any] = {}
     error = None
     try:
-        async for state in graph.astream({"task": task.model_dump(mode="json")}, stream_mode="values"):
-            spans = state.get("spans", spans)
+        async for reached in graph.astream({"task": task.model_dump(mode="json")}, stream_mode="values"):
+            state = reached
     except ENDPOINT_ERRORS:
         raise
     except R3Error as raised:
         error = EpisodeError(kind=type(raised).__name__, message=str(raised))
+    else:
+        if "trajectory" not in state:
+            message = "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
+            error = EpisodeError(kind="VerifierError", message=message)
+    spans = state.get("spans", ())
     return Trajectory(task=task, spans=tuple(Span.model_validate(span) for span in spans), error=error)
 
 
@@ -167,4 +173,7 @@ def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> list
 def _refuse_hopeless(done: Sequence[Trajectory]) -> None:
     last = done[-1].error
     if last is not None and all(episode.error for episode in done):
-        raise R3Error(f"the first {len(done)} episodes all errored, the last one with {last.kind}: {last.message}")
+        raise R3Error(
+            f"the first {len(done)} episodes all errored, the last one with {last.kind}: {last.message}; mend that and "
+            "collect again: episodes that errored are run anew"
+        )

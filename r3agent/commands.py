@@ -1,4 +1,4 @@
-"""What each verb does: options in, an outcome out. Nothing here prints or exits."""
+"""What each verb does: options in, an outcome out; progress goes to stderr. Nothing here exits."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ class Outcome:
 
 
 class Watcher:
-    """Tells a person at a terminal, on stderr, what is going on; silent otherwise."""
+    """Tells a person at a terminal, on stderr, what is going on; silent otherwise; a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, quiet=not sys.stderr.isatty(), highlight=False)
         columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._bar = self._progress.add_task("episodes", total=None)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
     def stage(self, text: str) -> None:
         self._progress.stop()
@@ -57,19 +63,22 @@ def init(options: Namespace) -> Outcome:
     path = Path(options.run) / CONFIG_FILE
     if path.exists():
         raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
-    _open(options)
+    Run(options.run, _overrides(options))
     return Outcome({"config": str(path)}, f"{path} written; next: r3agent collect --run {options.run}")
 
 
 def serve(options: Namespace) -> Outcome:
     from r3agent.serve import serve as serve_model
+    from r3agent.serve.flags import settings
 
-    serve_model(options.model, host=options.host, port=options.port, name=options.name)
+    serve_model(**settings(options))
     return Outcome({}, "stopped")
 
 
 def collect(options: Namespace) -> Outcome:
-    summary = _open(options).collect(Watcher().episodes)
+    run = Run(options.run, _overrides(options))
+    with Watcher() as watcher:
+        summary = run.collect(watcher.episodes)
     shares = {
         "first try": summary.first_try,
         "retry after reflection": summary.retry_after_reflection,
@@ -88,8 +97,9 @@ def collect(options: Namespace) -> Outcome:
 
 
 def train(options: Namespace) -> Outcome:
-    watcher = Watcher()
-    card = _open(options).train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
+    run = _open(options)
+    with Watcher() as watcher:
+        card = run.train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
     text = (
         f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}\n"
         f"next: r3agent deploy {card.version} --run {options.run}"
@@ -107,12 +117,15 @@ def rollback(options: Namespace) -> Outcome:
 
 def evaluate(options: Namespace) -> Outcome:
     run = _open(options)
-    comparison = run.evaluate(options.before, options.after or run.live_card().version, Watcher().episodes)
+    with Watcher() as watcher:
+        comparison = run.evaluate(options.before, options.after or run.live_card().version, watcher.episodes)
     return Outcome(comparison.model_dump(mode="json"), table(comparison))
 
 
 def loop(options: Namespace) -> Outcome:
-    report = run_loop(_open(options), Watcher())
+    run = Run(options.run, _overrides(options))
+    with Watcher() as watcher:
+        report = run_loop(run, watcher)
     lines = [
         f"round {r.round}\n{table(r.comparison)}\n"
         f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
@@ -146,7 +159,8 @@ def inspect(options: Namespace) -> Outcome:
 def demo(options: Namespace) -> Outcome:
     from r3agent.demo import run_demo
 
-    summary, text = run_demo(Path(options.out), options.seed, Watcher())
+    with Watcher() as watcher:
+        summary, text = run_demo(Path(options.out), options.seed, watcher)
     return Outcome(summary.model_dump(), text)
 
 
@@ -166,7 +180,10 @@ COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
 
 def conversation(trajectory: Trajectory) -> str:
     """The tree as text: each span indented under its parent, with its verdict or what it earned."""
-    lines = [f"task {trajectory.task.id}", *(f"  {m['role']}: {m['content']}" for m in trajectory.task.messages)]
+    lines = [
+        f"task {trajectory.task.id}",
+        *(f"  {m['role']}: {m.get('content') or ''}" for m in trajectory.task.messages),
+    ]
     if trajectory.error:
         lines.append(f"error {trajectory.error.kind}: {trajectory.error.message}")
 
@@ -185,10 +202,21 @@ def conversation(trajectory: Trajectory) -> str:
 
 
 def _open(options: Namespace) -> Run:
-    """The run with what the command line overrides: flags whose destination is a dotted key, then `--set`."""
+    """A run that exists.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    path = Path(options.run) / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such run; collect into it first, or name another with --run")
+    return Run(options.run, _overrides(options))
+
+
+def _overrides(options: Namespace) -> dict[str, Any]:
+    """What the command line says: flags whose destination is a dotted key, then `--set`."""
     overrides = {key: value for key, value in vars(options).items() if "." in key and value is not None}
-    overrides |= dict(parse_override(text) for text in options.set)
-    return Run(options.run, overrides)
+    return overrides | dict(parse_override(text) for text in options.set)
 
 
 def _deployed(report: DeployReport) -> Outcome:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 from r3agent.trajectory import Record
 
@@ -48,16 +49,20 @@ class TaskConfig(Record):
 
 class PromptConfig(Record):
     reflect_prompt: str = REFLECT
+    """Asks for a reflection, after a failed try."""
     retry_prompt: str = RETRY
+    """Asks for another try, after a reflection."""
     blind_retry_prompt: str = BLIND_RETRY
+    """Asks for another try without a reflection."""
 
 
 class CollectConfig(Record):
-    n: int | None = Field(default=512, ge=1)
+    n: int = Field(default=512, ge=1)
     """Tasks of one collection."""
     samples: int = Field(default=1, ge=1)
     """Episodes of each task."""
     max_attempts: int = Field(default=2, ge=1)
+    """Tries on one path, the first included."""
     reflections: int = Field(default=8, ge=0)
     """G: reflections of each failed try; a GRPO group."""
     retries: int = Field(default=1, ge=1)
@@ -76,10 +81,12 @@ class DeployConfig(Record):
 
 
 class EvalConfig(Record):
-    n: int | None = Field(default=500, ge=1)
+    n: int = Field(default=500, ge=1)
     """Frozen tasks."""
-    split: str = "test"
+    split: Split = "test"
+    """`test` is never trained on; `all` takes every task of a file."""
     seed: int = 0
+    """Of the draw; the same tasks are taken with the same seed."""
     samples: int = Field(default=1, ge=1)
     """Episodes of each task."""
 
@@ -88,7 +95,7 @@ class GateConfig(Record):
     min_lift: float = 0.0
     """Points of after-reflection success that a new version must gain."""
     max_regression: float = Field(default=2.0, ge=0)
-    """Points of first-try success that it may lose."""
+    """Points of first-try success that it may lose, and of errors that it may gain."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level of the paired test."""
 
@@ -124,9 +131,11 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     settings = _read(path) if path else {}
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
-        table = settings
+        table: Any = settings
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key}: {parent} = {table!r} is not a section; write [{parent}] with keys below it")
         table[leaf] = value
     try:
         return Config.model_validate(settings)
@@ -177,6 +186,8 @@ def _explained(error: Any) -> str:
     """One pydantic error as: key, value, limit, and for an unknown key the nearest known one."""
     *parents, leaf = (str(part) for part in error["loc"])
     key = ".".join([*parents, leaf])
+    if error["type"] == "value_error":  # of several keys together; the message names them
+        return f"{key}: {error['ctx']['error']}"
     if error["type"] != "extra_forbidden":
         return f"{key} = {error['input']!r}: {error['msg']}"
     model: type[BaseModel] = Config

@@ -9,8 +9,9 @@ from typing import Any
 from r3agent.config import load_config
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Difference, Evaluation, table
+from r3agent.files import write_atomically, writing
 from r3agent.loop import Reporter, run_loop
-from r3agent.run import CONFIG_FILE, Run, write_atomically
+from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve import ServerProcess
 from r3agent.store import load
 from r3agent.trajectory import Record
@@ -44,6 +45,7 @@ class DemoSummary(Record):
 
     seed: int
     seconds: float
+    """Of this call; a demo that was stopped and went on took longer."""
     n_tasks: int
     before: Cells
     after: Cells
@@ -70,7 +72,8 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
         raise ConfigError(f"--seed {seed}, but {out} is a run with seed {known}; choose another directory with --out")
     reporter.stage("starting the embedded server with the bundled policy")
     log = out / "server.log"
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with ServerProcess("bundled", log_path=log) as server:
         run = Run(out, {**SETTINGS, "task.seed": seed, "train.seed": seed, "policy.base_url": server.base_url})
         report = run_loop(run, reporter)
@@ -109,12 +112,13 @@ def _cells(evaluation: Evaluation) -> Cells:
 
 def _conclusion(comparison: Comparison, change: Difference) -> str:
     control = comparison.lift_over_blind
-    if change.points <= 0 or change.p_value >= 0.05:
+    if change.p_value >= 0.05:
         return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
     beyond = (
         "" if control is None else f", {control.points:+.1f} of them beyond a blind retry (p = {control.p_value:.1g})"
     )
+    moved = "raised" if change.points > 0 else "lowered"
     return (
-        f"Training on reflections raised success after one reflection by {change.points:.1f} points "
+        f"Training on reflections {moved} success after one reflection by {abs(change.points):.1f} points "
         f"(p = {change.p_value:.1g}){beyond}."
     )

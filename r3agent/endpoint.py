@@ -16,6 +16,7 @@ import openai
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from r3agent.errors import AccessError, ConfigError, EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.urls import shown
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BACKOFF_S = 30.0
@@ -43,7 +44,7 @@ class Endpoint:
 
     def __init__(self, base_url: str, *, api_key: str, concurrency: int, timeout_s: float, max_tries: int) -> None:
         if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url = {base_url!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
+            raise ConfigError(f"base_url = {shown(base_url)!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
         self.base_url = base_url
         self.timeout_s = timeout_s
         self.concurrency = concurrency
@@ -106,7 +107,7 @@ class Endpoint:
 
     def _mapped(self, error: openai.OpenAIError, model: object) -> PolicyError:
         """The SDK's errors as ours."""
-        where, tried = f"{self.base_url}, model {model!r}", f"tried {self.max_tries} times"
+        where, tried = f"{shown(self.base_url)}, model {model!r}", f"tried {self.max_tries} times"
         match error:
             case openai.APITimeoutError():
                 return EndpointError(
@@ -120,7 +121,11 @@ class Endpoint:
                     return AccessError(f"{said}; check the API key")
                 if status in (404, 405):
                     return AccessError(f"{said}; check the model's name and that base_url ends in /v1")
-                return EndpointError(f"{said} ({tried})") if _is_transient(error) else RequestError(said)
+                if _is_transient(error):
+                    return EndpointError(f"{said} ({tried})")
+                too_long = "context" in said or "max_model_len" in said
+                remedy = "; shorten the conversation or lower sampling.max_tokens" if too_long else ""
+                return RequestError(f"{said}{remedy}")
             case _:
                 return ProtocolError(f"{where}: {error}")
 

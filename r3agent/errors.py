@@ -2,6 +2,7 @@
 
     R3Error
     |-- ConfigError            a setting, a file or a combination that cannot work; found before any work starts
+    |-- BusyError              another process is doing this, on the same run
     |-- RecordError            a record cannot be read or stored
     |   `-- SchemaVersionError ... because another version of r3agent wrote it
     |-- PolicyError            the endpoint did not give a generation
@@ -30,6 +31,10 @@ class ConfigError(R3Error):
     """A setting, a file or a combination that cannot work; raised before any work starts."""
 
     exit_code = 2
+
+
+class BusyError(R3Error):
+    """Another process is doing this, on the same run."""
 
 
 class RecordError(R3Error):

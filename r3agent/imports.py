@@ -25,7 +25,7 @@ def load_attribute(spec: str) -> Any:
     except Exception as error:
         raise ConfigError(f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
-        raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}")
+        raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}; name one that it has")
     return getattr(module, attribute)
 
 

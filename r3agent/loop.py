@@ -12,6 +12,7 @@ from typing import Protocol
 from r3agent.evaluate import Comparison, Decision, gate
 from r3agent.run import Run
 from r3agent.trajectory import Record
+from r3agent.versions import BASE, named
 
 
 class Reporter(Protocol):
@@ -49,10 +50,10 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
     """
     settings = run.config.loop
     run.serve_live()
-    champion = "v0000"
+    champion = BASE
     reports: list[RoundReport] = []
     for number in range(1, settings.rounds + 1):
-        version = f"v{number:04d}"
+        version = named(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
         comparison = run.comparison(champion, version) if evaluated else None
         if comparison is None:
@@ -63,7 +64,7 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
                 reporter.stage(f"{report.served_name} is live")
             if not evaluated:
                 continue
-            reporter.stage(f"comparing {version} with {champion} on {run.config.eval.n} frozen tasks")
+            reporter.stage(f"comparing {version} with {champion} on frozen tasks")
             comparison = run.evaluate(champion, version, reporter.episodes)
         decision = gate(comparison, **run.config.gate.model_dump())
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision))

@@ -14,25 +14,27 @@ from typing import Any, Protocol, runtime_checkable
 import orjson
 from pydantic import Field
 
-from r3agent._async import together
+from r3agent import versions
+from r3agent._async import run_sync, together
 from r3agent.endpoint import Endpoint, Reply
 from r3agent.errors import AccessError, ProtocolError, RequestError
 from r3agent.trajectory import Capability, Generation, Message, Record
-
-BASE_VERSION = "v0000"
-_VERSIONED = re.compile(r".+@(v\d{4,})")
+from r3agent.urls import shown
 
 
 class Sampling(Record):
     """How completions are drawn; sent with every request and stored on every span."""
 
     temperature: float = Field(default=1.0, ge=0)
+    """0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """The smallest set of most likely tokens with this much probability is drawn from."""
     max_tokens: int = Field(default=512, ge=1)
     """Per completion."""
     seed: int | None = None
     """Choice i of a request is drawn with seed + i, as vLLM numbers them."""
     stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, for options only this endpoint knows."""
 
@@ -111,7 +113,7 @@ class OpenAIPolicy:
         )
 
     def __repr__(self) -> str:
-        return f"OpenAIPolicy({self.base_url!r}, {self.model!r})"
+        return f"OpenAIPolicy({shown(self.base_url)!r}, {self.model!r})"
 
     async def sample(
         self,
@@ -141,6 +143,16 @@ class OpenAIPolicy:
         """Close the connections of the running event loop."""
         await self._endpoint.aclose()
 
+    def close(self) -> None:
+        """Close the connections that `graph.invoke` opened."""
+        run_sync(self.aclose())
+
+    async def __aenter__(self) -> OpenAIPolicy:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     async def _complete(self, body: dict[str, Any], drawn: Sampling, n: int) -> list[Generation]:
         wanted = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
         refused = set(self._refused)
@@ -169,7 +181,7 @@ class OpenAIPolicy:
             sampled = usage.get("completion_tokens")
             common = {
                 "model": model,
-                "policy_version": self._version or version_of(model),
+                "policy_version": self._version or versions.of_served(model) or versions.BASE,
                 "sampling": drawn.model_dump(mode="json"),
                 "latency_s": round(reply.latency_s, 4),
                 "prompt_token_ids": answer.get("prompt_token_ids"),
@@ -179,17 +191,12 @@ class OpenAIPolicy:
             n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
             return [_generation(choice, common, ids_whole=sampled in (None, n_ids)) for choice in choices[:n]]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            start = reply.content[:80].decode(errors="replace")
             raise ProtocolError(
-                f"{self.base_url}, model {self.model!r}: answered {reply.content[:80].decode(errors='replace')!r}, "
+                f"{shown(self.base_url)}, model {self.model!r}: answered {start!r}, "
                 f"which is not a chat completion ({type(error).__name__}: {error}); "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
-
-
-def version_of(model: str) -> str:
-    """The registry's version that a served name stands for: `NAME@v0007` is v0007, a bare name the base."""
-    match = _VERSIONED.fullmatch(model)
-    return match[1] if match else BASE_VERSION
 
 
 def _generation(choice: dict[str, Any], common: dict[str, Any], *, ids_whole: bool) -> Generation:

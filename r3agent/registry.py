@@ -9,8 +9,6 @@ A directory is a version only once its card is inside: it grows beside its place
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,11 +18,16 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from r3agent import versions
+from r3agent.bundled import resolve_model
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.trajectory import Record
+from r3agent.files import write_atomically, writing
+from r3agent.lock import locked
+from r3agent.trajectory import Record, known_schema
+from r3agent.versions import number_of
 
 CARD_SCHEMA_VERSION = 1
-VERSION = re.compile(r"^v\d{4,}$")
+CARD_FILE = "card.json"
 
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
@@ -54,13 +57,13 @@ class PolicyCard(Record):
     """What a policy version is, where it came from and how to recognise it on a server."""
 
     schema_version: int = CARD_SCHEMA_VERSION
-    version: str = Field(pattern=VERSION)
+    version: str = Field(pattern=f"^{versions.PATTERN}$")
     """`v0000`, `v0001`, ..."""
     name: str
     """The served name of the base model."""
     kind: Kind
     base_model: str
-    """Directory or hub id of the weights the adapter belongs to, or of the base itself."""
+    """Directory or hub id of the weights the adapter belongs to, or of the base itself; `bundled` is the package's."""
     parent: str | None = None
     """The version training started from, which is the one that sampled the rows."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -75,7 +78,7 @@ class PolicyCard(Record):
 
     @model_validator(mode="after")
     def _descends(self) -> PolicyCard:
-        if self.parent is not None and number(self.parent) >= number(self.version):
+        if self.parent is not None and number_of(self.parent) >= number_of(self.version):
             raise ValueError(f"parent {self.parent} of {self.version}: a parent is an earlier version")
         return self
 
@@ -83,6 +86,11 @@ class PolicyCard(Record):
     def served_name(self) -> str:
         """`NAME@v0007` for an adapter; weights reloaded in place keep the server's own `NAME`."""
         return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
+
+    @property
+    def base_path(self) -> str:
+        """`base_model` as this machine can load it."""
+        return resolve_model(self.base_model)
 
 
 class LivePointer(Record):
@@ -110,13 +118,13 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Oldest first; directories without a card do not count."""
-        found = [path.parent.name for path in self.policies_dir.glob("v*/card.json")]
-        return sorted((v for v in found if v[1:].isdecimal()), key=number)
+        found = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
+        return sorted(filter(versions.is_version, found), key=number_of)
 
     def next_version(self) -> str:
         """The first number that no directory has, finished or not."""
-        taken = [int(p.name[1:]) for p in self.policies_dir.glob("v*") if p.name[1:].isdecimal()]
-        return f"v{max(taken, default=-1) + 1:04d}"
+        taken = [number_of(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
+        return versions.named(max(taken, default=-1) + 1)
 
     def version_dir(self, version: str) -> Path:
         return self.policies_dir / version
@@ -127,12 +135,12 @@ class Registry:
             ConfigError: there is no such version.
             RecordError: its card cannot be read; SchemaVersionError: another r3agent wrote it.
         """
-        path = self.version_dir(version) / "card.json"
+        path = self.version_dir(version) / CARD_FILE
         if not path.exists():
             raise ConfigError(
                 f"{version!r}: {self.policies_dir} has {', '.join(self.versions()) or 'no versions'}; name one of them"
             )
-        card = _read(PolicyCard, path)
+        card = read_record(PolicyCard, path)
         if card.version != version:
             raise RecordError(f"{path} is the card of {card.version}: the directory was renamed; rename it back")
         return card
@@ -145,15 +153,15 @@ class Registry:
         """
         if Path(base_model).is_dir():
             base_model = str(Path(base_model).resolve())
-        if "v0000" in self.versions():
-            card = self.card("v0000")
+        if versions.BASE in self.versions():
+            card = self.card(versions.BASE)
             if (card.name, card.base_model) != (name, base_model):
                 raise ConfigError(
                     f"{name!r} from {base_model}: {self.run_dir} belongs to {card.name!r} from {card.base_model}; "
                     "use another run directory"
                 )
             return card
-        card = PolicyCard(version="v0000", name=name, kind="base", base_model=base_model)
+        card = PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
         with growing(self.version_dir(card.version)) as directory:
             write_card(directory, card)
         return card
@@ -169,12 +177,13 @@ class Registry:
         return None if (pointer := self._pointer()) is None else pointer.previous
 
     def _pointer(self) -> LivePointer | None:
-        return _read(LivePointer, self._live_path) if self._live_path.exists() else None
+        return read_record(LivePointer, self._live_path) if self._live_path.exists() else None
 
     def set_live(self, version: str) -> None:
         """Move the pointer, atomically."""
         live, previous = self.live, self.previous
-        _write(self._live_path, LivePointer(version=version, previous=previous if live == version else live))
+        pointer = LivePointer(version=version, previous=previous if live == version else live)
+        write_atomically(self._live_path, pointer.model_dump_json(indent=2))
 
     def rollback_target(self, to: str | None = None) -> str:
         """The version a rollback returns to: `to`, else the one that was live before if it is older than the
@@ -187,11 +196,13 @@ class Registry:
         if live is None:
             raise ConfigError(f"{self._live_path}: nothing is live, so there is nothing to roll back; deploy first")
         if to is None:
-            older = [v for v in (self.previous, self.card(live).parent) if v is not None and number(v) < number(live)]
+            older = [
+                v for v in (self.previous, self.card(live).parent) if v is not None and number_of(v) < number_of(live)
+            ]
             if not older:
                 raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
             return older[0]
-        if number(self.card(to).version) >= number(live):
+        if number_of(self.card(to).version) >= number_of(live):
             raise ConfigError(f"{to} is not older than {live}, which is live; deploy {to} instead")
         return to
 
@@ -201,23 +212,25 @@ def growing(version_dir: Path) -> Generator[Path]:
     """A sibling directory that takes the name `version_dir` when the block ends well, and is removed when it does not.
 
     Raises:
-        ConfigError: the version exists already, or the directory cannot be made.
+        ConfigError: the version exists already, or cannot be written.
+        BusyError: another process makes a version of the same run.
     """
     partial = version_dir.with_name(version_dir.name + ".partial")
-    if version_dir.exists():
-        raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
-    try:
-        if partial.exists():  # of a process that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {partial}: {error}; free space or choose another directory") from error
-    try:
-        yield partial
-        partial.rename(version_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with locked(version_dir.with_name(".growing.lock"), f"making {version_dir.name}"):
+        if version_dir.exists():
+            raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
+        with writing(partial):
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir()
+        try:
+            yield partial
+            if not (partial / CARD_FILE).is_file():
+                raise RuntimeError(f"{version_dir.name} has no card: `write_card` makes a directory a version")
+            with writing(version_dir):
+                partial.rename(version_dir)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def write_card(directory: Path, card: PolicyCard) -> None:
@@ -226,51 +239,16 @@ def write_card(directory: Path, card: PolicyCard) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    _write(directory / "card.json", card)
-
-
-def number(version: str) -> int:
-    """7 for `v0007`."""
-    return int(version[1:])
-
-
-def versions_apart(one: str | None, other: str) -> int | None:
-    """How many versions lie between two; `None` where one of them is not a version of the registry."""
-    if one == other:
-        return 0
-    named = [v for v in (one, other) if v and VERSION.fullmatch(v)]
-    return abs(number(named[0]) - number(named[1])) if len(named) == 2 else None
-
-
-def known_schema(data: Any, known: int) -> Any:
-    if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:  # pyright: ignore
-        raise SchemaVersionError(
-            f"schema_version = {found!r}: this r3agent reads version {known}; "
-            "open the run with the version of r3agent that wrote it"
-        )
-    return data  # pyright: ignore
+    write_atomically(directory / CARD_FILE, card.model_dump_json(indent=2))
 
 
 _R = TypeVar("_R", bound=Record)
 
 
-def _read(kind: type[_R], path: Path) -> _R:
+def read_record(kind: type[_R], path: Path) -> _R:
     try:
         return kind.model_validate_json(path.read_bytes())
     except SchemaVersionError as error:
         raise SchemaVersionError(f"{path}: {error}") from None
     except (ValidationError, OSError) as error:
         raise RecordError(f"{path} is not a {kind.__name__}: {error}; restore it from a copy of the run") from error
-
-
-def _write(path: Path, record: Record) -> None:
-    """Whole or not at all: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(record.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; free space or choose another run") from error

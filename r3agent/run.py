@@ -16,27 +16,49 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import orjson
+from pydantic import model_validator
 
 from r3agent.collect import CollectSummary, collect
 from r3agent.config import Config, load_config, to_toml
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, compare
+from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
-from r3agent.registry import PolicyCard, Registry
-from r3agent.serve.bundled import resolve_model
+from r3agent.registry import PolicyCard, Registry, read_record
 from r3agent.store import load
 from r3agent.tasks import find_tasks
-from r3agent.trajectory import Task
+from r3agent.trajectory import Record, Task, Trajectory, known_schema
 from r3agent.verifiers import find_verifier
+from r3agent.versions import BASE
 
 CONFIG_FILE = "r3.toml"
-IDENTITY = {"task": "source", "policy": "base_model"}
+IDENTITY = (("task", "source"), ("task", "verifier"), ("policy", "base_model"))
 """Section and key of what a run is about; records of two tasks or two base models do not share a directory."""
 
+EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries": 1}
+"""The cells: a first try, after one reflection, and the blind control."""
+
 Progress = Callable[[int, int], None]
+
+
+class StoredComparison(Record):
+    """A file of `eval/`: two versions compared, and under which settings."""
+
+    schema_version: int = 1
+    settings: str
+    """Fingerprint of what decides which episodes were compared."""
+    comparison: Comparison
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, 1)
 
 
 class Run:
@@ -67,6 +89,8 @@ class Run:
     def collect(self, progress: Progress | None = None) -> CollectSummary:
         """Episodes of this round's tasks with the live policy, into `trajectories/`."""
         card = self.live_card()
+        if len(self.registry.versions()) > 1:  # it may have been restarted, or hold what an evaluation left
+            self.serve_live()
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self._tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
@@ -80,12 +104,12 @@ class Run:
         parent = self.live_card()
         version = self.registry.next_version()
         return train(
-            load(self.directory / "trajectories"),
+            self._trajectories(),
             start=PolicyStart.of(parent, self.registry.version_dir(parent.version)),
             version=version,
             out_dir=self.registry.version_dir(version),
             config=self.config.train,
-            **({"progress": on_progress} if on_progress else {}),
+            progress=on_progress,
         )
 
     def deploy(self, version: str | None = None) -> DeployReport:
@@ -101,34 +125,24 @@ class Run:
         """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control."""
         settings = self.config.eval
         tasks = self._tasks(settings.n, split=settings.split, seed=settings.seed)
-        asked = {task.id for task in tasks}
-        episodes = {}
-        for version in (before, after):
-            folder = self.directory / "eval" / version
-            load_version(version, **self._server())
-            self._collect(
-                self.registry.card(version),
-                tasks,
-                folder,
-                progress,
-                samples=settings.samples,
-                max_attempts=2,
-                reflections=1,
-                retries=1,
-                blind_retries=1,
-                concurrency=self.config.collect.concurrency,
-            )
-            episodes[version] = [t for t in load(folder) if t.task.id in asked]
-        if "full" in {self.registry.card(version).kind for version in (before, after)}:
-            self.serve_live()  # full weights took the place of the live ones
-        comparison = compare(episodes[before], episodes[after])
-        write_atomically(self._comparison_path(before, after), comparison.model_dump_json(indent=2))
+        replaced = "full" in {self.registry.card(version).kind for version in (before, after)}
+        try:
+            episodes = [self._evaluation(version, tasks, progress) for version in (before, after)]
+        finally:
+            if replaced:  # full weights took the place of the live ones
+                self.serve_live()
+        comparison = compare(*episodes)
+        stored = StoredComparison(settings=self._evaluated_with(), comparison=comparison)
+        write_atomically(self._comparison_path(before, after), stored.model_dump_json(indent=2))
         return comparison
 
     def comparison(self, before: str, after: str) -> Comparison | None:
-        """What `evaluate` found, if it was called."""
+        """What `evaluate` found, if it was called with the settings of now."""
         path = self._comparison_path(before, after)
-        return Comparison.model_validate_json(path.read_bytes()) if path.exists() else None
+        if not path.exists():
+            return None
+        stored = read_record(StoredComparison, path)
+        return stored.comparison if stored.settings == self._evaluated_with() else None
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""
@@ -139,10 +153,10 @@ class Run:
     def live_card(self) -> PolicyCard:
         """The live version; in a new run the base becomes v0000 and live."""
         base = self.config.policy
-        self.registry.add_base(base.model, str(resolve_model(base.base_model)))
+        self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
-            self.registry.set_live("v0000")
-        return self.registry.card(self.registry.live or "v0000")
+            self.registry.set_live(BASE)
+        return self.registry.card(self.registry.live or BASE)
 
     @property
     def api_key(self) -> str | None:
@@ -150,6 +164,55 @@ class Run:
 
     def _comparison_path(self, before: str, after: str) -> Path:
         return self.directory / "eval" / f"{before}-{after}.json"
+
+    def _trajectories(self) -> list[Trajectory]:
+        """What was collected for training.
+
+        Raises:
+            ConfigError: some of it was collected for another task or judged by another verifier.
+        """
+        folder = self.directory / "trajectories"
+        trajectories = load(folder)
+        for key, asked in self._provenance().items():
+            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, asked) != asked}:
+                raise ConfigError(
+                    f"{key} = {asked!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
+                    f"{CONFIG_FILE}, or collect into another directory with --run"
+                )
+        return trajectories
+
+    def _evaluation(self, version: str, tasks: list[Task], progress: Progress | None) -> list[Trajectory]:
+        """Episodes of a version on the frozen tasks: those that are stored, and the missing ones now."""
+        settings, folder = self.config.eval, self.directory / "eval" / version
+        load_version(version, **self._server())
+        self._collect(
+            self.registry.card(version),
+            tasks,
+            folder,
+            progress,
+            samples=settings.samples,
+            **EVALUATION,
+            concurrency=self.config.collect.concurrency,
+        )
+        asked, drawn_with = {task.id for task in tasks}, self._drawn_with()
+        return [
+            t
+            for t in load(folder)
+            if t.task.id in asked and t.sample < settings.samples and t.metadata["settings"] == drawn_with
+        ]
+
+    def _evaluated_with(self) -> str:
+        return _fingerprint([self.config.eval.model_dump(), self._drawn_with()])
+
+    def _drawn_with(self) -> str:
+        """Fingerprint of what an episode depends on besides its task and its policy."""
+        config = self.config
+        return _fingerprint([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
+
+    def _provenance(self) -> dict[str, Any]:
+        """What every trajectory says of where it came from."""
+        task = self.config.task
+        return {"source": task.source, "params": task.params, "verifier": task.verifier}
 
     def _tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
         task = self.config.task
@@ -162,7 +225,7 @@ class Run:
             policy = OpenAIPolicy(
                 self.config.policy.base_url,
                 card.served_name,
-                api_key=self.api_key,
+                api_key=self.api_key or "EMPTY",
                 sampling=self.config.sampling,
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
@@ -177,6 +240,7 @@ class Run:
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.config.task.verifier,
                     sampling=self.config.sampling,
+                    metadata={**self._provenance(), "settings": self._drawn_with()},
                     on_episode=progress,
                     **self.config.prompts.model_dump(),
                     **limits,
@@ -195,16 +259,10 @@ class Run:
         }
 
     def _write_config(self, path: Path) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, to_toml(self.config))
-        except OSError as error:
-            raise ConfigError(
-                f"run directory {self.directory}: {error.strerror}; choose another with --run or free it"
-            ) from error
+        write_atomically(path, to_toml(self.config))
 
     def _refuse_another_identity(self, on_file: Config) -> None:
-        for section, key in IDENTITY.items():
+        for section, key in IDENTITY:
             known, asked = (getattr(getattr(c, section), key) for c in (on_file, self.config))
             if known != asked:
                 raise ConfigError(
@@ -213,9 +271,5 @@ class Run:
                 )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader or a crash never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _fingerprint(settings: Any) -> str:
+    return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

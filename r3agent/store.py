@@ -110,7 +110,11 @@ def read(directory: str | Path) -> Iterator[Trajectory]:
                 except SchemaVersionError as error:
                     raise SchemaVersionError(f"{where}: {error}") from None
                 except ValidationError as error:
-                    raise RecordError(f"{where}: not a trajectory: {error}") from error
+                    first = error.errors()[0]
+                    key = ".".join(map(str, first["loc"]))
+                    raise RecordError(
+                        f"{where}: not a trajectory: {key}: {first['msg']}; remove the line or restore the file"
+                    ) from error
 
 
 def load(directory: str | Path) -> list[Trajectory]:

@@ -32,14 +32,27 @@ Label: TypeAlias = Literal["attempt", "reflect", "retry"]
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
 """What a generation is good for: its recorded tokens are trained on, its re-tokenised text is, or neither."""
 
-RewardSource: TypeAlias = Literal["retry_success", "lift"]
-"""What pays a reflection: the success of its retries, or that minus the success of the blind retries."""
+RewardSource: TypeAlias = Literal["retry_success", "retry_score", "lift"]
+"""What pays a reflection: the success of its retries, their score, or their success minus that of the blind retries."""
 
 
 class Record(BaseModel):
     """Base of all records: frozen, and unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def known_schema(data: Any, known: int) -> Any:
+    """
+    Raises:
+        SchemaVersionError: a record about to be validated is of another schema than the one that is read here.
+    """
+    if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:
+        raise SchemaVersionError(
+            f"schema_version = {found!r}: this r3agent reads version {known}; "
+            "open the run with the version of r3agent that wrote it, or use a new directory"
+        )
+    return data
 
 
 class Task(Record):
@@ -68,6 +81,7 @@ class Verdict(Record):
 
     passed: bool
     score: float = Field(ge=0, le=1)
+    """How good it is; `train.reward = "retry_score"` pays it, all else looks at `passed`."""
     feedback: str | None = None
     """Why, for people; the policy does not see it unless a prompt puts it there."""
 
@@ -173,12 +187,7 @@ class Trajectory(Record):
     @model_validator(mode="before")
     @classmethod
     def _known_version(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (found := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"schema_version = {found!r}: this r3agent reads version {SCHEMA_VERSION}; "
-                "open the run with the version of r3agent that wrote it, or collect into a new directory"
-            )
-        return data
+        return known_schema(data, SCHEMA_VERSION)
 
     @model_validator(mode="after")
     def _is_tree(self) -> Trajectory:
@@ -252,7 +261,11 @@ class Trajectory(Record):
 
         Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
         """
-        earned = mean_success(self.children(reflection, "retry"))
+        retries = self.children(reflection, "retry")
+        if source == "retry_score":
+            scores = [s.verdict.score for s in retries if s.verdict is not None]
+            return fmean(scores) if scores else None
+        earned = mean_success(retries)
         if source == "retry_success" or earned is None:
             return earned
         above = self.parent(reflection)

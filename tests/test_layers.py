@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-RECORDS = {"errors", "trajectory", "prompts", "schema", "summary"}
-TOOLS = {"_async", "imports"}
+RECORDS = {"errors", "trajectory", "versions", "prompts", "schema", "summary"}
+TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
 ENDS = {"store", "registry", "policy", "endpoint", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
@@ -26,14 +26,14 @@ VERBS = {"run", "loop", "demo", "commands", "cli"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
-    (TOOLS, {"errors"}),
+    (TOOLS, {"errors"} | TOOLS),
     (ENDS, RECORDS | TOOLS | {"endpoint"}),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
     ({"testing"}, RECORDS | {"policy"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
-    ({"deploy", "evaluate"}, RECORDS | {"registry"}),
-    ({"config"}, RECORDS | {"policy", "train.config"}),
+    ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
+    ({"config"}, RECORDS | {"policy", "tasks.splits", "train.config"}),
     (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | VERBS | {"config"}),
     ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE),
 ]
@@ -42,7 +42,7 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
 HEAVY = {
     "torch": {"train", "serve"},
     "transformers": {"train", "serve"},
-    "peft": {"train", "serve"},
+    "peft": {"train"},
     "tokenizers": {"train", "serve"},
     "accelerate": {"train"},
     "starlette": {"serve"},

@@ -12,6 +12,7 @@ import r3agent
 PUBLIC = [
     "AccessError",
     "Answer",
+    "BusyError",
     "CollectSummary",
     "ConfigError",
     "DeployError",

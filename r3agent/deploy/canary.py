@@ -18,14 +18,14 @@ from r3agent.trajectory import Record
 TOLERANCE = 0.05
 """Nats per token, mean."""
 
-Verdict: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
+Recognition: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
 
 
 class CanaryReport(Record):
     """What the server answered for a version's canary."""
 
     served_name: str
-    verdict: Verdict
+    verdict: Recognition
     """`indistinguishable`: within the tolerance, but the old weights are as near; nobody can tell which it serves."""
     gap: float
     """Mean |server - checkpoint| in nats per token."""
@@ -94,7 +94,7 @@ def _gaps(served: Sequence[float], logprobs_T: Sequence[float]) -> list[float]:
     return [abs(ours - theirs) for ours, theirs in zip(served, logprobs_T[1:], strict=True)]
 
 
-def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Verdict:
+def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Recognition:
     """Weights are recognised within the tolerance, and when they are at least twice as near as the others."""
     if parent_gap is not None and parent_gap <= tolerance and 2 * parent_gap < gap:
         return "old"

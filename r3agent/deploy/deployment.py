@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check, measure
-from r3agent.deploy.lock import deploy_lock
 from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
 from r3agent.deploy.strategy import Change, Strategy, choose
 from r3agent.errors import ConfigError, DeployError
+from r3agent.lock import locked
 from r3agent.registry import CanarySequence, Registry
 from r3agent.trajectory import Record
+
+LOCK_FILE = "deploy.lock"
 
 
 class LoadReport(Record):
@@ -47,8 +49,9 @@ def deploy(
 ) -> DeployReport:
     """Bring a version onto a running server and make it live.
 
-    The live pointer moves only when the server answers with the checkpoint's own logprobs; on failure the server is
-    put back as it was. Deploying a version again is harmless.
+    The live pointer moves only when the server answers with the logprobs on the version's card; on failure the server
+    is put back as it was. A version whose card has no canary, or that differs too little from the one before to be
+    told apart, goes live with a warning. Deploying a version again is harmless.
 
     Args:
         base_url: of the OpenAI API, ending in `/v1`.
@@ -58,13 +61,14 @@ def deploy(
 
     Raises:
         ConfigError: there is no such version, or an argument does not work.
+        BusyError: another deploy of this run is under way, and whose.
         DeployError: the version is not live; what was is still.
     """
     if keep < 1:
         raise ConfigError(f"keep = {keep}: the live adapter has to stay; pass at least 1")
     with (
         Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
-        deploy_lock(registry.run_dir, f"deploying {version}"),
+        locked(registry.run_dir / LOCK_FILE, f"deploying {version}"),
     ):
         loaded = _load(server, registry, version, tolerance)
         previous = registry.live
@@ -89,7 +93,7 @@ def load_version(
     """
     with (
         Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
-        deploy_lock(registry.run_dir, f"loading {version}"),
+        locked(registry.run_dir / LOCK_FILE, f"loading {version}"),
     ):
         return _load(server, registry, version, tolerance)
 

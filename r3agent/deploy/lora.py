@@ -25,7 +25,7 @@ class LoraLoad:
     loaded: bool = False
 
     def check(self) -> None:
-        check_adapter(self.adapter_dir, self.card.base_model)
+        check_adapter(self.adapter_dir, self.card.base_path)
 
     def apply(self, server: Server) -> None:
         self.was_served = self.card.served_name in server.models()

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from r3agent.errors import ConfigError, DeployError
+from r3agent.urls import shown
 
 LORA_ROUTES = (
     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, or use `r3agent serve`"
@@ -42,14 +43,13 @@ class Server:
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        without_password = base_url.rpartition("@")[2]
         try:
             url = httpx.URL(base_url.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ConfigError(f"base_url = {without_password!r}: {error}") from None
+            raise ConfigError(f"base_url = {shown(base_url)!r}: {error}") from None
         if url.scheme not in ("http", "https") or not url.host or not url.path.endswith("/v1"):
-            raise ConfigError(f"base_url = {without_password!r}: it must look like http://127.0.0.1:8000/v1")
-        self._has_key = api_key is not None
+            raise ConfigError(f"base_url = {shown(base_url)!r}: it must look like http://127.0.0.1:8000/v1")
+        self._has_key = bool(api_key)
         self._timeout_s = timeout_s
         self._client = httpx.Client(
             base_url=url.copy_with(path=url.path.removesuffix("v1")),

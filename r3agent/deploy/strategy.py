@@ -37,11 +37,11 @@ def choose(card: PolicyCard, registry: Registry) -> tuple[Strategy, Change | Non
     if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
         return "none", None
     live = registry.card(registry.live) if registry.live else None
-    previous = card.base_model if live is None else _weights(live, registry)
-    return "reload", WeightReload(card.name, _weights(card, registry), base_model=card.base_model, previous=previous)
+    previous = card.base_path if live is None else _weights(live, registry)
+    return "reload", WeightReload(card.name, _weights(card, registry), base_model=card.base_path, previous=previous)
 
 
 def _weights(card: PolicyCard, registry: Registry) -> str:
     """Directory or hub id of the model itself, without an adapter."""
-    path = registry.version_dir(card.version) / MODEL_DIR if card.kind == "full" else Path(card.base_model)
-    return str(path.resolve()) if card.kind == "full" or path.is_dir() else card.base_model
+    path = registry.version_dir(card.version) / MODEL_DIR if card.kind == "full" else Path(card.base_path)
+    return str(path.resolve()) if card.kind == "full" or path.is_dir() else card.base_path

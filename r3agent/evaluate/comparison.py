@@ -53,15 +53,14 @@ def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory]) -> 
     )
 
 
-def gate(
-    comparison: Comparison, *, min_lift: float = 0.0, max_regression: float = 1.0, alpha: float = 0.05
-) -> Decision:
+def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alpha: float) -> Decision:
     """Promote a candidate that is better after a reflection, and not worse elsewhere.
 
     Args:
         min_lift: percentage points that after_reflection has to gain at least.
         max_regression: percentage points that the first try may lose, and errors may gain, at most.
-        alpha: the gain's p-value has to be below this.
+        alpha: the gain's p-value has to be below this, and more tasks have to gain than lose: in the mean of several
+            samples a few large gains can outweigh many small losses, which the sign test does not call a gain.
     """
     lift, first = comparison.after_reflection, comparison.first_try
     if lift is None or first is None:
@@ -69,7 +68,9 @@ def gate(
     errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
     conditions = {
         f"after reflection {lift.points:+.1f} points, at least {min_lift:+g}": lift.points >= min_lift,
-        f"p = {lift.p_value:.2g} for a gain, below {alpha:g}": lift.points > 0 and lift.p_value < alpha,
+        f"p = {lift.p_value:.2g} for a gain, below {alpha:g}": (
+            lift.points > 0 and lift.n_up > lift.n_down and lift.p_value < alpha
+        ),
         f"first try {first.points:+.1f} points, at least {-max_regression:+g}": first.points >= -max_regression,
         f"errors {errors:+.1f} points, at most {max_regression:+g}": errors <= max_regression,
     }

@@ -21,11 +21,11 @@ import torch
 from r3agent.errors import ConfigError
 from r3agent.serve.admission import Admission
 from r3agent.serve.batch import Batch
+from r3agent.serve.errands import Errand, Errands
 from r3agent.serve.errors import APIError, server_error
 from r3agent.serve.lora import Adapter
 from r3agent.serve.model import ServedModel
 from r3agent.serve.request import GenerationRequest, Row
-from r3agent.serve.tasks import Task, TaskList
 from r3agent.serve.text import TextStream
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Engine:
             the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
 
     Raises:
-        ConfigError: the memory does not hold one sequence of the greatest length.
+        ConfigError: a limit is below 1, or the memory does not hold one sequence of the greatest length.
     """
 
     def __init__(
@@ -57,6 +57,9 @@ class Engine:
         kv_cache_gib: float = 4.0,
         threads: int | None = None,
     ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be at least 1")
         max_tokens = int(kv_cache_gib * 2**30 / served.kv_bytes_per_token)
         if max_tokens < served.max_model_len:
             raise ConfigError(
@@ -70,7 +73,7 @@ class Engine:
         self._admission = Admission(max_batch, max_tokens)
         self._live: set[GenerationRequest] = set()
         self._cancelled: set[GenerationRequest] = set()
-        self._tasks = TaskList()
+        self._errands = Errands()
         self._paused = self._frozen = self._closing = False
         self._rng = random.Random()
         self._changed = threading.Condition()
@@ -130,7 +133,7 @@ class Engine:
         self._paused = True
         if mode == "wait":
             return self.when_empty(lambda: None)
-        return self._add(Task(lambda: True, self._abort_all if mode == "abort" else self._freeze))
+        return self._add(Errand(lambda: True, self._abort_all if mode == "abort" else self._freeze))
 
     def resume(self) -> None:
         with self._changed:
@@ -145,18 +148,20 @@ class Engine:
         """
         if self._frozen and self._batch.rows:
             raise APIError(f"{len(self._batch.rows)} completions are held by /pause?mode=keep: /resume first")
-        return self._add(Task(lambda: not self._batch.rows, run, holds=True))
+        return self._add(Errand(lambda: not self._batch.rows, run, holds=True))
 
     def drained(self, adapter: Adapter) -> Future[None]:
         """Done when no request uses the adapter, or while requests are held by a pause."""
-        return self._add(Task(lambda: self._paused or all(r.adapter is not adapter for r in self._live), lambda: None))
+        return self._add(
+            Errand(lambda: self._paused or all(r.adapter is not adapter for r in self._live), lambda: None)
+        )
 
-    def _add(self, task: Task) -> Future[None]:
+    def _add(self, errand: Errand) -> Future[None]:
         with self._changed:
             if not self.is_running:
                 raise _stopping()
             self._changed.notify()
-            return self._tasks.add(task)
+            return self._errands.add(errand)
 
     def _row(self, request: GenerationRequest, index: int) -> Row:
         """The n completions of a seeded request have consecutive seeds, as in vLLM."""
@@ -176,7 +181,7 @@ class Engine:
             with self._changed:
                 self._closing = True
             self._fail(self._live.copy(), _stopping())
-            self._tasks.fail(_stopping())
+            self._errands.fail(_stopping())
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; false when the engine is to stop."""
@@ -186,20 +191,20 @@ class Engine:
 
     def _has_work(self) -> bool:
         generates = not self._frozen and (bool(self._batch.rows) or self._admits)
-        return generates or self._closing or bool(self._cancelled) or self._tasks.any_ready
+        return generates or self._closing or bool(self._cancelled) or self._errands.any_ready
 
     @property
     def _admits(self) -> bool:
-        return len(self._admission) > 0 and not self._paused and not self._tasks.any_holds
+        return len(self._admission) > 0 and not self._paused and not self._errands.any_holds
 
     def _step(self) -> None:
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
-            tasks = self._tasks.take_ready()
+            errands = self._errands.take_ready()
         if cancelled:
             self._drop(cancelled)
-        for task in tasks:
-            task()
+        for errand in errands:
+            errand()
         with self._changed:
             joining = self._admission.take(self._batch.rows) if self._admits else []
         if joining:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r3agent.bundled import resolve_model
 from r3agent.errors import ConfigError
-from r3agent.serve.bundled import resolve_model
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}

@@ -12,13 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import mkstemp
+from tempfile import mkdtemp
 from types import TracebackType
 
 from r3agent.errors import ConfigError, EndpointError
-
-API_KEY_VARIABLE = "R3AGENT_SERVE_API_KEY"
-"""Where the server finds its key: a command line can be read by everybody on the machine."""
+from r3agent.serve.flags import API_KEY_VARIABLE
 
 POLL_S = 0.1
 STOP_S = 15.0
@@ -51,7 +49,7 @@ class ServerProcess:
         timeout_s: float = 180.0,
         options: Sequence[str] = (),
     ) -> None:
-        self.log_path = log_path or Path(mkstemp(prefix="r3agent-serve-", suffix=".log")[1])
+        self.log_path = log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log"
         self.base_url = ""
         """The API's address, ending in /v1; known once the server has started."""
         self._timeout_s = timeout_s

@@ -14,8 +14,8 @@ from transformers.utils.logging import disable_progress_bar
 from r3agent.errors import ConfigError
 from r3agent.serve.app import create_app
 from r3agent.serve.engine import Engine
+from r3agent.serve.flags import API_KEY_VARIABLE
 from r3agent.serve.model import load_model
-from r3agent.serve.process import API_KEY_VARIABLE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5
@@ -68,13 +68,16 @@ def serve(
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
         for number in STOP_SIGNALS:
             signal.signal(number, _ignore)
-        print(f"serving {served.name} on http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {served.name} on http://{shown}:{listener.getsockname()[1]}/v1", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OverflowError:
+        raise ConfigError(f"--port {port}: must be 0 to 65535") from None
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         remedy = "pass another --port, or 0 for a free one" if taken else "pass another --host"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, TypeAlias
 
-from r3agent.errors import ConfigError
+from r3agent.errors import ConfigError, R3Error
 from r3agent.imports import load_attribute
 from r3agent.tasks import countdown
 from r3agent.tasks.jsonl import load_jsonl
@@ -40,7 +40,7 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     else:
         tasks = _generated(source, n, seed=seed, split=split, **params)
     if not tasks:
-        raise ConfigError(f"task source {source!r} holds no task in split {split!r}")
+        raise ConfigError(f"task source {source!r} holds no task in split {split!r}, which is one of train, test, all")
     return tasks
 
 
@@ -64,6 +64,8 @@ def _generated(source: str, n: int | None, **settings: Any) -> list[Task]:
             if not isinstance(task, Task):
                 raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
             tasks.append(task)
-    except TypeError as error:
-        raise ConfigError(f"task {source!r} with {settings}: {error}") from error
+    except R3Error:
+        raise
+    except Exception as error:  # a user's source may raise anything
+        raise ConfigError(f"task {source!r} with {settings}: {type(error).__name__}: {error}") from error
     return tasks

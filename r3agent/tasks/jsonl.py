@@ -22,7 +22,7 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise ConfigError(f"task file {path}: {error.strerror}") from error
+        raise ConfigError(f"task file {path}: {error.strerror}; name a file of JSON lines with --task") from error
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from r3agent import versions
 from r3agent.errors import TrainingError
-from r3agent.registry import versions_apart
 from r3agent.train.config import TrainConfig
 from r3agent.train.row_report import RowReport
 from r3agent.trajectory import Span, Trajectory
@@ -99,7 +99,7 @@ def build_rows(
         dropped={reason: n for reason, n in dropped.items() if n},
         retokenised=sum(row.logprobs_T is None for row in rows),
         truncated=sum(row.truncated for row in rows),
-        ages=Counter(str(versions_apart(row.policy_version, version)) for row in rows),
+        ages=Counter(str(versions.apart(row.policy_version, version)) for row in rows),
         temperatures=Counter(str(row.temperature) for row in rows),
         reward_mean=fmean(rewards) if rewards else None,
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
@@ -126,7 +126,7 @@ def _row(
     retokenise: Retokenise | None,
 ) -> Row | str:
     """The row of one reflection, or the reason it has none."""
-    age = versions_apart(span.policy_version, version)
+    age = versions.apart(span.policy_version, version)
     if age is not None and age > config.max_staleness:
         return "stale"
     if span.capability == "eval-only":

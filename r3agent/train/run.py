@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent.errors import ConfigError
+from r3agent.files import writing
 from r3agent.registry import PolicyCard, growing, write_card
 from r3agent.train.batch import build_rows, to_dataset
 from r3agent.train.canary import canary, canary_logprobs, canary_sequences
@@ -27,14 +26,8 @@ from r3agent.train.start import PolicyStart
 from r3agent.train.weights import load_model, load_tokenizer, save_weights
 from r3agent.trajectory import Trajectory
 
-logger = logging.getLogger(__name__)
-
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
-
-
-def log_progress(stage: str, values: Mapping[str, Any]) -> None:
-    logger.info("%s %s", stage, dict(values))
 
 
 def train(
@@ -44,7 +37,7 @@ def train(
     version: str,
     out_dir: Path,
     config: TrainConfig | None = None,
-    progress: Progress = log_progress,
+    progress: Progress | None = None,
 ) -> PolicyCard:
     """Train `start` on its recorded reflections and write the result, weights and card, as `version` to `out_dir`.
 
@@ -55,6 +48,7 @@ def train(
         ConfigError: weights cannot be loaded, or `out_dir` cannot be written.
     """
     config = config or TrainConfig()
+    progress = progress or _unwatched
     if (processes := PartialState(cpu=not torch.accelerator.is_available()).num_processes) > 1:
         raise ConfigError(f"{processes} processes: training runs in one; start it without a distributed launcher")
     began = time.perf_counter()
@@ -79,7 +73,7 @@ def train(
             version=version,
             name=start.name,
             kind=config.method,
-            base_model=start.model,
+            base_model=start.base_model or start.model,
             parent=start.version,
             settings=config.model_dump(mode="json"),
             metrics={
@@ -91,19 +85,15 @@ def train(
             },
             canary=canary(sequences, canary_logprobs(trainer, sequences), parent_logprobs),
         )
-        with _writing(directory):
+        with writing(directory, SafetensorError):
             save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start)
-            write_card(directory, card)
+        write_card(directory, card)
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
     return card
 
 
-@contextmanager
-def _writing(directory: Path) -> Generator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot write to {directory}: {error}; free space or choose another directory") from error
+def _unwatched(stage: str, values: Mapping[str, Any]) -> None:
+    pass
 
 
 class _StepProgress(TrainerCallback):

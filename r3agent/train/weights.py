@@ -16,6 +16,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -44,9 +45,12 @@ def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | Pef
     set_seed(config.seed)
     frozen_bfloat16 = config.method == "lora" and config.dtype == "bfloat16"
     with _loading(start):
-        model = AutoModelForCausalLM.from_pretrained(
-            start.model, dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32
+        loader: Any = AutoModelForCausalLM
+        model, info = loader.from_pretrained(
+            start.model, dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32, output_loading_info=True
         )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     if start.adapter is not None:
         model = _with_adapter(model, start.adapter, start, config)
         return model if config.method == "lora" else _merged(model)
@@ -98,6 +102,8 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, con
         result = set_peft_model_state_dict(peft_model, load_peft_weights(str(adapter), device="cpu"))
     except RuntimeError as error:
         raise misfit from error
+    except SafetensorError as error:
+        raise ConfigError(f"{adapter}: {error}; the adapter is cut short, train the version again") from error
     if result.unexpected_keys or any("lora_" in key for key in result.missing_keys):
         raise misfit
     return peft_model
@@ -138,8 +144,10 @@ def _loading(start: PolicyStart) -> Generator[None]:
     try:
         with _no_progress_bars():
             yield
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {start.model!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"model {start.model!r} cannot be loaded: {error}; copy or download it again, or choose another"
+        ) from error
 
 
 @contextmanager

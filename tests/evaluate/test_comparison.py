@@ -78,42 +78,61 @@ def test_same_name_for_another_task():
         compare([episode("a", True)], [other])
 
 
+def decide(comparison: Comparison, **limits: float) -> Decision:
+    return gate(comparison, **{"min_lift": 0.0, "max_regression": 1.0, "alpha": 0.05, **limits})
+
+
 def refused(decision: Decision) -> list[str]:
     assert decision.promote == (not [r for r in decision.reasons if r.startswith("NOT")])
     return [r for r in decision.reasons if r.startswith("NOT")]
 
 
 def test_better_version_is_promoted():
-    assert refused(gate(compare(OLD, NEW), min_lift=10)) == []
+    assert refused(decide(compare(OLD, NEW), min_lift=10)) == []
 
 
 def test_lift_below_the_minimum():
-    assert refused(gate(compare(OLD, NEW), min_lift=25)) == ["NOT met: after reflection +20.0 points, at least +25"]
+    assert refused(decide(compare(OLD, NEW), min_lift=25)) == ["NOT met: after reflection +20.0 points, at least +25"]
 
 
 def test_gain_by_chance_is_not_promoted():
     slight = version("v0001", first=30, reflected=43, blind=35)
-    assert refused(gate(compare(OLD, slight))) == ["NOT met: p = 0.25 for a gain, below 0.05"]
+    assert refused(decide(compare(OLD, slight))) == ["NOT met: p = 0.25 for a gain, below 0.05"]
 
 
 def test_significant_loss_is_not_a_gain():
     worse = version("v0001", first=30, reflected=30, blind=35)
-    assert "NOT met: p = 0.002 for a gain, below 0.05" in refused(gate(compare(OLD, worse), min_lift=-100))
+    assert "NOT met: p = 0.002 for a gain, below 0.05" in refused(decide(compare(OLD, worse), min_lift=-100))
+
+
+def test_few_large_gains_do_not_outweigh_many_small_losses():
+    def episodes(passed_of_10: list[int]) -> list[Trajectory]:
+        return [
+            episode(f"task-{task:03}", first=False, reflected=sample < passed, sample=sample)
+            for task, passed in enumerate(passed_of_10)
+            for sample in range(10)
+        ]
+
+    comparison = compare(episodes([1] * 40 + [0] * 10), episodes([0] * 40 + [10] * 10))
+    assert comparison.after_reflection is not None
+    assert comparison.after_reflection.points == pytest.approx(12)
+    assert comparison.after_reflection.p_value < 1e-3
+    assert not decide(comparison).promote
 
 
 def test_regression_of_the_first_try():
     forgetful = version("v0001", first=25, reflected=60, blind=35)
-    assert refused(gate(compare(OLD, forgetful))) == ["NOT met: first try -5.0 points, at least -1"]
-    assert gate(compare(OLD, forgetful), max_regression=5).promote
+    assert refused(decide(compare(OLD, forgetful))) == ["NOT met: first try -5.0 points, at least -1"]
+    assert decide(compare(OLD, forgetful), max_regression=5).promote
 
 
 def test_errors_count_against_the_candidate():
     failing = version("v0001", first=30, reflected=60, blind=35, errors=10)
-    assert refused(gate(compare(OLD, failing))) == ["NOT met: errors +10.0 points, at most +1"]
+    assert refused(decide(compare(OLD, failing))) == ["NOT met: errors +10.0 points, at most +1"]
 
 
 def test_nothing_to_compare_is_not_promoted():
     gone = version("v0001", first=30, reflected=60, blind=35, errors=100)
-    decision = gate(compare(OLD, gone))
+    decision = decide(compare(OLD, gone))
     assert not decision.promote
     assert "nothing to compare" in decision.reasons[0]

@@ -7,8 +7,8 @@ import random
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from r3agent.bundled import BUNDLED_DIR
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
-from r3agent.serve.bundled import MODEL_DIR
 from r3agent.serve.bundled.conversations import HABITS, SKILL, SOLVE, conversation, good_steps, play
 from r3agent.serve.bundled.measure import measure
 from r3agent.serve.bundled.pretrain import Encoder
@@ -19,16 +19,16 @@ from r3agent.verifiers.countdown import countdown
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(MODEL_DIR)
+    return AutoTokenizer.from_pretrained(BUNDLED_DIR)
 
 
 def test_weights_are_small_and_safetensors():
-    assert (MODEL_DIR / "model.safetensors").stat().st_size <= 4_000_000
-    assert not list(MODEL_DIR.glob("*.bin"))
+    assert (BUNDLED_DIR / "model.safetensors").stat().st_size <= 4_000_000
+    assert not list(BUNDLED_DIR.glob("*.bin"))
 
 
 def test_a_good_hint_raises_success_sharply_and_a_bad_one_does_not(tokenizer):
-    model = LlamaForCausalLM.from_pretrained(MODEL_DIR)
+    model = LlamaForCausalLM.from_pretrained(BUNDLED_DIR)
     table = measure(model, tokenizer, n=150)
     assert table["retry_after_oracle_hint"] > table["retry_after_own_reflection"] + 0.25
     assert table["retry_after_oracle_hint"] > table["retry_after_random_hint"] + 0.25

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from r3agent.bundled import BUNDLED_DIR
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
-from r3agent.serve.bundled import MODEL_DIR
 from r3agent.serve.bundled.conversations import assistant, first_steps, good_steps, hint, user
 from r3agent.tasks.countdown import generate
 from r3agent.trajectory import Message
@@ -87,6 +87,6 @@ def measure(
 
 
 if __name__ == "__main__":
-    directory = sys.argv[1] if len(sys.argv) > 1 else str(MODEL_DIR)
+    directory = sys.argv[1] if len(sys.argv) > 1 else str(BUNDLED_DIR)
     model, tokenizer = LlamaForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     print(json.dumps({f"temperature {t:g}": measure(model, tokenizer, temperature=t) for t in (1.0, 0.0)}, indent=1))

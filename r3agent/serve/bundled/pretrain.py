@@ -40,9 +40,9 @@ class Lesson(NamedTuple):
 
 
 LESSONS = (
-    Lesson(SOLVE, 2000, lr=2e-3, final_lr=1e-3),
-    Lesson(SKILL, 1000, lr=1.2e-3, final_lr=3e-4),
-    Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
+    Lesson(SOLVE, 1000, lr=2e-3, final_lr=1e-3),
+    Lesson(SKILL, 600, lr=1.2e-3, final_lr=3e-4),
+    Lesson(HABITS, 150, lr=3e-4, final_lr=1e-4),
 )
 WARMUP_STEPS = 30
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(eq=False)
-class Task:
+class Errand:
     """Run once it is `ready`."""
 
     ready: Callable[[], bool]
@@ -26,30 +26,30 @@ class Task:
             self.done.set_result(None)
 
 
-class TaskList:
+class Errands:
     """In the order they were asked for."""
 
     def __init__(self) -> None:
-        self._tasks: list[Task] = []
+        self._errands: list[Errand] = []
 
-    def add(self, task: Task) -> Future[None]:
-        self._tasks.append(task)
-        return task.done
+    def add(self, errand: Errand) -> Future[None]:
+        self._errands.append(errand)
+        return errand.done
 
     @property
     def any_ready(self) -> bool:
-        return any(task.ready() for task in self._tasks)
+        return any(errand.ready() for errand in self._errands)
 
     @property
     def any_holds(self) -> bool:
-        return any(task.holds for task in self._tasks)
+        return any(errand.holds for errand in self._errands)
 
-    def take_ready(self) -> list[Task]:
-        ready = [task for task in self._tasks if task.ready()]
-        self._tasks = [task for task in self._tasks if task not in ready]
+    def take_ready(self) -> list[Errand]:
+        ready = [errand for errand in self._errands if errand.ready()]
+        self._errands = [errand for errand in self._errands if errand not in ready]
         return ready
 
     def fail(self, error: Exception) -> None:
-        for task in self._tasks:
-            task.done.set_exception(error)
-        self._tasks.clear()
+        for errand in self._errands:
+            errand.done.set_exception(error)
+        self._errands.clear()

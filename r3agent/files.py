@@ -1,0 +1,41 @@
+"""Files that are whole or not there, and disk errors as ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r3agent.errors import ConfigError
+
+
+@contextmanager
+def writing(path: Path, *errors: type[Exception]) -> Generator[None]:
+    """
+    Args:
+        errors: what a library raises, besides `OSError`, when it cannot write.
+
+    Raises:
+        ConfigError: what the block writes to `path` cannot be written.
+    """
+    try:
+        yield
+    except (OSError, *errors) as error:
+        raise ConfigError(f"cannot write to {path}: {error}; free space or choose another directory") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader or a crash meets the old one or the new one.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)

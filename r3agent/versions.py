@@ -1,0 +1,35 @@
+"""Names of policy versions: v0000 is the base, v0001 the first that was trained, served as `NAME@v0001`."""
+
+from __future__ import annotations
+
+import re
+
+BASE = "v0000"
+PATTERN = r"v\d{4,}"
+
+
+def named(number: int) -> str:
+    """`v0007` for 7."""
+    return f"v{number:04d}"
+
+
+def is_version(text: str | None) -> bool:
+    return re.fullmatch(PATTERN, text or "") is not None
+
+
+def number_of(version: str) -> int:
+    """7 for `v0007`."""
+    return int(version[1:])
+
+
+def apart(one: str | None, other: str) -> int | None:
+    """How far two numbers are apart; `None` where one of them is not a version."""
+    if one == other:
+        return 0
+    return abs(number_of(one) - number_of(other)) if one and is_version(one) and is_version(other) else None
+
+
+def of_served(name: str) -> str | None:
+    """v0007 for `NAME@v0007`; `None` for a name without a version."""
+    _, _, version = name.rpartition("@")
+    return version if version != name and is_version(version) else None
