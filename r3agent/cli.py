@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from r3agent.commands import COMMANDS
+from r3agent.commands import API_KEY, COMMANDS
 from r3agent.errors import R3Error
 from r3agent.serve.flags import FLAGS
 
@@ -50,6 +50,15 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         "serve a model with the embedded server: one machine, no vLLM",
         "serve bundled --port 8000",
         FLAGS,
+    ),
+    "doctor": (
+        "say what an endpoint can do and what its spans are good for, leaving it as it is",
+        "doctor http://127.0.0.1:8000 --model my-model",
+        {
+            "url": {"help": "OpenAI-compatible endpoint, with or without /v1"},
+            "--model": {"metavar": "NAME", "help": "served name; default: the first it lists"},
+            "--api-key-env": {"metavar": "NAME", "default": API_KEY, "help": "has the key; default %(default)s"},
+        },
     ),
     "collect": (
         "run episodes with the live policy and store them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -12,9 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from r3agent._async import run_sync
 from r3agent.collect import summarise
 from r3agent.config import parse_override
 from r3agent.deploy import DeployReport
+from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
 from r3agent.evaluate import table
 from r3agent.loop import run_loop
@@ -22,6 +25,9 @@ from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.store import load
 from r3agent.trajectory import Span, Trajectory
+
+API_KEY = "OPENAI_API_KEY"
+"""Where every verb that talks to an endpoint finds the key."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,14 @@ def serve(options: Namespace) -> Outcome:
 
     serve_model(**settings(options))
     return Outcome({}, "stopped")
+
+
+def doctor(options: Namespace) -> Outcome:
+    key = os.environ.get(options.api_key_env, "").strip()
+    if not key and options.api_key_env != API_KEY:
+        raise ConfigError(f"--api-key-env {options.api_key_env}: that variable is not set; export the key in it")
+    diagnosis = run_sync(diagnose(options.url, model=options.model, api_key=key or None))
+    return Outcome(diagnosis.model_dump(mode="json"), report(diagnosis), ok=diagnosis.tier is not None)
 
 
 def collect(options: Namespace) -> Outcome:
@@ -167,6 +181,7 @@ def demo(options: Namespace) -> Outcome:
 COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "init": init,
     "serve": serve,
+    "doctor": doctor,
     "collect": collect,
     "train": train,
     "deploy": deploy,

@@ -15,6 +15,7 @@ from typing import Any, cast
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError
 
+from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
@@ -34,6 +35,8 @@ class PolicyConfig(Record):
     """Environment variable that holds the key; the key itself is never written down."""
     timeout_s: float = Field(default=600.0, gt=0)
     """For one request."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long to wait for a server that has answered before and is gone."""
 
 
 class TaskConfig(Record):
@@ -71,13 +74,6 @@ class CollectConfig(Record):
     """B: retries without a reflection, as a control; `train.reward = "lift"` needs at least 1."""
     concurrency: int = Field(default=64, ge=1)
     """Episodes under way at once."""
-
-
-class DeployConfig(Record):
-    keep: int = Field(default=2, ge=1)
-    """Adapters left loaded on the server."""
-    tolerance: float = Field(default=0.05, gt=0)
-    """Most mean |server - checkpoint| logprob of the canary, in nats per token."""
 
 
 class EvalConfig(Record):

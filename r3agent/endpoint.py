@@ -1,19 +1,22 @@
 """The wire to one OpenAI-compatible endpoint: pooled connections, retries in one layer, errors mapped at one seam.
 
 Tried again are timeouts, refused and dropped connections, 408, 409, 429 and 5xx: after as long as the server's
-Retry-After says, else with exponential backoff. Never 400, 401, 403 or 404. The SDK's own retries are off.
+Retry-After says, else with exponential backoff. Never 400, 401, 403 or 404, and never a stream that has begun. A server
+that has answered before and is gone is waited for. The SDK's own retries are off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import openai
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+import orjson
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from r3agent.errors import AccessError, ConfigError, EndpointError, PolicyError, ProtocolError, RequestError
 from r3agent.urls import shown
@@ -21,6 +24,9 @@ from r3agent.urls import shown
 CONNECT_TIMEOUT_S = 10.0
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 300.0
+
+
+T = TypeVar("T")
 
 
 class Reply(NamedTuple):
@@ -40,15 +46,32 @@ class Connection(NamedTuple):
 
 
 class Endpoint:
-    """Posts JSON to an OpenAI-compatible endpoint; usable from several event loops. `OpenAIPolicy` has the settings."""
+    """Posts JSON to an OpenAI-compatible endpoint; usable from several event loops. `OpenAIPolicy` has the settings.
 
-    def __init__(self, base_url: str, *, api_key: str, concurrency: int, timeout_s: float, max_tries: int) -> None:
+    Args:
+        is_current: false when another server has taken its place, so that trying again is of no use.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str,
+        concurrency: int,
+        timeout_s: float,
+        outage_s: float,
+        max_tries: int,
+        is_current: Callable[[], bool] = lambda: True,
+    ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ConfigError(f"base_url = {shown(base_url)!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
         self.base_url = base_url
         self.timeout_s = timeout_s
         self.concurrency = concurrency
+        self.outage_s = outage_s
         self.max_tries = max_tries
+        self._is_current = is_current
+        self._has_answered = False
         self._api_key = api_key
         # An HTTP client belongs to the event loop that opened its connections.
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
@@ -61,25 +84,79 @@ class Endpoint:
             AccessError: the key, the model or the URL is wrong.
             RequestError: this request was refused.
         """
+
+        async def once(client: openai.AsyncOpenAI) -> bytes:
+            return await client.post(path, body=body, cast_to=bytes)
+
+        return Reply(*await self._trying(once, body.get("model")))
+
+    async def stream(self, path: str, body: dict[str, Any], take: Callable[[Any], None]) -> float:
+        """Post `body` and hand each chunk of the streamed answer, parsed, to `take`; returns its latency in seconds.
+
+        Raises:
+            EndpointError, AccessError, RequestError: as `post`; a stream that breaks off is not begun again.
+        """
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        begun = False
+
+        async def once(client: openai.AsyncOpenAI) -> None:
+            nonlocal begun
+            kind = openai.AsyncStream[object]
+            async with await client.post(path, body=body, cast_to=object, stream=True, stream_cls=kind) as chunks:
+                async for chunk in chunks:
+                    begun = True
+                    take(chunk)
+
+        _, latency_s = await self._trying(once, body.get("model"), may_repeat=lambda: not begun)
+        return latency_s
+
+    async def weight_version(self) -> str | None:
+        """What vLLM's /weight_info says, which is the version that was deployed last; `None` where it says nothing."""
+        url = self.base_url.rstrip("/").removesuffix("/v1") + "/weight_info"
+
+        async def once(client: openai.AsyncOpenAI) -> bytes:
+            return await client.get(url, cast_to=bytes)
+
+        try:
+            content, _ = await self._trying(once, None)
+            return orjson.loads(content)["weight_version"]
+        except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
+            return None
+
+    async def _trying(
+        self,
+        once: Callable[[openai.AsyncOpenAI], Awaitable[T]],
+        model: object,
+        may_repeat: Callable[[], bool] = lambda: True,
+    ) -> tuple[T, float]:
+        """The result of the first try that succeeds, and how long that one took."""
         client, slots = self._connection()
 
-        async def once() -> Reply:
+        async def timed() -> tuple[T, float]:
             async with slots:
                 start = time.perf_counter()
-                content = await client.post(path, body=body, cast_to=bytes)
-                return Reply(content, time.perf_counter() - start)
+                result = await once(client)
+                self._has_answered = True
+                return result, time.perf_counter() - start
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception(_is_transient),
-            stop=stop_after_attempt(self.max_tries),
+            retry=retry_if_exception(lambda error: _is_transient(error) and may_repeat() and self._is_current()),
+            stop=self._gives_up,
             wait=_wait_s,
             reraise=True,
         )
         try:
-            return await retrying(once)
+            return await retrying(timed)
         except openai.OpenAIError as error:
             # Not chained: what a server says may quote the API key, which `_mapped` takes out.
-            raise self._mapped(error, body.get("model")) from None
+            raise self._mapped(error, model) from None
+
+    def _gives_up(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        is_gone = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
+        if is_gone and self._has_answered:
+            return state.seconds_since_start is not None and state.seconds_since_start > self.outage_s
+        return state.attempt_number >= self.max_tries
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -114,7 +191,8 @@ class Endpoint:
                     f"{where}: no answer within timeout_s = {self.timeout_s:g} ({tried}); raise it or ask for less"
                 )
             case openai.APIConnectionError():
-                return EndpointError(f"{where}: {error.__cause__ or error} ({tried}); is the server running?")
+                waited = f"waited {self.outage_s:g} s" if self._has_answered else tried
+                return EndpointError(f"{where}: {error.__cause__ or error} ({waited}); is the server running?")
             case openai.APIStatusError(status_code=status):
                 said = f"{where}: {status} {self._said(error)}"
                 if status in (401, 403):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from r3agent._async import together
-from r3agent.policy import Policy, Sampling
+from r3agent.policy import Pinnable, Policy, Sampling
 from r3agent.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.trajectory import Label, Span, Trajectory
 from r3agent.verifiers import Verifier, judge
@@ -96,7 +96,7 @@ class Nodes:
             return []
         above = list(tree.task.messages) if parent is None else [*tree.prompt(parent), parent.message]
         request = () if prompt is None else ({"role": "user", "content": prompt},)
-        generations = await self.policy.sample(
+        generations = await self._policy_of(tree).sample(
             [*above, *request],
             n=n,
             tools=() if label == "reflect" else tree.task.tools,
@@ -104,6 +104,11 @@ class Nodes:
         )
         place = {"parent_id": parent and parent.span_id, "label": label, "request": request}
         return [Span.model_validate({**dict(generation), **place}) for generation in generations]
+
+    def _policy_of(self, tree: Trajectory) -> Policy:
+        """An episode goes on with the version it began with, whatever is live by now."""
+        began = tree.attempt
+        return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
 
 
 async def _grow(sampling: Iterable[Coroutine[Any, Any, list[Span]]]) -> Update:

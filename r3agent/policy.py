@@ -1,25 +1,36 @@
 """A policy turns a conversation into sampled completions and reports the exact tokens where it can.
 
 `OpenAIPolicy` talks to any OpenAI-compatible endpoint. It asks for logprobs and for vLLM's token ids, goes on
-without what the endpoint refuses, and says on every generation what it is good for.
+without what the endpoint refuses, and says on every generation what it is good for and which version answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import orjson
 from pydantic import Field
 
 from r3agent import versions
 from r3agent._async import run_sync, together
-from r3agent.endpoint import Endpoint, Reply
-from r3agent.errors import AccessError, ProtocolError, RequestError
-from r3agent.trajectory import Capability, Generation, Message, Record
+from r3agent.completion import generations
+from r3agent.endpoint import Endpoint
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
+from r3agent.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
+from r3agent.registry import Registry
+from r3agent.streaming import Assembly
+from r3agent.trajectory import Generation, Message, Record
 from r3agent.urls import shown
+
+OnDelta: TypeAlias = Callable[[int, str], object]
+"""Told of every piece of text of a streamed completion: the choice's number and the piece."""
 
 
 class Sampling(Record):
@@ -74,17 +85,33 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Pinnable(Protocol):
+    """A policy whose version may change between two calls."""
+
+    def pinned(self, model: str) -> Policy:
+        """The same policy with the version that answered as `model`, as long as it is served."""
+        ...
+
+
 class OpenAIPolicy:
     """A model behind an OpenAI-compatible endpoint.
 
     Args:
         base_url: ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
-        model: the served name; `NAME@v0007` is version v0007 of NAME, a bare name is the base, v0000.
+        model: the served name; `NAME@v0007` is version v0007 of NAME, a bare name the base, v0000; `NAME@live` is
+            whatever the registry's live pointer names when a request is made.
         api_key: default `$OPENAI_API_KEY`; never recorded.
-        version: the registry's version, where the served name does not carry it (weights reloaded in place).
+        registry: of the run, or the run's directory; needed for `NAME@live`, and checks with the server which version
+            answered where full weights are reloaded under one name.
+        version: what a bare name stands for, where neither the name nor the server tells.
         concurrency: connections kept open, and the most requests under way at once.
         timeout_s: for one request.
+        outage_s: how long to wait for a server that has answered before and is gone.
         max_tries: for one request; `r3agent.endpoint` says what is tried again.
+
+    Raises:
+        ConfigError: the URL is none, `NAME@live` has no registry, or nothing is live.
     """
 
     def __init__(
@@ -94,23 +121,34 @@ class OpenAIPolicy:
         *,
         api_key: str | None = None,
         sampling: Sampling | None = None,
+        registry: Registry | str | Path | None = None,
         version: str | None = None,
         concurrency: int = 64,
         timeout_s: float = 600.0,
+        outage_s: float = 600.0,
         max_tries: int = 6,
     ) -> None:
         self.base_url = base_url
         self.model = model
         self.sampling = sampling or Sampling()
         self._version = version
+        self._live: LivePolicy | None = None
         self._refused: set[str] = set()
-        self._endpoint = Endpoint(
-            base_url,
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
-            concurrency=concurrency,
-            timeout_s=timeout_s,
-            max_tries=max_tries,
-        )
+        self._settings: dict[str, Any] = {
+            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
+            "concurrency": concurrency,
+            "timeout_s": timeout_s,
+            "outage_s": outage_s,
+            "max_tries": max_tries,
+        }
+        self._endpoints = {base_url: self._new_endpoint(base_url)}
+        self._weights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeightVersion]] = WeakKeyDictionary()
+        registry = Registry(registry) if isinstance(registry, str | Path) else registry
+        if model.endswith(f"@{LIVE}"):
+            if registry is None:
+                raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
+            self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
+        self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
 
     def __repr__(self) -> str:
         return f"OpenAIPolicy({shown(self.base_url)!r}, {self.model!r})"
@@ -122,8 +160,12 @@ class OpenAIPolicy:
         n: int = 1,
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
+        on_delta: OnDelta | None = None,
     ) -> list[Generation]:
         """Draw `n` completions with one request; an endpoint that gives fewer is asked again for each of the rest.
+
+        Args:
+            on_delta: streams, and is told of each piece; the record is the same.
 
         Raises:
             EndpointError: unreachable, timed out or failing, after `max_tries`.
@@ -131,17 +173,16 @@ class OpenAIPolicy:
             RequestError: this request was refused, e.g. the prompt is too long.
             ProtocolError: the answer is not an OpenAI response.
         """
-        body: dict[str, Any] = {"model": self.model, "messages": list(messages)}
-        if tools:
-            body["tools"] = list(tools)
-        drawn = sampling or self.sampling
-        generations = await self._complete(body, drawn, n)
-        rest = (self._complete(body, drawn.of_choice(i), 1) for i in range(len(generations), n))
-        return generations + [generation for one in await together(rest) for generation in one]
+        return await self._sample(None, messages, n=n, tools=tools, sampling=sampling, on_delta=on_delta)
+
+    def pinned(self, model: str) -> Policy:
+        """The version that answered as `model`: an episode goes on with the version it began with."""
+        return self if self._live is None else _Pinned(self, model)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        await self._endpoint.aclose()
+        for endpoint in self._endpoints.values():
+            await endpoint.aclose()
 
     def close(self) -> None:
         """Close the connections that `graph.invoke` opened."""
@@ -153,13 +194,44 @@ class OpenAIPolicy:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _complete(self, body: dict[str, Any], drawn: Sampling, n: int) -> list[Generation]:
+    async def _sample(
+        self,
+        pinned: str | None,
+        messages: Sequence[Message],
+        *,
+        n: int,
+        tools: Sequence[dict[str, Any]],
+        sampling: Sampling | None,
+        on_delta: OnDelta | None,
+    ) -> list[Generation]:
+        body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
+        drawn = sampling or self.sampling
+        target = self._target()
+        if pinned is not None:
+            target = target._replace(model=pinned)
+        try:
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        except (AccessError, EndpointError):
+            # The version was taken off the server, or the server away, for what is live now: the stamp tells.
+            if self._live is None or (now := self._target()) == target:
+                raise
+            target = now
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        rest = (
+            self._complete(target, body, drawn.of_choice(i), 1, on_delta and _shifted(on_delta, i))
+            for i in range(len(drawings), n)
+        )
+        return drawings + [generation for one in await together(rest) for generation in one]
+
+    async def _complete(
+        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+    ) -> list[Generation]:
         wanted = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
         refused = set(self._refused)
         while True:
             asked = {field: value for field, value in wanted.items() if field not in refused}
             try:
-                reply = await self._endpoint.post("/chat/completions", {**body, **drawn.body(), **asked})
+                drawings = await self._ask(target, {**body, **drawn.body(), **asked}, drawn, n, on_delta)
             except AccessError:
                 raise
             except RequestError as error:
@@ -169,63 +241,97 @@ class OpenAIPolicy:
                 refused.add(named)
             else:
                 self._refused |= refused  # remembered once going without has helped
-                return self._parse(reply, drawn, n)
+                return drawings
 
-    def _parse(self, reply: Reply, drawn: Sampling, n: int) -> list[Generation]:
+    async def _ask(
+        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+    ) -> list[Generation]:
+        """One request, with the version of the weights before it and after it where the name does not tell."""
+        endpoint = self._endpoint(target)
+        weights = self._weight_version(endpoint) if target.in_place else None
+        before = None if weights is None else weights.last or await weights.now()
+        body = {"model": target.model, **body}
+        content, latency_s = b"", 0.0
         try:
-            answer = orjson.loads(reply.content)
-            choices, usage = answer["choices"], answer.get("usage") or {}
-            if not choices:
-                raise ValueError("it has no choices")
-            model = answer.get("model") or self.model
-            sampled = usage.get("completion_tokens")
+            if on_delta is None:
+                content, latency_s = await endpoint.post("/chat/completions", body)
+                answer = orjson.loads(content)
+            else:
+                assembly = Assembly()
+
+                def take(chunk: Any) -> None:
+                    for index, text in assembly.add(chunk):
+                        on_delta(index, text)
+
+                latency_s = await endpoint.stream("/chat/completions", body, take)
+                answer = assembly.body
+            after = None if weights is None else await weights.now()
+            answered = answer.get("model") or target.model
             common = {
-                "model": model,
-                "policy_version": self._version or versions.of_served(model) or versions.BASE,
+                "model": target.model,
+                "policy_version": self._version_of(answered, before, after),
                 "sampling": drawn.model_dump(mode="json"),
-                "latency_s": round(reply.latency_s, 4),
-                "prompt_token_ids": answer.get("prompt_token_ids"),
-                "prompt_tokens": usage.get("prompt_tokens"),
-                "completion_tokens": sampled if len(choices) == 1 else None,
+                "latency_s": round(latency_s, 4),
             }
-            n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
-            return [_generation(choice, common, ids_whole=sampled in (None, n_ids)) for choice in choices[:n]]
+            return generations(answer, common, n)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            start = reply.content[:80].decode(errors="replace")
+            start = content[:80].decode(errors="replace")
             raise ProtocolError(
-                f"{shown(self.base_url)}, model {self.model!r}: answered {start!r}, "
+                f"{shown(endpoint.base_url)}, model {target.model!r}: answered {start!r}, "
                 f"which is not a chat completion ({type(error).__name__}: {error}); "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
 
+    def _target(self) -> Target:
+        return self._fixed if self._live is None else self._live.target()
 
-def _generation(choice: dict[str, Any], common: dict[str, Any], *, ids_whole: bool) -> Generation:
-    message, ids = choice["message"], choice.get("token_ids")
-    scored = (choice.get("logprobs") or {}).get("content")
-    logprobs = None if scored is None else [entry["logprob"] for entry in scored]
-    text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    capability: Capability = "trainable-exact"
-    note = None
-    if not ids and not text and not tool_calls:
-        capability, note = "eval-only", "the completion is empty"
-    elif not ids or not common["prompt_token_ids"]:
-        capability, note = "trainable-retokenised", "the endpoint returned no token ids"
-    elif logprobs is None:
-        capability, note = "trainable-retokenised", "the endpoint returned no logprobs"
-    elif len(logprobs) != len(ids):
-        capability, note = "eval-only", f"{len(ids)} token ids but {len(logprobs)} logprobs"
-    elif not ids_whole:
-        capability, note = "eval-only", "the number of token ids is not usage.completion_tokens: some were dropped"
-    return Generation.model_validate(
-        {
-            **common,
-            "text": text,
-            "tool_calls": tool_calls,
-            "token_ids": ids,
-            "logprobs": None if capability == "eval-only" else logprobs,
-            "completion_tokens": len(ids) if ids else common["completion_tokens"],
-            "finish_reason": choice.get("finish_reason"),
-            "capability": capability,
-            "capability_note": note,
-        }
-    )
+    def _endpoint(self, target: Target) -> Endpoint:
+        url = target.base_url or self.base_url
+        if url not in self._endpoints:
+            self._endpoints[url] = self._new_endpoint(url)
+        return self._endpoints[url]
+
+    def _new_endpoint(self, url: str) -> Endpoint:
+        return Endpoint(url, **self._settings, is_current=lambda: (self._target().base_url or self.base_url) == url)
+
+    def _weight_version(self, endpoint: Endpoint) -> WeightVersion:
+        of_loop = self._weights.setdefault(asyncio.get_running_loop(), {})
+        if endpoint.base_url not in of_loop:
+            of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
+        return of_loop[endpoint.base_url]
+
+    def _version_of(self, answered: str, before: str | None, after: str | None) -> str | None:
+        """`None`: the weights changed between the two looks."""
+        if named := versions.of_served(answered):
+            return named
+        if before != after:
+            return None
+        return after if versions.is_version(after) else self._version or versions.BASE
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    """A live policy, kept at one version."""
+
+    policy: OpenAIPolicy
+    model: str
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> list[Generation]:
+        return await self.policy._sample(  # pyright: ignore[reportPrivateUsage]
+            self.model, messages, n=n, tools=tools, sampling=sampling, on_delta=on_delta
+        )
+
+    async def aclose(self) -> None:
+        await self.policy.aclose()
+
+
+def _shifted(on_delta: OnDelta, by: int) -> OnDelta:
+    return lambda index, text: on_delta(index + by, text)

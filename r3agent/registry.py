@@ -99,6 +99,8 @@ class LivePointer(Record):
     schema_version: int = CARD_SCHEMA_VERSION
     version: str
     previous: str | None = None
+    base_url: str | None = None
+    """Of the server that has it, where a restart moved it to another address."""
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +114,7 @@ class Registry:
     def __init__(self, run_dir: Path | str) -> None:
         self.run_dir = Path(run_dir)
         self.policies_dir = self.run_dir / "policies"
-        self._live_path = self.run_dir / "live.json"
+        self.live_path = self.run_dir / "live.json"
 
     # ---- versions ----
 
@@ -176,14 +178,23 @@ class Registry:
     def previous(self) -> str | None:
         return None if (pointer := self._pointer()) is None else pointer.previous
 
-    def _pointer(self) -> LivePointer | None:
-        return read_record(LivePointer, self._live_path) if self._live_path.exists() else None
+    @property
+    def live_base_url(self) -> str | None:
+        """Where the live version is served, if not where the run's settings say."""
+        return None if (pointer := self._pointer()) is None else pointer.base_url
 
-    def set_live(self, version: str) -> None:
-        """Move the pointer, atomically."""
+    def _pointer(self) -> LivePointer | None:
+        return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
+
+    def set_live(self, version: str, *, base_url: str | None = None) -> None:
+        """Move the pointer, atomically; without a `base_url` the address stays what it is."""
         live, previous = self.live, self.previous
-        pointer = LivePointer(version=version, previous=previous if live == version else live)
-        write_atomically(self._live_path, pointer.model_dump_json(indent=2))
+        pointer = LivePointer(
+            version=version,
+            previous=previous if live == version else live,
+            base_url=base_url or self.live_base_url,
+        )
+        write_atomically(self.live_path, pointer.model_dump_json(indent=2))
 
     def rollback_target(self, to: str | None = None) -> str:
         """The version a rollback returns to: `to`, else the one that was live before if it is older than the
@@ -194,7 +205,7 @@ class Registry:
         """
         live = self.live
         if live is None:
-            raise ConfigError(f"{self._live_path}: nothing is live, so there is nothing to roll back; deploy first")
+            raise ConfigError(f"{self.live_path}: nothing is live, so there is nothing to roll back; deploy first")
         if to is None:
             older = [
                 v for v in (self.previous, self.card(live).parent) if v is not None and number_of(v) < number_of(live)

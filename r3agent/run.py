@@ -115,11 +115,11 @@ class Run:
     def deploy(self, version: str | None = None) -> DeployReport:
         """Bring a version, by default the newest, onto the server and make it live."""
         self.live_card()
-        return deploy(version or self.registry.versions()[-1], keep=self.config.deploy.keep, **self._server())
+        return deploy(version or self.registry.versions()[-1], **self._server())
 
     def rollback(self, to: str | None = None) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, keep=self.config.deploy.keep, **self._server())
+        return rollback(to=to, **self._server())
 
     def evaluate(self, before: str, after: str, progress: Progress | None = None) -> Comparison:
         """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control."""
@@ -223,12 +223,14 @@ class Run:
     ) -> CollectSummary:
         async def run() -> CollectSummary:
             policy = OpenAIPolicy(
-                self.config.policy.base_url,
+                self.registry.live_base_url or self.config.policy.base_url,
                 card.served_name,
+                registry=self.registry,
                 api_key=self.api_key or "EMPTY",
                 sampling=self.config.sampling,
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
+                outage_s=self.config.policy.outage_s,
                 concurrency=2 * limits["concurrency"],
             )
             try:
@@ -255,7 +257,7 @@ class Run:
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
             "api_key": self.api_key,
-            "tolerance": self.config.deploy.tolerance,
+            "config": self.config.deploy,
         }
 
     def _write_config(self, path: Path) -> None:

@@ -26,6 +26,8 @@ class CollectSummary(Record):
     """Failed tries with reflections."""
     groups_with_variance: int
     """Of these, what GRPO can learn from: not all reflections earned the same."""
+    mixed_versions: int
+    """Episodes that lived through a deploy: more than one policy version answered in them."""
     tokens_sampled: int
     capabilities: dict[str, int]
     """Spans by what they are good for."""
@@ -49,6 +51,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
         retry_blind=mean_success(s for blind, s in retries if blind),
         groups=len(groups),
         groups_with_variance=sum(group.has_variance for group in groups),
+        mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),
         tokens_sampled=sum(s.completion_tokens or 0 for s in spans),
         capabilities=dict(Counter(s.capability for s in spans)),
         notes=dict(Counter(s.capability_note for s in spans if s.capability_note)),

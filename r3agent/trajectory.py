@@ -254,6 +254,11 @@ class Trajectory(Record):
         answer = self.answer
         return None if answer is None else answer.passed
 
+    @property
+    def policy_versions(self) -> tuple[str | None, ...]:
+        """The versions that answered, in order of first answer; more than one: the episode lived through a deploy."""
+        return tuple(dict.fromkeys(span.policy_version for span in self.spans))
+
     # ---- credit ----
 
     def reward(self, reflection: Span, source: RewardSource = "retry_success") -> float | None:

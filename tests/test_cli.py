@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
         (["--set", "train.epocs=1"], "did you mean 'train.epochs'"),
         (["--set", "epochs"], "section.key=value"),
         (["--set", "task.params={max_nubmer=3}"], "max_nubmer"),
+        (["--set", "collect.n.x=3"], "collect.n = {'x': 3}: Input should be a valid integer"),
+        (["--set", "collect.n"], "--set 'collect.n': write section.key=value"),
+        (["--set", "collect=3"], "--set 'collect=3': write section.key=value"),
     ],
 )
 def test_a_wrong_setting_exits_2_before_any_request(flags, says, tmp_path, capsys):
@@ -118,17 +122,26 @@ def test_a_wrong_setting_exits_2_before_any_request(flags, says, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "says"),
-    [
-        (ScriptedEndpoint(answer, api_key="right"), "check the API key"),
-        (ScriptedEndpoint(answer, faults=[HTML_PAGE] * 99), "not a chat completion"),
-    ],
+    ("settings", "says"),
+    [({"api_key": "right"}, "check the API key"), ({"faults": [HTML_PAGE] * 99}, "not a chat completion")],
+    ids=["another key", "no API"],
 )
-def test_an_endpoint_that_cannot_be_used_exits_1(endpoint, says, tmp_path, tasks, capsys):
-    with endpoint:
+def test_an_endpoint_that_cannot_be_used_exits_1(settings, says, tmp_path, tasks, capsys):
+    with ScriptedEndpoint(answer, **settings) as endpoint:
         code, _, err = call(capsys, *collecting(tmp_path, endpoint, tasks))
     assert code == 1
     assert says in err
+
+
+@pytest.mark.parametrize("argv", [["deploy", "v0000"], ["eval"], ["loop", "--rounds", "1"]])
+def test_a_server_that_is_not_there_exits_1(argv, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    call(capsys, "init", "--run", tmp_path / "run", "--url", url)
+    code, _, err = call(capsys, *argv, "--run", tmp_path / "run")
+    assert code == 1
+    assert url.removesuffix("/v1") in err
+    assert "is the server running?" in err
 
 
 def test_a_wrong_model_exits_1_and_is_named(tmp_path, tasks, capsys):
@@ -161,22 +174,86 @@ def test_an_unwritable_directory_exits_2(tmp_path, tasks, capsys):
     with ScriptedEndpoint(answer) as endpoint:
         code, _, err = call(capsys, *collecting(tmp_path, endpoint, tasks))
     assert code == 2
-    assert "choose another with --run" in err
+    assert f"cannot write to {tmp_path / 'run'}" in err
+    assert "choose another directory" in err
 
 
 def test_training_without_failures_says_what_to_do(tmp_path, tasks, capsys):
+    pytest.importorskip("trl", reason="needs the train extra")
     with ScriptedEndpoint(RIGHT_AFTER_REFLECTING) as endpoint:
         call(capsys, *collecting(tmp_path, endpoint, tasks))
     code, _, err = call(capsys, "train", "--run", tmp_path / "run")
-    assert code != 0
-    assert "collect" in err
+    assert code == 1
+    said = "0 of 3 first attempts failed: there is nothing to reflect on; collect more tasks, or harder ones"
+    assert err == f"r3agent train: {said}\n"
+    assert not (tmp_path / "run" / "policies" / "v0001").exists()
 
 
 def test_deploy_and_rollback_of_a_version_that_is_not_there(tmp_path, capsys):
     call(capsys, "init", "--run", tmp_path / "run")
+    policies = tmp_path / "run" / "policies"
     code, _, err = call(capsys, "deploy", "v0009", "--run", tmp_path / "run")
-    assert code == 2
-    assert "v0009" in err
+    assert (code, err) == (2, f"r3agent deploy: 'v0009': {policies} has v0000; name one of them\n")
     code, _, err = call(capsys, "rollback", "--run", tmp_path / "run")
+    said = "r3agent rollback: v0000 is live and nothing came before it; name a version to deploy instead\n"
+    assert (code, err) == (2, said)
+
+
+@pytest.mark.parametrize("verb", ["train", "deploy", "rollback", "eval", "inspect"])
+def test_a_run_that_is_not_there_exits_2_and_is_not_made(verb, tmp_path, capsys):
+    code, out, err = call(capsys, verb, "--run", tmp_path / "typo")
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "typo") in err
+    assert "collect" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        ("collect = 3", [], "collect = 3: Input should be a valid dictionary"),
+        ("collect = 3", ["--n", "5"], "collect.n: collect = 3 is not a section; write [collect] with keys below it"),
+        ("[collect]\nn = 5", ["--set", "collect.n.x=3"], "collect.n.x: n = 5 is not a section"),
+        ("[collect]\nn = 'many'", [], "collect.n = 'many': Input should be a valid integer"),
+        ("[colect]\nn = 5", [], "unknown key 'colect'; did you mean 'collect'?"),
+        ("collect", [], "not valid TOML"),
+    ],
+)
+def test_a_file_that_does_not_fit_exits_2_and_stays(text, flags, says, tmp_path, capsys):
+    (tmp_path / "r3.toml").write_text(text)
+    code, _, err = call(capsys, "collect", "--run", tmp_path, *flags)
     assert code == 2
-    assert "nothing" in err
+    assert says in err
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("r3.toml", text)]
+
+
+def test_a_file_may_leave_out_sections(tmp_path, tasks, capsys):
+    with ScriptedEndpoint(answer) as endpoint:
+        policy = f'[policy]\nbase_url = "{endpoint.url}"\nmodel = "{endpoint.model}"\n'
+        task = f'[task]\nsource = "{tasks}"\nverifier = "exact"\n'
+        (tmp_path / "r3.toml").write_text(policy + task)
+        code, out, _ = call(capsys, "collect", "--run", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["episodes"] == 3
+
+
+def test_a_demo_does_not_replace_a_file(tmp_path, capsys):
+    (tmp_path / "demo").write_text("mine")
+    code, _, err = call(capsys, "demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert f"cannot write to {tmp_path / 'demo'}" in err
+    assert (tmp_path / "demo").read_text() == "mine"
+
+
+def test_a_demo_with_another_seed_is_refused(tmp_path, capsys):
+    call(capsys, "init", "--run", tmp_path / "demo", "--seed", 1)
+    code, _, err = call(capsys, "demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert f"--seed 0, but {tmp_path / 'demo'} is a run with seed 1; choose another directory with --out" in err
+
+
+def test_a_port_that_does_not_exist_exits_2(capsys):
+    pytest.importorskip("torch", reason="needs the serve extra")
+    code, _, err = call(capsys, "serve", "--port", 99999)
+    assert code == 2
+    assert "--port 99999: must be 0 to 65535" in err

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.types import interrupt
 
 from r3agent.collect import HOPELESS, collect
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError
@@ -156,6 +157,28 @@ async def test_a_verifier_that_raises_is_recorded_and_not_learnt_from(tmp_path: 
     assert [s.passed for s in errored.spans] == [None]  # what was sampled is kept, without a score
     assert summary.errors == {"VerifierError": 1}
     assert (summary.first_try, summary.groups, summary.groups_with_variance) == (0.0, 2, 2)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_verifier_that_asks_a_person_is_an_error_and_its_episode_is_collected_again(
+    tmp_path: Path, is_async: bool
+) -> None:
+    def person(task: Task, answer: str) -> bool:
+        return interrupt(f"is {answer} right?") if task.id == "t1" else right(task, answer)
+
+    async def person_async(task: Task, answer: str) -> bool:
+        return person(task, answer)
+
+    policy = ScriptedPolicy({"attempt": "wrong", "reflect": "hm", "retry": "right"})
+    summary = await run(tmp_path, policy, verifier=person_async if is_async else person)
+    assert summary.errors == {"VerifierError": 1}
+    [errored] = [t for t in load(tmp_path) if t.error]
+    assert errored.error is not None
+    assert "the verifier interrupted the graph to ask a person" in errored.error.message
+    assert (errored.task.id, [(s.label, s.passed) for s in errored.spans]) == ("t1", [("attempt", None)])
+    again = await run(tmp_path, policy)
+    assert (again.resumed, again.errors) == (2, {})
+    assert all(t.error is None for t in load(tmp_path))
 
 
 async def test_a_prompt_that_is_too_long_ends_its_episode_alone(tmp_path: Path) -> None:

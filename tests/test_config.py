@@ -13,10 +13,32 @@ def test_the_written_file_reads_back_as_the_same_settings(tmp_path):
     assert load_config(path, {}) == config
 
 
-def test_every_setting_is_explained_in_the_file():
+@pytest.mark.parametrize("section", Config.model_fields)
+def test_every_setting_is_explained_in_the_file(section):
+    lines = to_toml(Config()).splitlines()
+    lines = lines[lines.index(f"[{section}]") :]
+    for key in Config.model_fields[section].annotation.model_fields:
+        if (section, key) == ("sampling", "seed"):  # TOML has no word for none
+            continue
+        at = next(i for i, line in enumerate(lines) if line.startswith((f"{key} = ", f"[{section}.{key}]")))
+        above = next(line for line in reversed(lines[:at]) if line)
+        assert above.startswith("# "), f"{section}.{key}"
+
+
+def test_what_is_none_by_default_is_not_in_the_file():
+    absent = {
+        f"{section}.{key}"
+        for section, table in Config().model_dump().items()
+        for key, value in table.items()
+        if value is None
+    }
+    assert absent == {"sampling.seed"}
+
+
+def test_an_explanation_is_the_settings_docstring():
     text = to_toml(Config())
-    assert "# G: reflections of each failed try; a GRPO group." in text
-    assert "# Weight of the KL divergence from the starting policy. The paper: 0.001." in text
+    assert "# G: reflections of each failed try; a GRPO group.\nreflections = 8" in text
+    assert "# Weight of the KL divergence from the starting policy. The paper: 0.001.\nbeta = " in text
 
 
 def test_command_line_beats_file_beats_default(tmp_path):

@@ -150,7 +150,42 @@ def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
         OpenAIPolicy("localhost:8000/v1", "m")
 
 
-# ---- the key ----
+@pytest.mark.parametrize(
+    "url", ["http://", "http:///v1", "http://host:port/v1", "http://127.0.0.1:99999/v1", "http://[::1/v1"]
+)
+def test_a_base_url_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url"):
+        OpenAIPolicy(url, "m")
+
+
+# ---- secrets ----
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [DROPPED, HANG, SERVER_ERROR, PROMPT_TOO_LONG, Fault(401), Fault(404), HTML_PAGE],
+    ids=["dropped", "timeout", "500", "400", "401", "404", "html"],
+)
+async def test_a_password_in_the_url_is_never_shown(fault: Fault) -> None:
+    with ScriptedEndpoint("hi", faults=[fault]) as endpoint:
+        url = endpoint.url.replace("//", "//me:open-sesame@")
+        policy = OpenAIPolicy(url, endpoint.model, max_tries=1, timeout_s=0.3 if fault is HANG else 60)
+        with pytest.raises(R3Error) as raised:
+            await policy.sample(MESSAGES)
+        await policy.aclose()
+    assert endpoint.url in str(raised.value)
+    assert "open-sesame" not in "".join(traceback.format_exception(raised.value))
+    assert "open-sesame" not in repr(policy)
+
+
+async def test_an_endpoint_that_is_not_there_is_named_without_its_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://me:open-sesame@127.0.0.1:{unused.getsockname()[1]}/v1"
+    policy = OpenAIPolicy(url, "m", max_tries=1)
+    with pytest.raises(EndpointError, match="is the server running") as raised:
+        await policy.sample(MESSAGES)
+    await policy.aclose()
+    assert "open-sesame" not in "".join(traceback.format_exception(raised.value))
 
 
 async def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

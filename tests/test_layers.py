@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 RECORDS = {"errors", "trajectory", "versions", "prompts", "schema", "summary"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
-ENDS = {"store", "registry", "policy", "endpoint", "verifiers", "tasks"}
+ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
 VERBS = {"run", "loop", "demo", "commands", "cli"}
@@ -27,13 +27,13 @@ VERBS = {"run", "loop", "demo", "commands", "cli"}
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
     (TOOLS, {"errors"} | TOOLS),
-    (ENDS, RECORDS | TOOLS | {"endpoint"}),
+    (ENDS, RECORDS | TOOLS | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
     ({"testing"}, RECORDS | {"policy"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
-    ({"config"}, RECORDS | {"policy", "tasks.splits", "train.config"}),
+    ({"config"}, RECORDS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
     (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | VERBS | {"config"}),
     ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE),
 ]

@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
+from r3agent import versions
 from r3agent._async import run_sync
 from r3agent.errors import ProtocolError, RequestError
-from r3agent.policy import OpenAIPolicy, Policy, Sampling, version_of
+from r3agent.graph import build_graph
+from r3agent.policy import OpenAIPolicy, Policy, Sampling
 from r3agent.testing import PROMPT_TOO_LONG, Edit, ScriptedEndpoint, ScriptedPolicy, miscount
-from r3agent.trajectory import Generation
+from r3agent.trajectory import Generation, Task
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -150,7 +153,7 @@ async def test_the_version_that_sampled_is_stamped(served: str, version: str | N
 async def test_the_stamp_is_of_the_model_that_answered() -> None:
     with ScriptedEndpoint("hi", edits=[edited({"model": "scripted@v0002"})]) as endpoint:
         [generation] = await sample(endpoint)
-    assert generation.policy_version == version_of("scripted@v0002") == "v0002"
+    assert generation.policy_version == versions.of_served("scripted@v0002") == "v0002"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,46 @@ def test_one_policy_serves_several_event_loops_and_sync_callers() -> None:
 
         assert [asyncio.run(once_and_close()) for _ in range(2)] == ["hi", "hi"]
         assert [run_sync(once()), run_sync(once_and_close())] == ["hi", "hi"]
+
+
+def connections(endpoint: ScriptedEndpoint) -> int:
+    """Open connections of this process to the endpoint."""
+    port = int(endpoint.url.removesuffix("/v1").rpartition(":")[2])
+    found = psutil.Process().net_connections("tcp")
+    return sum(c.status == psutil.CONN_ESTABLISHED and bool(c.raddr) and c.raddr.port == port for c in found)
+
+
+def test_close_ends_what_invoke_opened() -> None:
+    with ScriptedEndpoint("right") as endpoint:
+        policy = OpenAIPolicy(endpoint.url, endpoint.model)
+        graph = build_graph(policy=policy, verifier=lambda task, answer: answer == "right").compile()
+        task = Task(messages=({"role": "user", "content": "?"},))
+        assert graph.invoke({"task": task.model_dump(mode="json")})["passed"]
+        assert connections(endpoint) == 1
+        policy.close()
+        assert connections(endpoint) == 0
+        policy.close()  # once more is harmless
+
+
+async def test_a_policy_is_an_async_context_manager() -> None:
+    with ScriptedEndpoint("hi") as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            [generation] = await policy.sample(MESSAGES)
+            assert connections(endpoint) == 1
+        assert connections(endpoint) == 0
+    assert generation.text == "hi"
+
+
+async def test_a_failure_closes_the_policy_too() -> None:
+    async def fail(endpoint: ScriptedEndpoint) -> None:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            await policy.sample(MESSAGES)
+            raise ZeroDivisionError
+
+    with ScriptedEndpoint("hi") as endpoint:
+        with pytest.raises(ZeroDivisionError):
+            await fail(endpoint)
+        assert connections(endpoint) == 0
 
 
 def test_both_policies_are_policies() -> None:

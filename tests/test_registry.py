@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.errors import BusyError, ConfigError, RecordError, SchemaVersionError
 from r3agent.registry import CanarySequence, PolicyCard, Registry, growing, write_card
 
 
@@ -90,16 +90,37 @@ def test_a_version_that_fails_leaves_nothing(tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("v*")) == []
+
+
+def test_a_directory_without_a_card_is_no_version(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="v0001 has no card: `write_card`"), growing(tmp_path / "v0001") as directory:
+        (directory / "adapter").mkdir()
+    assert list(tmp_path.glob("v*")) == []
+
+
+@pytest.mark.parametrize("other", ["v0001", "v0002"])
+def test_versions_grow_one_at_a_time(tmp_path: Path, other: str):
+    registry = with_versions(tmp_path, 0)
+    with growing(registry.version_dir("v0001")) as directory:
+        write_card(directory, card("v0001"))
+        with pytest.raises(BusyError, match=r"held by pid \d+ on .+ \(making v0001\): one at a time"):
+            publish(registry, card(other))
+        assert directory.is_dir()
+    assert registry.versions() == ["v0000", "v0001"]
+    if other != "v0001":
+        publish(registry, card(other))
+        assert registry.versions() == ["v0000", "v0001", other]
 
 
 def test_remains_of_a_killed_process_are_replaced(tmp_path: Path):
-    (tmp_path / "v0001.partial").mkdir()
-    (tmp_path / "v0001.partial" / "half").touch()
-    with growing(tmp_path / "v0001"):
-        pass
-    assert [p.name for p in tmp_path.iterdir()] == ["v0001"]
-    assert list((tmp_path / "v0001").iterdir()) == []
+    registry = with_versions(tmp_path, 0)
+    remains = registry.policies_dir / "v0001.partial"
+    remains.mkdir()
+    (remains / "half").touch()
+    publish(registry, card("v0001"))
+    assert [p.name for p in sorted(registry.policies_dir.glob("v*"))] == ["v0000", "v0001"]
+    assert [p.name for p in registry.version_dir("v0001").iterdir()] == ["card.json"]
 
 
 def test_versions_are_immutable(tmp_path: Path):
@@ -166,8 +187,8 @@ def test_torn_pointer_is_named(tmp_path: Path):
 def test_pointer_that_cannot_be_written_stays(tmp_path: Path):
     registry = with_versions(tmp_path, 1)
     registry.set_live("v0000")
-    (tmp_path / ".live.json.tmp").mkdir()
-    with pytest.raises(ConfigError, match=r"live\.json cannot be written"):
+    (tmp_path / ".live.json.partial").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot write to .*live\.json: .*; free space or choose another directory"):
         registry.set_live("v0001")
     assert registry.live == "v0000"
 

@@ -156,6 +156,23 @@ def test_rewards_as_counted_by_hand() -> None:
     assert lift.rewards_G == (0.25, -0.25)
 
 
+def test_a_score_pays_what_success_does_not() -> None:
+    attempt = span("attempt", passed=False)
+    near, far, unpaid = (span("reflect", attempt) for _ in range(3))
+    scores = [(near, 0.75), (near, 0.25), (far, 0.1)]
+    retries = [
+        span("retry", reflection).model_copy(update={"verdict": Verdict(passed=False, score=score)})
+        for reflection, score in scores
+    ]
+    unjudged = span("retry", near)
+    grown = tree(attempt, near, far, unpaid, *retries, unjudged)
+    assert [grown.reward(r) for r in (near, far, unpaid)] == [0.0, 0.0, None]
+    assert [grown.reward(r, "retry_score") for r in (near, far, unpaid)] == [0.5, 0.1, None]
+    [by_success], [by_score] = grown.groups(), grown.groups("retry_score")
+    assert (by_success.has_variance, by_score.has_variance) == (False, True)
+    assert by_score.rewards_G == (0.5, 0.1)
+
+
 def test_lift_needs_a_control() -> None:
     attempt = span("attempt", passed=False)
     reflection = span("reflect", attempt)

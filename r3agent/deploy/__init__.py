@@ -4,6 +4,7 @@ One file for each way of changing a server's weights; the routes are vLLM's, whi
 """
 
 from r3agent.deploy.canary import CanaryReport
+from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.deployment import DeployReport, LoadReport, deploy, load_version, rollback
 
-__all__ = ["CanaryReport", "DeployReport", "LoadReport", "deploy", "load_version", "rollback"]
+__all__ = ["CanaryReport", "DeployConfig", "DeployReport", "LoadReport", "deploy", "load_version", "rollback"]

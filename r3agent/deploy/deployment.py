@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
-from r3agent.deploy.canary import TOLERANCE, CanaryReport, canary_of, check, measure
+from r3agent.deploy.canary import CanaryReport, canary_of, check, measure
+from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
 from r3agent.deploy.strategy import Change, Strategy, choose
@@ -14,6 +18,7 @@ from r3agent.registry import CanarySequence, Registry
 from r3agent.trajectory import Record
 
 LOCK_FILE = "deploy.lock"
+POLL_S = 1.0
 
 
 class LoadReport(Record):
@@ -22,6 +27,8 @@ class LoadReport(Record):
     version: str
     served_name: str
     """The model name that clients ask for."""
+    base_url: str
+    """Of the server that has it, the first one of several."""
     strategy: Strategy
     canary: CanaryReport | None
     """`None`: the version has none, so what the server answers with was not verified."""
@@ -37,45 +44,47 @@ class DeployReport(LoadReport):
     """Served names of old versions that were taken off the server."""
 
 
+class Placed(NamedTuple):
+    """A version on one server."""
+
+    report: LoadReport
+    change: Change | None
+    old: Server
+    """Where it was asked for."""
+    new: Server
+    """Where it is."""
+
+
 def deploy(
     version: str,
     *,
     registry: Registry,
     base_url: str,
     api_key: str | None = None,
-    keep: int = 2,
-    tolerance: float = TOLERANCE,
-    timeout_s: float = 120.0,
+    config: DeployConfig | None = None,
 ) -> DeployReport:
-    """Bring a version onto a running server and make it live.
+    """Bring a version onto the running servers and make it live.
 
-    The live pointer moves only when the server answers with the logprobs on the version's card; on failure the server
-    is put back as it was. A version whose card has no canary, or that differs too little from the one before to be
-    told apart, goes live with a warning. Deploying a version again is harmless.
+    The live pointer moves only when every server answers with the logprobs on the version's card; on failure the
+    servers are put back as they were. A version whose card has no canary, or that differs too little from the one
+    before to be told apart, goes live with a warning. Deploying a version again is harmless.
 
     Args:
-        base_url: of the OpenAI API, ending in `/v1`.
-        keep: adapters of this run that stay on the server, the live one included.
-        tolerance: of the canary, in nats per token; see `canary.py`.
-        timeout_s: for one request to the server.
+        base_url: of the OpenAI API, ending in `/v1`; where a restart moved the live version, that address counts.
 
     Raises:
-        ConfigError: there is no such version, or an argument does not work.
+        ConfigError: there is no such version, or a setting does not work.
         BusyError: another deploy of this run is under way, and whose.
         DeployError: the version is not live; what was is still.
     """
-    if keep < 1:
-        raise ConfigError(f"keep = {keep}: the live adapter has to stay; pass at least 1")
-    with (
-        Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
-        locked(registry.run_dir / LOCK_FILE, f"deploying {version}"),
-    ):
-        loaded = _load(server, registry, version, tolerance)
-        previous = registry.live
-        registry.set_live(version)
-        unloaded, warnings = _tidy(server, registry, keep)
-    loaded = loaded.model_copy(update={"warnings": (*loaded.warnings, *warnings)})
-    return DeployReport.model_validate({**loaded.model_dump(), "previous": previous, "unloaded": unloaded})
+    config = config or DeployConfig()
+    with _servers(registry, base_url, api_key, config, f"deploying {version}") as servers:
+        placed = _roll_out(servers, registry, version, config)
+        previous, first = registry.live, placed[0]
+        registry.set_live(version, base_url=first.new.base_url if first.new is not first.old else None)
+        unloaded, warnings = _tidy(placed, registry, config.keep)
+    report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings)})
+    return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
 
 
 def load_version(
@@ -84,18 +93,15 @@ def load_version(
     registry: Registry,
     base_url: str,
     api_key: str | None = None,
-    tolerance: float = TOLERANCE,
-    timeout_s: float = 120.0,
+    config: DeployConfig | None = None,
 ) -> LoadReport:
-    """Bring a version onto the server without making it live, e.g. to evaluate it: as `deploy`, but for the pointer.
+    """Bring a version onto the servers without making it live, e.g. to evaluate it: as `deploy`, but for the pointer.
 
     An adapter is served beside the live version; full weights take its place until the next `deploy`.
     """
-    with (
-        Server(base_url, api_key=api_key, timeout_s=timeout_s) as server,
-        locked(registry.run_dir / LOCK_FILE, f"loading {version}"),
-    ):
-        return _load(server, registry, version, tolerance)
+    config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
+    with _servers(registry, base_url, api_key, config, f"loading {version}") as servers:
+        return _roll_out(servers, registry, version, config)[0].report
 
 
 def rollback(
@@ -104,30 +110,53 @@ def rollback(
     base_url: str,
     to: str | None = None,
     api_key: str | None = None,
-    keep: int = 2,
-    tolerance: float = TOLERANCE,
-    timeout_s: float = 120.0,
+    config: DeployConfig | None = None,
 ) -> DeployReport:
     """Return to an earlier version, `to` or the one before: loaded again if it was unloaded, and with its canary.
 
     Raises:
-        ConfigError, DeployError: as `deploy`; and there is no such earlier version.
+        ConfigError, BusyError, DeployError: as `deploy`; and there is no such earlier version.
     """
-    return deploy(
-        registry.rollback_target(to),
-        registry=registry,
-        base_url=base_url,
-        api_key=api_key,
-        keep=keep,
-        tolerance=tolerance,
-        timeout_s=timeout_s,
-    )
+    target = registry.rollback_target(to)
+    return deploy(target, registry=registry, base_url=base_url, api_key=api_key, config=config)
 
 
-def _load(server: Server, registry: Registry, version: str, tolerance: float) -> LoadReport:
+@contextmanager
+def _servers(
+    registry: Registry, base_url: str, api_key: str | None, config: DeployConfig, purpose: str
+) -> Generator[list[Server]]:
+    """All servers of the run, for one deploy at a time."""
+    if config.strategy == "restart" and config.replicas:
+        raise ConfigError(
+            f'deploy.strategy = "restart" with {len(config.replicas)} replicas: it replaces one supervised server; '
+            'leave deploy.replicas empty, or use deploy.strategy = "command"'
+        )
+    urls = [registry.live_base_url or base_url, *config.replicas]
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(url, api_key=api_key, timeout_s=config.timeout_s)) for url in urls]
+        stack.enter_context(locked(registry.run_dir / LOCK_FILE, purpose))
+        yield servers
+
+
+def _roll_out(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Placed]:
+    """One server after another; when one fails, those before it are put back too."""
+    placed: list[Placed] = []
+    for server in servers:
+        try:
+            placed.append(_place(server, registry, version, config))
+        except DeployError as error:
+            where = f"{server.root}: " if len(servers) > 1 else ""
+            said = [f"{where}{error}", *(f"{p.old.root}: {_undone(p.change, p.old)}" for p in reversed(placed))]
+            raise DeployError(f"{'; '.join(said)}; {registry.live or 'nothing'} stays live") from error
+    return placed
+
+
+def _place(server: Server, registry: Registry, version: str, config: DeployConfig) -> Placed:
     card = registry.card(version)
     canary = canary_of(registry, version)
-    strategy, change = choose(card, registry)
+    strategy, change = choose(
+        card, registry, wanted=config.strategy, command=config.command, timeout_s=config.timeout_s
+    )
     if change is not None:
         change.check()
     if card.name not in (served := server.models()):
@@ -136,20 +165,36 @@ def _load(server: Server, registry: Registry, version: str, tolerance: float) ->
             "serve it under this name or deploy to its own server"
         )
     try:
-        if strategy == "reload" and canary and _has_arrived(server, card.served_name, canary, tolerance):
+        if strategy == "reload" and canary and _has_arrived(server, card.served_name, canary, config.tolerance):
             strategy, change = "none", None
-        if change is not None:
-            change.apply(server)
-        report = check(server, card.served_name, canary, tolerance=tolerance) if canary else None
+        new = server if change is None else change.apply(server)
+        wait_s = config.timeout_s if strategy == "command" else 0.0
+        report = _checked(new, card.served_name, canary, config.tolerance, wait_s) if canary else None
     except DeployError as error:
-        raise DeployError(f"{error}; {_undone(change, server)}; {registry.live or 'nothing'} stays live") from error
-    return LoadReport(
+        raise DeployError(f"{error}; {_undone(change, server)}") from error
+    loaded = LoadReport(
         version=version,
         served_name=card.served_name,
+        base_url=new.base_url,
         strategy=strategy,
         canary=report,
         warnings=_doubts(version, report),
     )
+    return Placed(loaded, change, server, new)
+
+
+def _checked(
+    server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float, wait_s: float
+) -> CanaryReport:
+    """The canary; asked again for `wait_s` seconds where weights may still be on their way."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            return check(server, served_name, canary, tolerance=tolerance)
+        except DeployError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def _has_arrived(server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float) -> bool:
@@ -163,12 +208,18 @@ def _undone(change: Change | None, server: Server) -> str:
         return f"and putting the server back failed: {error}"
 
 
-def _tidy(server: Server, registry: Registry, keep: int) -> tuple[list[str], list[str]]:
-    """The version is live; an old one that stays loaded is no reason to say otherwise."""
-    try:
-        return unload_old(server, registry, keep=keep), []
-    except DeployError as error:
-        return [], [f"old adapters could not be unloaded: {error}"]
+def _tidy(placed: Sequence[Placed], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
+    """The version is live; something old that stays is no reason to say otherwise."""
+    unloaded: list[str] = []
+    warnings: list[str] = []
+    for _, change, old, new in placed:
+        try:
+            if change is not None:
+                change.finish(old)
+            unloaded += [name for name in unload_old(new, registry, keep=keep) if name not in unloaded]
+        except DeployError as error:
+            warnings.append(f"what was there before could not be cleared away: {error}")
+    return unloaded, warnings
 
 
 def _doubts(version: str, report: CanaryReport | None) -> tuple[str, ...]:

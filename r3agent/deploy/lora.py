@@ -7,12 +7,15 @@ it has dropped it from memory, so a version's directory stays where it is as lon
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_adapter
 from r3agent.registry import PolicyCard, Registry
+
+POLL_S = 0.2
 
 
 @dataclass
@@ -27,11 +30,12 @@ class LoraLoad:
     def check(self) -> None:
         check_adapter(self.adapter_dir, self.card.base_path)
 
-    def apply(self, server: Server) -> None:
+    def apply(self, server: Server) -> Server:
         self.was_served = self.card.served_name in server.models()
         if not self.was_served:
             server.load_adapter(self.card.served_name, self.adapter_dir)
             self.loaded = True
+        return server
 
     def undo(self, server: Server) -> str:
         if self.was_served:
@@ -40,16 +44,31 @@ class LoraLoad:
             server.unload_adapter(self.card.served_name)
         return "the server is as it was"
 
+    def finish(self, server: Server) -> None:
+        pass
 
-def unload_old(server: Server, registry: Registry, *, keep: int) -> list[str]:
-    """Unload adapters of this run beyond `keep`: the live one and the one before stay first, then the newest.
 
-    Returns: the served names that are gone.
+def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float = 60.0) -> list[str]:
+    """Unload adapters of this run beyond `keep`, each when its requests are done: the live one and the one before stay
+    first, then the newest.
+
+    Returns: the served names that are gone; one that is still in use after `drain_s` seconds stays.
     """
     order = [registry.live, registry.previous, *reversed(registry.versions())]
     cards = [registry.card(version) for version in dict.fromkeys(order) if version is not None]
     served = server.models()
     adapters = [card.served_name for card in cards if card.kind == "lora" and card.served_name in served]
-    for name in adapters[keep:]:
+    unused = [name for name in adapters[keep:] if _drained(server, name, drain_s)]
+    for name in unused:
         server.unload_adapter(name)
-    return adapters[keep:]
+    return unused
+
+
+def _drained(server: Server, name: str, drain_s: float) -> bool:
+    """Whether nobody uses the adapter; a server that does not tell drains by itself, as the embedded one does."""
+    deadline = time.monotonic() + drain_s
+    while (busy := server.busy_with()) is not None and name in busy.adapters:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

@@ -24,14 +24,16 @@ class WeightReload:
     weights: str
     base_model: str
     """Of the same architecture."""
+    version: str
     previous: str
     """What the server has now; it goes back if the new weights are not right."""
+    previous_version: str
     changed: bool = False
 
     def check(self) -> None:
         check_weights(self.weights, self.base_model)
 
-    def apply(self, server: Server) -> None:
+    def apply(self, server: Server) -> Server:
         if adapters := [model for model in server.models() if model.startswith(f"{self.name}@")]:
             raise DeployError(
                 f"{', '.join(adapters)}: these adapters belong to the weights that would be replaced; unload them or "
@@ -39,24 +41,29 @@ class WeightReload:
             )
         server.pause()
         self.changed = True
-        self._read(server, self.weights)
+        self._read(server, self.weights, self.version)
+        return server
 
     def undo(self, server: Server) -> str:
         if not self.changed:
             return "the server is as it was"
         try:
             server.pause()
-            self._read(server, self.previous)
+            self._read(server, self.previous, self.previous_version)
         except DeployError as error:
             raise DeployError(f"{error}; restart the server with {self.previous}") from error
         return f"the server has the weights of {self.previous} again"
 
+    def finish(self, server: Server) -> None:
+        pass
+
     @staticmethod
-    def _read(server: Server, weights: str) -> None:
+    def _read(server: Server, weights: str, version: str) -> None:
         """On a paused server; it is resumed, whatever happens."""
         try:
             server.reload_weights(weights)
             server.reset_prefix_cache()
+            server.set_weight_version(version)
         except BaseException:
             with suppress(DeployError):
                 server.resume()

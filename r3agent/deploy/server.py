@@ -1,7 +1,8 @@
 """The side of an OpenAI-compatible server that changes its weights: vLLM's routes, over HTTP.
 
     /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter     under the base URL
-    /pause, /collective_rpc, /reset_prefix_cache, /resume                           at the server's root
+    /pause, /collective_rpc, /reset_prefix_cache, /update_weight_version, /resume   at the server's root
+    /metrics, /health
 
 Nothing is retried: deploying is repeatable as a whole. Whatever goes wrong is a `DeployError`.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from r3agent.deploy.metrics import Busy, busy
 from r3agent.errors import ConfigError, DeployError
 from r3agent.urls import shown
 
@@ -49,7 +51,8 @@ class Server:
             raise ConfigError(f"base_url = {shown(base_url)!r}: {error}") from None
         if url.scheme not in ("http", "https") or not url.host or not url.path.endswith("/v1"):
             raise ConfigError(f"base_url = {shown(base_url)!r}: it must look like http://127.0.0.1:8000/v1")
-        self._has_key = bool(api_key)
+        self.base_url = base_url
+        self._api_key = api_key
         self._timeout_s = timeout_s
         self._client = httpx.Client(
             base_url=url.copy_with(path=url.path.removesuffix("v1")),
@@ -58,6 +61,10 @@ class Server:
         )
         self.root = str(url.copy_with(path=url.path.removesuffix("/v1"), userinfo=b"")).rstrip("/")
         """Address of the server itself, without any password."""
+
+    def at(self, base_url: str) -> Server:
+        """Another server with the same key."""
+        return Server(base_url, api_key=self._api_key, timeout_s=self._timeout_s)
 
     def __enter__(self) -> Server:
         return self
@@ -95,6 +102,24 @@ class Server:
     def reload_weights(self, path: str) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
         self._call("POST", "collective_rpc", json=body, remedy=DEV_ROUTES)
+
+    def set_weight_version(self, version: str) -> None:
+        """What the server says of its weights from now on, for clients that stamp what it answers."""
+        self._call("POST", "update_weight_version", json={"new_version": version}, remedy=DEV_ROUTES)
+
+    def is_healthy(self) -> bool:
+        try:
+            self._call("GET", "health", remedy="")
+        except DeployError:
+            return False
+        return True
+
+    def busy_with(self) -> Busy | None:
+        """What it is generating and has queued; `None` where it does not say."""
+        try:
+            return busy(self._call("GET", "metrics", remedy="").text)
+        except DeployError:
+            return None
 
     def reset_prefix_cache(self) -> None:
         """Forget keys and values that the old weights computed."""
@@ -141,7 +166,7 @@ class Server:
         if response.is_success:
             return response
         if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            sent = "the API key that was sent is not the server's" if self._has_key else "no API key was sent"
+            sent = "the API key that was sent is not the server's" if self._api_key else "no API key was sent"
             raise DeployError(f"{where}: HTTP {response.status_code}: {sent}; pass the key the server was started with")
         if (said := _said(response)) is None:
             raise DeployError(f"{where}: HTTP {response.status_code}, the server has no such route; {remedy}")

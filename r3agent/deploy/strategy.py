@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from r3agent.deploy.command import Command
 from r3agent.deploy.lora import LoraLoad
 from r3agent.deploy.reload import WeightReload
+from r3agent.deploy.restart import Restart
 from r3agent.deploy.server import Server
+from r3agent.errors import ConfigError
 from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
+from r3agent.versions import BASE
 
-Strategy: TypeAlias = Literal["none", "lora", "reload"]
+Wanted: TypeAlias = Literal["auto", "restart", "command"]
+"""`auto`: an adapter is loaded beside the base, full weights are reloaded in place. `restart`: a server that
+`r3agent serve --run` supervises is replaced by a new one on another port. `command`: the user's own script does it."""
+
+Strategy: TypeAlias = Literal["none", "lora", "reload", "restart", "command"]
 """`none`: the server has the weights in place already."""
 
 
@@ -21,24 +30,53 @@ class Change(Protocol):
         """Judge the weights on disk, before the server is touched."""
         ...
 
-    def apply(self, server: Server) -> None:
-        """Bring them onto the server."""
+    def apply(self, server: Server) -> Server:
+        """Bring them onto the server; returns the one that has them now."""
         ...
 
     def undo(self, server: Server) -> str:
         """Put back what was there, after a failure; says what the server has now."""
         ...
 
+    def finish(self, server: Server) -> None:
+        """Clear away what was there before, once the live pointer has moved."""
+        ...
 
-def choose(card: PolicyCard, registry: Registry) -> tuple[Strategy, Change | None]:
-    """An adapter is loaded beside the base; full weights replace what is in place, and so does the base after them."""
-    if card.kind == "lora":
-        return "lora", LoraLoad(card, registry.version_dir(card.version) / ADAPTER_DIR)
+
+def choose(
+    card: PolicyCard,
+    registry: Registry,
+    *,
+    wanted: Wanted = "auto",
+    command: Sequence[str] = (),
+    timeout_s: float = 600.0,
+) -> tuple[Strategy, Change | None]:
+    """How this version gets onto a server.
+
+    Raises:
+        ConfigError: `command` and no script to run.
+    """
+    adapter_dir = registry.version_dir(card.version) / ADAPTER_DIR if card.kind == "lora" else None
+    weights = _weights(card, registry)
+    if wanted == "restart":
+        return "restart", Restart(card, weights, adapter_dir, registry.run_dir, timeout_s=timeout_s)
+    if wanted == "command":
+        if not command:
+            raise ConfigError('deploy.strategy = "command": say which with deploy.command = ["./roll_out.sh"]')
+        return "command", Command(tuple(command), card, weights, adapter_dir, timeout_s=timeout_s)
+    if adapter_dir is not None:
+        return "lora", LoraLoad(card, adapter_dir)
     if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
         return "none", None
     live = registry.card(registry.live) if registry.live else None
-    previous = card.base_path if live is None else _weights(live, registry)
-    return "reload", WeightReload(card.name, _weights(card, registry), base_model=card.base_path, previous=previous)
+    return "reload", WeightReload(
+        card.name,
+        weights,
+        base_model=card.base_path,
+        version=card.version,
+        previous=card.base_path if live is None else _weights(live, registry),
+        previous_version=BASE if live is None or live.kind == "lora" else live.version,
+    )
 
 
 def _weights(card: PolicyCard, registry: Registry) -> str:

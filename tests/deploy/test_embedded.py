@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from r3agent.deploy import deploy, load_version, rollback
+from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
 from r3agent.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence, Kind, PolicyCard, Registry, growing, write_card
 from r3agent.serve import ServerProcess
@@ -109,7 +109,7 @@ def test_adapters_go_live_roll_back_and_are_told_from_wrong_ones(trained: Traine
     first, second = trained.publish("lora", seed=1), trained.publish("lora", seed=2)
     assert deploy("v0000", **where).strategy == "none"
     for version in (first, second):
-        report = deploy(version, keep=1, **where)
+        report = deploy(version, config=DeployConfig(keep=1), **where)
         assert report.canary is not None
         assert report.canary.verdict == "arrived"
         assert report.canary.gap < 1e-4

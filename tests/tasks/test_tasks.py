@@ -28,6 +28,13 @@ def nothing(n, *, seed, split):
 def number(n, *, seed, split):
     return 7
 
+def broken(n, *, seed, split):
+    yield Task(messages=[{"role": "user", "content": "?"}])
+    raise ValueError("row 2 has no question")
+
+def half(n, *, seed, split):
+    yield Task(messages=[])
+
 LIMIT = 3
 """
 
@@ -76,6 +83,8 @@ def test_what_cannot_work_is_refused_by_name(source: str, n: int | None, params:
         ("nothing", "holds no task"),
         ("number", "'int' object is not iterable"),
         ("LIMIT", "'int' object is not callable"),
+        ("broken", r"task 'my_sources:broken' with \{'seed': 0, 'split': 'train'\}: ValueError: row 2 has no question"),
+        ("half", "ValidationError: 1 validation error for Task"),
         ("missing", "has no 'missing'"),
     ],
 )

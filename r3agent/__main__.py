@@ -1,0 +1,5 @@
+"""`python -m r3agent`, the same as `r3agent`."""
+
+from r3agent.cli import run
+
+run()

@@ -1,0 +1,75 @@
+"""What a chat completion response is worth: its choices as generations, with the exact tokens or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from r3agent.trajectory import Capability, Generation
+
+Json = Mapping[str, Any]
+
+
+def generations(answer: Json, common: Json, n: int) -> list[Generation]:
+    """The first `n` choices of a response body.
+
+    Args:
+        common: fields of all generations that the body does not have: `policy_version`, `sampling`, `latency_s`, and
+            the `model` to assume when the body names none.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is not a chat completion.
+    """
+    choices, usage = answer["choices"], answer.get("usage") or {}
+    if not choices:
+        raise ValueError("it has no choices")
+    sampled = usage.get("completion_tokens")
+    shared = {
+        **common,
+        "model": answer.get("model") or common["model"],
+        "prompt_token_ids": answer.get("prompt_token_ids"),
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": sampled if len(choices) == 1 else None,
+    }
+    n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
+    return [_generation(choice, shared, ids_whole=sampled in (None, n_ids)) for choice in choices[:n]]
+
+
+def _generation(choice: Json, shared: Json, *, ids_whole: bool) -> Generation:
+    message, ids = choice["message"], choice.get("token_ids")
+    scored = (choice.get("logprobs") or {}).get("content")
+    logprobs = None if scored is None else [entry["logprob"] for entry in scored]
+    text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
+    capability, note = _worth(bool(text or tool_calls), ids, logprobs, shared, ids_whole=ids_whole)
+    return Generation.model_validate(
+        {
+            **shared,
+            "text": text,
+            "tool_calls": tool_calls,
+            "token_ids": ids,
+            "logprobs": None if capability == "eval-only" else logprobs,
+            "completion_tokens": len(ids) if ids else shared["completion_tokens"],
+            "finish_reason": choice.get("finish_reason"),
+            "capability": capability,
+            "capability_note": note,
+        }
+    )
+
+
+def _worth(
+    said_something: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, *, ids_whole: bool
+) -> tuple[Capability, str | None]:
+    """What it is good for, and what keeps it from being trainable-exact."""
+    if not ids and not said_something:
+        return "eval-only", "the completion is empty"
+    if shared.get("policy_version") is None:
+        return "eval-only", "the weights were swapped while it was generated: nobody knows which version it is of"
+    if not ids or not shared["prompt_token_ids"]:
+        return "trainable-retokenised", "the endpoint returned no token ids"
+    if logprobs is None:
+        return "trainable-retokenised", "the endpoint returned no logprobs"
+    if len(logprobs) != len(ids):
+        return "eval-only", f"{len(ids)} token ids but {len(logprobs)} logprobs"
+    if not ids_whole:
+        return "eval-only", "the number of token ids is not usage.completion_tokens: some were dropped"
+    return "trainable-exact", None

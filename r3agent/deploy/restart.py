@@ -1,0 +1,109 @@
+"""Blue/green: a new server beside the old one, on another port; the old one goes when nobody needs it any more.
+
+The old one has to be supervised by `r3agent serve --run RUN`, which leaves `RUN/servers/PORT.json`. Clients find the
+new one through the live pointer, so they have to ask for `NAME@live`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r3agent.deploy.server import Server
+from r3agent.deploy.weights import check_adapter, check_weights
+from r3agent.errors import ConfigError, DeployError
+from r3agent.registry import PolicyCard
+
+POLL_S = 0.2
+GRACE_S = 2.0
+"""Requests that were addressed before the pointer moved arrive at the old server within this time."""
+DRAIN_S = 120.0
+LAST_LINES = 15
+
+
+@dataclass
+class Restart:
+    """Start a server with the version's weights, and stop the old one in the end."""
+
+    card: PolicyCard
+    weights: str
+    adapter_dir: Path | None
+    run_dir: Path
+    timeout_s: float
+    old: dict[str, Any] | None = None
+    started: subprocess.Popen[bytes] | None = None
+
+    def check(self) -> None:
+        if self.adapter_dir is not None:
+            check_adapter(self.adapter_dir, self.card.base_path)
+        else:
+            check_weights(self.weights, self.card.base_path)
+
+    def apply(self, server: Server) -> Server:
+        self.old = self._supervised(server)
+        log = self.run_dir / "servers" / f"{self.card.version}.log"
+        argv = [*self.old["argv"], "--port", "0", "--log", str(log.with_suffix(".server.log"))]
+        command = [sys.executable, "-m", "r3agent", "serve", self.weights, *argv, "--name", self.card.name]
+        with log.open("wb") as out:
+            self.started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        successor = server.at(self._address(self.started, log))
+        if self.adapter_dir is not None:
+            successor.load_adapter(self.card.served_name, self.adapter_dir)
+        elif self.card.kind == "full":
+            with suppress(DeployError):  # only vLLM in development mode and the embedded server keep it
+                successor.set_weight_version(self.card.version)
+        return successor
+
+    def undo(self, server: Server) -> str:
+        if self.started is not None and self.started.poll() is None:
+            self.started.terminate()
+            self.started.wait()
+        return f"{server.root} was not touched"
+
+    def finish(self, server: Server) -> None:
+        """Stop the old server when its requests are done, or after `DRAIN_S` seconds."""
+        assert self.old is not None
+        deadline = time.monotonic() + DRAIN_S
+        time.sleep(GRACE_S)
+        while (busy := server.busy_with()) is not None and busy.requests and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        with suppress(ProcessLookupError):
+            os.kill(self.old["pid"], signal.SIGTERM)
+
+    def _supervised(self, server: Server) -> dict[str, Any]:
+        known: list[str] = []
+        for path in (self.run_dir / "servers").glob("*.json"):
+            entry = json.loads(path.read_bytes())
+            if entry["base_url"].rstrip("/") == server.base_url.rstrip("/"):
+                return entry
+            known.append(entry["base_url"])
+        here = f", only {', '.join(known)}" if known else ""
+        raise ConfigError(
+            f'deploy.strategy = "restart": {server.base_url} is not supervised here{here}; '
+            f"start it with r3agent serve --run {self.run_dir}"
+        )
+
+    def _address(self, process: subprocess.Popen[bytes], log: Path) -> str:
+        """Of the new server, once it is healthy."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            for path in (self.run_dir / "servers").glob("*.json"):
+                entry = json.loads(path.read_bytes())
+                if entry["pid"] == process.pid:
+                    return entry["base_url"]
+            if (code := process.poll()) is not None:
+                said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+                raise DeployError(f"the new server ended with exit code {code}; {log} ends:\n{said}")
+            if time.monotonic() > deadline:
+                raise DeployError(f"the new server was not healthy within {self.timeout_s:g} s; see {log}")
+            time.sleep(POLL_S)

@@ -1,0 +1,153 @@
+"""All checks in order, each only where the ones before it leave a question; then what the endpoint is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
+from r3agent.doctor.records import Check, Diagnosis
+from r3agent.doctor.routes import KEY_REFUSED, ROUTES, route_checks
+from r3agent.doctor.wire import WORST_FIRST, Completion, Reply, Wire, candidates
+from r3agent.errors import AccessError, PolicyError
+from r3agent.trajectory import Capability
+from r3agent.urls import shown
+
+TIMEOUT_S = 60.0
+NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)
+"""Every check, in the order they are shown."""
+
+NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
+NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
+KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
+NO_MODEL = "name the served model with --model"
+
+
+async def diagnose(
+    base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
+) -> Diagnosis:
+    """Ask an endpoint what it can do: about 25 requests, 11 of them for at most 16 tokens, and nothing is changed.
+
+    Args:
+        base_url: with or without /v1.
+        model: the served name; default the first that the endpoint lists.
+        api_key: sent with every request, never recorded.
+        timeout_s: for one completion; other routes get at most 10 s, the whole no more than 3 `timeout_s` + 60 s.
+
+    Raises:
+        ConfigError: the URL is none, or the key cannot be sent. An endpoint that cannot be used is a result.
+    """
+    wires = [Wire(url, api_key=api_key, timeout_s=timeout_s) for url in candidates(base_url)]
+    try:
+        return await _diagnose(wires, model)
+    finally:
+        for wire in wires:
+            await wire.aclose()
+
+
+async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
+    asked: list[tuple[Wire, Reply]] = []
+    for wire in wires:
+        asked.append((wire, await wire.call("GET", f"{wire.base_url}/models")))
+        if _served(asked[-1][1]) or asked[-1][1].status in (None, *KEY_REFUSED):
+            break  # another path would not change it
+    wire, listing = asked[-1]
+    names = _served(listing)
+    model = model or next(iter(names), None)
+    checks = [_reachable(wire, listing), _models(asked, names)]
+    completions: list[Completion] = []
+    is_open = listing.status is not None and listing.status not in KEY_REFUSED
+    if is_open and model:
+        wire, chat = await _chat([wire] if names else [wire for wire, _ in asked], model)
+        checks.append(_chats(chat))
+        if isinstance(chat, Completion):
+            more, completions = await generation_checks(wire, model)
+            checks += more
+    if names or completions:
+        checks += [await _version(wire, listing), *await route_checks(wire)]
+    tier = _tier(completions)
+    checks = _in_order(checks, _why_skipped(checks, model))
+    return Diagnosis(
+        base_url=shown(wire.base_url),
+        tried=tuple(shown(wire.base_url) for wire, _ in asked),
+        model=model,
+        tier=tier,
+        checks=tuple(checks),
+        next_steps=_next_steps(tier, checks),
+    )
+
+
+async def _chat(wires: Sequence[Wire], model: str) -> tuple[Wire, Completion | PolicyError]:
+    """Where no address lists its models, the first that chats is the one."""
+    tries = [(wire, await wire.chat(model)) for wire in wires]
+    return next((one for one in tries if isinstance(one[1], Completion)), tries[0])
+
+
+def _served(reply: Reply) -> list[str]:
+    """The names in a list of models; none where it is not such a list."""
+    cards = reply.body.get("data") if isinstance(reply.body, dict) and reply.status == HTTPStatus.OK else None
+    return [str(card["id"]) for card in cards or () if isinstance(card, dict) and "id" in card]
+
+
+def _reachable(wire: Wire, reply: Reply) -> Check:
+    if reply.status is None:
+        detail = f"GET {shown(wire.base_url)}/models: {reply.said}"
+        return Check(name="reachable", status="no", detail=detail, remedy=NOT_RUNNING)
+    return Check(name="reachable", status="yes", detail=f"answers at {shown(wire.root)}")
+
+
+def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
+    status = asked[-1][1].status
+    if names:
+        return Check(name="models", status="yes", detail=", ".join(names))
+    if status is None:
+        return Check(name="models", status="skipped")
+    detail = "; ".join(f"GET {shown(wire.base_url)}/models: {reply}" for wire, reply in asked)
+    return Check(name="models", status="no", detail=detail, remedy=KEY if status in KEY_REFUSED else NO_API)
+
+
+async def _version(wire: Wire, listing: Reply) -> Check:
+    reply = await wire.call("GET", f"{wire.root}/version")
+    if not (isinstance(reply.body, dict) and "version" in reply.body):
+        return Check(name="version", status="unknown", detail=f"GET /version: {reply}")
+    cards = listing.body.get("data") if isinstance(listing.body, dict) else None
+    owner = cards[0].get("owned_by") if cards and isinstance(cards[0], dict) else None
+    return Check(name="version", status="yes", detail=f"{owner or 'server'} {reply.body['version']}")
+
+
+def _chats(chat: Completion | PolicyError) -> Check:
+    if isinstance(chat, Completion):
+        counted = chat.generations[0].completion_tokens
+        return Check(name="chat", status="yes", detail=f"{counted or 'some'} tokens in {chat.latency_s:.2f} s")
+    return failed("chat", chat, None if isinstance(chat, AccessError) else NO_API)
+
+
+def _tier(completions: Sequence[Completion]) -> Capability | None:
+    told = [completion for completion in completions if not completion.is_empty] or completions
+    worst = (completion.worst for completion in told)
+    found = min(worst, key=lambda generation: WORST_FIRST.index(generation.capability), default=None)
+    return None if found is None else found.capability
+
+
+def _why_skipped(checks: Sequence[Check], model: str | None) -> str:
+    for check in checks:
+        if check.status in ("no", "unknown") and check.name in ("reachable", "models", "chat"):
+            return (
+                f"without {check.name!r} there is nothing to look at" if model or check.name != "models" else NO_MODEL
+            )
+    return ""
+
+
+def _in_order(checks: Sequence[Check], why: str) -> list[Check]:
+    made = {check.name: check for check in checks}
+    return [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
+
+
+def _next_steps(tier: Capability | None, checks: Sequence[Check]) -> tuple[str, ...]:
+    if tier == "trainable-exact":
+        return ()
+    lacking = [check for check in checks if check.status in ("no", "unknown")]
+    if tier is None:
+        return tuple(check.remedy or check.detail for check in lacking[:1])
+    names = {"token ids", "logprobs", PLAIN, N}
+    return tuple(dict.fromkeys(check.remedy for check in lacking if check.name in names and check.remedy))

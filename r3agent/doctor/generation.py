@@ -1,0 +1,177 @@
+"""What completions carry: tokens, logprobs and their lengths, in every mode that applications use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from r3agent._async import together
+from r3agent.doctor.records import Check
+from r3agent.doctor.wire import MAX_TOKENS, MESSAGES, Completion, Reply, Wire
+from r3agent.errors import EndpointError, PolicyError
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "greet",
+        "description": "Say hello.",
+        "parameters": {"type": "object", "properties": {"name": {"type": "string"}}},
+    },
+}
+SCHEMA = {"type": "object", "properties": {"hello": {"type": "boolean"}}, "required": ["hello"]}
+TOOLS = {"tools": [TOOL]}
+FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "greeting", "schema": SCHEMA}}}
+
+MODES: dict[str, dict[str, Any]] = {
+    "exact tokens": {},
+    "exact tokens, n = 2": {"n": 2},
+    "exact tokens, streamed": {"stream": True},
+    "exact tokens, tools": TOOLS,
+    "exact tokens, tools streamed": TOOLS | {"stream": True},
+    "exact tokens, JSON schema": FORMAT,
+    "exact tokens, JSON schema streamed": FORMAT | {"stream": True},
+}
+"""Check to what its request has besides tokens and logprobs."""
+
+NEEDS = {"stream": "streaming", "tools": "tool calls", "response_format": "JSON schema"}
+"""Field of a mode's request to the check that says whether it works at all."""
+
+PLAIN, N, STREAMED, TOOL_MODE, _, SCHEMA_MODE, _ = MODES
+FEATURES = ("chat template", "logprobs", "token ids", "n", "streaming", "tool calls", "JSON schema")
+
+RETURN_TOKEN_IDS = "serve the model with a recent vLLM or with `r3agent serve`: they return the tokens they sampled"
+RETURN_LOGPROBS = "allow logprobs at the server or the gateway before it; vLLM and `r3agent serve` return them"
+LOST = (
+    "tokens are lost on the way: update the server, or turn off its reasoning parser, its tool parser or what rewrites "
+    "completions; until then such spans are recorded and not trained on"
+)
+TOOL_PARSER = "start vLLM with --enable-auto-tool-choice and --tool-call-parser NAME, with a model whose chat template takes tools"
+EMPTY = f"a model that thinks first may need more than {MAX_TOKENS} tokens: collect a few tasks and look at their spans"
+JSON_SCHEMA = "use vLLM, which follows response_format"
+TEMPLATE = "find what changes the prompt between client and model: training would see other tokens than were sampled on"
+
+Asked = Completion | PolicyError
+
+
+async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[Completion]]:
+    """All checks of completions, and those completions that make the tier: plain, and n = 2."""
+    logprobs, ids = await together(wire.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
+    wanted = {"logprobs": logprobs, "return_token_ids": ids}
+    accepted = {field: True for field, got in wanted.items() if isinstance(got, Completion)}
+    completions = await together(wire.chat(model, **accepted, **fields) for fields in MODES.values())
+    got: dict[str, Asked] = dict(zip(MODES, completions, strict=True))
+    rendered = await wire.call("POST", f"{wire.root}/tokenize", {"model": model, "messages": MESSAGES})
+    features = [
+        _template(got[PLAIN], rendered),
+        _logprobs(logprobs),
+        _token_ids(ids),
+        _n(got[N]),
+        _works("streaming", got[STREAMED], "use vLLM or `r3agent serve`, which stream"),
+        _tool_calls(got[TOOL_MODE]),
+        _json_schema(got[SCHEMA_MODE]),
+    ]
+    works = {check.name: check.status for check in features}
+    has_all = works["logprobs"] == works["token ids"] == "yes"
+    exact: list[Check] = []
+    for name, completion in got.items():
+        refused = [feature for field, feature in NEEDS.items() if field in MODES[name] and works[feature] == "no"]
+        if refused and isinstance(completion, PolicyError):
+            exact.append(Check(name=name, status="skipped", detail=f"no {refused[0]}"))
+        else:
+            exact.append(_exact(name, completion, has_all))
+    return features + exact, [c for c in (got[PLAIN], got[N]) if isinstance(c, Completion)]
+
+
+def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
+    """A request without a completion: a refusal is a no, silence is not."""
+    return Check(
+        name=name, status="unknown" if isinstance(error, EndpointError) else "no", detail=str(error), remedy=remedy
+    )
+
+
+def _works(name: str, got: Asked, remedy: str) -> Check:
+    return failed(name, got, remedy) if isinstance(got, PolicyError) else Check(name=name, status="yes")
+
+
+def _logprobs(got: Asked) -> Check:
+    if isinstance(got, PolicyError):
+        return failed("logprobs", got, RETURN_LOGPROBS)
+    scored = (got.body["choices"][0].get("logprobs") or {}).get("content")
+    if not scored:
+        return Check(name="logprobs", status="no", detail="asked for and not returned", remedy=RETURN_LOGPROBS)
+    return Check(name="logprobs", status="yes", detail=f"{len(scored)} of sampled tokens")
+
+
+def _token_ids(got: Asked) -> Check:
+    if isinstance(got, PolicyError):
+        return failed("token ids", got, RETURN_TOKEN_IDS)
+    prompt, sampled = got.generations[0].prompt_token_ids, got.generations[0].token_ids
+    detail = f"{len(prompt or ())} of the prompt, {len(sampled or ())} sampled"
+    if prompt and sampled:
+        return Check(name="token ids", status="yes", detail=detail)
+    return Check(name="token ids", status="no", detail=f"asked for, and got {detail}", remedy=RETURN_TOKEN_IDS)
+
+
+def _n(got: Asked) -> Check:
+    remedy = "r3agent asks again for each of the rest; vLLM and `r3agent serve` compute the prompt once for all"
+    if isinstance(got, PolicyError):
+        return failed("n", got, remedy)
+    given = len(got.body["choices"])
+    detail = f"{given} of 2 completions in one request"
+    return Check(name="n", status="yes" if given == 2 else "no", detail=detail, remedy=remedy if given < 2 else None)
+
+
+def _tool_calls(got: Asked) -> Check:
+    if isinstance(got, PolicyError):
+        return failed("tool calls", got, TOOL_PARSER)
+    if got.generations[0].tool_calls:
+        return Check(name="tool calls", status="yes")
+    # With so few tokens, and from a small model, no call proves nothing.
+    return Check(name="tool calls", status="unknown", detail="tools are accepted; the model made no call")
+
+
+def _json_schema(got: Asked) -> Check:
+    if isinstance(got, PolicyError):
+        return failed("JSON schema", got, JSON_SCHEMA)
+    text = got.generations[0].text
+    if text.lstrip()[:1] in ("{", ""):
+        return Check(name="JSON schema", status="yes" if text.strip() else "unknown", detail=f"answered {text[:40]!r}")
+    return Check(name="JSON schema", status="no", detail=f"ignored: answered {text[:40]!r}", remedy=JSON_SCHEMA)
+
+
+def _exact(name: str, got: Asked, has_all: bool) -> Check:
+    """The verdict is the one that is recorded on spans; the numbers behind it are shown.
+
+    Args:
+        has_all: the endpoint returns token ids and logprobs, so that what this mode lacks was lost.
+    """
+    if isinstance(got, PolicyError):
+        return failed(name, got)
+    if got.is_empty:
+        return Check(name=name, status="unknown", detail=f"nothing came ({got.lengths})", remedy=EMPTY)
+    worst = got.worst
+    if worst.capability == "trainable-exact":
+        return Check(name=name, status="yes", detail=got.lengths)
+    detail = f"{worst.capability}: {worst.capability_note} ({got.lengths})"
+    return Check(name=name, status="no", detail=detail, remedy=LOST if has_all or worst.token_ids else None)
+
+
+def _template(got: Asked, rendered: Reply) -> Check:
+    """Whether the tokens of the prompt can be known, and every source says the same."""
+    name = "chat template"
+    if isinstance(got, PolicyError):
+        return failed(name, got)
+    ids = got.generations[0].prompt_token_ids
+    by_tokenize = rendered.body.get("tokens") if isinstance(rendered.body, Mapping) and rendered.status == 200 else None
+    lengths = {
+        "in prompt_token_ids": None if ids is None else len(ids),
+        "by /tokenize": None if by_tokenize is None else len(by_tokenize),
+        "in usage": got.generations[0].prompt_tokens,
+    }
+    known = {source: length for source, length in lengths.items() if length is not None}
+    detail = "prompt tokens: " + (", ".join(f"{length} {source}" for source, length in known.items()) or "none known")
+    if ids is None and by_tokenize is None:
+        return Check(name=name, status="unknown", detail=f"the rendered prompt is not shown; {detail}")
+    if len(set(known.values())) > 1 or (ids and by_tokenize and [*ids] != by_tokenize):
+        return Check(name=name, status="no", detail=detail, remedy=TEMPLATE)
+    return Check(name=name, status="yes", detail=detail)

@@ -1,0 +1,59 @@
+"""A diagnosis as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from r3agent.doctor.records import Diagnosis
+from r3agent.trajectory import Capability
+
+MEANING: dict[Capability | None, str] = {
+    "trainable-exact": "trainable-exact: what it samples is recorded token by token, and trained on",
+    "trainable-retokenised": "trainable-retokenised: its text is tokenised again for training, which may differ",
+    "eval-only": "eval-only: good for measuring, not for training",
+    None: "no use: it does not answer chat completions",
+}
+NEXT: dict[Capability | None, str] = {
+    "trainable-retokenised": "to reach trainable-exact:",
+    "eval-only": "to reach a trainable tier:",
+    None: "to use it:",
+}
+MAX_DETAIL = 160
+
+
+def report(diagnosis: Diagnosis) -> str:
+    """The verdict, one line for each check that was made, and what would change the rest."""
+    return "\n".join(_lines(diagnosis))
+
+
+def _lines(diagnosis: Diagnosis) -> Iterator[str]:
+    model = "" if diagnosis.model is None else f", model {diagnosis.model!r}"
+    yield f"{diagnosis.base_url}{model}"
+    yield MEANING[diagnosis.tier]
+    yield ""
+    made = [check for check in diagnosis.checks if check.status != "skipped"]
+    name, status = (max(map(len, column)) for column in zip(*((c.name, c.status) for c in made), strict=True))
+    for check in made:
+        yield f"{check.name:<{name}}  {check.status:<{status}}  {_cut(check.detail)}".rstrip()
+    for reason, names in _grouped((c.detail, c.name) for c in diagnosis.checks if c.status == "skipped"):
+        yield _cut(f"skipped, {reason}: {'; '.join(names)}")
+    if diagnosis.next_steps:
+        yield f"\n{NEXT[diagnosis.tier]}"
+        yield from (f"  {step}" for step in diagnosis.next_steps)
+    rest = _grouped((c.remedy, c.name) for c in made if c.remedy and c.remedy not in diagnosis.next_steps)
+    if rest:
+        yield "\nwhat would change the rest:"
+        yield from (f"  {'; '.join(names)}: {remedy}" for remedy, names in rest)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """The names that have the same reason."""
+    groups: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        groups.setdefault(reason, []).append(name)
+    return [*groups.items()]
+
+
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_DETAIL else f"{line[: MAX_DETAIL - 3]}..."

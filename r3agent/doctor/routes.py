@@ -1,0 +1,82 @@
+"""Which routes that change weights a server has, found out without calling any of them for real.
+
+GET on a route that only takes POST is answered with 405 where it exists and with 404 where it does not. An adapter
+whose directory does not exist is refused in other words where loading is possible than where it is not.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from uuid import uuid4
+
+from r3agent._async import together
+from r3agent.deploy.server import DEV_ROUTES, LOAD_REMEDIES, LORA_ROUTES
+from r3agent.doctor.records import Check
+from r3agent.doctor.wire import Reply, Wire
+
+PROBE = "r3agent-doctor-probe"
+KEY_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+
+POSTED = {
+    "weight reload": ("/collective_rpc", "/update_weight_version"),
+    "pause and resume": ("/pause", "/resume"),
+    "prefix-cache reset": ("/reset_prefix_cache",),
+}
+"""Check to the routes it needs."""
+
+ROUTES = ("LoRA load", "weight version", *POSTED)
+
+
+async def route_checks(wire: Wire) -> list[Check]:
+    """What deploying to this server can use."""
+    paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
+    replies = await together(wire.call("GET", f"{wire.root}{path}") for path in paths)
+    by_path = dict(zip(paths, replies, strict=True))
+    checks = [await _lora(wire), _weight_version(by_path["/weight_info"])]
+    for name, needed in POSTED.items():
+        checks.append(_posted(name, {path: by_path[path] for path in needed}, control=by_path[f"/{PROBE}"]))
+    paused = by_path["/is_paused"].body
+    if isinstance(paused, dict) and paused.get("is_paused") is True:
+        stuck = {"detail": "the server is paused and answers nothing now", "remedy": "POST /resume to the server"}
+        checks = [c.model_copy(update=stuck) if c.name == "pause and resume" else c for c in checks]
+    return checks
+
+
+async def _lora(wire: Wire) -> Check:
+    name, url = "LoRA load", f"{wire.base_url}/load_lora_adapter"
+    adapter = f"{PROBE}-{uuid4().hex[:8]}"
+    reply = await wire.call("POST", url, {"lora_name": adapter, "lora_path": f"/nonexistent/{adapter}"})
+    if reply.status is not None and reply.status < 300:
+        await wire.call("POST", f"{wire.base_url}/unload_lora_adapter", {"lora_name": adapter})
+        detail = "an adapter that does not exist was accepted"
+        return Check(name=name, status="unknown", detail=f"{detail} ({reply}), and unloaded again")
+    if "not enabled" in reply.said:
+        return Check(name=name, status="no", detail=str(reply), remedy=LOAD_REMEDIES["not enabled"])
+    if adapter in reply.said:  # it looked for it
+        return Check(name=name, status="yes", detail="an adapter that does not exist is refused for that reason")
+    if reply.status in MISSING:
+        return Check(name=name, status="no", detail=str(reply), remedy=LORA_ROUTES)
+    return Check(name=name, status="unknown", detail=str(reply))
+
+
+def _weight_version(reply: Reply) -> Check:
+    name = "weight version"
+    if isinstance(reply.body, dict) and "weight_version" in reply.body:
+        return Check(name=name, status="yes", detail=repr(reply.body["weight_version"]))
+    if reply.status in MISSING:
+        return Check(name=name, status="no", detail=str(reply), remedy=DEV_ROUTES)
+    return Check(name=name, status="unknown", detail=str(reply))
+
+
+def _posted(name: str, replies: dict[str, Reply], control: Reply) -> Check:
+    detail = ", ".join(f"GET {path}: HTTP {r.status}" if r.status else f"{path}: {r}" for path, r in replies.items())
+    statuses = {reply.status for reply in replies.values()}
+    if HTTPStatus.NOT_FOUND in statuses:
+        return Check(name=name, status="no", detail=detail, remedy=DEV_ROUTES)
+    if control.status != HTTPStatus.NOT_FOUND:
+        why = f"a route that cannot exist is answered in the same way ({control.status})"
+        return Check(name=name, status="unknown", detail=f"{detail}; {why}")
+    if statuses == {HTTPStatus.METHOD_NOT_ALLOWED}:
+        return Check(name=name, status="yes", detail=f"POST {', '.join(replies)}")
+    return Check(name=name, status="unknown", detail=detail)
