@@ -67,12 +67,12 @@ except ConfigError as error:
 
 def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot write to .*file/below"):
+    with pytest.raises(ConfigError, match=r"cannot write to .*file/below"):
         write_atomically(tmp_path / "file" / "below", "text")
 
 
 def test_only_the_errors_that_are_named_are_taken_for_the_disks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot write to .*: cut short"), writing(tmp_path, EOFError):
+    with pytest.raises(ConfigError, match=r"cannot write to .*: cut short"), writing(tmp_path, EOFError):
         raise EOFError("cut short")
     with pytest.raises(EOFError), writing(tmp_path):
         raise EOFError("cut short")

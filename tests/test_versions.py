@@ -31,7 +31,9 @@ def test_the_base_is_number_0() -> None:
     assert (named(0), number_of(BASE), named(7), named(12345)) == (BASE, 0, "v0007", "v12345")
 
 
-@pytest.mark.parametrize("text", [None, "", "v1", "v001", "0001", "V0001", "v0001.partial", "v0001\n", " v0001", "vvvvv"])
+@pytest.mark.parametrize(
+    "text", [None, "", "v1", "v001", "0001", "V0001", "v0001.partial", "v0001\n", " v0001", "vvvvv"]
+)
 def test_what_is_no_version(text: str | None) -> None:
     assert not is_version(text)
 

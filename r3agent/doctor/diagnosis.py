@@ -9,7 +9,7 @@ from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generat
 from r3agent.doctor.records import Check, Diagnosis
 from r3agent.doctor.routes import KEY_REFUSED, ROUTES, route_checks
 from r3agent.doctor.wire import WORST_FIRST, Completion, Reply, Wire, candidates
-from r3agent.errors import AccessError, PolicyError
+from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError
 from r3agent.trajectory import Capability
 from r3agent.urls import shown
 
@@ -20,19 +20,21 @@ NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)
 NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
 NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
 KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
-NO_MODEL = "name the served model with --model"
+LOOK = "look at the server's log"
+BLOCKED = {"reachable": "nothing answers", "models": "no model is known", "chat": "no chat completion"}
+"""Check to why the others are skipped where it fails."""
 
 
 async def diagnose(
     base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Diagnosis:
-    """Ask an endpoint what it can do: about 25 requests, 11 of them for at most 16 tokens, and nothing is changed.
+    """Ask an endpoint what it can do: about 20 requests, 10 of them for at most 16 tokens; nothing is changed.
 
     Args:
         base_url: with or without /v1.
         model: the served name; default the first that the endpoint lists.
         api_key: sent with every request, never recorded.
-        timeout_s: for one completion; other routes get at most 10 s, the whole no more than 3 `timeout_s` + 60 s.
+        timeout_s: for one completion; other routes get at most 10 s each, the whole 3 `timeout_s` + 70 s.
 
     Raises:
         ConfigError: the URL is none, or the key cannot be sent. An endpoint that cannot be used is a result.
@@ -51,36 +53,44 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
         asked.append((wire, await wire.call("GET", f"{wire.base_url}/models")))
         if _served(asked[-1][1]) or asked[-1][1].status in (None, *KEY_REFUSED):
             break  # another path would not change it
-    wire, listing = asked[-1]
+    last, listing = asked[-1]
     names = _served(listing)
     model = model or next(iter(names), None)
-    checks = [_reachable(wire, listing), _models(asked, names)]
+    wire = last if names else asked[0][0]
+    checks = [_reachable(last, listing)]
+    if listing.status is not None:
+        checks.append(_models(asked, names))
     completions: list[Completion] = []
-    is_open = listing.status is not None and listing.status not in KEY_REFUSED
-    if is_open and model:
+    if model and listing.status not in (None, *KEY_REFUSED):
         wire, chat = await _chat([wire] if names else [wire for wire, _ in asked], model)
-        checks.append(_chats(chat))
+        checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
             more, completions = await generation_checks(wire, model)
             checks += more
     if names or completions:
         checks += [await _version(wire, listing), *await route_checks(wire)]
-    tier = _tier(completions)
-    checks = _in_order(checks, _why_skipped(checks, model))
+    tier, blocker = _tier(completions), _blocker(checks)
+    made = {check.name: check for check in checks}
+    why = "" if blocker is None else BLOCKED[blocker.name]
+    checks = [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
     return Diagnosis(
         base_url=shown(wire.base_url),
         tried=tuple(shown(wire.base_url) for wire, _ in asked),
         model=model,
         tier=tier,
         checks=tuple(checks),
-        next_steps=_next_steps(tier, checks),
+        next_steps=_next_steps(tier, checks, blocker),
     )
 
 
 async def _chat(wires: Sequence[Wire], model: str) -> tuple[Wire, Completion | PolicyError]:
     """Where no address lists its models, the first that chats is the one."""
-    tries = [(wire, await wire.chat(model)) for wire in wires]
-    return next((one for one in tries if isinstance(one[1], Completion)), tries[0])
+    tries: list[tuple[Wire, Completion | PolicyError]] = []
+    for wire in wires:
+        tries.append((wire, await wire.chat(model)))
+        if isinstance(tries[-1][1], Completion | EndpointError):
+            return tries[-1]
+    return tries[0]
 
 
 def _served(reply: Reply) -> list[str]:
@@ -97,13 +107,12 @@ def _reachable(wire: Wire, reply: Reply) -> Check:
 
 
 def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
-    status = asked[-1][1].status
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
-    if status is None:
-        return Check(name="models", status="skipped")
     detail = "; ".join(f"GET {shown(wire.base_url)}/models: {reply}" for wire, reply in asked)
-    return Check(name="models", status="no", detail=detail, remedy=KEY if status in KEY_REFUSED else NO_API)
+    return Check(
+        name="models", status="no", detail=detail, remedy=KEY if asked[-1][1].status in KEY_REFUSED else NO_API
+    )
 
 
 async def _version(wire: Wire, listing: Reply) -> Check:
@@ -115,11 +124,13 @@ async def _version(wire: Wire, listing: Reply) -> Check:
     return Check(name="version", status="yes", detail=f"{owner or 'server'} {reply.body['version']}")
 
 
-def _chats(chat: Completion | PolicyError) -> Check:
+def _chats(chat: Completion | PolicyError, model: str, names: Sequence[str]) -> Check:
     if isinstance(chat, Completion):
         counted = chat.generations[0].completion_tokens
-        return Check(name="chat", status="yes", detail=f"{counted or 'some'} tokens in {chat.latency_s:.2f} s")
-    return failed("chat", chat, None if isinstance(chat, AccessError) else NO_API)
+        return Check(name="chat", status="yes", detail=f"completion_tokens {counted}, {chat.latency_s:.2f} s")
+    if names and model not in names:
+        return failed("chat", chat, f"ask for a model that it lists: {', '.join(names)}")
+    return failed("chat", chat, NO_API if isinstance(chat, AccessError | ProtocolError) else LOOK)
 
 
 def _tier(completions: Sequence[Completion]) -> Capability | None:
@@ -129,25 +140,14 @@ def _tier(completions: Sequence[Completion]) -> Capability | None:
     return None if found is None else found.capability
 
 
-def _why_skipped(checks: Sequence[Check], model: str | None) -> str:
-    for check in checks:
-        if check.status in ("no", "unknown") and check.name in ("reachable", "models", "chat"):
-            return (
-                f"without {check.name!r} there is nothing to look at" if model or check.name != "models" else NO_MODEL
-            )
-    return ""
+def _blocker(checks: Sequence[Check]) -> Check | None:
+    """The check without which the others make no sense, where it failed."""
+    needed = ("reachable", "chat") if any(check.name == "chat" for check in checks) else ("reachable", "models")
+    return next((check for check in checks if check.name in needed and check.status != "yes"), None)
 
 
-def _in_order(checks: Sequence[Check], why: str) -> list[Check]:
-    made = {check.name: check for check in checks}
-    return [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
-
-
-def _next_steps(tier: Capability | None, checks: Sequence[Check]) -> tuple[str, ...]:
-    if tier == "trainable-exact":
-        return ()
-    lacking = [check for check in checks if check.status in ("no", "unknown")]
-    if tier is None:
-        return tuple(check.remedy or check.detail for check in lacking[:1])
-    names = {"token ids", "logprobs", PLAIN, N}
-    return tuple(dict.fromkeys(check.remedy for check in lacking if check.name in names and check.remedy))
+def _next_steps(tier: Capability | None, checks: Sequence[Check], blocker: Check | None) -> tuple[str, ...]:
+    if blocker is not None:
+        return tuple(filter(None, [blocker.remedy]))
+    names = () if tier == "trainable-exact" else ("token ids", "logprobs", PLAIN, N)
+    return tuple(dict.fromkeys(check.remedy for check in checks if check.name in names and check.remedy))

@@ -45,7 +45,9 @@ LOST = (
     "tokens are lost on the way: update the server, or turn off its reasoning parser, its tool parser or what rewrites "
     "completions; until then such spans are recorded and not trained on"
 )
-TOOL_PARSER = "start vLLM with --enable-auto-tool-choice and --tool-call-parser NAME, with a model whose chat template takes tools"
+TOOL_PARSER = (
+    "serve a model whose chat template takes tools; vLLM needs --enable-auto-tool-choice and --tool-call-parser NAME"
+)
 EMPTY = f"a model that thinks first may need more than {MAX_TOKENS} tokens: collect a few tasks and look at their spans"
 JSON_SCHEMA = "use vLLM, which follows response_format"
 TEMPLATE = "find what changes the prompt between client and model: training would see other tokens than were sampled on"

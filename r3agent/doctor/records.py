@@ -35,13 +35,3 @@ class Diagnosis(Record):
     checks: tuple[Check, ...]
     next_steps: tuple[str, ...]
     """What to change to reach the next tier."""
-
-    def check(self, name: str) -> Check:
-        """
-        Raises:
-            KeyError: there is none of this name.
-        """
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)

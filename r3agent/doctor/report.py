@@ -11,14 +11,14 @@ MEANING: dict[Capability | None, str] = {
     "trainable-exact": "trainable-exact: what it samples is recorded token by token, and trained on",
     "trainable-retokenised": "trainable-retokenised: its text is tokenised again for training, which may differ",
     "eval-only": "eval-only: good for measuring, not for training",
-    None: "no use: it does not answer chat completions",
+    None: "no use: no chat completion came",
 }
 NEXT: dict[Capability | None, str] = {
     "trainable-retokenised": "to reach trainable-exact:",
     "eval-only": "to reach a trainable tier:",
     None: "to use it:",
 }
-MAX_DETAIL = 160
+MAX_DETAIL, MAX_NAMES = 160, 5
 
 
 def report(diagnosis: Diagnosis) -> str:
@@ -36,7 +36,7 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
     for check in made:
         yield f"{check.name:<{name}}  {check.status:<{status}}  {_cut(check.detail)}".rstrip()
     for reason, names in _grouped((c.detail, c.name) for c in diagnosis.checks if c.status == "skipped"):
-        yield _cut(f"skipped, {reason}: {'; '.join(names)}")
+        yield f"skipped, {reason}: {'; '.join(names) if len(names) <= MAX_NAMES else f'the other {len(names)} checks'}"
     if diagnosis.next_steps:
         yield f"\n{NEXT[diagnosis.tier]}"
         yield from (f"  {step}" for step in diagnosis.next_steps)

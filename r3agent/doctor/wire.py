@@ -136,7 +136,7 @@ class Wire:
                 return await self._completion(body, n, stream)
         except PolicyError as error:
             said = str(error).removeprefix(f"{shown(self.base_url)}, model {model!r}: ")
-            return type(error)(self._without_key(said))
+            return type(error)(self._without_key(said.replace(" (tried 1 times)", "")))
         except TimeoutError:
             return EndpointError(f"no answer within {self._timeout_s:g} s")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -154,9 +154,14 @@ class Wire:
 
             latency_s = await self._endpoint.stream("/chat/completions", body, take)
             answer = assembly.body
+            if not answer["choices"]:
+                raise ProtocolError("no stream came: the server ignores `stream`, or does not send events")
         else:
             content, latency_s = await self._endpoint.post("/chat/completions", body)
-            answer = orjson.loads(content)
+            try:
+                answer = orjson.loads(content)
+            except orjson.JSONDecodeError:
+                raise ProtocolError(f"answered {content[:60].decode(errors='replace')!r}, which is not JSON") from None
         common = {"model": body["model"], "policy_version": versions.BASE}
         return Completion(answer, generations(answer, common, n), latency_s)
 

@@ -37,7 +37,8 @@ def rate_limited(retry_after_s: float) -> Fault:
 
 
 def miscount(answer: Json) -> None:
-    """Loses a token id and its logprob, as vLLM's streaming tool parsers do."""
+    """Loses a token id and its logprob, where there are any, as vLLM's streaming tool parsers do."""
     choice = answer["choices"][0]
-    choice["token_ids"].pop()
-    choice["logprobs"]["content"].pop()
+    for tokens in (choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")):
+        if tokens:
+            tokens.pop()

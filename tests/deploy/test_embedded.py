@@ -4,92 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence, Kind, PolicyCard, Registry, growing, write_card
 from r3agent.serve import ServerProcess
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
-TOKENS = (4, 16, 30, 41, 52, 7, 9, 11, 2, 5, 40, 33, 10, 2)
-
-
-class Trained:
-    """A registry with a tiny random Llama as its base, and versions that differ from it visibly."""
-
-    def __init__(self, directory: Path) -> None:
-        from r3agent.serve.bundled.tokenizer import build_tokenizer
-
-        self.base = directory / "tiny"
-        self.tokenizer = build_tokenizer()
-        self.registry = Registry(directory / "run")
-        torch.manual_seed(0)
-        config = transformers.LlamaConfig(
-            vocab_size=len(self.tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-        )
-        self.save(transformers.LlamaForCausalLM(config), self.base)
-        self.registry.add_base("tiny", str(self.base))
-
-    def save(self, model: Any, directory: Path) -> None:
-        model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-
-    def publish(self, kind: Kind, *, seed: int, card_seed: int | None = None) -> str:
-        """A version from the base; with `card_seed`, its card describes other weights than it has."""
-        version = self.registry.next_version()
-        changed = self.changed(kind, seed)
-        described = changed if card_seed is None else self.changed(kind, card_seed)
-        canary = CanarySequence(
-            token_ids_T=TOKENS, logprobs_T=logprobs_of(described), parent_logprobs_T=logprobs_of(self.load())
-        )
-        card = PolicyCard(
-            version=version, name="tiny", kind=kind, base_model=str(self.base), parent="v0000", canary=(canary,)
-        )
-        with growing(self.registry.version_dir(version)) as directory:
-            if kind == "lora":
-                changed.save_pretrained(directory / ADAPTER_DIR)
-            else:
-                self.save(changed, directory / MODEL_DIR)
-            write_card(directory, card)
-        return version
-
-    def load(self) -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(self.base)
-
-    def changed(self, kind: Kind, seed: int) -> Any:
-        model = self.load()
-        if kind == "lora":
-            model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"]))
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if kind == "full" or "lora_B" in name:
-                    parameter += 0.1 * torch.randn_like(parameter)
-        return model
-
-
-def logprobs_of(model: Any) -> tuple[float, ...]:
-    with torch.no_grad():
-        logits_TV = model(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
-    return (0.0, *(logits_TV[t - 1, TOKENS[t]].item() for t in range(1, len(TOKENS))))
+from tests.deploy.trained import Trained, tiny_base
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
-    return Trained(tmp_path)
+    return Trained(tmp_path / "run", tiny_base(tmp_path / "tiny"), "tiny")
 
 
 @pytest.fixture

@@ -144,6 +144,13 @@ def test_too_little_memory_for_one_sequence_is_refused(served: ServedModel) -> N
         Engine(served, kv_cache_gib=1e-6)
 
 
+@pytest.mark.parametrize("limit", ["max_batch", "max_waiting", "threads"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_limit_that_cannot_work_is_refused(served: ServedModel, limit: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{limit} = {value}: must be at least 1"):
+        Engine(served, **{limit: value})
+
+
 def test_a_cancelled_request_leaves_the_batch(engine: Engine) -> None:
     endless = Outcome(engine, prompt_token_ids=PROMPTS[0], n=4, max_tokens=240, stream=True)
     assert endless.streaming.wait(60)

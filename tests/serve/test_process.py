@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from r3agent.errors import ConfigError, EndpointError
-from r3agent.serve import ServerProcess
+from r3agent.serve import ServerProcess, serve
 
 ONE_THREAD = ["--threads", "1"]
 
@@ -50,6 +50,17 @@ def test_the_end_of_the_log_says_why_it_did_not_start(checkpoint: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(EndpointError, match=rf"exit code 2; .*\n(.*\n)*error: cannot listen on 127.0.0.1:{port}"):
             ServerProcess(checkpoint, port=port).start()
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_does_not_exist_is_refused_before_the_model_is_loaded(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"--port {port}: must be 0 to 65535"):
+        serve("no/such/model", port=port)
+
+
+def test_a_host_that_is_not_this_machine_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0: .*; pass another --host"):
+        serve("no/such/model", host="192.0.2.1", port=0)
 
 
 def test_a_log_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path) -> None:

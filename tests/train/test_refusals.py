@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,13 +21,18 @@ from tests.train.versions import OUTCOMES, run
 Record = Callable[..., list[Trajectory]]
 
 
+def made(directory: Path) -> list[str]:
+    """Versions and what is left of them; the lock that their makers hold is always there."""
+    return sorted(path.name for path in directory.iterdir() if path.suffix != ".lock")
+
+
 def test_another_policys_rows_are_refused(
     start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     other = recorded.record(recorded.tiny_model(tokenizer, seed=7).eval(), tokenizer, OUTCOMES)
     with pytest.raises(TrainingError, match=r"mean \|logprob gap\| = \d.* limit 0.1: .*other weights.*max_mismatch"):
         run(other, start, tmp_path / "v0001")
-    assert list(tmp_path.iterdir()) == []
+    assert made(tmp_path) == []
     card = run(other, start, tmp_path / "v0001", max_mismatch=1e6, min_ess=0)
     assert card.metrics["mismatch"]["mean"] > 1
 
@@ -54,7 +60,7 @@ def test_weights_that_are_not_finite_do_not_become_a_version(
 ) -> None:
     with pytest.raises(TrainingError, match="not finite; lower learning_rate"):
         run(record(OUTCOMES), start, tmp_path / "v0001", method="full", learning_rate=1e30)
-    assert list(tmp_path.iterdir()) == []
+    assert made(tmp_path) == []
 
 
 def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: PolicyStart, tmp_path: Path) -> None:
@@ -99,7 +105,41 @@ def test_settings_that_do_not_fit_the_start_are_refused(
     after = PolicyStart.of(card, tmp_path / "v0001").model_copy(update=update)
     with pytest.raises(ConfigError, match=message):
         run(record(OUTCOMES), after, tmp_path / "v0002", **values)
-    assert [path.name for path in tmp_path.iterdir()] == ["v0001"]
+    assert made(tmp_path) == ["v0001"]
+
+
+@pytest.mark.parametrize("n_bytes", [0, 4, 200, -1])
+def test_weights_that_are_cut_short_are_named(record: Record, start: PolicyStart, tmp_path: Path, n_bytes: int) -> None:
+    trajectories = record(OUTCOMES)
+    broken = Path(shutil.copytree(start.model, tmp_path / "copy" / "tiny"))
+    cut(broken / "model.safetensors", n_bytes)
+    (tmp_path / "policies").mkdir()
+    with pytest.raises(ConfigError, match=rf"(?s)model '{broken}' cannot be loaded: .*copy or download it again"):
+        run(trajectories, start.model_copy(update={"model": str(broken)}), tmp_path / "policies" / "v0001")
+    assert made(tmp_path / "policies") == []
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_adapter_that_is_cut_short_is_named(record: Record, start: PolicyStart, tmp_path: Path, method: str) -> None:
+    trajectories = record(OUTCOMES)
+    after = PolicyStart.of(run(trajectories, start, tmp_path / "v0001", epochs=1), tmp_path / "v0001")
+    adapter = tmp_path / "v0001" / "adapter"
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    for n_bytes in (0, 4, 200, -1):
+        cut(adapter / "adapter_model.safetensors", n_bytes)
+        with pytest.raises(ConfigError, match=rf"{adapter}: .*the adapter is cut short, train the version again"):
+            run(trajectories, after, tmp_path / "v0002", method=method)
+        (adapter / "adapter_model.safetensors").write_bytes(whole)
+    (adapter / "adapter_config.json").write_text('{"r": ')
+    with pytest.raises(ConfigError, match=rf"{adapter}: not a LoRA adapter"):
+        run(trajectories, after, tmp_path / "v0002", method=method)
+    (adapter / "adapter_model.safetensors").unlink()
+    assert made(tmp_path) == ["v0001"]
+
+
+def cut(path: Path, n_bytes: int) -> None:
+    """Keep the first bytes of a file, or with -1 all but the last."""
+    path.write_bytes(path.read_bytes()[:n_bytes])
 
 
 def test_versions_are_immutable_and_directories_must_be_writable(
@@ -136,7 +176,7 @@ for method in ("full", "lora"):
     assert "full.partial: Error while serializing" in full
     assert "free space" in full
     assert "lora.partial: [Errno 27]" in lora
-    assert list(tmp_path.iterdir()) == []
+    assert made(tmp_path) == []
 
 
 # ---- what it loads ----

@@ -40,9 +40,9 @@ class Lesson(NamedTuple):
 
 
 LESSONS = (
-    Lesson(SOLVE, 1000, lr=2e-3, final_lr=1e-3),
-    Lesson(SKILL, 600, lr=1.2e-3, final_lr=3e-4),
-    Lesson(HABITS, 150, lr=3e-4, final_lr=1e-4),
+    Lesson(SOLVE, 2000, lr=2e-3, final_lr=1e-3),
+    Lesson(SKILL, 1000, lr=1.2e-3, final_lr=3e-4),
+    Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
 )
 WARMUP_STEPS = 30
 
@@ -56,12 +56,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=END_ID,
         pad_token_id=PAD_ID,
     )
     return LlamaForCausalLM(config)
+
+
+def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same policy with an output head of its own: vLLM on CPUs cannot reload a tied one in place."""
+    config = LlamaConfig.from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
+    copy = LlamaForCausalLM(config)
+    weights = model.state_dict()
+    copy.load_state_dict({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+    return copy
 
 
 class Encoder:
@@ -132,17 +141,17 @@ def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Te
             logger.info("step %d/%d loss %.4f %.0f s", step, lesson.n_steps, loss.item(), time.monotonic() - start)
 
 
-def pretrain(out: Path, *, seed: int = 0, first_lesson: int = 1) -> None:
-    """Train from scratch, or from the weights in `out` if the first lesson is not 1; saves to `out` after each."""
+def pretrain(out: Path, *, seed: int = 0) -> None:
+    """Train from scratch and save to `out` after each lesson."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer) if first_lesson == 1 else LlamaForCausalLM.from_pretrained(out)
+    model = build_model(tokenizer)
     tasks = list(generate(5500, seed=seed, max_number=15, max_target=100))
-    for number, lesson in enumerate(LESSONS[first_lesson - 1 :], start=first_lesson):
+    for number, lesson in enumerate(LESSONS, start=1):
         logger.info("lesson %d of %d", number, len(LESSONS))
         data = batches(Encoder(tokenizer), lesson.mixture, tasks, random.Random(f"{seed}:{number}"))
         teach(model, lesson, data)
-        model.save_pretrained(out)
+        untied(model).save_pretrained(out)
         tokenizer.save_pretrained(out)
 
 
@@ -151,6 +160,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first-lesson", type=int, default=1, help="go on from the weights in --out")
     options = parser.parse_args()
-    pretrain(options.out, seed=options.seed, first_lesson=options.first_lesson)
+    pretrain(options.out, seed=options.seed)
