@@ -150,7 +150,7 @@ def loop(options: Namespace) -> Outcome:
 
 def inspect(options: Namespace) -> Outcome:
     directory = Path(options.run) / "trajectories"
-    trajectories = load(directory)
+    trajectories = load(directory) if directory.is_dir() else []
     if not trajectories:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name the run with --run")
     if options.trajectory is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomlkit
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
@@ -22,6 +22,7 @@ from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 from r3agent.trajectory import Record
+from r3agent.urls import shown
 
 
 class PolicyConfig(Record):
@@ -37,6 +38,13 @@ class PolicyConfig(Record):
     """For one request."""
     outage_s: float = Field(default=600.0, ge=0)
     """How long to wait for a server that has answered before and is gone."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        if shown(url) != url:
+            raise ValueError(f"{shown(url)} with a password in it would be written to r3.toml; pass it as the API key")
+        return url
 
 
 class TaskConfig(Record):

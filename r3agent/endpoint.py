@@ -18,8 +18,8 @@ import openai
 import orjson
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from r3agent.errors import AccessError, ConfigError, EndpointError, PolicyError, ProtocolError, RequestError
-from r3agent.urls import shown
+from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.urls import checked, shown
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BACKOFF_S = 30.0
@@ -63,9 +63,7 @@ class Endpoint:
         max_tries: int,
         is_current: Callable[[], bool] = lambda: True,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url = {shown(base_url)!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
-        self.base_url = base_url
+        self.base_url = checked(base_url)
         self.timeout_s = timeout_s
         self.concurrency = concurrency
         self.outage_s = outage_s

@@ -99,12 +99,12 @@ class Run:
 
     def train(self, on_progress: Callable[[str, Mapping[str, Any]], None] | None = None) -> PolicyCard:
         """A new policy version from the trajectories that the live one sampled."""
-        from r3agent.train import PolicyStart, train
+        parent, trajectories = self.live_card(), self._trajectories()
+        from r3agent.train import PolicyStart, train  # after what is refused without torch
 
-        parent = self.live_card()
         version = self.registry.next_version()
         return train(
-            self._trajectories(),
+            trajectories,
             start=PolicyStart.of(parent, self.registry.version_dir(parent.version)),
             version=version,
             out_dir=self.registry.version_dir(version),
@@ -123,6 +123,7 @@ class Run:
 
     def evaluate(self, before: str, after: str, progress: Progress | None = None) -> Comparison:
         """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control."""
+        self.live_card()
         settings = self.config.eval
         tasks = self._tasks(settings.n, split=settings.split, seed=settings.seed)
         replaced = "full" in {self.registry.card(version).kind for version in (before, after)}
@@ -198,7 +199,7 @@ class Run:
         return [
             t
             for t in load(folder)
-            if t.task.id in asked and t.sample < settings.samples and t.metadata["settings"] == drawn_with
+            if t.task.id in asked and t.sample < settings.samples and t.metadata.get("settings") == drawn_with
         ]
 
     def _evaluated_with(self) -> str:

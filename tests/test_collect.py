@@ -278,6 +278,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         "logprobs": (-0.5, -0.5),
         "completion_tokens": 2,
         "capability": "trainable-exact",
+        "policy_version": "v0000",
     }
     first_time = tree(span("attempt", passed=True, **exact))
 
@@ -287,7 +288,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         failed,
         helped,
         misled,
-        span("retry", helped, True, **exact),
+        span("retry", helped, True, **{**exact, "policy_version": "v0001"}),
         span("retry", misled, False, **exact),
         span("retry", failed, False, **exact),
     )
@@ -309,6 +310,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         retry_blind=1 / 2,
         groups=2,
         groups_with_variance=1,
+        mixed_versions=2,  # what was learnt, and its copy that errored
         tokens_sampled=2 + 6 * 2 + 5 + 6 * 2,
         capabilities={"trainable-exact": 1 + 6 + 6, "eval-only": 6},
         notes={"the endpoint returned no token ids": 1},

@@ -22,7 +22,7 @@ TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
-VERBS = {"run", "loop", "demo", "commands", "cli"}
+VERBS = {"run", "loop", "demo", "commands", "cli", "__main__"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
@@ -33,8 +33,9 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
-    ({"config"}, RECORDS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
-    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | VERBS | {"config"}),
+    ({"doctor"}, RECORDS | TOOLS | ENDS | {"deploy.server"}),
+    ({"config"}, RECORDS | TOOLS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
+    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"doctor"} | VERBS | {"config"}),
     ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE),
 ]
 """Rooms, and what their modules may import besides their own room; as in the table of AGENTS.md."""

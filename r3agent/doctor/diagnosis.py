@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
 from r3agent.doctor.records import Check, Diagnosis
@@ -21,7 +22,7 @@ NOT_RUNNING = "start the server, or correct host and port; an outside address ma
 NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
 KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
 LOOK = "look at the server's log"
-BLOCKED = {"reachable": "nothing answers", "models": "no model is known", "chat": "no chat completion"}
+BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat": "no chat completion"}
 """Check to why the others are skipped where it fails."""
 
 
@@ -67,6 +68,7 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
         if isinstance(chat, Completion):
             more, completions = await generation_checks(wire, model)
             checks += more
+            completions = completions or [chat]  # without tokens and logprobs, if it takes them only one by one
     if names or completions:
         checks += [await _version(wire, listing), *await route_checks(wire)]
     tier, blocker = _tier(completions), _blocker(checks)
@@ -95,8 +97,12 @@ async def _chat(wires: Sequence[Wire], model: str) -> tuple[Wire, Completion | P
 
 def _served(reply: Reply) -> list[str]:
     """The names in a list of models; none where it is not such a list."""
+    return [str(card["id"]) for card in _cards(reply)]
+
+
+def _cards(reply: Reply) -> list[dict[str, Any]]:
     cards = reply.body.get("data") if isinstance(reply.body, dict) and reply.status == HTTPStatus.OK else None
-    return [str(card["id"]) for card in cards or () if isinstance(card, dict) and "id" in card]
+    return [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
 
 
 def _reachable(wire: Wire, reply: Reply) -> Check:
@@ -110,18 +116,16 @@ def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
     detail = "; ".join(f"GET {shown(wire.base_url)}/models: {reply}" for wire, reply in asked)
-    return Check(
-        name="models", status="no", detail=detail, remedy=KEY if asked[-1][1].status in KEY_REFUSED else NO_API
-    )
+    remedy = KEY if asked[-1][1].status in KEY_REFUSED else NO_API
+    return Check(name="models", status="no", detail=detail, remedy=remedy)
 
 
 async def _version(wire: Wire, listing: Reply) -> Check:
     reply = await wire.call("GET", f"{wire.root}/version")
     if not (isinstance(reply.body, dict) and "version" in reply.body):
         return Check(name="version", status="unknown", detail=f"GET /version: {reply}")
-    cards = listing.body.get("data") if isinstance(listing.body, dict) else None
-    owner = cards[0].get("owned_by") if cards and isinstance(cards[0], dict) else None
-    return Check(name="version", status="yes", detail=f"{owner or 'server'} {reply.body['version']}")
+    owner = next((card.get("owned_by") for card in _cards(listing)), None) or "server"
+    return Check(name="version", status="yes", detail=f"{owner} {reply.body['version']}")
 
 
 def _chats(chat: Completion | PolicyError, model: str, names: Sequence[str]) -> Check:

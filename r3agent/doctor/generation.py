@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from r3agent._async import together
 from r3agent.doctor.records import Check
@@ -52,7 +51,7 @@ EMPTY = f"a model that thinks first may need more than {MAX_TOKENS} tokens: coll
 JSON_SCHEMA = "use vLLM, which follows response_format"
 TEMPLATE = "find what changes the prompt between client and model: training would see other tokens than were sampled on"
 
-Asked = Completion | PolicyError
+Asked: TypeAlias = Completion | PolicyError
 
 
 async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[Completion]]:
@@ -153,9 +152,10 @@ def _exact(name: str, got: Asked, has_all: bool) -> Check:
         return Check(name=name, status="unknown", detail=f"nothing came ({got.lengths})", remedy=EMPTY)
     worst = got.worst
     if worst.capability == "trainable-exact":
-        return Check(name=name, status="yes", detail=got.lengths)
+        return Check(name=name, status="unknown" if got.counted is None else "yes", detail=got.lengths)
     detail = f"{worst.capability}: {worst.capability_note} ({got.lengths})"
-    return Check(name=name, status="no", detail=detail, remedy=LOST if has_all or worst.token_ids else None)
+    remedy = LOST if has_all or worst.capability == "eval-only" else None
+    return Check(name=name, status="no", detail=detail, remedy=remedy)
 
 
 def _template(got: Asked, rendered: Reply) -> Check:
@@ -164,7 +164,8 @@ def _template(got: Asked, rendered: Reply) -> Check:
     if isinstance(got, PolicyError):
         return failed(name, got)
     ids = got.generations[0].prompt_token_ids
-    by_tokenize = rendered.body.get("tokens") if isinstance(rendered.body, Mapping) and rendered.status == 200 else None
+    by_tokenize = rendered.body.get("tokens") if isinstance(rendered.body, dict) else None
+    by_tokenize = by_tokenize if isinstance(by_tokenize, list) else None
     lengths = {
         "in prompt_token_ids": None if ids is None else len(ids),
         "by /tokenize": None if by_tokenize is None else len(by_tokenize),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from r3agent.doctor.generation import MODES
 from r3agent.doctor.records import Diagnosis
 from r3agent.trajectory import Capability
 
@@ -30,6 +31,9 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
     model = "" if diagnosis.model is None else f", model {diagnosis.model!r}"
     yield f"{diagnosis.base_url}{model}"
     yield MEANING[diagnosis.tier]
+    lossy = [check.name for check in diagnosis.checks if check.name in MODES and check.status == "no"]
+    if diagnosis.tier == "trainable-exact" and lossy:
+        yield f"but not in every mode: no {'; no '.join(lossy)}"
     yield ""
     made = [check for check in diagnosis.checks if check.status != "skipped"]
     name, status = (max(map(len, column)) for column in zip(*((c.name, c.status) for c in made), strict=True))

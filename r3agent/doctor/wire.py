@@ -61,8 +61,13 @@ class Completion(NamedTuple):
         choices = self.body["choices"]
         ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
         logprobs = sum(len((choice.get("logprobs") or {}).get("content") or ()) for choice in choices)
-        counted = (self.body.get("usage") or {}).get("completion_tokens", "nothing")
+        counted = "nothing" if self.counted is None else self.counted
         return f"{ids} token ids, {logprobs} logprobs, usage says {counted}"
+
+    @property
+    def counted(self) -> int | None:
+        """`usage.completion_tokens`, of all choices."""
+        return (self.body.get("usage") or {}).get("completion_tokens")
 
 
 def candidates(url: str) -> tuple[str, ...]:

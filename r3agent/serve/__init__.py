@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from r3agent.serve.process import ServerProcess
+from r3agent.serve.embedded import ServerProcess
+from r3agent.serve.vllm import VLLMProcess
 
 if TYPE_CHECKING:
     from r3agent.serve.app import create_app
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from r3agent.serve.model import load_model
     from r3agent.serve.server import serve
 
-__all__ = ["Engine", "ServerProcess", "create_app", "load_model", "serve"]
+__all__ = ["Engine", "ServerProcess", "VLLMProcess", "create_app", "load_model", "serve"]
 
 _MODULES = {"Engine": "engine", "create_app": "app", "load_model": "model", "serve": "server"}
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import threading
-import time
 
 from r3agent.errors import R3Error
 from r3agent.serve.flags import FLAGS, settings
@@ -16,8 +12,6 @@ from r3agent.serve.flags import FLAGS, settings
 def main(arguments: list[str] | None = None) -> int:
     """Returns: the exit code."""
     options = _parser().parse_args(arguments)
-    if options.parent_pid is not None:
-        threading.Thread(target=_stop_with, args=(options.parent_pid,), daemon=True).start()
     try:
         from r3agent.serve import serve
 
@@ -36,15 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, meaning in FLAGS.items():
         parser.add_argument(flag, **meaning)
-    parser.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)
     return parser
-
-
-def _stop_with(parent: int) -> None:
-    """Stop when the process that started the server is gone, however it went: an orphan has another parent."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,68 +1,71 @@
-"""The server as a process of its own, for programs that need one for a while."""
+"""A server as a process of its own, for programs that need one for a while: what all of them have in common."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from types import TracebackType
+from typing import NoReturn, Self
 
 from r3agent.errors import ConfigError, EndpointError
-from r3agent.serve.flags import API_KEY_VARIABLE
+from r3agent.serve import guard
 
 POLL_S = 0.1
-STOP_S = 15.0
+STOP_S = guard.GRACE_S + 5
 LAST_LINES = 15
 
+_open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""This machine's servers are not behind its proxy."""
 
-class ServerProcess:
-    """`python -m r3agent.serve MODEL`, started, waited for and stopped; a context manager.
 
-    The server has a session of its own, so Ctrl-C reaches only this process, and stops by itself when this process
-    is gone.
+class LocalServer(ABC):
+    """A server that is started, waited for and stopped; a context manager.
+
+    It has a session of its own, so Ctrl-C reaches only this process, and a guard that ends it, with all it has started,
+    when this process is gone.
 
     Args:
-        model: a checkpoint directory, a hub id or `bundled`.
-        name: what it is served as; default the directory's name.
-        port: 0 takes a free one.
+        name: what the model is served as.
         log_path: where its output goes; default a temporary file.
         timeout_s: for loading the model.
-        options: further arguments of the command line, e.g. `["--threads", "1"]`.
     """
 
-    def __init__(
-        self,
-        model: str | Path = "bundled",
-        *,
-        name: str | None = None,
-        port: int = 0,
-        api_key: str | None = None,
-        log_path: Path | None = None,
-        timeout_s: float = 180.0,
-        options: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, *, name: str, log_path: Path | None, timeout_s: float) -> None:
+        self.name = name
         self.log_path = log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log"
         self.base_url = ""
         """The API's address, ending in /v1; known once the server has started."""
         self._timeout_s = timeout_s
-        self._api_key = api_key
-        self._command = [sys.executable, "-m", "r3agent.serve", str(model), "--port", str(port)]
-        self._command += ["--parent-pid", str(os.getpid()), *(["--name", name] if name else []), *options]
         self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _launch(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The command, and its environment."""
+
+    def _find_address(self, log: str) -> str:
+        """The address, once it is known, from what the server has said until now."""
+        return self.base_url
+
+    def _explain(self, log: str) -> str:
+        """Why the server ended and what helps, if its log shows it."""
+        return ""
 
     @property
     def pid(self) -> int | None:
+        """Of the guard, which passes SIGTERM on; the server is its child."""
         return None if self._process is None else self._process.pid
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -73,17 +76,20 @@ class ServerProcess:
         """Returns when the server is healthy.
 
         Raises:
-            EndpointError: it ended or did not get there in time; the message has the end of its log.
-            ConfigError: the log cannot be written.
+            EndpointError: it ended or did not get there in time; the message has the end of its log and, where it
+                is known, the cause.
+            ConfigError: it cannot be started like this, or the log cannot be written.
         """
-        environment = {**os.environ, **({API_KEY_VARIABLE: self._api_key} if self._api_key else {})}
+        command, environment = self._launch()
         try:
             log = self.log_path.open("wb")
         except OSError as error:
             raise ConfigError(f"log_path = {self.log_path}: {error.strerror}; choose a writable place") from error
+        # Isolated: the modules beside guard.py are not to be taken for those of the standard library.
+        guarded = [sys.executable, "-I", guard.__file__, str(os.getpid()), "--", *command]
         with log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         try:
             self._wait_until_healthy(self._process)
@@ -91,41 +97,66 @@ class ServerProcess:
             self.stop()
             raise
 
+    def watch(self) -> NoReturn:
+        """Until the server ends by itself.
+
+        Raises:
+            EndpointError: it has ended, as in `start`.
+        """
+        assert self._process is not None, "watch follows start"
+        self._ended(self._process.wait())
+
     def stop(self) -> None:
-        """Ask it to stop, and after a while insist."""
+        """Ask it to stop, and after a while insist. Nothing it has started is left."""
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGTERM)
+        process = self._process
         try:
-            self._process.wait(STOP_S)
+            process.terminate()
+            process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            pass
+        finally:
+            with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         self._process = None
 
     def last_log_lines(self) -> str:
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        return "\n".join(self._log().splitlines()[-LAST_LINES:])
+
+    def _log(self) -> str:
+        return self.log_path.read_text(errors="replace")
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._timeout_s
         while not (self.base_url and _is_healthy(self.base_url.removesuffix("/v1"))):
             if (code := process.poll()) is not None:
-                raise EndpointError(
-                    f"the server ended with exit code {code}; {self.log_path} ends:\n{self.last_log_lines()}"
-                )
+                self._ended(code)
             if time.monotonic() > deadline:
                 raise EndpointError(
                     f"the server was not healthy within timeout_s = {self._timeout_s:g}; raise it, or look at "
                     f"{self.log_path}, which ends:\n{self.last_log_lines()}"
                 )
             time.sleep(POLL_S)
-            if announced := re.search(r"^serving .* on (http://\S+)$", self.log_path.read_text(errors="replace"), re.M):
-                self.base_url = announced[1]
+            self.base_url = self._find_address(self._log())
+
+    def _ended(self, code: int) -> NoReturn:
+        cause = self._explain(f"{self._log()}\nexit code {code}")
+        raise EndpointError(
+            f"the server ended with exit code {code}; {self.log_path} ends:\n{self.last_log_lines()}"
+            + (f"\nlikely cause: {cause}" if cause else "")
+        )
+
+
+def served_name(model: str | Path) -> str:
+    """What a model is served as unless it is given a name: the directory's; of a hub id, the id."""
+    return Path(model).resolve().name if Path(model).exists() else str(model)
 
 
 def _is_healthy(root: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{root}/health", timeout=5) as response:
+        with _open_url(f"{root}/health", timeout=5) as response:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 from types import FrameType
 
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
-from r3agent.errors import ConfigError
+from r3agent.serve.address import base_url, listen
 from r3agent.serve.app import create_app
 from r3agent.serve.engine import Engine
 from r3agent.serve.flags import API_KEY_VARIABLE
@@ -53,7 +51,7 @@ def serve(
         ConfigError: the model does not load, a setting is out of range or the port is taken.
     """
     disable_progress_bar()
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         served = load_model(model, name=name, dtype=dtype, device=device, max_model_len=max_model_len)
         engine = Engine(
             served, max_batch=max_batch, max_waiting=max_waiting, kv_cache_gib=kv_cache_gib, threads=threads
@@ -68,20 +66,8 @@ def serve(
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
         for number in STOP_SIGNALS:
             signal.signal(number, _ignore)
-        shown = f"[{host}]" if ":" in host else host
-        print(f"serving {served.name} on http://{shown}:{listener.getsockname()[1]}/v1", flush=True)
+        print(f"serving {served.name} on {base_url(host, listener.getsockname()[1])}", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OverflowError:
-        raise ConfigError(f"--port {port}: must be 0 to 65535") from None
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        remedy = "pass another --port, or 0 for a free one" if taken else "pass another --host"
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.loop import run_loop
+from r3agent.registry import Registry
 from r3agent.run import Run
 from r3agent.serve import ServerProcess
 from r3agent.store import load
@@ -87,21 +87,42 @@ def test_rollback_and_deploy_again(finished):
     assert report.canary.gap < 1e-4
 
 
-@pytest.mark.parametrize("after_s", [3.0, 9.0])
-def test_a_killed_demo_goes_on_or_starts_clean(after_s, tmp_path):
-    """SIGKILL at some moment, then the same stages again on the same directory."""
+def collects(run: Path) -> bool:
+    return any(path.stat().st_size for path in run.glob("trajectories/*.jsonl"))
+
+
+def trains(run: Path) -> bool:
+    return (run / "policies" / "v0001.partial").exists()
+
+
+def has_deployed(run: Path) -> bool:
+    return (run / "live.json").exists() and Registry(run).live == "v0001"
+
+
+def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_was(tmp_path):
+    """SIGKILL when the run directory shows what is under way; then the same command, and so on to the end."""
+    run = tmp_path / "run"
     script = (
         "from pathlib import Path; import r3agent.demo as demo\n"
         f"demo.SETTINGS.update({SMALL!r})\n"
         "from r3agent.commands import Watcher\n"
-        f"summary, text = demo.run_demo(Path({str(tmp_path / 'run')!r}), 0, Watcher())\n"
+        f"summary, text = demo.run_demo(Path({str(run)!r}), 0, Watcher())\n"
         "print(summary.model_dump_json())\n"
     )
-    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(after_s)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert '"rounds":2' in second.stdout
-    assert (tmp_path / "run" / "summary.json").exists()
-    assert not list(Path(tmp_path).rglob("*.partial"))
+    for is_there in (collects, trains, has_deployed):
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as demo:
+            assert not is_there(run)
+            while not is_there(run):
+                assert demo.poll() is None, demo.stderr.read().decode()
+                time.sleep(0.005)
+            demo.kill()
+        assert demo.returncode == -signal.SIGKILL, f"it was over before {is_there.__name__} was seen"
+    last = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert '"rounds":2' in last.stdout
+    assert (run / "summary.json").exists()
+    assert not list(run.rglob("*.partial"))
+    assert Registry(run).versions() == ["v0000", "v0001", "v0002"]
+    collected = load(run / "trajectories")
+    assert len({t.trajectory_id for t in collected}) == len(collected) == 2 * SMALL["collect.n"]

@@ -133,7 +133,6 @@ def test_an_adapter_that_is_cut_short_is_named(record: Record, start: PolicyStar
     (adapter / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(ConfigError, match=rf"{adapter}: not a LoRA adapter"):
         run(trajectories, after, tmp_path / "v0002", method=method)
-    (adapter / "adapter_model.safetensors").unlink()
     assert made(tmp_path) == ["v0001"]
 
 
@@ -149,7 +148,7 @@ def test_versions_are_immutable_and_directories_must_be_writable(
     with pytest.raises(ConfigError, match=r"v0001 exists.*next version"):
         run(record(OUTCOMES), start, tmp_path / "v0001")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot write to .*file/v0002\.partial"):
+    with pytest.raises(ConfigError, match=r"cannot write to .*/file/.*; free space or choose another"):
         run(record(OUTCOMES), start, tmp_path / "file" / "v0002")
 
 

@@ -1,0 +1,41 @@
+"""Where a server of this machine listens, and how it is reached there."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import ip_address
+
+from r3agent.errors import ConfigError
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: the port is taken or does not exist, or the host is not one of this machine's.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}: must be 0 to 65535")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        remedy = "pass another --port, or 0 for a free one" if taken else "pass another --host"
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def base_url(host: str, port: int) -> str:
+    """The API of a server that listens there, ending in /v1; as this machine reaches it if that is every address."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}/v1"

@@ -1,0 +1,63 @@
+"""Run a command that does not outlive the process that asked for it.
+
+    python guard.py PARENT_PID -- COMMAND...
+
+A server of several processes that is started straight from a program outlives that program when it is killed with
+SIGKILL, and holds its port and its memory for ever. The guard stands between the two: it passes on SIGTERM, looks
+whether the parent is still there, and ends the command with all it has started when it is not.
+
+It needs the standard library only and is run by its path, so that it costs 10 MB and no time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+
+POLL_S = 0.5
+GRACE_S = 15.0
+"""How long the command may take to stop before it is killed."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns: the command's exit code, 128 + N if signal N ended it."""
+    parent, command = int(arguments[0]), arguments[2:]
+    if os.getpgrp() != os.getpid():
+        os.setsid()  # a group of its own, so that it can be killed as a whole
+    stopping = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+        return 127
+    deadline = None
+    while True:
+        try:
+            code = child.wait(POLL_S)
+            break
+        except subprocess.TimeoutExpired:
+            pass
+        orphaned = os.getppid() != parent
+        if deadline is None and (stopping or orphaned):
+            child.terminate()
+            deadline = time.monotonic() + GRACE_S
+        elif deadline is not None and time.monotonic() > deadline:
+            os.killpg(0, signal.SIGKILL)  # this process too
+    if os.getppid() != parent:
+        os.killpg(0, signal.SIGKILL)  # nobody else would end what the command has left behind
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""Collect, train, deploy and evaluate on a real vLLM server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from r3agent.cli import main
+from r3agent.serve.vllm import VLLMProcess
+from r3agent.store import load
+
+SETTINGS = {
+    "sampling.max_tokens": 24,
+    "collect.n": 48,
+    "collect.reflections": 4,
+    "train.learning_rate": 1e-3,
+    "train.batch_size": 64,
+    "train.micro_batch_size": 64,
+    "eval.n": 40,
+}
+
+
+def test_two_rounds_of_the_loop(vllm: VLLMProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    code = main(["loop", "--rounds", "2", "--run", str(run), "--url", vllm.base_url, "--json", *settings])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [r["round"] for r in report["rounds"]] == [1, 2]
+    spans = [span for t in load(run / "trajectories") for span in t.spans]
+    assert {s.capability for s in spans} == {"trainable-exact"}
+    second = json.loads((run / "policies" / "v0002" / "card.json").read_text())
+    assert {s.policy_version for s in spans} == {"v0000", second["parent"]}
+    assert {s.model for s in spans} == {"bundled"} | ({f"bundled@{second['parent']}"} - {"bundled@v0000"})
+    # Both versions were compared on the same frozen tasks, loaded side by side.
+    compared = [t for version in ("v0001", "v0002") for t in load(run / "eval" / version)]
+    assert len({t.task.id for t in compared}) == 40
+    assert {s.policy_version for t in compared for s in t.spans} == {"v0001", "v0002"}
+    served = {model["id"] for model in httpx.get(f"{vllm.base_url}/models").json()["data"]}
+    assert served >= {"bundled@v0001", "bundled@v0002"}
+    assert code == main(["rollback", "--to", "v0000", "--run", str(run)]) or report["live"] == "v0000"
+    for name in served - {"bundled"}:
+        httpx.post(f"{vllm.base_url}/unload_lora_adapter", json={"lora_name": name})

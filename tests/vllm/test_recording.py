@@ -1,0 +1,141 @@
+"""What a real vLLM server sampled is what is recorded, in every mode; transformers gives the same logprobs.
+
+The modes that lose tokens are known to the record: they are not trainable, and it says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from r3agent import OpenAIPolicy, Sampling, collect
+from r3agent.bundled import BUNDLED_DIR
+from r3agent.serve.vllm import VLLMProcess
+from r3agent.tasks import find_tasks
+from r3agent.trajectory import Generation
+from r3agent.verifiers import find_verifier
+from tests.deploy.trained import logprobs_of
+from tests.vllm.bytes_model import save_bytes_model
+
+FLOAT32_GAP = 1e-4
+"""Nats; found: 5e-6 at most."""
+BFLOAT16_GAP = 0.15
+"""Nats, of one token; the mean is a tenth of it."""
+
+MESSAGES = [{"role": "user", "content": "Numbers: 3 5 7. Target: 22."}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "move",
+        "schema": {
+            "type": "object",
+            "properties": {"op": {"enum": ["+", "-"]}, "sure": {"type": "boolean"}},
+            "required": ["op", "sure"],
+            "additionalProperties": False,
+        },
+    },
+}
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tools": {"tools": (WEATHER,)},
+    "named tool": {"tools": (WEATHER,), "tool_choice": {"type": "function", "function": {"name": "weather"}}},
+    "required tool": {"tools": (WEATHER,), "tool_choice": "required"},
+    "json schema": {"response_format": SCHEMA},
+}
+
+
+def gaps(generation: Generation, model: Any) -> list[float]:
+    """|recorded - transformers'| for each sampled token."""
+    prompt, sampled = generation.prompt_token_ids or (), generation.token_ids or ()
+    scored = logprobs_of(model, [*prompt, *sampled])[len(prompt) :]
+    return [abs(a - b) for a, b in zip(generation.logprobs or (), scored, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bytes_model(tmp_path_factory.mktemp("model") / "bytes")
+
+
+@pytest.fixture(scope="module")
+def speaker(bytes_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
+    """The bytes model in bfloat16, with a tool parser."""
+    options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--enable-auto-tool-choice"]
+    with VLLMProcess(
+        bytes_model,
+        name="bytes",
+        log_path=tmp_path_factory.mktemp("speaker") / "log",
+        options=[*options, "--tool-call-parser", "hermes"],
+    ) as server:
+        yield server
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_plain_chat_is_recorded_exactly(vllm: VLLMProcess, streamed: bool) -> None:
+    pieces: dict[int, str] = {}
+
+    def on_delta(choice: int, text: str) -> None:
+        pieces[choice] = pieces.get(choice, "") + text
+
+    async with OpenAIPolicy(vllm.base_url, "bundled", sampling=Sampling(max_tokens=24)) as policy:
+        drawn = await policy.sample(MESSAGES, n=4, on_delta=on_delta if streamed else None)
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED_DIR)
+    assert [g.capability for g in drawn] == ["trainable-exact"] * 4
+    assert len({g.text for g in drawn}) > 1
+    assert max(gap for g in drawn for gap in gaps(g, model)) < FLOAT32_GAP
+    if streamed:
+        assert [pieces[i] for i in range(4)] == [g.text for g in drawn]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("mode", MODES)
+async def test_every_mode_is_exact_or_says_why_not(
+    speaker: VLLMProcess, bytes_model: Path, mode: str, streamed: bool
+) -> None:
+    asked = dict(MODES[mode])
+    tools = asked.pop("tools", ())
+    sampling = Sampling(max_tokens=200, extra=asked)
+    async with OpenAIPolicy(speaker.base_url, "bytes", sampling=sampling) as policy:
+        drawn = await policy.sample(MESSAGES, n=2, tools=tools, on_delta=(lambda *_: None) if streamed else None)
+    model = AutoModelForCausalLM.from_pretrained(bytes_model)
+    print(
+        mode,
+        "streamed" if streamed else "whole",
+        [(g.capability, g.capability_note, len(g.token_ids or ())) for g in drawn],
+    )
+    for generation in drawn:
+        assert (generation.capability == "trainable-exact") == (generation.capability_note is None)
+        if generation.capability == "trainable-exact":
+            apart = gaps(generation, model)
+            assert len(apart) == generation.completion_tokens
+            assert max(apart) < BFLOAT16_GAP
+    if mode in ("named tool", "required tool"):
+        assert [g.tool_calls[0]["function"]["name"] for g in drawn] == ["weather"] * 2
+    if not streamed:
+        assert {g.capability for g in drawn} == {"trainable-exact"}
+
+
+async def test_a_collection_counts_what_it_holds(vllm: VLLMProcess, tmp_path: Path) -> None:
+    tasks = find_tasks("countdown", 16, seed=3)
+    async with OpenAIPolicy(vllm.base_url, "bundled", sampling=Sampling(max_tokens=24)) as policy:
+        summary = await collect(
+            tasks, policy=policy, verifier=find_verifier("countdown"), out=tmp_path, reflections=4, blind_retries=1
+        )
+    assert summary.errors == {}
+    assert summary.capabilities.keys() == {"trainable-exact"}
+    assert summary.mixed_versions == 0
