@@ -13,7 +13,7 @@ import orjson
 
 from r3agent.commands import API_KEY, COMMANDS
 from r3agent.errors import R3Error
-from r3agent.serve.flags import FLAGS
+from r3agent.serve.flags import CLI, FLAGS
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -47,9 +47,9 @@ COLLECT: dict[str, dict[str, Any]] = {
 VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "init": ("write r3.toml with every setting explained", "init --run runs/mine --task tasks.jsonl", RUN | SUBJECT),
     "serve": (
-        "serve a model with the embedded server: one machine, no vLLM",
-        "serve bundled --port 8000",
-        FLAGS,
+        "serve a model: with a small server of r3agent's own, or with vLLM",
+        "serve my-model --engine vllm --port 8000 -- --max-num-seqs 64",
+        {**FLAGS, **CLI, "--set": RUN["--set"]},
     ),
     "doctor": (
         "say what an endpoint can do and what its spans are good for, leaving it as it is",
@@ -131,7 +131,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
-    options = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    ours = words.index("--") if "--" in words else len(words)
+    top = parser()
+    options = top.parse_args(words[:ours])
+    options.further = words[ours + 1 :]
+    if options.further and options.verb != "serve":
+        top.error(f"{' '.join(options.further)}: only serve takes options after --")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from r3agent._async import run_sync
 from r3agent.collect import summarise
-from r3agent.config import parse_override
+from r3agent.config import load_config, parse_override
 from r3agent.deploy import DeployReport
 from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
@@ -23,6 +23,7 @@ from r3agent.evaluate import table
 from r3agent.loop import run_loop
 from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
+from r3agent.serve.launch import launch
 from r3agent.store import load
 from r3agent.trajectory import Span, Trajectory
 
@@ -74,10 +75,9 @@ def init(options: Namespace) -> Outcome:
 
 
 def serve(options: Namespace) -> Outcome:
-    from r3agent.serve import serve as serve_model
-    from r3agent.serve.flags import settings
-
-    serve_model(**settings(options))
+    file = Path(options.run or "") / CONFIG_FILE
+    config = load_config(file if options.run and file.exists() else None, _overrides(options)).serve
+    launch(options, engine=config.engine, vllm_python=config.vllm_python, vllm_options=config.options)
     return Outcome({}, "stopped")
 
 

@@ -10,10 +10,23 @@ from r3agent.trajectory import Capability, Generation
 Json = Mapping[str, Any]
 
 
-def generations(answer: Json, common: Json, n: int) -> list[Generation]:
+GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""vLLM's own fields that constrain what is sampled."""
+
+
+def is_constrained(request: Json) -> bool:
+    """Whether a grammar has a say in what is sampled: the logprobs are then those of what it left, as vLLM gives them,
+    and not the policy's own."""
+    forced_tool = request.get("tool_choice") not in (None, "auto", "none")
+    shaped = (request.get("response_format") or {}).get("type", "text") != "text"
+    return forced_tool or shaped or any(request.get(field) is not None for field in GRAMMARS)
+
+
+def generations(answer: Json, common: Json, n: int, *, constrained: bool = False) -> list[Generation]:
     """The first `n` choices of a response body.
 
     Args:
+        constrained: see `is_constrained`.
         common: fields of all generations that the body does not have: `policy_version`, `sampling`, `latency_s`, and
             the `model` to assume when the body names none.
 
@@ -32,15 +45,20 @@ def generations(answer: Json, common: Json, n: int) -> list[Generation]:
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
     n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
-    return [_generation(choice, shared, ids_whole=sampled in (None, n_ids)) for choice in choices[:n]]
+    flaw = None
+    if constrained:
+        flaw = "sampled under a grammar (response_format or a forced tool): its logprobs are not the policy's own"
+    elif sampled not in (None, n_ids):
+        flaw = "the number of token ids is not usage.completion_tokens: some were dropped"
+    return [_generation(choice, shared, flaw) for choice in choices[:n]]
 
 
-def _generation(choice: Json, shared: Json, *, ids_whole: bool) -> Generation:
+def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     message, ids = choice["message"], choice.get("token_ids")
     scored = (choice.get("logprobs") or {}).get("content")
     logprobs = None if scored is None else [entry["logprob"] for entry in scored]
     text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    capability, note = _worth(bool(text or tool_calls), ids, logprobs, shared, ids_whole=ids_whole)
+    capability, note = _worth(bool(text or tool_calls), ids, logprobs, shared, flaw)
     return Generation.model_validate(
         {
             **shared,
@@ -57,9 +75,9 @@ def _generation(choice: Json, shared: Json, *, ids_whole: bool) -> Generation:
 
 
 def _worth(
-    said_something: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, *, ids_whole: bool
+    said_something: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
 ) -> tuple[Capability, str | None]:
-    """What it is good for, and what keeps it from being trainable-exact."""
+    """What it is good for, and what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
     if not ids and not said_something:
         return "eval-only", "the completion is empty"
     if shared.get("policy_version") is None:
@@ -70,6 +88,6 @@ def _worth(
         return "trainable-retokenised", "the endpoint returned no logprobs"
     if len(logprobs) != len(ids):
         return "eval-only", f"{len(ids)} token ids but {len(logprobs)} logprobs"
-    if not ids_whole:
-        return "eval-only", "the number of token ids is not usage.completion_tokens: some were dropped"
+    if flaw is not None:
+        return "eval-only", flaw
     return "trainable-exact", None

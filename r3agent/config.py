@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -45,6 +45,15 @@ class PolicyConfig(Record):
         if shown(url) != url:
             raise ValueError(f"{shown(url)} with a password in it would be written to r3.toml; pass it as the API key")
         return url
+
+
+class ServeConfig(Record):
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """What `r3agent serve --run` starts: a small server of r3agent's own, or vLLM."""
+    vllm_python: str = ""
+    """Python of the environment that has vLLM; empty means `$R3AGENT_VLLM_PYTHON`, then r3agent's own."""
+    options: tuple[str, ...] = ()
+    """Further options of vLLM's command line, e.g. `["--max-num-seqs", "64"]`."""
 
 
 class TaskConfig(Record):
@@ -115,6 +124,7 @@ class Config(Record):
     """All settings of a run, one section each."""
 
     policy: PolicyConfig = PolicyConfig()
+    serve: ServeConfig = ServeConfig()
     task: TaskConfig = TaskConfig()
     prompts: PromptConfig = PromptConfig()
     sampling: Sampling = Sampling()

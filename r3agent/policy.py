@@ -20,7 +20,7 @@ from pydantic import Field
 
 from r3agent import versions
 from r3agent._async import run_sync, together
-from r3agent.completion import generations
+from r3agent.completion import generations, is_constrained
 from r3agent.endpoint import Endpoint
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
 from r3agent.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
@@ -273,7 +273,7 @@ class OpenAIPolicy:
                 "sampling": drawn.model_dump(mode="json"),
                 "latency_s": round(latency_s, 4),
             }
-            return generations(answer, common, n)
+            return generations(answer, common, n, constrained=is_constrained(body))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             start = content[:80].decode(errors="replace")
             raise ProtocolError(

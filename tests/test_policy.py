@@ -242,3 +242,29 @@ async def test_a_failure_closes_the_policy_too() -> None:
 def test_both_policies_are_policies() -> None:
     assert isinstance(OpenAIPolicy("http://127.0.0.1:1/v1", "m"), Policy)
     assert isinstance(ScriptedPolicy("hi"), Policy)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"structured_outputs": {"choice": ["a", "b"]}},
+    ],
+)
+async def test_what_a_grammar_had_a_say_in_is_not_trained_on(extra: dict[str, Any]) -> None:
+    with ScriptedEndpoint("hi") as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model, sampling=Sampling(extra=extra)) as policy:
+            [generation] = await policy.sample(MESSAGES)
+    assert generation.capability == "eval-only"
+    assert "grammar" in (generation.capability_note or "")
+    assert generation.token_ids
+
+
+@pytest.mark.parametrize("extra", [{"response_format": {"type": "text"}}, {"tool_choice": "auto"}])
+async def test_what_only_looks_like_a_grammar_is_trained_on(extra: dict[str, Any]) -> None:
+    with ScriptedEndpoint("hi") as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model, sampling=Sampling(extra=extra)) as policy:
+            [generation] = await policy.sample(MESSAGES)
+    assert generation.capability == "trainable-exact"

@@ -19,6 +19,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: must be 0 to 65535")
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}: must be 0 to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -21,6 +21,8 @@ from types import FrameType
 POLL_S = 0.5
 GRACE_S = 15.0
 """How long the command may take to stop before it is killed."""
+LINGER_S = 3.0
+"""How long what it has started may take after it: to free shared memory, which SIGKILL would leave behind."""
 
 
 def main(arguments: list[str]) -> int:
@@ -54,8 +56,9 @@ def main(arguments: list[str]) -> int:
             deadline = time.monotonic() + GRACE_S
         elif deadline is not None and time.monotonic() > deadline:
             os.killpg(0, signal.SIGKILL)  # this process too
-    if os.getppid() != parent:
-        os.killpg(0, signal.SIGKILL)  # nobody else would end what the command has left behind
+    if os.getppid() != parent:  # nobody else would end what the command has left behind
+        time.sleep(LINGER_S)
+        os.killpg(0, signal.SIGKILL)
     return code if code >= 0 else 128 - code
 
 

@@ -117,8 +117,7 @@ class LocalServer(ABC):
         except subprocess.TimeoutExpired:
             pass
         finally:
-            with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process.pid)
         process.wait()
         self._process = None
 
@@ -152,6 +151,16 @@ class LocalServer(ABC):
 def served_name(model: str | Path) -> str:
     """What a model is served as unless it is given a name: the directory's; of a hub id, the id."""
     return Path(model).resolve().name if Path(model).exists() else str(model)
+
+
+def _end_group(leader: int) -> None:
+    """Of a leader that has ended or does not react: the rest may free what it holds, and is killed then."""
+    deadline = time.monotonic() + guard.LINGER_S
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(POLL_S)
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _is_healthy(root: str) -> bool:

@@ -84,7 +84,11 @@ class VLLMProcess(LocalServer):
         return [*command, *LORA_OPTIONS, *self._options], self._environment()
 
     def _environment(self) -> dict[str, str]:
-        environment = {**ENVIRONMENT, **({"VLLM_SERVER_DEV_MODE": "1"} if is_loopback(self._host) else {}), **os.environ}
+        environment = {
+            **ENVIRONMENT,
+            **({"VLLM_SERVER_DEV_MODE": "1"} if is_loopback(self._host) else {}),
+            **os.environ,
+        }
         environment.pop(API_KEY_VARIABLE, None)
         # As in an activated environment: what vLLM compiles at run time needs the tools beside its Python.
         environment["PATH"] = f"{Path(self.python).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
