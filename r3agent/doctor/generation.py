@@ -32,10 +32,14 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """Check to what its request has besides tokens and logprobs."""
 
-NEEDS = {"stream": "streaming", "tools": "tool calls", "response_format": "JSON schema"}
-"""Field of a mode's request to the check that says whether it works at all."""
-
 PLAIN, N, STREAMED, TOOL_MODE, _, SCHEMA_MODE, _ = MODES
+NEEDS = {
+    "stream": ("streaming", STREAMED),
+    "tools": ("tool calls", TOOL_MODE),
+    "response_format": ("JSON schema", SCHEMA_MODE),
+}
+"""Field of a request to the check that says whether it works at all, and the mode that has nothing else."""
+
 FEATURES = ("chat template", "logprobs", "token ids", "n", "streaming", "tool calls", "JSON schema")
 
 RETURN_TOKEN_IDS = "serve the model with a recent vLLM or with `r3agent serve`: they return the tokens they sampled"
@@ -75,9 +79,10 @@ async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[C
     has_all = works["logprobs"] == works["token ids"] == "yes"
     exact: list[Check] = []
     for name, completion in got.items():
-        refused = [feature for field, feature in NEEDS.items() if field in MODES[name] and works[feature] == "no"]
-        if refused and isinstance(completion, PolicyError):
-            exact.append(Check(name=name, status="skipped", detail=f"no {refused[0]}"))
+        needed = [NEEDS[field] for field in MODES[name] if field in NEEDS]
+        lacking = [feature for feature, alone in needed if isinstance(got[alone], PolicyError)]
+        if lacking:
+            exact.append(Check(name=name, status="skipped", detail=f"no {lacking[0]}"))
         else:
             exact.append(_exact(name, completion, has_all))
     return features + exact, [c for c in (got[PLAIN], got[N]) if isinstance(c, Completion)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 from pathlib import Path
+
+import psutil
 
 from r3agent import OpenAIPolicy, Sampling, collect, load
 from r3agent.serve import ServerProcess
@@ -49,8 +49,8 @@ async def test_a_collection_waits_loses_nothing_and_repeats_nothing(tmp_path: Pa
             )
         )
         await a_third.wait()
-        assert first.pid is not None
-        os.kill(first.pid, signal.SIGKILL)
+        for process in psutil.Process(first.pid).children(recursive=True):
+            process.kill()
     stopped_at = done
     assert stopped_at < N
     await asyncio.sleep(1)

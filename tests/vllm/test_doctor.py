@@ -11,6 +11,7 @@ from r3agent.doctor import Diagnosis, diagnose, report
 from r3agent.serve.vllm import VLLMProcess
 
 ROUTES = ("LoRA load", "weight version", "weight reload", "pause and resume", "prefix-cache reset")
+NO_LORA = ("--no-enable-lora", "--enforce-eager", "--max-model-len", "256")
 EXACT = ("exact tokens", "exact tokens, n = 2", "exact tokens, streamed")
 
 
@@ -39,7 +40,7 @@ async def test_with_all_flags_everything_works_and_nothing_changes(vllm: VLLMPro
 async def test_with_no_flags_every_missing_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         monkeypatch.setenv(variable, "0")
-    with VLLMProcess("bundled", options=["--no-enable-lora"]) as server:
+    with VLLMProcess("bundled", options=NO_LORA) as server:
         diagnosis = await diagnose(server.base_url)
     found = statuses(diagnosis)
     assert diagnosis.tier == "trainable-exact", report(diagnosis)
@@ -51,7 +52,7 @@ async def test_with_no_flags_every_missing_one_is_named(monkeypatch: pytest.Monk
 
 async def test_loading_allowed_without_enable_lora_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    with VLLMProcess("bundled", options=["--no-enable-lora"]) as server:
+    with VLLMProcess("bundled", options=NO_LORA) as server:
         diagnosis = await diagnose(server.base_url)
     [lora] = [check for check in diagnosis.checks if check.name == "LoRA load"]
     assert (lora.status, "--enable-lora" in (lora.remedy or "")) == ("no", True), lora
