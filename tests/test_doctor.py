@@ -173,6 +173,18 @@ async def test_a_mode_without_any_ids_is_a_loss_too() -> None:
     assert "tokens are lost" in (lost.remedy or "")
 
 
+async def test_a_server_that_cannot_force_a_call_is_asked_without() -> None:
+    vllm = FakeVLLM(all_flags=True)
+
+    def respond(path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
+        return (
+            said({"error": "tool_choice"}, 400) if body and "tool_choice" in body else vllm(path, authorization, body)
+        )
+
+    with serving(respond) as url:
+        assert set(statuses(await diagnose(url)).values()) == {"yes"}
+
+
 async def test_without_usage_the_lengths_are_unknown() -> None:
     with serving(FakeVLLM(all_flags=True, edit=lambda body, answer: answer.pop("usage"))) as url:
         diagnosis = await diagnose(url)

@@ -27,7 +27,7 @@ DEV_ROUTES = (
     "full weights are reloaded through vLLM's development routes: start it with VLLM_SERVER_DEV_MODE=1 in its "
     "environment, or train an adapter"
 )
-COMPLETIONS = "the canary needs /v1/completions with prompt_logprobs: use vLLM or `r3agent serve`"
+COMPLETIONS = "the canary needs /v1/completions with allowed_token_ids and logprobs: use vLLM or `r3agent serve`"
 LOAD_REMEDIES = {
     "max_lora_rank": "start the server with a --max-lora-rank of at least the adapter's",
     "not enabled": "start the server with --enable-lora",
@@ -129,18 +129,32 @@ class Server:
                 "weights; deploy again when the server is idle"
             )
 
-    def prompt_logprobs(self, model: str, token_ids_T: Sequence[int]) -> list[float]:
-        """log p(token t | tokens before t) for t = 1 .. T-1, so one value fewer than tokens."""
-        body = {"model": model, "prompt": list(token_ids_T), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    def next_logprob(self, model: str, before_T: Sequence[int], token: int) -> float:
+        """log p(token | tokens before it): one token is generated, and no other is allowed.
+
+        `prompt_logprobs` would give all with one request, but on a server with adapters vLLM leaves them out of it
+        (vllm#51594), or its engine dies of it when other requests are under way (vllm#29955).
+        """
+        body = {
+            "model": model,
+            "prompt": list(before_T),
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "allowed_token_ids": [token],
+            "logprobs": 1,
+            "return_token_ids": True,
+        }
         answer = self._json("POST", "v1/completions", json=body, remedy=COMPLETIONS)
         try:
-            scored_T: list[dict[str, Any]] = answer["choices"][0]["prompt_logprobs"]
-            logprobs = [float(scored_T[t][str(token_ids_T[t])]["logprob"]) for t in range(1, len(token_ids_T))]
+            choice = answer["choices"][0]
+            logprob, forced = float(choice["logprobs"]["token_logprobs"][0]), choice["token_ids"] == [token]
         except (KeyError, IndexError, TypeError):
-            raise DeployError(f"{self.root}/v1/completions gave no prompt_logprobs; {COMPLETIONS}") from None
+            raise DeployError(f"{self.root}/v1/completions gave no logprobs; {COMPLETIONS}") from None
+        if not forced:
+            raise DeployError(f"{self.root}/v1/completions does not know allowed_token_ids; {COMPLETIONS}")
         if answer.get("model") != model:
             raise DeployError(f"{self.root} answered as {answer.get('model')!r} when asked for {model!r}")
-        return logprobs
+        return logprob
 
     def _json(self, method: str, route: str, *, remedy: str, **request: Any) -> dict[str, Any]:
         response = self._call(method, route, remedy=remedy, **request)

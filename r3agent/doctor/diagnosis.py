@@ -21,7 +21,6 @@ NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)
 NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
 NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
 KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
-LOOK = "look at the server's log"
 BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat": "no chat completion"}
 """Check to why the others are skipped where it fails."""
 
@@ -29,13 +28,13 @@ BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat"
 async def diagnose(
     base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Diagnosis:
-    """Ask an endpoint what it can do: about 20 requests, 10 of them for at most 16 tokens; nothing is changed.
+    """Ask an endpoint what it can do: about 20 requests, 11 of them for at most 16 tokens; nothing is changed.
 
     Args:
         base_url: with or without /v1.
         model: the served name; default the first that the endpoint lists.
         api_key: sent with every request, never recorded.
-        timeout_s: for one completion; other routes get at most 10 s each, the whole 3 `timeout_s` + 70 s.
+        timeout_s: for one completion; other routes get at most 10 s each, the whole 4 `timeout_s` + 70 s.
 
     Raises:
         ConfigError: the URL is none, or the key cannot be sent. An endpoint that cannot be used is a result.
@@ -134,7 +133,7 @@ def _chats(chat: Completion | PolicyError, model: str, names: Sequence[str]) -> 
         return Check(name="chat", status="yes", detail=f"completion_tokens {counted}, {chat.latency_s:.2f} s")
     if names and model not in names:
         return failed("chat", chat, f"ask for a model that it lists: {', '.join(names)}")
-    return failed("chat", chat, NO_API if isinstance(chat, AccessError | ProtocolError) else LOOK)
+    return failed("chat", chat, NO_API if isinstance(chat, AccessError | ProtocolError) else None)
 
 
 def _tier(completions: Sequence[Completion]) -> Capability | None:

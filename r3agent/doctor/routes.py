@@ -1,7 +1,8 @@
 """Which routes that change weights a server has, found out without calling any of them for real.
 
 GET on a route that only takes POST is answered with 405 where it exists and with 404 where it does not. An adapter
-whose directory does not exist is refused in other words where loading is possible than where it is not.
+whose directory does not exist is refused in other words where loading is possible than where it is not; vLLM writes
+that refusal, with the name of the probe, to its log.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Batch:
     def _append(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
         logprobs_BV = logits_BV.float().log_softmax(-1)
         tokens_B1 = draw(
-            logprobs_BV,
+            allowed(logprobs_BV, [row.request.allowed_token_ids for row in rows]),
             [row.request.temperature for row in rows],
             [row.request.top_p for row in rows],
             [row.uniform() for row in rows],
@@ -112,6 +112,20 @@ class Batch:
                 row.fail(FloatingPointError("the model's logits are not numbers: its weights are broken"))
             else:
                 row.append(token, logprob, top)
+
+
+def allowed(logprobs_BV: Tensor, token_ids_B: Sequence[frozenset[int]]) -> Tensor:
+    """Minus infinity for what a row may not sample."""
+    if not any(token_ids_B):
+        return logprobs_BV
+    left_BV = logprobs_BV.clone()
+    for row_V, token_ids in zip(left_BV, token_ids_B, strict=True):
+        if token_ids:
+            kept = torch.tensor(sorted(token_ids), device=row_V.device)
+            values = row_V[kept]
+            row_V.fill_(float("-inf"))
+            row_V[kept] = values.log_softmax(-1)
+    return left_BV
 
 
 def top_logprobs(logprobs_BV: Tensor, counts_B: Sequence[int]) -> list[TopLogprobs]:

@@ -79,6 +79,12 @@ class GenerationRoutes:
                 "tokens.",
                 param="max_tokens",
             )
+        allowed = frozenset(body.allowed_token_ids or ())
+        if allowed and max(allowed) >= (known := self._served.vocab_size):
+            raise APIError(
+                f"allowed_token_ids contains {max(allowed)}, which is out of the vocabulary of {known} tokens.",
+                param="allowed_token_ids",
+            )
         room = longest - len(prompt_token_ids)
         return GenerationRequest(
             prompt_token_ids=prompt_token_ids,
@@ -90,6 +96,7 @@ class GenerationRoutes:
             stop=body.stop,
             stop_token_ids=frozenset() if body.ignore_eos else self._served.stop_token_ids,
             eos_token_id=self._served.eos_token_id,
+            allowed_token_ids=allowed,
             top_logprobs=top_logprobs,
             adapter=adapter,
             stream=body.stream,

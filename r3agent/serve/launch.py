@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from r3agent.errors import ConfigError
 from r3agent.files import writing
@@ -40,12 +42,12 @@ def launch(options: Namespace, *, engine: str, vllm_python: str, vllm_options: S
         serve(**settings(options))
         return
     if log is None and run_dir is not None:
-        log = run_dir / "servers" / f"{engine}-{options.port}.log"
+        log = run_dir / "servers" / f"{engine}-{os.getpid()}.log"
     if log is not None:
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
     argv = ["--engine", engine, *words(options, [*BOTH, *EMBEDDED])]
-    common = {"name": options.name, "port": options.port, "api_key": options.api_key, "log_path": log}
+    common: dict[str, Any] = {"name": options.name, "port": options.port, "api_key": options.api_key, "log_path": log}
     if engine == "embedded":
         server = ServerProcess(options.model, options=words(options, [*BOTH, *EMBEDDED]), **common)
     else:

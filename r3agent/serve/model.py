@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r3agent.bundled import resolve_model
 from r3agent.errors import ConfigError
+from r3agent.serve.checkpoint import find_checkpoint, served_name
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -31,6 +28,10 @@ class ServedModel:
     eos_token_id: int | None
     stop_token_ids: frozenset[int]
     """All tokens that end a turn."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.get_text_config().vocab_size
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -60,9 +61,7 @@ def load_model(
     Raises:
         ConfigError: it is missing, incomplete, or of a kind that is not served.
     """
-    name, path = name or (path if path == "bundled" else None), resolve_model(path)
-    if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
-        raise ConfigError(f"model {path}: there is no such directory; a hub id looks like organisation/name")
+    name, path = name or served_name(path), find_checkpoint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     model = read_weights(path, dtype).to(device).eval()
@@ -76,7 +75,7 @@ def load_model(
     stop_token_ids = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     return ServedModel(
         path=path,
-        name=name or (Path(path).resolve().name if Path(path).exists() else path),
+        name=name,
         model=model,
         tokenizer=tokenizer,
         max_model_len=_context(path, model.config.get_text_config(), max_model_len),

@@ -148,11 +148,6 @@ class LocalServer(ABC):
         )
 
 
-def served_name(model: str | Path) -> str:
-    """What a model is served as unless it is given a name: the directory's; of a hub id, the id."""
-    return Path(model).resolve().name if Path(model).exists() else str(model)
-
-
 def _end_group(leader: int) -> None:
     """Of a leader that has ended or does not react: the rest may free what it holds, and is killed then."""
     deadline = time.monotonic() + guard.LINGER_S

@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from r3agent.serve.errors import APIError
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (None,),
     "bad_words": (None, []),
     "best_of": (None, 1),
     "chat_template": (None,),
@@ -85,6 +84,7 @@ class SamplingFields(BaseModel):
     stream: Annotated[bool, _or(False)] = False
     stream_options: StreamOptions | None = None
     ignore_eos: Annotated[bool, _or(False)] = False
+    allowed_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
     return_token_ids: Annotated[bool, _or(False)] = False
 
 

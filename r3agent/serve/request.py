@@ -58,6 +58,8 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     eos_token_id: int | None = None
     """Of `stop_token_ids`, the one that is not reported as a stop reason."""
+    allowed_token_ids: frozenset[int] = frozenset()
+    """Nothing else is sampled; empty allows all. Logprobs are what they are without it."""
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
     """How many of the most likely tokens to report beside each prompt token."""

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r3agent.bundled import resolve_model
 from r3agent.errors import ConfigError
 from r3agent.serve.address import base_url, is_loopback, listen
 from r3agent.serve.causes import likely_cause
+from r3agent.serve.checkpoint import find_checkpoint, served_name
 from r3agent.serve.flags import API_KEY_VARIABLE
-from r3agent.serve.process import LocalServer, served_name
+from r3agent.serve.process import LocalServer
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
@@ -49,7 +49,7 @@ class VLLMProcess(LocalServer):
         options: further options of vLLM; they come last and so count most.
 
     Raises:
-        ConfigError: there is no such Python, or an option is one that r3agent sets.
+        ConfigError: there is no such Python or model, or an option is one that r3agent sets.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class VLLMProcess(LocalServer):
         timeout_s: float = 1800.0,
         options: Sequence[str] = (),
     ) -> None:
-        super().__init__(name=name or served_name(model), log_path=log_path, timeout_s=timeout_s)
+        super().__init__(name=name or served_name(str(model)), log_path=log_path, timeout_s=timeout_s)
         for option in options:
             if option.split("=")[0] in OURS:
                 raise ConfigError(f"vLLM option {option}: r3agent sets it; pass it as r3agent's own")
         self.python = find_python(python)
-        self._model = resolve_model(str(model))
+        self._model = find_checkpoint(str(model))
         self._host, self._port = host, port
         self._api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._options = tuple(options)

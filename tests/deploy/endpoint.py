@@ -51,8 +51,8 @@ def save_adapter(directory: Path, seed: int, *, rank: int = RANK, size: int = SI
 def logprobs_of(directory: Path, token_ids: Sequence[int]) -> tuple[float, ...]:
     """What the weights in a directory say of a sequence; position 0 has no predictor."""
     seed = zlib.crc32(b"".join(p.read_bytes() for p in sorted(directory.glob("*.safetensors"))))
-    rng = random.Random(f"{seed}:{list(token_ids)}")
-    return (0.0, *(rng.uniform(-5, 0) for _ in token_ids[1:]))
+    said = (random.Random(f"{seed}:{list(token_ids[: t + 1])}").uniform(-5, 0) for t in range(1, len(token_ids)))
+    return (0.0, *said)
 
 
 def canary(new: Path, old: Path | None) -> tuple[CanarySequence, ...]:
@@ -122,7 +122,8 @@ class Endpoint:
     html: bool = False
     hangs_on: str | None = None
     fails_on: str | None = None
-    no_prompt_logprobs: bool = False
+    no_logprobs: bool = False
+    forces_nothing: bool = False
     ignores_loads: bool = False
     """Says that an adapter or a checkpoint is loaded, and goes on as before."""
     answers_as: str | None = None
@@ -175,18 +176,19 @@ class Endpoint:
         return 200, {"object": "list", "data": [{"id": name} for name in (self.name, *self.adapters)]}
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
-        model, tokens = body["model"], body["prompt"]
+        model, [token] = body["model"], body["allowed_token_ids"]
+        tokens = [*body["prompt"], token]
         if model not in (self.name, *self.adapters):
             return 404, error(f"The model `{model}` does not exist.")
-        scored = logprobs_of(self.adapters.get(model, self.weights), tokens)
+        logprob = logprobs_of(self.adapters.get(model, self.weights), tokens)[-1]
         if self.mix_with is not None:
-            scored = tuple((a + b) / 2 for a, b in zip(scored, logprobs_of(self.mix_with, tokens), strict=True))
-        prompt_logprobs: list[Any] = [
-            {str(token): {"logprob": logprob + self.noise * (-1) ** t, "rank": 1}}
-            for t, (token, logprob) in enumerate(zip(tokens, scored, strict=True))
-        ]
-        prompt_logprobs[0] = None
-        choice = {"text": "", "prompt_logprobs": None if self.no_prompt_logprobs else prompt_logprobs}
+            logprob = (logprob + logprobs_of(self.mix_with, tokens)[-1]) / 2
+        logprob += self.noise * (-1) ** len(body["prompt"])
+        choice = {
+            "text": "",
+            "logprobs": None if self.no_logprobs else {"token_logprobs": [logprob]},
+            "token_ids": [token + 1 if self.forces_nothing else token],
+        }
         return 200, {"model": self.answers_as or model, "choices": [choice]}
 
     def load(self, body: dict[str, Any]) -> tuple[int, Any]:

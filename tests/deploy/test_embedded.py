@@ -62,5 +62,6 @@ def test_full_weights_are_swapped_in_place_and_put_back(trained: Trained, server
     with pytest.raises(DeployError, match=rf"policies/{right}/model again; {right} stays live"):
         deploy(wrong, **where)
     again = deploy(right, **where)
-    assert again.canary == report.canary
+    assert again.canary is not None
+    assert again.canary.gap < 1e-4
     assert rollback(**where).strategy == "reload"

@@ -95,20 +95,28 @@ def test_refused_adapter_says_what_helps(endpoint: Endpoint, tmp_path: Path):
             server.load_adapter("tiny@v0001", tmp_path / "elsewhere")
 
 
-def test_prompt_logprobs_are_of_the_tokens_asked_for(endpoint: Endpoint):
+def test_a_model_that_is_not_there_has_no_logprobs(endpoint: Endpoint):
     with Server(endpoint.url) as server:
-        assert len(server.prompt_logprobs("tiny", TOKENS[0])) == len(TOKENS[0]) - 1
+        assert server.next_logprob("tiny", TOKENS[0][:3], TOKENS[0][3]) < 0
         with pytest.raises(DeployError, match=r"HTTP 404: The model `tiny@v0007` does not exist"):
-            server.prompt_logprobs("tiny@v0007", TOKENS[0])
+            server.next_logprob("tiny@v0007", TOKENS[0][:3], 1)
 
 
 def test_answer_of_another_model_proves_nothing(endpoint: Endpoint):
     endpoint.answers_as = "large"
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="answered as 'large' when asked for 'tiny'"):
-        server.prompt_logprobs("tiny", TOKENS[0])
+        server.next_logprob("tiny", TOKENS[0][:3], 1)
 
 
-def test_server_without_prompt_logprobs(endpoint: Endpoint):
-    endpoint.no_prompt_logprobs = True
-    with Server(endpoint.url) as server, pytest.raises(DeployError, match="gave no prompt_logprobs; the canary needs"):
-        server.prompt_logprobs("tiny", TOKENS[0])
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [
+        ({"no_logprobs": True}, "gave no logprobs; the canary needs"),
+        ({"forces_nothing": True}, "does not know allowed_token_ids; the canary needs"),
+    ],
+)
+def test_server_that_cannot_be_asked(endpoint: Endpoint, lacks: dict[str, bool], says: str):
+    for name, value in lacks.items():
+        setattr(endpoint, name, value)
+    with Server(endpoint.url) as server, pytest.raises(DeployError, match=says):
+        server.next_logprob("tiny", TOKENS[0][:3], 1)

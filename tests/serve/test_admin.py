@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from tests.serve import tiny
 from tests.serve.tiny import PROMPTS
@@ -169,3 +170,14 @@ def test_the_version_of_the_weights_is_what_it_was_set_to(http: httpx.Client) ->
 def test_wrong_routes_are_openai_errors_too(http: httpx.Client, method: str, path: str, status: int) -> None:
     response = http.request(method, path)
     assert (response.status_code, response.json()["error"]["code"]) == (status, status)
+
+
+def test_only_allowed_tokens_are_sampled_with_the_logprobs_of_all(http: httpx.Client, checkpoint: Path) -> None:
+    scored = tiny.reference(checkpoint)(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
+    for token in (7, 20, 41):
+        choice = complete(http, max_tokens=1, temperature=1.0, allowed_token_ids=[token]).json()["choices"][0]
+        assert choice["token_ids"] == [token]
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx([scored[token].item()], abs=1e-4)
+    answer = complete(http, allowed_token_ids=[10_000])
+    assert answer.status_code == 400
+    assert "out of the vocabulary" in answer.json()["error"]["message"]

@@ -9,9 +9,10 @@ import pytest
 
 from r3agent.doctor import Diagnosis, diagnose, report
 from r3agent.serve.vllm import VLLMProcess
+from tests.vllm.conftest import SMALL
 
 ROUTES = ("LoRA load", "weight version", "weight reload", "pause and resume", "prefix-cache reset")
-NO_LORA = ("--no-enable-lora", "--enforce-eager", "--max-model-len", "256")
+NO_LORA = ("--no-enable-lora", *SMALL)
 EXACT = ("exact tokens", "exact tokens, n = 2", "exact tokens, streamed")
 
 
