@@ -86,6 +86,11 @@ CAUSES = (
         "one of its processes was killed, as the system does when memory runs out",
         LESS_MEMORY,
     ),
+    Cause(
+        r"engine core exited unexpectedly|EngineDeadError",
+        "vLLM's engine died while it was serving",
+        f"its traceback is in the log; if there is none, the system killed it: {LESS_MEMORY}",
+    ),
 )
 """In this order: what is found first is the most specific."""
 

@@ -29,7 +29,10 @@ EMBEDDED: dict[str, dict[str, Any]] = {
 }
 """What only the embedded server understands. Their defaults are those of `serve`, so that a given one can be told."""
 
-FLAGS = SHARED | {flag: meaning | {"default": argparse.SUPPRESS} for flag, meaning in EMBEDDED.items()}
+FLAGS: dict[str, dict[str, Any]] = {
+    **SHARED,
+    **{flag: {**meaning, "default": argparse.SUPPRESS} for flag, meaning in EMBEDDED.items()},
+}
 
 
 CLI: dict[str, dict[str, Any]] = {

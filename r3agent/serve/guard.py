@@ -21,7 +21,7 @@ from types import FrameType
 POLL_S = 0.5
 GRACE_S = 10.0
 """How long the command may take to stop before it is killed."""
-LINGER_S = 3.0
+LINGER_S = 10.0
 """How long what it has started may take after it: to free shared memory, which SIGKILL would leave behind."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, and takes half of the memory by default
 }
+NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped) |See https://nanobind|.*resource_tracker|  warnings\.warn\(")
+"""Lines of libraries that are being torn down; behind them is what vLLM said last."""
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 """Options of vLLM that r3agent sets itself."""
 
@@ -95,6 +98,9 @@ class VLLMProcess(LocalServer):
         if self._api_key:
             environment["VLLM_API_KEY"] = self._api_key
         return environment
+
+    def _log(self) -> str:
+        return "\n".join(line for line in super()._log().splitlines() if not NOISE.match(line))
 
     def _explain(self, log: str) -> str:
         return likely_cause(log)

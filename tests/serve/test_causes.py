@@ -90,6 +90,12 @@ TRACEBACK = "RuntimeError: Engine core initialization failed. See root cause abo
             "one of its processes was killed",
             "give it less",
         ),
+        (
+            "(APIServer pid=7) WARNING 11-23 23:46:17 [core_client.py:817] [shutdown] MPClient: engine core exited "
+            "unexpectedly; starting cleanup\nexit code 0",
+            "vLLM's engine died while it was serving",
+            "its traceback is in the log",
+        ),
         ("INFO:     Application startup complete.\nexit code 137", "one of its processes was killed", "give it less"),
     ],
 )
