@@ -1,8 +1,8 @@
-"""A small OpenAI-compatible server for one machine without vLLM.
+"""Servers of this machine: `VLLMProcess` is real vLLM, `ServerProcess` a small one of our own where there is no vLLM.
 
-It serves one causal language model with any number of LoRA adapters beside it through the part of vLLM's HTTP API
-that r3agent uses: chat completions (`n`, logprobs, token ids, streaming), text completions with prompt logprobs,
-loading adapters and reloading weights while it runs. The same client code works on both.
+The embedded server serves one causal language model with any number of LoRA adapters beside it through the part of
+vLLM's HTTP API that r3agent uses: chat completions (`n`, logprobs, token ids, streaming), text completions with prompt
+logprobs, loading adapters and reloading weights while it runs. The same client code works on both.
 
 What it refuses to do: many machines or GPUs, models whose attention is not over all earlier tokens, images and
 audio, structured output, parsing tool calls, penalties and beam search, sharing a prefix between requests. For those
