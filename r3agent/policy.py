@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -25,12 +25,9 @@ from r3agent.endpoint import Endpoint
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
 from r3agent.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
 from r3agent.registry import Registry
-from r3agent.streaming import Assembly
+from r3agent.streaming import Assembly, OnDelta, shifted
 from r3agent.trajectory import Generation, Message, Record
 from r3agent.urls import shown
-
-OnDelta: TypeAlias = Callable[[int, str], object]
-"""Told of every piece of text of a streamed completion: the choice's number and the piece."""
 
 
 class Sampling(Record):
@@ -133,6 +130,7 @@ class OpenAIPolicy:
         self.sampling = sampling or Sampling()
         self._version = version
         self._live: LivePolicy | None = None
+        self._pin: str | None = None
         self._refused: set[str] = set()
         self._settings: dict[str, Any] = {
             "api_key": api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
@@ -173,11 +171,32 @@ class OpenAIPolicy:
             RequestError: this request was refused, e.g. the prompt is too long.
             ProtocolError: the answer is not an OpenAI response.
         """
-        return await self._sample(None, messages, n=n, tools=tools, sampling=sampling, on_delta=on_delta)
+        body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
+        drawn = sampling or self.sampling
+        target = self._target()
+        if self._pin is not None:
+            target = target._replace(model=self._pin)
+        try:
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        except (AccessError, EndpointError):
+            # The version was taken off the server, or the server away, for what is live now: the stamp tells.
+            if self._live is None or (now := self._target()) == target:
+                raise
+            target = now
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        rest = (
+            self._complete(target, body, drawn.of_choice(i), 1, on_delta and shifted(on_delta, i))
+            for i in range(len(drawings), n)
+        )
+        return drawings + [generation for one in await together(rest) for generation in one]
 
-    def pinned(self, model: str) -> Policy:
+    def pinned(self, model: str) -> OpenAIPolicy:
         """The version that answered as `model`: an episode goes on with the version it began with."""
-        return self if self._live is None else _Pinned(self, model)
+        if self._live is None:
+            return self
+        kept = copy(self)
+        kept._pin = model
+        return kept
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -193,35 +212,6 @@ class OpenAIPolicy:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    async def _sample(
-        self,
-        pinned: str | None,
-        messages: Sequence[Message],
-        *,
-        n: int,
-        tools: Sequence[dict[str, Any]],
-        sampling: Sampling | None,
-        on_delta: OnDelta | None,
-    ) -> list[Generation]:
-        body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
-        drawn = sampling or self.sampling
-        target = self._target()
-        if pinned is not None:
-            target = target._replace(model=pinned)
-        try:
-            drawings = await self._complete(target, body, drawn, n, on_delta)
-        except (AccessError, EndpointError):
-            # The version was taken off the server, or the server away, for what is live now: the stamp tells.
-            if self._live is None or (now := self._target()) == target:
-                raise
-            target = now
-            drawings = await self._complete(target, body, drawn, n, on_delta)
-        rest = (
-            self._complete(target, body, drawn.of_choice(i), 1, on_delta and _shifted(on_delta, i))
-            for i in range(len(drawings), n)
-        )
-        return drawings + [generation for one in await together(rest) for generation in one]
 
     async def _complete(
         self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
@@ -307,31 +297,3 @@ class OpenAIPolicy:
         if before != after:
             return None
         return after if versions.is_version(after) else self._version or versions.BASE
-
-
-@dataclass(frozen=True)
-class _Pinned:
-    """A live policy, kept at one version."""
-
-    policy: OpenAIPolicy
-    model: str
-
-    async def sample(
-        self,
-        messages: Sequence[Message],
-        *,
-        n: int = 1,
-        tools: Sequence[dict[str, Any]] = (),
-        sampling: Sampling | None = None,
-        on_delta: OnDelta | None = None,
-    ) -> list[Generation]:
-        return await self.policy._sample(  # pyright: ignore[reportPrivateUsage]
-            self.model, messages, n=n, tools=tools, sampling=sampling, on_delta=on_delta
-        )
-
-    async def aclose(self) -> None:
-        await self.policy.aclose()
-
-
-def _shifted(on_delta: OnDelta, by: int) -> OnDelta:
-    return lambda index, text: on_delta(index + by, text)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+OnDelta: TypeAlias = Callable[[int, str], object]
+"""Told of every piece of text of a streamed completion: the choice's number and the piece."""
+
+
+def shifted(on_delta: OnDelta, by: int) -> OnDelta:
+    """For choices that another request draws: its first is number `by` of all."""
+    return lambda index, text: on_delta(index + by, text)
 
 
 class Assembly:

@@ -102,7 +102,7 @@ async def test_an_episode_keeps_its_version_while_that_is_served(
 
     trajectory = await episode(endpoint, registry, deploys)
     versions = [span.policy_version for span in trajectory.spans]
-    assert versions == ["v0001", "v0001", "v0001"] if stays_loaded else ["v0001", "v0002", "v0002"]
+    assert versions == (["v0001", "v0001", "v0001"] if stays_loaded else ["v0001", "v0002", "v0002"])
     assert trajectory.policy_versions == tuple(dict.fromkeys(versions))
     assert summarise([trajectory]).mixed_versions == (0 if stays_loaded else 1)
 
@@ -124,10 +124,8 @@ async def test_weights_in_place_are_stamped_by_what_the_server_says(
 
 
 async def test_adapters_ask_nothing_of_the_weights(registry: Registry) -> None:
-    def counting(body: dict[str, Any], choice: int) -> str:
-        return "hi"
-
-    with ScriptedEndpoint(counting, model="tiny") as endpoint:  # no /weight_info: asking would be a 404
+    with ScriptedEndpoint("hi", model="tiny") as endpoint:
+        endpoint.weight_version = "v0009"  # it would be on the stamp
         async with OpenAIPolicy(endpoint.url, "tiny", registry=registry) as policy:
             [generation] = await policy.sample(MESSAGES)
     assert generation.policy_version == "v0000"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
+from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_adapter, check_weights
 from r3agent.errors import DeployError
-from r3agent.registry import PolicyCard
 
 LAST_LINES = 15
 
@@ -24,24 +22,20 @@ class Command:
     """
 
     command: tuple[str, ...]
-    card: PolicyCard
-    weights: str
-    adapter_dir: Path | None
+    checkpoint: Checkpoint
     timeout_s: float
 
     def check(self) -> None:
-        if self.adapter_dir is not None:
-            check_adapter(self.adapter_dir, self.card.base_path)
-        else:
-            check_weights(self.weights, self.card.base_path)
+        self.checkpoint.check()
 
     def apply(self, server: Server) -> Server:
+        card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir
         told = {
-            "R3AGENT_VERSION": self.card.version,
-            "R3AGENT_SERVED_NAME": self.card.served_name,
-            "R3AGENT_CHECKPOINT": str(self.adapter_dir.resolve()) if self.adapter_dir else self.weights,
-            "R3AGENT_BASE_MODEL": self.card.base_path,
-            "R3AGENT_KIND": self.card.kind,
+            "R3AGENT_VERSION": card.version,
+            "R3AGENT_SERVED_NAME": card.served_name,
+            "R3AGENT_CHECKPOINT": str(adapter_dir.resolve()) if adapter_dir else self.checkpoint.model,
+            "R3AGENT_BASE_MODEL": card.base_path,
+            "R3AGENT_KIND": card.kind,
             "R3AGENT_BASE_URL": server.base_url,
         }
         shown = " ".join(self.command)

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_adapter, check_weights
 from r3agent.errors import ConfigError, DeployError
-from r3agent.registry import PolicyCard
 
 POLL_S = 0.2
 GRACE_S = 2.0
@@ -33,35 +32,31 @@ LAST_LINES = 15
 class Restart:
     """Start a server with the version's weights, and stop the old one in the end."""
 
-    card: PolicyCard
-    weights: str
-    adapter_dir: Path | None
+    checkpoint: Checkpoint
     run_dir: Path
     timeout_s: float
     old: dict[str, Any] | None = None
     started: subprocess.Popen[bytes] | None = None
 
     def check(self) -> None:
-        if self.adapter_dir is not None:
-            check_adapter(self.adapter_dir, self.card.base_path)
-        else:
-            check_weights(self.weights, self.card.base_path)
+        self.checkpoint.check()
 
     def apply(self, server: Server) -> Server:
+        card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir
         self.old = self._supervised(server)
-        log = self.run_dir / "servers" / f"{self.card.version}.log"
+        log = self.run_dir / "servers" / f"{card.version}.log"
         argv = [*self.old["argv"], "--port", "0", "--log", str(log.with_suffix(".server.log"))]
-        command = [sys.executable, "-m", "r3agent", "serve", self.weights, *argv, "--name", self.card.name]
+        command = [sys.executable, "-m", "r3agent", "serve", self.checkpoint.model, *argv, "--name", card.name]
         with log.open("wb") as out:
             self.started = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         successor = server.at(self._address(self.started, log))
-        if self.adapter_dir is not None:
-            successor.load_adapter(self.card.served_name, self.adapter_dir)
-        elif self.card.kind == "full":
+        if adapter_dir is not None:
+            successor.load_adapter(card.served_name, adapter_dir)
+        elif card.kind == "full":
             with suppress(DeployError):  # only vLLM in development mode and the embedded server keep it
-                successor.set_weight_version(self.card.version)
+                successor.set_weight_version(card.version)
         return successor
 
     def undo(self, server: Server) -> str:
@@ -81,24 +76,25 @@ class Restart:
             os.kill(self.old["pid"], signal.SIGTERM)
 
     def _supervised(self, server: Server) -> dict[str, Any]:
-        known: list[str] = []
-        for path in (self.run_dir / "servers").glob("*.json"):
-            entry = json.loads(path.read_bytes())
+        entries = self._entries()
+        for entry in entries:
             if entry["base_url"].rstrip("/") == server.base_url.rstrip("/"):
                 return entry
-            known.append(entry["base_url"])
-        here = f", only {', '.join(known)}" if known else ""
+        here = f", only {', '.join(entry['base_url'] for entry in entries)}" if entries else ""
         raise ConfigError(
             f'deploy.strategy = "restart": {server.base_url} is not supervised here{here}; '
             f"start it with r3agent serve --run {self.run_dir}"
         )
 
+    def _entries(self) -> list[dict[str, Any]]:
+        """What the servers that are supervised for this run say of themselves."""
+        return [json.loads(path.read_bytes()) for path in sorted((self.run_dir / "servers").glob("*.json"))]
+
     def _address(self, process: subprocess.Popen[bytes], log: Path) -> str:
         """Of the new server, once it is healthy."""
         deadline = time.monotonic() + self.timeout_s
         while True:
-            for path in (self.run_dir / "servers").glob("*.json"):
-                entry = json.loads(path.read_bytes())
+            for entry in self._entries():
                 if entry["pid"] == process.pid:
                     return entry["base_url"]
             if (code := process.poll()) is not None:

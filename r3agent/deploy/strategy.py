@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.command import Command
 from r3agent.deploy.lora import LoraLoad
 from r3agent.deploy.reload import WeightReload
@@ -58,12 +59,13 @@ def choose(
     """
     adapter_dir = registry.version_dir(card.version) / ADAPTER_DIR if card.kind == "lora" else None
     weights = _weights(card, registry)
+    checkpoint = Checkpoint(card, weights, adapter_dir)
     if wanted == "restart":
-        return "restart", Restart(card, weights, adapter_dir, registry.run_dir, timeout_s=timeout_s)
+        return "restart", Restart(checkpoint, registry.run_dir, timeout_s=timeout_s)
     if wanted == "command":
         if not command:
             raise ConfigError('deploy.strategy = "command": say which with deploy.command = ["./roll_out.sh"]')
-        return "command", Command(tuple(command), card, weights, adapter_dir, timeout_s=timeout_s)
+        return "command", Command(tuple(command), checkpoint, timeout_s=timeout_s)
     if adapter_dir is not None:
         return "lora", LoraLoad(card, adapter_dir)
     if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
