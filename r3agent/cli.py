@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -147,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except R3Error as error:
         print(f"r3agent {options.verb}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read it, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return FAILED
     except KeyboardInterrupt:
         print(f"r3agent {options.verb}: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

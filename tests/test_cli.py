@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +260,13 @@ def test_a_port_that_does_not_exist_exits_2(capsys):
     code, _, err = call(capsys, "serve", "--port", 99999)
     assert code == 2
     assert "--port 99999: must be 0 to 65535" in err
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    words = [sys.executable, "-m", "r3agent", "init", "--run", str(tmp_path / "run")]
+    done = subprocess.run(words, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert done.stderr == ""
+    assert (tmp_path / "run" / "r3.toml").exists()

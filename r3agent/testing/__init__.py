@@ -1,6 +1,6 @@
-"""Fakes to test applications with: a policy without a model, and an endpoint that fails on cue.
+"""What to test applications with: a policy without a model, an endpoint that fails on cue, traffic through a change.
 
-Neither patches anything: `ScriptedPolicy` goes where an `OpenAIPolicy` goes, `ScriptedEndpoint` is a real server.
+Nothing is patched: `ScriptedPolicy` goes where an `OpenAIPolicy` goes, `ScriptedEndpoint` is a real server.
 """
 
 from r3agent.testing.endpoint import Received, ScriptedEndpoint
@@ -17,6 +17,7 @@ from r3agent.testing.faults import (
     rate_limited,
 )
 from r3agent.testing.policy import Call, ScriptedPolicy
+from r3agent.testing.traffic import Traffic, traffic_through
 
 __all__ = [
     "DROPPED",
@@ -31,6 +32,8 @@ __all__ = [
     "Received",
     "ScriptedEndpoint",
     "ScriptedPolicy",
+    "Traffic",
     "miscount",
     "rate_limited",
+    "traffic_through",
 ]

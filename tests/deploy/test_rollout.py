@@ -54,7 +54,7 @@ def script(path: Path, text: str, timeout_s: float = 60) -> DeployConfig:
 
 
 LOAD = """
-echo "$R3AGENT_VERSION $R3AGENT_KIND $R3AGENT_BASE_MODEL" > told
+echo "$R3AGENT_VERSION $R3AGENT_KIND $R3AGENT_BASE_MODEL" > "$(dirname "$0")/told"
 python3 - <<EOF
 import os, json, urllib.request
 body = {"lora_name": os.environ["R3AGENT_SERVED_NAME"], "lora_path": os.environ["R3AGENT_CHECKPOINT"]}
@@ -64,8 +64,7 @@ EOF
 """
 
 
-def test_a_script_of_the_user_brings_the_weights(run: Run, endpoint: Endpoint, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_script_of_the_user_brings_the_weights(run: Run, endpoint: Endpoint, tmp_path: Path):
     config = script(tmp_path / "roll_out.sh", LOAD)
     report = deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, config=config)
     assert (report.strategy, run.registry.live) == ("command", "v0001")

@@ -41,11 +41,11 @@ class Trained:
         self.registry = Registry(run_dir)
         self.registry.add_base(name, str(base))
 
-    def publish(self, kind: Kind, *, seed: int, card_seed: int | None = None) -> str:
+    def publish(self, kind: Kind, *, seed: int, card_seed: int | None = None, rank: int = 8) -> str:
         """A version from the base; with `card_seed`, its card describes other weights than it has."""
         version = self.registry.next_version()
-        changed = self.changed(kind, seed)
-        described = changed if card_seed is None else self.changed(kind, card_seed)
+        changed = self.changed(kind, seed, rank)
+        described = changed if card_seed is None else self.changed(kind, card_seed, rank)
         canary = CanarySequence(
             token_ids_T=TOKENS,
             logprobs_T=logprobs_of(described, TOKENS),
@@ -69,11 +69,11 @@ class Trained:
         model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
         return peft.PeftModel.from_pretrained(model, directory / ADAPTER_DIR) if card.kind == "lora" else model
 
-    def changed(self, kind: Kind, seed: int) -> Any:
+    def changed(self, kind: Kind, seed: int, rank: int = 8) -> Any:
         model = self.load()
         if kind == "lora":
             model = peft.get_peft_model(
-                model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "up_proj"])
+                model, peft.LoraConfig(r=rank, lora_alpha=16, target_modules=["q_proj", "up_proj"])
             )
         torch.manual_seed(seed)
         with torch.no_grad():

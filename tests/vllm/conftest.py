@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from r3agent.errors import ConfigError
 from r3agent.serve.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
@@ -23,6 +24,12 @@ def vllm_python() -> str:
         if os.environ.get(PYTHON_VARIABLE):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The cores are the server's; what is compared with it here is tiny."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

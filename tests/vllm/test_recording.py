@@ -5,6 +5,7 @@ The modes that lose tokens are known to the record: they are not trainable, and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from r3agent.tasks import find_tasks
 from r3agent.trajectory import Generation
 from r3agent.verifiers import find_verifier
 from tests.deploy.trained import logprobs_of
-from tests.vllm.bytes_model import save_bytes_model
+from tests.vllm.bytes_model import ANSWER, CALL, THOUGHT, bytes_tokenizer, save_bytes_model
 
 FLOAT32_GAP = 1e-4
 """Nats; found: 5e-6 at most."""
@@ -51,6 +52,13 @@ SCHEMA = {
         },
     },
 }
+BYTES = ("--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager")
+BYTES += (
+    "--structured-outputs-config",
+    '{"backend": "xgrammar", "disable_any_whitespace": true}',
+)  # or a grammar may go on for ever
+FREE = ("plain", "tools")
+"""Modes in which no grammar has a say."""
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "tools": {"tools": (WEATHER,)},
@@ -58,6 +66,9 @@ MODES: dict[str, dict[str, Any]] = {
     "required tool": {"tools": (WEATHER,), "tool_choice": "required"},
     "json schema": {"response_format": SCHEMA},
 }
+
+
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
 def gaps(generation: Generation, model: Any) -> list[float]:
@@ -69,23 +80,30 @@ def gaps(generation: Generation, model: Any) -> list[float]:
 
 @pytest.fixture(scope="module")
 def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_bytes_model(tmp_path_factory.mktemp("model") / "bytes")
+    return save_bytes_model(tmp_path_factory.mktemp("model") / "bytes", MESSAGES, [WEATHER])
+
+
+def started(model: Path, log: Path, *options: str) -> VLLMProcess:
+    """The bytes model in bfloat16, with a tool parser."""
+    speaks = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    return VLLMProcess(model, name="bytes", log_path=log, options=[*BYTES, *speaks, *options])
 
 
 @pytest.fixture(scope="module")
 def speaker(bytes_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
-    """The bytes model in bfloat16, with a tool parser."""
-    options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--enable-auto-tool-choice"]
-    with VLLMProcess(
-        bytes_model,
-        name="bytes",
-        log_path=tmp_path_factory.mktemp("speaker") / "log",
-        options=[*options, "--tool-call-parser", "hermes"],
-    ) as server:
+    with started(bytes_model, tmp_path_factory.mktemp("speaker") / "log") as server:
         yield server
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.fixture(scope="module")
+def thinker(bytes_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
+    """With a reasoning parser as well."""
+    log = tmp_path_factory.mktemp("thinker") / "log"
+    with started(bytes_model, log, "--reasoning-parser", "deepseek_r1") as server:
+        yield server
+
+
+@STREAMED
 async def test_plain_chat_is_recorded_exactly(vllm: VLLMProcess, streamed: bool) -> None:
     pieces: dict[int, str] = {}
 
@@ -102,34 +120,67 @@ async def test_plain_chat_is_recorded_exactly(vllm: VLLMProcess, streamed: bool)
         assert [pieces[i] for i in range(4)] == [g.text for g in drawn]
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("mode", MODES)
-async def test_every_mode_is_exact_or_says_why_not(
-    speaker: VLLMProcess, bytes_model: Path, mode: str, streamed: bool
-) -> None:
+async def drawn_from(server: VLLMProcess, mode: str, *, n: int, streamed: bool, temperature: float) -> list[Generation]:
     asked = dict(MODES[mode])
     tools = asked.pop("tools", ())
-    sampling = Sampling(max_tokens=200, extra=asked)
-    async with OpenAIPolicy(speaker.base_url, "bytes", sampling=sampling) as policy:
-        drawn = await policy.sample(MESSAGES, n=2, tools=tools, on_delta=(lambda *_: None) if streamed else None)
+    sampling = Sampling(max_tokens=200, temperature=temperature, extra=asked)
+    async with OpenAIPolicy(server.base_url, "bytes", sampling=sampling) as policy:
+        return await policy.sample(MESSAGES, n=n, tools=tools, on_delta=(lambda *_: None) if streamed else None)
+
+
+def assert_exact_or_says_why_not(drawn: list[Generation], bytes_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(bytes_model)
-    print(
-        mode,
-        "streamed" if streamed else "whole",
-        [(g.capability, g.capability_note, len(g.token_ids or ())) for g in drawn],
-    )
+    print([(g.capability, g.capability_note, len(g.token_ids or ())) for g in drawn])
     for generation in drawn:
         assert (generation.capability == "trainable-exact") == (generation.capability_note is None)
         if generation.capability == "trainable-exact":
             apart = gaps(generation, model)
             assert len(apart) == generation.completion_tokens
             assert max(apart) < BFLOAT16_GAP
-    if mode in ("named tool", "required tool"):
-        assert [g.tool_calls[0]["function"]["name"] for g in drawn] == ["weather"] * 2
-    if mode in ("plain", "tools") and not streamed:
+
+
+@STREAMED
+@pytest.mark.parametrize("mode", MODES)
+async def test_every_mode_is_exact_or_says_why_not(
+    speaker: VLLMProcess, bytes_model: Path, mode: str, streamed: bool
+) -> None:
+    drawn = await drawn_from(speaker, mode, n=2, streamed=streamed, temperature=1.0)
+    assert_exact_or_says_why_not(drawn, bytes_model)
+    if mode in FREE and not streamed:
         assert {g.capability for g in drawn} == {"trainable-exact"}
-    if mode not in ("plain", "tools"):
+    if mode not in FREE:
         assert all("grammar" in (g.capability_note or "") for g in drawn)
+    if mode == "json schema":
+        assert all(json.loads(g.text).keys() == {"op", "sure"} for g in drawn)
+    if mode in ("named tool", "required tool"):
+        assert [name_of_call(g) for g in drawn] == ["weather"] * 2
+
+
+@STREAMED
+@pytest.mark.parametrize("mode", FREE)
+@pytest.mark.parametrize("parsers", ["speaker", "thinker"])
+async def test_what_a_parser_takes_out_of_the_text_stays_in_the_tokens(
+    request: pytest.FixtureRequest, bytes_model: Path, parsers: str, mode: str, streamed: bool
+) -> None:
+    server: VLLMProcess = request.getfixturevalue(parsers)
+    drawn = await drawn_from(server, mode, n=2, streamed=streamed, temperature=0.1)
+    assert_exact_or_says_why_not(drawn, bytes_model)
+    said = CALL if mode == "tools" else ANSWER
+    ids = bytes_tokenizer()(f"{THOUGHT}{said}<|end|>", add_special_tokens=False)["input_ids"]
+    for generation in drawn:
+        if generation.capability == "trainable-exact":
+            assert list(generation.token_ids or ()) == ids
+        if mode == "tools":
+            assert name_of_call(generation) == "weather"
+        thought = THOUGHT if parsers == "speaker" else ""
+        assert generation.text == thought + ("" if mode == "tools" else ANSWER)
+    if not streamed:
+        assert {g.capability for g in drawn} == {"trainable-exact"}
+
+
+def name_of_call(generation: Generation) -> str:
+    [call] = generation.tool_calls
+    return call["function"]["name"]
 
 
 async def test_a_collection_counts_what_it_holds(vllm: VLLMProcess, tmp_path: Path) -> None:

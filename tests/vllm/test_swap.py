@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from r3agent import OpenAIPolicy, Sampling
+from r3agent import OpenAIPolicy, Sampling, Trajectory, build_graph
 from r3agent.bundled import BUNDLED_DIR
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
+from r3agent.registry import Kind
 from r3agent.serve.vllm import VLLMProcess
+from r3agent.summary import summarise
 from r3agent.tasks import find_tasks
+from r3agent.testing import Traffic, traffic_through
 from r3agent.trajectory import Generation
+from r3agent.verifiers import find_verifier
 from tests.deploy.trained import Trained, logprobs_of
 from tests.vllm.test_recording import FLOAT32_GAP, gaps
 
@@ -36,28 +36,26 @@ def served(server: VLLMProcess) -> set[str]:
     return {model["id"] for model in httpx.get(f"{server.base_url}/models").json()["data"]}
 
 
-async def under_load(policy: OpenAIPolicy, swap: Callable[[], Any]) -> tuple[list[Generation], float]:
-    """What was sampled around a swap, and the longest time without any answer, in seconds; an error fails the test."""
+def unload_all(server: VLLMProcess) -> None:
+    for name in served(server) - {"bundled"}:
+        httpx.post(f"{server.base_url}/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
+
+
+def live(base_url: str, trained: Trained) -> OpenAIPolicy:
+    return OpenAIPolicy(base_url, "bundled@live", registry=trained.registry, sampling=Sampling(max_tokens=24))
+
+
+def asking(policy: OpenAIPolicy) -> Callable[[int], Awaitable[list[Generation]]]:
     prompts = [task.messages for task in find_tasks("countdown", 64, seed=1)]
-    drawn: list[Generation] = []
-    ended: list[float] = []
-    swapped = asyncio.Event()
+    return lambda number: policy.sample(prompts[number % 64])
 
-    async def client(number: int) -> None:
-        more = 3
-        while more:
-            drawn.extend(await policy.sample(prompts[(number + len(drawn)) % 64]))
-            ended.append(time.monotonic())
-            more -= swapped.is_set()
 
-    async def swapping() -> None:
-        await asyncio.sleep(1)
-        await asyncio.to_thread(swap)
-        swapped.set()
-
-    await asyncio.gather(swapping(), *(client(i) for i in range(CLIENTS)))
-    ended.sort()
-    return drawn, max(b - a for a, b in pairwise(ended))
+def told(strategy: str, traffic: Traffic[list[Generation]]) -> str:
+    unknown = sum(g.policy_version is None for answer in traffic.answers for g in answer)
+    return (
+        f"{strategy}: {len(traffic.answers)} requests, 0 failed, {unknown} of unknown version, the longest gap between "
+        f"answers {traffic.gap_s * 1e3:.0f} ms, before the swap {traffic.usual_gap_s * 1e3:.0f} ms"
+    )
 
 
 def assert_stamps_are_true(trained: Trained, drawn: list[Generation]) -> None:
@@ -79,10 +77,10 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
     for seed in (1, 2):
         trained.publish("lora", seed=seed)
     deploy("v0001", **where)
-    sampling = Sampling(max_tokens=24)
-    async with OpenAIPolicy(vllm.base_url, "bundled@live", registry=trained.registry, sampling=sampling) as policy:
-        drawn, gap_s = await under_load(policy, lambda: deploy("v0002", config=DeployConfig(keep=1), **where))
-    print(f"lora: {len(drawn)} requests, 0 failed, the longest gap between answers {gap_s * 1e3:.0f} ms")
+    async with live(vllm.base_url, trained) as policy:
+        traffic = await traffic_through(lambda: deploy("v0002", config=DeployConfig(keep=1), **where), asking(policy))
+    print(told("lora", traffic))
+    drawn = [generation for answer in traffic.answers for generation in answer]
     assert {g.policy_version for g in drawn} == {"v0001", "v0002"}
     assert_stamps_are_true(trained, drawn)
     assert served(vllm) == {"bundled", "bundled@v0002"}
@@ -90,26 +88,50 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
     assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0002"}
     rollback(**where)
     rollback(to="v0000", **where)
-    for name in served(vllm) - {"bundled"}:
-        httpx.post(f"{vllm.base_url}/unload_lora_adapter", json={"lora_name": name})
+    unload_all(vllm)
 
 
 async def test_full_weights_are_reloaded_under_load(vllm: VLLMProcess, trained: Trained) -> None:
     where = {"registry": trained.registry, "base_url": vllm.base_url}
     trained.publish("full", seed=1)
-    sampling = Sampling(max_tokens=24)
-    async with OpenAIPolicy(vllm.base_url, "bundled@live", registry=trained.registry, sampling=sampling) as policy:
-        drawn, gap_s = await under_load(policy, lambda: deploy("v0001", **where))
-    unknown = sum(g.policy_version is None for g in drawn)
-    print(
-        f"reload: {len(drawn)} requests, 0 failed, {unknown} of unknown version, the longest gap between answers "
-        f"{gap_s * 1e3:.0f} ms"
-    )
+    async with live(vllm.base_url, trained) as policy:
+        traffic = await traffic_through(lambda: deploy("v0001", **where), asking(policy))
+    print(told("reload", traffic))
+    drawn = [generation for answer in traffic.answers for generation in answer]
     assert {g.policy_version for g in drawn} >= {"v0000", "v0001"}
-    assert unknown <= CLIENTS
+    assert sum(g.policy_version is None for g in drawn) <= CLIENTS
     assert_stamps_are_true(trained, drawn)
     rollback(**where)
     assert trained.registry.live == "v0000"
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+async def test_an_episode_keeps_its_version_or_says_that_it_mixes_two(
+    vllm: VLLMProcess, trained: Trained, kind: Kind
+) -> None:
+    """Adapters are served side by side, so episodes end on the one they began with; weights in place are not."""
+    where = {"registry": trained.registry, "base_url": vllm.base_url}
+    tasks = [task.model_dump(mode="json") for task in find_tasks("countdown", 64, seed=2)]
+    trained.publish(kind, seed=1)
+    async with live(vllm.base_url, trained) as policy:
+        graph = build_graph(policy=policy, verifier=find_verifier("countdown"), reflections=2).compile()
+
+        async def episode(number: int) -> Trajectory:
+            state = await graph.ainvoke({"task": tasks[number % len(tasks)]})
+            return Trajectory.model_validate(state["trajectory"])
+
+        traffic = await traffic_through(lambda: deploy("v0001", **where), episode, clients=CLIENTS)
+    versions = [set(t.policy_versions) for t in traffic.answers]
+    assert {"v0000"} in versions
+    assert {"v0001"} in versions
+    mixed = [t for t in traffic.answers if len(t.policy_versions) > 1]
+    print(f"{kind}: {len(traffic.answers)} episodes, {len(mixed)} of them with spans of two versions")
+    assert summarise(traffic.answers).mixed_versions == len(mixed)
+    if kind == "lora":
+        assert mixed == []
+    assert_stamps_are_true(trained, [span for t in mixed or traffic.answers for span in t.spans])
+    rollback(**where)
+    unload_all(vllm)
 
 
 def test_weights_that_are_not_the_cards_do_not_go_live(vllm: VLLMProcess, trained: Trained) -> None:

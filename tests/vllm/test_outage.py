@@ -1,0 +1,15 @@
+"""A real vLLM server dies in the middle of a collection and comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from r3agent.serve.vllm import VLLMProcess
+from tests.outage import assert_collects_through_an_outage
+from tests.vllm.conftest import SMALL
+
+
+async def test_a_collection_waits_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    await assert_collects_through_an_outage(
+        lambda port, log: VLLMProcess("bundled", name="bundled", port=port, log_path=log, options=SMALL), tmp_path
+    )
