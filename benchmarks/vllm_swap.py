@@ -3,7 +3,7 @@
     python benchmarks/vllm_swap.py [--clients 4]
 
 Two versions are trained from 48 collected episodes, an adapter and full weights. Then each goes live while so many
-clients ask for short Countdown completions, each ten times a second at most: the adapter is loaded (`lora`), full
+clients ask for short Countdown completions, each three times a second at most: the adapter is loaded (`lora`), full
 weights are read in place (`reload`), and the server is replaced by a new one (`restart`). An error ends the benchmark.
 The last line is one JSON object: the longest time between two answers, and how many times the longest one before the
 swap that is. Needs vLLM: `make vllm`, or $R3AGENT_VLLM_PYTHON.
@@ -68,7 +68,7 @@ async def measure(run: Run, change: Callable[[], object], clients: int) -> dict[
             change,
             lambda number: policy.sample(prompts[number % 64]),
             clients=clients,
-            pause_s=0.1,
+            pause_s=0.3,
             before_s=5.0,
             more=10,
         )
@@ -106,6 +106,7 @@ def main() -> None:
             lora.rollback()
             unload(base_url, "bundled@v0001")
             swapped("reload", full, lambda: full.deploy("v0001"))
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "1"  # on a CPU; the server that is replaced is on core 0
             restart = DeployConfig(strategy="restart")
             where = {"registry": full.registry, "base_url": base_url, "config": restart}
             swapped("restart", full, lambda: deploy("v0000", **where))

@@ -27,6 +27,8 @@ from tests.vllm.conftest import SMALL
 from tests.vllm.test_swap import asking, assert_stamps_are_true, live, served, told, unload_all
 
 STOP_S = 60.0
+OTHER_CORE = ("VLLM_CPU_OMP_THREADS_BIND", "1")
+"""vLLM on a CPU binds its threads to the first cores, where the server that is replaced is busy; a GPU ignores it."""
 LOW_RANK = ("--max-lora-rank", "8")
 
 
@@ -66,14 +68,16 @@ def trained(tmp_path: Path) -> Trained:
     return trained
 
 
-async def test_a_supervised_server_is_replaced_under_load(supervised: Supervised) -> None:
+async def test_a_supervised_server_is_replaced_under_load(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*OTHER_CORE)
     trained, old = supervised.trained, psutil.Process(*supervised.supervisors())
     trained.publish("full", seed=1)
     where = {"registry": trained.registry, "base_url": supervised.base_url}
     async with live(supervised.base_url, trained) as policy:
-        # Unhurried, or nothing is left of the cores for the new server to start with.
         change = partial(deploy, "v0001", config=DeployConfig(strategy="restart"), **where)
-        traffic = await traffic_through(change, asking(policy), clients=4, pause_s=0.1)
+        traffic = await traffic_through(change, asking(policy), clients=4, pause_s=0.5)
     print(told("restart", traffic))
     drawn = [generation for answer in traffic.answers for generation in answer]
     assert {g.policy_version for g in drawn} == {"v0000", "v0001"}
