@@ -2,7 +2,7 @@
 
 The old one has to be supervised by `r3agent serve --run RUN`, which leaves `RUN/servers/PORT.json`. Clients find the
 new one through the live pointer, so they have to ask for `NAME@live`. The machine has to have room for both: on a CPU
-vLLM binds its threads to the first cores, and two of them are slow on the same; `VLLM_CPU_OMP_THREADS_BIND` names others.
+vLLM binds its threads to the first cores, where two of them are slow; `VLLM_CPU_OMP_THREADS_BIND` names others.
 """
 
 from __future__ import annotations
