@@ -81,8 +81,8 @@ def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, task
     assert code == 0
     code, out, _ = call(capsys, "inspect", first, "--run", tmp_path / "run")
     assert code == 0
-    assert "reflect reward 1.00" in out
-    assert "reflect reward 0.00" in out
+    assert "reflect credit +0.71, reward 1.00" in out
+    assert "reflect credit -0.71, reward 0.00" in out
     code, _, err = call(capsys, "inspect", "nothing", "--run", tmp_path / "run")
     assert code == 2
     assert "not among the 3" in err
