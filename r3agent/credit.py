@@ -52,8 +52,9 @@ class Group(Record):
 
     @property
     def group_id(self) -> str:
-        """Of the first trajectory, and of the parent if there is one."""
-        return f"{self.trajectories_G[0].trajectory_id}/{'' if self.parent is None else self.parent.span_id}"
+        """Of the first trajectory, the parent if there is one, and the label: one parent has several kinds of group."""
+        parent = "" if self.parent is None else self.parent.span_id
+        return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}"
 
 
 def credit_label(trajectory: Trajectory, span: Span) -> CreditLabel:

@@ -106,6 +106,8 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
         (["--verifier", "json:nothing"], "has no 'nothing'"),
         (["--reflections", "-1"], "collect.reflections = -1"),
         (["--set", "train.epocs=1"], "did you mean 'train.epochs'"),
+        (["--set", "train.credit.retry=lift"], "what fits retry is 'success' or 'score'"),
+        (["--set", "train.credit={reflexion='lift'}"], "unknown label 'reflexion'; did you mean 'reflect'?"),
         (["--set", "epochs"], "section.key=value"),
         (["--set", "task.params={max_nubmer=3}"], "max_nubmer"),
         (["--set", "collect.n.x=3"], "collect.n = {'x': 3}: Input should be a valid integer"),

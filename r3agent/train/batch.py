@@ -158,7 +158,7 @@ def _report(trajectories: Sequence[Trajectory], credited: Credited, config: Trai
         spans={str(label): n for label, n in spans.items()},
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),
-        groups=len({(row.label, row.group_id) for row in rows if row.label != "distill"}),
+        groups=len({row.group_id for row in rows if row.label != "distill"}),
         dropped=dict(Counter(drop.reason for drop in dropped)),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),

@@ -85,7 +85,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.T
     return {
         **collate_tokens(rows, pad_id),
         "advantages": torch.tensor([row["advantage"] for row in rows], dtype=torch.float32),
-        "distilled": torch.tensor([row["label"] == "distill" for row in rows]),
+        "distilled": torch.tensor([row.get("label") == "distill" for row in rows]),
         "old_per_token_logps": _right([row["logprobs_T"] for row in rows], 0.0),
         "ref_per_token_logps": _right([row["start_logprobs_T"] for row in rows], 0.0),
     }
