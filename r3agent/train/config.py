@@ -39,8 +39,9 @@ class TrainConfig(Record):
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Which tokens are trained on, and what pays them. `reflect`: `retry_success`, the success of its retries (the
     paper, which trains on nothing else), `retry_score`, or `lift`, what that is more than the success of the blind
-    retries. `attempt`, `retry` and `blind_retry`: `success` or `score`, of their own verdict. Siblings are compared, so
-    there must be some: see `reflections`, `retries`, `blind_retries` and `samples` of `[collect]`."""
+    retries: siblings share these, so it changes the reported rewards, not which sibling is favoured. `attempt`,
+    `retry` and `blind_retry`: `success` or `score`, of their own verdict. Siblings are compared, so there must be some:
+    see `reflections`, `retries`, `blind_retries` and `samples` of `[collect]`."""
     credit_weights: dict[CreditLabel, Annotated[float, Field(gt=0)]] = {}
     """Multiplies the advantages of a credited label, e.g. `{retry = 0.5}`; 1 where nothing is said."""
     distill: float = Field(default=0.0, ge=0)

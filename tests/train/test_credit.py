@@ -72,6 +72,16 @@ def test_other_labels_change_nothing_for_a_label(sampled: list[Trajectory]) -> N
             assert alone == [row for row in together if row.label == label]
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_siblings_share_their_control_so_lift_gives_the_same_advantages(record: Record, scale: str) -> None:
+    trajectories = record([[(1, 0), (0, 0)], [(1, 1), (1, 0), (0, 0)]], blind=[1, 0, 0])
+    success, lift = (
+        build(trajectories, credit={"reflect": source}, scale_rewards=scale) for source in ("retry_success", "lift")
+    )
+    assert [row.advantage for row in lift] == pytest.approx([row.advantage for row in success])
+    assert [row.reward for row in lift] == pytest.approx([row.reward - 1 / 3 for row in success])
+
+
 @pytest.mark.parametrize("label", EVERYTHING)
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_a_weight_scales_the_advantages_of_its_label_alone(sampled: list[Trajectory], label: str, scale: str) -> None:
