@@ -59,7 +59,7 @@ ARMS: dict[str, dict[str, Any]] = {
 """Settings besides those of `r3agent demo`. `blind retry` and `first try` are controls: no reflection is trained."""
 
 PROBE = 32
-"""Tasks of a round from whose tokens the number of tasks is reckoned."""
+"""Tasks of a round from whose tokens their number is first reckoned."""
 CELLS = ("first_try", "after_reflection", "blind_retry")
 
 
@@ -80,9 +80,7 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
         run = Run(directory, settings)
         run.serve_live()
         for _ in range(len(run.registry.versions()), rounds + 1):
-            probe = Run(directory, {**settings, "collect.n": PROBE}).collect()
-            n = max(PROBE, round(tokens * PROBE / probe.tokens_sampled))
-            sampled += Run(directory, {**settings, "collect.n": n}).collect().tokens_sampled
+            sampled += collected(directory, settings, tokens)
             card = run.train()
             rows, steps = rows + card.metrics["rows"]["rows"], steps + card.metrics["steps"]
             run.deploy(card.version)
@@ -93,6 +91,15 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
         result[side] = {cell: 100 * getattr(getattr(comparison, side), cell).rate for cell in CELLS}
     done.write_text(json.dumps(result))
     return result
+
+
+def collected(directory: Path, settings: dict[str, Any], tokens: int) -> int:
+    """Collect a round's tasks, as many as `tokens` allow, and return the tokens they took."""
+    n, sampled = PROBE, 0
+    for share in (0.0, 0.8, 1.0):  # what is stored is not sampled again, and tells how much a task takes
+        n = max(n, round(share * tokens * n / sampled)) if sampled else n
+        sampled = Run(directory, {**settings, "collect.n": n}).collect().tokens_sampled
+    return sampled
 
 
 def interval(values: Sequence[float]) -> str:

@@ -1,15 +1,15 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with its generation replaced by the record.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Four things are not:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Five things are not:
 
 - A batch is made of recorded tokens and advantages, and the *recorded* logprobs are its `old_per_token_logps`. TRL
   itself takes the current policy for the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
 - The KL reference is the starting policy, as it is in TRL for full weights and for an adapter that goes on from
   itself. Its logprobs of all rows are computed once, before the first step, so no second copy of it is kept.
-- Every row of a step weighs the same, also when micro-batches differ in size.
-- The prompt that siblings share goes through the model once (`prefix`).
 - Rows of `distill` have no behaviour logprobs: their old ones are the current ones, so that the ratio is 1, is never
   clipped, and the gradient of ratio · advantage is that of advantage · log π.
+- Every row of a step weighs the same, also when micro-batches differ in size.
+- The prompt that siblings share goes through the model once (`prefix`).
 
 Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
 """
@@ -43,6 +43,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
     model: Any
     args: GRPOConfig
     train_dataset: Any
+    in_loss: dict[str, Any] | None = None
+    """The micro-batch whose loss is being computed."""
 
     def __init__(
         self,
@@ -69,8 +71,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
         if config.share_prompt and reason:
             logger.warning("every row computes its prompt anew: %s", reason)
         self.packs = config.share_prompt and not reason
-        self.in_loss: dict[str, Any] | None = None
-        """The micro-batch whose loss is being computed."""
 
     # ---- before the first step ----
 
@@ -167,7 +167,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         compute_aux_loss: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """(B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts where they can be."""
+        """As TRL's: (B, T) logprobs and entropies of the last `logits_to_keep` tokens, here with shared prompts."""
         if not self.packs or compute_aux_loss:
             return super()._get_per_token_logps_and_entropies(
                 model,
