@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 
-from r3agent import OpenAIPolicy, Sampling, collect, load
+from r3agent import OpenAIPolicy, Sampling, collect, groups, load
 from r3agent.serve import ServerProcess
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
@@ -25,7 +25,6 @@ async def main(base_url: str, directory: str) -> None:
 
 with ServerProcess("bundled") as server, tempfile.TemporaryDirectory() as directory:
     asyncio.run(main(server.base_url, directory))
-    for trajectory in load(directory):
-        for group in trajectory.groups():
-            for reflection, reward in zip(group.reflections_G, group.rewards_G, strict=True):
-                print(f"{trajectory.task.id:<24} reward {reward:.0f}  {reflection.text}")
+    for group in groups(load(directory)):
+        for reflection, reward in zip(group.spans_G, group.rewards_G, strict=True):
+            print(f"{group.trajectories_G[0].task.id:<24} reward {reward:.0f}  {reflection.text}")

@@ -8,6 +8,7 @@ Importing it loads no torch: training is in `r3agent.train`, the embedded server
 """
 
 from r3agent.collect import collect
+from r3agent.credit import Group, groups
 from r3agent.errors import (
     AccessError,
     BusyError,
@@ -27,7 +28,7 @@ from r3agent.graph import build_graph
 from r3agent.policy import OpenAIPolicy, Policy, Sampling
 from r3agent.store import load
 from r3agent.summary import CollectSummary
-from r3agent.trajectory import Generation, Group, Span, Task, Trajectory, Verdict
+from r3agent.trajectory import Generation, Span, Task, Trajectory, Verdict
 from r3agent.verifiers import Answer, Verifier
 
 __all__ = [
@@ -58,5 +59,6 @@ __all__ = [
     "VerifierError",
     "build_graph",
     "collect",
+    "groups",
     "load",
 ]

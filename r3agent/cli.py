@@ -12,14 +12,14 @@ from typing import Any
 
 import orjson
 
-from r3agent.commands import API_KEY, COMMANDS
+from r3agent.commands import API_KEY, COMMANDS, DEFAULT_RUN
 from r3agent.errors import R3Error
 from r3agent.serve.flags import CLI, FLAGS
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 RUN: dict[str, dict[str, Any]] = {
-    "--run": {"metavar": "DIR", "default": "runs/default", "help": "run directory (default %(default)s)"},
+    "--run": {"metavar": "DIR", "default": DEFAULT_RUN, "help": "run directory (default %(default)s)"},
     "--set": {
         "metavar": "SECTION.KEY=VALUE",
         "action": "append",
@@ -99,9 +99,13 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         | COLLECT,
     ),
     "inspect": (
-        "show a run, or one trajectory as a conversation with its credit",
-        "inspect 3f2a9c0d1e4b5a67 --run runs/mine",
-        {"trajectory": {"nargs": "?", "help": "id; default: the run itself"}, "--run": RUN["--run"]},
+        "show a run, or one trajectory as a conversation with every token's label, credit and logprob",
+        "inspect runs/mine 3f2a9c0d",
+        {
+            "words": {"nargs": "*", "metavar": "RUN [TRAJECTORY]", "help": f"directory; id (default {DEFAULT_RUN})"},
+            "--run": {"metavar": "DIR", "help": "the run directory, as for other verbs; then only TRAJECTORY"},
+            "--set": RUN["--set"],
+        },
     ),
     "demo": (
         "the whole loop on this machine with the bundled policy, in minutes",

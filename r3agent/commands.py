@@ -14,21 +14,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r3agent._async import run_sync
+from r3agent.bundled import resolve_model
 from r3agent.collect import summarise
 from r3agent.config import load_config, parse_override
 from r3agent.deploy import DeployReport
 from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
 from r3agent.evaluate import table
+from r3agent.inspection import find, inspect_trajectory
+from r3agent.inspection_view import shown
 from r3agent.loop import run_loop
 from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
 from r3agent.store import load
-from r3agent.trajectory import Span, Trajectory
 
 API_KEY = "OPENAI_API_KEY"
 """Where every verb that talks to an endpoint finds the key."""
+
+DEFAULT_RUN = "runs/default"
+"""The run directory where none is named."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,13 @@ def train(options: Namespace) -> Outcome:
     run = _open(options)
     with Watcher() as watcher:
         card = run.train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
-    text = (
-        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}\n"
-        f"next: r3agent deploy {card.version} --run {options.run}"
-    )
-    return Outcome(card.model_dump(mode="json", exclude={"canary"}), text)
+    lines = [
+        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
+        f"  rows by label: {_short(card.metrics['rows']['labels'])}",
+        *(f"  no row of {label}: {why}" for label, why in card.metrics["rows"]["remedies"].items()),
+        f"next: r3agent deploy {card.version} --run {options.run}",
+    ]
+    return Outcome(card.model_dump(mode="json", exclude={"canary"}), "\n".join(lines))
 
 
 def deploy(options: Namespace) -> Outcome:
@@ -149,25 +156,34 @@ def loop(options: Namespace) -> Outcome:
 
 
 def inspect(options: Namespace) -> Outcome:
-    directory = Path(options.run) / "trajectories"
+    words = list(options.words)
+    run = Path(options.run or (words.pop(0) if words else DEFAULT_RUN))
+    directory = run / "trajectories"
+    if len(words) > 1:
+        raise ConfigError(f"{' '.join(words)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
     trajectories = load(directory) if directory.is_dir() else []
     if not trajectories:
-        raise ConfigError(f"{directory}: no trajectories; collect some first, or name the run with --run")
-    if options.trajectory is None:
+        raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
+    if not words:
         ids = [t.trajectory_id for t in trajectories if t.error is None and not (t.attempt and t.attempt.passed)]
         summary = summarise(trajectories)
-        live = Registry(options.run).live
+        live = Registry(run).live
         lines = [
             f"{len(trajectories)} trajectories in {directory}, {summary.groups_with_variance} groups with variance",
             f"live policy: {live}",
-            "failed first tries, e.g. (r3agent inspect ID):",
+            f"failed first tries, e.g. (r3agent inspect {run} ID):",
             *(f"  {trajectory_id}" for trajectory_id in ids[:10]),
         ]
         return Outcome({**summary.model_dump(), "live": live, "failed": ids}, "\n".join(lines))
-    found = next((t for t in trajectories if t.trajectory_id.startswith(options.trajectory)), None)
-    if found is None:
-        raise ConfigError(f"trajectory {options.trajectory!r}: not among the {len(trajectories)} in {directory}")
-    return Outcome(found.model_dump(mode="json"), conversation(found))
+    file = run / CONFIG_FILE
+    config = load_config(file if file.exists() else None, _overrides(options))
+    inspection = inspect_trajectory(
+        find(trajectories, words[0], str(directory)),
+        trajectories,
+        config=config.train,
+        model=resolve_model(config.policy.base_model),
+    )
+    return Outcome(inspection.model_dump(mode="json"), shown(inspection))
 
 
 def demo(options: Namespace) -> Outcome:
@@ -191,29 +207,6 @@ COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "inspect": inspect,
     "demo": demo,
 }
-
-
-def conversation(trajectory: Trajectory) -> str:
-    """The tree as text: each span indented under its parent, with its verdict or what it earned."""
-    lines = [
-        f"task {trajectory.task.id}",
-        *(f"  {m['role']}: {m.get('content') or ''}" for m in trajectory.task.messages),
-    ]
-    if trajectory.error:
-        lines.append(f"error {trajectory.error.kind}: {trajectory.error.message}")
-
-    def show(span: Span, depth: int) -> None:
-        reward = trajectory.reward(span) if span.label == "reflect" else None
-        earned = "" if reward is None else f" reward {reward:.2f}"
-        verdict = {True: " ✓", False: " ✗", None: ""}[span.passed]
-        label = "blind retry" if trajectory.is_blind(span) else span.label
-        lines.append(f"{'  ' * depth}{label}{verdict}{earned} [{span.policy_version}, {span.capability}]: {span.text}")
-        for child in trajectory.children(span):
-            show(child, depth + 1)
-
-    if trajectory.attempt:
-        show(trajectory.attempt, 1)
-    return "\n".join(lines)
 
 
 def _open(options: Namespace) -> Run:

@@ -80,15 +80,15 @@ class CollectConfig(Record):
     n: int = Field(default=512, ge=1)
     """Tasks of one collection."""
     samples: int = Field(default=1, ge=1)
-    """Episodes of each task."""
+    """Episodes of each task; crediting `attempt` needs at least 2."""
     max_attempts: int = Field(default=2, ge=1)
     """Tries on one path, the first included."""
     reflections: int = Field(default=8, ge=0)
     """G: reflections of each failed try; a GRPO group."""
     retries: int = Field(default=1, ge=1)
-    """M: retries after each reflection."""
+    """M: retries after each reflection; crediting `retry` needs at least 2."""
     blind_retries: int = Field(default=0, ge=0)
-    """B: retries without a reflection, as a control; `train.reward = "lift"` needs at least 1."""
+    """B: retries without a reflection, as a control; the reward `lift` needs at least 1, crediting them at least 2."""
     concurrency: int = Field(default=64, ge=1)
     """Episodes under way at once."""
 
@@ -146,8 +146,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         table: Any = settings
-        for parent in parents:
-            table = table.setdefault(parent, {})
+        for depth, parent in enumerate(parents):
+            table = table.setdefault(parent, _table(*parents[:depth], parent))
             if not isinstance(table, dict):
                 raise ConfigError(f"{key}: {parent} = {table!r} is not a section; write [{parent}] with keys below it")
         table[leaf] = value
@@ -182,9 +182,24 @@ def to_toml(config: Config) -> str:
         for name, value in getattr(config, section).model_dump(mode="json", exclude_none=True).items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            table.add(name, value)
+            table.add(name, _inline(value) if isinstance(value, dict) else value)
         document.add(section, table)
     return tomlkit.dumps(document)
+
+
+def _table(*path: str) -> dict[str, Any]:
+    """What a key that the file does not have is added to: for one of a mapping such as `train.credit`, its default."""
+    default: Any = Config()
+    for name in path:
+        default = getattr(default, name, None)
+    return dict(cast(dict[str, Any], default)) if isinstance(default, dict) else {}
+
+
+def _inline(mapping: dict[str, Any]) -> Any:
+    """On one line, so that the settings after it stay in their section."""
+    inline = tomlkit.inline_table()
+    inline.update(mapping)
+    return inline
 
 
 def _read(path: Path) -> dict[str, Any]:

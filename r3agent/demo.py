@@ -100,7 +100,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
 {_conclusion(comparison, change)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
-next: r3agent inspect --run {out}            what was collected, and one conversation with its credit
+next: r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
       r3agent serve bundled --port 8000      then r3agent loop --run runs/mine, with r3.toml to edit"""
     return summary, text
 

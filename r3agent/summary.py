@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from r3agent.credit import groups
 from r3agent.trajectory import Record, Trajectory, mean_success
 
 
@@ -41,7 +42,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
     whole = [t for t in episodes if t.error is None]
     spans = [s for t in episodes for s in t.spans]
     retries = [(t.is_blind(s), s) for t in whole for s in t.spans if s.label == "retry"]
-    groups = [group for t in whole for group in t.groups()]
+    reflections = list(groups(whole))
     return CollectSummary(
         episodes=len(episodes),
         resumed=resumed,
@@ -49,8 +50,8 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
         first_try=mean_success(t.attempt for t in whole if t.attempt),
         retry_after_reflection=mean_success(s for blind, s in retries if not blind),
         retry_blind=mean_success(s for blind, s in retries if blind),
-        groups=len(groups),
-        groups_with_variance=sum(group.has_variance for group in groups),
+        groups=len(reflections),
+        groups_with_variance=sum(group.has_variance for group in reflections),
         mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),
         tokens_sampled=sum(s.completion_tokens or 0 for s in spans),
         capabilities=dict(Counter(s.capability for s in spans)),

@@ -1,4 +1,4 @@
-"""The record: a trajectory is a tree of spans, siblings are a GRPO group, credit flows up from the verdicts.
+"""The record: a trajectory is a tree of spans. What they earn, and which are siblings, is in `credit.py`.
 
     task -- attempt ✗ --+-- reflect --+-- retry ✓
                         |             +-- retry ✗
@@ -10,7 +10,7 @@ Everything here is frozen, versioned and JSON-safe. Nothing here calls a model o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -31,9 +31,6 @@ Label: TypeAlias = Literal["attempt", "reflect", "retry"]
 
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
 """What a generation is good for: its recorded tokens are trained on, its re-tokenised text is, or neither."""
-
-RewardSource: TypeAlias = Literal["retry_success", "retry_score", "lift"]
-"""What pays a reflection: the success of its retries, their score, or their success minus that of the blind retries."""
 
 
 class Record(BaseModel):
@@ -81,7 +78,7 @@ class Verdict(Record):
 
     passed: bool
     score: float = Field(ge=0, le=1)
-    """How good it is; `train.reward = "retry_score"` pays it, all else looks at `passed`."""
+    """How good it is; the sources `score` and `retry_score` of `train.credit` pay it, all else looks at `passed`."""
     feedback: str | None = None
     """Why, for people; the policy does not see it unless a prompt puts it there."""
 
@@ -155,18 +152,6 @@ class EpisodeError(Record):
     kind: str
     """The class of the exception, e.g. `VerifierError`."""
     message: str
-
-
-class Group(Record):
-    """Sibling reflections of one failed span and what each earned: one GRPO group of G."""
-
-    parent: Span
-    reflections_G: tuple[Span, ...]
-    rewards_G: tuple[float, ...]
-
-    @property
-    def has_variance(self) -> bool:
-        return len(set(self.rewards_G)) > 1
 
 
 class Trajectory(Record):
@@ -258,36 +243,6 @@ class Trajectory(Record):
     def policy_versions(self) -> tuple[str | None, ...]:
         """The versions that answered, in order of first answer; more than one: the episode lived through a deploy."""
         return tuple(dict.fromkeys(span.policy_version for span in self.spans))
-
-    # ---- credit ----
-
-    def reward(self, reflection: Span, source: RewardSource = "retry_success") -> float | None:
-        """What a reflection earned; `None` when no retry of it (or, for `lift`, no control) has a verdict.
-
-        Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
-        """
-        retries = self.children(reflection, "retry")
-        if source == "retry_score":
-            scores = [s.verdict.score for s in retries if s.verdict is not None]
-            return fmean(scores) if scores else None
-        earned = mean_success(retries)
-        if source == "retry_success" or earned is None:
-            return earned
-        above = self.parent(reflection)
-        blind = None if above is None else mean_success(self.children(above, "retry"))
-        return None if blind is None else earned - blind
-
-    def groups(self, source: RewardSource = "retry_success") -> Iterator[Group]:
-        """One group for each failed span with reflections; reflections without a reward are left out."""
-        for span in self.spans:
-            paid = [(r, self.reward(r, source)) for r in self.children(span, "reflect")]
-            kept = [(r, reward) for r, reward in paid if reward is not None]
-            if kept:
-                yield Group(
-                    parent=span,
-                    reflections_G=tuple(r for r, _ in kept),
-                    rewards_G=tuple(reward for _, reward in kept),
-                )
 
 
 def mean_success(spans: Iterable[Span]) -> float | None:

@@ -84,8 +84,8 @@ def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, task
     assert code == 0
     code, out, _ = call(capsys, "inspect", first, "--run", tmp_path / "run")
     assert code == 0
-    assert "reflect reward 1.00" in out
-    assert "reflect reward 0.00" in out
+    assert "reflect credit +0.71, reward 1.00" in out
+    assert "reflect credit -0.71, reward 0.00" in out
     code, _, err = call(capsys, "inspect", "nothing", "--run", tmp_path / "run")
     assert code == 2
     assert "not among the 3" in err
@@ -109,6 +109,8 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
         (["--verifier", "json:nothing"], "has no 'nothing'"),
         (["--reflections", "-1"], "collect.reflections = -1"),
         (["--set", "train.epocs=1"], "did you mean 'train.epochs'"),
+        (["--set", "train.credit.retry=lift"], "what fits retry is 'success' or 'score'"),
+        (["--set", "train.credit={reflexion='lift'}"], "unknown label 'reflexion'; did you mean 'reflect'?"),
         (["--set", "epochs"], "section.key=value"),
         (["--set", "task.params={max_nubmer=3}"], "max_nubmer"),
         (["--set", "collect.n.x=3"], "collect.n = {'x': 3}: Input should be a valid integer"),

@@ -57,12 +57,26 @@ def test_command_line_beats_file_beats_default(tmp_path):
         ({"collect.n": "many"}, "collect.n = 'many'"),
         ({"train.epochs": 0}, "train.epochs = 0: Input should be greater than or equal to 1"),
         ({"sampling.temperature": -1}, "sampling.temperature = -1"),
+        ({"train.credit.retry": "lift"}, "train.credit: retry = 'lift': what fits retry is 'success' or 'score'"),
+        ({"train.credit": "lift"}, "train.credit = 'lift': Input should be a valid dictionary"),
+        ({"train.credit_weights.reflect": 0}, "train.credit_weights.reflect = 0: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(overrides, says):
     with pytest.raises(ConfigError, match=r".") as error:
         load_config(None, overrides)
     assert says in str(error.value)
+
+
+def test_a_key_of_a_mapping_is_added_and_a_whole_mapping_replaces(tmp_path):
+    path = tmp_path / "r3.toml"
+    path.write_text('[train]\ncredit = {reflect = "lift"}\n')
+    for file, reflect in ((None, "retry_success"), (path, "lift")):
+        added = load_config(file, {"train.credit.retry": "success"})
+        assert added.train.credit == {"reflect": reflect, "retry": "success"}
+        assert load_config(file, {"train.credit": {"retry": "score"}}).train.credit == {"retry": "score"}
+    path.write_text(to_toml(added))
+    assert load_config(path, {}) == added
 
 
 def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):

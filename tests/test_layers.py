@@ -17,12 +17,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-RECORDS = {"errors", "trajectory", "versions", "prompts", "schema", "summary"}
+RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
-VERBS = {"run", "loop", "demo", "commands", "cli", "__main__"}
+VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),

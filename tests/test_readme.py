@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def test_python_runs_as_printed(code: str) -> None:
 
 def test_commands_parse_as_printed():
     commands = [line.split("#")[0].strip(" &") for block in blocks("console") for line in block.splitlines()]
-    ours = [command.split()[1:] for command in commands if command.startswith("r3agent ")]
+    ours = [shlex.split(command)[1:] for command in commands if command.startswith("r3agent ")]
     assert {words[0] for words in ours} >= {"serve", "init", "collect", "train", "deploy", "eval", "rollback"}
     for words in ours:
         assert parser().parse_args(words).verb in VERBS

@@ -37,6 +37,7 @@ PUBLIC = [
     "VerifierError",
     "build_graph",
     "collect",
+    "groups",
     "load",
 ]
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 import r3agent
 from r3agent.errors import SchemaVersionError
 from r3agent.schema import record_schema
-from r3agent.trajectory import Generation, RewardSource, Task, Trajectory, Verdict, mean_success
+from r3agent.trajectory import Generation, Task, Trajectory, Verdict, mean_success
 from tests.trees import TASK, span, trajectories, tree, trees
 
 
@@ -135,77 +134,6 @@ def test_a_blind_retry_has_no_reflection_above_it() -> None:
     guided = span("retry", reflection)
     grown = tree(attempt, reflection, control, guided)
     assert [grown.is_blind(s) for s in grown.spans] == [False, False, True, False]
-
-
-# ---- credit ----
-
-
-def test_rewards_as_counted_by_hand() -> None:
-    attempt = span("attempt", passed=False)
-    half, none, unpaid = (span("reflect", attempt) for _ in range(3))
-    retries = [span("retry", half, True), span("retry", half, False), span("retry", none, False)]
-    controls = [span("retry", attempt, passed) for passed in (True, False, False, False)]
-    grown = tree(attempt, half, none, unpaid, *retries, *controls)
-
-    assert [grown.reward(r) for r in (half, none, unpaid)] == [0.5, 0.0, None]
-    assert [grown.reward(r, "lift") for r in (half, none, unpaid)] == [0.25, -0.25, None]
-    [group] = grown.groups()
-    assert (group.parent, group.reflections_G, group.rewards_G) == (attempt, (half, none), (0.5, 0.0))
-    assert group.has_variance
-    [lift] = grown.groups("lift")
-    assert lift.rewards_G == (0.25, -0.25)
-
-
-def test_a_score_pays_what_success_does_not() -> None:
-    attempt = span("attempt", passed=False)
-    near, far, unpaid = (span("reflect", attempt) for _ in range(3))
-    scores = [(near, 0.75), (near, 0.25), (far, 0.1)]
-    retries = [
-        span("retry", reflection).model_copy(update={"verdict": Verdict(passed=False, score=score)})
-        for reflection, score in scores
-    ]
-    unjudged = span("retry", near)
-    grown = tree(attempt, near, far, unpaid, *retries, unjudged)
-    assert [grown.reward(r) for r in (near, far, unpaid)] == [0.0, 0.0, None]
-    assert [grown.reward(r, "retry_score") for r in (near, far, unpaid)] == [0.5, 0.1, None]
-    [by_success], [by_score] = grown.groups(), grown.groups("retry_score")
-    assert (by_success.has_variance, by_score.has_variance) == (False, True)
-    assert by_score.rewards_G == (0.5, 0.1)
-
-
-def test_lift_needs_a_control() -> None:
-    attempt = span("attempt", passed=False)
-    reflection = span("reflect", attempt)
-    grown = tree(attempt, reflection, span("retry", reflection, True))
-    assert grown.reward(reflection, "lift") is None
-    assert list(grown.groups("lift")) == []
-
-
-def test_equal_rewards_have_no_variance() -> None:
-    attempt = span("attempt", passed=False)
-    reflections = [span("reflect", attempt) for _ in range(3)]
-    [group] = tree(attempt, *reflections, *(span("retry", r, True) for r in reflections)).groups()
-    assert not group.has_variance
-
-
-@given(trees(), st.sampled_from(get_args(RewardSource)))
-def test_a_group_is_the_rewarded_reflections_of_one_parent(trajectory: Trajectory, source: RewardSource) -> None:
-    grouped = []
-    for group in trajectory.groups(source):
-        assert {r.parent_id for r in group.reflections_G} == {group.parent.span_id}
-        assert group.rewards_G == tuple(trajectory.reward(r, source) for r in group.reflections_G)
-        grouped += group.reflections_G
-    rewarded = [s for s in trajectory.spans if s.label == "reflect" and trajectory.reward(s, source) is not None]
-    assert sorted(s.span_id for s in grouped) == sorted(s.span_id for s in rewarded)
-
-
-@given(trees())
-def test_lift_is_success_minus_that_of_the_control(trajectory: Trajectory) -> None:
-    for s in trajectory.spans:
-        if s.label == "reflect":
-            control = mean_success(c for c in trajectory.spans if c.parent_id == s.parent_id and trajectory.is_blind(c))
-            success, lift = trajectory.reward(s), trajectory.reward(s, "lift")
-            assert lift == (None if success is None or control is None else success - control)
 
 
 def test_mean_success_leaves_out_what_was_not_judged() -> None:

@@ -1,19 +1,20 @@
-"""Training on recorded reflections. Importing this loads neither torch nor TRL; `train` does, when it is asked for."""
+"""Training on recorded spans. Importing this loads neither torch nor TRL; `train` does, when it is asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from r3agent.imports import require_extra
-from r3agent.train.batch import Row, build_rows, to_dataset
+from r3agent.train.batch import build_rows, credit_spans, to_dataset
 from r3agent.train.config import TrainConfig
+from r3agent.train.row import Row
 from r3agent.train.row_report import RowReport
 from r3agent.train.start import PolicyStart
 
 if TYPE_CHECKING:
     from r3agent.train.run import train
 
-__all__ = ["PolicyStart", "Row", "RowReport", "TrainConfig", "build_rows", "to_dataset", "train"]
+__all__ = ["PolicyStart", "Row", "RowReport", "TrainConfig", "build_rows", "credit_spans", "to_dataset", "train"]
 
 
 def __getattr__(name: str) -> Any:

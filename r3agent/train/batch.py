@@ -1,21 +1,25 @@
-"""Trajectories to rows: which reflections are trained on, and with what advantage.
+"""Trajectories to rows: which spans are trained on, and with what advantage.
 
-Only reflection tokens are completions; everything before them is prompt. Advantages are relative to the siblings of
-the same failed span, never to another failure's: that would bias the baseline (arXiv 2402.03300).
+Only the tokens of a credited span are completions; everything before them is prompt. Advantages are relative to the
+span's siblings, never to another failure's: that would bias the baseline (arXiv 2402.03300).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r3agent import versions
+from r3agent.credit import CreditLabel, Group, credit_label, groups, reward
 from r3agent.errors import TrainingError
 from r3agent.train.config import TrainConfig
-from r3agent.train.row_report import RowReport
-from r3agent.trajectory import Span, Trajectory
+from r3agent.train.distill import distilled
+from r3agent.train.leak import leaks
+from r3agent.train.row import Dropped, Retokenise, Row, RowLabel, RowMaker
+from r3agent.train.row_report import RowReport, remedies
+from r3agent.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,27 +27,16 @@ if TYPE_CHECKING:
 STD_EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
 
-Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
-"""The prompt's and the reflection's token ids under the policy's own tokenizer and chat template."""
 
+class Credited(NamedTuple):
+    """What credit makes of trajectories."""
 
-class Row(NamedTuple):
-    """One reflection to train on: P prompt tokens without loss, T completion tokens with loss."""
-
-    group_id: str
-    trajectory_id: str
-    span_id: str
-    policy_version: str | None
-    prompt_ids_P: list[int]
-    completion_ids_T: list[int]
-    logprobs_T: list[float] | None
-    """Recorded by the policy that sampled them; `None` where the tokens were not recorded either."""
-    temperature: float | None
-    """They were sampled at; recorded logprobs are at temperature 1 all the same."""
-    truncated: bool
-    """Stopped by the token limit. The paper says nothing of such reflections; they are kept and counted."""
-    reward: float
-    advantage: float
+    rows: list[Row]
+    """Siblings side by side."""
+    dropped: list[Dropped]
+    """Every span of a credited label that is not in a row."""
+    leaked: set[tuple[str, str]]
+    """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
 
 
 def build_rows(
@@ -61,53 +54,37 @@ def build_rows(
     Raises:
         TrainingError: no row is left.
     """
-    seen: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    rewards: list[float] = []
-    groups: list[list[Row]] = []
-    for trajectory in trajectories:
-        reflections = sum(span.label == "reflect" for span in trajectory.spans)
-        seen["trajectories"] += 1
-        seen["failures"] += trajectory.attempt is not None and trajectory.attempt.passed is False
-        seen["reflections"] += reflections
-        if trajectory.error is not None:
-            dropped["errored"] += reflections
-            continue
-        dropped["no_reward"] += reflections
-        for group in trajectory.groups(config.reward):
-            dropped["no_reward"] -= len(group.rewards_G)
-            rewards += group.rewards_G
-            rows_G: list[Row] = []
-            for span, reward in zip(group.reflections_G, group.rewards_G, strict=True):
-                row = _row(trajectory, span, reward, config, version, retokenise)
-                if isinstance(row, Row):
-                    rows_G.append(row)
-                else:
-                    dropped[row] += 1
-            if len({row.reward for row in rows_G}) > 1:
-                groups.append(rows_G)
-            else:
-                dropped["zero_variance"] += len(rows_G)
-
-    rows = _with_advantages(groups, config)
-    report = RowReport(
-        trajectories=seen["trajectories"],
-        failures=seen["failures"],
-        reflections=seen["reflections"],
-        rows=len(rows),
-        groups=len(groups),
-        dropped={reason: n for reason, n in dropped.items() if n},
-        retokenised=sum(row.logprobs_T is None for row in rows),
-        truncated=sum(row.truncated for row in rows),
-        ages=Counter(str(versions.apart(row.policy_version, version)) for row in rows),
-        temperatures=Counter(str(row.temperature) for row in rows),
-        reward_mean=fmean(rewards) if rewards else None,
-        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
-        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
-    )
-    if not rows:
+    trajectories = list(trajectories)
+    credited = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
+    report = _report(trajectories, credited, config, version)
+    if not credited.rows:
         raise TrainingError(report.why_empty())
-    return rows, report
+    return credited.rows, report
+
+
+def credit_spans(
+    trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
+) -> Credited:
+    """As `build_rows`, with every single span that was dropped; no row at all is no error."""
+    make_row = RowMaker(config, version, retokenise)
+    whole = [t for t in trajectories if t.error is None]
+    dropped = list(_without_reward(trajectories, config))
+    leaked: set[tuple[str, str]] = set()
+    kept: list[list[Row]] = []
+    for label, source in config.credit.items():
+        for group in groups(whole, label, source):
+            made = list(_rows_of(group, make_row, leaked))
+            dropped += [drop for drop in made if isinstance(drop, Dropped)]
+            rows_G = [row for row in made if isinstance(row, Row)]
+            if len({row.reward for row in rows_G}) > 1:
+                kept.append(rows_G)
+                continue
+            reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
+            dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
+    made = list(distilled(whole, make_row)) if config.distill else []
+    dropped += [drop for drop in made if isinstance(drop, Dropped)]
+    rows = [*_with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
+    return Credited(rows, dropped, leaked)
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:
@@ -117,57 +94,79 @@ def to_dataset(rows: Iterable[Row]) -> Dataset:
     return Dataset.from_list([row._asdict() for row in rows])
 
 
-def _row(
-    trajectory: Trajectory,
-    span: Span,
-    reward: float,
-    config: TrainConfig,
-    version: str,
-    retokenise: Retokenise | None,
-) -> Row | str:
-    """The row of one reflection, or the reason it has none."""
-    age = versions.apart(span.policy_version, version)
-    if age is not None and age > config.max_staleness:
-        return "stale"
-    if span.capability == "eval-only":
-        return "eval_only"
-    logprobs = None
-    if span.capability == "trainable-exact":
-        prompt, completion = list(span.prompt_token_ids or ()), list(span.token_ids or ())
-        logprobs = list(span.logprobs or ())
-    elif retokenise is None:
-        return "retokenise_refused"
-    elif span.tool_calls:
-        return "tool_calls"
-    else:
-        prompt, completion = retokenise(trajectory, span)
-    if not completion:
-        return "empty"
-    if len(prompt) + len(completion) > config.max_row_tokens:
-        return "too_long"
-    return Row(
-        group_id=f"{trajectory.trajectory_id}/{span.parent_id}",
-        trajectory_id=trajectory.trajectory_id,
-        span_id=span.span_id,
-        policy_version=span.policy_version,
-        prompt_ids_P=prompt,
-        completion_ids_T=completion,
-        logprobs_T=logprobs,
-        temperature=span.sampling.get("temperature"),
-        truncated=span.finish_reason == "length",
-        reward=reward,
-        advantage=0.0,
-    )
+def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> Iterator[Dropped]:
+    """Spans of credited labels that are in no group."""
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            label = credit_label(trajectory, span)
+            if label not in config.credit:
+                continue
+            if trajectory.error is not None:
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, "errored")
+            elif reward(trajectory, span, config.credit[label]) is None:
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, "no_reward")
+
+
+def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
+    """Rows without advantages; reflections that leak the answer go into `leaked`, and on as the config says."""
+    config = make_row.config
+    for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
+        if group.label == "reflect" and leaks(trajectory, span):
+            leaked.add((trajectory.trajectory_id, span.span_id))
+            if config.leak == "drop":
+                yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "leaked")
+                continue
+            if config.leak == "penalise":
+                earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
+        yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
 
 
 def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
-    """Reward minus the mean of the siblings, scaled as the config says (sample standard deviation, as in TRL)."""
-    every = [row.reward for rows_G in groups for row in rows_G]
+    """Reward minus the mean of the siblings, scaled (sample standard deviation, as in TRL) and weighted as the config
+    says."""
+    every: dict[RowLabel, list[float]] = {}
+    for rows_G in groups:
+        every.setdefault(rows_G[0].label, []).extend(row.reward for row in rows_G)
+    weights: dict[Any, float] = config.credit_weights
     rows: list[Row] = []
     for rows_G in groups:
-        rewards_G = [row.reward for row in rows_G]
+        label, rewards_G = rows_G[0].label, [row.reward for row in rows_G]
         mean, scale = fmean(rewards_G), 1.0
         if config.scale_rewards != "none":
-            scale = stdev(rewards_G if config.scale_rewards == "group" else every) + STD_EPSILON
-        rows += [row._replace(advantage=(row.reward - mean) / scale) for row in rows_G]
+            scale = stdev(rewards_G if config.scale_rewards == "group" else every[label]) + STD_EPSILON
+        weight = weights.get(label, 1.0)
+        rows += [row._replace(advantage=weight * (row.reward - mean) / scale) for row in rows_G]
     return rows
+
+
+def _report(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
+    rows, dropped, leaked = credited
+    spans = dict.fromkeys(config.credit, 0)
+    rewards: dict[CreditLabel, list[float]] = {}
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            if (label := credit_label(trajectory, span)) not in config.credit:
+                continue
+            spans[label] += 1
+            earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
+            if earned is not None:
+                rewards.setdefault(label, []).append(earned)
+    wanted = [*config.credit, *(["distill"] if config.distill else [])]
+    return RowReport(
+        trajectories=len(trajectories),
+        failures=sum(t.attempt is not None and t.attempt.passed is False for t in trajectories),
+        spans={str(label): n for label, n in spans.items()},
+        rows=len(rows),
+        labels=dict(Counter(row.label for row in rows)),
+        groups=len({row.group_id for row in rows if row.label != "distill"}),
+        dropped=dict(Counter(drop.reason for drop in dropped)),
+        leaked=len(leaked),
+        retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
+        truncated=sum(row.truncated for row in rows),
+        ages=Counter(str(versions.apart(row.policy_version, version)) for row in rows),
+        temperatures=Counter(str(row.temperature) for row in rows),
+        reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
+        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
+        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
+        remedies=remedies(wanted, rows, dropped),
+    )

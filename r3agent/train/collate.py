@@ -79,11 +79,13 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.T
     """The batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
 
     Returns:
-        What `collate_tokens` gives; advantages (B,); old_per_token_logps, ref_per_token_logps (B, T), 0 where padded.
+        What `collate_tokens` gives; advantages and distilled, which rows are, (B,); old_per_token_logps,
+        ref_per_token_logps (B, T), 0 where padded.
     """
     return {
         **collate_tokens(rows, pad_id),
         "advantages": torch.tensor([row["advantage"] for row in rows], dtype=torch.float32),
+        "distilled": torch.tensor([row.get("label") == "distill" for row in rows]),
         "old_per_token_logps": _right([row["logprobs_T"] for row in rows], 0.0),
         "ref_per_token_logps": _right([row["start_logprobs_T"] for row in rows], 0.0),
     }

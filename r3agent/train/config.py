@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from r3agent.trajectory import Record, RewardSource
+from r3agent.credit import CreditLabel, RewardSource, check_label, check_source
+from r3agent.trajectory import Record
 
 
 class TrainConfig(Record):
-    """How recorded reflections become an update of the policy."""
+    """How recorded spans become an update of the policy."""
 
     # ---- what is trained ----
 
@@ -30,18 +32,31 @@ class TrainConfig(Record):
     """Compute activations a second time instead of keeping them: less memory, about 20 % more time."""
 
     share_prompt: bool = True
-    """Compute the prompt that the reflections of a failure share once, not once for each; the result is the same."""
+    """Compute the prompt that siblings share once, not once for each; the result is the same."""
 
     # ---- which rows ----
 
-    reward: RewardSource = "retry_success"
-    """What pays a reflection. The paper: the success of its retry."""
+    credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
+    """Which tokens are trained on, and what pays them. `reflect`: `retry_success`, the success of its retries (the
+    paper, which trains on nothing else), `retry_score`, or `lift`, what that is more than the success of the blind
+    retries: siblings share these, so it changes the reported rewards, not which sibling is favoured. `attempt`,
+    `retry` and `blind_retry`: `success` or `score`, of their own verdict. Siblings are compared, so there must be some:
+    see `reflections`, `retries`, `blind_retries` and `samples` of `[collect]`."""
+    credit_weights: dict[CreditLabel, Annotated[float, Field(gt=0)]] = {}
+    """Multiplies the advantages of a credited label, e.g. `{retry = 0.5}`; 1 where nothing is said."""
+    distill: float = Field(default=0.0, ge=0)
+    """Weight of pushing a retry that passed back into the failed first try: (its success - the mean of the task's
+    first tries) * log p(retry | prompt of the first try). 0 leaves it out, as the paper does."""
+    leak: Literal["keep", "drop", "penalise"] = "keep"
+    """What becomes of a reflection that contains the answer of its own retry: it is paid like any other, dropped, or
+    paid as if its retries had failed. It is counted all the same."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of rewards in the group, among all rows, or not at all (Dr. GRPO)."""
+    """Divide advantages by the standard deviation of rewards in the group, among all rows of the label, or not at all
+    (Dr. GRPO)."""
     max_staleness: int = Field(default=1, ge=0)
     """Rows sampled by a policy more than this many versions away from the starting one are dropped."""
     max_row_tokens: int = Field(default=4096, ge=2)
-    """Rows with more tokens, prompt and reflection together, are dropped."""
+    """Rows with more tokens, prompt and completion together, are dropped."""
     retokenise: Literal["refuse", "allow"] = "refuse"
     """What to do with spans whose token ids were not recorded: drop them, or tokenise their text with the policy's own
     chat template and take the starting weights' logprobs for the recorded ones."""
@@ -82,6 +97,30 @@ class TrainConfig(Record):
     """Of AdamW."""
     seed: int = Field(default=0, ge=0)
     """Of a new adapter's weights, the order of the rows and dropout."""
+
+    @field_validator("credit", mode="before")
+    @classmethod
+    def _sources_fit(cls, credit: Any) -> Any:
+        if isinstance(credit, Mapping):
+            for label, source in cast(Mapping[Any, Any], credit).items():
+                check_source(str(label), str(source))
+        return credit
+
+    @field_validator("credit_weights", mode="before")
+    @classmethod
+    def _labels_exist(cls, weights: Any) -> Any:
+        if isinstance(weights, Mapping):
+            for label in cast(Mapping[Any, Any], weights):
+                check_label(str(label))
+        return weights
+
+    @model_validator(mode="after")
+    def _something_is_credited(self) -> TrainConfig:
+        if not self.credit and not self.distill:
+            raise ValueError("credit = {}: nothing would be trained on; name a label, or set distill above 0")
+        if idle := [label for label in self.credit_weights if label not in self.credit]:
+            raise ValueError(f"credit_weights has {', '.join(idle)}: not in credit = {self.credit}; add it there")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> TrainConfig:

@@ -1,11 +1,13 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with its generation replaced by the record.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Four things are not:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Five things are not:
 
 - A batch is made of recorded tokens and advantages, and the *recorded* logprobs are its `old_per_token_logps`. TRL
   itself takes the current policy for the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
 - The KL reference is the starting policy, as it is in TRL for full weights and for an adapter that goes on from
   itself. Its logprobs of all rows are computed once, before the first step, so no second copy of it is kept.
+- Rows of `distill` have no behaviour logprobs: their old ones are the current ones, so that the ratio is 1, is never
+  clipped, and the gradient of ratio · advantage is that of advantage · log π.
 - Every row of a step weighs the same, also when micro-batches differ in size.
 - The prompt that siblings share goes through the model once (`prefix`).
 
@@ -41,6 +43,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
     model: Any
     args: GRPOConfig
     train_dataset: Any
+    in_loss: dict[str, Any] | None = None
+    """The micro-batch whose loss is being computed."""
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def score(self) -> list[list[float]]:
         """Logprobs of every row's completion under the weights as they are now; they become the KL reference.
 
-        Rows without recorded logprobs take these as recorded.
+        Rows without recorded logprobs take these as recorded; for rows of `distill` they hold the place only.
         """
         rows = self.train_dataset
         pairs = list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True))
@@ -134,10 +138,25 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """TRL's loss; where that is a mean over the rows of a micro-batch, weighted by its share of the step's rows."""
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.in_loss = inputs
+        try:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.in_loss = None
         return loss * inputs["share"] if self.loss_type in ("grpo", "dr_grpo") else loss
 
     def _get_per_token_logps_and_entropies(
+        self, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As TRL's: (B, T) logprobs and entropies; in a loss they are also the old logprobs of distilled rows."""
+        logprobs_BT, entropies_BT, aux_loss = self._logprobs_and_entropies(*args, **kwargs)
+        if self.in_loss is not None:
+            rows_B = self.in_loss["distilled"]
+            old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it after this
+            old_BT[rows_B] = logprobs_BT.detach()[rows_B].to(old_BT.dtype)
+        return logprobs_BT, entropies_BT, aux_loss
+
+    def _logprobs_and_entropies(
         self,
         model: Any,
         input_ids: torch.Tensor,

@@ -1,13 +1,18 @@
-"""What became of the reflections on the way to rows: how many are trained on, and why the others are not."""
+"""What became of the credited spans on the way to rows: how many are trained on, and why the others are not."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from r3agent.train.row import Dropped, Row
 from r3agent.trajectory import Record
 
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
-    "no_reward": "no retry of theirs has a verdict, or, with reward = 'lift', no blind retry has: "
+    "no_reward": "they, or the retries that pay them, have no verdict, or, with reflect = 'lift', no blind retry has: "
     "collect with retries and blind_retries of at least 1",
+    "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
     "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
     "or set retokenise = 'allow'",
@@ -16,10 +21,22 @@ REMEDIES = {
     "empty": "they have no tokens: raise max_tokens when collecting",
     "stale": "they are more than max_staleness versions from the starting policy: collect with it, or raise the limit",
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
-    "zero_variance": "all trainable siblings of a failure earned the same: collect more tasks, more reflections per "
-    "failure, or tasks of another difficulty",
+    "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
+    "--retries, --blind-retries or --samples), or tasks of another difficulty",
+    "attempt_alone": "their task has no other trainable first try of the same version: collect with --samples 4",
+    "reflect_alone": "their failed try has no other trainable reflection: collect with --reflections 8",
+    "retry_alone": "their reflection has no other trainable retry: collect with --retries 4",
+    "blind_retry_alone": "their failed try has no other trainable blind retry: collect with --blind-retries 4",
 }
-"""Every reason for which a reflection is dropped, and what to do about it."""
+"""Every reason for which a span of a credited label is dropped, and what to do about it."""
+
+COLLECT = {
+    "attempt": "--samples 4",
+    "reflect": "--reflections 8",
+    "retry": "--retries 4",
+    "blind_retry": "--blind-retries 4",
+}
+"""What makes groups of each label: GRPO compares siblings, so there must be at least 2."""
 
 
 class RowReport(Record):
@@ -28,13 +45,20 @@ class RowReport(Record):
     trajectories: int
     failures: int
     """First attempts that failed."""
-    reflections: int
+    spans: dict[str, int]
+    """Recorded spans of each credited label."""
     rows: int
-    """Reflections that are trained on."""
+    """What is trained on: spans, and with `distill` also retries behind the first try's prompt."""
+    labels: dict[str, int]
+    """Rows by label."""
     groups: int
-    """Failed spans whose reflections are trained on."""
+    """Groups of siblings that are trained on."""
     dropped: dict[str, int]
-    """Reflections by the reason they are not trained on; the reasons are those of `REMEDIES`."""
+    """Spans by the reason they are not trained on; the reasons are those of `REMEDIES`."""
+    remedies: dict[str, str]
+    """Credited labels without a single row: the main reason and what to do about it."""
+    leaked: int
+    """Credited reflections that contain the answer of their own retry; `train.leak` says what becomes of them."""
     retokenised: int
     """Rows whose tokens were not recorded: their behaviour logprobs are the starting weights' own."""
     truncated: int
@@ -44,27 +68,41 @@ class RowReport(Record):
     temperatures: dict[str, int]
     """Rows by sampling temperature. Ratios are taken at temperature 1 whatever it was: rows sampled at another one
     teach the policy at temperature 1 from text that it would have drawn with other odds."""
-    reward_mean: float | None
-    """Over all reflections with a reward, trained on or not."""
+    reward_means: dict[str, float]
+    """Of each label, over all its spans with a reward, trained on or not; before leaks are penalised."""
     prompt_tokens: int
     completion_tokens: int
 
     def why_empty(self) -> str:
         """The message for a report without rows: counts, the main reason and its remedy."""
-        if not self.failures:
+        if not self.failures and "attempt" not in self.spans:
             return (
                 f"0 of {self.trajectories} first attempts failed: there is nothing to reflect on; "
                 "collect more tasks, or harder ones"
             )
-        if not self.reflections:
-            return (
-                f"{self.failures} failures but 0 reflections: GRPO needs at least 2 per failure; "
-                "collect with --reflections 8"
-            )
-        counted = ", ".join(f"{reason} {n}" for reason, n in self.dropped.items())
-        main = max(self.dropped, key=self.dropped.__getitem__)
-        mean = "none" if self.reward_mean is None else f"{self.reward_mean:.3f}"
+        counted = ", ".join(f"{n} {label}" for label, n in self.spans.items())
+        means = ", ".join(f"{mean:.3f} {label}" for label, mean in self.reward_means.items()) or "none"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.dropped.items()) or "none"
         return (
-            f"0 of {self.reflections} reflections can be trained on (mean reward {mean}; dropped: {counted}); "
-            f"{main}: {REMEDIES[main]}"
+            f"0 of {counted or 0} spans can be trained on ({self.failures} failures; mean reward {means}; "
+            f"dropped: {reasons}); " + "; ".join(f"{label}: {why}" for label, why in self.remedies.items())
         )
+
+
+def remedies(wanted: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
+    """For each wanted label without a row: why, and what to do."""
+    trained_on = {row.label for row in rows}
+    return {
+        label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
+        for label in wanted
+        if label not in trained_on
+    }
+
+
+def _remedy(label: str, reasons: Counter[str]) -> str:
+    if reasons:
+        [(main, n)] = reasons.most_common(1)
+        return f"{main} {n}: {REMEDIES[main]}"
+    if label == "distill":
+        return "no failed first try has a retry that passed: collect more tasks, or easier ones"
+    return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from r3agent.tasks.countdown import make_task
-from r3agent.trajectory import Span, Trajectory, Verdict
+from r3agent.trajectory import Label, Span, Task, Trajectory, Verdict
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, *, width: int = 32, seed: int = 0) -> LlamaForCausalLM:
@@ -53,64 +53,83 @@ def logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> li
 def record(
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
-    outcomes: Sequence[Sequence[int]],
+    outcomes: Sequence[Sequence[int | Sequence[int]]],
     *,
     blind: Sequence[int] = (),
+    first: Sequence[int] = (),
+    one_task: bool = False,
     seed: int = 0,
     **fields: Any,
 ) -> list[Trajectory]:
     """`outcomes=[[1, 0], [0, 1, 1]]`: two failed attempts with 2 and 3 reflections, each with one retry that passed (1)
-    or did not (0). Completions are random tokens of ragged length, their logprobs the model's own.
+    or did not (0); `[[(1, 0)]]`: one reflection with two retries. Completions are random tokens of ragged length, their
+    logprobs the model's own.
 
     Args:
         blind: outcomes of blind retries of every failed attempt.
+        first: outcomes of the attempts, where they are not all failures.
+        one_task: the episodes are samples of one task.
         fields: what to set on every reflection.
     """
     rng = random.Random(seed)
-    return [_episode(i, passed, blind, model, tokenizer, rng, fields) for i, passed in enumerate(outcomes)]
+    recorder = _Recorder(model, tokenizer, random.Random(seed + 1))
+    task: Task | None = None
+    episodes: list[Trajectory] = []
+    for number, reflected in enumerate(outcomes):
+        if task is None or not one_task:
+            task = make_task([rng.randint(1, 9) for _ in range(2 + number % 3)], rng.randint(1, 40))
+        attempt = _span("attempt", "a", None, passed=first[number] if first else 0, text="<answer> 1 + 2 </answer>")
+        spans = [recorder(task, [attempt])]
+        spans += [
+            recorder(task, [*spans[:1], _span("retry", f"b{i}", "a", passed=passed)]) for i, passed in enumerate(blind)
+        ]
+        for i, retries in enumerate(reflected):
+            bare = _span("reflect", f"r{i}", "a", text="Start with 1 + 2", ask="Reflect")
+            reflection = recorder(task, [spans[0], bare], rng)
+            spans.append(Span.model_validate({**dict(reflection), **fields}))
+            each = enumerate([retries] if isinstance(retries, int) else retries)
+            spans += [
+                recorder(task, [spans[0], reflection, _span("retry", f"t{i}{'abcdefgh'[j]}", f"r{i}", passed=passed)])
+                for j, passed in each
+            ]
+        episodes.append(Trajectory(trajectory_id=f"e{number}", task=task, spans=tuple(spans)))
+    return episodes
 
 
-def _episode(
-    number: int,
-    outcomes: Sequence[int],
-    blind: Sequence[int],
-    model: Any,
-    tokenizer: PreTrainedTokenizerFast,
-    rng: random.Random,
-    fields: dict[str, Any],
-) -> Trajectory:
-    task = make_task([rng.randint(1, 9) for _ in range(2 + number % 3)], rng.randint(1, 40))
-    attempt = Span(label="attempt", span_id="a", text="<answer> 1 + 2 </answer>", model="tiny", verdict=_verdict(0))
-    spans = [attempt, *(_retry(f"b{i}", "a", passed) for i, passed in enumerate(blind))]
-    for i, passed in enumerate(outcomes):
-        span = {
-            "label": "reflect",
-            "span_id": f"r{i}",
-            "parent_id": "a",
-            "request": ({"role": "user", "content": "Reflect"},),
-            "text": "Start with 1 + 2",
-            "model": "tiny",
-            "policy_version": "v0000",
-            "sampling": {"temperature": 1.0},
-            "finish_reason": "stop",
-        }
-        messages = Trajectory(task=task, spans=(attempt, bare := Span.model_validate(span))).prompt(bare)
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        completion = [*(rng.randrange(7, 100) for _ in range(rng.randint(1, 6))), tokenizer.eos_token_id]
+class _Recorder:
+    """Gives a span the tokens that the model would have been asked with, random ones as sampled, and their logprobs."""
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
+        self.model, self.tokenizer, self.rng = model, tokenizer, rng
+
+    def __call__(self, task: Task, path: Sequence[Span], rng: random.Random | None = None) -> Span:
+        """The last span of the path, recorded."""
+        span, rng = path[-1], rng or self.rng
+        messages = Trajectory(task=task, spans=tuple(path)).prompt(span)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        completion = [*(rng.randrange(7, 100) for _ in range(rng.randint(1, 6))), self.tokenizer.eos_token_id]
         tokens = {
             "prompt_token_ids": tuple(prompt),
             "token_ids": tuple(completion),
-            "logprobs": tuple(logprobs(model, prompt, completion)),
+            "logprobs": tuple(logprobs(self.model, prompt, completion)),
             "capability": "trainable-exact",
         }
-        spans += [Span.model_validate({**span, **tokens, **fields}), _retry(f"t{i}", f"r{i}", passed)]
-    return Trajectory(trajectory_id=f"e{number}", task=task, spans=tuple(spans))
+        return Span.model_validate({**dict(span), **tokens})
 
 
-def _retry(span_id: str, parent_id: str, passed: int) -> Span:
-    return Span(label="retry", span_id=span_id, parent_id=parent_id, text="", model="tiny", verdict=_verdict(passed))
-
-
-def _verdict(passed: int) -> Verdict:
-    return Verdict(passed=bool(passed), score=float(passed))
+def _span(
+    label: Label, span_id: str, parent_id: str | None, *, passed: int | None = None, text: str = "", ask: str = ""
+) -> Span:
+    return Span(
+        label=label,
+        span_id=span_id,
+        parent_id=parent_id,
+        request=({"role": "user", "content": ask},) if ask else (),
+        text=text,
+        model="tiny",
+        policy_version="v0000",
+        sampling={"temperature": 1.0},
+        finish_reason="stop",
+        verdict=None if passed is None else Verdict(passed=bool(passed), score=float(passed)),
+    )

@@ -30,23 +30,25 @@ def by_group(rows: list[Row]) -> dict[str, list[float]]:
 def test_advantages_are_relative_to_siblings_only(record: Record) -> None:
     rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="none")
     assert by_group(rows) == {
-        "e0/a": pytest.approx([0.75, -0.25, -0.25, -0.25]),
-        "e1/a": pytest.approx([1 / 3, 1 / 3, -2 / 3]),
+        "e0/a/reflect": pytest.approx([0.75, -0.25, -0.25, -0.25]),
+        "e1/a/reflect": pytest.approx([1 / 3, 1 / 3, -2 / 3]),
     }
 
 
 def test_group_scaling_divides_by_the_siblings_sample_deviation(record: Record) -> None:
     rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="group")
     assert by_group(rows) == {
-        "e0/a": pytest.approx([0.75 / (0.5 + 1e-4), *[-0.25 / (0.5 + 1e-4)] * 3]),
-        "e1/a": pytest.approx([(1 / 3) / (math.sqrt(1 / 3) + 1e-4)] * 2 + [(-2 / 3) / (math.sqrt(1 / 3) + 1e-4)]),
+        "e0/a/reflect": pytest.approx([0.75 / (0.5 + 1e-4), *[-0.25 / (0.5 + 1e-4)] * 3]),
+        "e1/a/reflect": pytest.approx(
+            [(1 / 3) / (math.sqrt(1 / 3) + 1e-4)] * 2 + [(-2 / 3) / (math.sqrt(1 / 3) + 1e-4)]
+        ),
     }
 
 
 def test_batch_scaling_divides_by_the_deviation_of_all_rows(record: Record) -> None:
     rows, _ = build(record([[1, 0], [1, 0, 0, 0]]), scale_rewards="batch")
     deviation = math.sqrt((2 * (2 / 3) ** 2 + 4 * (1 / 3) ** 2) / 5)
-    assert by_group(rows)["e0/a"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
+    assert by_group(rows)["e0/a/reflect"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
 
 
 def test_rows_are_the_recorded_tokens(record: Record) -> None:
@@ -61,10 +63,10 @@ def test_rows_are_the_recorded_tokens(record: Record) -> None:
 
 
 def test_lift_subtracts_the_blind_retries_and_needs_them(record: Record) -> None:
-    rows, _ = build(record([[1, 0]], blind=[1, 0]), reward="lift")
+    rows, _ = build(record([[1, 0]], blind=[1, 0]), credit={"reflect": "lift"})
     assert [row.reward for row in rows] == [0.5, -0.5]
     with pytest.raises(TrainingError, match=r"no_reward 2\).*blind_retries of at least 1"):
-        build(record([[1, 0]]), reward="lift")
+        build(record([[1, 0]]), credit={"reflect": "lift"})
 
 
 def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) -> None:
@@ -76,19 +78,25 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
         record([[0, 1]], policy_version="v0008", finish_reason="length", sampling={"temperature": 0.7}),
         [t.model_copy(update={"error": errored}) for t in record([[1, 0]])],
     ]
-    rows, report = build([trajectory for kind in kinds for trajectory in kind], version="v0009")
+    episodes = [
+        t.model_copy(update={"trajectory_id": f"{kind}-{t.trajectory_id}"}) for kind, ts in enumerate(kinds) for t in ts
+    ]
+    rows, report = build(episodes, version="v0009")
     assert report == RowReport(
         trajectories=6,
         failures=6,
-        reflections=13,
+        spans={"reflect": 13},
         rows=4,
+        labels={"reflect": 4},
         groups=2,
         dropped={"zero_variance": 3, "stale": 2, "eval_only": 2, "errored": 2},
+        remedies={},
+        leaked=0,
         retokenised=0,
         truncated=2,
         ages={"0": 2, "1": 2},
         temperatures={"1.0": 2, "0.7": 2},
-        reward_mean=7 / 11,
+        reward_means={"reflect": 7 / 11},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sum(len(row.completion_ids_T) for row in rows),
     )
@@ -117,13 +125,13 @@ def test_an_unknown_sampler_is_kept_and_counted(record: Record) -> None:
         (
             {"outcomes": [[1, 1], [0, 0]]},
             {},
-            r"0 of 4 reflections .*mean reward 0.500; dropped: zero_variance 4\).*more",
+            r"0 of 4 reflect spans .*mean reward 0.500 reflect; dropped: zero_variance 4\).*more",
         ),
         ({"outcomes": [[1, 0]], "policy_version": "v0009"}, {}, r"stale 2\).*max_staleness"),
         ({"outcomes": [[1, 0]]}, {"max_row_tokens": 4}, r"too_long 2\).*max_row_tokens"),
         ({"outcomes": [[1, 0]], "capability": "eval-only"}, {}, r"eval_only 2\).*capability_note"),
         ({"outcomes": [[1, 0]], "capability": "trainable-retokenised"}, {}, r"retokenise_refused 2\).*'allow'"),
-        ({"outcomes": [[]]}, {}, r"1 failures but 0 reflections.*--reflections 8"),
+        ({"outcomes": [[]]}, {}, r"0 of 0 reflect spans .*1 failures.*--reflections 8"),
         ({"outcomes": []}, {}, r"0 of 0 first attempts failed.*collect more tasks"),
     ],
 )

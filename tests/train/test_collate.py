@@ -24,6 +24,7 @@ def groups(draw: st.DrawFn) -> list[dict[str, Any]]:
                 {
                     "prompt_ids_P": prompt,
                     "completion_ids_T": completion,
+                    "label": draw(st.sampled_from(["reflect", "retry", "distill"])),
                     "advantage": draw(st.floats(-2, 2, width=32)),
                     "logprobs_T": [-float(i + 1) for i in range(len(completion))],
                     "start_logprobs_T": [-float(i + 2) for i in range(len(completion))],
@@ -46,6 +47,7 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     padding = batch["completion_mask"] == 0
     assert batch["old_per_token_logps"][padding].abs().sum() == 0
     assert batch["advantages"].tolist() == [row["advantage"] for row in rows]
+    assert batch["distilled"].tolist() == [row["label"] == "distill" for row in rows]
 
 
 @given(groups())

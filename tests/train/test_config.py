@@ -9,7 +9,8 @@ from r3agent.train import TrainConfig
 def test_the_papers_values_are_the_defaults() -> None:
     config = TrainConfig()
     assert (config.beta, config.lr_scheduler, config.warmup_ratio, config.batch_size) == (0.001, "cosine", 0.03, 256)
-    assert (config.reward, config.method) == ("retry_success", "lora")
+    assert (config.distill, config.leak, config.credit_weights) == (0, "keep", {})
+    assert (config.credit, config.method) == ({"reflect": "retry_success"}, "lora")
 
 
 def test_a_micro_batch_fits_its_batch() -> None:

@@ -214,3 +214,79 @@ def test_logprobs_are_those_of_unpadded_rows(
     rows = rows_of(record(OUTCOMES), config)
     for row, score in zip(rows, trainer(rows, config).score(), strict=True):
         assert score == pytest.approx(row.logprobs_T, abs=1e-4)
+
+
+# ---- distilled rows ----
+
+
+class Steps(TrainerCallback):
+    """Weights before each optimizer step, and the gradients it takes."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = dict(kwargs["model"].named_parameters())
+        weights = {name: p.detach().clone() for name, p in named.items()}
+        self.steps.append((weights, {name: p.grad.clone() for name, p in named.items() if p.grad is not None}))
+
+
+def plain_gradients(
+    start: PolicyStart, weights: dict[str, torch.Tensor], rows: list[Row], loss_type: str
+) -> dict[str, torch.Tensor]:
+    """Of -w · log π with plain autograd, row by row, averaged over tokens and rows as the loss type says."""
+    model = recorded.load(start.model)
+    model.load_state_dict(weights, strict=False)
+    tokens = sum(len(row.completion_ids_T) for row in rows)
+    for row in rows:
+        ids = torch.tensor([[*row.prompt_ids_P, *row.completion_ids_T]])
+        table_TV = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        n = len(row.completion_ids_T)
+        logprobs_T = table_TV[torch.arange(len(table_TV)), ids[0, 1:]][-n:]
+        scale = 1 / tokens if loss_type == "dapo" else 1 / (n * len(rows))
+        (-row.advantage * logprobs_T.sum() * scale).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("loss_type", "share_prompt"), [("grpo", True), ("grpo", False), ("dapo", True)])
+def test_distilling_is_the_plain_gradient_of_the_weighted_log_likelihood_in_every_epoch(
+    start: PolicyStart,
+    record: Callable[..., list[Trajectory]],
+    trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
+    loss_type: str,
+    share_prompt: bool,
+) -> None:
+    # steps so large that ratios to anything fixed would be clipped
+    far = {"learning_rate": 0.05, "lr_scheduler": "constant", "warmup_ratio": 0.0, "epochs": 3}
+    config = settings(
+        method="full", beta=0.0, credit={}, distill=0.7, loss_type=loss_type, share_prompt=share_prompt, **far
+    )
+    rows = rows_of(record([[1, 0, 1], [], [0, 1]], first=[0, 1, 0], one_task=True), config)
+    assert {row.label for row in rows} == {"distill"}
+    ours, seen = trainer(rows, config), Steps()
+    ours.score()
+    ours.add_callback(seen)
+    ours.train()
+    assert len(seen.steps) == 3
+    for weights, gradients in seen.steps:
+        for name, expected in plain_gradients(start, weights, rows, loss_type).items():
+            torch.testing.assert_close(gradients[name], expected, rtol=1e-3, atol=1e-5)
+        assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+    logged = [entry["clip_ratio/region_mean"] for entry in ours.state.log_history if "loss" in entry]
+    assert logged == [0.0] * 3
+
+
+def test_beside_distilled_rows_the_others_keep_their_recorded_logprobs(
+    record: Callable[..., list[Trajectory]], trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer]
+) -> None:
+    config = settings(method="full", beta=0.0, distill=0.7, batch_size=32)
+    gap, rows = 0.05, []
+    for row in rows_of(record(OUTCOMES), config):
+        shifted = None if row.logprobs_T is None else [logprob - gap for logprob in row.logprobs_T]
+        rows.append(row._replace(logprobs_T=shifted))
+    ours = trainer(rows, config)
+    ours.score()
+    loss, _ = first_step(ours)
+    losses = [-row.advantage * (1 if row.label == "distill" else math.exp(gap)) for row in rows]
+    assert {row.label for row in rows} == {"reflect", "distill"}
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-3, abs=1e-5)

@@ -207,3 +207,32 @@ def test_a_tokenizer_without_padding_will_do(
     directory = recorded.save(recorded.load(start.model), bare, tmp_path / "tiny")
     card = run(record(OUTCOMES), start.model_copy(update={"model": str(directory)}), tmp_path / "v0001")
     assert card.metrics["mismatch"]["max"] < 1e-4
+
+
+# ---- credit by label ----
+
+
+def test_what_any_label_earned_and_what_is_distilled_becomes_likelier(
+    record: Record, start: PolicyStart, tmp_path: Path
+) -> None:
+    trajectories = record([[(1, 0), (0, 0)], [], [(0, 1)]], first=[0, 1, 0], blind=[1, 0], one_task=True)
+    every = {"attempt": "success", "reflect": "retry_success", "retry": "success", "blind_retry": "success"}
+    values: dict[str, Any] = {"credit": every, "distill": 1.0}
+    card = run(trajectories, start, tmp_path / "v0001", epochs=8, **values)
+    assert card.metrics["rows"]["labels"] == {"attempt": 3, "reflect": 2, "retry": 4, "blind_retry": 6, "distill": 2}
+    assert card.settings["credit"] == every
+    # distilled rows have nothing recorded behind their prompt, so mismatch and ESS leave them out
+    rows, _ = build_rows(trajectories, config=settings(**values), version="v0000")
+    own = [row for row in rows if row.label != "distill"]
+    assert card.metrics["mismatch"]["tokens"] == sum(len(row.completion_ids_T) for row in own)
+    assert card.metrics["mismatch"]["max"] < 1e-4
+    assert card.metrics["mismatch"]["ess"] == pytest.approx(1.0, abs=1e-4)
+
+    old, new = recorded.load(start.model), trained(start, tmp_path / "v0001")
+    gained: dict[str, float] = {}
+    for row in rows:
+        pair = (row.prompt_ids_P, row.completion_ids_T)
+        change = sum(recorded.logprobs(new, *pair)) - sum(recorded.logprobs(old, *pair))
+        gained[row.label] = gained.get(row.label, 0.0) + change * row.advantage
+    assert gained.keys() == {*every, "distill"}
+    assert min(gained.values()) > 0

@@ -1,0 +1,179 @@
+"""What should be paid? Arms that credit different labels, each with the same number of sampled tokens, on the bundled
+policy.
+
+    python benchmarks/credit.py [--seeds 5] [--rounds 4] [--tokens 40000] [--problems 600] [--arms reflection,distill]
+
+Every arm grows the tree that suits it, on as many tasks as its tokens allow, and trains on what it credits; rows and
+optimizer steps are what comes of that. After the last round it is compared on held-out problems with where it started,
+which is measured once for each seed. A seed decides tasks, weights of new adapters and the order of rows; sampling
+differs from run to run. The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and each
+arm's paired difference from `reflection`, the paper's. What is done is kept in --out and not done again. The last line
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from r3agent.demo import SETTINGS
+from r3agent.run import Run
+from r3agent.serve import ServerProcess
+from r3agent.versions import BASE, named
+
+REFLECTION = {"reflect": "retry_success"}
+EVERYTHING = {**REFLECTION, "attempt": "success", "retry": "success", "blind_retry": "success"}
+
+ARMS: dict[str, dict[str, Any]] = {
+    "reflection": {"collect.reflections": 8, "train.credit": REFLECTION},
+    "lift": {"collect.reflections": 8, "collect.blind_retries": 4, "train.credit": {"reflect": "lift"}},
+    "reflection + retry": {
+        "collect.reflections": 4,
+        "collect.retries": 3,
+        "train.credit": {**REFLECTION, "retry": "success"},
+    },
+    "everything": {
+        "collect.samples": 4,
+        "collect.reflections": 4,
+        "collect.retries": 2,
+        "collect.blind_retries": 4,
+        "train.credit": EVERYTHING,
+        "train.distill": 1.0,
+    },
+    "blind retry": {
+        "collect.reflections": 0,
+        "collect.blind_retries": 16,
+        "train.credit": {"blind_retry": "success"},
+    },
+    "first try": {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": {"attempt": "success"}},
+    "distill": {"collect.reflections": 8, "train.credit": REFLECTION, "train.distill": 1.0},
+}
+"""Settings besides those of `r3agent demo`. `blind retry` and `first try` are controls: no reflection is trained."""
+
+PROBE = 32
+"""Tasks of a round from whose tokens their number is first reckoned."""
+CELLS = ("first_try", "after_reflection", "blind_retry")
+
+
+def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: Path) -> dict[str, Any]:
+    """One arm with one seed: success in each cell before and after, in percent, and what it took."""
+    directory = out / f"{arm.replace(' ', '')}-{seed}"
+    done = directory / "result.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    settings = {**SETTINGS, **ARMS[arm], "task.seed": seed, "train.seed": seed, "eval.n": problems}
+    sampled, rows, steps = 0, 0, 0
+    directory.mkdir(parents=True, exist_ok=True)
+    before, own_before = out / f"before-{seed}", directory / "eval" / BASE
+    if before.exists():
+        shutil.copytree(before, own_before, dirs_exist_ok=True)
+    with ServerProcess("bundled", log_path=directory / "server.log") as server:
+        settings["policy.base_url"] = server.base_url
+        run = Run(directory, settings)
+        run.serve_live()
+        for _ in range(len(run.registry.versions()), rounds + 1):
+            sampled += collected(directory, settings, tokens)
+            card = run.train()
+            rows, steps = rows + card.metrics["rows"]["rows"], steps + card.metrics["steps"]
+            run.deploy(card.version)
+        comparison = run.evaluate(BASE, named(rounds))
+    shutil.copytree(own_before, before, dirs_exist_ok=True)
+    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": steps}
+    for side in ("baseline", "candidate"):
+        result[side] = {cell: 100 * getattr(getattr(comparison, side), cell).rate for cell in CELLS}
+    done.write_text(json.dumps(result))
+    return result
+
+
+def collected(directory: Path, settings: dict[str, Any], tokens: int) -> int:
+    """Collect a round's tasks, as many as `tokens` allow, and return the tokens they took."""
+    n, sampled = PROBE, 0
+    for share in (0.0, 0.8, 1.0):  # what is stored is not sampled again, and tells how much a task takes
+        n = max(n, round(share * tokens * n / sampled)) if sampled else n
+        sampled = Run(directory, {**settings, "collect.n": n}).collect().tokens_sampled
+    return sampled
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95 % t-interval."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{np.mean(values):.1f} [{np.mean(values) - half:.1f}, {np.mean(values) + half:.1f}]"
+
+
+def compared(values: Sequence[float], paper: Sequence[float]) -> tuple[str, float | None]:
+    """Paired difference from the paper's arm, and its p-value by a t-test."""
+    differences = np.subtract(values, paper)
+    if len(differences) < 2 or not differences.any():
+        return interval([float(d) for d in differences]), None
+    return interval([float(d) for d in differences]), float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+    """Markdown, and the same numbers as data."""
+    lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | minus `reflection` | p |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    start = [r["baseline"] for r in next(iter(results.values()))]
+    lines.append("| before | | | | " + " | ".join(interval([s[c] for s in start]) for c in CELLS[:2]) + " | | |")
+    data: dict[str, Any] = {}
+    paper = [r["candidate"]["after_reflection"] for r in results.get("reflection", [])]
+    for arm, runs in results.items():
+        after = [r["candidate"]["after_reflection"] for r in runs]
+        difference, p = compared(after, paper) if paper and arm != "reflection" else ("", None)
+        means = {key: round(float(np.mean([r[key] for r in runs]))) for key in ("tokens", "rows", "steps")}
+        cells = [interval([r["candidate"][cell] for r in runs]) for cell in CELLS[:2]]
+        numbers = " | ".join(map(str, [*means.values(), *cells, difference]))
+        lines.append(f"| {arm} | {numbers} | {'' if p is None else f'{p:.2g}'} |")
+        rates = {cell: round(float(np.mean([r["candidate"][cell] for r in runs])), 2) for cell in CELLS}
+        data[arm] = {**means, **rates, "p": p}
+    return "\n".join(lines), data
+
+
+def store(file: Path, command: str, text: str) -> None:
+    """This benchmark's section of the results, in place of the one that was there."""
+    known = file.read_text() if file.exists() else "# Results\n"
+    kept = re.sub(r"\n## Credit by label\n.*?(?=\n## |\Z)", "", known, flags=re.DOTALL).rstrip("\n")
+    file.write_text(f"{kept}\n\n## Credit by label\n\n`{command}`\n\n{text}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=40_000, help="sampled for each round")
+    parser.add_argument("--problems", type=int, default=600, help="held out")
+    parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
+    parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="what is done; delete it to start anew")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    options = parser.parse_args()
+    arms = options.arms.split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        parser.error(f"--arms {', '.join(unknown)}: known are {', '.join(ARMS)}")
+    out = options.out / f"{options.rounds}x{options.tokens}-{options.problems}"
+
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for seed in range(options.seeds):
+        for arm in arms:
+            result = trained(arm, seed, options.rounds, options.tokens, options.problems, out)
+            results[arm].append(result)
+            print(f"seed {seed} {arm:<20} {json.dumps(result)}", flush=True)
+    text, data = table(results)
+    settings = (
+        f"--seeds {options.seeds} --rounds {options.rounds} --tokens {options.tokens} --problems {options.problems}"
+    )
+    store(options.results, f"python benchmarks/credit.py {settings}", text)
+    print(text)
+    print(json.dumps({"seeds": options.seeds, "rounds": options.rounds, "tokens": options.tokens, "arms": data}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""One row: the tokens of one span, as they are trained on; or the reason it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
+
+from r3agent import versions
+from r3agent.credit import CreditLabel
+from r3agent.train.config import TrainConfig
+from r3agent.trajectory import Span, Trajectory
+
+RowLabel: TypeAlias = CreditLabel | Literal["distill"]
+"""The label that a row's span is credited by; `distill` is a retry behind the prompt of the first try."""
+
+Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
+"""The prompt's and the span's token ids under the policy's own tokenizer and chat template."""
+
+
+class Row(NamedTuple):
+    """One span to train on: P prompt tokens without loss, T completion tokens with loss."""
+
+    group_id: str
+    trajectory_id: str
+    span_id: str
+    label: RowLabel
+    policy_version: str | None
+    prompt_ids_P: list[int]
+    completion_ids_T: list[int]
+    logprobs_T: list[float] | None
+    """Recorded by the policy that sampled them; `None` where the tokens were not recorded either, and in rows of
+    `distill`, whose tokens were sampled behind another prompt."""
+    temperature: float | None
+    """They were sampled at; recorded logprobs are at temperature 1 all the same."""
+    truncated: bool
+    """Stopped by the token limit. The paper says nothing of such reflections; they are kept and counted."""
+    reward: float
+    advantage: float
+
+
+class Dropped(NamedTuple):
+    """A span that was to be trained on and is not."""
+
+    trajectory_id: str
+    span_id: str
+    label: RowLabel
+    reason: str
+    """One of `row_report.REMEDIES`."""
+
+
+class RowMaker(NamedTuple):
+    """Makes the rows that the policy `version` is trained on."""
+
+    config: TrainConfig
+    version: str
+    retokenise: Retokenise | None
+
+    def __call__(
+        self,
+        trajectory: Trajectory,
+        span: Span,
+        *,
+        label: RowLabel,
+        group_id: str,
+        reward: float,
+        advantage: float = 0.0,
+        prompt_of: Span | None = None,
+    ) -> Row | Dropped:
+        """The row of one span.
+
+        Args:
+            prompt_of: the span whose prompt stands in front, if not its own.
+        """
+        tokens = self._tokens(trajectory, span, prompt_of)
+        if isinstance(tokens, str):
+            return Dropped(trajectory.trajectory_id, span.span_id, label, tokens)
+        prompt, completion, logprobs = tokens
+        return Row(
+            group_id=group_id,
+            trajectory_id=trajectory.trajectory_id,
+            span_id=span.span_id,
+            label=label,
+            policy_version=span.policy_version,
+            prompt_ids_P=prompt,
+            completion_ids_T=completion,
+            logprobs_T=logprobs,
+            temperature=span.sampling.get("temperature"),
+            truncated=span.finish_reason == "length",
+            reward=reward,
+            advantage=advantage,
+        )
+
+    def _tokens(
+        self, trajectory: Trajectory, span: Span, prompt_of: Span | None
+    ) -> tuple[list[int], list[int], list[float] | None] | str:
+        """Prompt ids, completion ids and recorded logprobs, or why they are not to be had."""
+        age = versions.apart(span.policy_version, self.version)
+        if age is not None and age > self.config.max_staleness:
+            return "stale"
+        asked = prompt_of or span
+        capabilities = {span.capability, asked.capability}
+        if "eval-only" in capabilities:
+            return "eval_only"
+        logprobs = None
+        if capabilities == {"trainable-exact"}:
+            prompt, completion = list(asked.prompt_token_ids or ()), list(span.token_ids or ())
+            logprobs = list(span.logprobs or ()) if prompt_of is None else None
+        elif self.retokenise is None:
+            return "retokenise_refused"
+        elif span.tool_calls:
+            return "tool_calls"
+        else:
+            prompt, completion = self.retokenise(trajectory, span)
+            if prompt_of is not None:
+                prompt, _ = self.retokenise(trajectory, prompt_of)
+        if not completion:
+            return "empty"
+        if len(prompt) + len(completion) > self.config.max_row_tokens:
+            return "too_long"
+        return prompt, completion, logprobs

@@ -1,0 +1,110 @@
+"""A reflection that names a first step teaches; one that writes the whole answer leaks it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from r3agent.tasks.countdown import make_task
+from r3agent.train.leak import LEAK_SHARE, leak_share, leaks
+from r3agent.trajectory import Span, Task, Trajectory, Verdict
+
+
+def episode(
+    failed: str, reflection: str, *answers: str, passed: bool = True, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Trajectory:
+    """Recorded as words, or with a tokenizer as token ids and with nothing in the texts after the failed try."""
+    task = make_task([3, 5, 2], 16)
+    verdict = Verdict(passed=passed, score=float(passed))
+    spans = [
+        Span(label="attempt", span_id="a", text=failed, model="m"),
+        Span(label="reflect", span_id="r", parent_id="a", text=reflection, model="m"),
+        *(Span(label="retry", parent_id="r", text=answer, model="m", verdict=verdict) for answer in answers),
+    ]
+    words = Trajectory(task=task, spans=tuple(spans))
+    return (
+        words if tokenizer is None else Trajectory(task=task, spans=tuple(as_ids(words, s, tokenizer) for s in spans))
+    )
+
+
+def as_ids(words: Trajectory, span: Span, tokenizer: PreTrainedTokenizerFast) -> Span:
+    prompt = tokenizer.apply_chat_template(words.prompt(span), tokenize=False)
+    prompt_ids, ids = (
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, f"{span.text} <|end|>")
+    )
+    text = span.text if span.label == "attempt" else ""
+    return span.model_copy(update={"prompt_token_ids": prompt_ids, "token_ids": ids, "text": text})
+
+
+ANSWER = "<answer> ( 3 + 5 ) * 2 </answer>"
+FAR, NEAR, NEARER = (f"<answer> {x} </answer>" for x in ("3 - 2 * 5", "( 3 - 5 ) * 2", "( 5 - 3 ) * 2"))
+WHOLE = "Answer ( 3 + 5 ) * 2 next time"
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["ids", "words"])
+@pytest.mark.parametrize("failed", [FAR, NEAR, NEARER])
+@pytest.mark.parametrize(
+    ("reflection", "leaked"),
+    [
+        ("Start with 3 + 5 = 8", False),
+        ("Start with 5 * 2 = 10", False),
+        ("Using 3 , 5 and 2 with + and *", False),
+        ("", False),
+        (WHOLE, True),
+        ("Start with ( 3 + 5 ) * 2 = 16", True),
+        (ANSWER, True),
+    ],
+)
+def test_a_first_step_is_no_leak_and_the_whole_expression_is(
+    failed: str, reflection: str, leaked: bool, recorded: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    grown = episode(failed, reflection, ANSWER, tokenizer=tokenizer if recorded else None)
+    assert leaks(grown, grown.spans[1]) == leaked
+
+
+def test_an_expression_without_parentheses_leaks_too() -> None:
+    for reflection, leaked in (("Start with 3 + 5 = 8", False), ("Answer 3 + 5 * 2", True)):
+        grown = episode(FAR, reflection, "<answer> 3 + 5 * 2 </answer>")
+        assert leaks(grown, grown.spans[1]) == leaked
+
+
+def test_spacing_does_not_hide_a_leak() -> None:
+    grown = episode(FAR, "It is (3+5)*2.", ANSWER)
+    assert leaks(grown, grown.spans[1])
+
+
+def test_what_task_and_failed_try_contain_is_no_leak() -> None:
+    grown = episode("<answer> ( 3 + 5 ) * 2 + 1 </answer>", WHOLE, "( 3 + 5 ) * 2")
+    assert leak_share(grown, grown.spans[1]) == 0
+    words = "each number must be used exactly once"
+    grown = episode(FAR, f"remember that {words}", f"{words} and so on")
+    assert leak_share(grown, grown.spans[1]) == 0
+
+
+def test_only_a_retry_of_its_own_that_passed_counts_and_one_is_enough() -> None:
+    failed = episode(FAR, WHOLE, ANSWER, passed=False)
+    assert leak_share(failed, failed.spans[1]) == 0
+    both = episode(FAR, WHOLE, "<answer> 2 * ( 5 + 3 ) </answer>", ANSWER)
+    assert leak_share(both, both.spans[1]) >= LEAK_SHARE
+    other = Span(label="reflect", span_id="other", parent_id="a", text=WHOLE, model="m")
+    assert leak_share(both.model_copy(update={"spans": (*both.spans, other)}), other) == 0
+
+
+def test_arguments_of_a_call_leak() -> None:
+    def call(city: str) -> tuple[dict[str, Any], ...]:
+        arguments = f'{{"city": "{city}", "unit": "celsius", "days": 3}}'
+        return ({"id": "1", "function": {"name": "weather", "arguments": arguments}},)
+
+    task = Task(messages=({"role": "user", "content": "How warm will it be there?"},))
+    clock = ({"id": "0", "function": {"name": "clock", "arguments": "{}"}},)
+    attempt = Span(label="attempt", span_id="a", text="", tool_calls=clock, model="m")
+    passed = Verdict(passed=True, score=1)
+    retry = Span(label="retry", parent_id="r", text="", tool_calls=call("Rome"), model="m", verdict=passed)
+    for text, leaked in (
+        ("I asked for the time and not for the weather of the city", False),
+        ('Call weather with {"city": "Rome", "unit": "celsius", "days": 3}', True),
+    ):
+        reflection = Span(label="reflect", span_id="r", parent_id="a", text=text, model="m")
+        assert leaks(Trajectory(task=task, spans=(attempt, reflection, retry)), reflection) == leaked
