@@ -28,6 +28,9 @@ GRACE_S = 2.0
 DRAIN_S = 120.0
 LAST_LINES = 15
 
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+"""Servers that are to go on after this process: one that is forgotten while it runs is warned of."""
+
 
 @dataclass
 class Restart:
@@ -69,6 +72,8 @@ class Restart:
     def finish(self, server: Server) -> None:
         """Stop the old server when its requests are done, or after `DRAIN_S` seconds."""
         assert self.old is not None
+        assert self.started is not None
+        _OUTLIVING.append(self.started)
         deadline = time.monotonic() + DRAIN_S
         time.sleep(GRACE_S)
         while (busy := server.busy_with()) is not None and busy.requests and time.monotonic() < deadline:

@@ -62,15 +62,19 @@ class Server:
         self.root = str(url.copy_with(path=url.path.removesuffix("/v1"), userinfo=b"")).rstrip("/")
         """Address of the server itself, without any password."""
 
+        self._successors: list[Server] = []
+
     def at(self, base_url: str) -> Server:
-        """Another server with the same key."""
-        return Server(base_url, api_key=self._api_key, timeout_s=self._timeout_s)
+        """Another server with the same key; closed with this one."""
+        self._successors.append(Server(base_url, api_key=self._api_key, timeout_s=self._timeout_s))
+        return self._successors[-1]
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        for server in (self, *self._successors):
+            server._client.close()
 
     def models(self) -> list[str]:
         """Served names: the base and its adapters."""
