@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -58,8 +60,8 @@ def told(strategy: str, traffic: Traffic[list[Generation]]) -> str:
     )
 
 
-def assert_stamps_are_true(trained: Trained, drawn: list[Generation]) -> None:
-    """Each completion has the logprobs of the version it is stamped with."""
+def assert_stamps_are_true(trained: Trained, drawn: list[Generation], *, every: bool = False) -> None:
+    """Each completion has the logprobs of the version it is stamped with; looked at are the first and the last."""
     by_version: dict[str | None, list[Generation]] = {}
     for generation in drawn:
         by_version.setdefault(generation.policy_version, []).append(generation)
@@ -68,7 +70,7 @@ def assert_stamps_are_true(trained: Trained, drawn: list[Generation]) -> None:
             assert {g.capability for g in generations} == {"eval-only"}
             continue
         model = trained.load(version)
-        for generation in [*generations[:5], *generations[-5:]]:
+        for generation in generations if every else [*generations[:5], *generations[-5:]]:
             assert max(gaps(generation, model)) < FLOAT32_GAP, version
 
 
@@ -88,6 +90,20 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
     assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0002"}
     rollback(**where)
     rollback(to="v0000", **where)
+    unload_all(vllm)
+
+
+async def test_the_base_and_three_adapters_answer_side_by_side(vllm: VLLMProcess, trained: Trained) -> None:
+    for seed in (1, 2, 3):
+        load_version(trained.publish("lora", seed=seed), registry=trained.registry, base_url=vllm.base_url)
+    async with AsyncExitStack() as stack:
+        names = ("bundled", *(f"bundled@v000{number}" for number in (1, 2, 3)))
+        sampling = Sampling(max_tokens=24)
+        policies = [await stack.enter_async_context(OpenAIPolicy(vllm.base_url, n, sampling=sampling)) for n in names]
+        answers = await asyncio.gather(*(asking(policy)(number) for number in range(32) for policy in policies))
+    drawn = [generation for answer in answers for generation in answer]
+    assert len({g.policy_version for g in drawn}) == 4
+    assert_stamps_are_true(trained, drawn, every=True)
     unload_all(vllm)
 
 
