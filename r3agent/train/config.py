@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from r3agent.trajectory import Record, RewardSource
 
@@ -54,7 +54,7 @@ class TrainConfig(Record):
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     """How token losses are averaged. `bnpo` averages over the tokens of a micro-batch, so its result depends on
-    `micro_batch_size`; the others do not."""
+    `micro_batch_tokens`; the others do not."""
     beta: float = Field(default=0.001, ge=0)
     """Weight of the KL divergence from the starting policy. The paper: 0.001."""
     epsilon_low: float = Field(default=0.2, gt=0, lt=1)
@@ -74,20 +74,12 @@ class TrainConfig(Record):
     """Passes over the rows; the importance ratio stays relative to the recorded logprobs in all of them."""
     batch_size: int = Field(default=256, ge=1)
     """Rows for one optimizer step; steps share the rows evenly. The paper: 256."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass; the lower, the less memory."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens in one forward pass, a shared prompt counted once; the lower, the less memory. A group that has more is
+    computed in parts that repeat the prompt; a row that has more, alone."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
     seed: int = Field(default=0, ge=0)
     """Of a new adapter's weights, the order of the rows and dropout."""
-
-    @model_validator(mode="after")
-    def _micro_batch_fits(self) -> TrainConfig:
-        if self.micro_batch_size > self.batch_size:
-            raise ValueError(
-                f"micro_batch_size = {self.micro_batch_size}: at most batch_size = {self.batch_size}; "
-                "lower micro_batch_size or raise batch_size"
-            )
-        return self

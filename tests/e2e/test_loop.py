@@ -23,7 +23,6 @@ SMALL = {
     "collect.reflections": 4,
     "train.learning_rate": 1e-4,
     "train.batch_size": 64,
-    "train.micro_batch_size": 64,
     "train.lora_r": 4,
     "train.lora_alpha": 8,
     "eval.n": 12,

@@ -57,7 +57,7 @@ def move(model: torch.nn.Module) -> None:
 
 
 def settings(**values: Any) -> TrainConfig:
-    whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "micro_batch_size": 16, "max_grad_norm": NO_CLIPPING}
+    whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "max_grad_norm": NO_CLIPPING}
     return TrainConfig.model_validate({**whole, **values})
 
 
