@@ -100,7 +100,7 @@ class Peak(threading.Thread):
     def run(self) -> None:
         while True:
             self.bytes = max(self.bytes, self.process.memory_info().rss)
-            time.sleep(0.005)
+            time.sleep(0.02)
 
 
 class Turns:
@@ -153,6 +153,7 @@ def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str
                 "prompt_ids_P": row["prompt"],
                 "completion_ids_T": row["completion"],
                 "logprobs_T": None,
+                "reward": row["reward"],
                 "advantage": 1.0 if row["reward"] else -1.0,
             }
             for i, row in enumerate(recorded)
@@ -222,9 +223,17 @@ def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: st
 
 def compare(case: str, options: argparse.Namespace) -> dict[str, float]:
     sides = {name: start(name, case, options) for name in ("stock", "ours")}
+    try:
+        return measured(case, sides, options.rounds)
+    finally:
+        for process in sides.values():
+            process.kill()
+
+
+def measured(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
     logprobs = {name: json.loads(read(process)) for name, process in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(options.rounds + 1):
+    for turn in range(rounds + 1):
         for name, process in sides.items():
             process.stdin.write("\n")
             process.stdin.flush()

@@ -25,6 +25,7 @@ from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
 from r3agent.store import load
+from r3agent.train.account import told
 from r3agent.trajectory import Span, Trajectory
 
 API_KEY = "OPENAI_API_KEY"
@@ -113,12 +114,17 @@ def collect(options: Namespace) -> Outcome:
 def train(options: Namespace) -> Outcome:
     run = _open(options)
     with Watcher() as watcher:
-        card = run.train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
-    text = (
-        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}\n"
-        f"next: r3agent deploy {card.version} --run {options.run}"
-    )
-    return Outcome(card.model_dump(mode="json", exclude={"canary"}), text)
+        card = run.train(
+            lambda stage, values: watcher.stage(told(stage, values)), resume=options.resume, force=options.force
+        )
+    lines = [
+        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
+        f"  {told('rows', card.metrics['rows'])}",
+        f"  {told('mismatch', card.metrics['mismatch'])}",
+        *(f"  forced: {reason}" for reason in card.metrics["forced"]),
+        f"next: r3agent deploy {card.version} --run {options.run}",
+    ]
+    return Outcome(card.model_dump(mode="json", exclude={"canary"}), "\n".join(lines))
 
 
 def deploy(options: Namespace) -> Outcome:

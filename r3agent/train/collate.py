@@ -128,6 +128,7 @@ def blank_row(token: int) -> dict[str, Any]:
         "completion_ids_T": [token],
         "logprobs_T": [0.0],
         "start_logprobs_T": [0.0],
+        "reward": 0.0,
         "advantage": 0.0,
         "blank": True,
     }
@@ -150,21 +151,35 @@ def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, 
     }
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[Mapping[str, Any]], pad_id: int, importance_cap: float | None = None
+) -> dict[str, torch.Tensor]:
     """The batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
 
+    With a cap, the old logprobs are the starting policy's and each token's advantage carries the weight
+    min(starting / recorded probability, cap): a weight is positive, so TRL's clipping applies as without it.
+
     Returns:
-        What `collate_tokens` gives; advantages (B,); old_per_token_logps, ref_per_token_logps (B, T), 0 where padded;
-        tool_mask (B, T), which TRL's loss and metrics are masked with besides, 0 in blank rows.
+        What `collate_tokens` gives; advantages (B,), or with a cap (B, T); rewards (B,); old_per_token_logps,
+        ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which TRL's loss and metrics are masked with
+        besides, 0 in blank rows.
     """
     batch = collate_tokens(rows, pad_id)
     real_B = torch.tensor([not row.get("blank", False) for row in rows])
+    advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
+    rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
+    old_BT = _right([row["logprobs_T"] for row in rows], 0.0)
+    start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0)
+    if importance_cap is not None:
+        advantages = advantages[:, None] * (start_BT - old_BT).exp().clamp(max=importance_cap)
+        old_BT = start_BT.clone()
     return {
         **batch,
         "tool_mask": batch["completion_mask"] * real_B[:, None],
-        "advantages": torch.tensor([row["advantage"] for row in rows], dtype=torch.float32),
-        "old_per_token_logps": _right([row["logprobs_T"] for row in rows], 0.0),
-        "ref_per_token_logps": _right([row["start_logprobs_T"] for row in rows], 0.0),
+        "advantages": advantages,
+        "rewards": rewards_B * real_B,
+        "old_per_token_logps": old_BT,
+        "ref_per_token_logps": start_BT,
     }
 
 

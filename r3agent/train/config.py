@@ -62,6 +62,11 @@ class TrainConfig(Record):
     epsilon_high: float = Field(default=0.2, gt=0)
     """The importance ratio is clipped above at 1 + `epsilon_high`."""
 
+    importance_cap: float | None = Field(default=None, gt=0)
+    """`None`: the clipped ratio is current / recorded, so rows of an older version may be clipped from the start. A
+    number: the clipped ratio is current / starting policy, and every token weighs min(starting / recorded, the number),
+    which is truncated importance sampling, as TRL does for vLLM with 3.0."""
+
     # ---- the optimizer ----
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -81,5 +86,10 @@ class TrainConfig(Record):
     """Gradients are clipped to this norm."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two checkpoints, from which `--resume` goes on; `None`: only when interrupted."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where transformers sends the log of the steps, besides `steps.jsonl` in the version's directory; tensorboard
+    writes into `TENSORBOARD_LOGGING_DIR`."""
     seed: int = Field(default=0, ge=0)
     """Of a new adapter's weights, the order of the rows and dropout."""

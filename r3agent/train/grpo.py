@@ -103,7 +103,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
         result: list[list[float]] = [[] for _ in pairs]
         for part in costs.cut(by_prompt, self.config.micro_batch_tokens):
             rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
-            batch = self._prepare_inputs(collate_tokens(rows, self.pad_id))
+            tokens = collate_tokens(rows, self.pad_id)
+            batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
             logprobs_BT, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
@@ -114,21 +115,31 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 result[index] = logprobs_T[: len(pairs[index][1])]
         return result
 
+    def gathered(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights where processes hold parts of them (FSDP, DeepSpeed); every process takes part."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        return cast(dict[str, torch.Tensor], self.accelerator.get_state_dict(self.model_wrapped))
+
     # ---- where TRL would generate ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches of recorded rows; after the last row there is a blank one."""
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
-        return _Epochs(rows, batch_sampler=self.batches, collate_fn=partial(collate, pad_id=self.pad_id))
+        laid_out = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
+        return _Epochs(rows, batch_sampler=self.batches, collate_fn=laid_out)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        masks = [batch["tool_mask"] for batch in batches]
-        local = torch.tensor([[mask.any(1).sum(), mask.sum()] for mask in masks], device=device).sum(0)
-        rows, tokens = self.accelerator.reduce(local)
+        local = [
+            (batch["tool_mask"].any(1).sum(), batch["tool_mask"].sum(), batch["rewards"].sum()) for batch in batches
+        ]
+        rows, tokens, rewards = self.accelerator.reduce(torch.tensor(local, device=device).sum(0))
+        self._metrics["train"]["reward"].append((rewards / rows).item())
+        self._metrics["train"]["tokens"].append(tokens.item())
         everywhere = len(batches) * self.accelerator.num_processes
         for batch in batches:
             batch["share"] = len(batch["advantages"]) * everywhere / rows
@@ -180,6 +191,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def _send_telemetry(self) -> None:
         """Training tells no one."""
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint has no readme."""
+
 
 class _Epochs(DataLoader[Any]):
     """Tells its batch sampler which epoch it is."""
@@ -230,10 +244,12 @@ def _arguments(config: TrainConfig, batches: MicroBatches, width_T: int, output_
         per_device_train_batch_size=1,
         num_generations=2,
         steps_per_generation=2 * batches.accumulate,
-        # no files, no progress bar, no reporting: `train` does its own
-        save_strategy="no",
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=1,
+        # no progress bar: `train` does its own
         logging_steps=1,
         disable_tqdm=True,
-        report_to="none",
+        report_to=config.report_to,
         dataloader_pin_memory=False,
     )

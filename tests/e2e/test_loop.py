@@ -61,7 +61,7 @@ def test_two_rounds_make_two_versions_sampled_by_their_parents(finished):
 
 def test_training_met_its_own_logprobs(finished):
     mismatch = finished.registry.card("v0001").metrics["mismatch"]
-    assert mismatch["mean"] < 1e-3
+    assert mismatch["gap"]["mean"] < 1e-3
 
 
 def written(run: Run) -> dict[Path, int]:

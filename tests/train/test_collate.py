@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import groupby
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ def groups(draw: st.DrawFn) -> list[dict[str, Any]]:
                 {
                     "prompt_ids_P": prompt,
                     "completion_ids_T": completion,
+                    "reward": 1.0,
                     "advantage": draw(st.floats(-2, 2, width=32)),
                     "logprobs_T": [-float(i + 1) for i in range(len(completion))],
                     "start_logprobs_T": [-float(i + 2) for i in range(len(completion))],
@@ -47,6 +50,18 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     assert batch["old_per_token_logps"][padding].abs().sum() == 0
     assert batch["advantages"].tolist() == [row["advantage"] for row in rows]
     assert torch.equal(batch["tool_mask"], batch["completion_mask"])
+
+
+@given(groups(), st.floats(0.5, 9))
+def test_a_cap_moves_the_recorded_logprobs_from_the_ratio_into_the_weight(
+    rows: list[dict[str, Any]], cap: float
+) -> None:
+    plain, capped = collate(rows, PAD), collate(rows, PAD, importance_cap=cap)
+    assert torch.equal(capped["old_per_token_logps"], plain["ref_per_token_logps"])
+    for i, row in enumerate(rows):
+        pairs = zip(row["start_logprobs_T"], row["logprobs_T"], strict=True)
+        expected = [row["advantage"] * min(math.exp(start - recorded), cap) for start, recorded in pairs]
+        assert capped["advantages"][i][: len(expected)].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_blank_rows_count_for_nothing() -> None:

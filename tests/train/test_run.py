@@ -45,7 +45,7 @@ def test_an_adapter_goes_on_from_itself(
     sampled = recorded.record(trained(start, tmp_path / "v0001"), tokenizer, OUTCOMES, policy_version="v0001")
     second = run(sampled, then, tmp_path / "v0002", version="v0002")
     assert (second.parent, second.base_model, second.kind) == ("v0001", start.model, "lora")
-    assert second.metrics["mismatch"]["max"] < 1e-4
+    assert second.metrics["mismatch"]["gap"]["max"] < 1e-4
     assert second.metrics["mismatch"]["ess"] == pytest.approx(1.0, abs=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_full_weights_go_on_from_an_adapter_and_from_full_weights(
         model = trained(start, tmp_path / card.version)
         sampled = recorded.record(model, tokenizer, OUTCOMES, policy_version=card.version)
         card = run(sampled, parent, tmp_path / version, version=version, method="full")
-        assert card.metrics["mismatch"]["max"] < 1e-4
+        assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
     assert AutoTokenizer.from_pretrained(tmp_path / "v0003" / "model").chat_template == tokenizer.chat_template
 
 
@@ -206,4 +206,4 @@ def test_a_tokenizer_without_padding_will_do(
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
     directory = recorded.save(recorded.load(start.model), bare, tmp_path / "tiny")
     card = run(record(OUTCOMES), start.model_copy(update={"model": str(directory)}), tmp_path / "v0001")
-    assert card.metrics["mismatch"]["max"] < 1e-4
+    assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
