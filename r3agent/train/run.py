@@ -107,6 +107,7 @@ def train(
                 "rows": report.model_dump(mode="json"),
                 "mismatch": mismatch.model_dump(mode="json"),
                 "forced": forced,
+                "processes": processes.num_processes,
                 "steps": trainer.state.global_step,
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),

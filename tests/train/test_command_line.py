@@ -43,8 +43,13 @@ def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
 def command(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> list[str]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
-        launcher += ["accelerate.commands.accelerate_cli", "launch", "--cpu", f"--num_processes={processes}"]
-        launcher += ["--num_cpu_threads_per_process=1", f"--main_process_port={free_port()}", "-m"]
+        launcher += [
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            f"--master-port={free_port()}",
+            "-m",
+            "--",
+        ]
     settings = [f"--set=train.{key}={value}" for key, value in {**SETTINGS, **values}.items()]
     return [*launcher, "r3agent", "train", "--run", str(run_dir), "--json", *settings, *flags]
 
@@ -63,8 +68,9 @@ def trained(run_dir: Path, *flags: str, **values: Any) -> tuple[list[dict[str, f
     """The log of every step, and the weights."""
     done = subprocess.run(command(run_dir, *flags, **values), capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
-    version = json.loads(done.stdout)["version"]
-    directory = Registry(run_dir).version_dir(version)
+    card = json.loads(done.stdout)
+    assert card["metrics"]["processes"] == values.get("processes", 1)
+    directory = Registry(run_dir).version_dir(card["version"])
     assert not list(directory.parent.glob("*.checkpoints"))
     log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
     return log, load_file(directory / "model" / "model.safetensors")

@@ -25,7 +25,6 @@ SHIPPED = Path(r3agent.train.__file__).parent / "accelerate"
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
-        ("cpu.yaml", DistributedType.MULTI_CPU),
         ("fsdp2.yaml", DistributedType.FSDP),
         ("deepspeed_zero2.yaml", DistributedType.DEEPSPEED),
     ],
