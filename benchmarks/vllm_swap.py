@@ -38,7 +38,6 @@ SETTINGS: dict[str, Any] = {
     "collect.n": 48,
     "train.learning_rate": 1e-3,
     "train.batch_size": 64,
-    "train.micro_batch_size": 64,
 }
 OPTIONS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
 

@@ -69,7 +69,11 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "train": (
         "make a new policy version from what was collected",
         "train --set train.learning_rate=1e-4",
-        RUN,
+        {
+            "--resume": {"action": "store_true", "help": "go on from the last checkpoint of an interrupted one"},
+            "--force": {"action": "store_true", "help": "train on another policy's rows too; the card says so"},
+            **RUN,
+        },
     ),
     "deploy": (
         "bring a version onto the running server and make it live",
@@ -148,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcome = COMMANDS[options.verb](options)
-        print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher started, the first one speaks
+            print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)
     except R3Error as error:
         print(f"r3agent {options.verb}: {error}", file=sys.stderr)
         return error.exit_code
@@ -156,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
     except KeyboardInterrupt:
-        print(f"r3agent {options.verb}: interrupted; the same command goes on from here", file=sys.stderr)
+        again = "the same command with --resume" if options.verb == "train" else "the same command"
+        print(f"r3agent {options.verb}: interrupted; {again} goes on from here", file=sys.stderr)
         return INTERRUPTED
     return 0 if outcome.ok else FAILED
 

@@ -28,6 +28,7 @@ from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
 from r3agent.store import load
+from r3agent.train.account import told
 
 API_KEY = "OPENAI_API_KEY"
 """Where every verb that talks to an endpoint finds the key."""
@@ -118,11 +119,17 @@ def collect(options: Namespace) -> Outcome:
 def train(options: Namespace) -> Outcome:
     run = _open(options)
     with Watcher() as watcher:
-        card = run.train(lambda stage, values: watcher.stage(f"{stage}: {_short(values)}"))
+        card = run.train(
+            lambda stage, values: watcher.stage(told(stage, values)), resume=options.resume, force=options.force
+        )
+    rows = card.metrics["rows"]
     lines = [
         f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
-        f"  rows by label: {_short(card.metrics['rows']['labels'])}",
-        *(f"  no row of {label}: {why}" for label, why in card.metrics["rows"]["remedies"].items()),
+        f"  {told('rows', rows)}",
+        f"  rows by label: {_short(rows['labels'])}",
+        *(f"  no row of {label}: {why}" for label, why in rows["remedies"].items()),
+        f"  {told('mismatch', card.metrics['mismatch'])}",
+        *(f"  forced: {reason}" for reason in card.metrics["forced"]),
         f"next: r3agent deploy {card.version} --run {options.run}",
     ]
     return Outcome(card.model_dump(mode="json", exclude={"canary"}), "\n".join(lines))

@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "train.learning_rate": 1e-3,
     "train.max_staleness": 0,
     "train.batch_size": 128,
-    "train.micro_batch_size": 128,
+    "train.micro_batch_tokens": 16384,
     "eval.n": 600,
     "loop.rounds": 8,
     "loop.evaluate_every": 8,

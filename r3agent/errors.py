@@ -72,6 +72,8 @@ class VerifierError(R3Error):
 class TrainingError(R3Error):
     """The rows cannot be trained on."""
 
+    exit_code = 2
+
 
 class DeployError(R3Error):
     """The weights did not arrive at the server; the live pointer did not move."""

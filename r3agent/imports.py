@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,12 @@ def require_extra(module_name: str, extra: str) -> None:
         importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{module_name} is not installed; pip install 'r3agent[{extra}]'") from error
+
+
+def require_package(name: str, setting: str) -> None:
+    """
+    Raises:
+        ConfigError: a package that a setting asks for is not installed.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"{setting}: {name} is not installed; pip install {name}, or change the setting")

@@ -97,8 +97,14 @@ class Run:
         limits = settings.model_dump(exclude={"n"})
         return self._collect(card, tasks, self.directory / "trajectories", progress, **limits)
 
-    def train(self, on_progress: Callable[[str, Mapping[str, Any]], None] | None = None) -> PolicyCard:
-        """A new policy version from the trajectories that the live one sampled."""
+    def train(
+        self,
+        on_progress: Callable[[str, Mapping[str, Any]], None] | None = None,
+        *,
+        resume: bool = False,
+        force: bool = False,
+    ) -> PolicyCard:
+        """A new policy version from the trajectories that the live one sampled, or the rest of an interrupted one."""
         parent, trajectories = self.live_card(), self._trajectories()
         from r3agent.train import PolicyStart, train  # after what is refused without torch
 
@@ -109,6 +115,8 @@ class Run:
             version=version,
             out_dir=self.registry.version_dir(version),
             config=self.config.train,
+            resume=resume,
+            force=force,
             progress=on_progress,
         )
 

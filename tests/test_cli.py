@@ -188,7 +188,7 @@ def test_training_without_failures_says_what_to_do(tmp_path, tasks, capsys):
     with ScriptedEndpoint(RIGHT_AFTER_REFLECTING) as endpoint:
         call(capsys, *collecting(tmp_path, endpoint, tasks))
     code, _, err = call(capsys, "train", "--run", tmp_path / "run")
-    assert code == 1
+    assert code == 2
     said = "0 of 3 first attempts failed: there is nothing to reflect on; collect more tasks, or harder ones"
     assert err == f"r3agent train: {said}\n"
     assert not (tmp_path / "run" / "policies" / "v0001").exists()

@@ -20,8 +20,8 @@ from r3agent.serve.process import LocalServer
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "4", "--max-cpu-loras", "8")
-"""So that new versions can be loaded beside the base, three of them in use at the same time. The fourth place is one too
-many: vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch."""
+"""So that new versions can be loaded beside the base, three of them in use at the same time. The fourth place stays
+empty: vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",

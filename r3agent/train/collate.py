@@ -1,61 +1,137 @@
-"""Rows to tensors: which rows share a micro-batch, and how they are padded."""
+"""Rows to tensors: which rows share a forward pass, and how they are laid out."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 
 
-class Plan(NamedTuple):
-    """How an epoch is cut up."""
+class Costs:
+    """How many tokens the model computes for rows in one forward pass.
 
-    steps: int
-    """Optimizer steps in one epoch."""
-    accumulate: int
-    """Micro-batches in one optimizer step."""
+    Args:
+        shares: prompts of neighbouring rows are computed once; otherwise rows are padded to the longest.
+    """
 
+    def __init__(self, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]], *, shares: bool) -> None:
+        numbers: dict[tuple[int, ...], int] = {}
+        self.prompts = [numbers.setdefault(tuple(ids), len(numbers)) for ids in prompts]
+        self.prompt_tokens = [len(ids) for ids in numbers]
+        self.completion_tokens = [len(ids) for ids in completions]
+        self.shares = shares
 
-def plan(n_rows: int, batch_size: int, micro_batch_size: int) -> Plan:
-    """As few steps as `batch_size` allows, each with about the same number of rows."""
-    steps = math.ceil(n_rows / batch_size)
-    return Plan(steps, math.ceil(math.ceil(n_rows / steps) / micro_batch_size))
+    def __call__(self, rows: Sequence[int]) -> int:
+        prompts = [self.prompt_tokens[self.prompts[row]] for row in rows]
+        completions = [self.completion_tokens[row] for row in rows]
+        if not self.shares:
+            return len(rows) * (max(prompts) + max(completions))
+        heads = (self.prompt_tokens[prompt] - 1 for prompt, _ in groupby(self.prompts[row] for row in rows))
+        return sum(heads) + sum(completions)
+
+    def cut(self, rows: Sequence[int], budget: int) -> list[list[int]]:
+        """Consecutive parts within the budget: siblings together if they fit, a row that alone exceeds it alone."""
+        parts: list[list[int]] = [[]]
+        for _, group in groupby(rows, key=self.prompts.__getitem__):
+            siblings = list(group)
+            whole = self([*parts[-1], *siblings]) <= budget
+            if not whole and parts[-1]:
+                parts.append([])
+            for row in siblings:
+                if parts[-1] and not whole and self([*parts[-1], row]) > budget:
+                    parts.append([])
+                parts[-1].append(row)
+        return parts
+
+    def halves(self, rows: list[int]) -> list[list[int]]:
+        """Two parts, the heavier one as light as possible."""
+        at = min(range(1, len(rows)), key=lambda i: max(self(rows[:i]), self(rows[i:])))
+        return [rows[:at], rows[at:]]
 
 
 class MicroBatches:
     """A batch sampler: lists of row indices, every row once an epoch, siblings side by side.
 
-    Groups are shuffled by seed and epoch. Steps, and the micro-batches of a step, differ by at most one row.
+    Groups are shuffled by seed and epoch; optimizer steps share the rows evenly. Every step of every epoch has the same
+    number of micro-batches, `accumulate` for each process: as many as the step that needs the most. What several
+    processes compute at the same time has the same number of rows, which TRL's metrics ask for. What is missing is made
+    up with the index after the last row, a blank (`blank_row`).
+
+    Args:
+        batch_size: limit of the rows in a step. budget: of the tokens in a micro-batch.
+        rank: of this process among `processes`.
     """
 
-    def __init__(self, group_ids: Sequence[str], cut: Plan, seed: int) -> None:
+    def __init__(
+        self,
+        group_ids: Sequence[str],
+        costs: Costs,
+        *,
+        batch_size: int,
+        budget: int,
+        epochs: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.groups: dict[str, list[int]] = {}
         for index, group_id in enumerate(group_ids):
             self.groups.setdefault(group_id, []).append(index)
-        self.cut, self.seed, self.epoch = cut, seed, 0
+        self.costs, self.seed, self.epoch = costs, seed, 0
+        self.rank, self.processes = rank, processes
+        self.steps = math.ceil(len(group_ids) / batch_size)
+        every = [[costs.cut(step, budget) for step in self._steps(epoch)] for epoch in range(epochs)]
+        self.accumulate = max(math.ceil(len(parts) / processes) for cuts in every for parts in cuts)
+        self.epochs = [[self._fill(parts) for parts in cuts] for cuts in every]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        rows = range(sum(map(len, self.groups.values())))
-        return sum(min(len(step), self.cut.accumulate) for step in _even(rows, self.cut.steps))
+        return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
+        blank = sum(map(len, self.groups.values()))
+        for parts in self.epochs[self.epoch]:
+            for first in range(0, len(parts), self.processes):
+                together = parts[first : first + self.processes]
+                part, width = together[self.rank], max(1, *map(len, together))
+                yield part + [blank] * (width - len(part))
+
+    def _steps(self, epoch: int) -> Iterator[list[int]]:
         groups = list(self.groups.values())
-        random.Random(f"{self.seed}:{self.epoch}").shuffle(groups)
+        random.Random(f"{self.seed}:{epoch}").shuffle(groups)
         order = [index for group in groups for index in group]
-        for step in _even(order, self.cut.steps):
-            yield from filter(None, _even(step, self.cut.accumulate))
+        for i in range(self.steps):
+            yield order[len(order) * i // self.steps : len(order) * (i + 1) // self.steps]
+
+    def _fill(self, parts: list[list[int]]) -> list[list[int]]:
+        """As many parts as every step has: the heaviest halved while there are rows to halve, then empty ones."""
+        while len(parts) < self.accumulate * self.processes:
+            heaviest = max((part for part in parts if len(part) > 1), key=self.costs, default=None)
+            if heaviest is None:
+                parts = parts + [[]] * (self.accumulate * self.processes - len(parts))
+                break
+            at = parts.index(heaviest)
+            parts[at : at + 1] = self.costs.halves(heaviest)
+        return sorted(parts, key=len) if self.processes > 1 else parts
 
 
-def _even(items: Sequence[int], parts: int) -> Iterator[list[int]]:
-    """Consecutive parts whose lengths differ by at most one."""
-    for i in range(parts):
-        yield list(items[len(items) * i // parts : len(items) * (i + 1) // parts])
+def blank_row(token: int) -> dict[str, Any]:
+    """A row of two tokens that counts for nothing."""
+    return {
+        "prompt_ids_P": [token],
+        "completion_ids_T": [token],
+        "logprobs_T": [0.0],
+        "start_logprobs_T": [0.0],
+        "reward": 0.0,
+        "advantage": 0.0,
+        "blank": True,
+    }
 
 
 def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -75,19 +151,36 @@ def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, 
     }
 
 
-def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[Mapping[str, Any]], pad_id: int, importance_cap: float | None = None
+) -> dict[str, torch.Tensor]:
     """The batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
 
+    With a cap, the old logprobs are the starting policy's and each token's advantage carries the weight
+    min(starting / recorded probability, cap): a weight is positive, so TRL's clipping applies as without it.
+
     Returns:
-        What `collate_tokens` gives; advantages and distilled, which rows are, (B,); old_per_token_logps,
-        ref_per_token_logps (B, T), 0 where padded.
+        What `collate_tokens` gives; advantages (B,), or with a cap (B, T); rewards and distilled, which rows are,
+        (B,); old_per_token_logps, ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which TRL's loss and
+        metrics are masked with besides, 0 in blank rows.
     """
+    batch = collate_tokens(rows, pad_id)
+    real_B = torch.tensor([not row.get("blank", False) for row in rows])
+    advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
+    rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
+    old_BT = _right([row["logprobs_T"] for row in rows], 0.0)
+    start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0)
+    if importance_cap is not None:
+        advantages = advantages[:, None] * (start_BT - old_BT).exp().clamp(max=importance_cap)
+        old_BT = start_BT.clone()
     return {
-        **collate_tokens(rows, pad_id),
-        "advantages": torch.tensor([row["advantage"] for row in rows], dtype=torch.float32),
+        **batch,
+        "tool_mask": batch["completion_mask"] * real_B[:, None],
+        "advantages": advantages,
+        "rewards": rewards_B * real_B,
         "distilled": torch.tensor([row.get("label") == "distill" for row in rows]),
-        "old_per_token_logps": _right([row["logprobs_T"] for row in rows], 0.0),
-        "ref_per_token_logps": _right([row["start_logprobs_T"] for row in rows], 0.0),
+        "old_per_token_logps": old_BT,
+        "ref_per_token_logps": start_BT,
     }
 
 

@@ -69,13 +69,18 @@ class TrainConfig(Record):
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
     """How token losses are averaged. `bnpo` averages over the tokens of a micro-batch, so its result depends on
-    `micro_batch_size`; the others do not."""
+    `micro_batch_tokens`; the others do not."""
     beta: float = Field(default=0.001, ge=0)
     """Weight of the KL divergence from the starting policy. The paper: 0.001."""
     epsilon_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped below at 1 - `epsilon_low`."""
     epsilon_high: float = Field(default=0.2, gt=0)
     """The importance ratio is clipped above at 1 + `epsilon_high`."""
+
+    importance_cap: float | None = Field(default=None, gt=0)
+    """`None`: the clipped ratio is current / recorded, so rows of an older version may be clipped from the start. A
+    number: the clipped ratio is current / starting policy, and every token weighs min(starting / recorded, the number),
+    which is truncated importance sampling, as TRL does for vLLM with 3.0."""
 
     # ---- the optimizer ----
 
@@ -89,12 +94,18 @@ class TrainConfig(Record):
     """Passes over the rows; the importance ratio stays relative to the recorded logprobs in all of them."""
     batch_size: int = Field(default=256, ge=1)
     """Rows for one optimizer step; steps share the rows evenly. The paper: 256."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass; the lower, the less memory."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens in one forward pass, a shared prompt counted once; the lower, the less memory. A group that has more is
+    computed in parts that repeat the prompt; a row that has more, alone."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW."""
+    save_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two checkpoints, from which `--resume` goes on; `None`: only when interrupted."""
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where transformers sends the log of the steps, besides `steps.jsonl` in the version's directory; tensorboard
+    writes into `TENSORBOARD_LOGGING_DIR`."""
     seed: int = Field(default=0, ge=0)
     """Of a new adapter's weights, the order of the rows and dropout."""
 
@@ -120,13 +131,4 @@ class TrainConfig(Record):
             raise ValueError("credit = {}: nothing would be trained on; name a label, or set distill above 0")
         if idle := [label for label in self.credit_weights if label not in self.credit]:
             raise ValueError(f"credit_weights has {', '.join(idle)}: not in credit = {self.credit}; add it there")
-        return self
-
-    @model_validator(mode="after")
-    def _micro_batch_fits(self) -> TrainConfig:
-        if self.micro_batch_size > self.batch_size:
-            raise ValueError(
-                f"micro_batch_size = {self.micro_batch_size}: at most batch_size = {self.batch_size}; "
-                "lower micro_batch_size or raise batch_size"
-            )
         return self

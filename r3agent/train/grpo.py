@@ -9,7 +9,7 @@ Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are
 - Rows of `distill` have no behaviour logprobs: their old ones are the current ones, so that the ratio is 1, is never
   clipped, and the gradient of ratio · advantage is that of advantage · log π.
 - Every row of a step weighs the same, also when micro-batches differ in size.
-- The prompt that siblings share goes through the model once (`prefix`).
+- The prompt that siblings share goes through the model once (`prefix`), and micro-batches are cut by tokens.
 
 Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -30,9 +31,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from r3agent.train.collate import MicroBatches, collate, collate_tokens, plan
+from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
-from r3agent.train.prefix import obstacle, pack, unpack
+from r3agent.train.prefix import pack, unpack
+from r3agent.train.sharing import share
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +57,23 @@ class OfflineGRPOTrainer(GRPOTrainer):
         output_dir: Path,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
+        prompts, completions = rows["prompt_ids_P"], rows["completion_ids_T"]
+        self.packs = config.share_prompt and _shares(model, max(map(len, prompts)) + max(map(len, completions)))
+        processes = PartialState(cpu=not torch.accelerator.is_available())
+        self.batches = MicroBatches(
+            rows["group_id"],
+            Costs(prompts, completions, shares=self.packs),
+            batch_size=config.batch_size,
+            budget=config.micro_batch_tokens,
+            epochs=config.epochs,
+            seed=config.seed,
+            rank=processes.process_index,
+            processes=processes.num_processes,
+        )
         super().__init__(
             model=model,
             reward_funcs=_recorded,
-            args=_arguments(config, rows, output_dir),
+            args=_arguments(config, self.batches, max(map(len, completions)), output_dir),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -67,10 +82,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
         self.config = config
         self.pad_id = cast(int, tokenizer.pad_token_id)
-        reason = obstacle(self.model.config)
-        if config.share_prompt and reason:
-            logger.warning("every row computes its prompt anew: %s", reason)
-        self.packs = config.share_prompt and not reason
 
     # ---- before the first step ----
 
@@ -91,41 +102,51 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """For each (prompt ids, completion ids), the logprob of each completion token."""
         self.model.eval()
+        costs = Costs([prompt for prompt, _ in pairs], [completion for _, completion in pairs], shares=self.packs)
         by_prompt = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0]))
         result: list[list[float]] = [[] for _ in pairs]
-        for first in range(0, len(pairs), self.config.micro_batch_size):
-            indices = by_prompt[first : first + self.config.micro_batch_size]
-            rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in indices]
-            batch = self._prepare_inputs(collate_tokens(rows, self.pad_id))
+        for part in costs.cut(by_prompt, self.config.micro_batch_tokens):
+            rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
+            tokens = collate_tokens(rows, self.pad_id)
+            batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
             logprobs_BT, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].size(1),
             )
-            for index, logprobs_T in zip(indices, logprobs_BT.tolist(), strict=True):
+            for index, logprobs_T in zip(part, logprobs_BT.tolist(), strict=True):
                 result[index] = logprobs_T[: len(pairs[index][1])]
         return result
+
+    def gathered(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights where processes hold parts of them (FSDP, DeepSpeed); every process takes part."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        return cast(dict[str, torch.Tensor], self.accelerator.get_state_dict(self.model_wrapped))
 
     # ---- where TRL would generate ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of recorded rows."""
-        rows, config = self.train_dataset, self.config
-        cut = plan(len(rows), config.batch_size, config.micro_batch_size)
-        batches = MicroBatches(rows["group_id"], cut, config.seed)
-        loader = DataLoader(rows, batch_sampler=batches, collate_fn=partial(collate, pad_id=self.pad_id))
-        return self.accelerator.prepare(loader)
+        """This process's micro-batches of recorded rows; after the last row there is a blank one."""
+        rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
+        laid_out = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
+        return _Epochs(rows, batch_sampler=self.batches, collate_fn=laid_out)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = sum(len(batch["advantages"]) for batch in batches)
-        tokens = torch.stack([batch["completion_mask"].sum() for batch in batches]).sum()
+        local = [
+            (batch["tool_mask"].any(1).sum(), batch["tool_mask"].sum(), batch["rewards"].sum()) for batch in batches
+        ]
+        rows, tokens, rewards = self.accelerator.reduce(torch.tensor(local, device=device).sum(0))
+        self._metrics["train"]["reward"].append((rewards / rows).item())
+        self._metrics["train"]["tokens"].append(tokens.item())
+        everywhere = len(batches) * self.accelerator.num_processes
         for batch in batches:
-            batch["share"] = len(batch["advantages"]) * len(batches) / rows
+            batch["share"] = len(batch["advantages"]) * everywhere / rows
             # TRL expects the tokens of a generation batch, and takes this step's part of them
             batch["num_items_in_batch"] = tokens * cast(int, self.args.steps_per_generation) / len(batches)
         return batches, None
@@ -168,7 +189,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """As TRL's: (B, T) logprobs and entropies of the last `logits_to_keep` tokens, here with shared prompts."""
-        if not self.packs or compute_aux_loss:
+        if not self.packs:
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -179,23 +200,44 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 compute_aux_loss,
                 **kwargs,
             )
-        packed = pack(input_ids, attention_mask, logits_to_keep, self.pad_id)
+        packed = pack(input_ids, attention_mask, logits_to_keep)
         with self.accelerator.autocast():
             outputs = model(**packed._asdict(), fused_lm_head=True)
         completion_mask = attention_mask[:, -logits_to_keep:]
-        logprobs = unpack(outputs.log_probs, packed, completion_mask)
-        return logprobs, unpack(outputs.entropy, packed, completion_mask) if compute_entropy else None, None
+        logprobs = unpack(outputs.log_probs, completion_mask)
+        return logprobs, unpack(outputs.entropy, completion_mask) if compute_entropy else None, None
 
     def _send_telemetry(self) -> None:
         """Training tells no one."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint has no readme."""
+
+
+class _Epochs(DataLoader[Any]):
+    """Tells its batch sampler which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
+
+
+def _shares(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
+    """Make the model share prompts if it can, and say why if it cannot."""
+    inner = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+    if getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0):
+        reason = "the loss of its experts' router is taken over padded rows"
+    else:
+        reason = share(inner, longest_row)
+    if reason:
+        logger.warning("every row computes its prompt anew: %s", reason)
+    return not reason
 
 
 def _recorded(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
 
 
-def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConfig:
-    steps, accumulate = plan(len(rows), config.batch_size, config.micro_batch_size)
+def _arguments(config: TrainConfig, batches: MicroBatches, width_T: int, output_dir: Path) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(output_dir),
         # the loss
@@ -203,28 +245,30 @@ def _arguments(config: TrainConfig, rows: Dataset, output_dir: Path) -> GRPOConf
         beta=0.0,
         epsilon=config.epsilon_low,
         epsilon_high=config.epsilon_high,
-        max_completion_length=max(map(len, rows["completion_ids_T"])),
+        max_completion_length=width_T,
         # the optimizer
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
         # rounded down: given the ratio, transformers rounds up, and the first step of a warmup has learning rate 0
-        warmup_steps=int(config.warmup_ratio * steps * config.epochs),
+        warmup_steps=int(config.warmup_ratio * batches.steps * config.epochs),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=accumulate,
+        gradient_accumulation_steps=batches.accumulate,
         seed=config.seed,
         use_cpu=not torch.accelerator.is_available(),
         bf16=config.dtype == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
         # TRL wants whole groups of at least 2 in what it would generate at once; nothing is generated
+        per_device_train_batch_size=1,
         num_generations=2,
-        steps_per_generation=2 * accumulate,
-        # no files, no progress bar, no reporting: `train` does its own
-        save_strategy="no",
+        steps_per_generation=2 * batches.accumulate,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=1,
+        # no progress bar: `train` does its own
         logging_steps=1,
         disable_tqdm=True,
-        report_to="none",
+        report_to=config.report_to,
         dataloader_pin_memory=False,
     )

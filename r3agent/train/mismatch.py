@@ -13,14 +13,22 @@ from r3agent.train.start import PolicyStart
 from r3agent.trajectory import Record
 
 
-class Mismatch(Record):
-    """Gaps |recorded - recomputed| in nats over completion tokens. `None`: no row recorded any."""
+class Gap(Record):
+    """|recorded - recomputed| in nats over completion tokens."""
 
     tokens: int
-    """Tokens compared: of rows that the starting version sampled, or of all rows when it sampled none."""
-    mean: float | None
-    p99: float | None
-    max: float | None
+    mean: float
+    p99: float
+    max: float
+
+
+class Mismatch(Record):
+    """How far the starting weights are from those that sampled the rows. `None`: no row recorded any logprobs."""
+
+    gap: Gap | None
+    """Over rows that the starting version sampled, or over all rows when it sampled none."""
+    labels: dict[str, Gap]
+    """The same for the rows of each span label."""
     ess: float | None
     """Effective sample size (Σw)² / Σw² as a share of the rows with recorded logprobs, w being a row's probability
     under the starting weights divided by the recorded one: 1 when the starting version sampled them all."""
@@ -34,35 +42,52 @@ def measure(rows: Sequence[Row], scores: Sequence[Sequence[float]], version: str
         if row.logprobs_T is not None
     ]
     if not gaps:
-        return Mismatch(tokens=0, mean=None, p99=None, max=None, ess=None)
-    own = [gap_T for row, gap_T in gaps if row.policy_version in (None, version)]
-    compared = torch.cat(own or [gap_T for _, gap_T in gaps]).abs()
+        return Mismatch(gap=None, labels={}, ess=None)
+    compared = [(row, gap_T) for row, gap_T in gaps if row.policy_version in (None, version)] or gaps
+    labels: dict[str, list[torch.Tensor]] = {}
+    for row, gap_T in compared:
+        labels.setdefault(row.label, []).append(gap_T)
     log_weights = torch.stack([-gap_T.sum() for _, gap_T in gaps]).double()
     log_ess = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
     return Mismatch(
-        tokens=len(compared),
-        mean=compared.mean().item(),
-        p99=compared.sort().values[int(0.99 * (len(compared) - 1))].item(),
-        max=compared.max().item(),
+        gap=_gap([gap_T for _, gap_T in compared]),
+        labels={label: _gap(gaps_T) for label, gaps_T in labels.items()},
         ess=log_ess.exp().item() / len(gaps),
     )
 
 
-def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart) -> None:
+def _gap(gaps: Sequence[torch.Tensor]) -> Gap:
+    values = torch.cat([*gaps]).abs().sort().values
+    return Gap(
+        tokens=len(values),
+        mean=values.mean().item(),
+        p99=values[int(0.99 * (len(values) - 1))].item(),
+        max=values[-1].item(),
+    )
+
+
+def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force: bool = False) -> list[str]:
     """Refuse rows that are another policy's, or too far from the starting one.
+
+    Returns:
+        What would have been refused without `force`.
 
     Raises:
         TrainingError: with the number, its limit and what to do.
     """
-    if mismatch.mean is not None and not mismatch.mean <= config.max_mismatch:
-        raise TrainingError(
-            f"mean |logprob gap| = {mismatch.mean:.4f} over {mismatch.tokens} tokens, limit {config.max_mismatch}: "
-            f"the rows were sampled by other weights, another chat template or another temperature scale than "
-            f"{start.version} ({start.adapter or start.model}); train from the version that sampled them, "
-            "or raise max_mismatch"
+    found: list[str] = []
+    if mismatch.gap is not None and not mismatch.gap.mean <= config.max_mismatch:
+        found.append(
+            f"mean |logprob gap| = {mismatch.gap.mean:.4f} over {mismatch.gap.tokens} tokens, limit "
+            f"{config.max_mismatch}: the rows were sampled by other weights, another chat template or another "
+            f"temperature scale than {start.version} ({start.adapter or start.model}); train from the version that "
+            "sampled them, raise max_mismatch, or use --force"
         )
     if mismatch.ess is not None and not mismatch.ess >= config.min_ess:
-        raise TrainingError(
+        found.append(
             f"effective sample size = {mismatch.ess:.3f} of the rows, limit {config.min_ess}: they are too far from "
-            f"{start.version}; collect with it, lower max_staleness, or lower min_ess"
+            f"{start.version}; collect with it, lower max_staleness or min_ess, or use --force"
         )
+    if found and not force:
+        raise TrainingError("; ".join(found))
+    return found

@@ -1,84 +1,127 @@
 """One forward pass over a prompt for all its completions.
 
-The siblings of a group share their prompt. Instead of B rows of P + T tokens, each group becomes one sequence
+The siblings of a group share their prompt. Instead of B rows of P + T tokens, all groups lie in one sequence
 
-    prompt[:-1]  prompt[-1] completion_0[:-1]  prompt[-1] completion_1[:-1]  ...
+    prompt[:-1]  prompt[-1] completion_0[:-1]  prompt[-1] completion_1[:-1]  ...  next prompt[:-1]  ...
 
-whose branches see the prompt and themselves but not each other, at the positions they have in their own row. The last
-prompt token heads every branch, so that each completion's first token has its own predictor.
+whose branches see their prompt and themselves but not each other, at the positions they have in their own row. The last
+prompt token heads every branch, so that each completion's first token has its own predictor. Nothing is padded and no
+mask over the whole sequence exists: attention goes group by group (`shared_attention`), so that time and memory grow
+with the tokens of the sequence, not with their square.
 """
 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from transformers import PretrainedConfig
+from torch.nn.utils.rnn import pad_sequence
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+
+class Group(NamedTuple):
+    """Where one prompt and its branches lie; groups follow each other without gaps."""
+
+    head: int
+    """Prompt tokens computed once: all but the last."""
+    lengths_G: tuple[int, ...]
+    """Tokens of each branch."""
+    sees: torch.Tensor
+    """(T, head + T), True where a branch's token sees the column's, of the prompt or of its own branch."""
+
+
+class Layout(NamedTuple):
+    """What attention and output head know of a packed sequence."""
+
+    groups: tuple[Group, ...]
+    labelled_K: torch.Tensor
+    """Positions that predict a completion token; no others reach the output head."""
 
 
 class Packed(NamedTuple):
-    """N groups in sequences of L tokens, padded right."""
+    """Groups in one sequence of L tokens with K labels: the arguments of the model's forward."""
 
     input_ids: torch.Tensor
-    """(N, L)"""
+    """(1, L)"""
     position_ids: torch.Tensor
-    """(N, L)"""
-    attention_mask: torch.Tensor
-    """(N, 1, L, L), True where the row's token sees the column's."""
+    """(1, L)"""
     shift_labels: torch.Tensor
-    """(N, L): the token each position predicts, -100 for none. Read in order, the labels of all completions."""
+    """(1, K): the completions' tokens, one completion after the other."""
+    shared_prefix: Layout
 
 
-def obstacle(config: PretrainedConfig) -> str | None:
-    """Why a model with this configuration cannot take packed groups, or `None` if it can."""
-    if config._attn_implementation != "sdpa":  # pyright: ignore[reportPrivateUsage] it has no public name
-        return f"attention implementation {config._attn_implementation!r} takes no block mask"  # pyright: ignore[reportPrivateUsage]
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layers != {"full_attention"} or getattr(config, "sliding_window", None):
-        return "not all layers attend to the whole sequence"
-    return None
-
-
-def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int, pad_id: int) -> Packed:
+def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) -> Packed:
     """Pack rows (B, P + T), prompts padded left and completions right; consecutive rows with one prompt are a group."""
-    ids, masks = input_ids.tolist(), attention_mask.tolist()
     rows: list[tuple[list[int], list[int]]] = []
-    for ids_PT, mask_PT in zip(ids, masks, strict=True):
+    for ids_PT, mask_PT in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
         first, end = mask_PT.index(1), len(ids_PT) - width_T
         rows.append((ids_PT[first:end], ids_PT[end : end + sum(mask_PT[end:])]))
 
-    tokens, positions, branches, labels = [], [], [], []
-    for prompt, group in groupby(rows, key=lambda row: row[0]):
+    device = input_ids.device
+    tokens_L: list[int] = []
+    positions_L: list[int] = []
+    labels_K: list[int] = []
+    labelled_K: list[int] = []
+    groups: list[Group] = []
+    for prompt, siblings in groupby(rows, key=lambda row: row[0]):
+        completions = [completion for _, completion in siblings]
         head = len(prompt) - 1
-        tokens_L, positions_L, branches_L, labels_L = prompt[:head], [*range(head)], [0] * head, [-100] * head
-        for branch, (_, completion) in enumerate(group, start=1):
+        tokens_L += prompt[:head]
+        positions_L += range(head)
+        for completion in completions:
+            labelled_K += range(len(tokens_L), len(tokens_L) + len(completion))
             tokens_L += [prompt[-1], *completion[:-1]]
             positions_L += range(head, head + len(completion))
-            branches_L += [branch] * len(completion)
-            labels_L += completion
-        tokens.append(tokens_L)
-        positions.append(positions_L)
-        branches.append(branches_L)
-        labels.append(labels_L)
-
-    branches_NL = _padded(branches, -1, input_ids.device)
-    queries, keys = branches_NL[:, :, None], branches_NL[:, None, :]
-    sees_NLL = ((keys == 0) | (keys == queries)).tril()
+            labels_K += completion
+        lengths_G = tuple(map(len, completions))
+        sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
+        groups.append(Group(head, lengths_G, sees))
     return Packed(
-        input_ids=_padded(tokens, pad_id, input_ids.device),
-        position_ids=_padded(positions, 0, input_ids.device),
-        attention_mask=sees_NLL[:, None],
-        shift_labels=_padded(labels, -100, input_ids.device),
+        input_ids=torch.tensor([tokens_L], device=device),
+        position_ids=torch.tensor([positions_L], device=device),
+        shift_labels=torch.tensor([labels_K], device=device),
+        shared_prefix=Layout(tuple(groups), torch.tensor(labelled_K, device=device)),
     )
 
 
-def unpack(values_NL: torch.Tensor, packed: Packed, completion_mask_BT: torch.Tensor) -> torch.Tensor:
-    """Values of the predicting positions, as rows (B, T); 0 where the completion is padded."""
-    blank_BT = values_NL.new_zeros(completion_mask_BT.shape)
-    return blank_BT.masked_scatter(completion_mask_BT.bool(), values_NL[packed.shift_labels != -100])
+def unpack(values_1K: torch.Tensor, completion_mask_BT: torch.Tensor) -> torch.Tensor:
+    """Values of the labelled positions, as rows (B, T); 0 where the completion is padded."""
+    blank_BT = values_1K.new_zeros(completion_mask_BT.shape)
+    return blank_BT.masked_scatter(completion_mask_BT.bool(), values_1K)
 
 
-def _padded(lists: list[list[int]], fill: int, device: torch.device) -> torch.Tensor:
-    width = max(map(len, lists))
-    return torch.tensor([values + [fill] * (width - len(values)) for values in lists], device=device)
+def shared_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    shared_prefix: Layout,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a packed sequence, as transformers calls it: (1, heads, L, D) each, gives (1, L, heads, D).
+
+    Prompts attend causally, without a mask. Branches are a batch whose keys are the prompt's and their own.
+    """
+    outputs: list[torch.Tensor] = []
+    first = 0
+    for head, lengths_G, sees in shared_prefix.groups:
+        body, end = first + head, first + head + sum(lengths_G)
+        prompt_q, prompt_k, prompt_v = (x[:, :, first:body] for x in (query, key, value))
+        if head:
+            prompt, _ = sdpa_attention_forward(module, prompt_q, prompt_k, prompt_v, None, **kwargs)
+            outputs.append(prompt[0])
+        q, k, v = (_branches(x[0, :, body:end], lengths_G) for x in (query, key, value))
+        k = torch.cat([prompt_k.expand(len(lengths_G), -1, -1, -1), k], dim=2)
+        v = torch.cat([prompt_v.expand(len(lengths_G), -1, -1, -1), v], dim=2)
+        branches, _ = sdpa_attention_forward(module, q, k, v, sees[None, None], **kwargs)
+        outputs += [branch[:length] for branch, length in zip(branches, lengths_G, strict=True)]
+        first = end
+    return torch.cat(outputs)[None], None
+
+
+def _branches(states_HLD: torch.Tensor, lengths_G: tuple[int, ...]) -> torch.Tensor:
+    """(H, sum of lengths, D) to (G, H, T, D), padded right: later tokens, which no earlier one sees."""
+    return pad_sequence(list(states_HLD.transpose(0, 1).split(lengths_G)), batch_first=True).transpose(1, 2)

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any
 
+import orjson
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from r3agent.errors import ConfigError
-from r3agent.files import writing
+from r3agent.files import write_atomically, writing
+from r3agent.imports import require_package
 from r3agent.registry import PolicyCard, growing, write_card
 from r3agent.train.batch import build_rows, to_dataset
+from r3agent.train.callbacks import Progress, StepProgress, StopWhenAsked
 from r3agent.train.canary import canary, canary_logprobs, canary_sequences
+from r3agent.train.checkpoints import Checkpoints
 from r3agent.train.config import TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
+from r3agent.train.memory import enough_memory
 from r3agent.train.mismatch import check, measure
 from r3agent.train.retokenise import Retokeniser
 from r3agent.train.start import PolicyStart
 from r3agent.train.weights import load_model, load_tokenizer, save_weights
 from r3agent.trajectory import Trajectory
 
-Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
-"""Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
+STEPS_FILE = "steps.jsonl"
+"""In the version's directory: what was logged of each optimizer step."""
 
 
 def train(
@@ -37,38 +41,61 @@ def train(
     version: str,
     out_dir: Path,
     config: TrainConfig | None = None,
+    resume: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> PolicyCard:
     """Train `start` on its recorded reflections and write the result, weights and card, as `version` to `out_dir`.
 
-    `out_dir` appears in one rename when everything is in it, or not at all.
+    `out_dir` appears in one rename when everything is in it, or not at all. Under a distributed launcher every process
+    calls this with the same arguments; the first one writes and tells.
+
+    Args:
+        resume: go on from the last checkpoint of a training that was interrupted.
+        force: train on rows that are another policy's all the same; the card says so.
 
     Raises:
         TrainingError: no row can be trained on, or the rows are another policy's.
-        ConfigError: weights cannot be loaded, or `out_dir` cannot be written.
+        ConfigError: weights cannot be loaded, `out_dir` cannot be written, or there is nothing to resume.
+        KeyboardInterrupt: after SIGTERM or Ctrl-C; the step they came in has ended and a checkpoint is saved.
     """
     config = config or TrainConfig()
-    progress = progress or _unwatched
-    if (processes := PartialState(cpu=not torch.accelerator.is_available()).num_processes) > 1:
-        raise ConfigError(f"{processes} processes: training runs in one; start it without a distributed launcher")
+    if config.report_to != "none":
+        require_package(config.report_to, f"report_to = {config.report_to!r}")
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    first = processes.is_main_process
+    progress = progress if progress and first else _unwatched
     began = time.perf_counter()
-    with growing(out_dir) as directory:
+    checkpoints = Checkpoints(out_dir)
+    with _growing(out_dir, checkpoints, first) as directory:
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         rows, report = build_rows(trajectories, config=config, version=start.version, retokenise=retokenise)
         progress("rows", report.model_dump())
+        checkpoints.belong_to(rows, config=config, start=start, resume=resume)
 
         model = load_model(start, config)
+        stop = StopWhenAsked()
         trainer = OfflineGRPOTrainer(
-            model, to_dataset(rows), tokenizer, config, directory, callbacks=[_StepProgress(progress)]
+            model,
+            to_dataset(rows),
+            tokenizer,
+            config,
+            checkpoints.directory,
+            callbacks=[StepProgress(progress), stop],
         )
-        mismatch = measure(rows, trainer.score(), start.version)
+        with enough_memory(config):
+            scores = trainer.score()
+        mismatch = measure(rows, scores, start.version)
         progress("mismatch", mismatch.model_dump())
-        check(mismatch, config, start)
+        forced = check(mismatch, config, start, force=force)
 
         sequences = canary_sequences(rows)
         parent_logprobs = canary_logprobs(trainer, sequences)
-        trainer.train()
+        with stop.listening(trainer.accelerator), enough_memory(config):
+            if first:
+                checkpoints.begin()
+            trainer.train(resume_from_checkpoint=checkpoints.last)
         card = PolicyCard(
             version=version,
             name=start.name,
@@ -79,33 +106,40 @@ def train(
             metrics={
                 "rows": report.model_dump(mode="json"),
                 "mismatch": mismatch.model_dump(mode="json"),
+                "forced": forced,
+                "processes": processes.num_processes,
                 "steps": trainer.state.global_step,
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),
             },
             canary=canary(sequences, canary_logprobs(trainer, sequences), parent_logprobs),
         )
-        with writing(directory, SafetensorError):
-            save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start)
-        write_card(directory, card)
+        state = trainer.gathered()
+        if first:
+            with writing(directory, SafetensorError):
+                save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start, state)
+            lines = [orjson.dumps(entry).decode() for entry in trainer.state.log_history if "loss" in entry]
+            write_atomically(directory / STEPS_FILE, "\n".join([*lines, ""]))
+            write_card(directory, card)
+    if first:
+        checkpoints.remove()
+    processes.wait_for_everyone()
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
     return card
 
 
+@contextmanager
+def _growing(out_dir: Path, checkpoints: Checkpoints, first: bool) -> Generator[Path]:
+    """The directory that becomes the version; the first process makes it."""
+    if not first:
+        yield out_dir
+        return
+    with growing(out_dir) as directory, checkpoints.whole_or_none():
+        yield directory
+
+
 def _unwatched(stage: str, values: Mapping[str, Any]) -> None:
     pass
-
-
-class _StepProgress(TrainerCallback):
-    """Tells of each optimizer step what TRL logs of it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs: dict[str, Any] = kwargs["logs"]
-        if "loss" in logs:
-            self.progress("step", {"step": state.global_step, "steps": state.max_steps, **logs})
 
 
 LOGGED = ("loss", "grad_norm", "kl", "entropy", "clip_ratio/region_mean")

@@ -73,15 +73,23 @@ def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | Pef
 
 
 def save_weights(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path, start: PolicyStart
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    start: PolicyStart,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `adapter/`, or `model/` with the tokenizer and its chat template, as safetensors."""
+    """Write `adapter/`, or `model/` with the tokenizer and its chat template, as safetensors.
+
+    Args:
+        state: the weights, where the model itself holds a part of them only.
+    """
     with _no_progress_bars():
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = start.model
-            model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False)
+            model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False, state_dict=state)
         else:
-            model.save_pretrained(directory / MODEL_DIR)
+            model.save_pretrained(directory / MODEL_DIR, state_dict=state)
             tokenizer.save_pretrained(directory / MODEL_DIR)
 
 

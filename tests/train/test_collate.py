@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import groupby
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
-from r3agent.train.collate import MicroBatches, Plan, collate, collate_tokens, plan
-from r3agent.train.prefix import obstacle, pack, unpack
+from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
+from r3agent.train.prefix import pack, unpack
 
 PAD = 0
 ids = st.lists(st.integers(1, 30), min_size=1, max_size=9)
@@ -25,6 +27,7 @@ def groups(draw: st.DrawFn) -> list[dict[str, Any]]:
                     "prompt_ids_P": prompt,
                     "completion_ids_T": completion,
                     "label": draw(st.sampled_from(["reflect", "retry", "distill"])),
+                    "reward": 1.0,
                     "advantage": draw(st.floats(-2, 2, width=32)),
                     "logprobs_T": [-float(i + 1) for i in range(len(completion))],
                     "start_logprobs_T": [-float(i + 2) for i in range(len(completion))],
@@ -48,6 +51,25 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     assert batch["old_per_token_logps"][padding].abs().sum() == 0
     assert batch["advantages"].tolist() == [row["advantage"] for row in rows]
     assert batch["distilled"].tolist() == [row["label"] == "distill" for row in rows]
+    assert torch.equal(batch["tool_mask"], batch["completion_mask"])
+
+
+@given(groups(), st.floats(0.5, 9))
+def test_a_cap_moves_the_recorded_logprobs_from_the_ratio_into_the_weight(
+    rows: list[dict[str, Any]], cap: float
+) -> None:
+    plain, capped = collate(rows, PAD), collate(rows, PAD, importance_cap=cap)
+    assert torch.equal(capped["old_per_token_logps"], plain["ref_per_token_logps"])
+    for i, row in enumerate(rows):
+        pairs = zip(row["start_logprobs_T"], row["logprobs_T"], strict=True)
+        expected = [row["advantage"] * min(math.exp(start - recorded), cap) for start, recorded in pairs]
+        assert capped["advantages"][i][: len(expected)].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_blank_rows_count_for_nothing() -> None:
+    batch = collate([blank_row(7), blank_row(7)], PAD)
+    assert batch["tool_mask"].sum() == 0
+    assert batch["completion_mask"].sum() == 2
 
 
 @given(groups())
@@ -57,89 +79,79 @@ def test_packing_keeps_every_label_in_order(rows: list[dict[str, Any]]) -> None:
         torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
         torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
         batch["completion_ids"].size(1),
-        PAD,
     )
-    labels = unpack(packed.shift_labels, packed, batch["completion_mask"])
+    labels = unpack(packed.shift_labels, batch["completion_mask"])
     assert torch.equal(labels, batch["completion_ids"] * batch["completion_mask"])
-    assert packed.attention_mask.diagonal(dim1=2, dim2=3).all()
+    layout, n_tokens = packed.shared_prefix, packed.input_ids.size(1)
+    assert sum(group.head + sum(group.lengths_G) for group in layout.groups) == n_tokens
+    assert n_tokens == cost_of(rows)(range(len(rows)))
+    assert len(layout.labelled_K) == sum(len(row["completion_ids_T"]) for row in rows)
 
 
-def test_packed_logprobs_equal_those_of_single_rows() -> None:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=31,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            initializer_range=0.5,
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    rows = [
-        {
-            "prompt_ids_P": prompt,
-            "completion_ids_T": completion,
-            "advantage": 0.0,
-            "logprobs_T": [],
-            "start_logprobs_T": [],
-        }
-        for prompt, completions in (([5, 6, 7], [[1, 2, 3], [4]]), ([9], [[8, 8], [2, 9, 4, 1]]))
-        for completion in completions
-    ]
-    batch = collate_tokens(rows, PAD)
-    packed = pack(
-        torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-        torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-        batch["completion_ids"].size(1),
-        PAD,
-    )
-    with torch.no_grad():
-        table_NLV = model(packed.input_ids, packed.attention_mask, packed.position_ids).logits.log_softmax(-1)
-        labels_NL = packed.shift_labels.clamp(min=0)
-        logprobs_BT = unpack(table_NLV.gather(-1, labels_NL[..., None])[..., 0], packed, batch["completion_mask"])
-        for row, logprobs_T in zip(rows, logprobs_BT, strict=True):
-            whole = torch.tensor([row["prompt_ids_P"] + row["completion_ids_T"]])
-            alone = model(whole).logits[0, :-1].log_softmax(-1).gather(-1, whole[0, 1:, None])[:, 0]
-            n = len(row["completion_ids_T"])
-            torch.testing.assert_close(logprobs_T[:n], alone[-n:], rtol=0, atol=1e-5)
+# ---- which rows share a forward pass ----
 
 
-def test_models_that_cannot_take_packed_groups_are_named() -> None:
-    llama = LlamaConfig(attn_implementation="sdpa")
-    assert obstacle(llama) is None
-    assert obstacle(Qwen2Config(attn_implementation="sdpa")) is None
-    assert "whole sequence" in (obstacle(MistralConfig(attn_implementation="sdpa", sliding_window=8)) or "")
-    assert "'eager'" in (obstacle(LlamaConfig(attn_implementation="eager")) or "")
+def cost_of(rows: list[dict[str, Any]], *, shares: bool = True) -> Costs:
+    return Costs([row["prompt_ids_P"] for row in rows], [row["completion_ids_T"] for row in rows], shares=shares)
 
 
-sizes = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 20)).filter(lambda s: s[2] <= s[1])
-
-
-@given(sizes, st.integers(1, 5), st.integers(0, 3))
-def test_every_row_comes_once_an_epoch_in_batches_of_the_right_size(
-    numbers: tuple[int, int, int], group: int, epoch: int
+@given(groups(), st.integers(1, 40), st.booleans())
+def test_parts_keep_the_budget_and_siblings_that_fit_stay_together(
+    rows: list[dict[str, Any]], budget: int, shares: bool
 ) -> None:
-    n_rows, batch_size, micro_batch_size = numbers
-    cut = plan(n_rows, batch_size, micro_batch_size)
-    sampler = MicroBatches([str(i // group) for i in range(n_rows)], cut, seed=0)
-    sampler.set_epoch(epoch)
-    batches = list(sampler)
-    assert len(batches) == len(sampler)
-    assert Counter(index for batch in batches for index in batch) == Counter(range(n_rows))
-    assert all(0 < len(batch) <= micro_batch_size for batch in batches)
-    windows = [batches[i : i + cut.accumulate] for i in range(0, len(batches), cut.accumulate)]
-    assert all(sum(map(len, window)) <= batch_size for window in windows)
+    costs = cost_of(rows, shares=shares)
+    parts = costs.cut(range(len(rows)), budget)
+    assert [row for part in parts for row in part] == [*range(len(rows))]
+    assert all(costs(part) <= budget or len(part) == 1 for part in parts)
+    for _, group in groupby(range(len(rows)), key=lambda row: costs.prompts[row]):
+        siblings = list(group)
+        if costs(siblings) <= budget:
+            assert any(set(siblings) <= set(part) for part in parts)
+
+
+def sampler(rows: list[dict[str, Any]], **values: Any) -> MicroBatches:
+    settings = {"batch_size": 4, "budget": 20, "epochs": 3, "seed": 0, **values}
+    return MicroBatches([str(row["prompt_ids_P"]) for row in rows], cost_of(rows), **settings)
+
+
+@given(groups(), st.integers(1, 9), st.integers(1, 40), st.integers(1, 3))
+def test_processes_share_every_epoch_in_as_many_micro_batches_of_as_many_rows(
+    rows: list[dict[str, Any]], batch_size: int, budget: int, processes: int
+) -> None:
+    ranks = [
+        sampler(rows, batch_size=batch_size, budget=budget, rank=rank, processes=processes) for rank in range(processes)
+    ]
+    blank, costs = len(rows), cost_of(rows)
+    for epoch in range(3):
+        for rank in ranks:
+            rank.set_epoch(epoch)
+        batches = [list(rank) for rank in ranks]
+        assert {len(mine) for mine in batches} == {len(ranks[0])} == {ranks[0].steps * ranks[0].accumulate}
+        assert all(len({len(batch) for batch in together}) == 1 for together in zip(*batches, strict=True))
+        real = [[[row for row in batch if row != blank] for batch in mine] for mine in batches]
+        assert Counter(row for mine in real for batch in mine for row in batch) == Counter(range(len(rows)))
+        assert all(len(batch) <= 1 or costs(batch) <= budget for mine in real for batch in mine)
+        for step in range(ranks[0].steps):
+            window = slice(step * ranks[0].accumulate, (step + 1) * ranks[0].accumulate)
+            assert 0 < sum(len(batch) for mine in real for batch in mine[window]) <= batch_size
+
+
+def test_a_group_larger_than_the_budget_is_cut_into_parts_that_repeat_the_prompt() -> None:
+    rows = [{"prompt_ids_P": [1] * 11, "completion_ids_T": [2] * 5}] * 8
+    assert [len(batch) for batch in sampler(rows, batch_size=8, budget=20)] == [2, 2, 2, 2]
+    assert [len(batch) for batch in sampler(rows, batch_size=8, budget=50)] == [8]
+    alone = MicroBatches(["a"] * 8, cost_of(rows, shares=False), batch_size=8, budget=50, epochs=1, seed=0)
+    assert [len(batch) for batch in alone] == [3, 3, 2]
 
 
 def test_rows_are_shuffled_by_seed_and_epoch_and_groups_stay_together() -> None:
-    group_ids = [group for group in "abcdefgh" for _ in range(4)]
-    sampler = MicroBatches(group_ids, Plan(steps=1, accumulate=1), seed=0)
-    (first,) = sampler
-    assert list(sampler) == [first]
-    sampler.set_epoch(1)
-    assert list(sampler) != [first]
-    assert list(MicroBatches(group_ids, Plan(1, 1), seed=1)) != [first]
-    letters = [group_ids[index] for index in first]
+    rows = [{"prompt_ids_P": [i], "completion_ids_T": [1]} for i in range(8) for _ in range(4)]
+    whole = {"batch_size": 99, "budget": 99}
+    shuffled = sampler(rows, **whole)
+    (first,) = shuffled
+    assert list(shuffled) == [first]
+    shuffled.set_epoch(1)
+    assert list(shuffled) != [first]
+    assert list(sampler(rows, **whole, seed=1)) != [first]
+    letters = [index // 4 for index in first]
     assert all(letters[i : i + 4] == [letters[i]] * 4 for i in range(0, 32, 4))

@@ -13,11 +13,6 @@ def test_the_papers_values_are_the_defaults() -> None:
     assert (config.credit, config.method) == ({"reflect": "retry_success"}, "lora")
 
 
-def test_a_micro_batch_fits_its_batch() -> None:
-    with pytest.raises(ValidationError, match="micro_batch_size = 8: at most batch_size = 4"):
-        TrainConfig(batch_size=4)
-
-
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="learning_rat"):
         TrainConfig.model_validate({"learning_rat": 1e-5})

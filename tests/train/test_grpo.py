@@ -57,7 +57,7 @@ def move(model: torch.nn.Module) -> None:
 
 
 def settings(**values: Any) -> TrainConfig:
-    whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "micro_batch_size": 16, "max_grad_norm": NO_CLIPPING}
+    whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "max_grad_norm": NO_CLIPPING}
     return TrainConfig.model_validate({**whole, **values})
 
 
@@ -189,6 +189,56 @@ def test_recorded_logprobs_are_the_old_ones_of_the_ratio(
     flows = [ratio * row.advantage <= clipped * row.advantage for row in rows]
     assert all(flows) == (abs(gap) < 0.1)
     assert gradients["model.norm.weight"].abs().max() > 1e-4
+
+
+class SecondStep(TrainerCallback):
+    """Weights before the second optimizer step, and its gradients."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            named = dict(kwargs["model"].named_parameters())
+            self.weights = {name: p.detach().clone() for name, p in named.items()}
+            self.gradients = {name: p.grad.clone() for name, p in named.items()}
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_the_ratio_stays_relative_to_the_record_in_later_epochs(
+    record: Callable[..., list[Trajectory]],
+    trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
+    start: PolicyStart,
+    cap: float | None,
+) -> None:
+    config = settings(method="full", beta=0.0, epochs=2, learning_rate=1e-2, epsilon_high=0.4, importance_cap=cap)
+    recorded_rows = rows_of(record(OUTCOMES), config)
+    older = [
+        row._replace(logprobs_T=[x - 0.3 * (i % 3) for x in row.logprobs_T]) for i, row in enumerate(recorded_rows)
+    ]
+    ours = trainer(older, config)
+    started = ours.score()
+    second = SecondStep()
+    ours.add_callback(second)
+    ours.train()
+
+    model = recorded.load(start.model)
+    model.load_state_dict(second.weights, strict=False)
+    losses = []
+    for row, start_T in zip(older, map(torch.tensor, started), strict=True):
+        ids = torch.tensor([[*row.prompt_ids_P, *row.completion_ids_T]])
+        table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        logprobs_T = table[torch.arange(len(table)), ids[0, 1:]][len(row.prompt_ids_P) - 1 :]
+        behaviour_T = torch.tensor(row.logprobs_T)
+        old_T = behaviour_T if cap is None else start_T
+        weight_T = 1.0 if cap is None else (start_T - behaviour_T).exp().clamp(max=cap)
+        ratio_T = (logprobs_T - old_T).exp()
+        clipped_T = ratio_T.clamp(1 - config.epsilon_low, 1 + config.epsilon_high)
+        losses.append((-weight_T * torch.min(ratio_T * row.advantage, clipped_T * row.advantage)).mean())
+    torch.stack(losses).mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(second.gradients[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_clipped_rows_have_no_gradient(

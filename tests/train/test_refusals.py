@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,11 @@ def test_another_policys_rows_are_refused(
         run(other, start, tmp_path / "v0001")
     assert made(tmp_path) == []
     card = run(other, start, tmp_path / "v0001", max_mismatch=1e6, min_ess=0)
-    assert card.metrics["mismatch"]["mean"] > 1
+    assert card.metrics["mismatch"]["gap"]["mean"] > 1
+    assert card.metrics["forced"] == []
+    forced = run(other, start, tmp_path / "v0002", version="v0002", min_ess=0, force=True)
+    (reason,) = forced.metrics["forced"]
+    assert reason.startswith("mean |logprob gap| = ")
 
 
 def test_rows_of_an_older_version_are_held_to_the_ess_floor_not_to_the_mismatch(
@@ -50,9 +54,29 @@ def test_rows_of_an_older_version_are_held_to_the_ess_floor_not_to_the_mismatch(
     with pytest.raises(TrainingError, match=r"effective sample size = 0\.\d+ of the rows, limit 0.9: .*v0004.*min_ess"):
         run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0.9)
     card = run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0)
-    assert card.metrics["mismatch"]["max"] < 1e-4
+    assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
     with pytest.raises(TrainingError, match="stale 8"):
         run(old, at, tmp_path / "v0006", version="v0006", max_staleness=0)
+
+
+def test_only_the_same_training_resumes(record: Record, start: PolicyStart, tmp_path: Path) -> None:
+    trajectories, kept = record(OUTCOMES), tmp_path / "v0001.checkpoints"
+    with pytest.raises(ConfigError, match=r"v0001.checkpoints: no checkpoint of v0001; train without --resume"):
+        run(trajectories, start, tmp_path / "v0001", resume=True)
+
+    def stop(stage: str, values: Mapping[str, Any]) -> None:
+        if values.get("step") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectories, start, tmp_path / "v0001", save_steps=1, progress=stop)
+    assert made(tmp_path) == ["v0001.checkpoints"]
+    for others, values in ((trajectories, {"learning_rate": 1e-4}), (trajectories[:2], {})):
+        with pytest.raises(ConfigError, match=r"checkpoint-2 is of other rows or other settings.*without --resume"):
+            run(others, start, tmp_path / "v0001", resume=True, **values)
+    assert kept.exists()
+    run(trajectories, start, tmp_path / "v0001", resume=True, micro_batch_tokens=100)
+    assert made(tmp_path) == ["v0001"]
 
 
 def test_weights_that_are_not_finite_do_not_become_a_version(
@@ -69,7 +93,7 @@ def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: Polic
         run(record(OUTCOMES, **text_only), start, tmp_path / "v0001")
     card = run(record(OUTCOMES, **text_only), start, tmp_path / "v0001", retokenise="allow")
     assert card.metrics["rows"]["retokenised"] == 8
-    assert card.metrics["mismatch"] == {"tokens": 0, "mean": None, "p99": None, "max": None, "ess": None}
+    assert card.metrics["mismatch"] == {"gap": None, "labels": {}, "ess": None}
 
 
 def test_an_adapter_of_another_base_model_is_refused(

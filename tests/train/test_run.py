@@ -29,7 +29,7 @@ def test_rewarded_siblings_become_likelier_than_the_others(
     record: Record, start: PolicyStart, tmp_path: Path, method: str
 ) -> None:
     trajectories = record([[1, 0], [0, 1]])
-    run(trajectories, start, tmp_path / "v0001", method=method, batch_size=4, micro_batch_size=4)
+    run(trajectories, start, tmp_path / "v0001", method=method, batch_size=4)
     model = trained(start, tmp_path / "v0001")
     rows, _ = build_rows(trajectories, config=TrainConfig(), version="v0000")
     for row in rows:
@@ -45,7 +45,7 @@ def test_an_adapter_goes_on_from_itself(
     sampled = recorded.record(trained(start, tmp_path / "v0001"), tokenizer, OUTCOMES, policy_version="v0001")
     second = run(sampled, then, tmp_path / "v0002", version="v0002")
     assert (second.parent, second.base_model, second.kind) == ("v0001", start.model, "lora")
-    assert second.metrics["mismatch"]["max"] < 1e-4
+    assert second.metrics["mismatch"]["gap"]["max"] < 1e-4
     assert second.metrics["mismatch"]["ess"] == pytest.approx(1.0, abs=1e-4)
 
 
@@ -58,7 +58,7 @@ def test_full_weights_go_on_from_an_adapter_and_from_full_weights(
         model = trained(start, tmp_path / card.version)
         sampled = recorded.record(model, tokenizer, OUTCOMES, policy_version=card.version)
         card = run(sampled, parent, tmp_path / version, version=version, method="full")
-        assert card.metrics["mismatch"]["max"] < 1e-4
+        assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
     assert AutoTokenizer.from_pretrained(tmp_path / "v0003" / "model").chat_template == tokenizer.chat_template
 
 
@@ -67,10 +67,10 @@ def test_accumulating_single_rows_equals_one_batch(
     record: Record, start: PolicyStart, tmp_path: Path, loss_type: str
 ) -> None:
     weights = []
-    for micro_batch_size in (1, 3, 8):
-        out_dir = tmp_path / str(micro_batch_size)
+    for micro_batch_tokens in (1, 100, 4096):
+        out_dir = tmp_path / str(micro_batch_tokens)
         values = {"method": "full", "loss_type": loss_type, "batch_size": 8, "learning_rate": 1e-3, "epochs": 1}
-        run(record(OUTCOMES), start, out_dir, micro_batch_size=micro_batch_size, **values)
+        run(record(OUTCOMES), start, out_dir, micro_batch_tokens=micro_batch_tokens, **values)
         weights.append(load_file(out_dir / "model" / "model.safetensors"))
     before = load_file(Path(start.model) / "model.safetensors")
     for other in weights[1:]:
@@ -84,11 +84,11 @@ def default(base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: py
     """What the other settings are compared with."""
     start = PolicyStart(version="v0000", name="tiny", model=str(base))
     trajectories = recorded.record(recorded.load(base), tokenizer, OUTCOMES)
-    return run(trajectories, start, tmp_path_factory.mktemp("run") / "v0001", batch_size=4, micro_batch_size=4)
+    return run(trajectories, start, tmp_path_factory.mktemp("run") / "v0001", batch_size=4)
 
 
 def test_the_same_seed_learns_the_same(record: Record, start: PolicyStart, default: PolicyCard, tmp_path: Path) -> None:
-    again = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4, micro_batch_size=4)
+    again = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4)
     assert again.canary == default.canary
 
 
@@ -119,7 +119,7 @@ def test_the_same_seed_learns_the_same(record: Record, start: PolicyStart, defau
 def test_every_setting_changes_what_is_learnt(
     record: Record, start: PolicyStart, default: PolicyCard, tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    other = run(record(OUTCOMES), start, tmp_path / "v0001", **{"batch_size": 4, "micro_batch_size": 4, **values})
+    other = run(record(OUTCOMES), start, tmp_path / "v0001", **{"batch_size": 4, **values})
     assert other.canary != default.canary
 
 
@@ -131,7 +131,7 @@ def test_every_setting_changes_what_is_learnt(
 def test_ways_to_compute_do_not_change_what_is_learnt(
     record: Record, start: PolicyStart, default: PolicyCard, tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    other = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4, micro_batch_size=4, **values)
+    other = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4, **values)
     tolerance = 0.5 if "dtype" in values else 1e-2
     for ours, theirs in zip(default.canary, other.canary, strict=True):
         assert theirs.logprobs_T == pytest.approx(ours.logprobs_T, abs=tolerance)
@@ -206,7 +206,7 @@ def test_a_tokenizer_without_padding_will_do(
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end|>")
     directory = recorded.save(recorded.load(start.model), bare, tmp_path / "tiny")
     card = run(record(OUTCOMES), start.model_copy(update={"model": str(directory)}), tmp_path / "v0001")
-    assert card.metrics["mismatch"]["max"] < 1e-4
+    assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
 
 
 # ---- credit by label ----
@@ -224,8 +224,8 @@ def test_what_any_label_earned_and_what_is_distilled_becomes_likelier(
     # distilled rows have nothing recorded behind their prompt, so mismatch and ESS leave them out
     rows, _ = build_rows(trajectories, config=settings(**values), version="v0000")
     own = [row for row in rows if row.label != "distill"]
-    assert card.metrics["mismatch"]["tokens"] == sum(len(row.completion_ids_T) for row in own)
-    assert card.metrics["mismatch"]["max"] < 1e-4
+    assert card.metrics["mismatch"]["gap"]["tokens"] == sum(len(row.completion_ids_T) for row in own)
+    assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
     assert card.metrics["mismatch"]["ess"] == pytest.approx(1.0, abs=1e-4)
 
     old, new = recorded.load(start.model), trained(start, tmp_path / "v0001")

@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from r3agent.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig, train
+from r3agent.train.callbacks import Progress
 from r3agent.trajectory import Trajectory
 from tests.train import recorded
 
@@ -21,9 +22,26 @@ def settings(**values: Any) -> TrainConfig:
 
 
 def run(
-    trajectories: list[Trajectory], start: PolicyStart, out_dir: Path, *, version: str = "v0001", **values: Any
+    trajectories: list[Trajectory],
+    start: PolicyStart,
+    out_dir: Path,
+    *,
+    version: str = "v0001",
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    **values: Any,
 ) -> PolicyCard:
-    return train(trajectories, start=start, version=version, out_dir=out_dir, config=settings(**values))
+    return train(
+        trajectories,
+        start=start,
+        version=version,
+        out_dir=out_dir,
+        config=settings(**values),
+        resume=resume,
+        force=force,
+        progress=progress,
+    )
 
 
 def trained(start: PolicyStart, out_dir: Path) -> Any:

@@ -18,7 +18,6 @@ SETTINGS = {
     "collect.reflections": 4,
     "train.learning_rate": 1e-3,
     "train.batch_size": 64,
-    "train.micro_batch_size": 64,
     "eval.n": 40,
 }
 

@@ -1,0 +1,290 @@
+"""Seconds and peak memory of an optimizer step against stock `trl.GRPOTrainer`, on the same recorded batch.
+
+    python benchmarks/train_step.py [--cases 350/80/8 700/60/8] [--groups 1] [--rounds 3] [--method full]
+        [--no-checkpointing]
+
+A case is prompt tokens / completion tokens / completions of each prompt. The model is a randomly initialised Llama of
+the sizes of SmolLM2-135M, in float32; a step trains on `--groups` such groups, one in each micro-batch on both sides.
+Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing, and keeps its gradient
+checkpointing, which ours turns on as well. Each side is a process of its own; they take turns, and the ratio is the
+median over the rounds. Memory is the peak of resident memory above what was resident when the model was loaded.
+`max_logprob_diff` compares the logprobs of all completion tokens under the starting weights. Ratios above 1 say that
+r3agent is faster, memory ratios below 1 that it needs less. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+VOCABULARY = 49152
+
+
+def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
+    """Recorded rows, the same in every process."""
+    prompt_tokens, completion_tokens, n_completions = map(int, case.split("/"))
+    rng = random.Random(case)
+
+    def draw(n: int) -> list[int]:
+        return [rng.randrange(VOCABULARY) for _ in range(n)]
+
+    return [
+        {"prompt": prompt, "completion": draw(completion_tokens), "reward": float(i % 2)}
+        for prompt in (draw(prompt_tokens) for _ in range(n_groups))
+        for i in range(n_completions)
+    ]
+
+
+# ---- one side, in a process of its own ----
+
+
+def side(name: str, options: argparse.Namespace) -> None:
+    """Prints the logprobs of the starting weights, then, for each line it reads, seconds of a step; at the end MiB."""
+    import psutil
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+            rope_theta=100000.0,
+            max_position_embeddings=8192,
+        )
+    )
+    if options.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    process = psutil.Process()
+    baseline = process.memory_info().rss
+
+    with tempfile.TemporaryDirectory() as directory:
+        trainer, logprobs = (ours if name == "ours" else stock)(model, tokenizer, options, directory)
+        print(json.dumps(logprobs), flush=True)
+        peak = Peak(process)
+        clock = Turns(peak)
+        trainer.add_callback(clock.callback())
+        trainer.train()
+    print((peak.bytes - baseline) / 2**20, flush=True)
+
+
+class Peak(threading.Thread):
+    """Watches resident memory; reads it often, for its maximum is not what `ru_maxrss` says once a model was loaded."""
+
+    def __init__(self, process: Any) -> None:
+        super().__init__(daemon=True)
+        self.process, self.bytes = process, 0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, self.process.memory_info().rss)
+            time.sleep(0.02)
+
+
+class Turns:
+    """Steps run one at a time, each when a line arrives."""
+
+    def __init__(self, peak: Peak) -> None:
+        self.peak, self.began = peak, 0.0
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        turns = self
+
+        class Callback(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                turns.wait()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                print(time.perf_counter() - turns.began, flush=True)
+                if state.global_step < state.max_steps:
+                    turns.wait()
+
+        return Callback()
+
+    def wait(self) -> None:
+        sys.stdin.readline()
+        self.began = time.perf_counter()
+
+
+def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, list[list[float]]]:
+    from datasets import Dataset
+
+    from r3agent.train import TrainConfig
+    from r3agent.train.grpo import OfflineGRPOTrainer
+
+    case, n_completions = options.case, int(options.case.split("/")[2])
+    recorded = rows(case, options.groups)
+    longest = sum(map(int, case.split("/")[:2])) + n_completions * int(case.split("/")[1])
+    config = TrainConfig(
+        method=options.method,
+        gradient_checkpointing=not options.no_checkpointing,
+        micro_batch_tokens=longest,
+        beta=0.0,
+        epochs=options.rounds + 1,
+    )
+    dataset = Dataset.from_list(
+        [
+            {
+                "group_id": str(i // n_completions),
+                "prompt_ids_P": row["prompt"],
+                "completion_ids_T": row["completion"],
+                "logprobs_T": None,
+                "reward": row["reward"],
+                "advantage": 1.0 if row["reward"] else -1.0,
+            }
+            for i, row in enumerate(recorded)
+        ]
+    )
+    trainer = OfflineGRPOTrainer(model, dataset, tokenizer, config, Path(directory))
+    assert trainer.packs
+    return trainer, trainer.score()
+
+
+def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, list[list[float]]]:
+    import torch
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    n_completions = int(options.case.split("/")[2])
+    recorded = rows(options.case, options.groups)
+    groups = [recorded[i : i + n_completions] for i in range(0, len(recorded), n_completions)]
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        siblings = {str(i): iter(group) for i, group in enumerate(groups)}
+        chosen = [next(siblings[prompt]) for prompt in prompts]
+        return {
+            "prompt_ids": [row["prompt"] for row in chosen],
+            "completion_ids": [row["completion"] for row in chosen],
+            "logprobs": None,
+            "recorded": [row["reward"] for row in chosen],
+        }
+
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda recorded, **_: recorded,
+        rollout_func=rollout,
+        train_dataset=Dataset.from_dict({"prompt": [str(i) for i in range(len(groups))]}),
+        processing_class=tokenizer,
+        args=GRPOConfig(
+            output_dir=directory,
+            per_device_train_batch_size=n_completions,
+            gradient_accumulation_steps=options.groups,
+            num_generations=n_completions,
+            max_completion_length=int(options.case.split("/")[1]),
+            num_train_epochs=options.rounds + 1,
+            gradient_checkpointing=not options.no_checkpointing,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+        ),
+    )
+    ids = torch.tensor([row["prompt"] + row["completion"] for row in recorded])
+    trainer.model.eval()
+    with torch.no_grad():
+        logprobs = [
+            trainer._get_per_token_logps_and_entropies(
+                trainer.model, row[None], torch.ones_like(row[None]), len(recorded[0]["completion"])
+            )[0][0].tolist()
+            for row in ids
+        ]
+    return trainer, logprobs
+
+
+# ---- both ----
+
+
+def compare(case: str, options: argparse.Namespace) -> dict[str, float]:
+    sides = {name: start(name, case, options) for name in ("stock", "ours")}
+    try:
+        return measured(case, sides, options.rounds)
+    finally:
+        for process in sides.values():
+            process.kill()
+
+
+def measured(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
+    logprobs = {name: json.loads(read(process)) for name, process in sides.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, process in sides.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[name].append(float(read(process)))
+        shown = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
+        print(f"{case} {'warm-up' if not turn else f'round {turn}'}: {shown}", flush=True)
+    peak = {name: float(read(process)) for name, process in sides.items()}
+    print(f"{case} peak above the model: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peak.items()))
+    pairs = [
+        (a, b) for x, y in zip(logprobs["stock"], logprobs["ours"], strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    turns = zip(seconds["stock"][1:], seconds["ours"][1:], strict=True)
+    return {
+        "ratio": round(median(theirs / mine for theirs, mine in turns), 3),
+        "memory_ratio": round(peak["ours"] / peak["stock"], 3),
+        "max_logprob_diff": max(abs(a - b) for a, b in pairs),
+    }
+
+
+def start(name: str, case: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--side", name, "--case", case, "--method", options.method]
+    command += ["--groups", str(options.groups), "--rounds", str(options.rounds)]
+    command += ["--no-checkpointing"] if options.no_checkpointing else []
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    """The next line of a side that is data, not a log."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line[0].isdigit() or line.startswith("[["):
+            return line
+    raise SystemExit(f"a side ended early with exit code {process.wait()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=["350/80/8", "700/60/8"], help="prompt/completion/group")
+    parser.add_argument("--groups", type=int, default=1, help="of a step")
+    parser.add_argument("--rounds", type=int, default=3, help="steps measured, after one that is not")
+    parser.add_argument("--method", default="full", choices=["full", "lora"])
+    parser.add_argument("--no-checkpointing", action="store_true", help="on both sides")
+    parser.add_argument("--side", choices=["ours", "stock"], help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        side(options.side, options)
+    else:
+        print(json.dumps({case: compare(case, options) for case in options.cases}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""One loss curve, however the work is divided: `r3agent train` in one process and in two, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r3agent.registry import Registry
+from r3agent.run import Run
+from r3agent.store import TrajectoryWriter
+from r3agent.trajectory import Trajectory
+
+Record = Callable[..., list[Trajectory]]
+
+OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0], [0, 1], [1, 0, 1, 1, 0]]
+SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 8, "batch_size": 5, "beta": 0.1}
+STEPS = 24
+
+
+@pytest.fixture
+def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
+    """A run with collected trajectories."""
+    directory = tmp_path / "run"
+    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).live_card()
+    with TrajectoryWriter(directory / "trajectories") as writer:
+        for trajectory in record(OUTCOMES):
+            writer.append(trajectory)
+    return directory
+
+
+def command(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> list[str]:
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += [
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            f"--master-port={free_port()}",
+            "-m",
+            "--",
+        ]
+    settings = [f"--set=train.{key}={value}" for key, value in {**SETTINGS, **values}.items()]
+    return [*launcher, "r3agent", "train", "--run", str(run_dir), "--json", *settings, *flags]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def trained(run_dir: Path, *flags: str, **values: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The log of every step, and the weights."""
+    done = subprocess.run(command(run_dir, *flags, **values), capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    card = json.loads(done.stdout)
+    assert card["metrics"]["processes"] == values.get("processes", 1)
+    directory = Registry(run_dir).version_dir(card["version"])
+    assert not list(directory.parent.glob("*.checkpoints"))
+    log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
+    return log, load_file(directory / "model" / "model.safetensors")
+
+
+def assert_same(one: Any, other: Any) -> None:
+    (log, weights), (other_log, other_weights) = one, other
+    assert len(log) == len(other_log) == STEPS
+    for step, other_step in zip(log, other_log, strict=True):
+        assert step["loss"] == pytest.approx(other_step["loss"], rel=1e-3, abs=1e-5)
+        assert step["grad_norm"] == pytest.approx(other_step["grad_norm"], rel=1e-3)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, other_weights[name], rtol=0, atol=2e-4)
+
+
+def test_two_processes_give_the_same_curve(run_dir: Path) -> None:
+    whole = trained(run_dir, loss_type="dapo")
+    assert max(abs(step["loss"]) for step in whole[0]) > 1e-3
+    assert_same(trained(run_dir, loss_type="dapo", micro_batch_tokens=150, processes=2), whole)
+
+
+def test_an_interrupted_training_saves_and_resumes_where_it_was(run_dir: Path) -> None:
+    whole = trained(run_dir)
+    for processes in (1, 2):
+        assert stopped(run_dir, processes=processes) != 0
+        (growing,) = (run_dir / "policies").glob("*.checkpoints")
+        (saved,) = growing.glob("checkpoint-*")
+        assert 0 < int(saved.name.removeprefix("checkpoint-")) < STEPS
+        assert growing.name.removesuffix(".checkpoints") not in Registry(run_dir).versions()
+        assert_same(trained(run_dir, "--resume", processes=processes, micro_batch_tokens=100), whole)
+
+
+def stopped(run_dir: Path, **values: Any) -> int:
+    """Terminate a training as soon as it has begun; its exit code."""
+    saving = command(run_dir, save_steps=1, **values)
+    with subprocess.Popen(
+        saving, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        while not list((run_dir / "policies").glob("*.checkpoints/rows.sha256")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    if values.get("processes", 1) == 1:
+        assert process.returncode == 130
+        assert "interrupted; the same command with --resume goes on from here" in said
+    return process.returncode
