@@ -179,10 +179,13 @@ def to_toml(config: Config) -> str:
     for section, field in Config.model_fields.items():
         kind = cast(type[BaseModel], field.annotation)
         table = tomlkit.table()
-        for name, value in getattr(config, section).model_dump(mode="json", exclude_none=True).items():
+        for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            table.add(name, _inline(value) if isinstance(value, dict) else value)
+            if value is None:  # TOML has no word for it
+                table.add(tomlkit.comment(f"{name} ="))
+            else:
+                table.add(name, _inline(value) if isinstance(value, dict) else value)
         document.add(section, table)
     return tomlkit.dumps(document)
 
