@@ -76,7 +76,6 @@ async def measure(run: Run, change: Callable[[], object], clients: int) -> dict[
         "gap_ms": round(traffic.gap_s * 1e3),
         "ratio": round(traffic.gap_s / traffic.usual_gap_s, 1),
         "requests": len(drawn),
-        "failed": 0,
         "of_unknown_version": sum(generation.policy_version is None for generation in drawn),
     }
 

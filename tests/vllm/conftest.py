@@ -12,7 +12,8 @@ from r3agent.errors import ConfigError
 from r3agent.serve.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
 
 SMALL = ("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager")
-"""Exact enough to compare logprobs, and no time for compiling."""
+SMALL += ("--max-loras", "64", "--max-cpu-loras", "64")
+"""Exact enough to compare logprobs, no time for compiling, and a place for every adapter of these tests."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -28,10 +28,11 @@ CLIENTS = 16
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Trained:
+def trained(vllm: VLLMProcess, tmp_path: Path) -> Iterator[Trained]:
     trained = Trained(tmp_path / "run", BUNDLED_DIR, "bundled")
     trained.registry.set_live("v0000")
-    return trained
+    yield trained
+    unload_all(vllm)
 
 
 def served(server: VLLMProcess) -> set[str]:
@@ -55,7 +56,7 @@ def asking(policy: OpenAIPolicy) -> Callable[[int], Awaitable[list[Generation]]]
 def told(strategy: str, traffic: Traffic[list[Generation]]) -> str:
     unknown = sum(g.policy_version is None for answer in traffic.answers for g in answer)
     return (
-        f"{strategy}: {len(traffic.answers)} requests, 0 failed, {unknown} of unknown version, the longest gap between "
+        f"{strategy}: {len(traffic.answers)} requests answered, {unknown} of unknown version, the longest gap between "
         f"answers {traffic.gap_s * 1e3:.0f} ms, before the swap {traffic.usual_gap_s * 1e3:.0f} ms"
     )
 
@@ -80,7 +81,9 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
         trained.publish("lora", seed=seed)
     deploy("v0001", **where)
     async with live(vllm.base_url, trained) as policy:
-        traffic = await traffic_through(lambda: deploy("v0002", config=DeployConfig(keep=1), **where), asking(policy))
+        traffic = await traffic_through(
+            lambda: deploy("v0002", config=DeployConfig(keep=1), **where), asking(policy), clients=CLIENTS
+        )
     print(told("lora", traffic))
     drawn = [generation for answer in traffic.answers for generation in answer]
     assert {g.policy_version for g in drawn} == {"v0001", "v0002"}
@@ -90,7 +93,6 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
     assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0002"}
     rollback(**where)
     rollback(to="v0000", **where)
-    unload_all(vllm)
 
 
 async def test_the_base_and_three_adapters_answer_side_by_side(vllm: VLLMProcess, trained: Trained) -> None:
@@ -104,14 +106,13 @@ async def test_the_base_and_three_adapters_answer_side_by_side(vllm: VLLMProcess
     drawn = [generation for answer in answers for generation in answer]
     assert len({g.policy_version for g in drawn}) == 4
     assert_stamps_are_true(trained, drawn, every=True)
-    unload_all(vllm)
 
 
 async def test_full_weights_are_reloaded_under_load(vllm: VLLMProcess, trained: Trained) -> None:
     where = {"registry": trained.registry, "base_url": vllm.base_url}
     trained.publish("full", seed=1)
     async with live(vllm.base_url, trained) as policy:
-        traffic = await traffic_through(lambda: deploy("v0001", **where), asking(policy))
+        traffic = await traffic_through(lambda: deploy("v0001", **where), asking(policy), clients=CLIENTS)
     print(told("reload", traffic))
     drawn = [generation for answer in traffic.answers for generation in answer]
     assert {g.policy_version for g in drawn} >= {"v0000", "v0001"}
@@ -147,7 +148,6 @@ async def test_an_episode_keeps_its_version_or_says_that_it_mixes_two(
         assert mixed == []
     assert_stamps_are_true(trained, [span for t in mixed or traffic.answers for span in t.spans])
     rollback(**where)
-    unload_all(vllm)
 
 
 def test_weights_that_are_not_the_cards_do_not_go_live(vllm: VLLMProcess, trained: Trained) -> None:
