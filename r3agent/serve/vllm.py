@@ -22,8 +22,8 @@ PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
 """So that new versions can be loaded beside the base, two of them in use at the same time."""
 CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
-"""vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch, and an unloaded adapter
-keeps its place until another needs it. So there the last place is to stay empty."""
+"""vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch, and an unloaded one
+keeps its place until another needs it: there the last place is to stay empty."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",
