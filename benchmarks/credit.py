@@ -71,7 +71,8 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
         return json.loads(done.read_text())
     settings = {**SETTINGS, **ARMS[arm], "task.seed": seed, "train.seed": seed, "eval.n": problems}
     sampled, rows, steps = 0, 0, 0
-    directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)  # of an arm that was stopped: one is whole or is done again
+    directory.mkdir(parents=True)
     before, own_before = out / f"before-{seed}", directory / "eval" / BASE
     if before.exists():
         shutil.copytree(before, own_before, dirs_exist_ok=True)
@@ -79,7 +80,7 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
         settings["policy.base_url"] = server.base_url
         run = Run(directory, settings)
         run.serve_live()
-        for _ in range(len(run.registry.versions()), rounds + 1):
+        for _ in range(rounds):
             sampled += collected(directory, settings, tokens)
             card = run.train()
             rows, steps = rows + card.metrics["rows"]["rows"], steps + card.metrics["steps"]

@@ -15,6 +15,7 @@ import orjson
 from r3agent.commands import API_KEY, COMMANDS, DEFAULT_RUN
 from r3agent.errors import R3Error
 from r3agent.serve.flags import CLI, FLAGS
+from r3agent.train.account import SAVED
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -150,19 +151,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Of several processes that a launcher started to train, the first one speaks.
+    silent = options.verb == "train" and os.environ.get("RANK", "0") != "0"
     try:
         outcome = COMMANDS[options.verb](options)
-        if os.environ.get("RANK", "0") == "0":  # of several processes that a launcher started, the first one speaks
+        if not silent:
             print(orjson.dumps(outcome.data).decode() if options.json else outcome.text, flush=True)
     except R3Error as error:
-        print(f"r3agent {options.verb}: {error}", file=sys.stderr)
+        if not silent:
+            print(f"r3agent {options.verb}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # whoever read it, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
-    except KeyboardInterrupt:
-        again = "the same command with --resume" if options.verb == "train" else "the same command"
-        print(f"r3agent {options.verb}: interrupted; {again} goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        again = "the same command with --resume" if interrupt.args == (SAVED,) else "the same command"
+        if not silent:
+            print(f"r3agent {options.verb}: interrupted; {again} goes on from here", file=sys.stderr)
         return INTERRUPTED
     return 0 if outcome.ok else FAILED
 

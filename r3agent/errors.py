@@ -24,7 +24,7 @@ class R3Error(Exception):
     """The root: `except R3Error` catches whatever r3agent raises on purpose."""
 
     exit_code = 1
-    """What the command line exits with: 1 failed, 2 wrong usage or configuration."""
+    """What the command line exits with: 1 failed, 2 wrong usage, configuration or rows to train on."""
 
 
 class ConfigError(R3Error):
@@ -70,7 +70,7 @@ class VerifierError(R3Error):
 
 
 class TrainingError(R3Error):
-    """The rows cannot be trained on."""
+    """Training failed, or its rows cannot be trained on, and why."""
 
     exit_code = 2
 

@@ -83,7 +83,9 @@ def inspect_trajectory(
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     credit = {row.span_id: row for row in own if row.label != "distill"}
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
-    reasons = {d.span_id: d.reason for d in dropped if d.trajectory_id == trajectory.trajectory_id}
+    reasons = {
+        d.span_id: d.reason for d in dropped if d.trajectory_id == trajectory.trajectory_id and d.label != "distill"
+    }
     texts, no_texts = _texts(trajectory, model)
 
     def inspected(span: Span) -> InspectedSpan:

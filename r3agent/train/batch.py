@@ -159,7 +159,7 @@ def _report(trajectories: Sequence[Trajectory], credited: Credited, config: Trai
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),
         groups=len({row.group_id for row in rows if row.label != "distill"}),
-        dropped=dict(Counter(drop.reason for drop in dropped)),
+        dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
         truncated=sum(row.truncated for row in rows),

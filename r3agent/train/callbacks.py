@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from r3agent.train.account import SAVED
+
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
 
@@ -75,7 +77,7 @@ class StopWhenAsked(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(SAVED)
 
     def _hear(self, *_: object) -> None:
         assert self.accelerator is not None

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from r3agent.errors import TrainingError
 from r3agent.registry import CanarySequence
-from r3agent.train.batch import Row
 from r3agent.train.grpo import OfflineGRPOTrainer
+from r3agent.train.row import Row
 
 MAX_SEQUENCES = 4
 MAX_TOKENS = 256

@@ -13,8 +13,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from r3agent.errors import ConfigError
 from r3agent.files import write_atomically, writing
-from r3agent.train.batch import Row
 from r3agent.train.config import TrainConfig
+from r3agent.train.row import Row
 from r3agent.train.start import PolicyStart
 
 FINGERPRINT_FILE = "rows.sha256"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from r3agent.errors import TrainingError
-from r3agent.train.batch import Row
 from r3agent.train.config import TrainConfig
+from r3agent.train.row import Row
 from r3agent.train.start import PolicyStart
 from r3agent.trajectory import Record
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
-class Group(NamedTuple):
+class PackedGroup(NamedTuple):
     """Where one prompt and its branches lie; groups follow each other without gaps."""
 
     head: int
@@ -34,7 +34,7 @@ class Group(NamedTuple):
 class Layout(NamedTuple):
     """What attention and output head know of a packed sequence."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[PackedGroup, ...]
     labelled_K: torch.Tensor
     """Positions that predict a completion token; no others reach the output head."""
 
@@ -63,7 +63,7 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
     positions_L: list[int] = []
     labels_K: list[int] = []
     labelled_K: list[int] = []
-    groups: list[Group] = []
+    groups: list[PackedGroup] = []
     for prompt, siblings in groupby(rows, key=lambda row: row[0]):
         completions = [completion for _, completion in siblings]
         head = len(prompt) - 1
@@ -76,7 +76,7 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
             labels_K += completion
         lengths_G = tuple(map(len, completions))
         sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
-        groups.append(Group(head, lengths_G, sees))
+        groups.append(PackedGroup(head, lengths_G, sees))
     return Packed(
         input_ids=torch.tensor([tokens_L], device=device),
         position_ids=torch.tensor([positions_L], device=device),

@@ -45,7 +45,8 @@ def train(
     force: bool = False,
     progress: Progress | None = None,
 ) -> PolicyCard:
-    """Train `start` on its recorded reflections and write the result, weights and card, as `version` to `out_dir`.
+    """Train `start` on the recorded spans that `config.credit` pays, and write the result, weights and
+    card, as `version` to `out_dir`.
 
     `out_dir` appears in one rename when everything is in it, or not at all. Under a distributed launcher every process
     calls this with the same arguments; the first one writes and tells.
@@ -93,6 +94,7 @@ def train(
         sequences = canary_sequences(rows)
         parent_logprobs = canary_logprobs(trainer, sequences)
         with stop.listening(trainer.accelerator), enough_memory(config):
+            processes.wait_for_everyone()  # whoever is asked to stop now hears it
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last)
