@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     ratios: list[float] = []
-    with VLLMProcess(options.model, name="policy", options=["--max-num-seqs", "64"]) as server:
+    with VLLMProcess(options.model, name="policy", options=["--dtype", "float32", "--max-num-seqs", "64"]) as server:
         asyncio.run(collected(server.base_url, "policy", 8, seed=0))  # warm
         for turn in range(1, options.turns + 1):
             ours, bodies = asyncio.run(collected(server.base_url, "policy", options.tasks, seed=turn))
