@@ -8,6 +8,14 @@ from collections.abc import Iterable, Sequence
 from r3agent.train.row import Dropped, Row
 from r3agent.trajectory import Record
 
+COLLECT = {
+    "attempt": "--samples 4",
+    "reflect": "--reflections 8",
+    "retry": "--retries 4",
+    "blind_retry": "--blind-retries 4",
+}
+"""What makes groups of each label: GRPO compares siblings, so there must be at least 2."""
+
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
     "no_reward": "they, or the retries that pay them, have no verdict, or, with reflect = 'lift', no blind retry has: "
@@ -23,20 +31,13 @@ REMEDIES = {
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
-    "attempt_alone": "their task has no other trainable first try of the same version: collect with --samples 4",
-    "reflect_alone": "their failed try has no other trainable reflection: collect with --reflections 8",
-    "retry_alone": "their reflection has no other trainable retry: collect with --retries 4",
-    "blind_retry_alone": "their failed try has no other trainable blind retry: collect with --blind-retries 4",
+    "attempt_alone": "their task has no other trainable first try of the same version: collect with "
+    + COLLECT["attempt"],
+    "reflect_alone": f"their failed try has no other trainable reflection: collect with {COLLECT['reflect']}",
+    "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
+    "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
 }
 """Every reason for which a span of a credited label is dropped, and what to do about it."""
-
-COLLECT = {
-    "attempt": "--samples 4",
-    "reflect": "--reflections 8",
-    "retry": "--retries 4",
-    "blind_retry": "--blind-retries 4",
-}
-"""What makes groups of each label: GRPO compares siblings, so there must be at least 2."""
 
 
 class RowReport(Record):

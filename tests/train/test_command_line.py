@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,15 @@ from r3agent.registry import Registry
 from r3agent.run import Run
 from r3agent.store import TrajectoryWriter
 from r3agent.trajectory import Trajectory
+from tests.outage import free_port
 
 Record = Callable[..., list[Trajectory]]
 
 OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0], [0, 1], [1, 0, 1, 1, 0]]
 SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 8, "batch_size": 5, "beta": 0.1}
 STEPS = 24
+PATIENCE_S = 300
+"""What hangs fails."""
 
 
 @pytest.fixture
@@ -54,19 +56,14 @@ def command(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> li
     return [*launcher, "r3agent", "train", "--run", str(run_dir), "--json", *settings, *flags]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def trained(run_dir: Path, *flags: str, **values: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The log of every step, and the weights."""
-    done = subprocess.run(command(run_dir, *flags, **values), capture_output=True, text=True, env=environment())
+    words = command(run_dir, *flags, **values)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     card = json.loads(done.stdout)
     assert card["metrics"]["processes"] == values.get("processes", 1)
@@ -109,11 +106,13 @@ def stopped(run_dir: Path, **values: Any) -> int:
     with subprocess.Popen(
         saving, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
+        deadline = time.monotonic() + PATIENCE_S
         while not list((run_dir / "policies").glob("*.checkpoints/rows.sha256")):
             assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=PATIENCE_S)
     if values.get("processes", 1) == 1:
         assert process.returncode == 130
         assert "interrupted; the same command with --resume goes on from here" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def test_out_of_memory_names_the_settings_that_need_less() -> None:
         torch.ones(2) @ torch.ones(3)
 
 
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_reporter_that_is_not_installed_is_refused(record: Record, start: PolicyStart, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"report_to = 'wandb': wandb is not installed; pip install wandb"):
         run(record(OUTCOMES), start, tmp_path / "v0001", report_to="wandb")

@@ -26,6 +26,18 @@ OUTCOMES = [[1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 0, 1]]
 NO_CLIPPING = 1e9
 
 
+class Steps(TrainerCallback):
+    """Weights before each optimizer step, and the gradients it takes."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = dict(kwargs["model"].named_parameters())
+        weights = {name: p.detach().clone() for name, p in named.items()}
+        self.steps.append((weights, {name: p.grad.clone() for name, p in named.items() if p.grad is not None}))
+
+
 class FirstStep(TrainerCallback):
     """Loss and gradients of a run's first optimizer step."""
 
@@ -191,20 +203,6 @@ def test_recorded_logprobs_are_the_old_ones_of_the_ratio(
     assert gradients["model.norm.weight"].abs().max() > 1e-4
 
 
-class SecondStep(TrainerCallback):
-    """Weights before the second optimizer step, and its gradients."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, torch.Tensor] = {}
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 1:
-            named = dict(kwargs["model"].named_parameters())
-            self.weights = {name: p.detach().clone() for name, p in named.items()}
-            self.gradients = {name: p.grad.clone() for name, p in named.items()}
-
-
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_the_ratio_stays_relative_to_the_record_in_later_epochs(
     record: Callable[..., list[Trajectory]],
@@ -219,12 +217,13 @@ def test_the_ratio_stays_relative_to_the_record_in_later_epochs(
     ]
     ours = trainer(older, config)
     started = ours.score()
-    second = SecondStep()
-    ours.add_callback(second)
+    seen = Steps()
+    ours.add_callback(seen)
     ours.train()
 
     model = recorded.load(start.model)
-    model.load_state_dict(second.weights, strict=False)
+    weights, gradients = seen.steps[1]
+    model.load_state_dict(weights, strict=False)
     losses = []
     for row, start_T in zip(older, map(torch.tensor, started), strict=True):
         ids = torch.tensor([[*row.prompt_ids_P, *row.completion_ids_T]])
@@ -238,7 +237,7 @@ def test_the_ratio_stays_relative_to_the_record_in_later_epochs(
         losses.append((-weight_T * torch.min(ratio_T * row.advantage, clipped_T * row.advantage)).mean())
     torch.stack(losses).mean().backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(second.gradients[name], parameter.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_clipped_rows_have_no_gradient(
@@ -267,18 +266,6 @@ def test_logprobs_are_those_of_unpadded_rows(
 
 
 # ---- distilled rows ----
-
-
-class Steps(TrainerCallback):
-    """Weights before each optimizer step, and the gradients it takes."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        named = dict(kwargs["model"].named_parameters())
-        weights = {name: p.detach().clone() for name, p in named.items()}
-        self.steps.append((weights, {name: p.grad.clone() for name, p in named.items() if p.grad is not None}))
 
 
 def plain_gradients(
