@@ -58,9 +58,11 @@ class ServeConfig(Record):
 
 class TaskConfig(Record):
     source: str = "countdown"
-    """A shipped source, a `.jsonl` file, or your own as `module:callable`."""
-    verifier: str = "countdown"
-    """A shipped verifier, or your own as `module:callable`."""
+    """A shipped source, a file of tasks, or your own as `module:callable`."""
+    verifier: str = ""
+    """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
+    verifier_params: dict[str, Any] = {}
+    """What the verifier understands."""
     seed: int = 0
     """Tasks of round k are drawn with `seed` and k."""
     params: dict[str, Any] = {}

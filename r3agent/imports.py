@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ def load_attribute(spec: str) -> Any:
     if not hasattr(module, attribute):
         raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}; name one that it has")
     return getattr(module, attribute)
+
+
+def entry_points(group: str) -> dict[str, str]:
+    """What installed packages bring under a group: name to `module:attribute`."""
+    return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
 
 
 def require_extra(module_name: str, extra: str) -> None:

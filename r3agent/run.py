@@ -32,14 +32,18 @@ from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
 from r3agent.registry import PolicyCard, Registry, read_record
 from r3agent.store import load
-from r3agent.tasks import find_tasks
+from r3agent.tasks import default_verifier, find_tasks
 from r3agent.trajectory import Record, Task, Trajectory, known_schema
 from r3agent.verifiers import find_verifier
 from r3agent.versions import BASE
 
 CONFIG_FILE = "r3.toml"
-IDENTITY = (("task", "source"), ("task", "verifier"), ("policy", "base_model"))
-"""Section and key of what a run is about; records of two tasks or two base models do not share a directory."""
+IDENTITY: dict[str, Callable[[Config], str]] = {
+    "task.source": lambda config: config.task.source,
+    "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
+    "policy.base_model": lambda config: config.policy.base_model,
+}
+"""What a run is about; records of two tasks or two base models do not share a directory."""
 
 EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries": 1}
 """The cells: a first try, after one reflection, and the blind control."""
@@ -82,7 +86,8 @@ class Run:
             self.config = load_config(None, overrides or {})
             self._write_config(path)
         self.registry = Registry(self.directory)
-        self.verifier = find_verifier(self.config.task.verifier)
+        self.verifier_name = IDENTITY["task.verifier"](self.config)
+        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
 
     # ---- the stages ----
 
@@ -221,7 +226,8 @@ class Run:
     def _provenance(self) -> dict[str, Any]:
         """What every trajectory says of where it came from."""
         task = self.config.task
-        return {"source": task.source, "params": task.params, "verifier": task.verifier}
+        settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
+        return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
 
     def _tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
         task = self.config.task
@@ -249,7 +255,7 @@ class Run:
                     verifier=self.verifier,
                     out=out,
                     policy_name=f"{card.name}@{card.version}",
-                    verifier_name=self.config.task.verifier,
+                    verifier_name=self.verifier_name,
                     sampling=self.config.sampling,
                     metadata={**self._provenance(), "settings": self._drawn_with()},
                     on_episode=progress,
@@ -273,11 +279,11 @@ class Run:
         write_atomically(path, to_toml(self.config))
 
     def _refuse_another_identity(self, on_file: Config) -> None:
-        for section, key in IDENTITY:
-            known, asked = (getattr(getattr(c, section), key) for c in (on_file, self.config))
+        for key, of in IDENTITY.items():
+            known, asked = of(on_file), of(self.config)
             if known != asked:
                 raise ConfigError(
-                    f"{section}.{key} = {asked!r}, but {self.directory} is a run of {known!r}; "
+                    f"{key} = {asked!r}, but {self.directory} is a run of {known!r}; "
                     "choose another directory with --run"
                 )
 

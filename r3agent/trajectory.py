@@ -63,6 +63,8 @@ class Task(Record):
     """Tool definitions in the shape of OpenAI's API."""
     info: dict[str, Any] = {}
     """Whatever the verifier needs; never shown to the policy."""
+    gold: Message | None = None
+    """An assistant message that passes, where one is known; `audit` tries the verifier on it. Never shown either."""
 
     @model_validator(mode="before")
     @classmethod

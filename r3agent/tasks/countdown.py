@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 def generate(
-    n: int,
+    n: int | None,
     *,
     seed: int = 0,
     split: Split = "train",
@@ -57,6 +57,8 @@ def generate(
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
+    if n is None:
+        raise ConfigError("countdown is generated: say how many tasks with --n")
     if split not in get_args(Split):
         raise ConfigError(f"{split=}: countdown has the splits {', '.join(get_args(Split))}")
     problems = _random_problems(random.Random(f"countdown:{seed}"), numbers, max_number)
@@ -77,11 +79,12 @@ def generate(
         yield task
 
 
-def make_task(given: list[int], target: int) -> Task:
+def make_task(given: list[int], target: int, solution: str | None = None) -> Task:
     return Task(
         id=f"countdown:{'-'.join(map(str, sorted(given)))}={target}",
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
         info={"numbers": given, "target": target},
+        gold=solution and {"role": "assistant", "content": f"<answer> {solution} </answer>"},
     )
 
 
@@ -102,11 +105,18 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
 def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Iterator[Task]:
     while True:
         given = [rng.choice(range(1, max_number + 1)) for _ in range(numbers)]
-        yield make_task(given, _random_value(tuple(given), rng))
+        yield make_task(given, *_random_play(given, rng))
 
 
-def _random_value(given: tuple[int, ...], rng: random.Random) -> int:
-    if len(given) == 1:
-        return given[0]
-    step = rng.choice(list(steps(given)))
-    return _random_value((step.value, *step.rest), rng)
+def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
+    """Where random operations on the numbers lead, and the expression that they make."""
+    pool = [(number, str(number)) for number in given]  # values, and the expressions that have them
+    while len(pool) > 1:
+        step = rng.choice(list(steps(tuple(value for value, _ in pool))))
+        sides: list[str] = []
+        for side in (step.left, step.right):
+            used = next(entry for entry in pool if entry[0] == side)
+            pool.remove(used)
+            sides.append(used[1])
+        pool.insert(0, (step.value, f"({sides[0]} {step.op} {sides[1]})"))
+    return pool[0]

@@ -1,5 +1,8 @@
 """What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict`.
 
+It is a shipped one by name, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`. Its
+settings are its keyword arguments; where it is a class they are those of making one.
+
 It may be sync (run in a thread) or async. `answer` is the text of the reply, with its tool calls as
 `answer.tool_calls`. A verifier that raises, or returns anything else, is an error of the episode and says
 nothing about the model.
@@ -12,16 +15,15 @@ import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
 from r3agent._async import together
-from r3agent.errors import ConfigError, VerifierError
-from r3agent.imports import load_attribute
-from r3agent.trajectory import Span, Task, Verdict
-from r3agent.verifiers.countdown import countdown
-from r3agent.verifiers.exact import exact
+from r3agent.errors import ConfigError, R3Error, VerifierError
+from r3agent.imports import entry_points, load_attribute
+from r3agent.trajectory import Message, Span, Task, Verdict
 
 Judgement: TypeAlias = bool | float | Verdict
 
@@ -32,35 +34,49 @@ class Answer(str):
     tool_calls: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, span: Span) -> Answer:
-        answer = cls(span.text)
-        answer.tool_calls = span.tool_calls
+    def of(cls, message: Message) -> Answer:
+        """The answer in an assistant message."""
+        answer = cls(message.get("content") or "")
+        answer.tool_calls = tuple(message.get("tool_calls") or ())
         return answer
 
 
 Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 
-VERIFIERS: dict[str, Verifier] = {"countdown": countdown, "exact": exact}
+VERIFIERS: dict[str, str] = {
+    "countdown": "r3agent.verifiers.countdown:countdown",
+    "exact": "r3agent.verifiers.exact:exact",
+}
+"""A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
+
+GROUP = "r3agent.verifiers"
+"""Of entry points, for packages that bring verifiers."""
 
 
-def find_verifier(name: str) -> Verifier:
-    """A shipped verifier by name, or the user's as `module:callable`.
+def find_verifier(name: str, **params: Any) -> Verifier:
+    """A verifier by name, with its settings.
 
     Raises:
-        ConfigError: there is none, with the names that are known.
+        ConfigError: there is none, with the names that are known; or it does not take `params`.
     """
-    if name in VERIFIERS:
-        return VERIFIERS[name]
-    if ":" not in name:
-        raise ConfigError(
-            f"verifier {name!r} is unknown; use one of {sorted(VERIFIERS)} or your own as module:callable"
-        )
-    found = load_attribute(name)
+    known = {**entry_points(GROUP), **VERIFIERS}
+    if name not in known and ":" not in name:
+        raise ConfigError(f"verifier {name!r} is unknown; use one of {sorted(known)} or your own as module:callable")
+    found = load_attribute(known.get(name, name))
     if not callable(found):
         raise ConfigError(
             f"verifier {name!r} is a {type(found).__name__}; it must be a callable (task, answer) -> bool"
         )
-    return cast(Verifier, found)
+    try:
+        if isinstance(found, type):
+            return cast(Verifier, found(**params))
+        if params:
+            inspect.signature(found).bind("task", "answer", **params)
+    except R3Error:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"verifier {name!r} with {params}: {type(error).__name__}: {error}") from error
+    return cast(Verifier, partial(found, **params) if params else found)
 
 
 async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict]:
@@ -69,7 +85,7 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     Raises:
         VerifierError: it raised, or returned something that is not a judgement.
     """
-    answers = [Answer.of(span) for span in spans]
+    answers = [Answer.of(span.message) for span in spans]
 
     def ask() -> list[Judgement | Awaitable[Judgement]]:
         with _blaming(verifier, task):
@@ -107,5 +123,6 @@ def _blaming(verifier: Verifier, task: Task) -> Generator[None, None, None]:
     except GraphBubbleUp:
         raise
     except Exception as error:
-        name = getattr(verifier, "__qualname__", type(verifier).__qualname__)
+        named = verifier.func if isinstance(verifier, partial) else verifier
+        name = getattr(named, "__qualname__", type(named).__qualname__)
         raise VerifierError(f"{name} failed on task {task.id!r}: {type(error).__name__}: {error}") from error

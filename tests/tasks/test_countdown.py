@@ -12,6 +12,7 @@ from r3agent.errors import ConfigError
 from r3agent.tasks.countdown import generate
 from r3agent.tasks.splits import Split, split_of
 from r3agent.trajectory import Task
+from r3agent.verifiers.countdown import countdown
 
 
 def ids(n: int, **given: int | str) -> list[str]:
@@ -75,7 +76,7 @@ def test_splits_are_disjoint(seed: int) -> None:
     assert not train & test
     assert {split_of(task_id) for task_id in train} == {"train"}
     assert {split_of(task_id) for task_id in test} == {"test"}
-    assert {split_of(task_id) for task_id in ids(60, split="all")} == {"train", "test"}
+    assert {split_of(task_id) for task_id in ids(100, split="all")} == {"train", "gate", "test"}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,13 @@ def test_splits_are_disjoint(seed: int) -> None:
 )
 def test_split_of_a_problem_never_changes(task_id: str, split: Split) -> None:
     assert split_of(task_id) == split
+
+
+def test_gold_is_an_answer_that_passes() -> None:
+    for task in generate(50, numbers=4, max_number=20):
+        assert task.gold is not None
+        verdict = countdown(task, task.gold["content"])
+        assert verdict.passed, (task, verdict)
 
 
 def test_prompt_shows_the_problem() -> None:
@@ -107,7 +115,7 @@ def test_more_problems_than_there_are_is_refused_with_the_numbers() -> None:
         ({"numbers": 1}, "numbers=1"),
         ({"max_number": 0}, "max_number=0"),
         ({"max_target": 0}, "max_target=0"),
-        ({"split": "dev"}, "split='dev': countdown has the splits train, test, all"),
+        ({"split": "dev"}, "split='dev': countdown has the splits train, gate, test, all"),
     ],
 )
 def test_settings_that_cannot_work_are_named(wrong: dict[str, int | str], says: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError
-from r3agent.tasks import find_tasks
+from r3agent.tasks import default_verifier, find_tasks
 from r3agent.tasks.countdown import generate
 
 SOURCES = """
@@ -59,11 +59,28 @@ def test_own_source_is_asked_for_n(sources: str) -> None:
     assert [task.id for task in tasks] == ["p0-1-test", "p1-1-test"]
 
 
+def test_a_package_brings_a_source_by_entry_point(sources: str, tmp_path: Path) -> None:
+    info = tmp_path / "own-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: own\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[r3agent.tasks]\nendless = {sources}:endless\n")
+    sys.path.insert(0, str(tmp_path))
+    assert len(find_tasks("endless", 2)) == 2
+
+
+def test_default_verifier_is_the_source_s_own(sources: str) -> None:
+    assert default_verifier("countdown") == "countdown"
+    assert default_verifier("mine.jsonl") == "exact"
+    with pytest.raises(ConfigError, match=r"'my_sources:endless': name what decides success with --verifier"):
+        default_verifier(f"{sources}:endless")
+
+
 @pytest.mark.parametrize(
     ("source", "n", "params", "says"),
     [
-        ("contdown", 1, {}, r"'contdown' is unknown; use one of \['countdown'\], a .jsonl file, or your own"),
-        ("countdown", None, {}, "'countdown' is generated: say how many with --n"),
+        ("contdown", 1, {}, r"'contdown' is unknown; use one of \[.*'countdown'.*\], a .jsonl file, or your own"),
+        ("countdown", None, {}, "countdown is generated: say how many tasks with --n"),
+        ("countdown:9", 3, {}, "write countdown, with no '9'"),
         ("countdown", 0, {}, "n = 0: ask for at least 1 task"),
         ("countdown", -1, {}, "n = -1: ask for at least 1 task"),
         ("countdown", 1, {"max_numbr": 9}, "'countdown' with .*unexpected keyword argument 'max_numbr'"),
@@ -96,8 +113,7 @@ def test_own_source_that_yields_no_tasks_is_refused(sources: str, name: str, say
 def test_a_file_is_split_and_drawn_by_seed(tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(f'{{"id": "{i}", "prompt": "?"}}' for i in range(100)))
-    train, test = ({task.id for task in find_tasks(str(path), split=split)} for split in ("train", "test"))
-    assert len(train | test) == 100
-    assert not train & test
+    splits = [{task.id for task in find_tasks(str(path), split=split)} for split in ("train", "gate", "test")]
+    assert len(set.union(*splits)) == sum(map(len, splits)) == 100
     assert find_tasks(str(path), 10, seed=1) == find_tasks(str(path), 10, seed=1)
     assert find_tasks(str(path), 10, seed=1) != find_tasks(str(path), 10, seed=2)

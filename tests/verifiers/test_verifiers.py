@@ -23,6 +23,11 @@ async def verdict(verifier: Any) -> Verdict:
     return only
 
 
+async def verdict_on(text: str, verifier: Any) -> Verdict:
+    (only,) = await judge(verifier, TASK, [span("attempt", text=text)])
+    return only
+
+
 @pytest.mark.parametrize(
     ("judgement", "expected"),
     [
@@ -141,10 +146,10 @@ async def test_verifier_sees_the_tool_calls_of_the_answer() -> None:
 
 async def test_exact_compares_stripped_text_and_needs_an_expectation() -> None:
     four = TASK.model_copy(update={"info": {"answer": 4}})
-    verdicts = await judge(VERIFIERS["exact"], four, [span("attempt", text=text) for text in (" 4\n", "4.0", "")])
+    verdicts = await judge(find_verifier("exact"), four, [span("attempt", text=text) for text in (" 4\n", "4.0", "")])
     assert [v.passed for v in verdicts] == [True, False, False]
     with pytest.raises(VerifierError, match="exact failed on task 't': KeyError: 'answer'"):
-        await judge(VERIFIERS["exact"], TASK, [SPAN])
+        await judge(find_verifier("exact"), TASK, [SPAN])
 
 
 @pytest.fixture
@@ -160,7 +165,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
 def test_shipped_verifier_is_found_by_name(name: str) -> None:
-    assert find_verifier(name) is VERIFIERS[name]
+    assert callable(find_verifier(name))
 
 
 async def test_own_verifier_is_found_in_the_current_directory(project: Path) -> None:
@@ -168,10 +173,51 @@ async def test_own_verifier_is_found_in_the_current_directory(project: Path) -> 
     assert (await verdict(find_verifier("my_checks:is_four"))).passed
 
 
+OWN = """
+def within(task, answer, *, tolerance):
+    return abs(float(answer) - 4) <= tolerance
+
+class Within:
+    def __init__(self, tolerance):
+        self.tolerance = float(tolerance)
+
+    def __call__(self, task, answer):
+        return within(task, answer, tolerance=self.tolerance)
+"""
+
+
+@pytest.mark.parametrize("name", ["within", "Within"])
+async def test_settings_are_keyword_arguments_of_a_function_or_a_class(project: Path, name: str) -> None:
+    (project / "own_checks.py").write_text(OWN)
+    assert not (await verdict_on("4.3", find_verifier(f"own_checks:{name}", tolerance=0.1))).passed
+    assert (await verdict_on("4.3", find_verifier(f"own_checks:{name}", tolerance=0.5))).passed
+    with pytest.raises(ConfigError, match=rf"'own_checks:{name}' with {{'tolerence': 1}}: TypeError: .*toler"):
+        find_verifier(f"own_checks:{name}", tolerence=1)
+
+
+def test_a_class_that_refuses_its_settings_is_named(project: Path) -> None:
+    (project / "own_checks.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=r"'own_checks:Within' with .*could not convert string to float: 'wide'"):
+        find_verifier("own_checks:Within", tolerance="wide")
+
+
+async def test_a_package_brings_a_verifier_by_entry_point(project: Path) -> None:
+    (project / "own_checks.py").write_text(OWN)
+    info = project / "own-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: own\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[r3agent.verifiers]\nwithin = own_checks:within\n")
+    sys.path.insert(0, str(project))
+    assert (await verdict_on("4.3", find_verifier("within", tolerance=0.5))).passed
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("contdown", r"'contdown' is unknown; use one of \['countdown', 'exact'\] or your own as module:callable"),
+        (
+            "contdown",
+            r"'contdown' is unknown; use one of \[.*'countdown', .*'exact'.*\] or your own as module:callable",
+        ),
         ("", "'' is unknown"),
         ("no_such_module:check", "importing 'no_such_module' failed: ModuleNotFoundError"),
         ("bad_checks:missing", "'bad_checks' has no 'missing'"),
