@@ -165,7 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
     except KeyboardInterrupt as interrupt:
-        again = "the same command with --resume" if interrupt.args == (SAVED,) else "the same command"
+        again = (
+            "the same command with --resume"
+            if interrupt.args == (SAVED,) and options.verb == "train"
+            else "the same command"
+        )
         if not silent:
             print(f"r3agent {options.verb}: interrupted; {again} goes on from here", file=sys.stderr)
         return INTERRUPTED

@@ -84,4 +84,7 @@ def _grow(run: Run, reporter: Reporter, round_: str) -> None:
         f"{round_}: {summary.episodes} episodes, first try {summary.first_try or 0:.1%}, retry after reflection "
         f"{summary.retry_after_reflection or 0:.1%}; training on {summary.groups_with_variance} groups"
     )
-    run.train()
+    resume = run.registry.has_checkpoint(run.registry.next_version())
+    if resume:
+        reporter.stage(f"{round_}: going on with the training that was interrupted")
+    run.train(resume=resume)

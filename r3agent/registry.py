@@ -108,6 +108,11 @@ class LivePointer(Record):
         return known_schema(data, CARD_SCHEMA_VERSION)
 
 
+def checkpoints_dir(version_dir: Path) -> Path:
+    """Where the training that makes a version keeps its checkpoints, beside it; gone when the version is complete."""
+    return version_dir.with_name(version_dir.name + ".checkpoints")
+
+
 class Registry:
     """The policy versions of one run directory."""
 
@@ -127,6 +132,10 @@ class Registry:
         """The first number that no directory has, finished or not."""
         taken = [number_of(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
         return versions.named(max(taken, default=-1) + 1)
+
+    def has_checkpoint(self, version: str) -> bool:
+        """Whether a training of the version was interrupted and can be resumed."""
+        return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-*"))
 
     def version_dir(self, version: str) -> Path:
         return self.policies_dir / version

@@ -11,7 +11,7 @@ import pytest
 from r3agent.config import load_config
 from r3agent.evaluate import Comparison, compare
 from r3agent.loop import LoopReport, run_loop
-from r3agent.registry import PolicyCard, Registry, growing, write_card
+from r3agent.registry import PolicyCard, Registry, checkpoints_dir, growing, write_card
 from r3agent.summary import CollectSummary, summarise
 from r3agent.trajectory import Trajectory
 from r3agent.versions import BASE
@@ -60,8 +60,10 @@ class FakeRun:
         progress(1, 1)
         return self._ended(f"collect with {self.registry.live} for {self.registry.next_version()}", summarise([]))
 
-    def train(self) -> PolicyCard:
+    def train(self, *, resume: bool) -> PolicyCard:
         version, parent = self.registry.next_version(), self.live_card().version
+        if resume:
+            self.disk.log.append(f"resume {version}")
         card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=parent)
         with growing(self.registry.version_dir(version)) as directory:
             write_card(directory, card)
@@ -112,6 +114,17 @@ def loop(disk: Disk, killed_after: str | None = None, told: Told | None = None, 
 
 def promoted(report: LoopReport) -> list[tuple[int, bool]]:
     return [(r.round, r.decision.promote) for r in report.rounds]
+
+
+def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    (checkpoints_dir(disk.registry.version_dir("v0002")) / "checkpoint-3").mkdir(parents=True)
+    loop(disk, rounds=2)
+    assert [entry for entry in disk.log if entry.startswith(("resume", "train"))] == [
+        "train v0001 from v0000",
+        "resume v0002",
+        "train v0002 from v0001",
+    ]
 
 
 def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tmp_path: Path) -> None:

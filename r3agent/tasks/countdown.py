@@ -84,7 +84,7 @@ def make_task(given: list[int], target: int, solution: str | None = None) -> Tas
         id=f"countdown:{'-'.join(map(str, sorted(given)))}={target}",
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
         info={"numbers": given, "target": target},
-        gold=solution and {"role": "assistant", "content": f"<answer> {solution} </answer>"},
+        gold={"role": "assistant", "content": f"<answer> {solution} </answer>"} if solution else None,
     )
 
 

@@ -8,7 +8,14 @@ from typing import Any
 
 SAVED = "saved"
 """What an interrupt carries when there is a checkpoint to go on from."""
-STEP = {"loss": "loss", "reward": "reward", "kl": "KL", "entropy": "entropy", "clip_ratio/region_mean": "clipped"}
+STEP = {
+    "loss": "loss",
+    "reward": "reward",
+    "ratio": "ratio",
+    "kl": "KL",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clipped",
+}
 """What is shown of TRL's log, and as what."""
 
 
@@ -20,11 +27,10 @@ def told(stage: str, values: Mapping[str, Any]) -> str:
 def rows_line(report: Mapping[str, Any]) -> str:
     """From a `RowReport`."""
     dropped: Mapping[str, int] = report["dropped"]
-    alike = dropped.get("zero_variance", 0)
-    siblings = alike + report["rows"] - report["labels"].get("distill", 0)
+    alike = report["zero_variance_groups"]
     parts = [
         f"{report['rows']} rows in {report['groups']} groups",
-        f"{alike / max(1, siblings):.0%} of siblings all earned the same",
+        f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "none"),
         "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
     ]

@@ -37,6 +37,7 @@ class Credited(NamedTuple):
     """Every span of a credited label that is not in a row."""
     leaked: set[tuple[str, str]]
     """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
+    zero_variance_groups: int
 
 
 def build_rows(
@@ -71,6 +72,7 @@ def credit_spans(
     dropped = list(_without_reward(trajectories, config))
     leaked: set[tuple[str, str]] = set()
     kept: list[list[Row]] = []
+    alike = 0
     for label, source in config.credit.items():
         for group in groups(whole, label, source):
             made = list(_rows_of(group, make_row, leaked))
@@ -79,12 +81,13 @@ def credit_spans(
             if len({row.reward for row in rows_G}) > 1:
                 kept.append(rows_G)
                 continue
+            alike += len(rows_G) > 1
             reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
             dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
     made = list(distilled(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
     rows = [*_with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
-    return Credited(rows, dropped, leaked)
+    return Credited(rows, dropped, leaked, alike)
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:
@@ -140,7 +143,7 @@ def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
 
 
 def _report(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
-    rows, dropped, leaked = credited
+    rows, dropped, leaked, alike = credited
     spans = dict.fromkeys(config.credit, 0)
     rewards: dict[CreditLabel, list[float]] = {}
     for trajectory in trajectories:
@@ -159,6 +162,7 @@ def _report(trajectories: Sequence[Trajectory], credited: Credited, config: Trai
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),
         groups=len({row.group_id for row in rows if row.label != "distill"}),
+        zero_variance_groups=alike,
         dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),

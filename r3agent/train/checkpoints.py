@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from r3agent.errors import ConfigError
 from r3agent.files import write_atomically, writing
+from r3agent.registry import checkpoints_dir
 from r3agent.train.config import TrainConfig
 from r3agent.train.row import Row
 from r3agent.train.start import PolicyStart
@@ -28,7 +29,7 @@ class Checkpoints:
 
     def __init__(self, version_dir: Path) -> None:
         self.version = version_dir.name
-        self.directory = version_dir.with_name(version_dir.name + ".checkpoints")
+        self.directory = checkpoints_dir(version_dir)
         self.fingerprint = ""
         self.last: str | None = None
         """The checkpoint that training goes on from."""

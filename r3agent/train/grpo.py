@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
@@ -92,20 +93,25 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """
         rows = self.train_dataset
         pairs = list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True))
-        scores = self.logprobs(pairs)
+        scores = self.logprobs(pairs, divided=True)
         recorded = [old or new for old, new in zip(rows["logprobs_T"], scores, strict=True)]
         rows = rows.remove_columns("logprobs_T").add_column("logprobs_T", recorded)
         self.train_dataset = rows.add_column("start_logprobs_T", scores)
         return scores
 
     @torch.no_grad()
-    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """For each (prompt ids, completion ids), the logprob of each completion token."""
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
+        """For each (prompt ids, completion ids), the logprob of each completion token.
+
+        Args:
+            divided: among the processes, each of which has a whole model, as before training.
+        """
         self.model.eval()
+        rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
         costs = Costs([prompt for prompt, _ in pairs], [completion for _, completion in pairs], shares=self.packs)
         by_prompt = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0]))
-        result: list[list[float]] = [[] for _ in pairs]
-        for part in costs.cut(by_prompt, self.config.micro_batch_tokens):
+        found: list[tuple[int, list[float]]] = []
+        for part in costs.cut(by_prompt, self.config.micro_batch_tokens)[rank::processes]:
             rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
@@ -116,8 +122,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 batch["completion_ids"].size(1),
             )
             for index, logprobs_T in zip(part, logprobs_BT.tolist(), strict=True):
-                result[index] = logprobs_T[: len(pairs[index][1])]
-        return result
+                found.append((index, logprobs_T[: len(pairs[index][1])]))
+        return [logprobs_T for _, logprobs_T in sorted(gather_object(found) if divided else found)]
 
     def gathered(self) -> dict[str, torch.Tensor] | None:
         """Whole weights where processes hold parts of them (FSDP, DeepSpeed); every process takes part."""
@@ -175,6 +181,10 @@ class OfflineGRPOTrainer(GRPOTrainer):
             rows_B = self.in_loss["distilled"]
             old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it after this
             old_BT[rows_B] = logprobs_BT.detach()[rows_B].to(old_BT.dtype)
+            ratios = (logprobs_BT.detach() - old_BT).exp()[self.in_loss["tool_mask"].bool()]
+            total, tokens = self.accelerator.reduce(torch.stack([ratios.sum(), ratios.new_tensor(ratios.numel())]))
+            if tokens:
+                self._metrics["train"]["ratio"].append((total / tokens).item())
         return logprobs_BT, entropies_BT, aux_loss
 
     def _logprobs_and_entropies(

@@ -54,6 +54,8 @@ class RowReport(Record):
     """Rows by label."""
     groups: int
     """Groups of siblings that are trained on."""
+    zero_variance_groups: int
+    """Groups that are not, because all their trainable siblings earned the same."""
     dropped: dict[str, int]
     """Spans by the reason they are not trained on; the reasons are those of `REMEDIES`."""
     remedies: dict[str, str]

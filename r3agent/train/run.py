@@ -110,6 +110,7 @@ def train(
                 "mismatch": mismatch.model_dump(mode="json"),
                 "forced": forced,
                 "processes": processes.num_processes,
+                "distributed": trainer.accelerator.distributed_type.value,
                 "steps": trainer.state.global_step,
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),
@@ -144,7 +145,7 @@ def _unwatched(stage: str, values: Mapping[str, Any]) -> None:
     pass
 
 
-LOGGED = ("loss", "grad_norm", "kl", "entropy", "clip_ratio/region_mean")
+LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean")
 """What the card keeps of TRL's log, as means over the steps."""
 
 

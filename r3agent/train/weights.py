@@ -89,6 +89,9 @@ def save_weights(
             model.peft_config["default"].base_model_name_or_path = start.model
             model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False, state_dict=state)
         else:
+            if state is not None:  # gathered weights share no memory, by which tied ones are known otherwise
+                tied: dict[str, str] = model.all_tied_weights_keys
+                state = {name: tensor for name, tensor in state.items() if name not in tied}
             model.save_pretrained(directory / MODEL_DIR, state_dict=state)
             tokenizer.save_pretrained(directory / MODEL_DIR)
 

@@ -89,6 +89,7 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
         rows=4,
         labels={"reflect": 4},
         groups=2,
+        zero_variance_groups=1,
         dropped={"zero_variance": 3, "stale": 2, "eval_only": 2, "errored": 2},
         remedies={},
         leaked=0,

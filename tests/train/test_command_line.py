@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,23 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def trained(run_dir: Path, *flags: str, **values: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def trained(
+    run_dir: Path, *flags: str, distributed: str = "", extra_env: Mapping[str, str] = {}, **values: Any
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The log of every step, and the weights."""
     words = command(run_dir, *flags, **values)
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=PATIENCE_S)
+    env = {**environment(), **extra_env}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     card = json.loads(done.stdout)
     assert card["metrics"]["processes"] == values.get("processes", 1)
+    alone = values.get("processes", 1) == 1
+    assert card["metrics"]["distributed"] == (distributed or ("NO" if alone else "MULTI_CPU"))
     directory = Registry(run_dir).version_dir(card["version"])
     assert not list(directory.parent.glob("*.checkpoints"))
     log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
-    return log, load_file(directory / "model" / "model.safetensors")
+    (weights,) = directory.glob("*/*model.safetensors")
+    return log, load_file(weights)
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -63,10 +63,13 @@ def test_a_person_is_told_of_rows_mismatch_and_every_step(record: Record, start:
         progress=lambda stage, values: lines.append(told(stage, values)),
     )
     assert lines[0] == (
-        "8 rows in 3 groups; 20% of siblings all earned the same; dropped: zero_variance 2; age in versions: 8 rows 0"
+        "8 rows in 3 groups; in 25% of all groups the siblings earned the same; dropped: zero_variance 2; "
+        "age in versions: 8 rows 0"
     )
     assert lines[1].startswith("|recorded - recomputed| logprob: all rows mean ")
     assert lines[1].endswith("effective sample size 100% of the rows")
     assert lines[2].startswith("step 1/4, ")
-    assert {"reward 0.5,", "KL 0,", "clipped 0,"} <= {f"{word}," for word in lines[2].split(": ")[1].split(", ")}
+    assert {"reward 0.5,", "ratio 1,", "KL 0,", "clipped 0,"} <= {
+        f"{word}," for word in lines[2].split(": ")[1].split(", ")
+    }
     assert lines[-1].startswith("directory ")
