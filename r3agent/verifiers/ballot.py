@@ -74,7 +74,7 @@ def messages(task: Task, answer: Answer, rubric: Template) -> list[Message]:
 
 
 def replies(content: bytes) -> list[str]:
-    """The texts of a chat completion, without the judge's thinking; one empty text where it is not one."""
+    """The texts of a chat completion, without the judge's thinking; of what is none, its beginning."""
     try:
         return [Answer.of(choice["message"]) for choice in orjson.loads(content)["choices"]]
     except (ValueError, KeyError, TypeError, AttributeError):
