@@ -107,6 +107,7 @@ def collect(options: Namespace) -> Outcome:
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *(f"  {name:<24} {share:.1%}" for name, share in shares.items() if share is not None),
+        *([f"  {'noisy verdicts':<24} {summary.noisy_verdicts}"] if summary.noisy_verdicts else []),
         f"  {'groups with variance':<24} {summary.groups_with_variance} of {summary.groups}",
         *(f"  {capability:<24} {count} spans" for capability, count in summary.capabilities.items()),
         *(f"    {count} x {note}" for note, count in summary.notes.items()),

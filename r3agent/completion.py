@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from r3agent.thinking import handed_over
 from r3agent.trajectory import Capability, Generation
 
 Json = Mapping[str, Any]
@@ -58,11 +59,15 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     scored = (choice.get("logprobs") or {}).get("content")
     logprobs = None if scored is None else [entry["logprob"] for entry in scored]
     text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    capability, note = _worth(bool(text or tool_calls), ids, logprobs, shared, flaw)
+    thought = handed_over(message)
+    capability, note = _worth(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
+    if thought is not None and capability == "trainable-retokenised":
+        capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
     return Generation.model_validate(
         {
             **shared,
             "text": text,
+            **({} if thought is None else {"reasoning_field": thought[0], "reasoning": thought[1]}),
             "tool_calls": tool_calls,
             "token_ids": ids,
             "logprobs": None if capability == "eval-only" else logprobs,

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import tomlkit
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
-from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.prompts import KNOWN, PROMPTS, Kind
 from r3agent.tasks.splits import Split
+from r3agent.templates import compile_template
 from r3agent.train.config import TrainConfig
 from r3agent.trajectory import Record
 from r3agent.urls import shown
@@ -70,12 +71,27 @@ class TaskConfig(Record):
 
 
 class PromptConfig(Record):
-    reflect_prompt: str = REFLECT
-    """Asks for a reflection, after a failed try."""
-    retry_prompt: str = RETRY
-    """Asks for another try, after a reflection."""
-    blind_retry_prompt: str = BLIND_RETRY
-    """Asks for another try without a reflection."""
+    reflect_prompt: str = ""
+    """Asks for a reflection, after a failed try. A Jinja template, which may name task.messages, task.tools, answer,
+    thinking, feedback and attempt; empty means the one for the source's kind of task."""
+    retry_prompt: str = ""
+    """Asks for another try, after a reflection; likewise, and it may name the reflection too."""
+    blind_retry_prompt: str = ""
+    """Asks for another try without a reflection; likewise."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_template(cls, text: str, info: ValidationInfo) -> str:
+        try:
+            compile_template(text, name="as a template", known=KNOWN[str(info.field_name)])
+        except ConfigError as error:
+            raise ValueError(error) from error  # so that it is told with the file's other errors
+        return text
+
+    def filled(self, kind: Kind) -> PromptConfig:
+        """With the kind's own prompts where the settings have none."""
+        own = {name: text for name, text in self.model_dump().items() if text}
+        return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
 
 
 class CollectConfig(Record):

@@ -19,8 +19,9 @@ from r3agent._async import run_sync
 from r3agent.errors import ConfigError
 from r3agent.nodes import Nodes
 from r3agent.policy import Policy, Sampling
-from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.prompts import BLIND_RETRY, KNOWN, REFLECT, RETRY
 from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
+from r3agent.templates import compile_template
 from r3agent.verifiers import Verifier
 
 T = TypeVar("T")
@@ -51,16 +52,20 @@ def build_graph(
         reflections: G, drawn of each failed try; 0 retries without reflecting.
         retries: M, drawn after each reflection.
         blind_retries: B, drawn of each failed try without a reflection, as a control.
+        reflect_prompt, retry_prompt, blind_retry_prompt: Jinja templates; `r3agent.prompts` has what they may name, and
+            defaults for further kinds of task.
         sampling: of attempts and retries; default the policy's own.
         reflect_sampling: of reflections; default `sampling`.
 
     Raises:
-        ConfigError: a limit is out of range.
+        ConfigError: a limit is out of range, or a prompt is not a template or names what it is not given.
 
     When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
     let `collect` record it.
     """
     _check_limits(max_attempts, reflections, retries, blind_retries)
+    texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
+    prompts = {name: compile_template(text, name=name, known=KNOWN[name]) for name, text in texts.items()}
     nodes = Nodes(
         policy=policy,
         verifier=verifier,
@@ -68,9 +73,7 @@ def build_graph(
         reflections=reflections,
         retries=retries,
         blind_retries=blind_retries,
-        reflect_prompt=reflect_prompt,
-        retry_prompt=retry_prompt,
-        blind_retry_prompt=blind_retry_prompt,
+        **prompts,
         sampling=sampling,
         reflect_sampling=reflect_sampling or sampling,
     )

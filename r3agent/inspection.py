@@ -11,6 +11,9 @@ from r3agent.train.token_text import TokenTexts, token_texts
 from r3agent.trajectory import Message, Record, Span, Task, Trajectory, Verdict
 from r3agent.versions import BASE, is_version, number_of
 
+COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
+"""What an inspected span says as it was recorded."""
+
 
 class InspectedToken(Record):
     id: int
@@ -29,6 +32,8 @@ class InspectedSpan(Record):
     capability: str
     request: tuple[Message, ...]
     text: str
+    reasoning: str | None
+    """The thinking, where the server handed it over beside the text."""
     tool_calls: tuple[dict[str, object], ...]
     verdict: Verdict | None
     reward: float | None
@@ -92,7 +97,7 @@ def inspect_trajectory(
         label = credit_label(trajectory, span)
         row = credit.get(span.span_id)
         return InspectedSpan(
-            **span.model_dump(include={"span_id", "parent_id", "policy_version", "capability", "request", "text"}),
+            **span.model_dump(include=COPIED),
             tool_calls=span.tool_calls,
             verdict=span.verdict,
             label=label,

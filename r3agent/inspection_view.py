@@ -63,7 +63,8 @@ def _said(span: InspectedSpan, colour: bool) -> Text:
         if not colour and token.logprob is not None:
             said.append(f"[{token.logprob:.2f}]")
     if not span.tokens or span.tokens[0].text is None:
-        said.append(f"{' = ' if span.tokens else ''}{_harmless(span.text)}", _style(span))
+        thought = f"(thinking: {span.reasoning}) " if span.reasoning else ""
+        said.append(f"{' = ' if span.tokens else ''}{_harmless(thought + span.text)}", _style(span))
     for call in span.tool_calls:
         said.append(f" {_harmless(str(call))}", _style(span))
     return said

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 from r3agent._async import together
 from r3agent.policy import Pinnable, Policy, Sampling
 from r3agent.state import EpisodeState, frontier_of, task_of, tree_of
+from r3agent.templates import Template
 from r3agent.trajectory import Label, Span, Trajectory
-from r3agent.verifiers import Verifier, judge
+from r3agent.verifiers import Answer, Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
 
@@ -28,9 +29,9 @@ class Nodes:
     reflections: int
     retries: int
     blind_retries: int
-    reflect_prompt: str
-    retry_prompt: str
-    blind_retry_prompt: str
+    reflect_prompt: Template
+    retry_prompt: Template
+    blind_retry_prompt: Template
     sampling: Sampling | None
     reflect_sampling: Sampling | None
 
@@ -48,7 +49,7 @@ class Nodes:
         assert answer is not None  # the graph enters at `attempt`
         return {
             **_update(judged.values()),
-            "answer": answer.text,
+            "answer": str(Answer.of(answer.message)),
             "passed": answer.passed,
             "frontier": [span.span_id for span in frontier],
             **({} if frontier else {"trajectory": tree.model_dump(mode="json")}),
@@ -89,13 +90,15 @@ class Nodes:
         return sum(s.label != "reflect" for s in tree.path(span))
 
     async def _sample(
-        self, tree: Trajectory, parent: Span | None, label: Label, prompt: str | None, n: int
+        self, tree: Trajectory, parent: Span | None, label: Label, prompt: Template | None, n: int
     ) -> list[Span]:
         """`n` children of `parent`, asked for with `prompt`."""
         if n == 0:
             return []
-        above = list(tree.task.messages) if parent is None else [*tree.prompt(parent), parent.message]
-        request = () if prompt is None else ({"role": "user", "content": prompt},)
+        above, request = list(tree.task.messages), ()
+        if parent is not None and prompt is not None:
+            above = [*tree.prompt(parent), parent.message]
+            request = ({"role": "user", "content": prompt.render(**self._seen(tree, parent))},)
         generations = await self._policy_of(tree).sample(
             [*above, *request],
             n=n,
@@ -104,6 +107,20 @@ class Nodes:
         )
         place = {"parent_id": parent and parent.span_id, "label": label, "request": request}
         return [Span.model_validate({**dict(generation), **place}) for generation in generations]
+
+    def _seen(self, tree: Trajectory, parent: Span) -> dict[str, Any]:
+        """What a prompt below `parent`, a failed try or a reflection on one, may name; `prompts.py` explains it."""
+        failed = tree.parent(parent) if parent.label == "reflect" else parent
+        assert failed is not None  # a reflection is on a try
+        answer = Answer.of(failed.message)
+        return {
+            "task": {"messages": tree.task.messages, "tools": tree.task.tools},
+            "answer": str(answer),
+            "thinking": answer.thinking,
+            "feedback": (failed.verdict and failed.verdict.feedback) or "",
+            "attempt": self._n_tries(tree, failed),
+            "reflection": str(Answer.of(parent.message)) if parent.label == "reflect" else "",
+        }
 
     def _policy_of(self, tree: Trajectory) -> Policy:
         """An episode goes on with the version it began with, whatever is live by now."""

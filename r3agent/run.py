@@ -32,9 +32,9 @@ from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
 from r3agent.registry import PolicyCard, Registry, read_record
 from r3agent.store import load
-from r3agent.tasks import default_verifier, find_tasks
+from r3agent.tasks import default_verifier, find_tasks, kind_of
 from r3agent.trajectory import Record, Task, Trajectory, known_schema
-from r3agent.verifiers import find_verifier
+from r3agent.verifiers import close, find_verifier
 from r3agent.versions import BASE
 
 CONFIG_FILE = "r3.toml"
@@ -79,11 +79,13 @@ class Run:
     def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.directory = Path(directory)
         path = self.directory / CONFIG_FILE
-        if path.exists():
-            self.config = load_config(path, overrides or {})
-            self._refuse_another_identity(load_config(path, {}))
+        known = path if path.exists() else None
+        config = load_config(known, overrides or {})
+        prompts = config.prompts.filled(kind_of(config.task.source))
+        self.config = config.model_copy(update={"prompts": prompts})
+        if known:
+            self._refuse_another_identity(load_config(known, {}))
         else:
-            self.config = load_config(None, overrides or {})
             self._write_config(path)
         self.registry = Registry(self.directory)
         self.verifier_name = IDENTITY["task.verifier"](self.config)
@@ -264,6 +266,7 @@ class Run:
                 )
             finally:
                 await policy.aclose()
+                await close(self.verifier)
 
         return asyncio.run(run())
 

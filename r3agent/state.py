@@ -29,7 +29,7 @@ class EpisodeInput(TypedDict):
 
 class EpisodeOutput(TypedDict):
     answer: str
-    """Text of the try that passed, else of the last one."""
+    """Text of the try that passed, else of the last one; without its thinking."""
     passed: bool
     trajectory: Json
     """A `Trajectory` as JSON; `Trajectory.model_validate(...)` gives the record. Written when the episode ends."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from r3agent.thinking import handed_over
+
 OnDelta: TypeAlias = Callable[[int, str], object]
-"""Told of every piece of text of a streamed completion: the choice's number and the piece."""
+"""Told of every piece of text of a streamed completion, not of thinking that comes beside it: the choice's number and
+the piece."""
 
 
 def shifted(on_delta: OnDelta, by: int) -> OnDelta:
@@ -36,6 +39,9 @@ class Assembly:
             if text := delta.get("content"):
                 choice["message"]["content"] += text
                 yield part["index"], text
+            if thought := handed_over(delta):
+                field, piece = thought
+                choice["message"][field] = choice["message"].get(field, "") + piece
             for call in delta.get("tool_calls") or ():
                 _add_call(choice["message"].setdefault("tool_calls", []), call)
             if part.get("token_ids"):

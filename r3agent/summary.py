@@ -23,6 +23,8 @@ class CollectSummary(Record):
     """Share of retries after a reflection that passed."""
     retry_blind: float | None
     """Share of blind retries that passed."""
+    noisy_verdicts: int
+    """Verdicts of whoever may err, such as an LLM judge: the three shares are then estimates of what is right."""
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
@@ -50,6 +52,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
         first_try=mean_success(t.attempt for t in whole if t.attempt),
         retry_after_reflection=mean_success(s for blind, s in retries if not blind),
         retry_blind=mean_success(s for blind, s in retries if blind),
+        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
         groups=len(reflections),
         groups_with_variance=sum(group.has_variance for group in reflections),
         mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),

@@ -21,6 +21,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from r3agent.errors import SchemaVersionError
+from r3agent.thinking import ReasoningField
 
 SCHEMA_VERSION = 1
 
@@ -83,12 +84,18 @@ class Verdict(Record):
     """How good it is; the sources `score` and `retry_score` of `train.credit` pay it, all else looks at `passed`."""
     feedback: str | None = None
     """Why, for people; the policy does not see it unless a prompt puts it there."""
+    noisy: bool = False
+    """Whoever gave it may err, e.g. a language model; then `feedback` has the votes."""
 
 
 class Generation(Record):
     """One sampled completion, exactly as the endpoint gave it."""
 
     text: str
+    reasoning: str | None = None
+    """The thinking, where the server handed it over beside the text; its tokens are among `token_ids`."""
+    reasoning_field: ReasoningField = "reasoning"
+    """What the server calls it."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
@@ -122,6 +129,8 @@ class Generation(Record):
     def message(self) -> Message:
         """The generation as the assistant message that follows its prompt."""
         message: Message = {"role": "assistant", "content": self.text}
+        if self.reasoning is not None:
+            message[self.reasoning_field] = self.reasoning
         if self.tool_calls:
             message["tool_calls"] = list(self.tool_calls)
         return message

@@ -308,6 +308,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         first_try=1 / 3,
         retry_after_reflection=1 / 4,
         retry_blind=1 / 2,
+        noisy_verdicts=0,
         groups=2,
         groups_with_variance=1,
         mixed_versions=2,  # what was learnt, and its copy that errored

@@ -135,6 +135,15 @@ def test_on_a_terminal_colour_is_the_sign_of_credit(run, capsys, monkeypatch):
     assert (green in bad, red in bad) == (False, True)
 
 
+def test_thinking_that_was_handed_over_is_shown(run, capsys):
+    thinking = span("attempt", passed=False, text="it is 5", reasoning="2 and 2\x1b[2J")
+    store(run, tree(thinking).model_copy(update={"trajectory_id": "thinker"}))
+    _, out, _ = inspect(capsys, run, "thinker")
+    assert "(thinking: 2 and 2\N{REPLACEMENT CHARACTER}[2J) it is 5" in out
+    assert [s["reasoning"] for s in spans_of(capsys, run, "thinker")] == ["2 and 2\x1b[2J"]
+    assert {s["reasoning"] for s in spans_of(capsys, run, "1episode")} == {None}
+
+
 def test_text_that_would_command_a_terminal_is_not_passed_on(run, capsys):
     hostile = span("attempt", passed=False, text="\x1b[2J\x07gone")
     store(run, tree(hostile).model_copy(update={"trajectory_id": "hostile"}))

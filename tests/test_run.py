@@ -228,6 +228,17 @@ def test_a_comparison_under_other_settings_is_not_taken_for_this_one(run: Run, o
     assert reopened(run, collect__n=1, gate__alpha=0.5).comparison("v0000", "v0001") == found
 
 
+def test_prompts_that_a_file_leaves_to_its_source_are_the_same_prompts(run: Run) -> None:
+    found = evaluated(run).comparison("v0000", "v0001")
+    collected = run.collect()
+    edit(run, **dict.fromkeys(("prompts__reflect_prompt", "prompts__retry_prompt", "prompts__blind_retry_prompt"), ""))
+    assert reopened(run).comparison("v0000", "v0001") == found
+    assert reopened(run).collect().resumed == collected.episodes
+    edit(run, prompts__retry_prompt="Again: {{ reflection }}")
+    assert reopened(run).comparison("v0000", "v0001") is None
+    assert reopened(run).collect().resumed == 0
+
+
 def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> None:
     evaluated(run)
     edit(run, task__verifier="countdown")

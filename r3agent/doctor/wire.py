@@ -53,7 +53,7 @@ class Completion(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Some choice has neither tokens nor text: nothing can be said of its kind."""
-        return any(not (g.token_ids or g.text or g.tool_calls) for g in self.generations)
+        return any(not (g.token_ids or g.text or g.reasoning or g.tool_calls) for g in self.generations)
 
     @property
     def lengths(self) -> str:

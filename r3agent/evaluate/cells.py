@@ -35,6 +35,8 @@ class Evaluation(Record):
     errors: Rate
     """Share of episodes that errored; they are in none of the cells."""
     errors_by_kind: dict[str, int]
+    noisy_verdicts: int = 0
+    """Verdicts of whoever may err, such as an LLM judge; no interval above knows of it."""
 
 
 def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
@@ -61,6 +63,7 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
         lift_over_blind=difference(list(lifts.values())) if lifts else None,
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
+        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for t in trajectories for s in t.spans),
     )
 
 

@@ -49,7 +49,9 @@ def _cell(value: Rate | Difference | None) -> str:
 
 def _counts(evaluation: Evaluation) -> str:
     kinds = ", ".join(f"{n} {kind}" for kind, n in evaluation.errors_by_kind.items())
-    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks" + (f"; errors: {kinds}" if kinds else "")
+    noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
+    errors = f"; errors: {kinds}" if kinds else ""
+    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{errors}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

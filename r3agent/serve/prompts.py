@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from r3agent.serve.errors import APIError
 from r3agent.serve.model import ServedModel
 from r3agent.serve.protocol import ChatCompletionRequest, CompletionRequest
+from r3agent.thinking import under_both_names
 
 
 def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int]:
@@ -25,7 +26,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
         raise APIError(f"the chat template of model {served.name} has no place for tools", param="tools")
     if "chat_template" in request.chat_template_kwargs:
         raise APIError("chat_template_kwargs.chat_template: the model's own template is used", param="chat_template")
-    messages = [_message(i, message) for i, message in enumerate(request.messages)]
+    messages = [_message(i, under_both_names(message)) for i, message in enumerate(request.messages)]
     try:
         text = served.tokenizer.apply_chat_template(
             messages,

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from r3agent.errors import ConfigError, R3Error
 from r3agent.imports import entry_points, load_attribute
+from r3agent.prompts import Kind
 from r3agent.tasks.jsonl import load_jsonl
 from r3agent.tasks.splits import draw
 from r3agent.trajectory import Task
@@ -30,12 +31,14 @@ class Shipped:
     """`module:callable`, imported when it is asked for."""
     verifier: str
     """Which verifier decides its tasks unless the user names another."""
+    kind: Kind = "general"
+    """What its tasks ask for, which the default prompts go by."""
     needs_name: str = ""
     """What stands after the colon of its name, if anything must."""
 
 
 SOURCES: dict[str, Shipped] = {
-    "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown", kind="general"),
 }
 """A new source is a file in this folder and a line here."""
 
@@ -78,6 +81,12 @@ def default_verifier(source: str) -> str:
     if (shipped := SOURCES.get(source.partition(":")[0])) is None:
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
     return shipped.verifier
+
+
+def kind_of(source: str) -> Kind:
+    """What a source's tasks ask for; `general` where nobody says."""
+    shipped = SOURCES.get(source.partition(":")[0])
+    return "general" if shipped is None else shipped.kind
 
 
 def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:

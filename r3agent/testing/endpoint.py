@@ -13,7 +13,7 @@ from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 from r3agent.trajectory import Message
 
 Answer: TypeAlias = str | Message
-"""The text of a completion, or a whole assistant message, e.g. with tool calls."""
+"""The text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""
 
 
 class Received(NamedTuple):
@@ -108,7 +108,7 @@ class ScriptedEndpoint:
         asked = {name: value for name, value in body.items() if name not in self._ignores}
         choices = [self._choice(body, asked, i) for i in range(asked.get("n", 1))]
         prompt_ids = encode_prompt(body["messages"])
-        sampled = sum(len(encode(choice["message"]["content"] or "")) for choice in choices)
+        sampled = sum(len(encode(_sampled(choice["message"]))) for choice in choices)
         completion: Json = {
             "object": "chat.completion",
             "model": body["model"],
@@ -123,7 +123,7 @@ class ScriptedEndpoint:
     def _choice(self, body: Json, asked: Json, i: int) -> Json:
         answer: Any = self._answer(body, i) if callable(self._answer) else self._answer
         message = {"role": "assistant", **(answer if isinstance(answer, dict) else {"content": answer})}
-        ids = encode(message["content"] or "")
+        ids = encode(_sampled(message))
         return {
             "index": i,
             "message": message,
@@ -131,6 +131,11 @@ class ScriptedEndpoint:
             "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in asked else None,
             **({"token_ids": ids} if "return_token_ids" in asked else {}),
         }
+
+
+def _sampled(message: Json) -> str:
+    """Thinking that is handed over apart was sampled too."""
+    return str(message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
 
 
 def _error(status: int, message: str) -> Fault:

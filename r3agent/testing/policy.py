@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from r3agent.policy import Sampling
-from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.prompts import PROMPTS
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 from r3agent.trajectory import Generation, Message
 
@@ -19,7 +19,11 @@ Reply: TypeAlias = str | Generation | Exception
 Script: TypeAlias = Reply | Sequence[Reply] | Callable[[Sequence[Message]], Reply | Awaitable[Reply]]
 """The same reply every time, replies in order, or a function (sync or async) of the conversation."""
 
-_ASKED_BY: dict[object, Asked] = {REFLECT: "reflect", RETRY: "retry", BLIND_RETRY: "blind_retry"}
+_ASKED_BY: dict[object, Asked] = {}
+for _prompts in PROMPTS.values():
+    _ASKED_BY[_prompts.reflect_prompt] = "reflect"
+    _ASKED_BY[_prompts.retry_prompt] = "retry"
+    _ASKED_BY[_prompts.blind_retry_prompt] = "blind_retry"
 
 
 class Call(NamedTuple):

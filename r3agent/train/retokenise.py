@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from r3agent.errors import TrainingError
+from r3agent.thinking import under_both_names
 from r3agent.trajectory import Span, Trajectory
 
 
@@ -23,12 +24,12 @@ class Retokeniser:
         Raises:
             TrainingError: the policy has no chat template, or it does not take this conversation.
         """
+        asked = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
+        tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as the graph offers them
         try:
             prompt = self.tokenizer.apply_chat_template(
-                trajectory.prompt(span),
-                tools=list(trajectory.task.tools) or None,
-                add_generation_prompt=True,
-                tokenize=False,
+                [under_both_names(message) for message in trajectory.prompt(span)],
+                **{**asked, "tools": tools, "add_generation_prompt": True, "tokenize": False},
             )
         except (ValueError, TemplateError) as error:
             raise TrainingError(

@@ -3,9 +3,9 @@
 It is a shipped one by name, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`. Its
 settings are its keyword arguments; where it is a class they are those of making one.
 
-It may be sync (run in a thread) or async. `answer` is the text of the reply, with its tool calls as
-`answer.tool_calls`. A verifier that raises, or returns anything else, is an error of the episode and says
-nothing about the model.
+It may be sync (run in a thread) or async. `answer` is the text of the reply after its thinking, with the latter as
+`answer.thinking` and its tool calls as `answer.tool_calls`. A verifier that raises, or returns anything else, is an
+error of the episode and says nothing about the model. One that keeps connections has an async `aclose`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ from langgraph.errors import GraphBubbleUp
 from r3agent._async import together
 from r3agent.errors import ConfigError, R3Error, VerifierError
 from r3agent.imports import entry_points, load_attribute
+from r3agent.thinking import handed_over, split_thinking
 from r3agent.trajectory import Message, Span, Task, Verdict
 
 Judgement: TypeAlias = bool | float | Verdict
 
 
 class Answer(str):
-    """The text of a reply, with the tool calls that came with it."""
+    """The text of a reply, with the tool calls that came with it and the thinking that led to it."""
 
     tool_calls: tuple[dict[str, Any], ...] = ()
+    thinking: str = ""
+    """What the server handed over beside the text, or the text began with as `<think>…</think>`."""
 
     @classmethod
     def of(cls, message: Message) -> Answer:
         """The answer in an assistant message."""
-        answer = cls(message.get("content") or "")
+        inside, text = split_thinking(message.get("content") or "")
+        beside = handed_over(message)
+        answer = cls(text)
         answer.tool_calls = tuple(message.get("tool_calls") or ())
+        answer.thinking = inside if beside is None else beside[1] + inside
         return answer
 
 
@@ -46,6 +52,7 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
@@ -99,6 +106,12 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
     asked = ask() if is_async else await asyncio.to_thread(ask)
     return await together(settle(judgement) for judgement in asked)
+
+
+async def close(verifier: Verifier) -> None:
+    """End what a verifier keeps open in this event loop, if it keeps anything."""
+    if (aclose := getattr(verifier, "aclose", None)) is not None:
+        await aclose()
 
 
 def _verdict(judgement: object) -> Verdict:

@@ -34,3 +34,10 @@ def test_what_was_not_collected_is_a_dash():
 
 def test_errors_are_counted_by_kind():
     assert table(evaluate([episode("a", True, error="VerifierError")])).endswith("errors: 1 VerifierError")
+
+
+def test_noisy_verdicts_are_counted():
+    [first, *others] = OLD
+    spans = [s.model_copy(update={"verdict": s.verdict.model_copy(update={"noisy": True})}) for s in first.spans]
+    noisy = first.model_copy(update={"spans": tuple(spans)})
+    assert table(evaluate([noisy, *others])).endswith("\n4 episodes of 4 tasks; 1 noisy verdicts")

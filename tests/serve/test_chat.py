@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +16,25 @@ import orjson
 import pytest
 
 from r3agent.serve.bundled.tokenizer import build_tokenizer
+from r3agent.serve.model import ServedModel
+from r3agent.serve.prompts import chat_prompt
+from r3agent.serve.protocol import ChatCompletionRequest
+from r3agent.thinking import FIELDS
 from tests.serve import tiny
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Using 3 4 5 equals 17"}]
 PROMPT = [4, 16, 27, 28, 29, 17, 41, 2, 5]
 """The messages through the chat template."""
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_template_finds_earlier_thinking_by_its_own_name_for_it(served: ServedModel, field: str) -> None:
+    tokenizer = copy(served.tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.reasoning_content }} {{ m.content }} {% endfor %}"
+    thought = {"role": "assistant", "content": "17", field: "3 4 5"}
+    request = ChatCompletionRequest.model_validate({"model": "tiny", "messages": [*MESSAGES, thought]})
+    prompt = chat_prompt(replace(served, tokenizer=tokenizer), request)
+    assert prompt == tokenizer(" Using 3 4 5 equals 17 3 4 5 17 ", add_special_tokens=False)["input_ids"]
 
 
 def test_a_completion_has_vllms_fields(chat: Callable[..., httpx.Response], checkpoint: Path) -> None:

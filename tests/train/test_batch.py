@@ -11,7 +11,8 @@ from r3agent.errors import TrainingError
 from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
 from r3agent.train.retokenise import Retokeniser
 from r3agent.train.row_report import REMEDIES
-from r3agent.trajectory import EpisodeError, Trajectory
+from r3agent.trajectory import EpisodeError, Span, Trajectory
+from tests import trees
 
 Record = Callable[..., list[Trajectory]]
 
@@ -178,6 +179,33 @@ def test_tokens_are_not_made_up_for_tool_calls_or_broken_templates(
             version="v0000",
             retokenise=Retokeniser(picky),
         )
+
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}tool {% endfor %}"
+    "{% for m in messages %}{{ m.role }} {{ m.reasoning_content }} {{ m.content }} {% endfor %}"
+    "{% if enable_thinking is false %}silently{% endif %}"
+)
+
+
+def test_tokens_are_made_of_the_prompt_as_it_was_sampled(tokenizer: PreTrainedTokenizerFast) -> None:
+    thinker: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    thinker.chat_template = TEMPLATE
+    asked = {"extra": {"chat_template_kwargs": {"enable_thinking": False, "tokenize": True}}}
+    failed = trees.span("attempt", text="5", reasoning="2 and 3", sampling=asked)
+    reflection = trees.span("reflect", failed, text="add", request=({"role": "user", "content": "why"},), sampling={})
+    task = trees.TASK.model_copy(update={"tools": ({"type": "function"},)})
+    grown = trees.tree(failed, reflection).model_copy(update={"task": task})
+
+    def prompt_of(asked_for: Span) -> list[int]:
+        return Retokeniser(thinker)(grown, asked_for)[0]
+
+    def ids(text: str) -> list[int]:
+        return thinker(text, add_special_tokens=False)["input_ids"]
+
+    assert prompt_of(failed) == ids("tool user  2 + 2? silently")
+    # the thinking under the template's own name for it, and no tools: the loop offers none to a reflection
+    assert prompt_of(reflection) == ids("user  2 + 2? assistant 2 and 3 5 user  why ")
 
 
 def test_rows_become_a_dataset(record: Record) -> None:

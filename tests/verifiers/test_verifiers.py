@@ -12,7 +12,7 @@ import pytest
 
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.trajectory import Task, Verdict
-from r3agent.verifiers import VERIFIERS, find_verifier, judge
+from r3agent.verifiers import VERIFIERS, Answer, find_verifier, judge
 from tests.trees import TASK, span
 
 SPAN = span("attempt", text="4")
@@ -144,6 +144,29 @@ async def test_verifier_sees_the_tool_calls_of_the_answer() -> None:
     assert found.passed
 
 
+@pytest.mark.parametrize(
+    ("fields", "answer", "thinking"),
+    [
+        ({"text": "4"}, "4", ""),
+        ({"text": "<think>\n2 + 2\n</think>\n\n4"}, "4", "2 + 2"),
+        ({"text": "2 + 2</think>4"}, "4", "2 + 2"),  # the template opened it in the prompt
+        ({"text": "<think>it may be 4"}, "", "it may be 4"),  # cut off
+        ({"text": "4", "reasoning": "2 + 2"}, "4", "2 + 2"),
+        ({"text": "", "reasoning": "it may be 4"}, "", "it may be 4"),
+        ({"text": "write <think>x</think>"}, "write <think>x</think>", ""),  # spoken of, not thought
+    ],
+)
+async def test_verifier_judges_what_follows_the_thinking(fields: dict[str, Any], answer: str, thinking: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def check(task: Task, answer: Answer) -> bool:
+        seen.append((str(answer), answer.thinking))
+        return False
+
+    await judge(check, TASK, [span("attempt", **fields)])
+    assert seen == [(answer, thinking)]
+
+
 async def test_exact_compares_stripped_text_and_needs_an_expectation() -> None:
     four = TASK.model_copy(update={"info": {"answer": 4}})
     verdicts = await judge(find_verifier("exact"), four, [span("attempt", text=text) for text in (" 4\n", "4.0", "")])
@@ -163,9 +186,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
+NEEDED: dict[str, dict[str, Any]] = {"llm_judge": {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}}
+"""Settings without which a verifier is not made."""
+
+
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
 def test_shipped_verifier_is_found_by_name(name: str) -> None:
-    assert callable(find_verifier(name))
+    assert callable(find_verifier(name, **NEEDED.get(name, {})))
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_a_verifier_without_what_it_needs_says_so(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"missing .* required .*'base_url' and 'model'"):
+        find_verifier(name)
 
 
 async def test_own_verifier_is_found_in_the_current_directory(project: Path) -> None:

@@ -174,6 +174,8 @@ async def test_what_a_parser_takes_out_of_the_text_stays_in_the_tokens(
             assert name_of_call(generation) == "weather"
         thought = THOUGHT if parsers == "speaker" else ""
         assert generation.text == thought + ("" if mode == "tools" else ANSWER)
+        handed_over = generation.reasoning or ""
+        assert f"<think>{handed_over}</think>" == THOUGHT if parsers == "thinker" else handed_over == ""
     if not streamed:
         assert {g.capability for g in drawn} == {"trainable-exact"}
 

@@ -1,0 +1,144 @@
+"""A language model decides: for open tasks, where no program can. Its verdicts are marked as noisy.
+
+    [task]
+    verifier = "llm_judge"
+    verifier_params = {base_url = "https://api.openai.com/v1", model = "gpt-5-mini", votes = 3, rubric = "..."}
+
+The judge is asked at an endpoint of its own and should not be the policy: a model is a lenient judge of itself. It
+sees task, reference (`task.info["answer"]`, or else the gold answer) and answer between marks that the answer cannot
+know, and is told that what stands between them is data. It must reply with a JSON object; an endpoint that cannot
+promise one (`response_format`) is asked in words. A reply that is anything else is drawn again, and is never a failure
+of the policy. No promise against an answer that talks its judge round: measure the judge on answers known to be wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from r3agent._async import run_sync
+from r3agent.endpoint import Endpoint
+from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
+from r3agent.templates import compile_template
+from r3agent.trajectory import Task, Verdict
+from r3agent.urls import shown
+from r3agent.verifiers import Answer
+from r3agent.verifiers.ballot import KNOWN, RUBRIC, SCHEMA, Vote, counted, messages, replies, vote_in
+
+MAX_FRUITLESS = 3
+"""Requests in a row that bring no vote; then the judge is taken to be unable to."""
+
+
+class LLMJudge:
+    """A verifier that asks a language model.
+
+    Args:
+        base_url: of an OpenAI-compatible endpoint; ends in `/v1`.
+        model: the served name of the judge.
+        rubric: what an answer must be to pass; a Jinja template that may name `task.messages`, `task.tools`, `answer`
+            and `reference` (or "").
+        api_key_env: environment variable that holds the key; the key itself is never recorded.
+        votes: judgements of each answer; the score is the share of those that pass it.
+        threshold: it passes when more than this share do; by default a tie does not pass.
+        temperature: of the judge; several votes need some, or they are one vote counted often.
+        max_tokens: of one vote, the judge's thinking included.
+        extra: further fields of the request body, e.g. `{reasoning_effort = "low"}`.
+        concurrency, timeout_s, outage_s, max_tries: as of `OpenAIPolicy`.
+
+    Raises:
+        ConfigError: the rubric is not a template, the URL is none or has a password, or the votes cannot decide.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        rubric: str = RUBRIC,
+        api_key_env: str = "OPENAI_API_KEY",
+        votes: int = 1,
+        threshold: float = 0.5,
+        temperature: float = 1.0,
+        max_tokens: int = 1024,
+        extra: dict[str, Any] | None = None,
+        concurrency: int = 16,
+        timeout_s: float = 120.0,
+        outage_s: float = 600.0,
+        max_tries: int = 6,
+    ) -> None:
+        if shown(base_url) != base_url:
+            raise ConfigError(
+                f"base_url = {shown(base_url)!r} with a password in it would be recorded; use api_key_env"
+            )
+        if votes < 1:
+            raise ConfigError(f"votes = {votes}: the judge must be asked at least once")
+        if votes > 1 and temperature == 0:
+            raise ConfigError(f"votes = {votes} with temperature = 0: all would be the same vote; raise it, e.g. to 1")
+        if not 0 <= threshold < 1:
+            raise ConfigError(f"threshold = {threshold}: a share from 0 to below 1, which the votes must exceed")
+        self.votes, self.threshold = votes, threshold
+        self._rubric = compile_template(rubric, name="rubric", known=KNOWN)
+        self._max_tokens = max_tokens
+        self._body = {"model": model, "temperature": temperature, **(extra or {})}
+        self._refused: set[str] = set()
+        self._endpoint = Endpoint(
+            base_url,
+            api_key=os.environ.get(api_key_env) or "EMPTY",
+            concurrency=concurrency,
+            timeout_s=timeout_s,
+            outage_s=outage_s,
+            max_tries=max_tries,
+        )
+
+    async def __call__(self, task: Task, answer: Answer) -> Verdict:
+        """
+        Raises:
+            VerifierError: the judge did not give its votes.
+            PolicyError: its endpoint did not answer.
+        """
+        body = {**self._body, "messages": messages(task, answer, self._rubric)}
+        votes: list[Vote] = []
+        fruitless, last = 0, ""
+        while len(votes) < self.votes:
+            drawn = [(reply, vote_in(reply)) for reply in await self._ask(body, self.votes - len(votes))]
+            good = [vote for _, vote in drawn if vote is not None]
+            fruitless = 0 if good else fruitless + 1
+            last = next((reply for reply, vote in drawn if vote is None), last)
+            if fruitless == MAX_FRUITLESS:
+                raise VerifierError(
+                    f"{self._endpoint.base_url}, model {self._body['model']!r}: {fruitless} times no vote, lately "
+                    f"{last[:200]!r}; raise max_tokens, or take a judge that replies in JSON"
+                )
+            votes += good
+        score = sum(vote.passed for vote in votes) / len(votes)
+        return Verdict(passed=score > self.threshold, score=score, feedback=counted(votes), noisy=True)
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        await self._endpoint.aclose()
+
+    def close(self) -> None:
+        """Close the connections that `graph.invoke` opened."""
+        run_sync(self.aclose())
+
+    async def _ask(self, body: dict[str, Any], n: int) -> list[str]:
+        """Replies to one request, up to `n`; what the endpoint refuses is left out from then on."""
+        wanted = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), "max_tokens": self._max_tokens}
+        refused = set(self._refused)
+        while True:
+            asked = {field: value for field, value in wanted.items() if field not in refused}
+            if "max_tokens" in refused:
+                asked["max_completion_tokens"] = self._max_tokens  # as OpenAI's newer models have it
+            try:
+                reply = await self._endpoint.post("/chat/completions", {**asked, **body})
+            except AccessError:
+                raise
+            except RequestError as error:
+                left = [field for field in wanted if field not in refused]
+                if not left:
+                    raise
+                refused.add(next((field for field in left if re.search(rf"\b{field}\b", str(error))), left[0]))
+            else:
+                self._refused |= refused  # remembered once going without has helped
+                return replies(reply.content)[:n]
