@@ -74,11 +74,13 @@ def default_verifier(source: str) -> str:
     """The verifier of a source's tasks, where the user names none.
 
     Raises:
-        ConfigError: the source is the user's own.
+        ConfigError: the source is the user's own, or there is none of that name.
     """
     if source.endswith(".jsonl"):
         return "exact"
     if (shipped := SOURCES.get(source.partition(":")[0])) is None:
+        if ":" not in source and source not in entry_points(GROUP):
+            raise _unknown(source)
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
     return shipped.verifier
 
@@ -116,11 +118,14 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
         return load_attribute(shipped.source), {"name": name} if name else {}
     if name:
         return load_attribute(source), {}
-    own = entry_points(GROUP)
-    if source in own:
+    if source in (own := entry_points(GROUP)):
         return load_attribute(own[source]), {}
+    raise _unknown(source)
+
+
+def _unknown(source: str) -> ConfigError:
     known = [f"{head}:{s.needs_name}" if s.needs_name else head for head, s in SOURCES.items()]
-    raise ConfigError(
-        f"task {source!r} is unknown; use one of {sorted([*known, *own])}, a .jsonl file, or your own as "
-        "module:callable"
+    return ConfigError(
+        f"task {source!r} is unknown; use one of {sorted([*known, *entry_points(GROUP)])}, a .jsonl file, or your own "
+        "as module:callable"
     )
