@@ -32,10 +32,24 @@ class Shipped:
     """Which verifier decides its tasks unless the user names another."""
     needs_name: str = ""
     """What stands after the colon of its name, if anything must."""
+    may_name: str = ""
+    """What may stand there: `named` is then called in the place of `source`."""
+    named: str = ""
+
+    def names(self, head: str) -> list[str]:
+        """How it is written."""
+        after = [] if self.needs_name else [head]
+        return after + [f"{head}:{what}" for what in (self.needs_name, self.may_name) if what]
 
 
 SOURCES: dict[str, Shipped] = {
-    "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "countdown": Shipped(
+        "r3agent.tasks.countdown:generate",
+        verifier="countdown",
+        may_name="FILE",
+        named="r3agent.tasks.countdown_files:load",
+    ),
+    "reasoning-gym": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym", needs_name="NAME"),
 }
 """A new source is a file in this folder and a line here."""
 
@@ -56,7 +70,7 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl"):
+    if _is_task_file(source):
         if params:
             raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
         tasks = draw(load_jsonl(source), n, seed=seed, split=split)
@@ -73,7 +87,7 @@ def default_verifier(source: str) -> str:
     Raises:
         ConfigError: the source is the user's own.
     """
-    if source.endswith(".jsonl"):
+    if _is_task_file(source):
         return "exact"
     if (shipped := SOURCES.get(source.partition(":")[0])) is None:
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
@@ -97,20 +111,26 @@ def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:
     return tasks
 
 
+def _is_task_file(source: str) -> bool:
+    return source.endswith(".jsonl") and source.partition(":")[0] not in SOURCES
+
+
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
     """The callable behind a name, and what stands after the colon."""
     head, _, name = source.partition(":")
     if (shipped := SOURCES.get(head)) is not None:
-        if bool(name) != bool(shipped.needs_name):
-            wanted = f"write {head}:{shipped.needs_name}" if shipped.needs_name else f"write {head}, with no {name!r}"
-            raise ConfigError(f"task {source!r}: {wanted}")
-        return load_attribute(shipped.source), {"name": name} if name else {}
+        if shipped.needs_name and not name:
+            raise ConfigError(f"task {source!r}: write {head}:{shipped.needs_name}")
+        if name and not (shipped.needs_name or shipped.may_name):
+            raise ConfigError(f"task {source!r}: write {head}, with no {name!r}")
+        called = shipped.named if name and shipped.may_name else shipped.source
+        return load_attribute(called), {"name": name} if name else {}
     if name:
         return load_attribute(source), {}
     own = entry_points(GROUP)
     if source in own:
         return load_attribute(own[source]), {}
-    known = [f"{head}:{s.needs_name}" if s.needs_name else head for head, s in SOURCES.items()]
+    known = [written for head, shipped in SOURCES.items() for written in shipped.names(head)]
     raise ConfigError(
         f"task {source!r} is unknown; use one of {sorted([*known, *own])}, a .jsonl file, or your own as "
         "module:callable"

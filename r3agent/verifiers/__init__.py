@@ -46,6 +46,11 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
+    "math": "r3agent.verifiers.math_answer:Math",
+    "normalised": "r3agent.verifiers.match:normalised",
+    "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "r3agent.verifiers.match:Regex",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
