@@ -6,8 +6,6 @@ It is checked in a worker process, because a `pattern` of the schema may never e
 from __future__ import annotations
 
 import json
-from functools import lru_cache
-from typing import Any
 
 from r3agent.imports import require_installed
 from r3agent.trajectory import Task, Verdict
@@ -16,7 +14,7 @@ from r3agent.worker import Worker
 
 FENCE = "```"
 
-_check = Worker("r3agent.verifiers.json_schema")
+_check = Worker("r3agent.verifiers.schema_check")
 
 
 class JsonSchema:
@@ -49,32 +47,6 @@ class JsonSchema:
         return _failed(wrong) if wrong else Verdict(passed=True, score=1.0)
 
 
-def check(schema: str, formats: bool, text: str) -> str:
-    """What is wrong with a text, or nothing; called in the worker process.
-
-    Raises:
-        jsonschema.SchemaError: the schema is none.
-        referencing.exceptions.Unresolvable: it refers to what is not there.
-    """
-    validator = _validator(schema, formats)
-    try:
-        wrong = next(iter(validator.iter_errors(json.loads(text, parse_constant=_no_constant))), None)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
-    return f"{wrong.json_path}: {wrong.message[:300]}" if wrong else ""
-
-
-@lru_cache(maxsize=64)
-def _validator(schema: str, formats: bool) -> Any:
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from jsonschema_specifications import REGISTRY
-
-    loaded = json.loads(schema)
-    kind = validator_for(loaded, default=Draft202012Validator)
-    kind.check_schema(loaded)
-    return kind(loaded, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER if formats else None)
-
-
 def _json_in(reply: str) -> str:
     content = tagged(reply)
     text = (reply if content is None else content).strip()
@@ -84,10 +56,6 @@ def _json_in(reply: str) -> str:
         return text
     language, _, rest = block.partition("\n")
     return rest if language.strip().lower() in ("", "json") else text
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _failed(why: str) -> Verdict:

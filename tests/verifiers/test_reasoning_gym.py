@@ -55,7 +55,7 @@ def test_a_task_without_a_known_answer_is_scored(problem: Callable[[str], Task])
     puzzle = task.info["entry"]["metadata"]["puzzle"]
     assert task.gold is None
     assert judged(task, "{}").score < 1
-    assert not judged(task, str({v: 1 for v in puzzle["vertices"]}).replace("'", '"')).passed
+    assert not judged(task, str(dict.fromkeys(puzzle["vertices"], 1)).replace("'", '"')).passed
 
 
 def hostile(trace: Path) -> list[str]:
