@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TASKS_READY := .venv/.tasks-ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
@@ -21,8 +22,13 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/r3agent demo --out runs/demo --seed 0
 
-test: setup
+test: setup $(TASKS_READY)
 	$(BIN)/python -m pytest --ignore tests/vllm
+
+# Packages of tasks, one of which compiles C; where they cannot be had, their tests are skipped.
+$(TASKS_READY): $(READY)
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt reasoning-gym
+	touch $@
 
 vllm: $(VLLM_READY)
 

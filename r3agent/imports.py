@@ -55,3 +55,13 @@ def require_package(name: str, setting: str) -> None:
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(f"{setting}: {name} is not installed; pip install {name}, or change the setting")
+
+
+def require_installed(module_name: str, extra: str) -> None:
+    """As `require_extra`, without the cost of the import.
+
+    Raises:
+        ConfigError: a package of an extra is not installed, with the command that installs it.
+    """
+    if importlib.util.find_spec(module_name) is None:
+        raise ConfigError(f"{module_name} is not installed; pip install 'r3agent[{extra}]'")

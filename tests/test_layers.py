@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary", "thinking"}
-TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls"}
+TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls", "worker"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
@@ -49,6 +49,8 @@ HEAVY = {
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "trl": {"train.grpo"},
+    "reasoning_gym": {"verifiers.gym"},
+    "math_verify": {"verifiers.math_compare"},
 }
 """Packages of the extras, and the rooms or modules that may import them."""
 

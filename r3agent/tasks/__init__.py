@@ -33,20 +33,22 @@ class Shipped:
     """Which verifier decides its tasks unless the user names another."""
     kind: Kind = "general"
     """What its tasks ask for, which the default prompts go by."""
-    needs_name: str = ""
-    """What stands after the colon of its name, if anything must."""
 
 
 SOURCES: dict[str, Shipped] = {
-    "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown", kind="general"),
+    "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown"),
+    "reasoning-gym:NAME": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
 }
-"""A new source is a file in this folder and a line here."""
+"""As they are written; what is in capitals, the user fills in. A new source is a file in this folder and a line here."""
 
 GROUP = "r3agent.tasks"
 """Of entry points, for packages that bring sources."""
 
 
-def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str = "train", **params: Any) -> list[Task]:
+def find_tasks(
+    source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
+) -> list[Task]:
     """The tasks of a source.
 
     Args:
@@ -59,7 +61,7 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl"):
+    if _is_task_file(source):
         if params:
             raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
         tasks = draw(load_jsonl(source), n, seed=seed, split=split)
@@ -76,9 +78,9 @@ def default_verifier(source: str) -> str:
     Raises:
         ConfigError: the source is the user's own, or there is none of that name.
     """
-    if source.endswith(".jsonl"):
+    if _is_task_file(source):
         return "exact"
-    if (shipped := SOURCES.get(source.partition(":")[0])) is None:
+    if (shipped := _shipped(source)) is None:
         if ":" not in source and source not in entry_points(GROUP):
             raise _unknown(source)
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
@@ -87,7 +89,7 @@ def default_verifier(source: str) -> str:
 
 def kind_of(source: str) -> Kind:
     """What a source's tasks ask for; `general` where nobody says."""
-    shipped = SOURCES.get(source.partition(":")[0])
+    shipped = _shipped(source)
     return "general" if shipped is None else shipped.kind
 
 
@@ -108,14 +110,26 @@ def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:
     return tasks
 
 
+def _shipped(source: str) -> Shipped | None:
+    head, _, name = source.partition(":")
+    for written, shipped in SOURCES.items():
+        known, _, needs = written.partition(":")
+        if head == known and bool(name) == bool(needs):
+            return shipped
+    return None
+
+
+def _is_task_file(source: str) -> bool:
+    return source.endswith(".jsonl") and _shipped(source) is None
+
+
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
     """The callable behind a name, and what stands after the colon."""
     head, _, name = source.partition(":")
-    if (shipped := SOURCES.get(head)) is not None:
-        if bool(name) != bool(shipped.needs_name):
-            wanted = f"write {head}:{shipped.needs_name}" if shipped.needs_name else f"write {head}, with no {name!r}"
-            raise ConfigError(f"task {source!r}: {wanted}")
+    if (shipped := _shipped(source)) is not None:
         return load_attribute(shipped.source), {"name": name} if name else {}
+    if head in {written.partition(":")[0] for written in SOURCES}:
+        raise _unknown(source)
     if name:
         return load_attribute(source), {}
     if source in (own := entry_points(GROUP)):
@@ -124,8 +138,7 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
 
 
 def _unknown(source: str) -> ConfigError:
-    known = [f"{head}:{s.needs_name}" if s.needs_name else head for head, s in SOURCES.items()]
     return ConfigError(
-        f"task {source!r} is unknown; use one of {sorted([*known, *entry_points(GROUP)])}, a .jsonl file, or your own "
-        "as module:callable"
+        f"task {source!r} is unknown; use one of {sorted([*SOURCES, *entry_points(GROUP)])}, a .jsonl file, or your "
+        "own as module:callable"
     )

@@ -79,12 +79,16 @@ def generate(
         yield task
 
 
+def problem_id(given: list[int], target: int) -> str:
+    return f"countdown:{'-'.join(map(str, sorted(given)))}={target}"
+
+
 def make_task(given: list[int], target: int, solution: str | None = None) -> Task:
     return Task(
-        id=f"countdown:{'-'.join(map(str, sorted(given)))}={target}",
+        id=problem_id(given, target),
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
         info={"numbers": given, "target": target},
-        gold={"role": "assistant", "content": f"<answer> {solution} </answer>"} if solution else None,
+        gold=None if solution is None else {"role": "assistant", "content": f"<answer> {solution} </answer>"},
     )
 
 
@@ -98,8 +102,37 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
             yield Step(left, "*", right, left * right, rest)
         if left > right:
             yield Step(left, "-", right, left - right, rest)
-        if left % right == 0:
+        if right > 0 and left % right == 0:
             yield Step(left, "/", right, left // right, rest)
+
+
+def solve(given: list[int], target: int) -> str | None:
+    """An expression that equals the target, or `None` where positive integers on the way do not do."""
+    return _solve([(number, str(number)) for number in given], target, set())
+
+
+def _solve(pool: list[tuple[int, str]], target: int, tried: set[tuple[int, ...]]) -> str | None:
+    values = tuple(value for value, _ in pool)
+    if len(pool) == 1:
+        return pool[0][1] if values[0] == target else None
+    if (known := tuple(sorted(values))) in tried:
+        return None
+    tried.add(known)
+    for step in steps(values):
+        found = _solve(_played(pool, step), target, tried)
+        if found is not None:
+            return found
+    return None
+
+
+def _played(pool: list[tuple[int, str]], step: Step) -> list[tuple[int, str]]:
+    """Values and their expressions after an operation on two of them."""
+    rest, sides = [*pool], list[str]()
+    for side in (step.left, step.right):
+        used = next(entry for entry in rest if entry[0] == side)
+        rest.remove(used)
+        sides.append(used[1])
+    return [(step.value, f"({sides[0]} {step.op} {sides[1]})"), *rest]
 
 
 def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Iterator[Task]:
@@ -112,11 +145,5 @@ def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
     """Where random operations on the numbers lead, and the expression that they make."""
     pool = [(number, str(number)) for number in given]  # values, and the expressions that have them
     while len(pool) > 1:
-        step = rng.choice(list(steps(tuple(value for value, _ in pool))))
-        sides: list[str] = []
-        for side in (step.left, step.right):
-            used = next(entry for entry in pool if entry[0] == side)
-            pool.remove(used)
-            sides.append(used[1])
-        pool.insert(0, (step.value, f"({sides[0]} {step.op} {sides[1]})"))
+        pool = _played(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
     return pool[0]

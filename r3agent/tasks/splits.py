@@ -6,9 +6,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
-
-from r3agent.trajectory import Task
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 Split: TypeAlias = Literal["train", "gate", "test", "all"]
 
@@ -22,7 +20,17 @@ def split_of(task_id: str) -> Split:
     return "test" if place < TEST_SHARE else "gate" if place < TEST_SHARE + GATE_SHARE else "train"
 
 
-def draw(tasks: Iterable[Task], n: int | None, *, seed: int, split: str) -> list[Task]:
+class Identified(Protocol):
+    """A task, or what one can be made of."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
+
+
+def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]:
     """`n` tasks of the split, others with every seed; all of them where there are no more, or `n` is `None`."""
     held = [task for task in tasks if split in ("all", split_of(task.id))]
     return held if n is None or n >= len(held) else random.Random(seed).sample(held, n)

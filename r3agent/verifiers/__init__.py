@@ -52,7 +52,12 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
     "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
+    "math": "r3agent.verifiers.math_answer:Math",
+    "normalised": "r3agent.verifiers.match:normalised",
+    "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "r3agent.verifiers.match:Regex",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 

@@ -14,6 +14,7 @@ from collections import Counter
 from fractions import Fraction
 
 from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers.tags import tagged
 
 MAX_EXPRESSION_CHARS = 200
 MAX_NUMBER_DIGITS = 9
@@ -26,9 +27,8 @@ def countdown(task: Task, answer: str) -> Verdict:
 
     Of `EXPRESSION = VALUE` the expression alone is judged.
     """
-    before, closed, _ = answer.rpartition("</answer>")
-    _, opened, content = before.rpartition("<answer>")
-    if not closed or not opened:
+    content = tagged(answer)
+    if content is None:
         return _failed("no <answer> </answer> in the reply")
     try:
         value, used = evaluate(content.partition("=")[0])

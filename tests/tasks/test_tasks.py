@@ -80,7 +80,8 @@ def test_default_verifier_is_the_source_s_own(sources: str) -> None:
     [
         ("contdown", 1, {}, r"'contdown' is unknown; use one of \[.*'countdown'.*\], a .jsonl file, or your own"),
         ("countdown", None, {}, "countdown is generated: say how many tasks with --n"),
-        ("countdown:9", 3, {}, "write countdown, with no '9'"),
+        ("countdown:9", 3, {}, "countdown:9: the file is none of .jsonl, .parquet"),
+        ("reasoning-gym", 3, {}, r"'reasoning-gym' is unknown; use one of .*'reasoning-gym:NAME'"),
         ("countdown", 0, {}, "n = 0: ask for at least 1 task"),
         ("countdown", -1, {}, "n = -1: ask for at least 1 task"),
         ("countdown", 1, {"max_numbr": 9}, "'countdown' with .*unexpected keyword argument 'max_numbr'"),

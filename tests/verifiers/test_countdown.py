@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import operator
+import re
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r3agent.trajectory import Task, Verdict
@@ -163,3 +164,62 @@ def test_any_reply_gets_a_verdict(text: str) -> None:
         verdict = countdown(problem(target=0), reply)
         assert not verdict.passed, "no expression is without numbers"
         assert verdict.feedback
+
+
+WORTH_TRYING = [
+    *["1", "2", "3", "12", "+", "-", "*", "/", "**", "//", "(", ")", " ", "=", ".", ",", "_", "e9", "٣", "²", "×", "x"],
+    *["()", "((((((((((", "1(", "print(", "__import__('os')", "[1]", "9" * 10, "9" * 300, "\0", "\n", "\\\n", "#", ";"],
+]
+tokens = st.sampled_from(WORTH_TRYING)
+
+
+@given(st.lists(tokens, max_size=14).map("".join))
+@settings(max_examples=500)
+def test_what_passes_has_four_operators_and_the_numbers_once_each(expression: str) -> None:
+    for target in range(-3, 10):
+        if judged(expression, 1, 2, 3, target=target).passed:
+            left = expression.partition("=")[0]
+            assert re.fullmatch(r"[123+\-*/()\s]*", left, re.ASCII)
+            assert sorted(re.findall(r"\d+", left)) == ["1", "2", "3"]
+            assert "**" not in left
+            assert "//" not in left
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9" * 10**7,
+        "1+" * 10**6 + "1",
+        "(" * 10**6 + "1" + ")" * 10**6,
+        "**".join(["9"] * 60),
+        "9**9**9**9**9",
+        "999999999*" * 19 + "999999999",
+        "1/999999999/" * 15 + "1",
+        "(((1+1)*9)-" * 15 + "1" + ")" * 15,
+        "1//1",
+        "1/ /1",
+        "1* *1",
+        "(1).real",
+        "1if 1else 2",
+        "1\\\n+1",
+        "1+1#",
+        "1;1",
+        "𝟏+𝟐",
+        "①+②",
+        "1\u200b+2",
+        "1\u2212 2",
+        "<answer>" * 10**5,
+        "</answer>" * 10**5,
+    ],
+)
+def test_hostile_strings_fail(expression: str) -> None:
+    for reply in (expression, f"<answer>{expression}</answer>", f"<answer>{expression}", f"{expression}</answer>"):
+        verdict = countdown(problem(1, 2, target=3), reply)
+        assert not verdict.passed
+        assert len(verdict.feedback or "") < 600
+
+
+@given(st.integers(0, 120))
+def test_nesting_is_either_read_or_refused(depth: int) -> None:
+    expression = "(" * depth + "1+2" + ")" * depth
+    assert judged(expression, 1, 2, target=3).passed == (len(expression) <= 200 and depth < 100)

@@ -1,0 +1,62 @@
+"""Structured output: is the answer JSON that fits a JSON Schema?
+
+It is checked in a worker process, because a `pattern` of the schema may never end on a hostile answer.
+"""
+
+from __future__ import annotations
+
+import json
+
+from r3agent.imports import require_installed
+from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers.tags import tagged
+from r3agent.worker import Worker
+
+FENCE = "```"
+
+_check = Worker("r3agent.verifiers.schema_check")
+
+
+class JsonSchema:
+    """Validate the answer against `task.info["schema"]`, in the dialect of its `$schema`, by default 2020-12.
+
+    The answer is what stands in `<answer>` tags, else in the last fenced block, else the whole reply.
+
+    Args:
+        max_chars: a longer answer fails unread.
+        cpu_s: seconds of CPU time that checking may take; an answer that takes longer fails.
+        formats: check `format` too, which the standard takes for a remark.
+    """
+
+    def __init__(self, *, max_chars: int = 100_000, cpu_s: float = 5, formats: bool = False) -> None:
+        require_installed("jsonschema", "verifiers")
+        self.max_chars, self.cpu_s, self.formats = max_chars, cpu_s, formats
+
+    def __call__(self, task: Task, answer: str) -> Verdict:
+        """
+        Raises:
+            RuntimeError: `schema` is not a JSON Schema, or refers to one that it does not contain: nothing is fetched.
+        """
+        schema, text = task.info["schema"], _json_in(answer)
+        if len(text) > self.max_chars:
+            return _failed(f"{len(text)} characters; an answer has at most {self.max_chars}")
+        try:
+            wrong = _check("check", json.dumps(schema), self.formats, text, cpu_s=self.cpu_s)
+        except TimeoutError as error:
+            return _failed(f"checking the answer {error}")
+        return _failed(wrong) if wrong else Verdict(passed=True, score=1.0)
+
+
+def _json_in(reply: str) -> str:
+    content = tagged(reply)
+    text = (reply if content is None else content).strip()
+    before, closed, _ = text.rpartition(FENCE)
+    _, opened, block = before.rpartition(FENCE)
+    if not closed or not opened:
+        return text
+    language, _, rest = block.partition("\n")
+    return rest if language.strip().lower() in ("", "json") else text
+
+
+def _failed(why: str) -> Verdict:
+    return Verdict(passed=False, score=0.0, feedback=why)

@@ -1,0 +1,87 @@
+"""Text that matches: as a person would read it, or a pattern."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Any
+
+from r3agent.imports import require_installed
+from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers.tags import tagged_or_all
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\.?\d))|[^\w\s]|_")
+
+
+def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
+    """Compare with `task.info["answer"]`, a text or a list of which any will do, but for case, white space, articles,
+    punctuation and ways of writing the same letters; of the last `<answer>…</answer>`, or the whole reply.
+
+    Signs of arithmetic count, and so does what stands within a number: 3.5 is not 35. An answer that is nothing but
+    punctuation or articles is compared as it is.
+    Source: the evaluation of SQuAD, made fit for Unicode and numbers.
+
+    Args:
+        articles: a, an and the count.
+    """
+    accepted = task.info["answer"]
+    said = normal_form(tagged_or_all(answer), articles=articles)
+    texts = accepted if isinstance(accepted, list) else [accepted]
+    return any(said == normal_form(str(text), articles=articles) for text in texts)
+
+
+def normal_form(text: str, *, articles: bool = False) -> str:
+    """The text as `normalised` compares it."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = " ".join(unicodedata.normalize("NFKC", folded).replace("\N{MINUS SIGN}", "-").split())
+    bare = " ".join(_MARKS.sub(_kept, folded).split())
+    without = bare if articles else " ".join(_ARTICLES.sub(" ", bare).split())
+    return without or bare or folded
+
+
+def _kept(mark: re.Match[str]) -> str:
+    return mark[0] if mark["of_a_number"] or unicodedata.category(mark[0]) == "Sm" else ""
+
+
+class Regex:
+    """Match `task.info["pattern"]` with RE2, whose time is linear in the answer whatever the pattern: it has no
+    look-around and no back references.
+
+    Args:
+        search: anywhere in the reply; otherwise the pattern must match all of the last `<answer>…</answer>`, or of the
+            reply where there is none.
+        ignore_case: upper and lower case are the same.
+        max_chars: a longer reply fails unread.
+    """
+
+    def __init__(self, *, search: bool = False, ignore_case: bool = False, max_chars: int = 100_000) -> None:
+        require_installed("re2", "verifiers")
+        self.search, self.ignore_case, self.max_chars = search, ignore_case, max_chars
+
+    def __call__(self, task: Task, answer: str) -> Verdict:
+        """
+        Raises:
+            re2.error: `pattern` is none that RE2 knows.
+        """
+        pattern = _compiled(task.info["pattern"], self.ignore_case)
+        text = answer if self.search else tagged_or_all(answer)
+        if len(text) > self.max_chars:
+            return Verdict(
+                passed=False, score=0.0, feedback=f"{len(text)} characters; at most {self.max_chars} are looked at"
+            )
+        text = text.encode(errors="replace").decode()  # RE2 knows no lone surrogates
+        match = pattern.search(text) if self.search else pattern.fullmatch(text)
+        return Verdict(passed=match is not None, score=float(match is not None))
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str, ignore_case: bool) -> Any:
+    import re2
+
+    options = re2.Options()
+    options.case_sensitive = not ignore_case
+    options.dot_nl = False
+    options.log_errors = False
+    return re2.compile(pattern, options)

@@ -1,0 +1,46 @@
+"""reasoning-gym's own scorers as a verifier; an answer passes at score 1, and lesser scores are kept.
+
+They run in a worker process, which is ended if an answer costs too much time or memory; see `gym.py` for what they
+are never given.
+"""
+
+from __future__ import annotations
+
+from r3agent.imports import require_installed
+from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers.tags import tagged_or_all
+from r3agent.worker import Worker
+
+gym = Worker("r3agent.verifiers.gym")
+"""Shared by the task source, the verifier and all their threads."""
+
+
+class ReasoningGym:
+    """Judge the last `<answer>…</answer>`, or the whole reply, with the scorer of `task.info["generator"]`.
+
+    Args:
+        max_chars: an answer longer than this, and than four times the known one, fails unread.
+        cpu_s: seconds of CPU time that scoring may take; an answer that takes longer fails.
+    """
+
+    def __init__(self, *, max_chars: int = 10_000, cpu_s: float = 5) -> None:
+        require_installed("reasoning_gym", "reasoning-gym")
+        self.max_chars, self.cpu_s = max_chars, cpu_s
+
+    def __call__(self, task: Task, answer: str) -> Verdict:
+        generator, params, entry = (task.info[key] for key in ("generator", "params", "entry"))
+        given = tagged_or_all(answer)
+        if len(given) > max(self.max_chars, 4 * len(entry["answer"] or "")):
+            return _failed(f"{len(given)} characters; an answer has at most {self.max_chars}")
+        try:
+            said = gym("score", generator, params, entry, given, cpu_s=self.cpu_s)
+        except TimeoutError as error:
+            return _failed(f"scoring the answer {error}")
+        if "why" in said:
+            return _failed(said["why"])
+        score = said["score"]
+        return Verdict(passed=score == 1, score=score, feedback=None if score == 1 else f"scores {score:.2f}")
+
+
+def _failed(why: str) -> Verdict:
+    return Verdict(passed=False, score=0.0, feedback=why)
