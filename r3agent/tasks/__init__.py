@@ -40,7 +40,7 @@ SOURCES: dict[str, Shipped] = {
     "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown"),
     "reasoning-gym:NAME": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
 }
-"""As they are written; what is in capitals, the user fills in. A new source is a file in this folder and a line here."""
+"""As they are written; the user fills in what is in capitals. A new source is a file in this folder and a line here."""
 
 GROUP = "r3agent.tasks"
 """Of entry points, for packages that bring sources."""

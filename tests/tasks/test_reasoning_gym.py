@@ -12,6 +12,8 @@ from r3agent.tasks.splits import split_of
 from r3agent.trajectory import Task
 from r3agent.verifiers.reasoning_gym import ReasoningGym, gym
 
+pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: it needs a C compiler")
+
 SPLITS = ("train", "gate", "test")
 
 

@@ -23,6 +23,7 @@ from r3agent.verifiers import find_verifier
 def test_a_missing_package_is_named_with_its_extra_before_anything_is_judged(
     monkeypatch: pytest.MonkeyPatch, verifier: str, package: str, extra: str
 ) -> None:
+    pytest.importorskip(package)
     find_verifier(verifier)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"{package} is not installed; pip install 'r3agent\[{extra}\]'"):

@@ -13,6 +13,8 @@ from r3agent.tasks import find_tasks
 from r3agent.trajectory import Task, Verdict
 from r3agent.verifiers.reasoning_gym import ReasoningGym
 
+pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: it needs a C compiler")
+
 judged = ReasoningGym()
 
 EVALUATING = ["binary_matrix", "n_queens", "spiral_matrix", "string_insertion"]
