@@ -9,6 +9,7 @@ against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -17,7 +18,7 @@ from langgraph.graph import START, StateGraph
 
 from r3agent._async import run_sync
 from r3agent.errors import ConfigError
-from r3agent.nodes import Nodes
+from r3agent.nodes import Nodes, Telling
 from r3agent.policy import Policy, Sampling
 from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
@@ -41,6 +42,7 @@ def build_graph(
     blind_retry_prompt: str = BLIND_RETRY,
     sampling: Sampling | None = None,
     reflect_sampling: Sampling | None = None,
+    stream: bool = False,
 ) -> StateGraph[EpisodeState, None, EpisodeInput, EpisodeOutput]:
     """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
 
@@ -53,9 +55,10 @@ def build_graph(
         blind_retries: B, drawn of each failed try without a reflection, as a control.
         sampling: of attempts and retries; default the policy's own.
         reflect_sampling: of reflections; default `sampling`.
+        stream: draw with streaming requests, for callers that show tokens as they come; see `r3agent.deltas`.
 
     Raises:
-        ConfigError: a limit is out of range.
+        ConfigError: a limit is out of range, or `policy` cannot stream.
 
     When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
     let `collect` record it.
@@ -73,6 +76,7 @@ def build_graph(
         blind_retry_prompt=blind_retry_prompt,
         sampling=sampling,
         reflect_sampling=reflect_sampling or sampling,
+        telling=_telling(policy) if stream else None,
     )
 
     async def after_verify(state: EpisodeState) -> Next:
@@ -107,6 +111,17 @@ class AsyncStep(Runnable[EpisodeState, T]):
 
     async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
         return await self._step(input)
+
+
+def _telling(policy: Policy) -> Telling:
+    if "on_delta" not in inspect.signature(policy.sample).parameters:
+        raise ConfigError(
+            f"stream = True: {type(policy).__name__}.sample takes no on_delta; give it one as OpenAIPolicy has, "
+            "or leave stream out"
+        )
+    from r3agent.deltas import told
+
+    return told
 
 
 def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
-GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
+GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
 VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
 
