@@ -29,7 +29,7 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (TOOLS, {"errors"} | TOOLS),
     (ENDS, RECORDS | TOOLS | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
-    ({"testing"}, RECORDS | {"policy", "_async"}),
+    ({"testing"}, RECORDS | {"policy", "streaming", "_async"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),

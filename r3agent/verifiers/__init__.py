@@ -46,6 +46,7 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "person": "r3agent.verifiers.person:person",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
