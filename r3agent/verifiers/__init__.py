@@ -94,7 +94,7 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
 
     async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict:
         with _blaming(verifier, task):
-            return _verdict(await judgement if inspect.isawaitable(judgement) else judgement)
+            return verdict_of(await judgement if inspect.isawaitable(judgement) else judgement)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
@@ -102,7 +102,12 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     return await together(settle(judgement) for judgement in asked)
 
 
-def _verdict(judgement: object) -> Verdict:
+def verdict_of(judgement: object) -> Verdict:
+    """What a verifier may return, as a verdict.
+
+    Raises:
+        TypeError: it is none.
+    """
     match judgement:
         case Verdict():
             return judgement

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from r3agent import Task, Trajectory
+from r3agent import OpenAIPolicy, Task, Trajectory
+from r3agent.testing import ScriptedEndpoint
 
 TASK = Task(id="t", messages=({"role": "user", "content": "2 + 2?"},))
 INPUT: Any = {"task": TASK.model_dump(mode="json")}
@@ -28,3 +30,13 @@ def tree(output: Mapping[str, Any]) -> Trajectory:
 
 def labels(output: Mapping[str, Any]) -> list[str]:
     return [span.label for span in tree(output).spans]
+
+
+@asynccontextmanager
+async def policy_at(endpoint: ScriptedEndpoint, **settings: Any) -> AsyncIterator[OpenAIPolicy]:
+    """Closed for the running loop, and for `invoke`."""
+    async with OpenAIPolicy(endpoint.url, "scripted", **settings) as policy:
+        try:
+            yield policy
+        finally:
+            policy.close()

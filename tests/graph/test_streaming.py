@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, con
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
-from r3agent import ConfigError, EndpointError, OpenAIPolicy, Trajectory, build_graph
+from r3agent import ConfigError, EndpointError, Trajectory, build_graph
 from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
-from tests.graph.episodes import CHAIN, FAILS_ONCE, INPUT, labels, on_thread, right, tree
+from tests.graph.episodes import CHAIN, FAILS_ONCE, INPUT, labels, on_thread, policy_at, right, tree
 
 BRANCHES: Any = {"reflections": 2, "retries": 2, "blind_retries": 1}
 SCRIPT: Any = {
@@ -188,7 +188,7 @@ async def test_a_streamed_record_is_the_same(streamed: bool) -> None:
         return f"{len(body['messages'])} messages, choice {choice}"
 
     with ScriptedEndpoint(answer) as endpoint:
-        async with OpenAIPolicy(endpoint.url, "scripted") as policy:
+        async with policy_at(endpoint) as policy:
             app = build_graph(policy=policy, verifier=right, reflections=2, stream=streamed).compile()
             chunks = await listed(app.astream(INPUT, stream_mode=["custom", "values"]))
         assert [body.get("stream", False) for body, _ in endpoint.received] == [streamed] * 4
@@ -208,7 +208,7 @@ async def test_a_streamed_record_is_the_same(streamed: bool) -> None:
 async def test_tool_calls_come_with_the_last_chunk() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
     with ScriptedEndpoint({"role": "assistant", "content": None, "tool_calls": [call]}) as endpoint:
-        async with OpenAIPolicy(endpoint.url, "scripted") as policy:
+        async with policy_at(endpoint) as policy:
             app = build_graph(policy=policy, verifier=right, max_attempts=1, stream=True).compile()
             chunks = await listed(app.astream(INPUT, stream_mode="messages"))
     [(message, _)] = chunks
