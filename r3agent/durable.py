@@ -3,7 +3,11 @@
 LangGraph saves what a node returns, once it returns. Where a node has several requests under way, each one is made a
 LangGraph `task` besides, whose result is saved on its own: a run that is resumed asks only for what is missing. What it
 keeps it also shows: `stream_mode="updates"` then has a chunk `{"sample": {"drawn": [...]}}` for each answer, next to
-those of the nodes. Without a thread to resume, nothing of this happens.
+those of the nodes. Without a thread to resume, nothing of this happens. Under `graph.invoke` each waits in a thread of
+LangGraph's, which are `min(32, cores + 4)`.
+
+LangGraph saves in the background: `durability="sync"` waits for it between steps, and so makes sure that a step that has
+begun finds those before it done.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from r3agent._async import is_run_sync, together
 from r3agent.state import Json
 from r3agent.trajectory import Span
 
+LEAST_CONCURRENCY = 3
+"""Of LangGraph's `max_concurrency`: the node, its stream and one task run at once; with less they would wait for ever."""
+
 Drawing: TypeAlias = Callable[[], Coroutine[Any, Any, list[Span]]]
 """One request that has not been sent yet."""
 
@@ -30,7 +37,12 @@ async def draw(drawings: Iterable[Drawing]) -> list[list[Span]]:
     They have to come in the same order each time, for that is how LangGraph knows them.
     """
     drawings = list(drawings)
-    is_kept = len(drawings) > 1 and "thread_id" in get_config().get("configurable", {})
+    config = get_config()
+    is_kept = (
+        len(drawings) > 1
+        and "thread_id" in config.get("configurable", {})
+        and (config.get("max_concurrency") or LEAST_CONCURRENCY) >= LEAST_CONCURRENCY
+    )
     return await together(_kept(drawing) if is_kept else drawing() for drawing in drawings)
 
 

@@ -4,7 +4,8 @@ In an application the tree of spans is a chain. In collection it branches: `refl
 `blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
 rather than by one `Send` for each span: the drawing stays the four nodes, siblings are drawn with one `n = G`
 request, which lets the server share their prefill, and an episode of 18 spans costs a third of the CPU (11 ms
-against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole.
+against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole,
+but for the answers that `r3agent.durable` has kept.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def build_graph(
         ConfigError: a limit is out of range, or `policy` cannot stream.
 
     When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
-    let `collect` record it.
+    let `collect` record it. On a thread with `durability="sync"`, a run that is resumed, after a killed process too,
+    repeats no request that was answered. A `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError`
+    alone, for transport has been retried: name `retry_on=EndpointError` to sit out an outage.
     """
     _check_limits(max_attempts, reflections, retries, blind_retries)
     nodes = Nodes(

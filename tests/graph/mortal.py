@@ -15,7 +15,8 @@ from r3agent import OpenAIPolicy, Task, Verifier, build_graph
 from tests.graph.episodes import INPUT, on_thread, right
 from tests.graph.savers import Where, async_saver, saver
 
-REPORT_TIMEOUT_S = 60.0
+PATIENCE_S = 120.0
+"""Of the parent: how long it waits for what is bound to come."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.graph.mortal"])  # importing LangGraph anew takes seconds
@@ -72,7 +73,7 @@ def wait_for(process: Any, *wanted: str) -> None:
     """Until it has reported all of `wanted`, each as often as it stands there."""
     missing = list(wanted)
     while missing:
-        assert process.reports.poll(REPORT_TIMEOUT_S), f"no report of {missing}"
+        assert process.reports.poll(PATIENCE_S), f"no report of {missing}"
         said = process.reports.recv()
         if said in missing:
             missing.remove(said)

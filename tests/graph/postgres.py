@@ -18,9 +18,8 @@ MISSING = "PostgreSQL's initdb and pg_ctl are in none of /usr/lib/postgresql/*/b
 
 def binaries() -> Path | None:
     """The directory of `initdb` and `pg_ctl`: Debian keeps them out of the path."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    found = shutil.which("initdb") or (str(debian[-1]) if debian else None)
-    return Path(found).parent if found else None
+    found = shutil.which("initdb") or next(Path("/usr/lib/postgresql").glob("*/bin/initdb"), None)
+    return Path(found).resolve().parent if found else None
 
 
 @contextmanager
