@@ -6,8 +6,8 @@ keeps it also shows: `stream_mode="updates"` then has a chunk `{"sample": {"draw
 those of the nodes. Without a thread to resume, nothing of this happens. Under `graph.invoke` each waits in a thread of
 LangGraph's, which are `min(32, cores + 4)`.
 
-LangGraph saves in the background: `durability="sync"` waits for it between steps, and so makes sure that a step that has
-begun finds those before it done.
+LangGraph saves in the background. With `durability="sync"` it waits for that between steps, so that once a step has
+begun, those before it are safe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from r3agent.state import Json
 from r3agent.trajectory import Span
 
 LEAST_CONCURRENCY = 3
-"""Of LangGraph's `max_concurrency`: the node, its stream and one task run at once; with less they would wait for ever."""
+"""Of LangGraph's `max_concurrency`: node, stream and a task run at once; with less they would wait for ever."""
 
 Drawing: TypeAlias = Callable[[], Coroutine[Any, Any, list[Span]]]
 """One request that has not been sent yet."""

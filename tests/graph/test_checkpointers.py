@@ -60,8 +60,8 @@ def embedded(policy: ScriptedPolicy) -> Any:
 @pytest.mark.parametrize("whole", [build, embedded], ids=["alone", "as a node"])
 def test_an_error_is_resumed_from_by_another_process(on_disk: Where, whole: Callable[..., Any]) -> None:
     config = new_thread()
+    policy = ScriptedPolicy({**FAILS_ONCE, "retry": EndpointError("down")})
     with saver(on_disk) as checkpointer, pytest.raises(EndpointError, match="down"):
-        policy = ScriptedPolicy({**FAILS_ONCE, "retry": EndpointError("down")})
         whole(policy).compile(checkpointer).invoke(INPUT, config)
     with saver(on_disk) as checkpointer:
         policy = ScriptedPolicy({"retry": "right"})  # whatever else is asked for is an error
