@@ -34,7 +34,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         RuntimeError: called by what `run_sync` itself runs, which would wait for itself.
     """
     loop = _loop()
-    if _is_running(loop):
+    if is_run_sync():
         coroutine.close()
         raise RuntimeError("sync code inside an async node or verifier waits for itself; await it instead")
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
@@ -45,9 +45,10 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _is_running(loop: asyncio.AbstractEventLoop) -> bool:
+def is_run_sync() -> bool:
+    """Whether `run_sync` runs the caller."""
     try:
-        return asyncio.get_running_loop() is loop
+        return asyncio.get_running_loop() is _loop()
     except RuntimeError:
         return False
 

@@ -45,8 +45,12 @@ class SchemaVersionError(RecordError):
     """A record was written under a schema this version of r3agent does not read."""
 
 
-class PolicyError(R3Error):
-    """The endpoint did not give a generation."""
+class PolicyError(R3Error, RuntimeError):
+    """The endpoint did not give a generation.
+
+    Whatever is worth trying again has been tried again by then: as a `RuntimeError` it is left alone by LangGraph's
+    default `RetryPolicy`, of the application's own nodes too.
+    """
 
 
 class EndpointError(PolicyError):

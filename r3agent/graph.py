@@ -4,11 +4,13 @@ In an application the tree of spans is a chain. In collection it branches: `refl
 `blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
 rather than by one `Send` for each span: the drawing stays the four nodes, siblings are drawn with one `n = G`
 request, which lets the server share their prefill, and an episode of 18 spans costs a third of the CPU (11 ms
-against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole.
+against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole,
+but for the answers that `r3agent.durable` has kept.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -17,7 +19,7 @@ from langgraph.graph import START, StateGraph
 
 from r3agent._async import run_sync
 from r3agent.errors import ConfigError
-from r3agent.nodes import Nodes
+from r3agent.nodes import Nodes, Telling
 from r3agent.policy import Policy, Sampling
 from r3agent.prompts import BLIND_RETRY, KNOWN, REFLECT, RETRY
 from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
@@ -42,6 +44,7 @@ def build_graph(
     blind_retry_prompt: str = BLIND_RETRY,
     sampling: Sampling | None = None,
     reflect_sampling: Sampling | None = None,
+    stream: bool = False,
 ) -> StateGraph[EpisodeState, None, EpisodeInput, EpisodeOutput]:
     """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
 
@@ -56,12 +59,16 @@ def build_graph(
             defaults for further kinds of task.
         sampling: of attempts and retries; default the policy's own.
         reflect_sampling: of reflections; default `sampling`.
+        stream: draw with streaming requests, for callers that show tokens as they come; see `r3agent.deltas`.
 
     Raises:
-        ConfigError: a limit is out of range, or a prompt is not a template or names what it is not given.
+        ConfigError: a limit is out of range, `policy` cannot stream, or a prompt is not a template or names what it is not
+            given.
 
     When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
-    let `collect` record it.
+    let `collect` record it. On a thread with `durability="sync"`, a run that is resumed, after a killed process too,
+    repeats no request that was answered. A `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError`
+    alone, for transport has been retried: name `retry_on=EndpointError` to sit out an outage.
     """
     _check_limits(max_attempts, reflections, retries, blind_retries)
     texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
@@ -76,6 +83,7 @@ def build_graph(
         **prompts,
         sampling=sampling,
         reflect_sampling=reflect_sampling or sampling,
+        telling=_telling(policy) if stream else None,
     )
 
     async def after_verify(state: EpisodeState) -> Next:
@@ -110,6 +118,17 @@ class AsyncStep(Runnable[EpisodeState, T]):
 
     async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
         return await self._step(input)
+
+
+def _telling(policy: Policy) -> Telling:
+    if "on_delta" not in inspect.signature(policy.sample).parameters:
+        raise ConfigError(
+            f"stream = True: {type(policy).__name__}.sample takes no on_delta; give it one as OpenAIPolicy has, "
+            "or leave stream out"
+        )
+    from r3agent.deltas import told
+
+    return told
 
 
 def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:

@@ -5,18 +5,21 @@ A node works on the whole frontier of the tree at once, that is on every failed 
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
-from r3agent._async import together
+from r3agent.durable import Drawing, draw
 from r3agent.policy import Pinnable, Policy, Sampling
-from r3agent.state import EpisodeState, frontier_of, task_of, tree_of
+from r3agent.state import EpisodeState, Place, frontier_of, task_of, tree_of
 from r3agent.templates import Template
-from r3agent.trajectory import Label, Span, Trajectory
+from r3agent.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
+Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
+Telling: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[Place]], Awaitable[list[Generation]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Nodes:
     blind_retry_prompt: Template
     sampling: Sampling | None
     reflect_sampling: Sampling | None
+    telling: Telling | None
+    """Draws as `sample` does, and tells of every piece of text."""
 
     async def attempt(self, state: EpisodeState) -> Update:
         tree = Trajectory(task=task_of(state))
@@ -58,7 +63,7 @@ class Nodes:
     async def reflect(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         return await _grow(
-            self._sample(tree, failed, "reflect", self.reflect_prompt, self.reflections)
+            partial(self._sample, tree, failed, "reflect", self.reflect_prompt, self.reflections)
             for failed in frontier_of(state, tree)
         )
 
@@ -66,12 +71,14 @@ class Nodes:
         tree = tree_of(state)
         frontier = frontier_of(state, tree)
         guided = [
-            self._sample(tree, reflection, "retry", self.retry_prompt, self.retries)
+            partial(self._sample, tree, reflection, "retry", self.retry_prompt, self.retries)
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
         ]
         blind = [
-            self._sample(tree, failed, "retry", self.blind_retry_prompt, self.blind_retries) for failed in frontier
+            partial(self._sample, tree, failed, "retry", self.blind_retry_prompt, self.blind_retries)
+            for failed in frontier
+            if self.blind_retries
         ]
         return await _grow([*guided, *blind])
 
@@ -93,20 +100,25 @@ class Nodes:
         self, tree: Trajectory, parent: Span | None, label: Label, prompt: Template | None, n: int
     ) -> list[Span]:
         """`n` children of `parent`, asked for with `prompt`."""
-        if n == 0:
-            return []
-        above, request = list(tree.task.messages), ()
+        messages, request = list(tree.task.messages), ()
         if parent is not None and prompt is not None:
-            above = [*tree.prompt(parent), parent.message]
             request = ({"role": "user", "content": prompt.render(**self._seen(tree, parent))},)
-        generations = await self._policy_of(tree).sample(
-            [*above, *request],
+            messages = [*tree.prompt(parent), parent.message, *request]
+        places = Place.several(n, label, parent and parent.span_id)
+        sample: Sample = partial(
+            self._policy_of(tree).sample,
+            messages,
             n=n,
             tools=() if label == "reflect" else tree.task.tools,
             sampling=self.reflect_sampling if label == "reflect" else self.sampling,
         )
-        place = {"parent_id": parent and parent.span_id, "label": label, "request": request}
-        return [Span.model_validate({**dict(generation), **place}) for generation in generations]
+        generations = await (self.telling(sample, messages, places) if self.telling else sample())
+        return [
+            Span.model_validate(
+                {**dict(drawn), "span_id": at.span_id, "parent_id": at.parent_id, "label": label, "request": request}
+            )
+            for drawn, at in zip(generations, places, strict=True)
+        ]
 
     def _seen(self, tree: Trajectory, parent: Span) -> dict[str, Any]:
         """What a prompt below `parent`, a failed try or a reflection on one, may name; `prompts.py` explains it."""
@@ -128,8 +140,8 @@ class Nodes:
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
 
 
-async def _grow(sampling: Iterable[Coroutine[Any, Any, list[Span]]]) -> Update:
-    return _update(span for spans in await together(sampling) for span in spans)
+async def _grow(drawings: Iterable[Drawing]) -> Update:
+    return _update(span for spans in await draw(drawings) for span in spans)
 
 
 def _update(spans: Iterable[Span]) -> Update:

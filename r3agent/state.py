@@ -5,9 +5,9 @@ Nodes read it as records (`Task`, `Span`) and write it as their JSON.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias, TypedDict
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypedDict
 
-from r3agent.trajectory import Span, Task, Trajectory
+from r3agent.trajectory import Label, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
@@ -40,6 +40,32 @@ class EpisodeState(EpisodeInput, EpisodeOutput):
     """Of all episodes of the thread, one after the other; an `attempt` begins a new one."""
     frontier: list[str]
     """Ids of the failed tries that may be tried again: `verify` decides it, the router and the nodes follow it."""
+
+
+class Place(NamedTuple):
+    """Where a span that is about to be drawn will stand."""
+
+    label: Label
+    parent_id: str | None
+    choice: int
+    """Its number among the siblings that one request draws."""
+    span_id: str
+
+    @classmethod
+    def several(cls, n: int, label: Label, parent_id: str | None) -> list[Place]:
+        return [cls(label, parent_id, choice, new_id()) for choice in range(n)]
+
+
+class Delta(TypedDict):
+    """A piece of a span's text; what `stream_mode="custom"` yields of a graph built with `stream=True`."""
+
+    label: Label
+    parent_id: str | None
+    choice: int
+    """Its number among the siblings that one request draws."""
+    span_id: str
+    """The span's in the trajectory, once it is complete."""
+    delta: str
 
 
 def task_of(state: EpisodeState) -> Task:

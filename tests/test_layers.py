@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary", "thinking"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls", "worker"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
-GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
+GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
 VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
 
@@ -29,7 +29,7 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (TOOLS, {"errors"} | TOOLS),
     (ENDS, RECORDS | TOOLS | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
-    ({"testing"}, RECORDS | {"policy", "_async"}),
+    ({"testing"}, RECORDS | {"policy", "streaming", "_async"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),

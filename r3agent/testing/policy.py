@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from r3agent.policy import Sampling
 from r3agent.prompts import PROMPTS
-from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
+from r3agent.streaming import OnDelta
+from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, pieces
 from r3agent.trajectory import Generation, Message
 
 Asked: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
@@ -63,8 +64,9 @@ class ScriptedPolicy:
         n: int = 1,
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
+        on_delta: OnDelta | None = None,
     ) -> list[Generation]:
-        """The next `n` replies.
+        """The next `n` replies, told word by word to `on_delta`.
 
         Raises:
             LookupError: the script has none.
@@ -73,7 +75,12 @@ class ScriptedPolicy:
         self.calls.append(Call(asked, list(messages), n, list(tools), sampling))
         if asked not in self._reply:
             raise LookupError(f"the script says nothing to {asked!r}, only to {sorted(self._reply)}")
-        return [await self._generation(asked, messages) for _ in range(n)]
+        drawn = [await self._generation(asked, messages) for _ in range(n)]
+        if on_delta is not None:
+            for choice, generation in enumerate(drawn):
+                for piece in pieces(generation.text):
+                    on_delta(choice, piece)
+        return drawn
 
     async def aclose(self) -> None:
         self.closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from r3agent.trajectory import Message
@@ -18,3 +19,8 @@ def encode(text: str) -> list[int]:
 
 def encode_prompt(messages: Sequence[Message]) -> list[int]:
     return encode(json.dumps(list(messages)))
+
+
+def pieces(text: str) -> list[str]:
+    """What a stream of `text` comes in: words, each with the space after it."""
+    return re.findall(r"\s*\S+\s*|\s+", text)

@@ -56,6 +56,7 @@ VERIFIERS: dict[str, str] = {
     "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
     "math": "r3agent.verifiers.math_answer:Math",
     "normalised": "r3agent.verifiers.match:normalised",
+    "person": "r3agent.verifiers.person:person",
     "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
     "regex": "r3agent.verifiers.match:Regex",
 }
@@ -105,7 +106,7 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
 
     async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict:
         with _blaming(verifier, task):
-            return _verdict(await judgement if inspect.isawaitable(judgement) else judgement)
+            return verdict_of(await judgement if inspect.isawaitable(judgement) else judgement)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
@@ -119,7 +120,12 @@ async def close(verifier: Verifier) -> None:
         await aclose()
 
 
-def _verdict(judgement: object) -> Verdict:
+def verdict_of(judgement: object) -> Verdict:
+    """What a verifier may return, as a verdict.
+
+    Raises:
+        TypeError: it is none.
+    """
     match judgement:
         case Verdict():
             return judgement

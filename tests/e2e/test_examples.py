@@ -13,6 +13,7 @@ SAYS = {
     "01_one_episode.py": "attempt  ",
     "02_your_own_verifier.py": "True",
     "03_collect_and_look.py": "groups to learn from",
+    "04_in_an_application.py": "retry: ",
 }
 
 
