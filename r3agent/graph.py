@@ -62,8 +62,8 @@ def build_graph(
         stream: draw with streaming requests, for callers that show tokens as they come; see `r3agent.deltas`.
 
     Raises:
-        ConfigError: a limit is out of range, `policy` cannot stream, or a prompt is not a template or names what it is not
-            given.
+        ConfigError: a limit is out of range, `policy` cannot stream, or a prompt is no template or names what it is
+            not given.
 
     When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
     let `collect` record it. On a thread with `durability="sync"`, a run that is resumed, after a killed process too,
