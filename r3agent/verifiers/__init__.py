@@ -1,11 +1,12 @@
-"""What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict`.
+"""What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict | PENDING`.
 
 It is a shipped one by name, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`. Its
 settings are its keyword arguments; where it is a class they are those of making one.
 
 It may be sync (run in a thread) or async. `answer` is the text of the reply, with its tool calls as
 `answer.tool_calls`. A verifier that raises, or returns anything else, is an error of the episode and says
-nothing about the model.
+nothing about the model. `PENDING` says that nobody knows yet: the try is left without a verdict and is not tried again,
+until `r3agent label` says how it went.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
@@ -25,7 +27,17 @@ from r3agent.errors import ConfigError, R3Error, VerifierError
 from r3agent.imports import entry_points, load_attribute
 from r3agent.trajectory import Message, Span, Task, Verdict
 
-Judgement: TypeAlias = bool | float | Verdict
+
+class Pending(Enum):
+    """The type of `PENDING`."""
+
+    PENDING = "pending"
+
+
+PENDING: Literal[Pending.PENDING] = Pending.PENDING
+"""What a verifier returns while nobody knows yet; `None` would be what one returns that forgot to."""
+
+Judgement: TypeAlias = bool | float | Verdict | Pending
 
 
 class Answer(str):
@@ -46,6 +58,7 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "later": "r3agent.verifiers.later:later",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
@@ -79,8 +92,9 @@ def find_verifier(name: str, **params: Any) -> Verifier:
     return cast(Verifier, partial(found, **params) if params else found)
 
 
-async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict]:
+async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict | None]:
     """A verdict for each span: from an async verifier all at once, from a sync one in a thread, one after the other.
+    `None` where it is pending.
 
     Raises:
         VerifierError: it raised, or returned something that is not a judgement.
@@ -91,7 +105,7 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
         with _blaming(verifier, task):
             return [verifier(task, answer) for answer in answers]
 
-    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict:
+    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
         with _blaming(verifier, task):
             return _verdict(await judgement if inspect.isawaitable(judgement) else judgement)
 
@@ -101,8 +115,10 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     return await together(settle(judgement) for judgement in asked)
 
 
-def _verdict(judgement: object) -> Verdict:
+def _verdict(judgement: object) -> Verdict | None:
     match judgement:
+        case Pending():
+            return None
         case Verdict():
             return judgement
         case bool():
@@ -111,7 +127,8 @@ def _verdict(judgement: object) -> Verdict:
             return Verdict(passed=judgement >= 1, score=judgement)
         case _:
             raise TypeError(
-                f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes) or a Verdict"
+                f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes), "
+                "a Verdict or PENDING"
             )
 
 
