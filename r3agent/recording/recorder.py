@@ -8,8 +8,8 @@
     recorder.close()  # where the app shuts down
 
 It never waits for the disk and never raises into the request: what it cannot keep is counted, and the first loss of
-each kind is logged. Each process, that is each web worker, writes a shard of its own; a worker that was forked after the
-recorder was made begins with its own queue, thread, counts and shard. A process that is killed loses what is in its
+each kind is logged. Each process, that is each web worker, writes a shard of its own; a worker that was forked after
+the recorder was made begins with its own queue, thread, counts and shard. A process that is killed loses what is in its
 queue and tears at most its own last line.
 """
 

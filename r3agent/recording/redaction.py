@@ -39,7 +39,7 @@ def redacted(trajectory: Trajectory, redact: Redact) -> Trajectory:
 
 def _task(task: Task, redact: Redact) -> Task:
     fields = _strings(task.model_dump(mode="json", exclude={"id"}), redact)
-    named = task.id != Task(messages=task.messages).id
+    named = task.id != Task.model_validate({"messages": task.messages}).id
     return Task.model_validate({**fields, **({"id": task.id} if named else {})})
 
 

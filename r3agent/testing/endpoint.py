@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from r3agent.testing.faults import Edit, Fault, Json
 from r3agent.testing.http import JsonServer
+from r3agent.testing.stream import as_stream
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 from r3agent.trajectory import Message
 
@@ -24,7 +25,7 @@ class Received(NamedTuple):
 
 
 class ScriptedEndpoint:
-    """Serves `/v1/chat/completions` and `/v1/models` from a thread; use it as a context manager.
+    """Serves `/v1/chat/completions`, streamed or not, and `/v1/models` from a thread; use it as a context manager.
 
     Args:
         answer: of every completion, or a function of the request's body and the number of the choice.
@@ -102,7 +103,11 @@ class ScriptedEndpoint:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if refused := next((name for name in self._refuses if name in body), None):
             return _error(400, f"Unrecognized request argument supplied: {refused}")
-        return Fault(body=json.dumps(self._completion(body)))
+        completion = self._completion(body)
+        if body.get("stream"):
+            usage = (body.get("stream_options") or {}).get("include_usage", False)
+            return Fault(body=as_stream(completion, usage=usage), content_type="text/event-stream")
+        return Fault(body=json.dumps(completion))
 
     def _completion(self, body: Json) -> Json:
         asked = {name: value for name, value in body.items() if name not in self._ignores}
