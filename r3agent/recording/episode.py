@@ -233,7 +233,8 @@ class Episode:
 def _placed(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
     """Parent and request of what `messages` asked for: the longest conversation that they go on with."""
     parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
-    for parent in sorted(parents[::-1], key=lambda span: -len(tree.path(span))):  # the later of two that are alike
+    # The later of two that are alike.
+    for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
         said = [*tree.prompt(parent), parent.message]
         if _goes_on(messages, said):
             return {"parent_id": parent.span_id, "request": messages[len(said) :]}
