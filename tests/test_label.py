@@ -67,7 +67,7 @@ def test_a_failed_try_goes_on_and_its_pending_retry_ends_it() -> None:
 
 def test_a_verifier_that_forgot_to_return_is_still_an_error() -> None:
     graph = build_graph(policy=ScriptedPolicy("hm"), verifier=lambda task, answer: None).compile()  # type: ignore
-    with pytest.raises(VerifierError, match="returned None; return True, False, .* or PENDING"):
+    with pytest.raises(VerifierError, match=r"returned None; return True, False, .* or PENDING"):
         graph.invoke({"task": TASK})
 
 
@@ -151,7 +151,7 @@ def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ("abd", "the nearest id is abc1"),
+        ("abd", "the nearest id is abc"),
         ("abc", "begins the ids of 2"),
         ("zzz", "the nearest id is"),
         ('"', "not among"),

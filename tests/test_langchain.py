@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
@@ -108,18 +110,19 @@ def test_the_graph_runs_with_it() -> None:
 # ---- the model of a provider's package, against a real server ----
 
 
-def chat_openai(endpoint: ScriptedEndpoint, **settings: Any) -> ChatModelPolicy:
+@asynccontextmanager
+async def chat_openai(endpoint: ScriptedEndpoint, **settings: Any) -> AsyncIterator[ChatModelPolicy]:
     langchain_openai = pytest.importorskip("langchain_openai")
-    model = langchain_openai.ChatOpenAI(
-        base_url=endpoint.url, api_key="sk-hidden", model="scripted", max_retries=0, **settings
-    )
-    return ChatModelPolicy(model)
+    async with openai.DefaultAsyncHttpxClient() as http:
+        settings |= {"base_url": endpoint.url, "api_key": "sk-hidden", "max_retries": 0, "http_async_client": http}
+        yield ChatModelPolicy(langchain_openai.ChatOpenAI(model="scripted", **settings))
 
 
 async def test_chat_openai_passes_on_logprobs_usage_tools_and_the_sampling() -> None:
     with ScriptedEndpoint("hi") as endpoint:
-        policy = chat_openai(endpoint, logprobs=True)
-        [generation] = await policy.sample(ASK, tools=[TOOL], sampling=Sampling(temperature=0.5, seed=7, max_tokens=9))
+        drawn = Sampling(temperature=0.5, seed=7, max_tokens=9)
+        async with chat_openai(endpoint, logprobs=True) as policy:
+            [generation] = await policy.sample(ASK, tools=[TOOL], sampling=drawn)
     [received] = endpoint.received
     assert received.body["messages"] == ASK
     assert received.body["tools"] == [TOOL]
@@ -139,7 +142,9 @@ async def test_chat_openai_passes_on_logprobs_usage_tools_and_the_sampling() -> 
     ],
 )
 async def test_a_providers_errors_are_told_apart_and_quote_no_key(settings: Any, error: type[Exception]) -> None:
-    with ScriptedEndpoint("hi", **settings) as endpoint, pytest.raises(error) as raised:
-        await chat_openai(endpoint).sample(ASK)
+    with ScriptedEndpoint("hi", **settings) as endpoint:
+        async with chat_openai(endpoint) as policy:
+            with pytest.raises(error) as raised:
+                await policy.sample(ASK)
     assert type(raised.value) is error
     assert "sk-hidden" not in str(raised.value)

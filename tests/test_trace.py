@@ -54,7 +54,7 @@ async def test_a_reflection_and_its_retry_are_recorded_with_exact_tokens_and_pai
     assert first.choices[0].message.content == "2 + 2?!"
     [stored] = load(tmp_path)
     assert stored == episode.trajectory
-    attempt, reflect, again = stored.spans
+    attempt, reflect, _ = stored.spans
     assert [s.label for s in stored.spans] == ["attempt", "reflect", "retry"]
     assert [s.parent_id for s in stored.spans] == [None, attempt.span_id, reflect.span_id]
     assert [s.standalone for s in stored.spans] == [False, True, False]
@@ -165,12 +165,18 @@ async def test_other_tools_than_the_tasks_cannot_be_tokenised_again() -> None:
 async def test_an_error_is_recorded_with_the_episode_and_raised(tmp_path: Path) -> None:
     with ScriptedEndpoint("hi", faults=[None, SERVER_ERROR]) as endpoint, Recorder(tmp_path) as recorder:
         async with a_client(endpoint) as client:
-            with pytest.raises(openai.InternalServerError), r3agent.trace(recorder=recorder):
-                await say(client)
-                await say(client)
-            with pytest.raises(ZeroDivisionError, match="sk-hidden"), r3agent.trace(recorder=recorder):
-                await say(client)
-                raise ZeroDivisionError("sk-hidden")
+
+            async def failing(error: Exception | None) -> None:
+                with r3agent.trace(recorder=recorder):
+                    await say(client)
+                    if error is not None:
+                        raise error
+                    await say(client)
+
+            with pytest.raises(openai.InternalServerError):
+                await failing(None)
+            with pytest.raises(ZeroDivisionError, match="sk-hidden"):
+                await failing(ZeroDivisionError("sk-hidden"))
     failed, quoting = load(tmp_path)
     assert failed.error is not None
     assert failed.error.kind == "InternalServerError"
@@ -193,7 +199,7 @@ async def test_an_answer_that_is_no_json_raises_what_the_client_raises() -> None
     with ScriptedEndpoint(faults=[MALFORMED_JSON]) as endpoint:
         plain = openai.AsyncOpenAI(base_url=endpoint.url, api_key="x", max_retries=0)
         async with r3agent.instrument(plain) as client:
-            with pytest.raises(Exception, match="Expecting|JSON|EOF|char"), r3agent.trace():
+            with pytest.raises(Exception, match=r"Expecting|JSON|EOF|char"), r3agent.trace():
                 await say(client)
 
 
