@@ -26,6 +26,10 @@ from r3agent.errors import (
 )
 from r3agent.graph import build_graph
 from r3agent.policy import OpenAIPolicy, Policy, Sampling
+from r3agent.recording.instrument import instrument
+from r3agent.recording.late import label
+from r3agent.recording.recorder import Recorder
+from r3agent.recording.tracing import trace
 from r3agent.store import load
 from r3agent.summary import CollectSummary
 from r3agent.trajectory import Generation, Span, Task, Trajectory, Verdict
@@ -47,6 +51,7 @@ __all__ = [
     "ProtocolError",
     "R3Error",
     "RecordError",
+    "Recorder",
     "RequestError",
     "Sampling",
     "SchemaVersionError",
@@ -60,5 +65,8 @@ __all__ = [
     "build_graph",
     "collect",
     "groups",
+    "instrument",
+    "label",
     "load",
+    "trace",
 ]

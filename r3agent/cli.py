@@ -112,6 +112,18 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "--set": RUN["--set"],
         },
     ),
+    "label": (
+        "attach a verdict to a stored episode whose truth came later",
+        "label runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
+        {
+            "run": {"metavar": "RUN", "help": "run directory"},
+            "trajectory": {"metavar": "TRAJECTORY", "help": "its id, or what it begins with"},
+            "--passed": {"action": "store_true", "help": "it was right"},
+            "--failed": {"action": "store_true", "help": "it was not"},
+            "--span": {"metavar": "SPAN", "help": "which try; default: the one that answered"},
+            "--feedback": {"metavar": "TEXT", "help": "why, for people"},
+        },
+    ),
     "demo": (
         "the whole loop on this machine with the bundled policy, in minutes",
         "demo --out runs/demo --seed 0",

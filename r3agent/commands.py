@@ -21,13 +21,14 @@ from r3agent.deploy import DeployReport
 from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
 from r3agent.evaluate import table
-from r3agent.inspection import find, inspect_trajectory
+from r3agent.inspection import inspect_trajectory
 from r3agent.inspection_view import shown
 from r3agent.loop import run_loop
+from r3agent.recording.late import label as label_trajectory
 from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
-from r3agent.store import load
+from r3agent.store import find, load
 from r3agent.train.account import told
 
 API_KEY = "OPENAI_API_KEY"
@@ -173,7 +174,9 @@ def inspect(options: Namespace) -> Outcome:
     if not trajectories:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
     if not words:
-        ids = [t.trajectory_id for t in trajectories if t.error is None and not (t.attempt and t.attempt.passed)]
+        whole = [t for t in trajectories if t.error is None]
+        ids = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
+        unlabelled = [t.trajectory_id for t in whole if t.passed is None]
         summary = summarise(trajectories)
         live = Registry(run).live
         lines = [
@@ -182,7 +185,12 @@ def inspect(options: Namespace) -> Outcome:
             f"failed first tries, e.g. (r3agent inspect {run} ID):",
             *(f"  {trajectory_id}" for trajectory_id in ids[:10]),
         ]
-        return Outcome({**summary.model_dump(), "live": live, "failed": ids}, "\n".join(lines))
+        if unlabelled:
+            lines.append(f"without a verdict, e.g. (r3agent label {run} ID --passed, or --failed):")
+            lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:10]]
+        return Outcome(
+            {**summary.model_dump(), "live": live, "failed": ids, "unlabelled_ids": unlabelled}, "\n".join(lines)
+        )
     file = run / CONFIG_FILE
     config = load_config(file if file.exists() else None, _overrides(options))
     inspection = inspect_trajectory(
@@ -192,6 +200,24 @@ def inspect(options: Namespace) -> Outcome:
         model=resolve_model(config.policy.base_model),
     )
     return Outcome(inspection.model_dump(mode="json"), shown(inspection))
+
+
+def label(options: Namespace) -> Outcome:
+    if options.passed == options.failed:
+        raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
+    attached = label_trajectory(
+        Path(options.run) / "trajectories",
+        options.trajectory,
+        passed=options.passed,
+        span_id=options.span,
+        feedback=options.feedback,
+    )
+    said = "passed" if attached.passed else "failed"
+    return Outcome(
+        attached.model_dump(mode="json"),
+        f"span {attached.span_id} of trajectory {attached.trajectory_id} {said}, says {attached.by}; "
+        f"next: r3agent inspect {options.run} {attached.trajectory_id}",
+    )
 
 
 def demo(options: Namespace) -> Outcome:
@@ -213,6 +239,7 @@ COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "eval": evaluate,
     "loop": loop,
     "inspect": inspect,
+    "label": label,
     "demo": demo,
 }
 

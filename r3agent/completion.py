@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from r3agent.thinking import handed_over
@@ -13,6 +14,11 @@ Json = Mapping[str, Any]
 
 GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 """vLLM's own fields that constrain what is sampled."""
+
+
+def refused_field(message: str, asked: Iterable[str]) -> str | None:
+    """Which of the fields that were asked for an endpoint's refusal names."""
+    return next((field for field in asked if re.search(rf"(?<!\\)\b{field}\b", message)), None)
 
 
 def is_constrained(request: Json) -> bool:

@@ -52,9 +52,10 @@ class Group(Record):
 
     @property
     def group_id(self) -> str:
-        """Of the first trajectory, the parent if there is one, and the label: one parent has several kinds of group."""
+        """Of the first trajectory, the parent if there is one, the label and the first span: children of one parent
+        may have been asked for in several ways."""
         parent = "" if self.parent is None else self.parent.span_id
-        return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}"
+        return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}/{self.spans_G[0].span_id}"
 
 
 def credit_label(trajectory: Trajectory, span: Span) -> CreditLabel:
@@ -114,6 +115,15 @@ def reward(
     return None if blind is None else earned - blind
 
 
+def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Span]:
+    """The spans whose verdicts make the reward of `span`."""
+    if source in ("success", "score"):
+        return [span]
+    above = trajectory.parent(span) if source == "lift" else None
+    blind = [] if above is None else trajectory.children(above, "retry")
+    return [*trajectory.children(span, "retry"), *blind]
+
+
 def groups(
     trajectories: Iterable[Trajectory], label: CreditLabel = "reflect", source: RewardSource | None = None
 ) -> Iterator[Group]:
@@ -128,7 +138,7 @@ def groups(
         for span in trajectory.spans:
             if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
                 continue
-            key = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id)
+            key = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
             siblings.setdefault(key, []).append((trajectory, span, earned))
     for members in siblings.values():
         trajectories_G, spans_G, rewards_G = zip(*members, strict=True)
@@ -145,6 +155,11 @@ def _own(span: Span, source: str) -> float | None:
     if span.verdict is None:
         return None
     return span.verdict.score if source == "score" else float(span.verdict.passed)
+
+
+def _asked(span: Span) -> str:
+    """What one parent's children were asked with: the graph asks all of them the same, plain Python may not."""
+    return json.dumps([span.standalone, span.request], sort_keys=True, default=str)
 
 
 def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:

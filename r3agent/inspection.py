@@ -63,20 +63,6 @@ class Inspection(Record):
     spans: tuple[InspectedSpan, ...]
 
 
-def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
-    """The trajectory whose id begins with `prefix`.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    found = [t for t in trajectories if t.trajectory_id.startswith(prefix)]
-    exact = [t for t in found if t.trajectory_id == prefix]
-    if len(exact or found) != 1:
-        which = f"begins the ids of {len(found)}" if found else "not"
-        raise ConfigError(f"trajectory {prefix!r}: {which} among the {len(trajectories)} in {where}")
-    return (exact or found)[0]
-
-
 def inspect_trajectory(
     trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str
 ) -> Inspection:

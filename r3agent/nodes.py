@@ -90,7 +90,8 @@ class Nodes:
         tries = [s for s in tree.spans if s.label != "reflect" and not (self.reflections and tree.is_blind(s))]
         if any(s.passed for s in tries):
             return []
-        return [s for s in tries if not tree.children(s) and self._n_tries(tree, s) < self.max_attempts]
+        failed = [s for s in tries if s.passed is False]  # one whose verdict is pending has not failed
+        return [s for s in failed if not tree.children(s) and self._n_tries(tree, s) < self.max_attempts]
 
     @staticmethod
     def _n_tries(tree: Trajectory, span: Span) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import Field
 
 from r3agent import versions
 from r3agent._async import run_sync, together
-from r3agent.completion import generations, is_constrained
+from r3agent.completion import generations, is_constrained, refused_field
 from r3agent.endpoint import Endpoint
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
 from r3agent.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
@@ -225,7 +224,7 @@ class OpenAIPolicy:
             except AccessError:
                 raise
             except RequestError as error:
-                named = next((field for field in asked if re.search(rf"(?<!\\)\b{field}\b", str(error))), None)
+                named = refused_field(str(error), asked)
                 if named is None:
                     raise
                 refused.add(named)

@@ -30,7 +30,8 @@ class EpisodeInput(TypedDict):
 class EpisodeOutput(TypedDict):
     answer: str
     """Text of the try that passed, else of the last one; without its thinking."""
-    passed: bool
+    passed: bool | None
+    """`None`: the verifier does not know yet."""
     trajectory: Json
     """A `Trajectory` as JSON; `Trajectory.model_validate(...)` gives the record. Written when the episode ends."""
 

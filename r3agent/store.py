@@ -1,40 +1,48 @@
 """Trajectories on disk: append-only JSON Lines, one record a line, many shards in one directory.
 
 A writer opens a shard of its own, so that no process ever appends behind another's torn line. A line that was
-torn by a crash loses only itself: it is reported and skipped, and its episode is collected again.
+torn by a crash loses only itself: it is reported and skipped, and its episode is collected again. Verdicts that came
+later stand beside the shards (`labels.py`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
 from errno import EACCES
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import orjson
-from pydantic import ValidationError
 
-from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.trajectory import Record, Trajectory
+from r3agent.errors import ConfigError, RecordError
+from r3agent.labels import with_labels
+from r3agent.lines import records
+from r3agent.trajectory import Record, Trajectory, new_id
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-logger = logging.getLogger(__name__)
 
 
 class TrajectoryWriter:
     """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once.
 
+    Several processes may write into one directory: each has a shard of its own.
+
+    Args:
+        unique: name the shard by the time and chance instead of counting, so that the shards of many workers, on many
+            machines, can be made without looking at the others and brought together in one directory.
+
     Raises:
         ConfigError: the directory cannot be made or written.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, unique: bool = False) -> None:
         self.directory = Path(directory)
+        self._unique = unique
         self._fd: int | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,9 @@ class TrajectoryWriter:
             self._fd = None
 
     def _open_shard(self) -> int:
+        if self._unique:
+            path = self.directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}.jsonl"
+            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         number = len(shards(self.directory))
         while True:
             path = self.directory / f"{number:05d}.jsonl"
@@ -89,7 +100,7 @@ class TrajectoryWriter:
 
 
 def read(directory: str | Path) -> Iterator[Trajectory]:
-    """Every record of every shard, in order of writing.
+    """Every record of every shard, in order of writing, as it was written: without the labels that came later.
 
     Raises:
         ConfigError: there is no such directory.
@@ -97,34 +108,52 @@ def read(directory: str | Path) -> Iterator[Trajectory]:
         SchemaVersionError: another version of r3agent wrote it.
     """
     for shard in shards(directory):
-        with shard.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{shard}:{number}"
-                try:
-                    data = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    logger.warning("%s: torn line skipped (%d bytes)", where, len(line))
-                    continue
-                try:
-                    yield Trajectory.model_validate(data)
-                except SchemaVersionError as error:
-                    raise SchemaVersionError(f"{where}: {error}") from None
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    key = ".".join(map(str, first["loc"]))
-                    raise RecordError(
-                        f"{where}: not a trajectory: {key}: {first['msg']}; remove the line or restore the file"
-                    ) from error
+        yield from records(shard, Trajectory)
 
 
 def load(directory: str | Path) -> list[Trajectory]:
-    """One trajectory for each id: an episode that was collected again replaces the one that errored.
+    """One trajectory for each id, with its labels: an episode collected again replaces the one that errored.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
     """
+    return with_labels(directory, _latest(read(directory)))
+
+
+def lookup(directory: str | Path, prefix: str) -> Trajectory:
+    """The one trajectory whose id begins with `prefix`, as it was written; the others' lines are not parsed.
+
+    Raises:
+        ConfigError: there is none, with the nearest id, or more than one.
+        RecordError, SchemaVersionError: as `read`.
+    """
+    wanted = orjson.dumps(prefix)[1:-1]
+    likely = _latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=wanted))
+    if any(t.trajectory_id.startswith(prefix) for t in likely):
+        return find(likely, prefix, str(directory))
+    return find(_latest(read(directory)), prefix, str(directory))
+
+
+def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
+    """The trajectory whose id begins with `prefix`.
+
+    Raises:
+        ConfigError: there is none, with the nearest id, or more than one.
+    """
+    found = [t for t in trajectories if t.trajectory_id.startswith(prefix)]
+    exact = [t for t in found if t.trajectory_id == prefix]
+    if len(exact or found) == 1:
+        return (exact or found)[0]
+    if found:
+        raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
+    near = get_close_matches(prefix, [t.trajectory_id for t in trajectories], n=1, cutoff=0)
+    hint = f"; the nearest id is {near[0]}" if near else ""
+    raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}{hint}")
+
+
+def _latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     by_id: dict[str, Trajectory] = {}
-    for trajectory in read(directory):
+    for trajectory in trajectories:
         known = by_id.get(trajectory.trajectory_id)
         if known is None or known.error is not None:
             by_id[trajectory.trajectory_id] = trajectory

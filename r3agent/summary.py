@@ -17,6 +17,8 @@ class CollectSummary(Record):
     """Of these, stored by an earlier call."""
     errors: dict[str, int]
     """Episodes that ended with an error, by its kind; they count nowhere below but in the spans they grew."""
+    unlabelled: int
+    """Whole episodes without a single verdict: nobody has said yet how they went."""
     first_try: float | None
     """Share of first attempts that passed."""
     retry_after_reflection: float | None
@@ -49,6 +51,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
         episodes=len(episodes),
         resumed=resumed,
         errors=dict(Counter(t.error.kind for t in episodes if t.error)),
+        unlabelled=sum(all(s.verdict is None for s in t.spans) for t in whole),
         first_try=mean_success(t.attempt for t in whole if t.attempt),
         retry_after_reflection=mean_success(s for blind, s in retries if not blind),
         retry_blind=mean_success(s for blind, s in retries if blind),

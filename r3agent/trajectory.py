@@ -86,6 +86,10 @@ class Verdict(Record):
     """Why, for people; the policy does not see it unless a prompt puts it there."""
     noisy: bool = False
     """Whoever gave it may err, e.g. a language model; then `feedback` has the votes."""
+    by: str | None = None
+    """Who attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
+    overruled: bool | None = None
+    """What the verifier had said, where a label says otherwise."""
 
 
 class Generation(Record):
@@ -149,6 +153,8 @@ class Span(Generation):
     label: Label
     request: tuple[Message, ...] = ()
     """Messages that asked for this span, appended to the parent's conversation."""
+    standalone: bool = False
+    """`request` is all that was sent: it does not go on with the parent's conversation."""
     verdict: Verdict | None = None
     """On an attempt or a retry, once verified."""
 
@@ -196,6 +202,10 @@ class Trajectory(Record):
             seen.add(span.span_id)
         return self
 
+    def changed(self, **fields: Any) -> Trajectory:
+        """A copy with other fields; `model_copy` would carry over the walks that were cached for the old spans."""
+        return Trajectory(**{**dict(self), **fields})
+
     # ---- tree walks ----
 
     @cached_property
@@ -224,11 +234,12 @@ class Trajectory(Record):
 
     def prompt(self, span: Span) -> list[Message]:
         """The conversation that `span` answered."""
-        *above, last = self.path(span)
         messages = list(self.task.messages)
-        for ancestor in above:
-            messages += [*ancestor.request, ancestor.message]
-        return [*messages, *last.request]
+        for step in self.path(span):
+            messages = [*([] if step.standalone else messages), *step.request]
+            if step is not span:
+                messages.append(step.message)
+        return messages
 
     @property
     def attempt(self) -> Span | None:

@@ -305,6 +305,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         episodes=4,
         resumed=1,
         errors={"VerifierError": 1},
+        unlabelled=0,
         first_try=1 / 3,
         retry_after_reflection=1 / 4,
         retry_blind=1 / 2,

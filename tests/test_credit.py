@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from itertools import chain
 from typing import get_args
@@ -88,16 +89,18 @@ def test_a_source_fits_its_labels_and_no_other(label: CreditLabel, source: Rewar
 
 
 @given(trees(), st.sampled_from(FITTING))
-def test_a_group_is_the_rewarded_spans_of_one_label_and_parent(
+def test_a_group_is_the_rewarded_spans_of_one_label_parent_and_request(
     trajectory: Trajectory, fitting: tuple[CreditLabel, RewardSource]
 ) -> None:
     label, source = fitting
     found = list(groups([trajectory], label, source))
     for group in found:
         assert {s.parent_id for s in group.spans_G} == {group.parent and group.parent.span_id}
+        assert len({json.dumps(s.request) for s in group.spans_G}) == 1
         assert {credit_label(trajectory, s) for s in group.spans_G} == {group.label} == {label}
         assert group.rewards_G == tuple(reward(trajectory, s, source) for s in group.spans_G)
-    assert len({group.parent and group.parent.span_id for group in found}) == len(found)
+    asked = {(group.spans_G[0].parent_id, json.dumps(group.spans_G[0].request)) for group in found}
+    assert len(asked) == len(found)
     labelled = [s for s in trajectory.spans if credit_label(trajectory, s) == label]
     rewarded = [s.span_id for s in labelled if reward(trajectory, s, source) is not None]
     assert sorted(s.span_id for group in found for s in group.spans_G) == sorted(rewarded)

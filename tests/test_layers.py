@@ -17,9 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary", "thinking"}
+RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary", "thinking", "lines", "labels"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls", "worker"}
-ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
+ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks", "langchain"}
 GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
 VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
@@ -29,14 +29,15 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (TOOLS, {"errors"} | TOOLS),
     (ENDS, RECORDS | TOOLS | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
+    ({"recording"}, RECORDS | TOOLS | ENDS),
     ({"testing"}, RECORDS | {"policy", "streaming", "_async"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
     ({"doctor"}, RECORDS | TOOLS | ENDS | {"deploy.server"}),
     ({"config"}, RECORDS | TOOLS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
-    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"doctor"} | VERBS | {"config"}),
-    ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE),
+    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"doctor", "recording"} | VERBS | {"config"}),
+    ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE | {"recording"}),
 ]
 """Rooms, and what their modules may import besides their own room; as in the table of AGENTS.md."""
 

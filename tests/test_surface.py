@@ -25,6 +25,7 @@ PUBLIC = [
     "ProtocolError",
     "R3Error",
     "RecordError",
+    "Recorder",
     "RequestError",
     "Sampling",
     "SchemaVersionError",
@@ -38,7 +39,10 @@ PUBLIC = [
     "build_graph",
     "collect",
     "groups",
+    "instrument",
+    "label",
     "load",
+    "trace",
 ]
 
 

@@ -55,8 +55,8 @@ def trees(draw: st.DrawFn, max_spans: int = 10) -> Trajectory:
         st.lists(st.tuples(st.integers(0, 99), st.booleans(), st.none() | st.booleans()), max_size=max_spans)
     ):
         parent = grown[pick % len(grown)] if grown else None
-        request = ({"role": "user", "content": f"request {len(grown)}"},) if parent else ()
         label: Label = "attempt" if parent is None else "reflect" if reflects and parent.label != "reflect" else "retry"
+        request = ({"role": "user", "content": f"{label} {pick % 2}"},) if parent else ()
         grown.append(span(label, parent, None if label == "reflect" else passed, text=f"{len(grown)}", request=request))
     return tree(*grown)
 

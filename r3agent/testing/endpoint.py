@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from r3agent.testing.faults import Edit, Fault, Json
 from r3agent.testing.http import JsonServer
-from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, pieces
+from r3agent.testing.stream import as_stream
+from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 from r3agent.trajectory import Message
 
 Answer: TypeAlias = str | Message
@@ -24,7 +25,7 @@ class Received(NamedTuple):
 
 
 class ScriptedEndpoint:
-    """Serves `/v1/chat/completions` and `/v1/models` from a thread; use it as a context manager.
+    """Serves `/v1/chat/completions`, streamed or not, and `/v1/models` from a thread; use it as a context manager.
 
     Args:
         answer: of every completion, or a function of the request's body and the number of the choice.
@@ -104,7 +105,8 @@ class ScriptedEndpoint:
             return _error(400, f"Unrecognized request argument supplied: {refused}")
         completion = self._completion(body)
         if body.get("stream"):
-            return Fault(body=_events(completion), content_type="text/event-stream")
+            usage = (body.get("stream_options") or {}).get("include_usage", False)
+            return Fault(body=as_stream(completion, usage=usage), content_type="text/event-stream")
         return Fault(body=json.dumps(completion))
 
     def _completion(self, body: Json) -> Json:
@@ -139,21 +141,6 @@ class ScriptedEndpoint:
 def _sampled(message: Json) -> str:
     """Thinking that is handed over apart was sampled too."""
     return str(message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
-
-
-def _events(completion: Json) -> str:
-    """The same as the server-sent events of a stream: the text word by word, all else with the last of a choice."""
-    head = {"object": "chat.completion.chunk", "model": completion["model"]}
-    chunks: list[Json] = []
-    for choice in completion["choices"]:
-        index, message = choice["index"], choice["message"]
-        for piece in pieces(message["content"] or ""):
-            chunks.append({**head, "choices": [{"index": index, "delta": {"content": piece}}]})
-        rest = {name: value for name, value in choice.items() if name != "message"}
-        chunks.append({**head, "choices": [{**rest, "delta": {k: v for k, v in message.items() if k != "content"}}]})
-    whole = {name: completion[name] for name in ("usage", "prompt_token_ids") if name in completion}
-    chunks.append({**head, **whole, "choices": []})
-    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
 def _error(status: int, message: str) -> Fault:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r3agent import versions
-from r3agent.credit import CreditLabel, Group, credit_label, groups, reward
+from r3agent.credit import CreditLabel, Group, credit_label, groups, payers, reward
 from r3agent.errors import TrainingError
 from r3agent.train.config import TrainConfig
 from r3agent.train.distill import distilled
@@ -107,7 +107,10 @@ def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> 
             if trajectory.error is not None:
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, "errored")
             elif reward(trajectory, span, config.credit[label]) is None:
-                yield Dropped(trajectory.trajectory_id, span.span_id, label, "no_reward")
+                unlabelled = any(s.verdict is None for s in payers(trajectory, span, config.credit[label]))
+                yield Dropped(
+                    trajectory.trajectory_id, span.span_id, label, "unlabelled" if unlabelled else "no_reward"
+                )
 
 
 def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:

@@ -18,8 +18,9 @@ COLLECT = {
 
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
-    "no_reward": "they, or the retries that pay them, have no verdict, or, with reflect = 'lift', no blind retry has: "
-    "collect with retries and blind_retries of at least 1",
+    "unlabelled": "they, or the retries that pay them, have no verdict yet: attach it with r3agent label",
+    "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
+    "blind_retries of at least 1",
     "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
     "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "

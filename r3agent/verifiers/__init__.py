@@ -1,11 +1,13 @@
-"""What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict`.
+"""What decides success. A verifier is any callable `(task, answer) -> bool | float | Verdict | PENDING`.
 
 It is a shipped one by name, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`. Its
 settings are its keyword arguments; where it is a class they are those of making one.
 
 It may be sync (run in a thread) or async. `answer` is the text of the reply after its thinking, with the latter as
 `answer.thinking` and its tool calls as `answer.tool_calls`. A verifier that raises, or returns anything else, is an
-error of the episode and says nothing about the model. One that keeps connections has an async `aclose`.
+error of the episode and says nothing about the model. One that keeps connections has an async `aclose`. `PENDING`
+says that nobody knows yet: the try is left without a verdict and is not tried again, until `r3agent label` says how it
+went.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
@@ -26,7 +29,17 @@ from r3agent.imports import entry_points, load_attribute
 from r3agent.thinking import handed_over, split_thinking
 from r3agent.trajectory import Message, Span, Task, Verdict
 
-Judgement: TypeAlias = bool | float | Verdict
+
+class Pending(Enum):
+    """The type of `PENDING`."""
+
+    PENDING = "pending"
+
+
+PENDING: Literal[Pending.PENDING] = Pending.PENDING
+"""What a verifier returns while nobody knows yet; `None` would be what one returns that forgot to."""
+
+Judgement: TypeAlias = bool | float | Verdict | Pending
 
 
 class Answer(str):
@@ -53,6 +66,7 @@ VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
     "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
+    "later": "r3agent.verifiers.later:later",
     "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
     "math": "r3agent.verifiers.math_answer:Math",
     "normalised": "r3agent.verifiers.match:normalised",
@@ -92,8 +106,9 @@ def find_verifier(name: str, **params: Any) -> Verifier:
     return cast(Verifier, partial(found, **params) if params else found)
 
 
-async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict]:
+async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict | None]:
     """A verdict for each span: from an async verifier all at once, from a sync one in a thread, one after the other.
+    `None` where it is pending.
 
     Raises:
         VerifierError: it raised, or returned something that is not a judgement.
@@ -104,9 +119,10 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
         with _blaming(verifier, task):
             return [verifier(task, answer) for answer in answers]
 
-    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict:
+    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
         with _blaming(verifier, task):
-            return verdict_of(await judgement if inspect.isawaitable(judgement) else judgement)
+            found = await judgement if inspect.isawaitable(judgement) else judgement
+            return None if found is PENDING else verdict_of(found)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
@@ -135,7 +151,8 @@ def verdict_of(judgement: object) -> Verdict:
             return Verdict(passed=judgement >= 1, score=judgement)
         case _:
             raise TypeError(
-                f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes) or a Verdict"
+                f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes), "
+                "a Verdict or PENDING"
             )
 
 

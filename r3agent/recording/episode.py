@@ -1,0 +1,257 @@
+"""An episode of plain Python: the calls of an instrumented client, as the tree of spans that training reads.
+
+    client = r3agent.instrument(AsyncOpenAI(base_url=..., api_key=...))
+
+    with r3agent.trace(recorder=recorder) as episode:
+        answer = await client.chat.completions.create(model=..., messages=messages)           # an attempt
+        episode.verdict(passed=False)
+        with episode.span("reflect", parent=episode.answer) as reflection:
+            thought = await client.chat.completions.create(model=..., messages=[...])
+        with episode.span("retry", parent=reflection) as retry:
+            answer = await client.chat.completions.create(model=..., messages=[...])
+        episode.verdict(retry, passed=True)
+
+What was really sent is what is recorded: messages that go on with the parent's conversation are the span's `request`;
+any others are too, and the span is `standalone`. Concurrent episodes do not meet: which one a call belongs to is a
+context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from r3agent.errors import ConfigError, RecordError
+from r3agent.recording.recorder import Recorder
+from r3agent.store import TrajectoryWriter
+from r3agent.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
+
+logger = logging.getLogger(__name__)
+
+
+class Step:
+    """What is asked inside one `episode.span(...)`."""
+
+    def __init__(self, label: Label, parent_id: str | None) -> None:
+        self.label = label
+        self.parent_id = parent_id
+        self.span_ids: list[str] = []
+        """Of what was sampled inside, in order."""
+
+
+Where: TypeAlias = Step | Span | str
+"""A span: itself, its id, or the step whose last one it is."""
+
+
+class Place(NamedTuple):
+    """Where a call belongs."""
+
+    episode: Episode
+    step: Step | None
+
+
+_place: ContextVar[Place | None] = ContextVar("r3agent_place", default=None)
+
+
+def current_place() -> Place | None:
+    """The innermost open episode, if there is one."""
+    place = _place.get()
+    return None if place is None or place.episode.closed else place
+
+
+class Episode:
+    """See `trace`, which makes it."""
+
+    def __init__(
+        self,
+        task: Task | None,
+        recorder: Recorder | None,
+        out: str | Path | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> None:
+        self.closed = False
+        self.secrets: set[str] = set()
+        """Never recorded: the keys of the clients that were used."""
+        self._task = task
+        self._recorder = recorder
+        self._out = out
+        self._fields: dict[str, Any] = {"metadata": dict(metadata or {})}
+        self._spans: list[Span] = []
+        self._open: list[Callable[[], None]] = []
+        self._lock = threading.RLock()
+        self._token: Token[Place | None] | None = None
+
+    # ---- what the traced code says ----
+
+    @contextmanager
+    def span(self, label: Label, *, parent: Where | None = None) -> Generator[Step]:
+        """Calls inside are spans of this label; outside of it they are attempts.
+
+        Args:
+            parent: what they follow; default the span whose conversation they go on with, if there is one.
+
+        Raises:
+            ConfigError: the parent is no span of this episode.
+        """
+        step = Step(label, None if parent is None else self._find(parent).span_id)
+        token = _place.set(Place(self, step))
+        try:
+            yield step
+        finally:
+            _reset(token)
+
+    def verdict(self, span: Where | None = None, *, passed: bool, feedback: str | None = None) -> None:
+        """How a try went; default the last one.
+
+        Raises:
+            ConfigError: there is no such try.
+        """
+        with self._lock:
+            tries = [s for s in self._spans if s.label != "reflect"]
+            found = self._find(span) if span is not None else tries[-1] if tries else None
+            if found is None or found not in tries:
+                raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
+            judged = Verdict(passed=passed, score=float(passed), feedback=feedback)
+            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": judged})
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(self._spans)
+
+    @property
+    def answer(self) -> Span:
+        """The last try.
+
+        Raises:
+            LookupError: there is none yet.
+        """
+        return next(span for span in reversed([*self._spans]) if span.label != "reflect")
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What was recorded until now; its id stays.
+
+        Raises:
+            RecordError: no task was given, and nothing was asked yet.
+        """
+        with self._lock:
+            if self._task is None:
+                raise RecordError("this episode has no task yet; pass one to trace(), or ask something first")
+            recorded = Trajectory(task=self._task, spans=self.spans, **self._fields)
+            self._fields |= {"trajectory_id": recorded.trajectory_id, "created_at": recorded.created_at}
+            return recorded
+
+    # ---- what the instrumented client says ----
+
+    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], secret: str) -> None:
+        """A call is made; the first one is the task, if none was given."""
+        with self._lock:
+            self.secrets |= {secret} if secret else set()
+            if self._task is None:
+                self._task = Task.model_validate({"messages": messages, "tools": tools})
+
+    def add(
+        self,
+        generations: Iterable[Generation],
+        step: Step | None,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+    ) -> None:
+        """What a call sampled."""
+        with self._lock:
+            place = _placed(self.trajectory, step and step.parent_id, messages)
+            place["label"] = "attempt" if step is None else step.label
+            same_tools = list(self.trajectory.task.tools) == list(tools)
+            for generation in generations:
+                fields = dict(generation)
+                if generation.capability == "trainable-retokenised" and not same_tools:
+                    note = f"{generation.capability_note}, and it was asked with other tools than the task's"
+                    fields |= {"capability": "eval-only", "capability_note": note, "logprobs": None}
+                span = Span.model_validate({**fields, **place})
+                self._spans.append(span)
+                if step is not None:
+                    step.span_ids.append(span.span_id)
+
+    def at_end(self, finish: Callable[[], None]) -> None:
+        """Called when the episode ends, e.g. to record a stream that nobody read to its end."""
+        self._open.append(finish)
+
+    # ---- beginning and end ----
+
+    def __enter__(self) -> Episode:
+        self._token = _place.set(Place(self, None))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if self._token is not None:
+            _reset(self._token)
+        for finish in self._open:
+            finish()
+        self.closed = True
+        if error is not None:
+            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._shown(error))
+        if self._task is None:
+            return  # nothing was asked: there is no episode
+        if self._recorder is not None:
+            self._recorder.record(self.trajectory)
+        if self._out is not None:
+            try:
+                with TrajectoryWriter(self._out, unique=True) as writer:
+                    writer.append(self.trajectory)
+            except (ConfigError, RecordError) as refused:
+                if error is None:
+                    raise
+                logger.warning("%s", refused)  # the error of the block is the one to raise
+
+    async def __aenter__(self) -> Episode:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        self.__exit__(kind, error, *rest)
+
+    def _shown(self, error: BaseException) -> str:
+        message = str(error)
+        for secret in self.secrets:
+            message = message.replace(secret, "[the API key]")
+        return message
+
+    def _find(self, where: Where) -> Span:
+        wanted = where if isinstance(where, str) else (where.span_ids or [""])[-1] if isinstance(where, Step) else None
+        wanted = where.span_id if isinstance(where, Span) else wanted
+        for span in self._spans:
+            if span.span_id == wanted:
+                return span
+        known = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
+        raise ConfigError(f"span {wanted!r}: not of this episode, whose spans are: {known}")
+
+
+def _placed(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
+    """Parent and request of what `messages` asked for: the longest conversation that they go on with."""
+    parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
+    # The later of two that are alike.
+    for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
+        said = [*tree.prompt(parent), parent.message]
+        if _goes_on(messages, said):
+            return {"parent_id": parent.span_id, "request": messages[len(said) :]}
+    if parent_id is None and _goes_on(messages, tree.task.messages):
+        return {"request": messages[len(tree.task.messages) :]}
+    return {"parent_id": parent_id, "request": messages, "standalone": True}
+
+
+def _goes_on(messages: Sequence[Message], said: Sequence[Message]) -> bool:
+    return len(messages) >= len(said) and all(_bare(m) == _bare(s) for m, s in zip(messages, said, strict=False))
+
+
+def _bare(message: Message) -> Message:
+    """Without the fields that say nothing: SDKs send some of them, and leave some of them out."""
+    return {key: value for key, value in message.items() if value not in (None, "", [], {})}
+
+
+def _reset(token: Token[Place | None]) -> None:
+    with suppress(ValueError):  # entered in another context, as generators of web frameworks are
+        _place.reset(token)

@@ -1,0 +1,80 @@
+"""Texts out of a record before anyone keeps it, and with them the tokens that spell them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from r3agent.trajectory import EpisodeError, Span, Task, Trajectory
+
+Redact: TypeAlias = Callable[[str], str]
+"""A text to what may be kept of it."""
+
+NOTE = "redacted: its tokens spelled what was taken out"
+
+KEPT = {"role", "type", "id", "tool_call_id"}
+"""Keys of messages whose values are no text of anybody's."""
+
+
+def redacted(trajectory: Trajectory, redact: Redact) -> Trajectory:
+    """The trajectory with `redact` applied to every text of its task, spans, verdicts, error and metadata.
+
+    A span whose prompt or answer changes loses its token ids and logprobs and is `eval-only`: tokens spell the text. A
+    task's id that is the hash of its messages becomes that of the redacted ones. Tokens that no text of the record
+    spells, such as hidden reasoning, are kept where nothing in the span's conversation was redacted.
+    """
+    error = trajectory.error
+    cleaned = trajectory.changed(
+        task=_task(trajectory.task, redact),
+        spans=tuple(_span(span, redact) for span in trajectory.spans),
+        error=error and EpisodeError(kind=error.kind, message=redact(error.message)),
+        metadata=_strings(trajectory.metadata, redact),
+    )
+    spans = [
+        now if _spelled(trajectory, was) == _spelled(cleaned, now) else _without_tokens(now)
+        for was, now in zip(trajectory.spans, cleaned.spans, strict=True)
+    ]
+    return cleaned.changed(spans=tuple(spans))
+
+
+def _task(task: Task, redact: Redact) -> Task:
+    fields = _strings(task.model_dump(mode="json", exclude={"id"}), redact)
+    named = task.id != Task.model_validate({"messages": task.messages}).id
+    return Task.model_validate({**fields, **({"id": task.id} if named else {})})
+
+
+def _span(span: Span, redact: Redact) -> Span:
+    verdict = span.verdict
+    if verdict is not None and verdict.feedback is not None:
+        verdict = verdict.model_copy(update={"feedback": redact(verdict.feedback)})
+    return span.model_copy(
+        update={
+            "text": redact(span.text),
+            "tool_calls": tuple(_strings(span.tool_calls, redact)),
+            "request": tuple(_strings(span.request, redact)),
+            "verdict": verdict,
+        }
+    )
+
+
+def _strings(value: Any, redact: Redact) -> Any:
+    """The same JSON with every string redacted, but for the values of `KEPT`."""
+    match value:
+        case str():
+            return redact(value)
+        case dict():
+            return {k: v if k in KEPT else _strings(v, redact) for k, v in value.items()}
+        case list() | tuple():
+            return [_strings(inner, redact) for inner in value]
+        case _:
+            return value
+
+
+def _spelled(trajectory: Trajectory, span: Span) -> Any:
+    """What the tokens of a span's prompt and answer spell."""
+    return trajectory.prompt(span), trajectory.task.tools, span.message
+
+
+def _without_tokens(span: Span) -> Span:
+    gone = dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs"))
+    return span.model_copy(update={**gone, "capability": "eval-only", "capability_note": NOTE})
