@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
+SANDBOX = {"sandbox"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
@@ -27,7 +28,8 @@ VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cl
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
     (TOOLS, {"errors"} | TOOLS),
-    (ENDS, RECORDS | TOOLS | ENDS),
+    (SANDBOX, {"errors"}),
+    (ENDS, RECORDS | TOOLS | SANDBOX | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
     ({"testing"}, RECORDS | {"policy", "_async"}),
     ({"train"}, RECORDS | TOOLS | {"registry"}),

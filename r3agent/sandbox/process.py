@@ -67,7 +67,7 @@ class Limits:
         for name, lowest in {**least, "output_bytes": 1}.items():
             value = getattr(self, name)
             if not (value > lowest or (value == lowest and lowest)):
-                raise ConfigError(f"{name} = {value!r}: give the sandbox {'more than 0' if not lowest else lowest}")
+                raise ConfigError(f"{name} = {value!r}: give the sandbox {lowest or 'more than 0'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def run_dialogue(
     """
     limits = limits or Limits()
     with ExitStack() as stack:
-        files = [stack.enter_context(os.fdopen(fd, mode)) for _ in "12" for fd, mode in zip(os.pipe(), ("rb", "wb"))]
+        files = [stack.enter_context(end) for end in (*_pipe(), *_pipe())]
         to_first, from_second, to_second, from_first = files
         settings: dict[str, Any] = {"limits": limits, "layers": layers, "command": command}
         programs = [
@@ -234,6 +234,8 @@ class _Program:
 
     def outcome(self) -> Outcome:
         self.end()
+        if not self._contained:
+            self.heard["report"] += self._report.read() or b""
         report: dict[str, Any] = {}
         if self._contained:
             report = {"exit_code": self.process.returncode, "wall_s": time.monotonic() - self._began}

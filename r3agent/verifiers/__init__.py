@@ -44,8 +44,10 @@ class Answer(str):
 Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 
 VERIFIERS: dict[str, str] = {
+    "code": "r3agent.verifiers.code:Code",
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "sql": "r3agent.verifiers.sql:Sql",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
