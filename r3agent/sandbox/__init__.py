@@ -30,8 +30,9 @@ What it does not protect from:
 
 A container instead: `command` starts a Python in it, and the options `-I -X utf8 -c PROGRAM` are appended, e.g.
 
-    ["docker", "run", "--rm", "-i", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL",
-     "--memory", "512m", "--pids-limit", "64", "python:3.12-slim", "timeout", "-k", "1", "30", "python"]
+    ["docker", "run", "--rm", "-i", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp",
+     "--cap-drop", "ALL", "--memory", "512m", "--pids-limit", "64", "python:3.12-slim",
+     "timeout", "-k", "1", "30", "python"]
 
 It holds what it is told to hold: r3agent sets the limits that a process sets on itself, caps the output and, after the
 wall time, asks the command to end and then kills it. What the command has started elsewhere, such as a container, it

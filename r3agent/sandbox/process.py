@@ -158,7 +158,7 @@ class _Program:
         self.heard: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
         self.overrun: Overrun | None = None
         self._began = time.monotonic()
-        self._contained = bool(command)
+        self.is_contained = bool(command)
         with ExitStack() as stack:
             if command:
                 arguments, passed = [*command, *_in_container(source, limits)], []
@@ -202,12 +202,12 @@ class _Program:
         for file in (self.process.stdout, self.process.stderr):
             if file is not None:
                 file.close()
-        if not self._contained:
+        if not self.is_contained:
             self._report.close()
             self._scratch.cleanup()
 
     def streams(self) -> dict[str, IO[bytes]]:
-        report = {} if self._contained else {"report": self._report}
+        report = {} if self.is_contained else {"report": self._report}
         found = {"stdout": self.process.stdout, "stderr": self.process.stderr, **report}
         return {name: stream for name, stream in found.items() if stream is not None}
 
@@ -215,7 +215,7 @@ class _Program:
         """Its supervisor ends it, or the container's command does, asked politely; then whoever is left is killed."""
         if self.process.returncode is not None:
             return
-        if not self._contained:
+        if not self.is_contained:
             self._life.close()
         elif self.overrun or not self._has_ended(CLOSING_S):
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -234,10 +234,10 @@ class _Program:
 
     def outcome(self) -> Outcome:
         self.end()
-        if not self._contained:
+        if not self.is_contained:
             self.heard["report"] += self._report.read() or b""
         report: dict[str, Any] = {}
-        if self._contained:
+        if self.is_contained:
             report = {"exit_code": self.process.returncode, "wall_s": time.monotonic() - self._began}
         elif self.heard["report"]:
             report = json.loads(self.heard["report"])
@@ -255,7 +255,7 @@ class _Program:
 
 def _listen(programs: Sequence[_Program], limits: Limits) -> None:
     """Until the first program has ended, or one has gone over a limit."""
-    deadline = time.monotonic() + limits.wall_s + (0.0 if programs[0]._contained else GRACE_S)
+    deadline = time.monotonic() + limits.wall_s + (0.0 if programs[0].is_contained else GRACE_S)
     with selectors.DefaultSelector() as selector:
         for program in programs:
             for name, stream in program.streams().items():

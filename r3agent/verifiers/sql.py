@@ -4,8 +4,8 @@ The query is the last ```sql block of the reply, or all of it. `task.info` has t
 as `{"schema": SCRIPT}` that makes one in memory, and the expectation: `{"answer": QUERY}` or `{"answer": ROWS}`.
 
 Two results are equal if they have the same columns, by place, and the same rows, each as often; the order matters where
-the expected query ends with ORDER BY, or as `{"ordered": true}` says. Floats are equal within a tolerance; 1 is 1.0, but
-no number is a text, and NULL is only NULL. Rows that ORDER BY leaves tied are expected as they came: leave none tied.
+the expected query ends with ORDER BY, or as `{"ordered": true}` says. Floats are equal within a tolerance; 1 is 1.0,
+but no number is a text, and NULL is only NULL. Rows that ORDER BY leaves tied are expected as they came: leave none.
 
 A file is opened read-only and as one that nobody changes. One statement is run, and SQLite itself refuses all but
 reading: no ATTACH, no PRAGMA, no extension. It is run in a process of its own, with limits on time, rows, memory and

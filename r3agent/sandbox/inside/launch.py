@@ -160,8 +160,8 @@ def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> 
         ended, status, used = os.wait4(-1, 0)
     code = os.waitstatus_to_exitcode(status)
     cpu_s = used.ru_utime + used.ru_stime
-    report = {"exit_code": code, "cpu_s": cpu_s}
-    if code in (-signal.SIGKILL, -signal.SIGXCPU) and cpu_s >= spec["cpu_s"] - 0.1:
+    report: dict[str, Any] = {"exit_code": code, "cpu_s": cpu_s}
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_s >= spec["cpu_s"]):
         report["overrun"] = "cpu"
     _say(tell, report)
     os._exit(0)
@@ -199,7 +199,8 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
     if not alone:  # where it is, all processes of the user would count, and it can make none
         limits[resource.RLIMIT_NPROC] = spec["processes"] + N_OWN
     for name, limit in limits.items():
-        resource.setrlimit(name, (limit, limit))
+        # A second more until SIGKILL, so that SIGXCPU, which a program can ignore, says what ended it.
+        resource.setrlimit(name, (limit, limit + (name == resource.RLIMIT_CPU)))
     if "seccomp" in layers:
         with _layer("seccomp"):
             seccomp.forbid(alone=alone)

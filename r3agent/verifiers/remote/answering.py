@@ -58,6 +58,7 @@ class Side(Peer):
     def answer(self, request: list[Any]) -> list[Any]:
         what, *rest = request
         args: list[Any] = []
+        packed: Any = None
         try:
             if what == "run":
                 sys.modules["solution"] = self.module

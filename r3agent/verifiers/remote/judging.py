@@ -89,15 +89,8 @@ def _arithmetic(name: str, *, swapped: bool) -> Callable[[Reference, Any], Any]:
     return ask
 
 
-for _name, _kind in {
-    "len": int,
-    "bool": bool,
-    "str": str,
-    "repr": str,
-    "hash": int,
-    "int": int,
-    "float": float,
-}.items():
+_UNARY = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float}
+for _name, _kind in _UNARY.items():
     setattr(Reference, f"__{_name}__", _unary(_name, _kind))
 for _name in ("eq", "lt", "le", "gt", "ge"):
     setattr(Reference, f"__{_name}__", _comparison(_name))
@@ -128,13 +121,13 @@ class Side(Peer):
         self.given: list[Callable[..., Any]] = []
 
     def do(self, what: str, *args: Any) -> Any:
-        return self._value(self.ask(what, self.packed(list(args))), may_stop=what == "next")
+        return self.value(self.ask(what, self.packed(list(args))), may_stop=what == "next")
 
     def call(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         reply = self.ask("call", index, self.packed(list(args)), self.packed(kwargs))
         for place, data in reply[2] if reply[0] == "ok" else ():
             _become(args[place], self.unpacked(data))
-        return self._value(reply)
+        return self.value(reply)
 
     def answer(self, request: list[Any]) -> list[Any]:
         """Only one thing can be asked here: to call a function that a test has given."""
@@ -153,7 +146,7 @@ class Side(Peer):
     def unpacked(self, data: Any) -> Any:
         return unpack(data, self._resolve)
 
-    def _value(self, reply: list[Any], *, may_stop: bool = False) -> Any:
+    def value(self, reply: list[Any], *, may_stop: bool = False) -> Any:
         if reply[0] == "ok":
             return self.unpacked(reply[1])
         kind, args = self.unpacked(reply[1]), self.unpacked(reply[2])
@@ -189,19 +182,21 @@ class Side(Peer):
 
     def _resolve(self, data: list[Any]) -> Any:
         tag, name = data[:2]
-        if tag == "mine" and isinstance(name, int):
-            return self.references.setdefault(name, Reference(self, name))
-        if tag == "yours" and isinstance(name, int) and 0 <= name < len(self.given):
-            return self.given[name]
-        if tag == "builtin" and isinstance(getattr(builtins, name, None), type):
-            return getattr(builtins, name)
-        if tag == "module" and name.partition(".")[0] in sys.stdlib_module_names:
+        if isinstance(name, int):
+            if tag == "mine":
+                return self.references.setdefault(name, Reference(self, name))
+            if tag == "yours" and 0 <= name < len(self.given):
+                return self.given[name]
+        elif tag == "builtin" and isinstance(found := getattr(builtins, name, None), type):
+            return found
+        elif tag == "module" and name.partition(".")[0] in sys.stdlib_module_names:
             return importlib.import_module(name)
         if tag == "exception":
             base = self._resolve(data[3])
             if not issubclass(base, Exception):
                 base = Exception
-            return self.exceptions.setdefault(name, type(str(data[2]), (base,), {}))
+            kind: Any = type(str(data[2]), (base,), {})
+            return self.exceptions.setdefault(name, kind)
         raise ValueError(tag)
 
 
@@ -222,14 +217,14 @@ def run_tests(side: Side, *, setup: str, tests: str, entry_point: str | None) ->
     Raises:
         BaseException: it failed; the answer, that is.
     """
-    side._value(side.ask("run"))
+    side.value(side.ask("run"))
     space: dict[str, Any] = {"__name__": TESTS}
     exec(compile(setup, "<setup>", "exec"), space)
     used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
     wanted = sorted({*used, *([entry_point] if entry_point else [])} - set(space) - set(dir(builtins)))
-    for name in side._value(side.ask("has", wanted)):
+    for name in side.value(side.ask("has", wanted)):
         if name in wanted:
-            space[name] = side._value(side.ask("global", name))
+            space[name] = side.value(side.ask("global", name))
     if entry_point and entry_point not in space:
         raise NameError(f"the answer defines no {entry_point!r}")
     before = dict(space)

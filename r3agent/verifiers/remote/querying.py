@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 Rows: TypeAlias = Sequence[Sequence[Any]]
@@ -48,11 +49,15 @@ def opened(database: str | None, schema: str) -> sqlite3.Connection:
         connection = sqlite3.connect(database, uri=True, isolation_level=None)
     for pragma in ("query_only = ON", "temp_store = MEMORY", "trusted_schema = OFF"):
         connection.execute(f"PRAGMA {pragma}")
-    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    connection.text_factory = _text
     for limit, value in LIMITS.items():
         connection.setlimit(limit, value)
     connection.set_authorizer(_authorize)
     return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -156,7 +161,7 @@ def top_level(query: str) -> Iterator[str]:
 def is_ordered(query: str) -> bool:
     """Whether the query itself says in which order its rows come."""
     words = list(top_level(query))
-    return ("order", "by") in zip(words, words[1:], strict=False)
+    return ("order", "by") in pairwise(words)
 
 
 def main() -> None:
