@@ -96,7 +96,7 @@ from r3agent.sandbox import run_python
 
 filters = [(0x20, 0, 0, 0), (0x15, 0, 1, {unshare}), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
 code = b"".join(struct.pack("=HBBI", *line) for line in filters)
-program = struct.pack("=HxxxxxxP", len(filters), ctypes.addressof(held := ctypes.create_string_buffer(code)))
+program = struct.pack("@HP", len(filters), ctypes.addressof(held := ctypes.create_string_buffer(code)))
 libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0
 try:
