@@ -83,7 +83,8 @@ FORGERIES: dict[str, tuple[str, str]] = {
         SQUARES,
     ),
     "writes to every descriptor": (
-        "import os\nfor fd in range(64):\n    try: os.write(fd, b'0000000f[\"ok\", null, []]')\n    except OSError: pass",
+        "import os\nfor fd in range(64):\n"
+        "    try: os.write(fd, b'0000000f[\"ok\", null, []]')\n    except OSError: pass",
         SQUARES,
     ),
     "equals everything": (f"{EVERYTHING}\ndef f(x): return Everything()", SQUARES),
@@ -138,8 +139,8 @@ PAIRS: dict[str, tuple[str, str]] = {
     "plain values": (
         "def f(x): return x",
         "from fractions import Fraction\n"
-        "for x in (None, True, 1.5, float('inf'), 'é\\ud800', b'x', (1, [2], {3}), {(1, 2): {}}, 10**5000, range(3), 2j, "
-        "Fraction(1, 3)):\n    assert f(x) == x and type(f(x)) is type(x)",
+        "for x in (None, True, 1.5, float('inf'), 'é\\ud800', b'x', (1, [2], {3}), {(1, 2): {}}, 10**5000, range(3), "
+        "2j, Fraction(1, 3)):\n    assert f(x) == x and type(f(x)) is type(x)",
     ),
     "own exceptions": (
         "class Bad(ValueError): pass\ndef f(): raise Bad('no')",
