@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary", "thinking", "lines", "labels"}
 TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls", "worker"}
+SANDBOX = {"sandbox"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks", "langchain"}
 GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
@@ -27,7 +28,8 @@ VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cl
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
     (TOOLS, {"errors"} | TOOLS),
-    (ENDS, RECORDS | TOOLS | ENDS),
+    (SANDBOX, {"errors"}),
+    (ENDS, RECORDS | TOOLS | SANDBOX | ENDS),
     (GRAPH_SIDE, RECORDS | TOOLS | ENDS | GRAPH_SIDE),
     ({"recording"}, RECORDS | TOOLS | ENDS),
     ({"testing"}, RECORDS | {"policy", "streaming", "_async"}),

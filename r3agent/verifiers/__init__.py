@@ -63,6 +63,7 @@ class Answer(str):
 Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 
 VERIFIERS: dict[str, str] = {
+    "code": "r3agent.verifiers.code:Code",
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
     "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
@@ -73,6 +74,7 @@ VERIFIERS: dict[str, str] = {
     "person": "r3agent.verifiers.person:person",
     "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
     "regex": "r3agent.verifiers.match:Regex",
+    "sql": "r3agent.verifiers.sql:Sql",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 

@@ -1,0 +1,155 @@
+"""Code: does a Python answer pass its unit tests?
+
+The answer is the last ```python block of the reply, or all of it. `task.info` has the tests in one of three forms:
+
+- `{"tests": SOURCE}`: asserts, functions `test_*`, `unittest` cases, or all of them.
+- `{"test": SOURCE, "entry_point": NAME}` as in HumanEval: `SOURCE` defines `check(candidate)`.
+- `{"test_list": [ASSERT, ...]}` as in MBPP.
+
+`setup` (MBPP: `test_setup_code`, `test_imports`) is run before the tests, where they are. What tests use and neither
+they, nor `setup`, nor Python defines is the answer's.
+
+Answer and tests run in two sandboxes, and only plain data goes from the answer to the tests. So an answer cannot end
+the tests, patch them, print a verdict, return an object that equals everything or read what is expected. It can still
+do what every test by examples allows: give the expected values without computing them, where it can guess them; change
+in place a list or dict that it was passed, which a test may then compare with; define a helper that the tests use and
+do not define, so put helpers into `setup`; and of objects of its own classes, compare two of them, iterate over them or
+call their methods as it likes.
+
+The price: tests can pass plain values and functions, not objects of their own classes; an object of the answer's
+equals no plain value, and `x in` it asks its iterator; what the answer prints is not seen; `async` tests are not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r3agent.errors import ConfigError, VerifierError
+from r3agent.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
+from r3agent.trajectory import Task, Verdict
+
+_BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.I)
+_REMOTE = Path(__file__).parent / "remote"
+
+_PROGRAM = """
+import sys, types
+for name, source in {modules!r}.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), vars(module))
+module.main(**{arguments!r})
+"""
+
+
+class Code:
+    """Judge code by the tests in `task.info`.
+
+    Args:
+        timeout_s: for all tests of one answer.
+        memory_mb: address space of each process.
+        processes: that the answer may have, threads included.
+        layers: of the sandbox; see `r3agent.sandbox`. Fewer than all are a decision to be held less.
+        command: starts a Python in a container, instead of the sandbox.
+
+    Raises:
+        ConfigError: a setting cannot be, or this machine does not have what holds an answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 10.0,
+        memory_mb: int = 512,
+        processes: int = 8,
+        layers: Sequence[Layer] = LAYERS,
+        command: Sequence[str] = (),
+    ) -> None:
+        self.limits = Limits(wall_s=timeout_s, cpu_s=max(1, int(timeout_s)), memory_mb=memory_mb, processes=processes)
+        self._held: dict[str, Any] = {"layers": tuple(layers), "command": tuple(command)}
+        tried = run_python("print('held')", limits=Limits(wall_s=60.0), **self._held)
+        if tried.stdout != b"held\n":
+            said = tried.stderr[-500:].decode(errors="replace")
+            raise ConfigError(f"code: the sandbox cannot run Python here: {tried.overrun or tried.exit_code} {said}")
+
+    def __call__(self, task: Task, answer: str) -> Verdict:
+        tests = _tests(task)
+        source = code_of(answer)
+        judged, tried = run_dialogue(
+            _program("judging", **tests), _program("answering", source=source), limits=self.limits, **self._held
+        )
+        return self._verdict(judged, tried)
+
+    def _verdict(self, judged: Outcome, tried: Outcome) -> Verdict:
+        for outcome in (tried, judged):
+            if outcome.overrun and (outcome is judged or outcome.overrun != "wall"):
+                return _failed(self._limit(outcome))
+        try:
+            said: dict[str, Any] = json.loads(judged.stderr)
+        except ValueError:
+            why = judged.stderr[-500:].decode(errors="replace")
+            raise VerifierError(f"the tests ended with {judged.exit_code} and no verdict: {why}") from None
+        if "unfit" in said:
+            raise ValueError(f"the tests cannot be run: {said['unfit']}")
+        if said["passed"]:
+            return Verdict(passed=True, score=1.0)
+        why = said["feedback"]
+        if said.get("hung_up"):
+            why = f"{why}, with exit code {tried.exit_code}: {tried.stderr[-200:].decode(errors='replace')}"
+        elif why.startswith("MemoryError"):
+            why = f"over memory_mb = {self.limits.memory_mb}: {why}"
+        return _failed(why)
+
+    def _limit(self, outcome: Outcome) -> str:
+        match outcome.overrun:
+            case "output":
+                return f"over the limit of {self.limits.output_bytes} bytes of output"
+            case "cpu":
+                return f"over the limit of {self.limits.cpu_s} s of CPU, which timeout_s sets"
+            case _:
+                return f"over timeout_s = {self.limits.wall_s:g}"
+
+
+def code_of(reply: str) -> str:
+    """The last Python block of a reply, or all of it where there is none."""
+    blocks: list[str] = _BLOCK.findall(reply)
+    return blocks[-1] if blocks else reply
+
+
+def _tests(task: Task) -> dict[str, str | None]:
+    """What `judging.main` takes.
+
+    Raises:
+        ValueError: there are no tests, or they are not Python.
+    """
+    info = task.info
+    setup = "\n".join([*info.get("test_imports", ()), str(info.get("setup") or info.get("test_setup_code") or "")])
+    entry_point = None
+    if "tests" in info:
+        tests = str(info["tests"])
+    elif "test_list" in info:
+        tests = "\n".join(map(str, info["test_list"]))
+    elif "test" in info and "entry_point" in info:
+        tests, entry_point = str(info["test"]), str(info["entry_point"])
+    else:
+        raise ValueError(f"info has {sorted(info)}: give tests, test_list, or test and entry_point")
+    ast.parse(setup)
+    nodes = list(ast.walk(ast.parse(tests)))
+    named = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+    if entry_point and "check" not in named:
+        raise ValueError("test defines no check(candidate)")
+    if not any(isinstance(node, ast.Assert) for node in nodes) and not any(n.startswith("test_") for n in named):
+        raise ValueError("the tests have no assert and no test_ function: every answer would pass")
+    return {"setup": setup, "tests": tests, "entry_point": entry_point}
+
+
+def _program(side: str, **arguments: str | None) -> str:
+    sources = {f"r3agent.verifiers.remote.{name}": (_REMOTE / f"{name}.py").read_text() for name in ("wire", side)}
+    return _PROGRAM.format(modules=sources, arguments=arguments)
+
+
+def _failed(why: str) -> Verdict:
+    return Verdict(passed=False, score=0.0, feedback=why)

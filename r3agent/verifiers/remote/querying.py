@@ -1,0 +1,192 @@
+"""Two queries against one database, in a process that may be killed: does the answer give what is expected?"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+
+READS = {20, 21, 33}
+"""What the authorizer allows: SQLITE_READ, SQLITE_SELECT, SQLITE_RECURSIVE."""
+FUNCTION = 31
+REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
+
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 500,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 1_000,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+"""Characters, columns and nodes, far above what a question asks for."""
+STEPS_BETWEEN_LOOKS = 1000
+LAST_STEP_S = 0.5
+
+
+class Refused(Exception):
+    """The query is not one that may be run, or it fails or goes over a limit."""
+
+
+def opened(database: str | None, schema: str) -> sqlite3.Connection:
+    """The file, read-only and untouched, or a new database in memory; from here on only for reading."""
+    if database is None:
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        connection.executescript(schema)
+    else:
+        connection = sqlite3.connect(database, uri=True, isolation_level=None)
+    for pragma in ("query_only = ON", "temp_store = MEMORY", "trusted_schema = OFF"):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.text_factory = _text
+    for limit, value in LIMITS.items():
+        connection.setlimit(limit, value)
+    connection.set_authorizer(_authorize)
+    return connection
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    allowed = action in READS or (action == FUNCTION and (second or "").lower() not in REFUSED_FUNCTIONS)
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def rows_of(
+    connection: sqlite3.Connection, query: str, *, timeout_s: float, max_rows: int, alone: bool = False
+) -> tuple[int, Rows]:
+    """The number of columns, and the rows.
+
+    Args:
+        alone: the process may be ended if need be.
+
+    Raises:
+        Refused: and why.
+    """
+    deadline = time.monotonic() + timeout_s
+    if alone:  # SQLite looks at the clock between its steps, and one step may take for ever: then this ends the process
+        signal.setitimer(signal.ITIMER_REAL, timeout_s + LAST_STEP_S)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_LOOKS)
+    try:
+        with closing(connection.execute(query)) as cursor:
+            if cursor.description is None:
+                raise Refused("not a query")
+            rows = cursor.fetchmany(max_rows + 1)
+            n_columns = len(cursor.description)
+    except MemoryError:
+        raise Refused("over the memory limit") from None
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # also of what is no text or number
+        if time.monotonic() > deadline:
+            raise Refused(f"over the limit of {timeout_s:g} s") from None
+        raise Refused(str(error)) from None
+    if len(rows) > max_rows:
+        raise Refused(f"over the limit of {max_rows} rows")
+    return n_columns, rows
+
+
+def same_rows(one: Rows, other: Rows, *, ordered: bool, tolerance: float) -> bool:
+    """Whether two results are equal; a row counts as often as it is there.
+
+    Two numbers are equal when they are, or when one is no integer and they differ by less than `tolerance` times the
+    larger of 1 and their size. Numbers that such steps connect are one number, so order does not matter.
+    """
+    if len(one) != len(other):
+        return False
+    names = _names([cell for row in (*one, *other) for cell in row if isinstance(cell, (int, float))], tolerance)
+    named = [[tuple(_key(cell, names) for cell in row) for row in rows] for rows in (one, other)]
+    return named[0] == named[1] if ordered else Counter(named[0]) == Counter(named[1])
+
+
+def _key(cell: Any, names: dict[float, int]) -> tuple[str, Any]:
+    if isinstance(cell, (int, float)):
+        return "number", names[cell]
+    return type(cell).__name__, cell
+
+
+def _names(numbers: Sequence[float], tolerance: float) -> dict[float, int]:
+    """Equal numbers get the same name."""
+    names: dict[float, int] = {}
+    inexact = {n for n in numbers if isinstance(n, float)}
+    before: float | None = None
+    for number in sorted(set(numbers)):
+        near = (
+            before is not None
+            and (number in inexact or before in inexact)
+            and number - before <= tolerance * max(1.0, abs(float(number)))
+        )
+        names[number] = len(names) if not near or before is None else names[before]
+        before = number
+    return names
+
+
+def top_level(query: str) -> Iterator[str]:
+    """The words of a query that stand in no string, comment or parentheses, in lower case."""
+    word, depth, i = "", 0, 0
+    closing_of = {"'": "'", '"': '"', "`": "`", "[": "]"}
+    while i < len(query):
+        char = query[i]
+        end = i + 1
+        if query.startswith("--", i) or query.startswith("/*", i):
+            mark = "\n" if char == "-" else "*/"
+            end = query.find(mark, i + 2)
+            end = len(query) if end < 0 else end + len(mark)
+        elif char in closing_of:
+            end = query.find(closing_of[char], i + 1) + 1 or len(query)
+        elif char.isalnum() or char == "_":
+            word += char.lower()
+            i = end
+            continue
+        if word and depth == 0:
+            yield word
+        word = ""
+        depth += (char == "(") - (char == ")")
+        i = end
+    if word and depth == 0:
+        yield word
+
+
+def is_ordered(query: str) -> bool:
+    """Whether the query itself says in which order its rows come."""
+    words = list(top_level(query))
+    return ("order", "by") in pairwise(words)
+
+
+def main() -> None:
+    """A request on stdin; a line on stdout once the expectation is known, then the verdict."""
+    request: dict[str, Any] = json.load(sys.stdin)
+    limits: dict[str, Any] = {"timeout_s": request["timeout_s"], "max_rows": request["max_rows"], "alone": True}
+    connection = opened(request["database"], request["schema"])
+    expected = request["answer"]
+    try:
+        n_columns, rows = rows_of(connection, expected, **limits) if isinstance(expected, str) else (None, expected)
+    except Refused as error:
+        print(json.dumps({"broken": f"the expected query: {error}"}))
+        return
+    print(json.dumps({"expected": len(rows)}), flush=True)
+    try:
+        found_columns, found = rows_of(connection, request["query"], **limits)
+    except Refused as error:
+        print(json.dumps({"passed": False, "feedback": str(error)}))
+        return
+    if n_columns not in (None, found_columns):
+        verdict = {"passed": False, "feedback": f"{found_columns} columns, not {n_columns}"}
+    elif len(found) != len(rows):
+        verdict = {"passed": False, "feedback": f"{len(found)} rows, not {len(rows)}"}
+    elif same_rows(found, rows, ordered=request["ordered"], tolerance=request["tolerance"]):
+        verdict = {"passed": True}
+    else:
+        verdict = {"passed": False, "feedback": "other rows, or in another order"}
+    print(json.dumps(verdict))

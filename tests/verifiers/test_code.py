@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from r3agent.errors import ConfigError, VerifierError
+from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers import find_verifier, judge
+from r3agent.verifiers.code import Code, code_of
+from tests.trees import span
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+
+SQUARES = "assert f(2) == 4\nassert f(3) == 9"
+
+
+@pytest.fixture(scope="module")
+def code() -> Code:
+    return Code(timeout_s=30)
+
+
+def task(**info: Any) -> Task:
+    return Task(id="t", messages=({"role": "user", "content": "?"},), info=info)
+
+
+def judged(code: Code, answer: str, **info: Any) -> Verdict:
+    verdict = code(task(**info), answer)
+    assert verdict.passed == (verdict.score == 1.0) == (verdict.feedback is None)
+    return verdict
+
+
+CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(3) == 9\n"
+CASE = "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n        self.assertEqual(f(3), 9)\n"
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"tests": SQUARES},
+        {"tests": "def test_it():\n    assert f(3) == 9\n"},
+        {"tests": CASE},
+        {"test": CHECK, "entry_point": "f"},
+        {"test_list": SQUARES.splitlines()},
+        {"test_list": ["assert f(side) == 9"], "test_setup_code": "side = 3"},
+    ],
+    ids=["asserts", "functions", "unittest", "HumanEval", "MBPP", "set-up"],
+)
+def test_every_form_of_tests_passes_the_right_and_fails_the_wrong(code: Code, info: dict[str, Any]) -> None:
+    assert judged(code, "Here:\n```python\ndef f(x):\n    return x * x\n```\nDone.", **info).passed
+    wrong = judged(code, "def f(x):\n    return 4", **info)
+    assert "AssertionError" in (wrong.feedback or "")
+
+
+def test_the_last_block_counts_and_text_without_one_is_code() -> None:
+    assert code_of("```python\na\n```\n```py\nb\n```\n```sql\nc\n```") == "b\n"
+    assert code_of("x = 1") == "x = 1"
+    assert code_of("```python\nunclosed") == "unclosed"
+
+
+EVERYTHING = """
+class Everything:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    def __sub__(self, other): return 0
+    __rsub__ = __abs__ = __mul__ = __round__ = __sub__
+    def __contains__(self, other): return True
+    def __hash__(self): return 4
+class Int(int):
+    __eq__ = Everything.__eq__
+    __sub__ = Everything.__sub__
+"""
+
+FORGERIES: dict[str, tuple[str, str]] = {
+    "exits at once": ("import os\nos._exit(0)", SQUARES),
+    "exits when called": ("import os\ndef f(x): os._exit(0)", SQUARES),
+    "raises SystemExit": ("def f(x): raise SystemExit(0)", SQUARES),
+    "prints a verdict": (
+        "import os\nos.write(2, b'{\"passed\": true}')\ndef f(x): return 4",
+        SQUARES,
+    ),
+    "writes to every descriptor": (
+        "import os\nfor fd in range(64):\n"
+        "    try: os.write(fd, b'0000000f[\"ok\", null, []]')\n    except OSError: pass",
+        SQUARES,
+    ),
+    "equals everything": (f"{EVERYTHING}\ndef f(x): return Everything()", SQUARES),
+    "an int that equals everything": (f"{EVERYTHING}\ndef f(x): return Int(5)", SQUARES),
+    "is near everything": (f"{EVERYTHING}\ndef f(x): return Everything()", "assert abs(f(2) - 4) < 1e-6"),
+    "contains everything": (f"{EVERYTHING}\ndef f(x): return Everything()", "assert 4 in f(2)"),
+    "hashes alike": (f"{EVERYTHING}\ndef f(x): return Everything()", "assert f(2) in {4}"),
+    "patches builtins": (
+        "import builtins\nbuiltins.all = builtins.AssertionError = lambda *a: True\ndef f(x): return 0",
+        "assert all(f(x) == x * x for x in (2, 3))",
+    ),
+    "names a builtin": (
+        "def abs(x): return 0\ndef all(x): return True\ndef f(x): return 0",
+        "assert abs(f(2) - 4) < 1",
+    ),
+    "patches a module": (
+        "import math\nmath.isclose = lambda *a: True\ndef f(x): return 0",
+        "assert math.isclose(f(2), 4)",
+    ),
+    "ends a loop of tests": ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x * x, (2, 3)))"),
+    "skips a test": ("import unittest\ndef f(x): raise unittest.SkipTest", CASE),
+    "looks for the tests": (
+        "import gc, sys\ndef f(x):\n    texts = [o for o in gc.get_objects() if isinstance(o, (str, list, dict))]\n"
+        "    return next((9 for t in texts if 'f(3)' in str(t)[:10**5] and 'assert' in str(t)), None)",
+        "assert f(3) == 9",
+    ),
+    "patches the channel": (
+        "import json, sys\nwire = sys.modules['r3agent.verifiers.remote.wire']\n"
+        "wire.Peer.send = lambda self, message: None\ndef f(x): return 0",
+        SQUARES,
+    ),
+    "replaces the check": ("def check(candidate): pass\ndef f(x): return 0", f"{CHECK}\ncheck(f)"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_no_verdict_is_forged(name: str) -> None:
+    answer, tests = FORGERIES[name]
+    verdict = Code(timeout_s=6)(task(tests=tests), answer)
+    assert not verdict.passed
+    assert verdict.feedback
+
+
+PAIRS: dict[str, tuple[str, str]] = {
+    "arguments changed in place": ("def f(x): x.sort()", "x = [3, 1]\nf(x)\nassert x == [1, 3]"),
+    "functions of the test": (
+        "def f(g, xs): return [g(x) for x in xs]",
+        "assert f(lambda x: x + 1, iter([1, 2])) == [2, 3]",
+    ),
+    "types": ("def f(kind, x): return kind(x)", "assert f(str, 1) == '1'"),
+    "generators": ("def f(n): yield from range(n)", "assert list(f(3)) == [0, 1, 2]\nassert next(f(1)) == 0"),
+    "plain values": (
+        "def f(x): return x",
+        "from fractions import Fraction\n"
+        "for x in (None, True, 1.5, float('inf'), 'é\\ud800', b'x', (1, [2], {3}), {(1, 2): {}}, 10**5000, range(3), "
+        "2j, Fraction(1, 3)):\n    assert f(x) == x and type(f(x)) is type(x)",
+    ),
+    "own exceptions": (
+        "class Bad(ValueError): pass\ndef f(): raise Bad('no')",
+        "try:\n    f()\nexcept Bad as error:\n    assert str(error) == 'no'\nelse:\n    assert False\n"
+        "try:\n    f()\nexcept ValueError:\n    pass",
+    ),
+    "own classes": (
+        "class V:\n    def __init__(s, x): s.x = x\n    def __add__(s, o): return V(s.x + o.x)\n"
+        "    def __eq__(s, o): return s.x == o.x\n    def __len__(s): return s.x\n    def get(s): return s.x\n"
+        "    def __str__(s): return f'V{s.x}'",
+        "v = V(1) + V(2)\nassert v == V(3) and not v == V(4)\nassert len(v) == 3 == v.get() == v.x\n"
+        "assert isinstance(v, V) and str(v) == 'V3'\nv.x = 5\nassert v.get() == 5",
+    ),
+    "dicts of the library": (
+        "from collections import Counter\ndef f(x): return Counter(x)",
+        "assert f('aab') == {'a': 2, 'b': 1}",
+    ),
+    "constants and modules": ("import math\nTWO = 2", "assert TWO == 2 and math.floor(2.5) == TWO"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_honest_answers_pass_across_processes(code: Code, name: str) -> None:
+    answer, tests = PAIRS[name]
+    assert judged(code, answer, tests=tests) == Verdict(passed=True, score=1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings", "says"),
+    [
+        ("while True: pass", {"timeout_s": 1}, r"over timeout_s = 1|limit of 1 s of CPU"),
+        ("def f(x):\n    import time\n    time.sleep(60)", {"timeout_s": 1}, "over timeout_s = 1"),
+        ("x = bytearray(2 ** 30)", {"memory_mb": 256}, "over memory_mb = 256"),
+        ("def f(x):\n    while True: print('x' * 1000)", {}, "bytes of output"),
+        ("def f(x): return 'x' * (20 << 20)", {"timeout_s": 30}, "one over 16777216 bytes"),
+        ("def f(x): return f(x)", {}, "RecursionError"),
+        ("def g(x): return 4", {}, "name 'f' is not defined"),
+        ("def f(x) return 4", {}, "SyntaxError"),
+        ("", {}, "name 'f' is not defined"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", {}, "the answer's process has ended"),
+    ],
+)
+def test_what_fails_says_why(answer: str, settings: dict[str, Any], says: str) -> None:
+    verdict = Code(**{"timeout_s": 20, **settings})(task(tests=SQUARES), answer)
+    assert not verdict.passed
+    assert re.search(says, verdict.feedback or ""), verdict.feedback
+
+
+@pytest.mark.parametrize(
+    ("info", "says"),
+    [
+        ({}, "give tests, test_list, or test and entry_point"),
+        ({"tests": "f(2)"}, "every answer would pass"),
+        ({"tests": "assert ("}, "SyntaxError"),
+        ({"test": "assert 1", "entry_point": "f"}, r"defines no check\(candidate\)"),
+        ({"tests": "class N: pass\nassert f(N())"}, "they pass a <tests>.N; only plain values"),
+    ],
+)
+async def test_tests_that_cannot_be_run_are_an_error(code: Code, info: dict[str, Any], says: str) -> None:
+    with pytest.raises(VerifierError, match=rf"Code failed on task 't': .*{says}"):
+        await judge(code, task(**info), [span("attempt", text="def f(x): return 1")])
+
+
+def test_it_runs_in_what_a_command_starts() -> None:
+    code = Code(timeout_s=30, command=[sys.executable])
+    assert judged(code, "def f(x): return x * x", tests=SQUARES).passed
+    assert not judged(code, "def f(x): return 4", tests=SQUARES).passed
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for settings, says in (({"layers": ["seccomp"]}, "hold nothing"), ({"command": ["false"]}, "cannot run Python")):
+        with pytest.raises(ConfigError, match=says):
+            find_verifier("code", **settings)
