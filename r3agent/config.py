@@ -58,7 +58,7 @@ class ServeConfig(Record):
 
 class TaskConfig(Record):
     source: str = "countdown"
-    """A shipped source, a file of tasks, or your own as `module:callable`."""
+    """A shipped source, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own as `module:callable`."""
     verifier: str = ""
     """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
     verifier_params: dict[str, Any] = {}
@@ -66,7 +66,9 @@ class TaskConfig(Record):
     seed: int = 0
     """Tasks of round k are drawn with `seed` and k."""
     params: dict[str, Any] = {}
-    """What the source understands, e.g. `max_number` of countdown."""
+    """What the source understands, e.g. `max_number` of countdown. Of a file or `hf:NAME`: `prompt`, `system`, `gold`
+    (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
+    of `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
 
 
 class PromptConfig(Record):

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RECORDS = {"errors", "trajectory", "credit", "versions", "prompts", "schema", "summary"}
-TOOLS = {"_async", "bundled", "files", "imports", "lock", "urls"}
+TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}

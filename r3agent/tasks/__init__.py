@@ -1,7 +1,7 @@
 """Where problems come from. A task source yields tasks; it is named by the user and found here.
 
-A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`), a file of tasks, the user's
-`module:callable`, or an entry point of the group `r3agent.tasks`.
+A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`, `hf:openai/gsm8k`), a file
+(`.jsonl`, `.json`, `.csv`, `.parquet`), the user's `module:callable`, or an entry point of the group `r3agent.tasks`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 from r3agent.errors import ConfigError, R3Error
 from r3agent.imports import entry_points, load_attribute
 from r3agent.tasks.jsonl import load_jsonl
-from r3agent.tasks.splits import draw
+from r3agent.tasks.rows import ENDINGS
+from r3agent.tasks.splits import draw, unique
 from r3agent.trajectory import Task
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
@@ -32,10 +33,13 @@ class Shipped:
     """Which verifier decides its tasks unless the user names another."""
     needs_name: str = ""
     """What stands after the colon of its name, if anything must."""
+    finite: bool = False
+    """It has a number of tasks, all of which it yields where none is asked for; else tasks are made."""
 
 
 SOURCES: dict[str, Shipped] = {
     "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "hf": Shipped("r3agent.tasks.dataset:from_hub", verifier="exact", needs_name="NAME", finite=True),
 }
 """A new source is a file in this folder and a line here."""
 
@@ -52,19 +56,31 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
         params: what the source understands, e.g. `max_number` of countdown.
 
     Raises:
-        ConfigError: there is no such source, it does not take `params`, or it holds no task.
+        ConfigError: there is no such source, it does not take `params`, it holds no task, or two share an id.
     """
-    if n is not None and n < 1:
-        raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl"):
-        if params:
-            raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
-        tasks = draw(load_jsonl(source), n, seed=seed, split=split)
-    else:
-        tasks = _asked(source, n, seed=seed, split=split, **params)
+    tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
     if not tasks:
         raise ConfigError(f"task source {source!r} holds no task in split {split!r}, one of train, gate, test, all")
     return tasks
+
+
+def read_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str = "train", **params: Any) -> list[Task]:
+    """As `find_tasks`, but there may be none, and those that share an id are given as they are.
+
+    Raises:
+        ConfigError: there is no such source, or it does not take `params`.
+    """
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: ask for at least 1 task")
+    if source.endswith(".jsonl") and not params:
+        return draw(load_jsonl(source), n, seed=seed, split=split)
+    return _asked(source, n, seed=seed, split=split, **params)
+
+
+def is_finite(source: str) -> bool:
+    """Whether all tasks of a source can be asked for; a source of the user's own may go on for ever."""
+    shipped = SOURCES.get(source.partition(":")[0])
+    return source.endswith(ENDINGS) or (shipped is not None and shipped.finite)
 
 
 def default_verifier(source: str) -> str:
@@ -73,7 +89,7 @@ def default_verifier(source: str) -> str:
     Raises:
         ConfigError: the source is the user's own.
     """
-    if source.endswith(".jsonl"):
+    if source.endswith(ENDINGS):
         return "exact"
     if (shipped := SOURCES.get(source.partition(":")[0])) is None:
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
@@ -100,6 +116,8 @@ def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
     """The callable behind a name, and what stands after the colon."""
     head, _, name = source.partition(":")
+    if head not in SOURCES and source.endswith(ENDINGS):
+        return load_attribute("r3agent.tasks.dataset:from_file"), {"name": source}
     if (shipped := SOURCES.get(head)) is not None:
         if bool(name) != bool(shipped.needs_name):
             wanted = f"write {head}:{shipped.needs_name}" if shipped.needs_name else f"write {head}, with no {name!r}"
@@ -112,6 +130,6 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
         return load_attribute(own[source]), {}
     known = [f"{head}:{s.needs_name}" if s.needs_name else head for head, s in SOURCES.items()]
     raise ConfigError(
-        f"task {source!r} is unknown; use one of {sorted([*known, *own])}, a .jsonl file, or your own as "
-        "module:callable"
+        f"task {source!r} is unknown; use one of {sorted([*known, *own])}, a file ({', '.join(ENDINGS)}), or "
+        "your own as module:callable"
     )

@@ -78,7 +78,12 @@ def test_default_verifier_is_the_source_s_own(sources: str) -> None:
 @pytest.mark.parametrize(
     ("source", "n", "params", "says"),
     [
-        ("contdown", 1, {}, r"'contdown' is unknown; use one of \[.*'countdown'.*\], a .jsonl file, or your own"),
+        (
+            "contdown",
+            1,
+            {},
+            r"'contdown' is unknown; use one of \[.*'countdown'.*\], a file \(.jsonl, .*\), or your own",
+        ),
         ("countdown", None, {}, "countdown is generated: say how many tasks with --n"),
         ("countdown:9", 3, {}, "write countdown, with no '9'"),
         ("countdown", 0, {}, "n = 0: ask for at least 1 task"),
