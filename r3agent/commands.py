@@ -159,7 +159,10 @@ def loop(options: Namespace) -> Outcome:
         f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
         for r in report.rounds
     ]
-    return Outcome(report.model_dump(mode="json"), "\n".join([*lines, f"{report.live} is live"]))
+    lines.append(f"{report.live} is live")
+    if run.config.gate.split != run.config.eval.split:
+        lines.append(f"next: r3agent eval --run {options.run}     the final word, on tasks that decided nothing")
+    return Outcome(report.model_dump(mode="json"), "\n".join(lines))
 
 
 def inspect(options: Namespace) -> Outcome:

@@ -99,9 +99,10 @@ class CollectConfig(Record):
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Frozen tasks."""
+    """Frozen tasks, of an evaluation and of the gate."""
     split: Split = "test"
-    """`test` is never trained on; `all` takes every task of a file."""
+    """Of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained on or
+    not."""
     seed: int = 0
     """Of the draw; the same tasks are taken with the same seed."""
     samples: int = Field(default=1, ge=1)
@@ -109,6 +110,9 @@ class EvalConfig(Record):
 
 
 class GateConfig(Record):
+    split: Split = "gate"
+    """Whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is right
+    where a single decision is made and its numbers are reported whatever it is."""
     min_lift: float = 0.0
     """Points of after-reflection success that a new version must gain."""
     max_regression: float = Field(default=2.0, ge=0)

@@ -22,7 +22,7 @@ TOOLS = {"_async", "bundled", "files", "imports", "lock", "templates", "urls"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks"}
 GRAPH_SIDE = {"state", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
-VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
+VERBS = {"run", "apart", "comparisons", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),

@@ -13,6 +13,9 @@ from r3agent.trajectory import Task
 
 Split: TypeAlias = Literal["train", "gate", "test", "all"]
 
+APART = ("train", "gate", "test")
+"""The splits that share no task."""
+
 TEST_SHARE, GATE_SHARE = 0.25, 0.1
 """Shares of tasks that only the test split, only the gate split holds."""
 
