@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
 from r3agent.apart import SPLIT, Apart
 from r3agent.collect import CollectSummary, collect
 from r3agent.comparisons import store_comparison, stored_comparison
