@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
@@ -142,6 +143,7 @@ class Config(Record):
     eval: EvalConfig = EvalConfig()
     gate: GateConfig = GateConfig()
     loop: LoopConfig = LoopConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:

@@ -34,8 +34,9 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
     ({"doctor"}, RECORDS | TOOLS | ENDS | {"deploy.server"}),
-    ({"config"}, RECORDS | TOOLS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
-    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"doctor"} | VERBS | {"config"}),
+    ({"audit"}, RECORDS | TOOLS | ENDS | {"doctor.wire"}),
+    ({"config"}, RECORDS | TOOLS | {"audit.config", "policy", "tasks.splits", "deploy.config", "train.config"}),
+    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"audit", "doctor"} | VERBS | {"config"}),
     ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE),
 ]
 """Rooms, and what their modules may import besides their own room; as in the table of AGENTS.md."""
