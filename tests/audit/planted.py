@@ -60,7 +60,7 @@ def raising(task: Task, answer: str) -> bool:
 
 
 def hanging(task: Task, answer: str) -> bool:
-    if task.id == "2" and answer == "it is 4":
+    if task.id == "0" and answer == "it is 0":
         re.match(r"(a+)+$", "a" * 60 + "b")  # never gives up Python's lock
     return right(task, answer)
 
