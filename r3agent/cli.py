@@ -32,7 +32,7 @@ RUN: dict[str, dict[str, Any]] = {
 SUBJECT: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "NAME", "dest": "policy.model", "help": "served name of the base model"},
     "--base-model": {"metavar": "DIR", "dest": "policy.base_model", "help": "its weights, for training"},
-    "--task": {"metavar": "TASK", "dest": "task.source", "help": "a source, a .jsonl file or module:callable"},
+    "--task": {"metavar": "TASK", "dest": "task.source", "help": "a source, hf:NAME, a file or module:callable"},
     "--verifier": {"metavar": "NAME", "dest": "task.verifier", "help": "a verifier or module:callable"},
     "--seed": {"metavar": "S", "type": int, "dest": "task.seed", "help": "of the tasks"},
 }
@@ -60,6 +60,22 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
             "url": {"help": "OpenAI-compatible endpoint, with or without /v1"},
             "--model": {"metavar": "NAME", "help": "served name; default: the first it lists"},
             "--api-key-env": {"metavar": "NAME", "default": API_KEY, "help": "has the key; default %(default)s"},
+        },
+    ),
+    "audit": (
+        "look at tasks and their verifier before anyone spends tokens on them",
+        "audit --task countdown --n 200 --model-limit 4096",
+        {
+            **RUN,
+            **SUBJECT,
+            "--run": {"metavar": "DIR", "help": "take the settings of its r3.toml"},
+            "--n": {"metavar": "N", "type": int, "dest": "audit.n", "help": "tasks that the verifier is tried on"},
+            "--model-limit": {
+                "metavar": "TOKENS",
+                "type": int,
+                "dest": "audit.model_limit",
+                "help": "of prompt and completion; default: what the endpoint named with --url or --run says",
+            },
         },
     ),
     "collect": (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from r3agent import audit as auditing
 from r3agent._async import run_sync
+from r3agent.audit.lengths import Endpoint
 from r3agent.bundled import resolve_model
 from r3agent.collect import summarise
 from r3agent.config import load_config, parse_override
@@ -30,6 +34,7 @@ from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
 from r3agent.store import find, load
 from r3agent.train.account import told
+from r3agent.train.prompt_length import prompt_tokens
 
 API_KEY = "OPENAI_API_KEY"
 """Where every verb that talks to an endpoint finds the key."""
@@ -94,6 +99,38 @@ def doctor(options: Namespace) -> Outcome:
         raise ConfigError(f"--api-key-env {options.api_key_env}: that variable is not set; export the key in it")
     diagnosis = run_sync(diagnose(options.url, model=options.model, api_key=key or None))
     return Outcome(diagnosis.model_dump(mode="json"), report(diagnosis), ok=diagnosis.tier is not None)
+
+
+def audit(options: Namespace) -> Outcome:
+    file = Path(options.run or "") / CONFIG_FILE
+    if options.run and not file.exists():
+        raise ConfigError(f"{file}: there is no such run; leave --run out, or name another")
+    overrides = _overrides(options)
+    config = load_config(file if options.run else None, overrides)
+    task, policy = config.task, config.policy
+    with Watcher() as watcher:
+        tokenizer = None
+        if options.run or "policy.base_model" in overrides:
+            with suppress(ConfigError):  # then the endpoint is asked, or it is estimated, and said so
+                tokenizer = prompt_tokens(resolve_model(policy.base_model))
+        endpoint = None
+        if options.run or "policy.base_url" in overrides:
+            endpoint = Endpoint(policy.base_url, policy.model, os.environ.get(policy.api_key_env))
+        found = asyncio.run(
+            auditing.audit(
+                task.source,
+                params=task.params,
+                seed=task.seed,
+                verifier=task.verifier,
+                verifier_params=task.verifier_params,
+                settings=config.audit,
+                lengths=auditing.Lengths(
+                    config.sampling.max_tokens, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
+                ),
+                progress=watcher.episodes,
+            )
+        )
+    return Outcome(found.model_dump(mode="json"), auditing.report(found), ok=found.ok)
 
 
 def collect(options: Namespace) -> Outcome:
@@ -161,7 +198,10 @@ def loop(options: Namespace) -> Outcome:
         f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
         for r in report.rounds
     ]
-    return Outcome(report.model_dump(mode="json"), "\n".join([*lines, f"{report.live} is live"]))
+    lines.append(f"{report.live} is live")
+    if run.config.gate.split != run.config.eval.split:
+        lines.append(f"next: r3agent eval --run {options.run}     the final word, on tasks that decided nothing")
+    return Outcome(report.model_dump(mode="json"), "\n".join(lines))
 
 
 def inspect(options: Namespace) -> Outcome:
@@ -232,6 +272,7 @@ COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "init": init,
     "serve": serve,
     "doctor": doctor,
+    "audit": audit,
     "collect": collect,
     "train": train,
     "deploy": deploy,

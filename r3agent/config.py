@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
@@ -59,7 +60,7 @@ class ServeConfig(Record):
 
 class TaskConfig(Record):
     source: str = "countdown"
-    """A shipped source, a file of tasks, or your own as `module:callable`."""
+    """A shipped source, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own as `module:callable`."""
     verifier: str = ""
     """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
     verifier_params: dict[str, Any] = {}
@@ -67,7 +68,9 @@ class TaskConfig(Record):
     seed: int = 0
     """Tasks of round k are drawn with `seed` and k."""
     params: dict[str, Any] = {}
-    """What the source understands, e.g. `max_number` of countdown."""
+    """What the source understands, e.g. `max_number` of countdown. Of a file or `hf:NAME`: `prompt`, `system`, `gold`
+    (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
+    of `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
 
 
 class PromptConfig(Record):
@@ -113,9 +116,10 @@ class CollectConfig(Record):
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Frozen tasks."""
+    """Frozen tasks, of an evaluation and of the gate."""
     split: Split = "test"
-    """`test` is never trained on; `all` takes every task of a file."""
+    """Of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained on or
+    not."""
     seed: int = 0
     """Of the draw; the same tasks are taken with the same seed."""
     samples: int = Field(default=1, ge=1)
@@ -123,6 +127,9 @@ class EvalConfig(Record):
 
 
 class GateConfig(Record):
+    split: Split = "gate"
+    """Whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is right
+    where a single decision is made and its numbers are reported whatever it is."""
     min_lift: float = 0.0
     """Points of after-reflection success that a new version must gain."""
     max_regression: float = Field(default=2.0, ge=0)
@@ -152,6 +159,7 @@ class Config(Record):
     eval: EvalConfig = EvalConfig()
     gate: GateConfig = GateConfig()
     loop: LoopConfig = LoopConfig()
+    audit: AuditConfig = AuditConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:

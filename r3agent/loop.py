@@ -1,8 +1,9 @@
 """Collect, train, deploy, evaluate, gate: round after round, until the run has its versions.
 
 What is done is read off the run directory, so that a loop stopped at any moment goes on where it was. The gate
-compares a version with the last one that passed it; a version that does not pass is rolled back, and the next
-round starts from the one that did.
+compares a version with the last one that passed it, on tasks of the split `gate.split`; a version that does not pass is
+rolled back, and the next round starts from the one that did. The final word is `r3agent eval`: its tasks, those of
+`eval.split`, have then decided nothing, so that what was chosen on others has no luck in it.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
     Raises:
         R3Error: a stage failed; what was done stays, and the same call goes on from there.
     """
-    settings = run.config.loop
+    settings, split = run.config.loop, run.config.gate.split
     run.serve_live()
     champion = BASE
     reports: list[RoundReport] = []
     for number in range(1, settings.rounds + 1):
         version = named(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
-        comparison = run.comparison(champion, version) if evaluated else None
+        comparison = run.comparison(champion, version, split=split) if evaluated else None
         if comparison is None:
             if version not in run.registry.versions():
                 _grow(run, reporter, f"round {number} of {settings.rounds}")
@@ -64,9 +65,9 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
                 reporter.stage(f"{report.served_name} is live")
             if not evaluated:
                 continue
-            reporter.stage(f"comparing {version} with {champion} on frozen tasks")
-            comparison = run.evaluate(champion, version, reporter.episodes)
-        decision = gate(comparison, **run.config.gate.model_dump())
+            reporter.stage(f"comparing {version} with {champion} on frozen tasks of the {split} split")
+            comparison = run.evaluate(champion, version, reporter.episodes, split=split)
+        decision = gate(comparison, **run.config.gate.model_dump(exclude={"split"}))
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision))
         if decision.promote:
             champion = version

@@ -5,7 +5,7 @@
     RUN/policies/v0001/             what was trained, with its card
     RUN/live.json                   which version is live
     RUN/eval/v0001/*.jsonl          episodes of the frozen tasks, one folder a version
-    RUN/eval/v0000-v0001.json       two versions compared
+    RUN/eval/v0000-v0001.test.json  two versions compared on the test split
 
 Every stage leaves the directory whole when it is stopped at any moment, and does only what is missing when it is
 called again.
@@ -21,19 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import model_validator
 
+from r3agent.apart import SPLIT, Apart
 from r3agent.collect import CollectSummary, collect
+from r3agent.comparisons import store_comparison, stored_comparison
 from r3agent.config import Config, load_config, to_toml
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, compare
 from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
-from r3agent.registry import PolicyCard, Registry, read_record
+from r3agent.registry import PolicyCard, Registry
 from r3agent.store import load
 from r3agent.tasks import default_verifier, find_tasks, kind_of
-from r3agent.trajectory import Record, Task, Trajectory, known_schema
+from r3agent.trajectory import Task, Trajectory
 from r3agent.verifiers import close, find_verifier
 from r3agent.versions import BASE
 
@@ -49,20 +50,6 @@ EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries"
 """The cells: a first try, after one reflection, and the blind control."""
 
 Progress = Callable[[int, int], None]
-
-
-class StoredComparison(Record):
-    """A file of `eval/`: two versions compared, and under which settings."""
-
-    schema_version: int = 1
-    settings: str
-    """Fingerprint of what decides which episodes were compared."""
-    comparison: Comparison
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_schema(cls, data: Any) -> Any:
-        return known_schema(data, 1)
 
 
 class Run:
@@ -88,6 +75,8 @@ class Run:
         else:
             self._write_config(path)
         self.registry = Registry(self.directory)
+        evaluations = (self.directory / "eval" / version for version in self.registry.versions())
+        self._apart = Apart([self.directory / "trajectories", *evaluations])
         self.verifier_name = IDENTITY["task.verifier"](self.config)
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
 
@@ -102,7 +91,7 @@ class Run:
         round_ = len(self.registry.versions())
         tasks = self._tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
         limits = settings.model_dump(exclude={"n"})
-        return self._collect(card, tasks, self.directory / "trajectories", progress, **limits)
+        return self._collect(card, tasks, "train", self.directory / "trajectories", progress, **limits)
 
     def train(
         self,
@@ -136,29 +125,31 @@ class Run:
         """Return to an earlier version."""
         return rollback(to=to, **self._server())
 
-    def evaluate(self, before: str, after: str, progress: Progress | None = None) -> Comparison:
-        """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control."""
+    def evaluate(
+        self, before: str, after: str, progress: Progress | None = None, *, split: str | None = None
+    ) -> Comparison:
+        """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
+
+        Args:
+            split: where the tasks are from; default `eval.split`.
+        """
         self.live_card()
-        settings = self.config.eval
-        tasks = self._tasks(settings.n, split=settings.split, seed=settings.seed)
+        settings, split = self.config.eval, split or self.config.eval.split
+        tasks = self._tasks(settings.n, split=split, seed=settings.seed)
         replaced = "full" in {self.registry.card(version).kind for version in (before, after)}
         try:
-            episodes = [self._evaluation(version, tasks, progress) for version in (before, after)]
+            episodes = [self._evaluation(version, tasks, split, progress) for version in (before, after)]
         finally:
             if replaced:  # full weights took the place of the live ones
                 self.serve_live()
         comparison = compare(*episodes)
-        stored = StoredComparison(settings=self._evaluated_with(), comparison=comparison)
-        write_atomically(self._comparison_path(before, after), stored.model_dump_json(indent=2))
+        store_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
         return comparison
 
-    def comparison(self, before: str, after: str) -> Comparison | None:
+    def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
         """What `evaluate` found, if it was called with the settings of now."""
-        path = self._comparison_path(before, after)
-        if not path.exists():
-            return None
-        stored = read_record(StoredComparison, path)
-        return stored.comparison if stored.settings == self._evaluated_with() else None
+        split = split or self.config.eval.split
+        return stored_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""
@@ -178,8 +169,8 @@ class Run:
     def api_key(self) -> str | None:
         return os.environ.get(self.config.policy.api_key_env)
 
-    def _comparison_path(self, before: str, after: str) -> Path:
-        return self.directory / "eval" / f"{before}-{after}.json"
+    def _comparison_path(self, before: str, after: str, split: str) -> Path:
+        return self.directory / "eval" / f"{before}-{after}.{split}.json"
 
     def _trajectories(self) -> list[Trajectory]:
         """What was collected for training.
@@ -197,13 +188,14 @@ class Run:
                 )
         return trajectories
 
-    def _evaluation(self, version: str, tasks: list[Task], progress: Progress | None) -> list[Trajectory]:
+    def _evaluation(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> list[Trajectory]:
         """Episodes of a version on the frozen tasks: those that are stored, and the missing ones now."""
         settings, folder = self.config.eval, self.directory / "eval" / version
         load_version(version, **self._server())
         self._collect(
             self.registry.card(version),
             tasks,
+            split,
             folder,
             progress,
             samples=settings.samples,
@@ -217,8 +209,8 @@ class Run:
             if t.task.id in asked and t.sample < settings.samples and t.metadata.get("settings") == drawn_with
         ]
 
-    def _evaluated_with(self) -> str:
-        return _fingerprint([self.config.eval.model_dump(), self._drawn_with()])
+    def _evaluated_with(self, split: str) -> str:
+        return _fingerprint([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])
 
     def _drawn_with(self) -> str:
         """Fingerprint of what an episode depends on besides its task and its policy."""
@@ -233,10 +225,12 @@ class Run:
 
     def _tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
         task = self.config.task
-        return find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        self._apart.check(tasks, split)
+        return tasks
 
     def _collect(
-        self, card: PolicyCard, tasks: list[Task], out: Path, progress: Progress | None, **limits: Any
+        self, card: PolicyCard, tasks: list[Task], split: str, out: Path, progress: Progress | None, **limits: Any
     ) -> CollectSummary:
         async def run() -> CollectSummary:
             policy = OpenAIPolicy(
@@ -259,7 +253,7 @@ class Run:
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
                     sampling=self.config.sampling,
-                    metadata={**self._provenance(), "settings": self._drawn_with()},
+                    metadata={**self._provenance(), SPLIT: split, "settings": self._drawn_with()},
                     on_episode=progress,
                     **self.config.prompts.model_dump(),
                     **limits,

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import jinja2
@@ -69,7 +70,9 @@ def compile_template(text: str, *, name: str, known: Sequence[str]) -> Template:
     used = meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys()
     wrong = used - fields.keys() or {path for path, head, field in _paths(tree) if field not in (fields[head] or field)}
     if wrong:
-        raise ConfigError(f"{name}: {', '.join(sorted(wrong))} is unknown; it may name {', '.join(known)}")
+        near = get_close_matches(min(wrong), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{name}: {', '.join(sorted(wrong))} is unknown; {hint}it may name {', '.join(known)}")
     return Template(name, frozenset(used), compiled)
 
 

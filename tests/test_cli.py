@@ -272,3 +272,44 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback(tmp_path):
     os.close(writes)
     assert done.stderr == ""
     assert (tmp_path / "run" / "r3.toml").exists()
+
+
+FAST = ["--set", "audit.repeats=1", "--set", "audit.concurrency=1", "--set", "audit.slow_s=60"]
+
+
+def test_an_audit_of_the_shipped_tasks_passes(capsys):
+    code, out, _ = call(capsys, "audit", "--task", "countdown", "--n", 5, "--model-limit", 4096, *FAST, "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert said["ok"]
+    assert said["tasks"] == {"train": 5, "gate": 5, "test": 5}
+    assert {check["name"]: check["counts"]["wrong"] for check in said["checks"] if "wrong" in check["counts"]} == {
+        check["name"]: 0 for check in said["checks"] if check["name"] != "verdict time"
+    }
+
+
+def test_an_audit_that_finds_something_exits_1_with_examples_and_makes_no_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(i), "prompt": f"What is {i % 30} + 1?", "answer": i % 30 + 1} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, _ = call(capsys, "audit", "--task", "mine.jsonl", "--n", 2, *FAST)
+    assert code == 1
+    assert "not fit to train on: unique prompts, splits apart" in out
+    assert "user what is 3 + 1?" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--task", "none.csv"], "none.csv: there is no such file"),
+        (["--task", "countdown", "--verifier", "exactly"], "verifier 'exactly' is unknown"),
+        (["--run", "nowhere"], "there is no such run"),
+        (["--n", "0"], "audit.n = 0"),
+    ],
+)
+def test_an_audit_of_what_is_not_there_exits_2(flags, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "audit", *flags)
+    assert code == 2
+    assert says in err

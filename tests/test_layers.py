@@ -23,7 +23,7 @@ SANDBOX = {"sandbox"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks", "langchain"}
 GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
-VERBS = {"run", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
+VERBS = {"run", "apart", "comparisons", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),
@@ -37,8 +37,9 @@ MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     ({"serve"}, RECORDS | TOOLS | {"tasks", "verifiers"}),
     ({"deploy", "evaluate"}, RECORDS | TOOLS | {"registry"}),
     ({"doctor"}, RECORDS | TOOLS | ENDS | {"deploy.server"}),
-    ({"config"}, RECORDS | TOOLS | {"policy", "tasks.splits", "deploy.config", "train.config"}),
-    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"doctor", "recording"} | VERBS | {"config"}),
+    ({"audit"}, RECORDS | TOOLS | ENDS | {"doctor.wire"}),
+    ({"config"}, RECORDS | TOOLS | {"audit.config", "policy", "tasks.splits", "deploy.config", "train.config"}),
+    (VERBS, RECORDS | TOOLS | ENDS | GRAPH_SIDE | STAGES | {"audit", "doctor", "recording"} | VERBS | {"config"}),
     ({"__init__"}, RECORDS | ENDS | GRAPH_SIDE | {"recording"}),
 ]
 """Rooms, and what their modules may import besides their own room; as in the table of AGENTS.md."""

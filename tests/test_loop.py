@@ -77,12 +77,14 @@ class FakeRun:
         self.registry.set_live(self.registry.rollback_target(to))
         return self._ended(f"back to {to}", self.registry.card(to))
 
-    def evaluate(self, before: str, after: str, progress: Any) -> Comparison:
+    def evaluate(self, before: str, after: str, progress: Any, *, split: str) -> Comparison:
+        assert split == self.config.gate.split == "gate"
         comparison = compare(self._episodes(before), self._episodes(after))
         self.disk.comparisons[before, after] = comparison
         return self._ended(f"evaluate {after} against {before}", comparison)
 
-    def comparison(self, before: str, after: str) -> Comparison | None:
+    def comparison(self, before: str, after: str, *, split: str) -> Comparison | None:
+        assert split == self.config.gate.split == "gate"
         return self.disk.comparisons.get((before, after))
 
     def _episodes(self, version: str) -> list[Trajectory]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> N
 
 
 def test_a_damaged_comparison_is_named(run: Run) -> None:
-    path = evaluated(run).directory / "eval" / "v0000-v0001.json"
+    path = evaluated(run).directory / "eval" / "v0000-v0001.all.json"
     whole = path.read_text()
     path.write_text(whole[:100])
     with pytest.raises(RecordError, match=rf"(?s){path} is not a StoredComparison: .*restore it"):
@@ -276,6 +277,63 @@ def test_the_live_weights_are_put_back_when_an_evaluation_is_stopped(run: Run, e
     with pytest.raises(Stopped):
         with_version(run, kind="full").evaluate("v0000", "v0001", stop)
     assert endpoint.weights == before
+
+
+# ---- what is trained on, what decides, and the final word ----
+
+OWN_SOURCE = """
+from r3agent import Task
+
+def source(n, *, seed, split, shared=()):
+    first = {"train": 0, "gate": 100, "test": 200}[split]
+    for i in [*range(first, first + 6), *(shared if split in ("train", "test") else ())]:
+        message = {"role": "user", "content": f"{i}: what is 2 * 3?"}
+        yield Task(id=str(i), messages=[message], info={"answer": "6"})
+"""
+
+
+@pytest.fixture
+def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "drawn_apart.py").write_text(OWN_SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "drawn_apart:source"
+    sys.modules.pop("drawn_apart", None)
+
+
+def test_the_gate_and_the_final_word_are_two_comparisons_of_other_tasks(
+    settings: dict[str, Any], own_source: str, tmp_path: Path
+) -> None:
+    run = with_version(Run(tmp_path / "own", {**settings, "task.source": own_source, "eval.split": "test"}))
+    run.collect()
+    gate = run.evaluate("v0000", "v0001", split="gate")
+    final = run.evaluate("v0000", "v0001")
+    assert (gate.baseline.n_tasks, final.baseline.n_tasks) == (6, 6)
+    assert run.comparison("v0000", "v0001", split="gate") == gate
+    assert run.comparison("v0000", "v0001", split="test") == run.comparison("v0000", "v0001") == final
+    names = {path.name for path in (run.directory / "eval").glob("*.json")}
+    assert names == {"v0000-v0001.gate.json", "v0000-v0001.test.json"}
+    trained = {t.task.id for t in stored(run)}
+    drawn = {
+        split: {t.task.id for t in stored(run, "v0001") if t.metadata["split"] == split} for split in ("gate", "test")
+    }
+    assert [len(trained), *map(len, drawn.values())] == [6, 6, 6]
+    assert len(trained | drawn["gate"] | drawn["test"]) == 18
+
+
+@pytest.mark.parametrize("reopen", [False, True], ids=["in one process", "in the next one"])
+def test_a_task_that_was_trained_on_is_not_evaluated(
+    reopen: bool, settings: dict[str, Any], own_source: str, tmp_path: Path, endpoint: ChattingEndpoint
+) -> None:
+    shared = {"task.source": own_source, "task.params": {"shared": [300]}, "eval.split": "test"}
+    run = with_version(Run(tmp_path / "own", {**settings, **shared}))
+    run.collect()
+    asked = len(endpoint.chats)
+    with pytest.raises(
+        ConfigError, match=r"task '300' was drawn from split 'test', and by this run from 'train' before"
+    ):
+        (reopened(run) if reopen else run).evaluate("v0000", "v0001")
+    assert len(endpoint.chats) == asked
 
 
 # ---- moved, and kept apart ----

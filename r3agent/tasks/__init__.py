@@ -1,7 +1,7 @@
 """Where problems come from. A task source yields tasks; it is named by the user and found here.
 
-A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`), a file of tasks, the user's
-`module:callable`, or an entry point of the group `r3agent.tasks`.
+A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`, `hf:openai/gsm8k`), a file
+(`.jsonl`, `.json`, `.csv`, `.parquet`), the user's `module:callable`, or an entry point of the group `r3agent.tasks`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from r3agent.errors import ConfigError, R3Error
 from r3agent.imports import entry_points, load_attribute
 from r3agent.prompts import Kind
 from r3agent.tasks.jsonl import load_jsonl
-from r3agent.tasks.splits import draw
+from r3agent.tasks.rows import ENDINGS
+from r3agent.tasks.splits import draw, unique
 from r3agent.trajectory import Task
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
@@ -33,12 +34,15 @@ class Shipped:
     """Which verifier decides its tasks unless the user names another."""
     kind: Kind = "general"
     """What its tasks ask for, which the default prompts go by."""
+    finite: bool = False
+    """It has a number of tasks, all of which it yields where none is asked for; else tasks are made."""
 
 
 SOURCES: dict[str, Shipped] = {
     "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
-    "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown"),
+    "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown", finite=True),
     "reasoning-gym:NAME": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
+    "hf:NAME": Shipped("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
 }
 """As they are written; the user fills in what is in capitals. A new source is a file in this folder and a line here."""
 
@@ -57,19 +61,33 @@ def find_tasks(
         params: what the source understands, e.g. `max_number` of countdown.
 
     Raises:
-        ConfigError: there is no such source, it does not take `params`, or it holds no task.
+        ConfigError: there is no such source, it does not take `params`, it holds no task, or two share an id.
     """
-    if n is not None and n < 1:
-        raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if _is_task_file(source):
-        if params:
-            raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
-        tasks = draw(load_jsonl(source), n, seed=seed, split=split)
-    else:
-        tasks = _asked(source, n, seed=seed, split=split, **params)
+    tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
     if not tasks:
         raise ConfigError(f"task source {source!r} holds no task in split {split!r}, one of train, gate, test, all")
     return tasks
+
+
+def read_tasks(
+    source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
+) -> list[Task]:
+    """As `find_tasks`, but there may be none, and those that share an id are given as they are.
+
+    Raises:
+        ConfigError: there is no such source, or it does not take `params`.
+    """
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: ask for at least 1 task")
+    if source.endswith(".jsonl") and not params:
+        return draw(load_jsonl(source), n, seed=seed, split=split)
+    return _asked(source, n, seed=seed, split=split, **params)
+
+
+def is_finite(source: str) -> bool:
+    """Whether all tasks of a source can be asked for; a source of the user's own may go on for ever."""
+    shipped = _shipped(source)
+    return shipped.finite if shipped else source.endswith(ENDINGS)
 
 
 def default_verifier(source: str) -> str:
@@ -120,12 +138,14 @@ def _shipped(source: str) -> Shipped | None:
 
 
 def _is_task_file(source: str) -> bool:
-    return source.endswith(".jsonl") and _shipped(source) is None
+    return source.endswith(ENDINGS) and _shipped(source) is None
 
 
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
     """The callable behind a name, and what stands after the colon."""
     head, _, name = source.partition(":")
+    if _is_task_file(source):
+        return load_attribute("r3agent.tasks.dataset:from_file"), {"name": source}
     if (shipped := _shipped(source)) is not None:
         return load_attribute(shipped.source), {"name": name} if name else {}
     if head in {written.partition(":")[0] for written in SOURCES}:
@@ -139,6 +159,6 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
 
 def _unknown(source: str) -> ConfigError:
     return ConfigError(
-        f"task {source!r} is unknown; use one of {sorted([*SOURCES, *entry_points(GROUP)])}, a .jsonl file, or your "
-        "own as module:callable"
+        f"task {source!r} is unknown; use one of {sorted([*SOURCES, *entry_points(GROUP)])}, a file "
+        f"({', '.join(ENDINGS)}), or your own as module:callable"
     )

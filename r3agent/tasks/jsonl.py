@@ -1,5 +1,8 @@
-"""Tasks from a JSON Lines file: each line is a `Task`, or `{"prompt": "...", "answer": ...}` and what else the
-verifier needs."""
+"""Tasks from a JSON Lines file in r3agent's own form, which needs no further package.
+
+Each line is a `Task`, or `{"prompt": "...", "answer": ...}` and what else the verifier needs; the answer is then taken
+for a reply that passes. Files with columns of their own are read by `dataset.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,12 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
     """Yield the tasks of a file.
 
     Raises:
-        ConfigError: the file is missing, a line is not a task, or two tasks share an id.
+        ConfigError: the file is missing, or a line is not a task.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise ConfigError(f"task file {path}: {error.strerror}; name a file of JSON lines with --task") from error
-    seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -32,11 +34,9 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
         except ValueError as error:  # of orjson and pydantic too
             raise ConfigError(
                 f'{path}:{number}: not a task: {error}; a line is {{"prompt": "...", "answer": ...}} '
-                'or {"id": "...", "messages": [...], "info": {...}}'
+                'or {"id": "...", "messages": [...], "info": {...}}; map other columns with task.params, e.g. '
+                "--set task.params.prompt=question"
             ) from error
-        if task.id in seen:
-            raise ConfigError(f"{path}:{number}: task id {task.id!r} appears twice; ids must be unique")
-        seen.add(task.id)
         yield task
 
 
@@ -47,4 +47,5 @@ def _task(data: Any) -> Task:
     if not isinstance(prompt, str):
         raise ValueError(f"prompt is a {type(prompt).__name__}, not text")
     named = {} if task_id is None else {"id": str(task_id)}
-    return Task.model_validate({"messages": [{"role": "user", "content": prompt}], "info": data, **named})
+    gold = None if (answer := data.get("answer")) is None else {"role": "assistant", "content": str(answer)}
+    return Task.model_validate({"messages": [{"role": "user", "content": prompt}], "info": data, "gold": gold, **named})

@@ -23,7 +23,8 @@ def written(tmp_path: Path, *lines: Any) -> Path:
 
 def test_prompt_form_keeps_everything_else_for_the_verifier(tmp_path: Path) -> None:
     (task,) = load_jsonl(written(tmp_path, {"id": 7, "prompt": "2 + 2?", "answer": 4, "level": "easy"}))
-    assert task == Task(id="7", messages=(USER,), info={"answer": 4, "level": "easy"})
+    gold = {"role": "assistant", "content": "4"}
+    assert task == Task(id="7", messages=(USER,), info={"answer": 4, "level": "easy"}, gold=gold)
 
 
 def test_task_form_is_the_task(tmp_path: Path) -> None:
@@ -67,10 +68,13 @@ def test_a_line_that_is_not_a_task_is_named_by_its_number(tmp_path: Path, line: 
 
 
 @pytest.mark.parametrize("pair", [({"id": "a"}, {"id": "a"}), ({"id": 1}, {"id": "1"}), ({}, {})])
-def test_an_id_that_appears_twice_is_refused(tmp_path: Path, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    path = written(tmp_path, *({"prompt": "2 + 2?", **named} for named in pair))
-    with pytest.raises(ConfigError, match=r"tasks\.jsonl:2: task id '\w+' appears twice; ids must be unique"):
-        list(load_jsonl(path))
+@pytest.mark.parametrize("n", [None, 1])
+def test_an_id_is_of_one_task(tmp_path: Path, n: int | None, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    lines = [{"prompt": "2 + 2?", "answer": 4, **named} for named in pair]
+    assert len(find_tasks(str(written(tmp_path, *lines)), n, split="all")) == 1
+    path = written(tmp_path, lines[0], {**lines[1], "answer": 5})
+    with pytest.raises(ConfigError, match=r"task id '\w+' stands for two tasks that differ; ids must be unique"):
+        find_tasks(str(path), n, split="all")
 
 
 def test_a_file_that_is_missing_or_a_directory_is_named(tmp_path: Path) -> None:
@@ -86,9 +90,11 @@ def test_source_by_file_name_takes_n_or_all(tmp_path: Path) -> None:
     assert len(find_tasks(source, 2, seed=5, split="all")) == 2
 
 
-def test_source_by_file_name_takes_no_params_and_needs_a_task(tmp_path: Path) -> None:
-    source = str(written(tmp_path, {"prompt": "a"}))
-    with pytest.raises(ConfigError, match=r"takes no params, but has \{'max_number': 9\}; remove them"):
-        find_tasks(source, max_number=9)
+def test_a_file_without_tasks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no task"):
         find_tasks(str(written(tmp_path, "")))
+
+
+def test_a_file_of_other_columns_is_told_how_to_map_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tasks\.jsonl:1: (?s:.*)--set task\.params\.prompt=question"):
+        find_tasks(str(written(tmp_path, {"question": "2 + 2?"})))

@@ -78,7 +78,12 @@ def test_default_verifier_is_the_source_s_own(sources: str) -> None:
 @pytest.mark.parametrize(
     ("source", "n", "params", "says"),
     [
-        ("contdown", 1, {}, r"'contdown' is unknown; use one of \[.*'countdown'.*\], a .jsonl file, or your own"),
+        (
+            "contdown",
+            1,
+            {},
+            r"'contdown' is unknown; use one of \[.*'countdown'.*\], a file \(.jsonl, .*\), or your own",
+        ),
         ("countdown", None, {}, "countdown is generated: say how many tasks with --n"),
         ("countdown:9", 3, {}, "countdown:9: the file is none of .jsonl, .parquet"),
         ("reasoning-gym", 3, {}, r"'reasoning-gym' is unknown; use one of .*'reasoning-gym:NAME'"),

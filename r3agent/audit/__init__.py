@@ -1,0 +1,9 @@
+"""Are the tasks and their verifier worth training on? Asked before anyone spends tokens; no policy is sampled."""
+
+from r3agent.audit.audit import audit
+from r3agent.audit.config import AuditConfig
+from r3agent.audit.lengths import Lengths
+from r3agent.audit.records import Audit, Check
+from r3agent.audit.report import report
+
+__all__ = ["Audit", "AuditConfig", "Check", "Lengths", "audit", "report"]

@@ -1,0 +1,87 @@
+"""All checks of a task source and its verifier, in the order they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain, zip_longest
+from typing import Any
+
+from r3agent.audit.config import AuditConfig
+from r3agent.audit.contents import Drawn, content_checks
+from r3agent.audit.lengths import Lengths, length_check
+from r3agent.audit.records import Audit
+from r3agent.audit.verdicts import Outcome, Trial, trials, verdict_checks
+from r3agent.audit.workers import judged
+from r3agent.errors import ConfigError
+from r3agent.tasks import default_verifier, is_finite, read_tasks
+from r3agent.tasks.splits import APART
+from r3agent.trajectory import Task
+from r3agent.verifiers import find_verifier
+
+
+async def audit(
+    source: str,
+    *,
+    params: Mapping[str, Any],
+    seed: int = 0,
+    verifier: str = "",
+    verifier_params: Mapping[str, Any],
+    settings: AuditConfig,
+    lengths: Lengths,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Try the verifier on answers whose verdict is known, and look at the tasks.
+
+    Args:
+        verifier: default: the source's own.
+        lengths: what is known of the model.
+        progress: called with (done, total) after each verdict.
+
+    Raises:
+        ConfigError: the source or the verifier cannot be used at all, or there is no task.
+    """
+    verifier = verifier or default_verifier(source)
+    find_verifier(verifier, **verifier_params)  # what is wrong with it is said before tasks are made
+    n = None if is_finite(source) else settings.n
+    drawn = {split: read_tasks(source, n, seed=seed, split=split, **params) for split in APART}
+    tasks = _of_all_splits(drawn)
+    if not tasks:
+        raise ConfigError(f"task source {source!r} holds no task")
+    tried = tasks[: settings.n]
+    outcomes = await _outcomes(trials(tried), verifier, verifier_params, settings, progress)
+    return Audit(
+        source=source,
+        verifier=verifier,
+        tasks={split: len(found) for split, found in drawn.items()},
+        checks=(
+            *verdict_checks(outcomes, tried, settings),
+            *content_checks(drawn),
+            await length_check(tasks, lengths),
+        ),
+    )
+
+
+async def _outcomes(
+    tried: list[Trial],
+    verifier: str,
+    params: Mapping[str, Any],
+    settings: AuditConfig,
+    progress: Callable[[int, int], None] | None,
+) -> list[Outcome]:
+    # One round after the other: the same answer then mostly goes to another process, with another hash seed.
+    said = await judged(
+        [trial.probe for _ in range(settings.repeats) for trial in tried],
+        verifier=verifier,
+        params=params,
+        processes=settings.concurrency,
+        timeout_s=settings.timeout_s,
+        progress=progress,
+    )
+    step = len(tried)
+    return [Outcome(trial, tuple(s for s in said[i::step] if s is not None)) for i, trial in enumerate(tried)]
+
+
+def _of_all_splits(drawn: Drawn) -> list[Task]:
+    """One of each split in turn, so that the first `n` are of all of them; each task once."""
+    turns = chain.from_iterable(zip_longest(*drawn.values()))
+    return list({task.id: task for task in turns if task is not None}.values())

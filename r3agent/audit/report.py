@@ -1,0 +1,27 @@
+"""An audit as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from r3agent.audit.records import Audit
+
+
+def report(audit: Audit) -> str:
+    """The verdict, one line for each check, and below those that found something what they found."""
+    return "\n".join(_lines(audit))
+
+
+def _lines(audit: Audit) -> Iterator[str]:
+    sizes = ", ".join(f"{split} {n}" for split, n in audit.tasks.items())
+    yield f"{audit.source}, verifier {audit.verifier}: {sizes} tasks"
+    failed = [check.name for check in audit.checks if not check.ok]
+    yield f"not fit to train on: {', '.join(failed)}" if failed else "fit to train on, as far as this can tell"
+    yield ""
+    name = max(len(check.name) for check in audit.checks)
+    status = max(len(check.status) for check in audit.checks)
+    for check in audit.checks:
+        yield f"{check.name:<{name}}  {check.status:<{status}}  {check.detail}".rstrip()
+        yield from (f"{'':<{name}}    {' '.join(example.split())}" for example in check.examples)
+        if check.remedy:
+            yield f"{'':<{name}}    -> {check.remedy}"

@@ -1,0 +1,166 @@
+"""Rows of somebody else's data: a file of JSON, CSV or Parquet, a directory of them, or a data set of the hub.
+
+JSON is read as it is written, because `datasets` takes text that looks like a date for one; cells of CSV stay text, as
+they are in the file. The rest is read by `datasets`, with the types that it finds. Data is never run: there are no
+loading scripts and no pickles, and `trust_remote_code` is not to be had.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from r3agent.errors import ConfigError
+from r3agent.imports import require_extra
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""Of files that are read."""
+
+FORMATS = ("arrow", "csv", "json", "parquet", "text")
+"""What a directory or a data set of the hub may consist of."""
+
+
+class Row(NamedTuple):
+    """One row and where it stands."""
+
+    where: str
+    values: dict[str, Any]
+
+
+class Rows(NamedTuple):
+    """All rows, to be gone through once."""
+
+    columns: tuple[str, ...]
+    rows: Iterable[Row]
+
+
+def file_rows(path: str) -> Rows:
+    """
+    Raises:
+        ConfigError: the file is missing, or is not what its ending says.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"task file {path}: there is no such file; name one with --task")
+    if path.endswith(".csv"):
+        return _table(path, "csv", features=_all_text(path), keep_default_na=False)
+    if path.endswith(".parquet"):
+        return _table(path, "parquet")
+    rows = list(_json_rows(path))
+    return Rows(tuple(dict.fromkeys(column for row in rows for column in row.values)), rows)
+
+
+def hub_rows(
+    name: str,
+    *,
+    subset: str | None = None,
+    hf_split: str | None = None,
+    revision: str | None = None,
+    data_files: str | list[str] | None = None,
+) -> Rows:
+    """A data set by its name on the hub, or of a local directory.
+
+    Args:
+        hf_split: which of its own splits, e.g. `train+test` or `train[:1000]`; default `train`, or the only one.
+
+    Raises:
+        ConfigError: it cannot be reached or read, or is of a kind that is not read here.
+    """
+    return _table(f"hf:{name}", name, hf_split, name=subset, revision=revision, data_files=data_files)
+
+
+def _table(where: str, kind: str, hf_split: str | None = None, **settings: Any) -> Rows:
+    """Read by `datasets`; `kind` is what it calls the path."""
+    require_extra("datasets", "data")
+    import datasets
+    from datasets import load_dataset_builder
+
+    files = {} if where.startswith("hf:") else {"data_files": where}
+    with _named(where), _without_bars(datasets):
+        builder = load_dataset_builder(kind, **files, **settings)
+        found = [base.__module__ for base in type(builder).__mro__]
+        if not any(module.startswith(f"datasets.packaged_modules.{known}.") for module in found for known in FORMATS):
+            raise ConfigError(
+                f"{where} is read by {found[0]}; only {', '.join(FORMATS)} are read here: convert it to Parquet"
+            )
+        builder.download_and_prepare()
+        own = list(builder.info.splits or ())
+        if hf_split is None and "train" not in own and len(own) > 1:
+            raise ConfigError(f"{where} has the splits {', '.join(own)}: choose with task.params.hf_split")
+        table: Any = builder.as_dataset(split=hf_split or ("train" if "train" in own else own[0]))
+    return Rows(tuple(table.column_names), _numbered(where, table))
+
+
+def _numbered(where: str, table: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    with _named(where):
+        for number, values in enumerate(table, start=1):
+            yield Row(f"{where} row {number}", values)
+
+
+def _json_rows(path: str) -> Iterator[Row]:
+    with _named(path):
+        content = gzip.decompress(Path(path).read_bytes()) if path.endswith(".gz") else Path(path).read_bytes()
+    if path.endswith(".json"):
+        with _named(path):
+            data = orjson.loads(content)
+        if not isinstance(data, list):
+            raise ConfigError(
+                f"{path} is a JSON {type(data).__name__}; it must be an array of objects, or name it .jsonl"
+            )
+        numbered = ((f"{path} row {number}", value) for number, value in enumerate(data, start=1))
+    else:
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(content.splitlines(), start=1))
+        numbered = ((where, _parsed(where, line)) for where, line in lines if line.strip())
+    for where, value in numbered:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is a JSON {type(value).__name__}; every row must be an object")
+        yield Row(where, value)
+
+
+def _parsed(where: str, line: bytes) -> Any:
+    with _named(where):
+        return orjson.loads(line)
+
+
+def _all_text(path: str) -> Any:
+    """Every column of a CSV file as text: else 007 becomes a number and NA becomes nothing."""
+    require_extra("datasets", "data")
+    from datasets import Features, Value
+
+    with _named(path), Path(path).open(newline="", encoding="utf-8-sig") as file:
+        header = next(csv.reader(file), [])
+    if not header or len(set(header)) < len(header) or not all(header):
+        raise ConfigError(f"{path}: the first line must name every column once, and is {header}")
+    return Features({column: Value("string") for column in header})
+
+
+@contextmanager
+def _named(where: str) -> Generator[None]:
+    """Whatever a reader raises, as an error that says what was read."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # readers of a dozen libraries, and the network
+        cause = error.__cause__ or error
+        reaching = where.startswith("hf:") and isinstance(error, OSError)
+        remedy = "check the name and the network; what was downloaded before is taken from the cache"
+        said = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
+        raise ConfigError(f"{where}: {said}; {remedy if reaching else 'mend it, or name another'}") from error
+
+
+@contextmanager
+def _without_bars(datasets: Any) -> Generator[None]:
+    """Its progress bars are not for a program's log."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,112 @@
+"""What the tasks say of each other, and how long they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from r3agent.audit.contents import content_checks
+from r3agent.audit.lengths import Endpoint, Lengths, length_check
+from r3agent.testing.faults import Fault
+from r3agent.testing.http import JsonServer
+from r3agent.trajectory import Task
+from tests.audit.planted import task
+
+CLEAN = {"train": [task(1), task(2)], "gate": [task(3)], "test": [task(4)]}
+
+
+def statuses(**drawn: list[Task]) -> dict[str, str]:
+    return {check.name: check.status for check in content_checks({**CLEAN, **drawn}) if check.status != "ok"}
+
+
+def words(text: str, **parts: Any) -> Task:
+    return Task.model_validate({"messages": [{"role": "user", "content": text}], **parts})
+
+
+def test_tasks_that_differ_are_ok() -> None:
+    assert statuses() == {}
+
+
+def test_each_defect_of_contents_is_found_and_no_other() -> None:
+    assert statuses(train=[task(1), task(9, id="1")]) == {"unique ids": "failed"}
+    assert statuses(train=[task(1), task(1)]) == {"unique ids": "warning"}
+    assert statuses(train=[words("Add  2 to 3"), words("add 2 TO 3")]) == {"unique prompts": "failed"}
+    assert statuses(train=[words("Add 2 to 3")], test=[words("add 2 to 3 ")]) == {"splits apart": "failed"}
+    assert statuses(train=[task(3)]) == {"splits apart": "failed"}  # the same id as in the gate's
+    assert statuses(gate=[]) == {"splits apart": "warning"}
+    told = words("It is BLUE. Which colour?", gold={"role": "assistant", "content": "blue"})
+    assert statuses(train=[told]) == {"answer not told": "warning"}
+
+
+def test_tasks_are_not_one_for_their_words_alone() -> None:
+    assert statuses(train=[words("2 + 3"), words("2 - 3"), words("2 + 3", id="t", tools=[{"name": "add"}])]) == {}
+    hidden = words("It is bluest. Which colour?", gold={"role": "assistant", "content": "blue"})
+    assert statuses(train=[hidden, words("6?", gold={"role": "assistant", "content": "6"})]) == {}
+
+
+TASKS = [words("x" * 40, id="short"), words("x" * 400, id="long")]
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "counts"),
+    [
+        (None, "ok", (0, 0)),
+        (1000, "ok", (0, 0)),
+        (120, "warning", (0, 1)),
+        (105, "failed", (1, 0)),
+        (5, "failed", (2, 0)),
+    ],
+)
+async def test_prompts_are_held_against_the_limit(limit: int | None, status: str, counts: tuple[int, int]) -> None:
+    check = await length_check(TASKS, Lengths(max_tokens=10, limit=limit))
+    assert (check.status, (check.counts["wrong"], check.counts["tight"])) == (status, counts)
+    assert "estimated: 4 characters a token" in check.detail
+    assert check.ok or check.examples[0] == "task 'long': 100 tokens"
+
+
+async def test_a_tokenizer_counts_and_what_its_template_refuses_is_named() -> None:
+    def count(messages: Any, tools: Any) -> int:
+        if len(messages[0]["content"]) > 100:
+            raise ValueError("the chat template does not take it")
+        return 7
+
+    check = await length_check(TASKS, Lengths(max_tokens=10, limit=50, tokenizer=count))
+    assert check.examples == ("task 'long': the chat template does not take it",)
+    assert "longest 7 tokens (by the model's tokenizer)" in check.detail
+
+
+async def test_an_endpoint_counts_and_says_its_limit() -> None:
+    def respond(path: str, authorization: str | None, body: Any) -> Fault:
+        if path == "/v1/models":
+            return Fault(
+                body=json.dumps({"data": [{"id": "other", "max_model_len": 9}, {"id": "m", "max_model_len": 50}]})
+            )
+        return Fault(body=json.dumps({"count": len(body["messages"][0]["content"])}))
+
+    server = JsonServer(respond)
+    server.start()
+    try:
+        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", None)
+        check = await length_check(TASKS, Lengths(max_tokens=10, endpoint=endpoint))
+    finally:
+        server.stop()
+    assert check.examples == ("task 'long': 400 tokens",)
+    assert "by the endpoint's /tokenize); the endpoint allows 50" in check.detail
+
+
+async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
+    check = await length_check(TASKS, Lengths(max_tokens=10, endpoint=Endpoint("http://127.0.0.1:9/v1", "m", None)))
+    assert check.ok
+    assert "estimated" in check.detail
+    assert "no limit is known" in check.detail
+
+
+def test_the_model_s_own_template_is_counted_with() -> None:
+    pytest.importorskip("transformers", reason="needs the train extra")
+    from r3agent.bundled import resolve_model
+    from r3agent.train.prompt_length import prompt_tokens
+
+    count = prompt_tokens(resolve_model("bundled"))
+    assert count([{"role": "user", "content": "Using 1 2 3 equals 6"}], ()) == 9  # user, 6 words, end, assistant
