@@ -70,7 +70,7 @@ def inspect_trajectory(
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=number_of, default=BASE)
     retokenise = _some_ids if config.retokenise == "allow" else None
-    rows, dropped, leaked = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
+    rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     credit = {row.span_id: row for row in own if row.label != "distill"}
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}

@@ -79,7 +79,7 @@ def read_tasks(
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl") and not params:
+    if source.endswith(".jsonl") and _is_task_file(source) and not params:
         return draw(load_jsonl(source), n, seed=seed, split=split)
     return _asked(source, n, seed=seed, split=split, **params)
 
