@@ -103,7 +103,7 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         {"--to": {"metavar": "VERSION", "help": "default: the one that was live before"}, **RUN},
     ),
     "eval": (
-        "compare two versions on the same frozen tasks",
+        "compare two versions on the same frozen tasks; before there are two, measure the one",
         "eval --before v0000 --after v0002 --n 500",
         {
             "--before": {"metavar": "VERSION", "default": "v0000", "help": "default %(default)s, the base"},

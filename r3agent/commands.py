@@ -184,9 +184,12 @@ def rollback(options: Namespace) -> Outcome:
 
 def evaluate(options: Namespace) -> Outcome:
     run = _open(options)
+    before, after = options.before, options.after or run.live_card().version
     with Watcher() as watcher:
-        comparison = run.evaluate(options.before, options.after or run.live_card().version, watcher.episodes)
-    return Outcome(comparison.model_dump(mode="json"), table(comparison))
+        found = (
+            run.measure(after, watcher.episodes) if before == after else run.evaluate(before, after, watcher.episodes)
+        )
+    return Outcome(found.model_dump(mode="json"), table(found))
 
 
 def loop(options: Namespace) -> Outcome:

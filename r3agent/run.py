@@ -28,7 +28,7 @@ from r3agent.comparisons import store_comparison, stored_comparison
 from r3agent.config import Config, load_config, to_toml
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError
-from r3agent.evaluate import Comparison, compare
+from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
 from r3agent.registry import PolicyCard, Registry
@@ -133,18 +133,15 @@ class Run:
         Args:
             split: where the tasks are from; default `eval.split`.
         """
-        self.live_card()
-        settings, split = self.config.eval, split or self.config.eval.split
-        tasks = self._tasks(settings.n, split=split, seed=settings.seed)
-        replaced = "full" in {self.registry.card(version).kind for version in (before, after)}
-        try:
-            episodes = [self._evaluation(version, tasks, split, progress) for version in (before, after)]
-        finally:
-            if replaced:  # full weights took the place of the live ones
-                self.serve_live()
-        comparison = compare(*episodes)
+        split = split or self.config.eval.split
+        comparison = compare(*self._evaluations([before, after], split, progress))
         store_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
         return comparison
+
+    def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
+        """One version on the frozen tasks of `eval.split`: the cells of `evaluate`, with nothing to compare them to."""
+        (episodes,) = self._evaluations([version], self.config.eval.split, progress)
+        return evaluate(episodes)
 
     def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
         """What `evaluate` found, if it was called with the settings of now."""
@@ -187,6 +184,17 @@ class Run:
                     f"{CONFIG_FILE}, or collect into another directory with --run"
                 )
         return trajectories
+
+    def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
+        """Episodes of each version on the frozen tasks of a split."""
+        self.live_card()
+        tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
+        replaced = "full" in {self.registry.card(version).kind for version in versions}
+        try:
+            return [self._evaluation(version, tasks, split, progress) for version in versions]
+        finally:
+            if replaced:  # full weights took the place of the live ones
+                self.serve_live()
 
     def _evaluation(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> list[Trajectory]:
         """Episodes of a version on the frozen tasks: those that are stored, and the missing ones now."""

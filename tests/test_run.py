@@ -222,6 +222,12 @@ def test_fewer_tasks_and_samples_are_taken_from_what_is_stored(run: Run, endpoin
     ],
     ids=lambda other: next(iter(other)),
 )
+def test_one_version_alone_is_measured_and_its_episodes_serve_the_comparison_later(run: Run) -> None:
+    alone = run.measure("v0000")
+    assert (alone.n_tasks, alone.first_try.rate, alone.errors.rate) == (N_TASKS, 0.0, 0.0)
+    assert with_version(run).evaluate("v0000", "v0001").baseline == alone
+
+
 def test_a_comparison_under_other_settings_is_not_taken_for_this_one(run: Run, other: dict[str, Any]) -> None:
     found = evaluated(run).comparison("v0000", "v0001")
     assert found is not None
