@@ -171,6 +171,12 @@ def test_two_versions_are_compared_on_the_same_tasks(run: Run, endpoint: Chattin
     assert len(endpoint.chats) == asked
 
 
+def test_one_version_alone_is_measured_and_its_episodes_serve_the_comparison_later(run: Run) -> None:
+    alone = run.measure("v0000")
+    assert (alone.n_tasks, alone.first_try.rate, alone.errors.rate) == (N_TASKS, 0.0, 0.0)
+    assert with_version(run).evaluate("v0000", "v0001").baseline == alone
+
+
 def test_an_evaluation_that_was_stopped_asks_for_what_is_missing(run: Run, endpoint: ChattingEndpoint) -> None:
     with_version(run)
 
@@ -222,12 +228,6 @@ def test_fewer_tasks_and_samples_are_taken_from_what_is_stored(run: Run, endpoin
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_one_version_alone_is_measured_and_its_episodes_serve_the_comparison_later(run: Run) -> None:
-    alone = run.measure("v0000")
-    assert (alone.n_tasks, alone.first_try.rate, alone.errors.rate) == (N_TASKS, 0.0, 0.0)
-    assert with_version(run).evaluate("v0000", "v0001").baseline == alone
-
-
 def test_a_comparison_under_other_settings_is_not_taken_for_this_one(run: Run, other: dict[str, Any]) -> None:
     found = evaluated(run).comparison("v0000", "v0001")
     assert found is not None
