@@ -11,6 +11,7 @@ The reference is read from the source: nothing of the package is imported but it
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import resolve_name
@@ -62,7 +63,7 @@ def settings(_: str = "") -> str:
 
 def takes(setting: Any) -> str:
     limits = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign}\N{NO-BREAK SPACE}{getattr(limit, name):g}"
         for limit in setting.metadata
         for name, sign in LIMITS.items()
         if getattr(limit, name, None) is not None
@@ -90,6 +91,8 @@ def default(setting: Any) -> str:
             return f"`{str(value).lower()}`"
         case tuple() | dict() if not value:
             return "empty"
+        case dict():
+            return "`{" + ", ".join(f"{key} = {json.dumps(said)}" for key, said in value.items()) + "}`"
         case _:
             return f"`{value}`"
 
