@@ -16,7 +16,9 @@ USER = Path(__file__).parent / "typing" / "user.py"
 
 def imported_by_the_user() -> set[tuple[str, str]]:
     nodes = ast.walk(ast.parse(USER.read_text()))
-    return {(node.module or "", alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {
+        (node.module or "", alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
 
 
 @pytest.mark.parametrize(("module", "names"), (SURFACE | ALSO_PUBLIC).items(), ids=(SURFACE | ALSO_PUBLIC).keys())
