@@ -6,8 +6,10 @@ READY := .venv/.ready
 TASKS_READY := .venv/.tasks-ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 
-.PHONY: setup demo test check bench vllm smollm2 test-vllm
+.PHONY: setup demo test check bench docs vllm smollm2 test-vllm
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -56,6 +58,15 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The site is built from sources and the settings: without torch, so in an environment of its own, of seconds.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs --quiet build --strict --clean
+
+$(DOCS_READY): pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
 bench: setup

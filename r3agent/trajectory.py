@@ -56,7 +56,7 @@ def known_schema(data: Any, known: int) -> Any:
 class Task(Record):
     """One problem: what the policy is shown and what the verifier needs."""
 
-    id: str
+    id: str = Field(default_factory=str)  # for type checkers; `_default_id` gives one before this is asked
     """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
     messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation so far, ending with the user's request."""

@@ -10,6 +10,8 @@ from r3agent.trajectory import Record
 
 
 class DeployConfig(Record):
+    """How new weights get onto the servers."""
+
     strategy: Wanted = "auto"
     """`auto` loads an adapter beside the base and reloads full weights in place; `restart` replaces a server that
     `r3agent serve --run` supervises by a new one on another port; `command` runs a script of yours."""

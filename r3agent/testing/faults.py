@@ -33,6 +33,7 @@ SERVER_ERROR = Fault(500, '{"error": {"message": "out of memory"}}')
 
 
 def rate_limited(retry_after_s: float) -> Fault:
+    """429, with how long to wait in the header that says so."""
     return Fault(429, '{"error": {"message": "slow down"}}', headers={"Retry-After": str(retry_after_s)})
 
 
