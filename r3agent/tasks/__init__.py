@@ -35,7 +35,9 @@ class Shipped:
 
 
 SOURCES: dict[str, Shipped] = {
+    "bfcl": Shipped("r3agent.tasks.bfcl:load", verifier="function_call", needs_name="CATEGORY"),
     "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "xlam": Shipped("r3agent.tasks.xlam:load", verifier="function_call", needs_name="FILE.jsonl"),
 }
 """A new source is a file in this folder and a line here."""
 
@@ -56,7 +58,7 @@ def find_tasks(source: str, n: int | None = None, *, seed: int = 0, split: str =
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl"):
+    if _is_file(source):
         if params:
             raise ConfigError(f"task file {source} takes no params, but has {params}; remove them")
         tasks = draw(load_jsonl(source), n, seed=seed, split=split)
@@ -73,11 +75,16 @@ def default_verifier(source: str) -> str:
     Raises:
         ConfigError: the source is the user's own.
     """
-    if source.endswith(".jsonl"):
+    if _is_file(source):
         return "exact"
     if (shipped := SOURCES.get(source.partition(":")[0])) is None:
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
     return shipped.verifier
+
+
+def _is_file(source: str) -> bool:
+    """A file of tasks, and not one that a shipped source reads (`xlam:FILE.jsonl`)."""
+    return source.endswith(".jsonl") and source.partition(":")[0] not in SOURCES
 
 
 def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:

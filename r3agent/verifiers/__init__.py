@@ -46,6 +46,7 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "function_call": "r3agent.verifiers.function_call:function_call",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
