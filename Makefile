@@ -16,6 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps bfcl-eval  # only its data is read
 	touch $@
 
 demo: setup
@@ -53,4 +54,4 @@ check: setup
 
 # Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
 bench: setup
-	for name in graph_overhead serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in bfcl_agreement graph_overhead serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done

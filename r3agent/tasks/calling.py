@@ -97,7 +97,8 @@ def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
         case "no_call":
             return {"role": "assistant", "content": "None of the functions fits."}
         case "calls" if all(_passable(call, info["functions"][call["name"]]) for call in info["calls"]):
-            made = [{"name": c["name"], "arguments": _arguments(c, info["functions"][c["name"]])} for c in info["calls"]]
+            signatures = info["functions"]
+            made = [{"name": c["name"], "arguments": arguments_of(c, signatures[c["name"]])} for c in info["calls"]]
         case _:
             return None
     if calls == "text":
@@ -106,9 +107,7 @@ def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
     return {
         "role": "assistant",
         "content": "",
-        "tool_calls": [
-            {"id": f"call_{i}", "type": "function", "function": call} for i, call in enumerate(written)
-        ],
+        "tool_calls": [{"id": f"call_{i}", "type": "function", "function": call} for i, call in enumerate(written)],
     }
 
 
@@ -120,7 +119,7 @@ def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:
     )
 
 
-def _arguments(call: dict[str, Any], signature: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(call: dict[str, Any], signature: dict[str, Any]) -> dict[str, Any]:
     """Parameters that cannot be given, or may be left out and have no other accepted value, are left out."""
     types = signature["types"]
     return {

@@ -66,8 +66,9 @@ def tagged_calls(text: str) -> list[Call]:
         Unreadable: a block holds something else.
     """
     text = text.rpartition("</think>")[2]
-    blocks = [block.partition(CLOSE)[0].strip() for block in text.split(OPEN)[1:]]
-    _bounded(sum(map(len, blocks)))
+    _, opened, rest = text.partition(OPEN)
+    _bounded(len(rest))
+    blocks = [block.partition(CLOSE)[0].strip() for block in rest.split(OPEN)] if opened else []
     return [call for block in blocks for call in _calls(block)]
 
 

@@ -1,8 +1,8 @@
 """Function calls: does the reply make exactly the calls that the task asks for, in any order?
 
-`task.info` is an `Expectation`; one that is malformed is an error of the task, whatever a model writes is not. Where the
-task offers `tools`, calls are the reply's `tool_calls`, or `<tool_call>` blocks of a server that does not parse them;
-elsewhere they may also be written as text (see `calls.py`). What makes arguments right is in `arguments.py`.
+`task.info` is an `Expectation`; one that is malformed is an error of the task, whatever a model writes is not. Where
+the task offers `tools`, calls are the reply's `tool_calls`, or `<tool_call>` blocks of a server that does not parse
+them; elsewhere they may also be written as text (see `calls.py`). What makes arguments right is in `arguments.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Signature(Record):
 
     required: tuple[str, ...] = ()
     types: dict[str, Annotated[tuple[Kind, ...], Field(max_length=2)]] = {}
-    """Of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to be given."""
+    """Of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to be
+    given."""
 
 
 class ExpectedCall(Record):
@@ -62,11 +63,9 @@ def function_call(task: Task, answer: str) -> Verdict:
     """
     expectation = Expectation.model_validate(task.info)
     tool_calls: Sequence[Any] = getattr(answer, "tool_calls", ())
+    read = tagged_calls if task.tools else text_calls
     try:
-        if tool_calls:
-            calls = native_calls(tool_calls)
-        else:
-            calls = tagged_calls(answer) if task.tools else text_calls(answer)
+        calls = native_calls(tool_calls) if tool_calls else read(answer)
     except Unreadable as error:
         # Broken calls are calls; prose that is none is what a task without a fitting function asks for.
         if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:

@@ -53,9 +53,11 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     if node.args:
         raise ValueError("an argument without a name; write f(name=value)")
     arguments: dict[str, Any] = {}
-    for keyword in node.keywords:  # that none appears twice is Python's syntax
+    for keyword in node.keywords:
         if keyword.arg is None:
             raise ValueError("** in a call; write each argument as name=value")
+        if keyword.arg in arguments:  # Python refuses it only where it compiles
+            raise ValueError("an argument that appears twice")
         arguments[keyword.arg] = _value(keyword.value)
     return _name(node.func), arguments
 
