@@ -1,6 +1,6 @@
 """Does the verifier `function_call` agree with bfcl-eval's own checker? On all gold answers and on mutated ones.
 
-    python benchmarks/bfcl_agreement.py [--mutations 4] [--seed 0] [--calls native text]
+    python benchmarks/bfcl_agreement.py [--mutations 4] [--seed 0] [--calls native text] [--categories parallel]
 
 Of each category that `bfcl:CATEGORY` offers, every task's gold answer and `--mutations` different wrong or different
 right answers to it are written as a model writes them (`tool_calls`; as text in JSON and as Python by turns) and judged
@@ -158,9 +158,10 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=4, help="of each task and way of calling")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", nargs="+", choices=("native", "text"), default=["native", "text"])
+    parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES)
     args = parser.parse_args()
     results: list[dict[str, Any]] = []
-    for category in CATEGORIES:
+    for category in args.categories:
         found = [row for calling in args.calls for row in compare(category, calling, args.mutations, args.seed)]
         golds = [row for row in found if row["answer"] == "gold"]
         passed = sum(row["ours"] for row in golds)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_without_the_package_its_installation_is_told(monkeypatch: pytest.Monkey
 def test_nothing_of_the_package_is_imported() -> None:
     find_tasks("bfcl:live_parallel", split="all")
     assert not [name for name in sys.modules if name.startswith("bfcl_eval")]
+
+
+@needs_data
+def test_the_verifier_agrees_with_that_of_the_leaderboard() -> None:
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "bfcl_agreement.py"
+    categories = ["parallel", "live_parallel_multiple", "live_relevance"]
+    command = [sys.executable, str(benchmark), "--mutations", "3", "--categories", *categories]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["gold"], found["unexplained"]) == (2 * (200 + 24), 0)
+    assert found["mutated"] > 1000
+    assert found["disagreements"] == done.stdout.count(" here: ")
 
 
 def test_function_documents_become_json_schema_at_any_depth() -> None:
