@@ -30,6 +30,7 @@ test: setup $(TASKS_READY)
 # Packages of tasks, one of which compiles C; where they cannot be had, their tests are skipped.
 $(TASKS_READY): $(READY)
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt reasoning-gym
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps bfcl-eval # only its data is read
 	touch $@
 
 vllm: $(VLLM_READY)
@@ -69,5 +70,5 @@ $(DOCS_READY): pyproject.toml constraints.txt
 	touch $@
 
 # Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
-bench: setup
-	for name in graph_overhead serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: setup $(TASKS_READY)
+	for name in bfcl_agreement graph_overhead serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -66,6 +66,7 @@ VERIFIERS: dict[str, str] = {
     "code": "r3agent.verifiers.code:Code",
     "countdown": "r3agent.verifiers.countdown:countdown",
     "exact": "r3agent.verifiers.exact:exact",
+    "function_call": "r3agent.verifiers.function_call:function_call",
     "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
     "later": "r3agent.verifiers.later:later",
     "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",

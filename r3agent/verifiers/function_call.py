@@ -1,0 +1,109 @@
+"""Function calls: does the reply make exactly the calls that the task asks for, in any order?
+
+`task.info` is an `Expectation`; one that is malformed is an error of the task, whatever a model writes is not. Where
+the task offers `tools`, calls are the reply's `tool_calls`, or `<tool_call>` blocks of a server that does not parse
+them; elsewhere they may also be written as text (see `calls.py`). What makes arguments right is in `arguments.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.optimize import linear_sum_assignment
+
+from r3agent.trajectory import Record, Task, Verdict
+from r3agent.verifiers.arguments import Kind, fault, shown
+from r3agent.verifiers.calls import OPEN, Call, Unreadable, native_calls, tagged_calls, text_calls
+
+
+class Signature(Record):
+    """What is declared of a function."""
+
+    required: tuple[str, ...] = ()
+    types: dict[str, Annotated[tuple[Kind, ...], Field(max_length=2)]] = {}
+    """Of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to be
+    given."""
+
+
+class ExpectedCall(Record):
+    name: str
+    accepts: dict[str, tuple[Any, ...]] = {}
+    """For each parameter the values that are right; `""` among them says that it may be left out."""
+
+
+class Expectation(BaseModel):
+    """What the verifier reads in `task.info`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    expect: Literal["calls", "some_call", "no_call"]
+    """Exactly `calls`; any call of one of `functions`; or none at all."""
+    calls: tuple[ExpectedCall, ...] = ()
+    functions: dict[str, Signature]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Expectation:
+        if bool(self.calls) != (self.expect == "calls"):
+            raise ValueError(f"expect = {self.expect!r} with {len(self.calls)} calls")
+        for call in self.calls:
+            if call.name not in self.functions:
+                raise ValueError(f"call of {call.name!r}, which functions lacks")
+            if unknown := call.accepts.keys() - self.functions[call.name].types:
+                raise ValueError(f"{call.name!r} accepts {sorted(unknown)}, whose types its signature lacks")
+        return self
+
+
+def function_call(task: Task, answer: str) -> Verdict:
+    """Judge the calls in `answer`; plain text is a reply without `tool_calls`.
+
+    Raises:
+        ValueError: `task.info` is not an `Expectation`.
+    """
+    expectation = Expectation.model_validate(task.info)
+    tool_calls: Sequence[Any] = getattr(answer, "tool_calls", ())
+    read = tagged_calls if task.tools else text_calls
+    try:
+        calls = native_calls(tool_calls) if tool_calls else read(answer)
+    except Unreadable as error:
+        # Broken calls are calls; prose that is none is what a task without a fitting function asks for.
+        if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:
+            return Verdict(passed=True, score=1.0)
+        return _judged(str(error))
+    return _judged(_wrong(expectation, calls))
+
+
+def _wrong(expectation: Expectation, calls: list[Call]) -> str | None:
+    match expectation.expect:
+        case "no_call":
+            return f"{len(calls)} calls, where no function fits" if calls else None
+        case "some_call":
+            if not calls:
+                return "no call, where a function fits"
+            return next((f"no function {shown(c.name)}" for c in calls if c.name not in expectation.functions), None)
+        case "calls":
+            return _mismatch(expectation, calls)
+
+
+def _mismatch(expectation: Expectation, calls: list[Call]) -> str | None:
+    """Why the calls are not the expected ones in some order."""
+    if len(calls) != len(expectation.calls):
+        return f"{len(calls)} calls, not {len(expectation.calls)}"
+    faults = [[_fault(expectation, expected, call) for call in calls] for expected in expectation.calls]
+    if len(calls) == 1:
+        return faults[0][0]
+    # One call can be right for several expected ones, so it takes an assignment, not the first that fits.
+    rows, columns = linear_sum_assignment([[wrong is not None for wrong in row] for row in faults])
+    return next((wrong for i, j in zip(rows, columns, strict=True) if (wrong := faults[i][j]) is not None), None)
+
+
+def _fault(expectation: Expectation, expected: ExpectedCall, call: Call) -> str | None:
+    if call.name != expected.name:
+        return f"calls {shown(call.name)}, not {expected.name}"
+    signature = expectation.functions[expected.name]
+    return fault(call.arguments, required=signature.required, accepts=expected.accepts, types=signature.types)
+
+
+def _judged(wrong: str | None) -> Verdict:
+    return Verdict(passed=wrong is None, score=float(wrong is None), feedback=wrong)
