@@ -17,6 +17,9 @@ from r3agent.templates import Template
 from r3agent.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
+NOT_RUN = "This call was not run."
+"""Answers the calls of a failed try."""
+
 Update: TypeAlias = dict[str, Any]
 Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
 Telling: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[Place]], Awaitable[list[Generation]]]
@@ -103,8 +106,14 @@ class Nodes:
         """`n` children of `parent`, asked for with `prompt`."""
         messages, request = list(tree.task.messages), ()
         if parent is not None and prompt is not None:
-            request = ({"role": "user", "content": prompt.render(**self._seen(tree, parent))},)
-            messages = [*tree.prompt(parent), parent.message, *request]
+            turn = parent.turn
+            # OpenAI's API wants every call answered before the conversation goes on.
+            unrun = [
+                {"role": "tool", "tool_call_id": c.get("id", ""), "content": NOT_RUN}
+                for c in turn.get("tool_calls", ())
+            ]
+            request = (*unrun, {"role": "user", "content": prompt.render(**self._seen(tree, parent))})
+            messages = [*tree.prompt(parent), turn, *request]
         places = Place.several(n, label, parent and parent.span_id)
         sample: Sample = partial(
             self._policy_of(tree).sample,

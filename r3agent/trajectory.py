@@ -139,6 +139,24 @@ class Generation(Record):
             message["tool_calls"] = list(self.tool_calls)
         return message
 
+    @property
+    def turn(self) -> Message:
+        """`message` as it is sent back: servers refuse calls whose arguments are no JSON object, so these are text."""
+        broken = [call for call in self.tool_calls if not _is_readable(call)]
+        if not broken:
+            return self.message
+        texts = [self.text, *(json.dumps(call.get("function", call)) for call in broken)]
+        message = {**self.message, "content": "\n".join(text for text in texts if text)}
+        calls = [call for call in self.tool_calls if call not in broken]
+        return {**message, "tool_calls": calls} if calls else {k: v for k, v in message.items() if k != "tool_calls"}
+
+
+def _is_readable(call: Message) -> bool:
+    try:
+        return isinstance(json.loads(call["function"]["arguments"]), dict)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
 
 def new_id() -> str:
     """A fresh id for a span or a trajectory."""
@@ -238,7 +256,7 @@ class Trajectory(Record):
         for step in self.path(span):
             messages = [*([] if step.standalone else messages), *step.request]
             if step is not span:
-                messages.append(step.message)
+                messages.append(step.turn)
         return messages
 
     @property

@@ -160,3 +160,33 @@ async def test_the_whole_conversation_is_sent_in_order_every_time() -> None:
         expected.append(list(whole))
     assert sent == expected
     assert "secret" not in str([received.body for received in endpoint.received])
+
+
+def call(arguments: str, call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+def test_calls_of_a_failed_try_are_answered_and_those_that_cannot_be_read_are_fed_back_as_text() -> None:
+    good, torn = call('{"city": "Rome"}', "a"), call('{"city": ', "b")
+
+    def reply(body: dict[str, Any], choice: int) -> str | dict[str, Any]:
+        tried = len(body["messages"]) > len(TASK.messages)
+        return "right" if tried else {"role": "assistant", "content": None, "tool_calls": [good, torn]}
+
+    with ScriptedEndpoint(reply) as endpoint:
+        policy = OpenAIPolicy(endpoint.url, "scripted")
+        result = build_graph(policy=policy, verifier=judged).compile().invoke(INPUT)  # pyright: ignore
+        policy.close()
+    trajectory = Trajectory.model_validate(result["trajectory"])
+    attempt, reflection, retry = trajectory.spans
+    assert attempt.tool_calls == (good, torn)  # the record, and what the verifier sees
+    asked = [received.body["messages"] for received in endpoint.received]
+    assert [message["role"] for message in asked[1][-3:]] == ["assistant", "tool", "user"]
+    assert asked[1][-3] == {
+        "role": "assistant",
+        "content": '{"name": "weather", "arguments": "{\\"city\\": "}',
+        "tool_calls": [good],
+    }
+    assert asked[1][-2]["tool_call_id"] == "a"
+    assert asked[1] == trajectory.prompt(reflection)
+    assert asked[2] == trajectory.prompt(retry)

@@ -100,7 +100,7 @@ def test_splits_and_draws_are_those_of_all_sources() -> None:
 @pytest.mark.parametrize(
     ("source", "params", "says"),
     [
-        ("bfcl", {}, "write bfcl:CATEGORY"),
+        ("bfcl", {}, "'bfcl' is unknown; use one of .*'bfcl:CATEGORY'"),
         ("bfcl:simple", {}, "no such category; use one of simple_python, multiple,"),
         ("bfcl:simple_java", {}, "Java or JavaScript are not verified"),
         ("bfcl:simple_javascript", {}, "Java or JavaScript are not verified"),
