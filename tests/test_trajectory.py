@@ -105,12 +105,13 @@ def test_the_prompt_holds_every_request_and_reply_above(trajectory: Trajectory) 
 
 
 def test_the_retry_sees_the_failed_attempt_the_request_and_the_reflection() -> None:
-    attempt = span("attempt", passed=False, text="5", tool_calls=({"id": "call"},))
+    call = {"id": "call", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    attempt = span("attempt", passed=False, text="5", tool_calls=(call,))
     reflection = span("reflect", attempt, text="I added wrong", request=({"role": "user", "content": "reflect"},))
     retry = span("retry", reflection, text="4", request=({"role": "user", "content": "again"},))
     assert tree(attempt, reflection, retry).prompt(retry) == [
         {"role": "user", "content": "2 + 2?"},
-        {"role": "assistant", "content": "5", "tool_calls": [{"id": "call"}]},
+        {"role": "assistant", "content": "5", "tool_calls": [call]},
         {"role": "user", "content": "reflect"},
         {"role": "assistant", "content": "I added wrong"},
         {"role": "user", "content": "again"},
