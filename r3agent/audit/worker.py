@@ -14,7 +14,7 @@ import orjson
 
 from r3agent.errors import R3Error
 from r3agent.trajectory import Span, Task
-from r3agent.verifiers import Verifier, find_verifier, judge
+from r3agent.verifiers import Verifier, close, find_verifier, judge
 
 
 def main() -> None:
@@ -33,6 +33,13 @@ def main() -> None:
 
 
 async def _serve(verifier: Verifier, lines: BinaryIO, out: BinaryIO) -> None:
+    try:
+        await _answer(verifier, lines, out)
+    finally:
+        await close(verifier)
+
+
+async def _answer(verifier: Verifier, lines: BinaryIO, out: BinaryIO) -> None:
     for line in lines:
         asked: dict[str, Any] = orjson.loads(line)
         task, message = Task.model_validate(asked["task"]), asked["message"]
@@ -41,7 +48,11 @@ async def _serve(verifier: Verifier, lines: BinaryIO, out: BinaryIO) -> None:
         start = time.perf_counter()
         try:
             (verdict,) = await judge(verifier, task, [span])
-            said: dict[str, Any] = {"passed": verdict.passed, "score": verdict.score}
+            said: dict[str, Any] = (
+                {"error": "the verdict is pending: what is decided later cannot be audited"}
+                if verdict is None
+                else {"passed": verdict.passed, "score": verdict.score}
+            )
         except Exception as error:  # of the verifier
             said = {"error": str(error)}
         _say(out, {**said, "seconds": time.perf_counter() - start})
