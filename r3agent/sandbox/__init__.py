@@ -15,7 +15,8 @@ over the wall time, ends all. If r3agent is killed, so is the program.
 
 Without `namespaces` (in Docker with its default profile, say): `layers = ["landlock", "seccomp"]`. The program then
 can start no process, send no signal and make no socket. `disk_mb` holds for each file and not in all, it sees the
-machine's name and process ids, and its directory is a temporary one on disk.
+machine's name and process ids, it can ask for the names that links hold and for the size, owner and times of any file
+that r3agent could ask for, and its directory is a temporary one on disk.
 
 What it does not protect from:
 
@@ -39,6 +40,8 @@ wall time, asks the command to end and then kills it. What the command has start
 has to end itself; hence `--init` and `timeout`.
 """
 
-from r3agent.sandbox.process import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
+from r3agent.sandbox.layers import LAYERS, Layer
+from r3agent.sandbox.limits import Limits, Outcome
+from r3agent.sandbox.process import run_dialogue, run_python
 
 __all__ = ["LAYERS", "Layer", "Limits", "Outcome", "run_dialogue", "run_python"]
