@@ -6,8 +6,8 @@ What holds it, in layers; a program is not run where one of them is missing, unl
   libraries read-only and an empty `/tmp` in memory, no `/proc`, no network interface that is up, no process to see but
   its own. All of them are killed with its first, whatever they did to their session, group, parents or signals.
 - `landlock`: files below these directories only, nothing to execute, no TCP, no abstract Unix socket.
-- `seccomp`: no socket but pairs, no other program, no tracing, mounting, namespaces, io_uring, or memory that limits
-  do not count.
+- `seccomp`: no socket but pairs of streams, no other program, no tracing, mounting, namespaces, io_uring, limits of
+  others, or memory that limits do not count.
 
 With all of them: an empty environment, no open file but stdin, stdout and stderr, no capabilities, `no_new_privs`, user
 nobody where r3agent is root, and the limits of `Limits`. Output is kept up to its limit only, and going over it, or

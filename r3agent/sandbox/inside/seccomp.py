@@ -1,9 +1,9 @@
 """Seccomp: system calls that a program under test has no use for fail with EPERM.
 
-No socket (a pair of sockets is none), no other program, no tracing, no namespace, no mount, no memory that the limits
-do not count. A process without namespaces around it is besides alone: it cannot make a process, leave its process
-group, signal anything, or change the mode, owner or times of a file, which Landlock does not watch, nor its length,
-which older ones do not.
+No socket but pairs of streams, no other program, no tracing, no namespace, no mount, no limits of others, no memory
+that the limits do not count. A process without namespaces around it is besides alone: it cannot make a process, leave
+its process group, signal anything, or change the mode, owner or times of a file, which Landlock does not watch, nor
+its length by name, which older kernels' Landlock does not.
 """
 
 from __future__ import annotations
