@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,9 +19,13 @@ pytestmark = all_layers
 SQUARES = "assert f(2) == 4\nassert f(3) == 9"
 
 
+made = cache(Code)
+"""Making one runs a program, to see that it can be held."""
+
+
 @pytest.fixture(scope="module")
 def code() -> Code:
-    return Code(timeout_s=30)
+    return made(timeout_s=30)
 
 
 def task(**info: Any) -> Task:
@@ -168,7 +173,7 @@ SILENT = {"patches the channel", "replies with half a message"}
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_verdict_is_forged(name: str) -> None:
     answer, tests = FORGERIES[name]
-    verdict = Code(timeout_s=2 if name in SILENT else 30, memory_mb=128)(task(tests=tests), answer)
+    verdict = made(timeout_s=2 if name in SILENT else 30, memory_mb=128)(task(tests=tests), answer)
     assert not verdict.passed
     assert ("over timeout_s" in (verdict.feedback or "")) == (name in SILENT), verdict.feedback
 
@@ -229,7 +234,7 @@ def test_honest_answers_pass_across_processes(code: Code, name: str) -> None:
     ],
 )
 def test_what_fails_says_why(answer: str, settings: dict[str, Any], says: str) -> None:
-    verdict = Code(**{"timeout_s": 20, **settings})(task(tests=SQUARES), answer)
+    verdict = made(**{"timeout_s": 20, **settings})(task(tests=SQUARES), answer)
     assert not verdict.passed
     assert re.search(says, verdict.feedback or ""), verdict.feedback
 
