@@ -6,8 +6,8 @@ What holds it, in layers; a program is not run where one of them is missing, unl
   libraries read-only and an empty `/tmp` in memory, no `/proc`, no network interface that is up, no process to see but
   its own. All of them are killed with its first, whatever they did to their session, group, parents or signals.
 - `landlock`: files below these directories only, nothing to execute, no TCP, no abstract Unix socket.
-- `seccomp`: no socket but pairs, no other program, no tracing, mounting, namespaces, io_uring, or memory that limits
-  do not count.
+- `seccomp`: no socket but pairs of streams, no other program, no tracing, mounting, namespaces, io_uring, limits of
+  others, or memory that limits do not count.
 
 With all of them: an empty environment, no open file but stdin, stdout and stderr, no capabilities, `no_new_privs`, user
 nobody where r3agent is root, and the limits of `Limits`. Output is kept up to its limit only, and going over it, or
@@ -15,7 +15,8 @@ over the wall time, ends all. If r3agent is killed, so is the program.
 
 Without `namespaces` (in Docker with its default profile, say): `layers = ["landlock", "seccomp"]`. The program then
 can start no process, send no signal and make no socket. `disk_mb` holds for each file and not in all, it sees the
-machine's name and process ids, and its directory is a temporary one on disk.
+machine's name and process ids, it can ask for the names that links hold and for the size, owner and times of any file
+that r3agent could ask for, and its directory is a temporary one on disk.
 
 What it does not protect from:
 
@@ -39,6 +40,8 @@ wall time, asks the command to end and then kills it. What the command has start
 has to end itself; hence `--init` and `timeout`.
 """
 
-from r3agent.sandbox.process import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
+from r3agent.sandbox.layers import LAYERS, Layer
+from r3agent.sandbox.limits import Limits, Outcome
+from r3agent.sandbox.process import run_dialogue, run_python
 
 __all__ = ["LAYERS", "Layer", "Limits", "Outcome", "run_dialogue", "run_python"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import selectors
@@ -10,78 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Any, Literal, TypeAlias
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from r3agent.errors import ConfigError, VerifierError
-
-Layer: TypeAlias = Literal["namespaces", "landlock", "seccomp"]
-Overrun: TypeAlias = Literal["wall", "cpu", "output"]
-
-LAYERS: tuple[Layer, ...] = ("namespaces", "landlock", "seccomp")
-ENOUGH: tuple[frozenset[Layer], ...] = (frozenset({"namespaces"}), frozenset({"landlock", "seccomp"}))
-"""Sets of layers of which one at least has to be there for a program to be held."""
+from r3agent.sandbox import container, scratch
+from r3agent.sandbox.layers import LAYERS, Layer, check, lacking
+from r3agent.sandbox.limits import Limits, Outcome, Overrun
 
 GRACE_S = 5.0
 """How long a supervisor may take to end everything after a limit, before it is killed itself."""
 CLOSING_S = 0.5
 """How long a container's command may take to end once its output has."""
-MAX_ARGUMENT_BYTES = 120_000
-"""Of one argument of a command; Linux takes 128 KiB."""
 
 _BOOT = "import sys; sys.path.append(sys.argv.pop()); from inside.launch import main; main()"
-_IN_CONTAINER = """
-import resource as r
-for name, limit in {limits}.items():
-    limit = min([limit, *(x for x in r.getrlimit(getattr(r, name)) if x != r.RLIM_INFINITY)])
-    r.setrlimit(getattr(r, name), (limit, limit))
-del r
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one program may use."""
-
-    wall_s: float = 10.0
-    """From start to end."""
-    cpu_s: int = 10
-    """Of each process."""
-    memory_mb: int = 512
-    """Address space of each process."""
-    processes: int = 8
-    """And threads, the first included."""
-    disk_mb: int = 16
-    """All that it writes; it lies in memory. Without namespaces: each file."""
-    open_files: int = 64
-    output_bytes: int = 1 << 20
-    """Of its stdout and stderr, each."""
-
-    def __post_init__(self) -> None:
-        least = {"wall_s": 0.0, "cpu_s": 1, "memory_mb": 64, "processes": 1, "disk_mb": 1, "open_files": 8}
-        for name, lowest in {**least, "output_bytes": 1}.items():
-            value = getattr(self, name)
-            if not (value > lowest or (value == lowest and lowest)):
-                raise ConfigError(f"{name} = {value!r}: give the sandbox {lowest or 'more than 0'}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a program ended."""
-
-    exit_code: int | None = None
-    """Minus the signal that ended it; `None` where a limit of wall time or output did."""
-    overrun: Overrun | None = None
-    """The limit that ended it; running out of memory is a `MemoryError` inside it."""
-    stdout: bytes = b""
-    stderr: bytes = b""
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
 
 
 def run_python(
@@ -159,13 +104,14 @@ class _Program:
         self.overrun: Overrun | None = None
         self._began = time.monotonic()
         self.is_contained = bool(command)
+        self._scratch: str | None = None
         with ExitStack() as stack:
             if command:
-                arguments, passed = [*command, *_in_container(source, limits)], []
+                arguments, passed = [*command, *container.options(source, limits)], []
                 report = life = None
                 environment = None
             else:
-                _check(layers)
+                check(layers)
                 file = stack.enter_context(TemporaryFile())
                 file.write(source.encode("utf-8", "surrogatepass"))
                 file.seek(0)
@@ -173,11 +119,13 @@ class _Program:
                 stack.callback(life.close)
                 self._report, report = _pipe()
                 stack.callback(report.close)
-                self._scratch = TemporaryDirectory(prefix="r3agent-sandbox-")
+                own = None
+                if "namespaces" not in layers:
+                    self._scratch, own = scratch.make()
                 passed = [file.fileno(), life.fileno(), report.fileno()]
                 keys = ("program_fd", "life_fd", "report_fd")
                 spec = asdict(limits) | dict(zip(keys, passed, strict=True))
-                spec |= {"layers": list(layers), "scratch": self._scratch.name}
+                spec |= {"layers": list(layers), "scratch": own}
                 here = str(Path(__file__).parent)
                 arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, json.dumps(spec), here]
                 environment = {}
@@ -204,7 +152,8 @@ class _Program:
                 file.close()
         if not self.is_contained:
             self._report.close()
-            self._scratch.cleanup()
+        if self._scratch:
+            scratch.remove(self._scratch)
 
     def streams(self) -> dict[str, IO[bytes]]:
         report = {} if self.is_contained else {"report": self._report}
@@ -245,7 +194,7 @@ class _Program:
             said = self.heard["stderr"][-500:].decode(errors="replace")
             raise VerifierError(f"the sandbox ended with {self.process.returncode} and no report: {said}")
         if "missing" in report:
-            raise ConfigError(_lacking(report["missing"], report["why"]))
+            raise ConfigError(lacking(report["missing"], report["why"]))
         if "broken" in report:
             raise VerifierError(f"the sandbox broke down: {report['broken']}")
         if self.overrun:
@@ -283,46 +232,6 @@ def _hear(program: _Program, name: str, fd: int) -> bool:
     if name != "report" and piece and len(heard) >= program.limits.output_bytes:
         program.overrun = "output"
     return bool(piece)
-
-
-def _check(layers: Sequence[Layer]) -> None:
-    if sys.platform != "linux":
-        raise ConfigError(_lacking("sandbox", f"it needs Linux, this is {sys.platform}"))
-    if unknown := set(layers) - set(LAYERS):
-        raise ConfigError(f"sandbox layers {sorted(unknown)} are unknown; there are {', '.join(LAYERS)}")
-    if not any(enough <= set(layers) for enough in ENOUGH):
-        raise ConfigError(f"sandbox layers {list(layers)} hold nothing; keep namespaces, or landlock and seccomp")
-
-
-def _lacking(layer: str, why: str) -> str:
-    rest = [name for name in LAYERS if name != layer]
-    less = f", or go on with less: layers = {json.dumps(rest)}" if layer in LAYERS else ""
-    return (
-        f"this machine does not let the sandbox have its {layer}: {why}; allow it, run in a container with "
-        f'command = ["docker", "run", "--rm", "-i", "--network", "none", "IMAGE", "python"]{less}'
-    )
-
-
-def _in_container(source: str, limits: Limits) -> list[str]:
-    """Options of Python that run a program; they set the limits that a process sets on itself."""
-    own = {
-        "RLIMIT_CPU": limits.cpu_s,
-        "RLIMIT_AS": limits.memory_mb << 20,
-        "RLIMIT_FSIZE": limits.disk_mb << 20,
-        "RLIMIT_NOFILE": limits.open_files,
-        "RLIMIT_CORE": 0,
-    }
-    parts = [_IN_CONTAINER.format(limits=own), source]
-    packed = [base64.b64encode(zlib.compress(part.encode("utf-8", "surrogatepass"))).decode() for part in parts]
-    code = "import base64,zlib\n" + "".join(
-        f"exec(compile(zlib.decompress(base64.b64decode({text!r})),'<program>','exec'))\n" for text in packed
-    )
-    if len(code) > MAX_ARGUMENT_BYTES:
-        raise VerifierError(
-            f"a program of {len(code)} bytes, compressed: a container's command takes {MAX_ARGUMENT_BYTES}; "
-            "have shorter tests, or use the sandbox without a command"
-        )
-    return ["-I", "-X", "utf8", "-c", code]
 
 
 def _pipe() -> tuple[IO[bytes], IO[bytes]]:

@@ -10,9 +10,9 @@ import pytest
 
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.sandbox import LAYERS, Limits, run_dialogue, run_python
+from tests.held import SANDBOX_ONLY, all_layers, linux, without_namespaces
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
-HELD = [pytest.param({}, marks=linux, id="sandbox"), pytest.param({"command": [sys.executable]}, id="command")]
+HELD = [pytest.param({}, marks=all_layers, id="sandbox"), pytest.param({"command": [sys.executable]}, id="command")]
 each = pytest.mark.parametrize("held", HELD)
 
 
@@ -34,7 +34,7 @@ def test_what_it_does_wrong_is_its_own(held: dict[str, Any]) -> None:
     assert run_python("def", **held).exit_code == 1
 
 
-@linux
+@all_layers
 def test_the_standard_library_is_there() -> None:
     source = """
 import asyncio, collections, ctypes, dataclasses, datetime, decimal, fractions, hashlib, heapq, itertools, json
@@ -89,7 +89,7 @@ def test_layers_that_hold_nothing_are_refused(layers: Any, says: str) -> None:
         run_python("", layers=layers)
 
 
-NO_NAMESPACES = """
+NO_NAMESPACES = """{start}
 import ctypes, struct
 from r3agent.errors import ConfigError
 from r3agent.sandbox import run_python
@@ -108,9 +108,9 @@ print(run_python("print(7)", layers=["landlock", "seccomp"]).stdout)
 """A machine where a user may make no namespace: this process and its children may not."""
 
 
-@linux
+@without_namespaces
 def test_a_layer_that_the_machine_lacks_is_named_with_what_helps() -> None:
-    script = NO_NAMESPACES.format(unshare={"x86_64": 272, "aarch64": 97}[os.uname().machine])
+    script = NO_NAMESPACES.format(start=SANDBOX_ONLY, unshare={"x86_64": 272, "aarch64": 97}[os.uname().machine])
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "have its namespaces: [Errno 1] unshare: Operation not permitted" in said
     assert 'command = ["docker"' in said

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,16 +11,21 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.trajectory import Task, Verdict
 from r3agent.verifiers import find_verifier, judge
 from r3agent.verifiers.code import Code, code_of
+from tests.held import all_layers
 from tests.trees import span
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+pytestmark = all_layers
 
 SQUARES = "assert f(2) == 4\nassert f(3) == 9"
 
 
+made = cache(Code)
+"""Making one runs a program, to see that it can be held."""
+
+
 @pytest.fixture(scope="module")
 def code() -> Code:
-    return Code(timeout_s=30)
+    return made(timeout_s=30)
 
 
 def task(**info: Any) -> Task:
@@ -74,6 +80,21 @@ class Int(int):
     __sub__ = Everything.__sub__
 """
 
+SPEAK = """
+import fcntl, os, stat
+def is_wire(fd):
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+    except OSError:
+        return False
+wfd = next(fd for fd in range(3, 64) if is_wire(fd))
+def speak(data):
+    data = b"%08x" % len(data) + data
+    while data:
+        data = data[os.write(wfd, data):]
+"""
+"""Lets an answer write to the channel itself."""
+
 FORGERIES: dict[str, tuple[str, str]] = {
     "exits at once": ("import os\nos._exit(0)", SQUARES),
     "exits when called": ("import os\ndef f(x): os._exit(0)", SQUARES),
@@ -117,15 +138,44 @@ FORGERIES: dict[str, tuple[str, str]] = {
         SQUARES,
     ),
     "replaces the check": ("def check(candidate): pass\ndef f(x): return 0", f"{CHECK}\ncheck(f)"),
+    "ends a loop of tests by another name": (
+        "class Stop(StopIteration): pass\ndef f(x): raise Stop",
+        "assert all(map(lambda x: f(x) == x * x, (2, 3)))",
+    ),
+    "has more digits than Python prints": ("def f(x): return 10**5000", "assert f(2) == 4, f(2)"),
+    "ends where its error is told": (
+        "import os\nclass X:\n    def __str__(self): os._exit(0)\ndef f(x): raise ValueError(X())",
+        SQUARES,
+    ),
+    "a class that calls itself int": (
+        "class Type(type): __module__, __name__ = 'builtins', 'int'\nclass f(metaclass=Type):\n"
+        "    def __new__(cls, x): return 5",
+        SQUARES,
+    ),
+    "replies with what is too deep": (f"{SPEAK}def f(x): speak(b'[' * 100000)", SQUARES),
+    "replies with a module that ends all": (
+        f'{SPEAK}def f(x): speak(b\'["ok", ["module", "unittest.__main__"]]\')',
+        SQUARES,
+    ),
+    "replies with what fills the memory of the tests": (
+        f"{SPEAK}def f(x): speak(b'[' + b'[],' * 3000000 + b'0]')",
+        SQUARES,
+    ),
+    "replies with half a message": (f"{SPEAK}def f(x): os.write(wfd, b'000000ff[')", SQUARES),
+    "replies twice": (f'{SPEAK}def f(x):\n    speak(b\'["ok", ["int", "0x4"], []]\')\n    return 4', SQUARES),
 }
+
+
+SILENT = {"patches the channel", "replies with half a message"}
+"""After these the tests wait until the time is over."""
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_verdict_is_forged(name: str) -> None:
     answer, tests = FORGERIES[name]
-    verdict = Code(timeout_s=6)(task(tests=tests), answer)
+    verdict = made(timeout_s=2 if name in SILENT else 30, memory_mb=128)(task(tests=tests), answer)
     assert not verdict.passed
-    assert verdict.feedback
+    assert ("over timeout_s" in (verdict.feedback or "")) == (name in SILENT), verdict.feedback
 
 
 PAIRS: dict[str, tuple[str, str]] = {
@@ -184,7 +234,7 @@ def test_honest_answers_pass_across_processes(code: Code, name: str) -> None:
     ],
 )
 def test_what_fails_says_why(answer: str, settings: dict[str, Any], says: str) -> None:
-    verdict = Code(**{"timeout_s": 20, **settings})(task(tests=SQUARES), answer)
+    verdict = made(**{"timeout_s": 20, **settings})(task(tests=SQUARES), answer)
     assert not verdict.passed
     assert re.search(says, verdict.feedback or ""), verdict.feedback
 

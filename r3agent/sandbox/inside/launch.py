@@ -123,6 +123,9 @@ def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoRetu
     """The keeper: makes the namespaces, and waits for the init in them."""
     if "namespaces" in spec["layers"]:
         with _layer("namespaces"):
+            with open("/proc/sys/user/max_user_namespaces") as file:
+                if int(file.read()) == 0:  # else it is ENOSPC, as where just now there are too many
+                    raise OSError("user.max_user_namespaces = 0")
             kernel.unshare(
                 kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
                 | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS

@@ -1,8 +1,9 @@
 """Seccomp: system calls that a program under test has no use for fail with EPERM.
 
-No socket (a pair of sockets is none), no other program, no tracing, no namespace, no mount, no memory that the limits
-do not count. A process without namespaces around it is besides alone: it cannot make a process, leave its process
-group, signal anything, or change the mode, owner or times of a file, which Landlock does not watch.
+No socket but pairs of streams, no other program, no tracing, no namespace, no mount, no limits of others, no memory
+that the limits do not count. A process without namespaces around it is besides alone: it cannot make a process, leave
+its process group, signal anything, or change the mode, owner or times of a file, which Landlock does not watch, nor
+its length by name, which older kernels' Landlock does not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from . import kernel
 
 NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -93,6 +96,7 @@ ALONE: dict[str, tuple[int | None, int | None]] = {
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
     "pidfd_open": (434, 434),
+    "truncate": (76, 45),
     "chmod": (90, None),
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -114,7 +118,6 @@ ALONE: dict[str, tuple[int | None, int | None]] = {
     "fremovexattr": (199, 16),
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
-    "prlimit64": (302, 261),
     "setpriority": (141, 140),
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
@@ -128,13 +131,17 @@ ALONE: dict[str, tuple[int | None, int | None]] = {
 }
 """Forbidden to a process that has no namespaces around it."""
 
-CLONE, CLONE3, PRCTL = (56, 220), (435, 435), (157, 167)
+CLONE, CLONE3, PRCTL, PRLIMIT = (56, 220), (435, 435), (157, 167), (302, 261)
+SOCKETPAIR, FCNTL, IOCTL = (53, 199), (72, 25), (16, 29)
+AF_UNIX, SOCK_STREAM, SOCK_TYPE = 1, 1, 0xF
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32 = 0x40000000
+WHOM_TO_SIGNAL = {FCNTL: (8, 10, 15), IOCTL: (0x8901, 0x8902)}
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: a descriptor then signals whom it is told to."""
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16
+NUMBER, ARCH, FIRST, SECOND = 0, 4, 16, 24
 SECCOMP, MODE_FILTER = 22, 2
 
 NEW_NAMESPACES = (
@@ -172,14 +179,32 @@ def _filter(machine: str, *, alone: bool) -> bytes:
             lines += [_line(EQUAL, number, 0, 1), _line(RETURN, ERRNO | EPERM)]
     # Its flags are in memory, where a filter cannot look; the C library then uses `clone`.
     lines += [_line(EQUAL, CLONE3[column], 0, 1), _line(RETURN, ERRNO | ENOSYS)]
-    refused = [_line(RETURN, ERRNO | EPERM), _line(RETURN, ALLOW)]
-    clone = [_line(LOAD, FIRST_ARGUMENT), _line(ANY_BIT, NEW_NAMESPACES, 0, 1), *refused]
+    for call, checks in _checks(alone=alone).items():
+        checks = [*checks, _line(RETURN, ALLOW)]
+        lines += [_line(EQUAL, call[column], 0, len(checks)), *checks]
+    return b"".join([*lines, _line(RETURN, ALLOW)])
+
+
+def _checks(*, alone: bool) -> dict[tuple[int, int], list[bytes]]:
+    """What is refused of a call, by its arguments."""
+    refuse = _line(RETURN, ERRNO | EPERM)
+    checks = {
+        # Of itself only: its keeper may be the same user's.
+        PRLIMIT: [_line(LOAD, FIRST), _line(EQUAL, 0, 1, 0), refuse],
+        # No datagrams: what sends them can send them to another's socket.
+        SOCKETPAIR: [
+            *(_line(LOAD, FIRST), _line(EQUAL, AF_UNIX, 1, 0), refuse),
+            *(_line(LOAD, SECOND), _line(AND, SOCK_TYPE), _line(EQUAL, SOCK_STREAM, 1, 0), refuse),
+        ],
+        CLONE: [_line(LOAD, FIRST), _line(ANY_BIT, NEW_NAMESPACES, 0, 1), refuse],
+    }
     if alone:  # threads only, and a process that stays tied to the supervisor's life
-        clone = [_line(LOAD, FIRST_ARGUMENT), _line(ANY_BIT, kernel.CLONE_THREAD, 1, 0), *refused]
-        tie = [_line(LOAD, FIRST_ARGUMENT), _line(EQUAL, kernel.PR_SET_PDEATHSIG, 0, 1), *refused]
-        lines += [_line(EQUAL, PRCTL[column], 0, len(tie)), *tie]
-    lines += [_line(EQUAL, CLONE[column], 0, len(clone)), *clone, _line(RETURN, ALLOW)]
-    return b"".join(lines)
+        checks[CLONE] = [_line(LOAD, FIRST), _line(ANY_BIT, kernel.CLONE_THREAD, 1, 0), refuse]
+        checks[PRCTL] = [_line(LOAD, FIRST), _line(EQUAL, kernel.PR_SET_PDEATHSIG, 0, 1), refuse]
+        for call, commands in WHOM_TO_SIGNAL.items():
+            refused = [line for command in commands for line in (_line(EQUAL, command, 0, 1), refuse)]
+            checks[call] = [_line(LOAD, SECOND), *refused]
+    return checks
 
 
 def _line(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:

@@ -1,0 +1,50 @@
+"""What a program may use, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from r3agent.errors import ConfigError
+
+Overrun: TypeAlias = Literal["wall", "cpu", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one program may use."""
+
+    wall_s: float = 10.0
+    """From start to end."""
+    cpu_s: int = 10
+    """Of each process."""
+    memory_mb: int = 512
+    """Address space of each process."""
+    processes: int = 8
+    """And threads, the first included."""
+    disk_mb: int = 16
+    """All that it writes; it lies in memory. Without namespaces: each file."""
+    open_files: int = 64
+    output_bytes: int = 1 << 20
+    """Of its stdout and stderr, each."""
+
+    def __post_init__(self) -> None:
+        least = {"wall_s": 0.0, "cpu_s": 1, "memory_mb": 64, "processes": 1, "disk_mb": 1, "open_files": 8}
+        for name, lowest in {**least, "output_bytes": 1}.items():
+            value = getattr(self, name)
+            if not (value > lowest or (value == lowest and lowest)):
+                raise ConfigError(f"{name} = {value!r}: give the sandbox {lowest or 'more than 0'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a program ended."""
+
+    exit_code: int | None = None
+    """Minus the signal that ended it; `None` where a limit of wall time or output did."""
+    overrun: Overrun | None = None
+    """The limit that ended it; running out of memory is a `MemoryError` inside it."""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
