@@ -17,6 +17,7 @@ PUBLIC = [
     "ConfigError",
     "DeployError",
     "EndpointError",
+    "EpisodeContext",
     "Generation",
     "Group",
     "OpenAIPolicy",
