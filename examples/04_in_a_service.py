@@ -68,7 +68,7 @@ async def stream(puzzle: Puzzle) -> AsyncIterator[ServerSentEvent]:
 @app.get("/health")
 async def health() -> Response:
     base_url = run.registry.live_base_url or settings.base_url
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {run.api_key}"}, timeout=5) as client:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {run.api_key or 'EMPTY'}"}, timeout=5) as client:
         try:
             healthy = (await client.get(f"{base_url}/models")).is_success
         except httpx.HTTPError:

@@ -31,7 +31,7 @@ with ScriptedEndpoint(script) as endpoint:
     url, model = os.environ.get("R3AGENT_BASE_URL", endpoint.url), os.environ.get("R3AGENT_MODEL", endpoint.model)
     policy = OpenAIPolicy(url, model)
     graph = build_graph(policy=policy, verifier=find_verifier("sql"), reflect_prompt=WITH_FEEDBACK).compile()
-    task = next(task for task in tasks(None) if task.id == "orders-each")
+    task = next(task for task in tasks(None) if task.id == "shop/orders-each")
     result = graph.invoke({"task": task.model_dump()})
     policy.close()
 
