@@ -76,7 +76,9 @@ def studio(tmp_path: Path, base_url: str, model: str) -> Iterator[Studio]:
         "R3AGENT_BASE_URL": base_url,
         "R3AGENT_MODEL": model,
     }
-    options = ["--no-browser", "--no-reload", "--config", ROOT / "langgraph.json", "--port", str(port)]
+    for name in ("langgraph.json", "graphs", "examples"):  # it keeps threads where it runs
+        (tmp_path / name).symlink_to(ROOT / name)
+    options = ["--no-browser", "--no-reload", "--port", str(port)]
     with (
         started([LANGGRAPH, "dev", *options], healthy=f"{url}/ok", env=env, cwd=tmp_path, log=tmp_path / "studio.log"),
         httpx.Client(base_url=url, timeout=300) as http,
