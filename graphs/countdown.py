@@ -5,9 +5,10 @@ Input `{"numbers": [2, 3, 4], "target": 20}`. `R3AGENT_BASE_URL` and `R3AGENT_MO
 """
 
 import os
-from typing import Any, TypedDict
+from typing import Any
 
 from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
 from r3agent import EpisodeContext, OpenAIPolicy, Sampling, build_graph
 from r3agent.config import PolicyConfig

@@ -5,9 +5,10 @@ the package cannot write SQL: `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one th
 """
 
 import os
-from typing import Any, TypedDict
+from typing import Any
 
 from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
 from examples.shop import make_task
 from r3agent import EpisodeContext, OpenAIPolicy, build_graph

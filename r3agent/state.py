@@ -5,9 +5,10 @@ Nodes read it as records (`Task`, `Span`) and write it as their JSON.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypedDict
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from pydantic import Field, ValidationError
+from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling

@@ -118,6 +118,11 @@ def test_a_run_that_is_resumed_is_told_again(policy: ScriptedPolicy) -> None:
         assert [span["label"] for span in spans][:2] == grown
 
 
+def test_what_goes_in_and_comes_out_has_a_schema(graph: Any) -> None:
+    assert graph.get_input_jsonschema()["properties"].keys() == {"task"}
+    assert graph.get_output_jsonschema()["properties"].keys() == {"answer", "passed", "trajectory"}
+
+
 def test_the_schema_of_the_context_explains_every_setting(graph: Any) -> None:
     schema = graph.get_context_jsonschema()
     assert schema["properties"].keys() == EpisodeContext.model_fields.keys()
