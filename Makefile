@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TASKS_READY := .venv/.tasks-ready
+STUDIO := .venv-studio
+STUDIO_READY := $(STUDIO)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 
-.PHONY: setup demo test check bench docs vllm smollm2 test-vllm
+.PHONY: setup demo test check bench docs studio vllm smollm2 test-vllm
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -25,12 +27,21 @@ demo: setup
 	$(BIN)/r3agent demo --out runs/demo --seed 0
 
 test: setup $(TASKS_READY)
+	-$(MAKE) studio
 	$(BIN)/python -m pytest --ignore tests/vllm
 
 # Packages of tasks, one of which compiles C; where they cannot be had, their tests are skipped.
 $(TASKS_READY): $(READY)
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt reasoning-gym
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps bfcl-eval # only its data is read
+	touch $@
+
+studio: $(STUDIO_READY)
+
+# The server of LangGraph Studio changes what other servers run on (uvloop), so it has an environment of its own.
+$(STUDIO_READY): pyproject.toml constraints.txt
+	test -x $(STUDIO)/bin/python || $(PYTHON) -m venv $(STUDIO)
+	$(STUDIO)/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'langgraph-cli[inmem]'
 	touch $@
 
 vllm: $(VLLM_READY)

@@ -30,6 +30,7 @@ from r3agent.recording.instrument import instrument
 from r3agent.recording.late import label
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.tracing import trace
+from r3agent.state import EpisodeContext
 from r3agent.store import load
 from r3agent.summary import CollectSummary
 from r3agent.trajectory import Generation, Span, Task, Trajectory, Verdict
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigError",
     "DeployError",
     "EndpointError",
+    "EpisodeContext",
     "Generation",
     "Group",
     "OpenAIPolicy",

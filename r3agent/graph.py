@@ -15,14 +15,16 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import set_config_context
 from langgraph.graph import START, StateGraph
+from langgraph.runtime import get_runtime
 
 from r3agent._async import run_sync
 from r3agent.errors import ConfigError
 from r3agent.nodes import Nodes, Telling
 from r3agent.policy import Policy, Sampling
 from r3agent.prompts import BLIND_RETRY, KNOWN, REFLECT, RETRY
-from r3agent.state import EpisodeInput, EpisodeOutput, EpisodeState
+from r3agent.state import EpisodeContext, EpisodeInput, EpisodeOutput, EpisodeState
 from r3agent.templates import compile_template
 from r3agent.verifiers import Verifier
 
@@ -45,10 +47,11 @@ def build_graph(
     sampling: Sampling | None = None,
     reflect_sampling: Sampling | None = None,
     stream: bool = False,
-) -> StateGraph[EpisodeState, None, EpisodeInput, EpisodeOutput]:
+) -> StateGraph[EpisodeState, EpisodeContext, EpisodeInput, EpisodeOutput]:
     """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
 
     Input `{"task": {...}}`, output `{"answer", "passed", "trajectory"}`; both are JSON. `invoke` and `ainvoke` work.
+    A run may set limits and sampling otherwise, with `context={...}`: see `EpisodeContext`.
 
     Args:
         max_attempts: tries on one path, the first included.
@@ -70,7 +73,6 @@ def build_graph(
     repeats no request that was answered. A `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError`
     alone, for transport has been retried: name `retry_on=EndpointError` to sit out an outage.
     """
-    _check_limits(max_attempts, reflections, retries, blind_retries)
     texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
     prompts = {name: compile_template(text, name=name, known=KNOWN[name]) for name, text in texts.items()}
     nodes = Nodes(
@@ -82,42 +84,52 @@ def build_graph(
         blind_retries=blind_retries,
         **prompts,
         sampling=sampling,
-        reflect_sampling=reflect_sampling or sampling,
+        reflect_sampling=reflect_sampling,
         telling=_telling(policy) if stream else None,
     )
 
-    async def after_verify(state: EpisodeState) -> Next:
-        if not state["frontier"]:
-            return "__end__"
-        return "reflect" if reflections else "retry"
-
-    graph = StateGraph(EpisodeState, input_schema=EpisodeInput, output_schema=EpisodeOutput)
-    for node in (nodes.attempt, nodes.verify, nodes.reflect, nodes.retry):
-        graph.add_node(node.__name__, AsyncStep(node))
+    graph = StateGraph(
+        EpisodeState, context_schema=EpisodeContext, input_schema=EpisodeInput, output_schema=EpisodeOutput
+    )
+    for node in (Nodes.attempt, Nodes.verify, Nodes.reflect, Nodes.retry):
+        graph.add_node(node.__name__, AsyncStep(nodes, node))
     graph.add_edge(START, "attempt")
     graph.add_edge("attempt", "verify")
-    graph.add_conditional_edges("verify", AsyncStep(after_verify), list(get_args(Next)))
+    graph.add_conditional_edges("verify", AsyncStep(nodes, after_verify), list(get_args(Next)))
     graph.add_edge("reflect", "retry")
     graph.add_edge("retry", "verify")
     return graph
 
 
+async def after_verify(nodes: Nodes, state: EpisodeState) -> Next:
+    """The router."""
+    if not state["frontier"]:
+        return "__end__"
+    return "reflect" if nodes.reflections else "retry"
+
+
 class AsyncStep(Runnable[EpisodeState, T]):
-    """An async node or router that `invoke` can run too.
+    """An async node or router, with what the run's context says, that `invoke` can run too.
 
     LangGraph would run a sync router in a thread, and LangChain's `RunnableLambda` inspects itself at every step.
     """
 
     name = None
 
-    def __init__(self, step: Callable[[EpisodeState], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, nodes: Nodes, step: Callable[[Nodes, EpisodeState], Coroutine[Any, Any, T]]) -> None:
+        self._nodes = nodes
         self._step = step
 
     def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
-        return run_sync(self._step(input))
+        return run_sync(self._run(input, config))
 
     async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
-        return await self._step(input)
+        return await self._run(input, config)
+
+    def _run(self, state: EpisodeState, config: RunnableConfig | None) -> Coroutine[Any, Any, T]:
+        with set_config_context(config or {}) as running:  # which LangGraph has done for nodes, but not for routers
+            context: object = running.run(get_runtime).context
+        return self._step(self._nodes.under(context), state)
 
 
 def _telling(policy: Policy) -> Telling:
@@ -129,19 +141,3 @@ def _telling(policy: Policy) -> Telling:
     from r3agent.deltas import told
 
     return told
-
-
-def _check_limits(max_attempts: int, reflections: int, retries: int, blind_retries: int) -> None:
-    for name, value, least in (
-        ("max_attempts", max_attempts, 1),
-        ("reflections", reflections, 0),
-        ("retries", retries, 1),
-        ("blind_retries", blind_retries, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"{name} = {value}: must be at least {least}")
-    if max_attempts > 1 and not reflections and not blind_retries:
-        raise ConfigError(
-            f"reflections = 0 and blind_retries = 0: nothing would retry, with max_attempts = {max_attempts}; "
-            "pass reflections=1, or blind_retries=1 to retry without reflecting"
-        )

@@ -6,13 +6,14 @@ A node works on the whole frontier of the tree at once, that is on every failed 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from r3agent.durable import Drawing, draw
+from r3agent.errors import ConfigError
 from r3agent.policy import Pinnable, Policy, Sampling
-from r3agent.state import EpisodeState, Place, frontier_of, task_of, tree_of
+from r3agent.state import EpisodeContext, EpisodeState, Place, frontier_of, task_of, tree_of
 from r3agent.templates import Template
 from r3agent.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
@@ -27,7 +28,11 @@ Telling: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[Place]], Awai
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """The nodes with their collaborators and limits, which `build_graph` documents."""
+    """The nodes with their collaborators and limits, which `build_graph` documents.
+
+    Raises:
+        ConfigError: a limit is out of range, or none of them would retry.
+    """
 
     policy: Policy
     verifier: Verifier
@@ -42,6 +47,20 @@ class Nodes:
     reflect_sampling: Sampling | None
     telling: Telling | None
     """Draws as `sample` does, and tells of every piece of text."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_attempts", 1), ("reflections", 0), ("retries", 1), ("blind_retries", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if self.max_attempts > 1 and not self.reflections and not self.blind_retries:
+            raise ConfigError(
+                "reflections = 0 and blind_retries = 0: nothing would retry, with max_attempts = "
+                f"{self.max_attempts}; pass reflections=1, or blind_retries=1 to retry without reflecting"
+            )
+
+    def under(self, context: object) -> Nodes:
+        """As a run with this context wants them. One of another type is of a larger graph and says nothing here."""
+        return replace(self, **context.given) if isinstance(context, EpisodeContext) else self
 
     async def attempt(self, state: EpisodeState) -> Update:
         tree = Trajectory(task=task_of(state))
@@ -120,7 +139,7 @@ class Nodes:
             messages,
             n=n,
             tools=() if label == "reflect" else tree.task.tools,
-            sampling=self.reflect_sampling if label == "reflect" else self.sampling,
+            sampling=(label == "reflect" and self.reflect_sampling) or self.sampling,
         )
         generations = await (self.telling(sample, messages, places) if self.telling else sample())
         return [

@@ -1,13 +1,18 @@
-"""The graph's state: plain JSON, so that any checkpointer, store or HTTP API can carry it.
+"""The graph's state and context: plain JSON, so that any checkpointer, store or HTTP API can carry it.
 
 Nodes read it as records (`Task`, `Span`) and write it as their JSON.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, TypeAlias, TypedDict
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
-from r3agent.trajectory import Label, Span, Task, Trajectory, new_id
+from pydantic import Field, ValidationError
+from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
+
+from r3agent.errors import ConfigError
+from r3agent.policy import Sampling
+from r3agent.trajectory import Label, Record, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
@@ -41,6 +46,41 @@ class EpisodeState(EpisodeInput, EpisodeOutput):
     """Of all episodes of the thread, one after the other; an `attempt` begins a new one."""
     frontier: list[str]
     """Ids of the failed tries that may be tried again: `verify` decides it, the router and the nodes follow it."""
+
+
+class EpisodeContext(Record):
+    """What one run sets otherwise than `build_graph` did; what is left out stays as it was built.
+
+    `graph.invoke(input, context={"max_attempts": 3})`, an instance does as well; in LangGraph Studio it is a form. A
+    larger graph passes its own context on to the graphs in it, so in one that is embedded only an instance counts.
+
+    Raises:
+        ConfigError: a setting is unknown or does not fit.
+    """
+
+    max_attempts: int | None = Field(default=None, ge=1)
+    """Tries on one path, the first included."""
+    reflections: int | None = Field(default=None, ge=0)
+    """Drawn of each failed try; 0 retries without reflecting."""
+    retries: int | None = Field(default=None, ge=1)
+    """Drawn after each reflection."""
+    blind_retries: int | None = Field(default=None, ge=0)
+    """Drawn of each failed try without a reflection, as a control."""
+    sampling: Sampling | None = None
+    """Of attempts and retries, as a whole; of reflections too, where nothing says otherwise."""
+    reflect_sampling: Sampling | None = None
+    """Of reflections, as a whole."""
+
+    def __init__(self, **settings: Any) -> None:
+        # LangGraph makes it of a caller's JSON, and a caller should read one line of what to change.
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ConfigError("; ".join(map(_explained, error.errors()))) from None
+
+    @property
+    def given(self) -> Json:
+        return {name: value for name, value in self if value is not None}
 
 
 class Place(NamedTuple):
@@ -84,3 +124,11 @@ def tree_of(state: EpisodeState) -> Trajectory:
 
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
     return [span for span in tree.spans if span.span_id in state["frontier"]]
+
+
+def _explained(error: Any) -> str:
+    name = ".".join(["context", *map(str, error["loc"])])
+    if error["type"] == "extra_forbidden":
+        fields = Sampling.model_fields if len(error["loc"]) > 1 else EpisodeContext.model_fields
+        return f"{name} is unknown; known are {', '.join(fields)}"
+    return f"{name} = {error['input']!r}: {error['msg']}; change it, or leave it out for what the graph was built with"

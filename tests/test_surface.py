@@ -17,6 +17,7 @@ SURFACE: dict[str, list[str]] = {
         "ConfigError",
         "DeployError",
         "EndpointError",
+        "EpisodeContext",
         "Generation",
         "Group",
         "OpenAIPolicy",

@@ -17,6 +17,7 @@ from r3agent import (
     ConfigError,
     DeployError,
     EndpointError,
+    EpisodeContext,
     Generation,
     Group,
     OpenAIPolicy,
@@ -135,7 +136,7 @@ class Constant:
 
 def embed(policy: Policy) -> tuple[str, bool | None]:
     graph = build_graph(policy=policy, verifier=of_bool, max_attempts=3, sampling=Sampling(max_tokens=8)).compile()
-    result = graph.invoke({"task": TASKS[0].model_dump(mode="json")})
+    result = graph.invoke({"task": TASKS[0].model_dump(mode="json")}, context=EpisodeContext(max_attempts=2))
     trajectory = Trajectory.model_validate(result["trajectory"])
     assert_type(trajectory.passed, bool | None)
     return result["answer"], result["passed"]

@@ -1,0 +1,34 @@
+"""Collect, train on the reflections, put the new weights onto the running server, and ask whether it got better; in
+about a minute, so with few episodes. Needs `r3agent[serve,train]`."""
+
+import tempfile
+
+from r3agent.evaluate import table
+from r3agent.run import Run
+from r3agent.serve import ServerProcess
+
+SETTINGS = {  # the same names as in r3.toml
+    "sampling.max_tokens": 24,
+    "collect.n": 96,
+    "collect.reflections": 8,
+    "train.learning_rate": 1e-3,
+    "train.batch_size": 128,
+    "eval.n": 60,
+}
+
+with ServerProcess("bundled") as server, tempfile.TemporaryDirectory() as directory:
+    run = Run(directory, {**SETTINGS, "policy.base_url": server.base_url})
+
+    summary = run.collect()
+    print(f"{summary.episodes} episodes, {summary.groups_with_variance} groups to learn from")
+
+    card = run.train()
+    gap = card.metrics["mismatch"]["gap"]["mean"]  # between what the server recorded and what training computed
+    print(f"{card.version} comes of {card.parent}; gap {gap:.1e}")
+
+    report = run.deploy()
+    print(f"{report.served_name} is live, {report.previous} was before")
+
+    print(table(run.evaluate("v0000", card.version)))
+
+    print(f"back to {run.rollback().version}")

@@ -1,0 +1,42 @@
+"""An agent that writes SQL, and is right when its query gives the right rows of a database.
+
+The policy in the package cannot write SQL, so a script answers in place of a model: first wrong, then right. With
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` it is a model of yours.
+"""
+
+import os
+
+from shop import tasks
+
+from r3agent import OpenAIPolicy, Trajectory, build_graph
+from r3agent.testing import ScriptedEndpoint
+from r3agent.verifiers import find_verifier
+
+WITH_FEEDBACK = (
+    "Your query is wrong: {{ feedback }}. Say in one sentence what it misses."  # more than the paper tells a policy
+)
+
+
+def script(body: dict, choice: int) -> str:
+    """Knows the answer to one question, once it has reflected."""
+    asked = body["messages"][-1]["content"]
+    if asked.startswith("Your query is wrong"):
+        return "An inner join leaves out the customers without an order."
+    join = "LEFT JOIN" if "reflection" in asked else "JOIN"
+    query = f"SELECT name, count(o.id) FROM customers c {join} orders o ON customer_id = c.id GROUP BY 1 ORDER BY 1"
+    return f"```sql\n{query}\n```"
+
+
+with ScriptedEndpoint(script) as endpoint:
+    url, model = os.environ.get("R3AGENT_BASE_URL", endpoint.url), os.environ.get("R3AGENT_MODEL", endpoint.model)
+    policy = OpenAIPolicy(url, model)
+    graph = build_graph(policy=policy, verifier=find_verifier("sql"), reflect_prompt=WITH_FEEDBACK).compile()
+    task = next(task for task in tasks(None) if task.id == "shop/orders-each")
+    result = graph.invoke({"task": task.model_dump()})
+    policy.close()
+
+print(task.messages[-1]["content"])
+for span in Trajectory.model_validate(result["trajectory"]).spans:
+    print(f"\n{span.label}: {span.text}")
+    if span.verdict is not None:
+        print(span.verdict.feedback or "right")

@@ -1,0 +1,47 @@
+"""Countdown: combine numbers to a target. The policy in the package plays it: `r3agent serve bundled --port 8000`.
+
+Input `{"numbers": [2, 3, 4], "target": 20}`. `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name another policy; with
+`R3AGENT_RUN`, the directory of a run, `NAME@live` is its live version.
+"""
+
+import os
+from typing import Any
+
+from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
+
+from r3agent import EpisodeContext, OpenAIPolicy, Sampling, build_graph
+from r3agent.config import PolicyConfig
+from r3agent.state import EpisodeOutput
+from r3agent.tasks.countdown import make_task
+from r3agent.verifiers import find_verifier
+
+
+class Puzzle(TypedDict):
+    numbers: list[int]
+    target: int
+
+
+class State(Puzzle, EpisodeOutput):
+    task: dict[str, Any]
+
+
+def pose(puzzle: Puzzle) -> Any:
+    return {"task": make_task(puzzle["numbers"], puzzle["target"]).model_dump(mode="json")}
+
+
+default = PolicyConfig()
+policy = OpenAIPolicy(
+    os.environ.get("R3AGENT_BASE_URL", default.base_url),
+    os.environ.get("R3AGENT_MODEL", default.model),
+    registry=os.environ.get("R3AGENT_RUN"),
+    sampling=Sampling(max_tokens=24),
+)
+solve = build_graph(policy=policy, verifier=find_verifier("countdown"), max_attempts=3, stream=True)
+
+graph = StateGraph(State, context_schema=EpisodeContext, input_schema=Puzzle, output_schema=EpisodeOutput)
+graph.add_node("pose", pose)
+graph.add_node("solve", solve.compile())
+graph.add_edge(START, "pose")
+graph.add_edge("pose", "solve")
+graph = graph.compile(name="countdown")

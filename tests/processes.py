@@ -1,0 +1,46 @@
+"""Servers that a test starts: waited for until they answer, and ended with all they have started."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+START_S = 300.0
+"""On a machine that has much else to do."""
+
+
+@contextmanager
+def started(
+    command: Sequence[str | Path], *, healthy: str, env: Mapping[str, str], cwd: Path, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, once a GET of `healthy` is answered at all."""
+    with log.open("wb") as output, subprocess.Popen(command, env=env, cwd=cwd, stdout=output, stderr=output) as process:
+        tree = psutil.Process(process.pid)
+        try:
+            deadline = time.monotonic() + START_S
+            while not answers(healthy):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, f"{healthy} does not answer:\n{log.read_text()}"
+                time.sleep(0.1)
+            yield process
+        finally:
+            if process.poll() is None:
+                family = [tree, *tree.children(recursive=True)]
+                process.terminate()
+                _, left = psutil.wait_procs(family, timeout=30)
+                for one in left:
+                    one.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        httpx.get(url, timeout=30)
+    except httpx.TransportError:
+        return False
+    return True
