@@ -170,6 +170,7 @@ def main() -> None:
     text, data = table(results)
     settings = (
         f"--seeds {options.seeds} --rounds {options.rounds} --tokens {options.tokens} --problems {options.problems}"
+        + (f' --arms "{options.arms}"' if arms != list(ARMS) else "")
     )
     store(options.results, f"python benchmarks/credit.py {settings}", text)
     print(text)
