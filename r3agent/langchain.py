@@ -88,7 +88,8 @@ class ChatModelPolicy:
         capability, note = _worth(answer, text, calls)
         return Generation(
             text=text,
-            **({} if thought is None else {"reasoning_field": thought[0], "reasoning": thought[1]}),
+            reasoning=None if thought is None else thought[1],
+            reasoning_field="reasoning" if thought is None else thought[0],
             tool_calls=calls,
             logprobs=None if scored is None or capability == "eval-only" else tuple(e["logprob"] for e in scored),
             model=name,
