@@ -110,7 +110,9 @@ def find_verifier(name: str, **params: Any) -> Verifier:
     except R3Error:
         raise
     except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"verifier {name!r} with {params}: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"verifier {name!r} with {params}: {type(error).__name__}: {error}; its settings are task.verifier_params"
+        ) from error
     return cast(Verifier, partial(found, **params) if params else found)
 
 
