@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r3agent import audit as auditing
 from r3agent._async import run_sync
@@ -35,6 +31,7 @@ from r3agent.serve.launch import launch
 from r3agent.store import find, load
 from r3agent.train.account import told
 from r3agent.train.prompt_length import prompt_tokens
+from r3agent.watcher import Watcher
 
 API_KEY = "OPENAI_API_KEY"
 """Where every verb that talks to an endpoint finds the key."""
@@ -50,32 +47,6 @@ class Outcome:
     data: Mapping[str, Any]
     text: str
     ok: bool = True
-
-
-class Watcher:
-    """Tells a person at a terminal, on stderr, what is going on; silent otherwise; a context manager."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, quiet=not sys.stderr.isatty(), highlight=False)
-        columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._bar = self._progress.add_task("episodes", total=None)
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def stage(self, text: str) -> None:
-        self._progress.stop()
-        self._console.print(f"[dim]r3agent[/dim] {text}")
-
-    def episodes(self, done: int, total: int) -> None:
-        self._progress.start()
-        self._progress.update(self._bar, completed=done, total=total)
-        if done == total:
-            self._progress.stop()
 
 
 def init(options: Namespace) -> Outcome:

@@ -76,7 +76,7 @@ class TaskConfig(Record):
 class PromptConfig(Record):
     reflect_prompt: str = ""
     """Asks for a reflection, after a failed try. A Jinja template, which may name task.messages, task.tools, answer,
-    thinking, feedback and attempt; empty means the one for the source's kind of task."""
+    thinking, feedback and attempt; empty means the one for the verifier's kind of task."""
     retry_prompt: str = ""
     """Asks for another try, after a reflection; likewise, and it may name the reflection too."""
     blind_retry_prompt: str = ""

@@ -22,6 +22,7 @@ from r3agent import versions
 from r3agent._async import together
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
 from r3agent.policy import Sampling
+from r3agent.thinking import handed_over
 from r3agent.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
@@ -83,10 +84,12 @@ class ChatModelPolicy:
         scored = (told.get("logprobs") or {}).get("content")
         reason = next((str(told[k]) for k in ("finish_reason", "stop_reason", "done_reason") if told.get(k)), None)
         name = str(told.get("model_name") or told.get("model") or getattr(self.model, "model_name", "unknown"))
-        text, calls = str(answer.text), _tool_calls(answer)
+        text, calls, thought = str(answer.text), _tool_calls(answer), handed_over(answer.additional_kwargs)
         capability, note = _worth(answer, text, calls)
         return Generation(
             text=text,
+            reasoning=None if thought is None else thought[1],
+            reasoning_field="reasoning" if thought is None else thought[0],
             tool_calls=calls,
             logprobs=None if scored is None or capability == "eval-only" else tuple(e["logprob"] for e in scored),
             model=name,
@@ -119,6 +122,7 @@ def _worth(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capabili
         return "eval-only", "the completion is empty"
     blocks = answer.content if isinstance(answer.content, list) else ()
     kinds = {"text" if isinstance(block, str) else str(block.get("type")) for block in blocks}
+    kinds |= {"thinking"} if handed_over(answer.additional_kwargs) else set()
     if others := sorted(kinds - {"text", "tool_use", "tool_call", "function_call"}):
         return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(others)}"
     return "trainable-retokenised", NO_IDS

@@ -33,9 +33,9 @@ from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
 from r3agent.registry import PolicyCard, Registry
 from r3agent.store import load
-from r3agent.tasks import default_verifier, find_tasks, kind_of
+from r3agent.tasks import default_verifier, find_tasks
 from r3agent.trajectory import Task, Trajectory
-from r3agent.verifiers import close, find_verifier
+from r3agent.verifiers import KINDS, close, find_verifier
 from r3agent.versions import BASE
 
 CONFIG_FILE = "r3.toml"
@@ -68,7 +68,8 @@ class Run:
         path = self.directory / CONFIG_FILE
         known = path if path.exists() else None
         config = load_config(known, overrides or {})
-        prompts = config.prompts.filled(kind_of(config.task.source))
+        self.verifier_name = IDENTITY["task.verifier"](config)
+        prompts = config.prompts.filled(KINDS.get(self.verifier_name, "general"))
         self.config = config.model_copy(update={"prompts": prompts})
         if known:
             self._refuse_another_identity(load_config(known, {}))
@@ -77,7 +78,6 @@ class Run:
         self.registry = Registry(self.directory)
         evaluations = (self.directory / "eval" / version for version in self.registry.versions())
         self._apart = Apart([self.directory / "trajectories", *evaluations])
-        self.verifier_name = IDENTITY["task.verifier"](self.config)
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
 
     # ---- the stages ----

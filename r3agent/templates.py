@@ -70,7 +70,7 @@ def compile_template(text: str, *, name: str, known: Sequence[str]) -> Template:
     used = meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys()
     wrong = used - fields.keys() or {path for path, head, field in _paths(tree) if field not in (fields[head] or field)}
     if wrong:
-        near = get_close_matches(min(wrong), known, n=1)
+        near = get_close_matches(min(wrong), known, n=1, cutoff=0.75)  # task.info is not near task.tools
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{name}: {', '.join(sorted(wrong))} is unknown; {hint}it may name {', '.join(known)}")
     return Template(name, frozenset(used), compiled)

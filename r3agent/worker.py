@@ -26,6 +26,8 @@ MAX_PROCESSES = min(4, os.cpu_count() or 1)
 MEMORY_BYTES = 4 * 2**30
 WALL_FACTOR, WALL_S = 10, 60
 """A call is given up after so many times its CPU seconds and so many seconds more: it sleeps, or the machine does."""
+START_S = 300
+"""Within which `start` must have loaded the module."""
 
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
 """Of the environment."""
@@ -61,6 +63,16 @@ class Worker:
         if "error" in reply:
             raise RuntimeError(reply["error"])
         return reply["value"]
+
+    def start(self) -> None:
+        """Have a process that has loaded the module, so that the next call does not wait for that.
+
+        Raises:
+            RuntimeError: it does not load.
+        """
+        with self._process() as process:
+            if _exchange(process, [None, 0.0], START_S) is None:
+                raise RuntimeError(f"the process of {self.module} ended with {process.returncode} before it was asked")
 
     def close(self) -> None:
         """End the processes that are idle; the next call starts others."""
@@ -143,7 +155,7 @@ def serve(module: str, file: str) -> None:
         function, cpu_s, *arguments = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu_s)  # whose signal, with nobody to catch it, ends the process
         try:
-            reply = json.dumps({"value": getattr(loaded, function)(*arguments)})
+            reply = json.dumps({"value": function and getattr(loaded, function)(*arguments)})
         except Exception as error:
             reply = json.dumps({"error": f"{type(error).__name__}: {error}"})
         signal.setitimer(signal.ITIMER_PROF, 0)

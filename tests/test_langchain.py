@@ -43,6 +43,7 @@ async def test_each_of_n_is_a_call_and_says_what_it_is_good_for() -> None:
     [
         (AIMessage(""), "eval-only", "the completion is empty"),
         (AIMessage([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "hi"}]), "eval-only", "thinking"),
+        (AIMessage("hi", additional_kwargs={"reasoning_content": "hm"}), "eval-only", "thinking"),
         (AIMessage([{"type": "text", "text": "hi"}]), "trainable-retokenised", NO_IDS),
     ],
 )
@@ -50,6 +51,11 @@ async def test_what_the_text_does_not_spell_is_marked(answer: AIMessage, capabil
     [generation] = await fake(answer).sample(ASK)
     assert generation.capability == capability
     assert note in (generation.capability_note or "")
+
+
+async def test_thinking_that_a_provider_hands_over_is_recorded() -> None:
+    [generation] = await fake(AIMessage("hi", additional_kwargs={"reasoning_content": "hm"})).sample(ASK)
+    assert generation.message == {"role": "assistant", "content": "hi", "reasoning_content": "hm"}
 
 
 async def test_tool_calls_are_in_the_shape_of_openais_api_the_broken_ones_too() -> None:

@@ -23,7 +23,8 @@ SANDBOX = {"sandbox"}
 ENDS = {"store", "registry", "policy", "live", "endpoint", "completion", "streaming", "verifiers", "tasks", "langchain"}
 GRAPH_SIDE = {"state", "deltas", "durable", "nodes", "graph", "collect"}
 STAGES = {"train", "serve", "deploy", "evaluate"}
-VERBS = {"run", "apart", "comparisons", "loop", "demo", "inspection", "inspection_view", "commands", "cli", "__main__"}
+VERBS = {"run", "apart", "comparisons", "loop", "demo", "inspection", "inspection_view", "watcher", "commands", "cli"}
+VERBS |= {"__main__"}
 
 MAY_IMPORT: list[tuple[set[str], set[str]]] = [
     (RECORDS, RECORDS),

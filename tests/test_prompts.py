@@ -13,9 +13,9 @@ from r3agent.graph import build_graph
 from r3agent.policy import OpenAIPolicy
 from r3agent.prompts import BLIND_RETRY, KNOWN, PROMPTS, REFLECT, RETRY, Kind
 from r3agent.run import Run
-from r3agent.tasks import SOURCES, kind_of
 from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
 from r3agent.trajectory import Task, Trajectory, Verdict
+from r3agent.verifiers import KINDS, VERIFIERS
 
 TASK = Task(
     id="t",
@@ -89,8 +89,6 @@ def test_the_general_prompts_are_the_ones_the_bundled_policy_was_taught() -> Non
         "retry_prompt": RETRY,
         "blind_retry_prompt": BLIND_RETRY,
     }
-    assert kind_of("countdown") == SOURCES["countdown"].kind == "general"
-    assert kind_of("mine.jsonl") == kind_of("my_module:tasks") == "general"
 
 
 # ---- what cannot work is found before any request ----
@@ -139,7 +137,15 @@ def test_init_writes_the_prompts_that_count_and_they_can_be_edited(tmp_path: Pat
     assert Run(tmp_path / "run", {"prompts.reflect_prompt": "Why?"}).config.prompts.reflect_prompt == "Why?"
 
 
-def test_a_file_without_prompts_has_those_of_its_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", sorted({"general", *KINDS.values()}))
+def test_the_prompts_of_a_run_are_those_of_its_verifier(tmp_path: Path, kind: Kind) -> None:
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "?", "answer": "!"}\n')
+    verifier = kind if kind in VERIFIERS else "exact"
+    settings = {"task.source": str(tmp_path / "tasks.jsonl"), "task.verifier": verifier}
+    assert Run(tmp_path / "run", settings).config.prompts.model_dump() == PROMPTS[kind].model_dump()
+
+
+def test_a_file_without_prompts_has_the_others_of_its_verifier(tmp_path: Path) -> None:
     (tmp_path / "r3.toml").write_text("[prompts]\nblind_retry_prompt = 'Once more.'\n")
     prompts = Run(tmp_path).config.prompts
     assert (prompts.reflect_prompt, prompts.blind_retry_prompt) == (REFLECT, "Once more.")

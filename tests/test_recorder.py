@@ -268,7 +268,7 @@ def test_no_text_that_is_redacted_reaches_the_disk(tmp_path: Path) -> None:
         }
     )
     call = {"id": "1", "type": "function", "function": {"name": "greet", "arguments": '{"who": "Ada"}'}}
-    first = span("attempt", None, False, text="Hello Ada", tool_calls=(call,), **EXACT)
+    first = span("attempt", None, False, text="Hello Ada", reasoning="Ada asks", tool_calls=(call,), **EXACT)
     first = first.model_copy(update={"verdict": first.verdict and first.verdict.model_copy(update={"feedback": "Ada"})})
     again = span("retry", first, True, request=({"role": "user", "content": "No, Ada!"},), text="Hi", **EXACT)
     episode = Trajectory(task=asked, spans=(first, again), metadata={"user": {"name": "Ada"}})
@@ -284,7 +284,7 @@ def test_no_text_that_is_redacted_reaches_the_disk(tmp_path: Path) -> None:
 
 def test_tokens_go_with_the_text_they_spell_and_with_all_that_follows_it(tmp_path: Path) -> None:
     clean = span("attempt", None, False, text="nobody", **EXACT)
-    named = span("reflect", clean, text="Ada was meant", **EXACT)
+    named = span("reflect", clean, text="she was meant", reasoning="Ada was", **EXACT)
     after, beside = (span("retry", above, True, text="yes", **EXACT) for above in (named, clean))
     episode = tree(clean, named, after, beside)
     assert episode.answer == after

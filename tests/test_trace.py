@@ -195,6 +195,17 @@ async def test_an_answer_that_cannot_be_recorded_is_the_users_all_the_same(caplo
     assert "is not recorded" in caplog.text
 
 
+async def test_a_request_that_cannot_be_recorded_is_sent_all_the_same(
+    endpoint: ScriptedEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_client(endpoint) as client:
+        with r3agent.trace() as episode:
+            answer = await say(client, [{**ASK[0], "n": 2**70}])
+    assert answer.choices[0].message.content == "2 + 2?!"
+    assert episode.spans == ()
+    assert "a chat completion is not recorded" in caplog.text
+
+
 async def test_an_answer_that_is_no_json_raises_what_the_client_raises() -> None:
     with ScriptedEndpoint(faults=[MALFORMED_JSON]) as endpoint:
         plain = openai.AsyncOpenAI(base_url=endpoint.url, api_key="x", max_retries=0)
@@ -291,6 +302,8 @@ async def test_verdicts_and_parents_name_spans_of_this_episode(endpoint: Scripte
         with r3agent.trace() as episode:
             with pytest.raises(ConfigError, match="needs a try"):
                 episode.verdict(passed=True)
+            with pytest.raises(LookupError, match="no try yet"):
+                _ = episode.answer
             with pytest.raises(ConfigError, match="none yet"), episode.span("retry", parent="x"):
                 pass
             with episode.span("reflect") as thought:

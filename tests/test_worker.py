@@ -68,6 +68,15 @@ def test_a_process_that_dies_is_told_from_one_that_is_slow(system: Worker) -> No
         Worker("no_such_module")("f", cpu_s=10)
 
 
+def test_it_can_be_started_before_it_is_asked() -> None:
+    worker = Worker("builtins")
+    worker.start()
+    assert worker("max", [1, 2], cpu_s=10) == 2
+    worker.close()
+    with pytest.raises(RuntimeError, match="the process of no_such_module ended with 1 before it was asked"):
+        Worker("no_such_module").start()
+
+
 def test_what_is_printed_does_not_get_into_the_replies(builtins: Worker) -> None:
     assert builtins("print", '{"value": 7}', cpu_s=10) is None
     assert builtins("len", "abc", cpu_s=10) == 3

@@ -14,7 +14,7 @@ import orjson
 
 from r3agent.errors import R3Error
 from r3agent.trajectory import Span, Task
-from r3agent.verifiers import Verifier, close, find_verifier, judge
+from r3agent.verifiers import Verifier, close, find_verifier, judge, warm_up
 
 
 def main() -> None:
@@ -25,7 +25,8 @@ def main() -> None:
     asked: dict[str, Any] = orjson.loads(lines.readline())
     try:
         verifier = find_verifier(asked["verifier"], **asked["params"])
-    except R3Error as error:
+        warm_up(verifier)
+    except (R3Error, RuntimeError) as error:
         _say(out, {"error": str(error)})
         return
     _say(out, {})

@@ -111,13 +111,6 @@ class Server:
         """What the server says of its weights from now on, for clients that stamp what it answers."""
         self._call("POST", "update_weight_version", json={"new_version": version}, remedy=DEV_ROUTES)
 
-    def is_healthy(self) -> bool:
-        try:
-            self._call("GET", "health", remedy="")
-        except DeployError:
-            return False
-        return True
-
     def busy_with(self) -> Busy | None:
         """What it is generating and has queued; `None` where it does not say."""
         try:

@@ -130,7 +130,10 @@ class Episode:
         Raises:
             LookupError: there is none yet.
         """
-        return next(span for span in reversed([*self._spans]) if span.label != "reflect")
+        for span in reversed([*self._spans]):
+            if span.label != "reflect":
+                return span
+        raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
 
     @property
     def trajectory(self) -> Trajectory:

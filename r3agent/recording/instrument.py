@@ -58,7 +58,11 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
         if place is None or path != "/chat/completions" or not isinstance(body, Mapping):
             return None
         extra = (options or {}).get("extra_json") or {}
-        return Call(place, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key)
+        try:
+            return Call(place, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key)
+        except (TypeError, ValueError) as error:  # what JSON cannot hold, or no messages: the endpoint may know better
+            logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
+            return None
 
     async def apost(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}

@@ -50,6 +50,7 @@ def _span(span: Span, redact: Redact) -> Span:
     return span.model_copy(
         update={
             "text": redact(span.text),
+            "reasoning": None if span.reasoning is None else redact(span.reasoning),
             "tool_calls": tuple(_strings(span.tool_calls, redact)),
             "request": tuple(_strings(span.request, redact)),
             "verdict": verdict,

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 from r3agent.errors import ConfigError, R3Error
 from r3agent.imports import entry_points, load_attribute
-from r3agent.prompts import Kind
 from r3agent.tasks.jsonl import load_jsonl
 from r3agent.tasks.rows import ENDINGS
 from r3agent.tasks.splits import draw, unique
@@ -32,19 +31,17 @@ class Shipped:
     """`module:callable`, imported when it is asked for."""
     verifier: str
     """Which verifier decides its tasks unless the user names another."""
-    kind: Kind = "general"
-    """What its tasks ask for, which the default prompts go by."""
     finite: bool = False
     """It has a number of tasks, all of which it yields where none is asked for; else tasks are made."""
 
 
 SOURCES: dict[str, Shipped] = {
-    "bfcl:CATEGORY": Shipped("r3agent.tasks.bfcl:load", verifier="function_call", kind="function_call", finite=True),
+    "bfcl:CATEGORY": Shipped("r3agent.tasks.bfcl:load", verifier="function_call", finite=True),
     "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
     "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown", finite=True),
     "reasoning-gym:NAME": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
     "hf:NAME": Shipped("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
-    "xlam:FILE": Shipped("r3agent.tasks.xlam:load", verifier="function_call", kind="function_call", finite=True),
+    "xlam:FILE": Shipped("r3agent.tasks.xlam:load", verifier="function_call", finite=True),
 }
 """As they are written; the user fills in what is in capitals. A new source is a file in this folder and a line here."""
 
@@ -105,12 +102,6 @@ def default_verifier(source: str) -> str:
             raise _unknown(source)
         raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
     return shipped.verifier
-
-
-def kind_of(source: str) -> Kind:
-    """What a source's tasks ask for; `general` where nobody says."""
-    shipped = _shipped(source)
-    return "general" if shipped is None else shipped.kind
 
 
 def _asked(source: str, n: int | None, **settings: Any) -> list[Task]:

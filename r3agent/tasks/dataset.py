@@ -80,8 +80,8 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
     def column(key: str, name: str) -> Part:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "name one that it has"
-            raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {hint} It has {', '.join(known)}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {hint}it has {', '.join(known)}")
         return lambda row: plain(row.values.get(name), f"{row.where}, column {name!r}")
 
     def filled(key: str, text: str, *, literal: bool) -> Part:

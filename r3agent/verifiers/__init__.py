@@ -5,9 +5,10 @@ settings are its keyword arguments; where it is a class they are those of making
 
 It may be sync (run in a thread) or async. `answer` is the text of the reply after its thinking, with the latter as
 `answer.thinking` and its tool calls as `answer.tool_calls`. A verifier that raises, or returns anything else, is an
-error of the episode and says nothing about the model. One that keeps connections has an async `aclose`. `PENDING`
-says that nobody knows yet: the try is left without a verdict and is not tried again, until `r3agent label` says how it
-went.
+error of the episode and says nothing about the model. One that keeps connections has an async `aclose`; one whose
+first verdict waits for something to load may have a `warm_up`, which the audit calls before it looks at the clock.
+`PENDING` says that nobody knows yet: the try is left without a verdict and is not tried again, until `r3agent label`
+says how it went.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from langgraph.errors import GraphBubbleUp
 from r3agent._async import together
 from r3agent.errors import ConfigError, R3Error, VerifierError
 from r3agent.imports import entry_points, load_attribute
+from r3agent.prompts import Kind
 from r3agent.thinking import handed_over, split_thinking
 from r3agent.trajectory import Message, Span, Task, Verdict
 
@@ -79,6 +81,9 @@ VERIFIERS: dict[str, str] = {
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""
 
+KINDS: dict[str, Kind] = {"code": "code", "function_call": "function_call", "sql": "code"}
+"""What the tasks of a verifier ask for, which the default prompts go by; of all others it is `general`."""
+
 GROUP = "r3agent.verifiers"
 """Of entry points, for packages that bring verifiers."""
 
@@ -105,7 +110,9 @@ def find_verifier(name: str, **params: Any) -> Verifier:
     except R3Error:
         raise
     except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"verifier {name!r} with {params}: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"verifier {name!r} with {params}: {type(error).__name__}: {error}; its settings are task.verifier_params"
+        ) from error
     return cast(Verifier, partial(found, **params) if params else found)
 
 
@@ -131,6 +138,12 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
     asked = ask() if is_async else await asyncio.to_thread(ask)
     return await together(settle(judgement) for judgement in asked)
+
+
+def warm_up(verifier: Verifier) -> None:
+    """Load what a verifier's first verdict would wait for, if it says how."""
+    if (load := getattr(verifier, "warm_up", None)) is not None:
+        load()
 
 
 async def close(verifier: Verifier) -> None:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from typing import Any
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
 from r3agent.trajectory import Task, Verdict
+from r3agent.verifiers.tags import block_or_all
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.I)
 _REMOTE = Path(__file__).parent / "remote"
 
 _PROGRAM = """
@@ -115,8 +114,7 @@ class Code:
 
 def code_of(reply: str) -> str:
     """The last Python block of a reply, or all of it where there is none."""
-    blocks: list[str] = _BLOCK.findall(reply)
-    return blocks[-1] if blocks else reply
+    return block_or_all(reply, "python", "python3", "py")
 
 
 def _tests(task: Task) -> dict[str, str | None]:

@@ -32,6 +32,9 @@ class JsonSchema:
         require_installed("jsonschema", "verifiers")
         self.max_chars, self.cpu_s, self.formats = max_chars, cpu_s, formats
 
+    def warm_up(self) -> None:
+        _check.start()
+
     def __call__(self, task: Task, answer: str) -> Verdict:
         """
         Raises:

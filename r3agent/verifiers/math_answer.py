@@ -30,6 +30,9 @@ class Math:
         require_installed("math_verify", "math")
         self.max_chars, self.cpu_s, self.digits = max_chars, cpu_s, digits
 
+    def warm_up(self) -> None:
+        _compare.start()
+
     def __call__(self, task: Task, answer: str) -> Verdict:
         """
         Raises:

@@ -27,6 +27,9 @@ class ReasoningGym:
         require_installed("reasoning_gym", "reasoning-gym")
         self.max_chars, self.cpu_s = max_chars, cpu_s
 
+    def warm_up(self) -> None:
+        gym.start()
+
     def __call__(self, task: Task, answer: str) -> Verdict:
         generator, params, entry = (task.info[key] for key in ("generator", "params", "entry"))
         given = tagged_or_all(answer)

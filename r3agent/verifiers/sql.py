@@ -17,7 +17,6 @@ must be.
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 from pathlib import Path
@@ -27,8 +26,8 @@ from r3agent.errors import ConfigError
 from r3agent.sandbox import Limits, Outcome, run_python
 from r3agent.trajectory import Task, Verdict
 from r3agent.verifiers.remote import querying
+from r3agent.verifiers.tags import block_or_all
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:sql|sqlite)[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.I)
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")
 START_S = 5.0
@@ -83,8 +82,7 @@ class Sql:
 
 def query_of(reply: str) -> str:
     """The last SQL block of a reply, or all of it where there is none."""
-    blocks: list[str] = _BLOCK.findall(reply)
-    return (blocks[-1] if blocks else reply).strip()
+    return block_or_all(reply, "sql", "sqlite").strip()
 
 
 def _asked(task: Task) -> dict[str, Any]:

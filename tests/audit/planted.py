@@ -65,6 +65,19 @@ def hanging(task: Task, answer: str) -> bool:
     return right(task, answer)
 
 
+class Heavy:
+    """Right once it is warm."""
+
+    def __init__(self) -> None:
+        self.is_warm = False
+
+    def warm_up(self) -> None:
+        self.is_warm = True
+
+    def __call__(self, task: Task, answer: str) -> bool:
+        return self.is_warm and right(task, answer)
+
+
 def dying(task: Task, answer: str) -> bool:
     if task.id == "2" and answer == "it is 4":
         os._exit(7)

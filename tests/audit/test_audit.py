@@ -31,7 +31,7 @@ def found(result: Audit) -> dict[str, Check]:
     return {check.name: check for check in result.checks if check.status != "ok"}
 
 
-@pytest.mark.parametrize("verifier", ["right", "right_async"])
+@pytest.mark.parametrize("verifier", ["right", "right_async", "Heavy"])
 async def test_nothing_is_found_where_nothing_is_wrong(verifier: str) -> None:
     result = await audited(verifier=verifier)
     assert found(result) == {}

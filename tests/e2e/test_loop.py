@@ -104,7 +104,7 @@ def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_w
     script = (
         "from pathlib import Path; import r3agent.demo as demo\n"
         f"demo.SETTINGS.update({SMALL!r})\n"
-        "from r3agent.commands import Watcher\n"
+        "from r3agent.watcher import Watcher\n"
         f"summary, text = demo.run_demo(Path({str(run)!r}), 0, Watcher())\n"
         "print(summary.model_dump_json())\n"
     )

@@ -248,7 +248,7 @@ def test_the_data_set_s_own_file_is_one_list(tmp_path: Path) -> None:
         (row({"exact": 1}, id=8, tools="[{"), r":2: not in the format of APIGen"),
         (row({"exact": 1}, id=8, tools="[]"), r":2: .*the answer calls 'live.giveaways', which is none of the tools"),
         (row({"price": 1}, id=8), r":2: .*the answer gives 'live.giveaways' \['price'\], which it does not take"),
-        (row({"exact": 1}), r":2: id 7 appears twice"),
+        (row({"exact": 2}), r"task id 'xlam:7' stands for two tasks that differ"),
     ],
 )
 def test_a_line_in_another_format_is_named_by_its_number(tmp_path: Path, line: Any, says: str) -> None:

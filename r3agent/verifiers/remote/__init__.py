@@ -1,5 +1,7 @@
-"""Tests in one process, the answer that they test in another: what runs in each, as source that the sandbox is given.
+"""What runs in processes that are ended when they go over a limit, as source that they are given.
 
+For SQL it is one process (`querying.py`). For code it is two, which speak over `wire.py`: the tests in one
+(`judging.py`), the answer that they test in the other (`answering.py`).
 Only plain data comes from the answer to its tests: it is taken apart there and put together anew here, so nothing
 that an answer defines, an `__eq__` that is always true or an `assert` that never is, runs where the verdict is made.
 """

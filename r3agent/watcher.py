@@ -1,0 +1,34 @@
+"""What a person at a terminal is told while a verb works."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Watcher:
+    """Tells it on stderr, where that is a terminal; silent otherwise; a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, quiet=not sys.stderr.isatty(), highlight=False)
+        columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._bar = self._progress.add_task("episodes", total=None)
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        self._progress.stop()
+        self._console.print(f"[dim]r3agent[/dim] {text}")
+
+    def episodes(self, done: int, total: int) -> None:
+        self._progress.start()
+        self._progress.update(self._bar, completed=done, total=total)
+        if done == total:
+            self._progress.stop()
