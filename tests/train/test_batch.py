@@ -31,16 +31,16 @@ def by_group(rows: list[Row]) -> dict[str, list[float]]:
 def test_advantages_are_relative_to_siblings_only(record: Record) -> None:
     rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="none")
     assert by_group(rows) == {
-        "e0/a/reflect": pytest.approx([0.75, -0.25, -0.25, -0.25]),
-        "e1/a/reflect": pytest.approx([1 / 3, 1 / 3, -2 / 3]),
+        "e0/a/reflect/r0": pytest.approx([0.75, -0.25, -0.25, -0.25]),
+        "e1/a/reflect/r0": pytest.approx([1 / 3, 1 / 3, -2 / 3]),
     }
 
 
 def test_group_scaling_divides_by_the_siblings_sample_deviation(record: Record) -> None:
     rows, _ = build(record([[1, 0, 0, 0], [1, 1, 0]]), scale_rewards="group")
     assert by_group(rows) == {
-        "e0/a/reflect": pytest.approx([0.75 / (0.5 + 1e-4), *[-0.25 / (0.5 + 1e-4)] * 3]),
-        "e1/a/reflect": pytest.approx(
+        "e0/a/reflect/r0": pytest.approx([0.75 / (0.5 + 1e-4), *[-0.25 / (0.5 + 1e-4)] * 3]),
+        "e1/a/reflect/r0": pytest.approx(
             [(1 / 3) / (math.sqrt(1 / 3) + 1e-4)] * 2 + [(-2 / 3) / (math.sqrt(1 / 3) + 1e-4)]
         ),
     }
@@ -49,7 +49,7 @@ def test_group_scaling_divides_by_the_siblings_sample_deviation(record: Record) 
 def test_batch_scaling_divides_by_the_deviation_of_all_rows(record: Record) -> None:
     rows, _ = build(record([[1, 0], [1, 0, 0, 0]]), scale_rewards="batch")
     deviation = math.sqrt((2 * (2 / 3) ** 2 + 4 * (1 / 3) ** 2) / 5)
-    assert by_group(rows)["e0/a/reflect"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
+    assert by_group(rows)["e0/a/reflect/r0"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
 
 
 def test_rows_are_the_recorded_tokens(record: Record) -> None:
