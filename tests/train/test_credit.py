@@ -173,7 +173,7 @@ def test_whatever_keeps_a_span_from_training_holds_for_every_label(
 ) -> None:
     marred = [t.model_copy(update={"spans": tuple(s.model_copy(update=fields) for s in t.spans)}) for t in sampled]
     config = TrainConfig.model_validate({"credit": EVERYTHING, "distill": 1.0})
-    rows, dropped, _ = credit_spans(marred, config=config, version="v0000")
+    rows, dropped, *_ = credit_spans(marred, config=config, version="v0000")
     assert rows == []
     assert {(drop.label, drop.reason) for drop in dropped} == {(label, reason) for label in [*EVERYTHING, "distill"]}
 
