@@ -97,7 +97,7 @@ class Code:
             return Verdict(passed=True, score=1.0)
         why = said["feedback"]
         if said.get("hung_up"):
-            if tried.overrun:  # it was ended a moment before its tests were
+            if tried.wall_s >= self.limits.wall_s:  # it was ended a moment before its tests were
                 return _failed(self._limit(tried))
             why = f"{why}, with exit code {tried.exit_code}: {tried.stderr[-200:].decode(errors='replace')}"
         elif why.startswith("MemoryError"):
