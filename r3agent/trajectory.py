@@ -91,6 +91,11 @@ class Verdict(Record):
     overruled: bool | None = None
     """What the verifier had said, where a label says otherwise."""
 
+    @classmethod
+    def failed(cls, feedback: str) -> Verdict:
+        """Not passed, with no part of it right."""
+        return cls(passed=False, score=0.0, feedback=feedback)
+
 
 class Generation(Record):
     """One sampled completion, exactly as the endpoint gave it."""

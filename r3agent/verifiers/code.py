@@ -85,7 +85,7 @@ class Code:
     def _verdict(self, judged: Outcome, tried: Outcome) -> Verdict:
         for outcome in (tried, judged):
             if outcome.overrun and (outcome is judged or outcome.overrun != "wall"):
-                return _failed(self._limit(outcome))
+                return Verdict.failed(self._limit(outcome))
         try:
             said: dict[str, Any] = json.loads(judged.stderr)
         except ValueError:
@@ -98,11 +98,11 @@ class Code:
         why = said["feedback"]
         if said.get("hung_up"):
             if tried.wall_s >= self.limits.wall_s:  # it was ended a moment before its tests were
-                return _failed(self._limit(tried))
+                return Verdict.failed(self._limit(tried))
             why = f"{why}, with exit code {tried.exit_code}: {tried.stderr[-200:].decode(errors='replace')}"
         elif why.startswith("MemoryError"):
             why = f"over memory_mb = {self.limits.memory_mb}: {why}"
-        return _failed(why)
+        return Verdict.failed(why)
 
     def _limit(self, outcome: Outcome) -> str:
         match outcome.overrun:
@@ -149,7 +149,3 @@ def _tests(task: Task) -> dict[str, str | None]:
 def _program(side: str, **arguments: str | None) -> str:
     sources = {f"r3agent.verifiers.remote.{name}": (_REMOTE / f"{name}.py").read_text() for name in ("wire", side)}
     return _PROGRAM.format(modules=sources, arguments=arguments)
-
-
-def _failed(why: str) -> Verdict:
-    return Verdict(passed=False, score=0.0, feedback=why)

@@ -29,15 +29,15 @@ def countdown(task: Task, answer: str) -> Verdict:
     """
     content = tagged(answer)
     if content is None:
-        return _failed("no <answer> </answer> in the reply")
+        return Verdict.failed("no <answer> </answer> in the reply")
     try:
         value, used = evaluate(content.partition("=")[0])
     except ValueError as error:
-        return _failed(str(error))
+        return Verdict.failed(str(error))
     if Counter(used) != Counter(task.info["numbers"]):
-        return _failed(f"uses {sorted(used)}, not {sorted(task.info['numbers'])} once each")
+        return Verdict.failed(f"uses {sorted(used)}, not {sorted(task.info['numbers'])} once each")
     if value != task.info["target"]:
-        return _failed(f"equals {value}, not {task.info['target']}")
+        return Verdict.failed(f"equals {value}, not {task.info['target']}")
     return Verdict(passed=True, score=1.0)
 
 
@@ -88,7 +88,3 @@ def _apply(op: ast.operator, left: Fraction, right: Fraction) -> Fraction:
             return left / right
         case _:
             raise ValueError("** and // are not allowed; only + - * /")
-
-
-def _failed(why: str) -> Verdict:
-    return Verdict(passed=False, score=0.0, feedback=why)

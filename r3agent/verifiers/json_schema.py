@@ -42,12 +42,12 @@ class JsonSchema:
         """
         schema, text = task.info["schema"], _json_in(answer)
         if len(text) > self.max_chars:
-            return _failed(f"{len(text)} characters; an answer has at most {self.max_chars}")
+            return Verdict.failed(f"{len(text)} characters; an answer has at most {self.max_chars}")
         try:
             wrong = _check("check", json.dumps(schema), self.formats, text, cpu_s=self.cpu_s)
         except TimeoutError as error:
-            return _failed(f"checking the answer {error}")
-        return _failed(wrong) if wrong else Verdict(passed=True, score=1.0)
+            return Verdict.failed(f"checking the answer {error}")
+        return Verdict.failed(wrong) if wrong else Verdict(passed=True, score=1.0)
 
 
 def _json_in(reply: str) -> str:
@@ -59,7 +59,3 @@ def _json_in(reply: str) -> str:
         return text
     language, _, rest = block.partition("\n")
     return rest if language.strip().lower() in ("", "json") else text
-
-
-def _failed(why: str) -> Verdict:
-    return Verdict(passed=False, score=0.0, feedback=why)

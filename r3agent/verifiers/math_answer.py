@@ -42,16 +42,12 @@ class Math:
         expected = [str(gold) for gold in (expected if isinstance(expected, list) else [expected])]
         content = tagged(answer)
         if content is not None and len(content) > self.max_chars:
-            return _failed(f"{len(content)} characters; an answer has at most {self.max_chars}")
+            return Verdict.failed(f"{len(content)} characters; an answer has at most {self.max_chars}")
         given = answer[-self.max_chars :] if content is None else content
         try:
             equal, read = _compare("compare", expected, given, content is not None, self.digits, cpu_s=self.cpu_s)
         except TimeoutError as error:
-            return _failed(f"comparing the answer {error}")
+            return Verdict.failed(f"comparing the answer {error}")
         if not equal:
-            return _failed(f"{read} is not {' or '.join(expected)}" if read else "no mathematics in the answer")
+            return Verdict.failed(f"{read} is not {' or '.join(expected)}" if read else "no mathematics in the answer")
         return Verdict(passed=True, score=1.0)
-
-
-def _failed(why: str) -> Verdict:
-    return Verdict(passed=False, score=0.0, feedback=why)

@@ -34,16 +34,12 @@ class ReasoningGym:
         generator, params, entry = (task.info[key] for key in ("generator", "params", "entry"))
         given = tagged_or_all(answer)
         if len(given) > max(self.max_chars, 4 * len(entry["answer"] or "")):
-            return _failed(f"{len(given)} characters; an answer has at most {self.max_chars}")
+            return Verdict.failed(f"{len(given)} characters; an answer has at most {self.max_chars}")
         try:
             said = gym("score", generator, params, entry, given, cpu_s=self.cpu_s)
         except TimeoutError as error:
-            return _failed(f"scoring the answer {error}")
+            return Verdict.failed(f"scoring the answer {error}")
         if "why" in said:
-            return _failed(said["why"])
+            return Verdict.failed(said["why"])
         score = said["score"]
         return Verdict(passed=score == 1, score=score, feedback=None if score == 1 else f"scores {score:.2f}")
-
-
-def _failed(why: str) -> Verdict:
-    return Verdict(passed=False, score=0.0, feedback=why)
