@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from reasoning_gym.factory import DATASETS, create_dataset
+from reasoning_gym.factory import DATASETS, create_dataset  # pyright: ignore[reportMissingImports]  # an extra
 
 REFUSED = {
     "composite": "it only mixes others; name one of them",
