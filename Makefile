@@ -82,4 +82,4 @@ $(DOCS_READY): pyproject.toml constraints.txt
 
 # Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
 bench: setup $(TASKS_READY)
-	for name in bfcl_agreement graph_overhead serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in bfcl_agreement graph_overhead recorder serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done

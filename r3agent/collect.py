@@ -75,6 +75,7 @@ async def collect(
     Raises:
         ConfigError: the tasks, the limits or the directory do not work.
         EndpointError, AccessError, ProtocolError: the endpoint fails for every episode; those done are stored.
+        VerifierError: the judge's endpoint does.
         RecordError: the store cannot be read, or the disk is full.
         R3Error: the first episodes all errored.
     """
@@ -134,6 +135,7 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
 
     Raises:
         EndpointError, AccessError, ProtocolError: no episode can do without the endpoint.
+        VerifierError: nor without its judge's.
     """
     state: dict[str, Any] = {}
     error = None
@@ -143,6 +145,8 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
     except ENDPOINT_ERRORS:
         raise
     except R3Error as raised:
+        if isinstance(raised.__cause__, ENDPOINT_ERRORS):
+            raise  # of a verifier that asks a model: nor can any other episode be judged
         error = EpisodeError(kind=type(raised).__name__, message=str(raised))
     else:
         if "trajectory" not in state:

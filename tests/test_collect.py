@@ -9,7 +9,7 @@ import pytest
 from langgraph.types import interrupt
 
 from r3agent.collect import HOPELESS, collect
-from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError, VerifierError
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.store import load, shards
 from r3agent.summary import CollectSummary, summarise
@@ -145,6 +145,17 @@ async def test_an_endpoint_that_fails_ends_the_collection_and_keeps_what_is_stor
 
 
 # ---- errors of episodes ----
+
+
+async def test_a_judge_whose_endpoint_fails_ends_the_collection_too(tmp_path: Path) -> None:
+    def judge(task: Task, answer: str) -> bool:
+        if task.id == "t1":
+            raise EndpointError("the judge is down")
+        return True
+
+    with pytest.raises(VerifierError, match="the judge is down"):
+        await run(tmp_path, ScriptedPolicy("right"), verifier=judge, concurrency=1)
+    assert [t.task.id for t in load(tmp_path)] == ["t0"]
 
 
 async def test_a_verifier_that_raises_is_recorded_and_not_learnt_from(tmp_path: Path) -> None:

@@ -60,23 +60,23 @@ async def judged(
 
     async def work() -> None:
         nonlocal done, hangs
-        worker = Worker(verifier, params, timeout_s)
+        process = VerifierProcess(verifier, params, timeout_s)
         try:
             for place, probe in queue:
                 if hangs >= MAX_HANGS:
                     return
-                said[place] = answer = await worker.ask(probe)
+                said[place] = answer = await process.ask(probe)
                 done, hangs = done + 1, hangs + answer.hung
                 if progress:
                     progress(done, len(probes))
         finally:
-            await worker.aclose()
+            await process.aclose()
 
     await together(work() for _ in range(min(processes, len(probes))))
     return said
 
 
-class Worker:
+class VerifierProcess:
     """One process; another takes its place when it has ended."""
 
     def __init__(self, verifier: str, params: Mapping[str, Any], timeout_s: float) -> None:

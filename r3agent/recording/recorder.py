@@ -24,7 +24,7 @@ from typing import Any
 
 from r3agent.errors import ConfigError
 from r3agent.recording.redaction import Redact, redacted
-from r3agent.recording.writing import Counts, Worker
+from r3agent.recording.writing import BackgroundWriter, Counts
 from r3agent.store import TrajectoryWriter
 from r3agent.trajectory import Trajectory
 
@@ -65,13 +65,13 @@ class Recorder:
         self.queue_size = queue_size
         self._redact = redact
         TrajectoryWriter(self.directory).close()  # raises here rather than in the thread
-        self._worker = Worker(self.directory, queue_size)
+        self._writer = BackgroundWriter(self.directory, queue_size)
         _open.add(self)
 
     @property
     def counts(self) -> Counts:
         """Of this process."""
-        return self._worker.counts()
+        return self._writer.counts()
 
     def record(self, trajectory: Trajectory | Mapping[str, Any]) -> None:
         """Take a trajectory, or its JSON as the graph returns it; does not wait for the disk and never raises."""
@@ -79,24 +79,24 @@ class Recorder:
             known = isinstance(trajectory, Trajectory)
             trajectory_id = trajectory.trajectory_id if known else trajectory["trajectory_id"]
             if not self._keeps(trajectory_id):
-                self._worker.count("sampled_out")
+                self._writer.count("sampled_out")
                 return
             record = trajectory if known else Trajectory.model_validate(trajectory)
             if self._redact is not None:
                 record = redacted(record, self._redact)
-            self._worker.put(record)
+            self._writer.put(record)
         except Exception as error:  # whatever was handed over, the request goes on
             # Without its message, which may quote what was to be redacted.
-            self._worker.count("failed", f"a {type(error).__name__} before it was queued")
+            self._writer.count("failed", f"a {type(error).__name__} before it was queued")
 
     def flush(self, timeout_s: float = SHUTDOWN_S) -> bool:
         """Wait until all that was taken is written; false if that takes longer."""
-        return self._worker.flush(timeout_s)
+        return self._writer.flush(timeout_s)
 
     def close(self, timeout_s: float = SHUTDOWN_S) -> bool:
         """Take nothing more and write what was taken; false if that takes longer, and the rest counts as dropped."""
         _open.discard(self)
-        return self._worker.close(timeout_s)
+        return self._writer.close(timeout_s)
 
     def __enter__(self) -> Recorder:
         return self
@@ -109,7 +109,7 @@ class Recorder:
         return drawn < self.sample_rate * 2**64
 
     def _begin_anew(self) -> None:
-        self._worker = Worker(self.directory, self.queue_size)
+        self._writer = BackgroundWriter(self.directory, self.queue_size)
 
 
 _open: set[Recorder] = set()

@@ -31,7 +31,7 @@ class Counts(NamedTuple):
     """It was no trajectory, `redact` raised, or the disk refused it."""
 
 
-class Worker:
+class BackgroundWriter:
     """Of one process: its thread starts with the first trajectory, and its shard too.
 
     The lock is never held while the disk is waited for.

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice, permutations
-from typing import NamedTuple, get_args
+from itertools import permutations
+from typing import NamedTuple
 
 from r3agent.errors import ConfigError
-from r3agent.tasks.splits import Split, split_of
+from r3agent.tasks.splits import Split, distinct
 from r3agent.trajectory import Task
 
 PROMPT = (
@@ -45,7 +45,7 @@ def generate(
     max_number: int = 10,
     max_target: int = 60,
 ) -> Iterator[Task]:
-    """Yield `n` distinct solvable problems.
+    """`n` distinct solvable problems.
 
     Args:
         numbers: how many numbers a problem gives.
@@ -53,30 +53,19 @@ def generate(
         max_target: targets are between 1 and this.
 
     Raises:
-        ConfigError: the settings do not hold `n` distinct problems.
+        ConfigError: as `distinct`, or the settings make no problem.
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
-    if n is None:
-        raise ConfigError("countdown is generated: say how many tasks with --n")
-    if split not in get_args(Split):
-        raise ConfigError(f"{split=}: countdown has the splits {', '.join(get_args(Split))}")
     problems = _random_problems(random.Random(f"countdown:{seed}"), numbers, max_number)
-    seen: set[str] = set()
-    for _ in range(n):
-        fresh = (
-            task
-            for task in islice(problems, MAX_FRUITLESS)
-            if 1 <= task.info["target"] <= max_target and task.id not in seen and split in ("all", split_of(task.id))
-        )
-        task = next(fresh, None)
-        if task is None:
-            raise ConfigError(
-                f"n = {n}: only about {len(seen)} distinct problems in split {split!r} with {numbers} numbers "
-                f"to {max_number} and targets to {max_target}; ask for fewer or raise max_number or max_target"
-            )
-        seen.add(task.id)
-        yield task
+    return distinct(
+        (task if task.info["target"] <= max_target else None for task in problems),
+        n,
+        split=split,
+        max_fruitless=MAX_FRUITLESS,
+        source="countdown",
+        settings=f"{numbers=}, {max_number=}, {max_target=}",
+    )
 
 
 def problem_id(given: list[int], target: int) -> str:

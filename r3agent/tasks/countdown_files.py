@@ -7,21 +7,17 @@ same side of the splits; problems that a file repeats are one task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import orjson
-
 from r3agent.errors import ConfigError
-from r3agent.imports import require_package
 from r3agent.tasks.countdown import make_task, problem_id, solve
+from r3agent.tasks.rows import file_rows
 from r3agent.tasks.splits import draw
 from r3agent.trajectory import Task
 from r3agent.verifiers.countdown import MAX_NUMBER_DIGITS
 
-COLUMNS = ("nums", "target")
+KINDS = (".jsonl", ".parquet")
 
 
 class Problem(NamedTuple):
@@ -42,47 +38,26 @@ def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = Fals
     Raises:
         ConfigError: the file is missing, of another kind, or a row is not a problem.
     """
-    problems = {problem.id: problem for problem in _problems(Path(name))}
+    problems = {problem.id: problem for problem in _problems(name)}
     for _, given, target in draw(problems.values(), n, seed=seed, split=split):
         yield make_task(given, target, solve(given, target) if solved else None)
 
 
-def _problems(path: Path) -> Iterator[Problem]:
-    kinds = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    if path.suffix not in kinds:
-        raise ConfigError(f"countdown:{path}: the file is none of {', '.join(kinds)}")
-    try:
-        for number, row in enumerate(kinds[path.suffix](path), start=1):
-            try:
-                yield _problem(orjson.loads(row) if isinstance(row, bytes) else row)
-            except ValueError as error:
-                raise ConfigError(
-                    f'{path}: row {number} is not a problem: {error}; a row is {{"nums": [1, 2, 3], "target": 6}}'
-                ) from error
-    except OSError as error:
-        raise ConfigError(f"countdown:{path}: {error.strerror or error}; name a file of problems") from error
+def _problems(path: str) -> Iterator[Problem]:
+    if not path.endswith(KINDS):
+        raise ConfigError(f"countdown:{path}: the file is none of {', '.join(KINDS)}")
+    for where, row in file_rows(path).rows:
+        try:
+            yield _problem(row)
+        except ValueError as error:
+            raise ConfigError(
+                f'{where} is not a problem: {error}; a row is {{"nums": [1, 2, 3], "target": 6}}'
+            ) from error
 
 
-def _json_rows(path: Path) -> Iterator[Any]:
-    with path.open("rb") as lines:
-        yield from (line for line in lines if line.strip())
-
-
-def _parquet_rows(path: Path) -> Iterable[Any]:
-    require_package("pyarrow", f"countdown:{path}")
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        present = [column for column in COLUMNS if column in file.schema_arrow.names]
-        return chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(columns=present))
-    except ArrowInvalid as error:
-        raise ConfigError(f"countdown:{path}: {error}") from error
-
-
-def _problem(row: Any) -> Problem:
-    if not isinstance(row, dict) or any(column not in row for column in COLUMNS):
-        raise ValueError(f"it has not the columns {' and '.join(COLUMNS)}")
+def _problem(row: dict[str, Any]) -> Problem:
+    if not {"nums", "target"} <= row.keys():
+        raise ValueError("it has not the columns nums and target")
     given, target = row["nums"], row["target"]
     if not isinstance(given, list) or len(given) < 2 or not all(_is_number(x) and x >= 0 for x in given):
         raise ValueError(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from r3agent.errors import ConfigError
 from r3agent.imports import require_installed
-from r3agent.tasks.splits import Split, split_of
+from r3agent.tasks.splits import Split, distinct
 from r3agent.trajectory import Task
 from r3agent.verifiers.reasoning_gym import gym
 
@@ -33,7 +33,7 @@ GENERATION_S = 600.0
 def generate(
     n: int | None, /, *, seed: int = 0, split: Split = "train", name: str, suffix: str = SUFFIX, **params: Any
 ) -> Iterator[Task]:
-    """Yield `n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
+    """`n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
 
     Args:
         name: of the generator.
@@ -41,27 +41,12 @@ def generate(
         params: fields of the generator's config, but for its seed and size.
 
     Raises:
-        ConfigError: there is no such generator, it is refused, does not take `params` or has fewer problems.
+        ConfigError: as `distinct`, or there is no such generator, it is refused or does not take `params`.
     """
-    if n is None:
-        raise ConfigError(f"reasoning-gym:{name} is generated: say how many tasks with --n")
     require_installed("reasoning_gym", "reasoning-gym")
     problems = (_task(name, params, entry, suffix) for entry in _entries(name, params, seed))
-    seen: set[str] = set()
-    for _ in range(n):
-        fresh = (
-            task
-            for task in islice(problems, MAX_FRUITLESS)
-            if task.id not in seen and split in ("all", split_of(task.id))
-        )
-        task = next(fresh, None)
-        if task is None:
-            raise ConfigError(
-                f"n = {n}: reasoning-gym:{name} has only about {len(seen)} distinct problems in split {split!r} "
-                f"with {params}; ask for fewer or change its params"
-            )
-        seen.add(task.id)
-        yield task
+    source, settings = f"reasoning-gym:{name}", str(params)
+    return distinct(problems, n, split=split, max_fruitless=MAX_FRUITLESS, source=source, settings=settings)
 
 
 def _entries(name: str, params: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:

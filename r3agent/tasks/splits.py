@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from r3agent.errors import ConfigError
 
@@ -48,6 +49,37 @@ def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]
         return held
     held = unique(held)
     return held if n >= len(held) else random.Random(seed).sample(held, n)
+
+
+def distinct(
+    made: Iterator[T | None], n: int | None, *, split: str, max_fruitless: int, source: str, settings: str
+) -> Iterator[T]:
+    """The first `n` of the split from a generator that repeats itself, each once.
+
+    Args:
+        made: tasks without end, and `None` for what does not do as one.
+        max_fruitless: made in a row without a new one, after which there are taken to be no more.
+        source, settings: what makes them, for messages.
+
+    Raises:
+        ConfigError: `n` is `None`, there is no such split, or it holds fewer.
+    """
+    if n is None:
+        raise ConfigError(f"{source} is generated: say how many tasks with --n")
+    if split not in get_args(Split):
+        raise ConfigError(f"{split=}: {source} has the splits {', '.join(get_args(Split))}")
+    seen: set[str] = set()
+    for _ in range(n):
+        tried = islice(made, max_fruitless)
+        fresh = (task for task in tried if task and task.id not in seen and split in ("all", split_of(task.id)))
+        task = next(fresh, None)
+        if task is None:
+            raise ConfigError(
+                f"n = {n}: only about {len(seen)} distinct problems in split {split!r} of {source} with {settings}; "
+                "ask for fewer or change its params"
+            )
+        seen.add(task.id)
+        yield task
 
 
 def unique(tasks: Iterable[T]) -> list[T]:

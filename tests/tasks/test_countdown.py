@@ -104,9 +104,11 @@ def test_prompt_shows_the_problem() -> None:
 
 
 def test_more_problems_than_there_are_is_refused_with_the_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"n = 500: only about \d+ distinct problems .* with 2 numbers to 3") as error:
+    with pytest.raises(
+        ConfigError, match=r"n = 500: only about \d+ distinct problems .* with numbers=2, max_number=3"
+    ) as error:
         list(generate(500, numbers=2, max_number=3))
-    assert "ask for fewer or raise max_number or max_target" in str(error.value)
+    assert "ask for fewer or change its params" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,6 @@ def test_the_verifier_is_countdown_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "[1]",
-        "7",
-        "{",
         {"numbers": [1, 2], "target": 3},
         {"nums": [1, 2]},
         {"nums": [1], "target": 1},
@@ -109,9 +106,15 @@ def test_the_verifier_is_countdown_s(tmp_path: Path) -> None:
         {"nums": [1, 2], "target": None},
     ],
 )
-def test_a_row_that_is_no_problem_is_named_by_its_number(tmp_path: Path, row: Any) -> None:
-    with pytest.raises(ConfigError, match=r'problems\.jsonl: row 2 is not a problem: .*; a row is \{"nums"'):
+def test_a_row_that_is_no_problem_is_named_by_its_line(tmp_path: Path, row: Any) -> None:
+    with pytest.raises(ConfigError, match=r'problems\.jsonl:2 is not a problem: .*; a row is \{"nums"'):
         find_tasks(json_file(tmp_path, ROWS[0], row))
+
+
+@pytest.mark.parametrize("line", ["[1]", "7", "{"])
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"problems\.jsonl:2"):
+        find_tasks(json_file(tmp_path, ROWS[0], line))
 
 
 def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
@@ -124,7 +127,7 @@ def test_a_parquet_file_of_something_else_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     for name in ("none.jsonl", "none.parquet"):
-        with pytest.raises(ConfigError, match=rf"{name}: .*No such file"):
+        with pytest.raises(ConfigError, match=rf"{name}: there is no such file"):
             find_tasks(f"countdown:{tmp_path / name}")
     with pytest.raises(ConfigError, match=r"problems\.csv: the file is none of \.jsonl, \.parquet"):
         find_tasks("countdown:problems.csv")

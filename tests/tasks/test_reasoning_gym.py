@@ -96,7 +96,7 @@ def test_the_verifier_is_reasoning_gym_s() -> None:
         ("gcd", 1, {"size": 3}, r"\['size'\] cannot be set"),
         ("gcd", 1, {"max_numbr": 3}, "unexpected keyword argument 'max_numbr'"),
         ("gcd", 1, {"min_value": 9, "max_value": 3}, "AssertionError: max_value must be > min_value"),
-        ("count_bits", 50, {"min_n": 1, "max_n": 4}, r"n = 50: .* only about \d distinct problems in split 'train'"),
+        ("count_bits", 50, {"min_n": 1, "max_n": 4}, r"n = 50: only about \d distinct problems in split 'train'"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(name: str, n: int | None, params: dict[str, Any], says: str) -> None:
