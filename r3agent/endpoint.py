@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 
 import openai
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
+from tenacity.asyncio import retry_if_exception
 
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
 from r3agent.urls import checked, shown
@@ -61,7 +62,7 @@ class Endpoint:
         timeout_s: float,
         outage_s: float,
         max_tries: int,
-        is_current: Callable[[], bool] = lambda: True,
+        is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.base_url = checked(base_url)
         self.timeout_s = timeout_s
@@ -137,8 +138,11 @@ class Endpoint:
                 self._has_answered = True
                 return result, time.perf_counter() - start
 
+        async def worthwhile(error: BaseException) -> bool:
+            return _is_transient(error) and may_repeat() and (self._is_current is None or await self._is_current())
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda error: _is_transient(error) and may_repeat() and self._is_current()),
+            retry=retry_if_exception(worthwhile),
             stop=self._gives_up,
             wait=_wait_s,
             reraise=True,

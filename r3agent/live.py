@@ -33,13 +33,13 @@ class LivePolicy:
     def __init__(self, name: str, registry: Registry) -> None:
         self._name = name
         self._registry = registry
-        self._seen: tuple[int, ...] | None = None
-        self._target = self.target()
+        self._seen = _stamp(registry.live_path)
+        self._target = self._read()
 
-    def target(self) -> Target:
+    async def target(self) -> Target:
         stamp = _stamp(self._registry.live_path)
         if stamp is None or stamp != self._seen:
-            self._target = self._read()
+            self._target = await asyncio.to_thread(self._read)  # of files, for which no event loop should wait
             self._seen = stamp
         return self._target
 

@@ -172,14 +172,14 @@ class OpenAIPolicy:
         """
         body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
         drawn = sampling or self.sampling
-        target = self._target()
+        target = await self._target()
         if self._pin is not None:
             target = target._replace(model=self._pin)
         try:
             drawings = await self._complete(target, body, drawn, n, on_delta)
         except (AccessError, EndpointError):
             # The version was taken off the server, or the server away, for what is live now: the stamp tells.
-            if self._live is None or (now := self._target()) == target:
+            if self._live is None or (now := await self._target()) == target:
                 raise
             target = now
             drawings = await self._complete(target, body, drawn, n, on_delta)
@@ -271,8 +271,8 @@ class OpenAIPolicy:
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
 
-    def _target(self) -> Target:
-        return self._fixed if self._live is None else self._live.target()
+    async def _target(self) -> Target:
+        return self._fixed if self._live is None else await self._live.target()
 
     def _endpoint(self, target: Target) -> Endpoint:
         url = target.base_url or self.base_url
@@ -281,7 +281,10 @@ class OpenAIPolicy:
         return self._endpoints[url]
 
     def _new_endpoint(self, url: str) -> Endpoint:
-        return Endpoint(url, **self._settings, is_current=lambda: (self._target().base_url or self.base_url) == url)
+        async def is_current() -> bool:
+            return ((await self._target()).base_url or self.base_url) == url
+
+        return Endpoint(url, **self._settings, is_current=is_current)
 
     def _weight_version(self, endpoint: Endpoint) -> WeightVersion:
         of_loop = self._weights.setdefault(asyncio.get_running_loop(), {})

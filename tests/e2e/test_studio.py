@@ -15,6 +15,7 @@ import pytest
 from examples.shop import tasks
 from r3agent import Trajectory
 from r3agent.prompts import PROMPTS
+from r3agent.registry import PolicyCard, Registry, growing, write_card
 from r3agent.serve import ServerProcess
 from r3agent.testing import ScriptedEndpoint
 from tests.outage import free_port
@@ -67,7 +68,11 @@ class Studio:
 
 
 @contextmanager
-def studio(tmp_path: Path, base_url: str, model: str) -> Iterator[Studio]:
+def studio(tmp_path: Path, base_url: str, model: str, **more: str) -> Iterator[Studio]:
+    """
+    Args:
+        more: of the environment.
+    """
     port, log = free_port(), tmp_path / "studio.log"
     url = f"http://127.0.0.1:{port}"
     env = {
@@ -76,6 +81,7 @@ def studio(tmp_path: Path, base_url: str, model: str) -> Iterator[Studio]:
         "LANGGRAPH_CLI_NO_ANALYTICS": "1",
         "R3AGENT_BASE_URL": base_url,
         "R3AGENT_MODEL": model,
+        **more,
     }
     for name in ("langgraph.json", "graphs", "examples"):  # it keeps threads where it runs
         (tmp_path / name).symlink_to(ROOT / name)
@@ -182,3 +188,23 @@ def test_tools_are_called_as_they_should_be(scripted: Studio) -> None:
     spans = trajectory(output).spans
     assert (output["passed"], [span.label for span in spans]) == (True, CHAIN)
     assert "Paris" in spans[-1].tool_calls[0]["function"]["arguments"]
+
+
+def test_a_run_s_live_version_answers_and_the_next_one_when_it_is_live(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "run")
+    registry.add_base("tiny", "org/tiny")
+    registry.set_live("v0000")
+    card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="org/tiny", parent="v0000")
+    with growing(registry.version_dir("v0001")) as directory:
+        write_card(directory, card)
+    with (
+        ScriptedEndpoint("<answer>2</answer>", model="tiny") as endpoint,
+        studio(tmp_path, endpoint.url, "tiny@live", R3AGENT_RUN=str(registry.run_dir)) as running,
+    ):
+        endpoint.adapters = ["tiny@v0001"]
+        once = {"max_attempts": 1}
+        [before] = trajectory(running.wait("countdown", PUZZLE, once)).spans
+        registry.set_live("v0001")
+        [after] = trajectory(running.wait("countdown", PUZZLE, once)).spans
+    assert (before.model, before.policy_version) == ("tiny", "v0000")
+    assert (after.model, after.policy_version) == ("tiny@v0001", "v0001")
