@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
-TASKS_READY := .venv/.tasks-ready
+EXTRAS_READY := .venv/.extras-ready
 STUDIO := .venv-studio
 STUDIO_READY := $(STUDIO)/.ready
 VLLM := .venv-vllm
@@ -19,21 +20,23 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve,train,dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[serve,train,dev]'
 	touch $@
 
 demo: setup
 	$(BIN)/r3agent demo --out runs/demo --seed 0
 
-test: setup $(TASKS_READY)
+test: setup $(EXTRAS_READY)
 	-$(MAKE) studio
 	$(BIN)/python -m pytest --ignore tests/vllm
 
-# Packages of tasks, one of which compiles C; where they cannot be had, their tests are skipped.
-$(TASKS_READY): $(READY)
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt reasoning-gym
-	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps bfcl-eval # only its data is read
+# What some tests need; where it cannot be had, they are skipped. DeepSpeed changes what others do where they find it, so
+# it has a place of its own.
+$(EXTRAS_READY): $(READY)
+	-$(INSTALL) reasoning-gym # compiles C
+	-$(INSTALL) --no-deps bfcl-eval # only its data is read
+	-$(INSTALL) --no-deps --no-build-isolation --target .venv/deepspeed --upgrade deepspeed einops hjson msgpack ninja py-cpuinfo
 	touch $@
 
 studio: $(STUDIO_READY)
@@ -81,5 +84,5 @@ $(DOCS_READY): pyproject.toml constraints.txt
 	touch $@
 
 # Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
-bench: setup $(TASKS_READY)
+bench: setup $(EXTRAS_READY)
 	for name in bfcl_agreement graph_overhead recorder serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -68,7 +68,7 @@ def trained(
     env = {**environment(), **extra_env}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
-    card = json.loads(done.stdout)
+    card = json.loads(done.stdout.splitlines()[-1])  # DeepSpeed prints too
     assert card["metrics"]["processes"] == values.get("processes", 1)
     alone = values.get("processes", 1) == 1
     assert card["metrics"]["distributed"] == (distributed or ("NO" if alone else "MULTI_CPU"))

@@ -1,12 +1,14 @@
-"""Weights in parts: two processes that hold a half of the model each learn what one process learns.
+"""Weights, gradients or the optimizer in parts: two processes that share them learn what one process learns.
 
-Accelerate offers FSDP on accelerators only. PyTorch's FSDP2 works on a CPU too, so the test lets a copy of accelerate
-admit it.
+Accelerate offers FSDP and DeepSpeed on accelerators only. Both work on a CPU too, so the tests let a copy of accelerate
+admit them.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import accelerate
@@ -26,18 +28,35 @@ FSDP2 = {
 }
 """What `accelerate launch --config_file r3agent/train/accelerate/fsdp2.yaml` puts into the environment."""
 
-ADMITTED = "            elif self.distributed_type in [\n                DistributedType.MULTI_GPU,\n"
+ZERO2 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+    "ACCELERATE_GRADIENT_CLIPPING": "auto",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "DS_ACCELERATOR": "cpu",
+    "TORCH_EXTENSIONS_DIR": f"{sys.prefix}/torch-extensions",  # compiled once, for a minute
+}
+"""What it puts there for `deepspeed_zero2.yaml`, and where to compile what."""
+
+DEEPSPEED = Path(os.environ.get("R3AGENT_DEEPSPEED", f"{sys.prefix}/deepspeed"))
+"""It has a place of its own, because transformers and accelerate do otherwise where they find it."""
+
+FSDP_ON = "            elif self.distributed_type in [\n                DistributedType.MULTI_GPU,\n"
+GLOO_ON = "            distributed_type is None\n            and cpu\n"
 
 
 @pytest.fixture
 def accelerate_on_cpu(tmp_path: Path) -> Path:
-    """A directory with an accelerate that admits FSDP on a CPU."""
+    """A directory with an accelerate that admits FSDP and DeepSpeed on a CPU."""
     copy = tmp_path / "patched"
     shutil.copytree(Path(accelerate.__file__).parent, copy / "accelerate", ignore=shutil.ignore_patterns("*.pyc"))
     state = copy / "accelerate" / "state.py"
     source = state.read_text()
-    assert source.count(ADMITTED) == 1, "accelerate decides elsewhere what may be FSDP"
-    state.write_text(source.replace(ADMITTED, ADMITTED + "                DistributedType.MULTI_CPU,\n"))
+    assert source.count(FSDP_ON) == source.count(GLOO_ON) == 1, "accelerate decides elsewhere what runs on a CPU"
+    source = source.replace(FSDP_ON, FSDP_ON + "                DistributedType.MULTI_CPU,\n")
+    state.write_text(source.replace(GLOO_ON, "            distributed_type is None\n"))
     return copy
 
 
@@ -46,3 +65,14 @@ def test_fsdp2_learns_what_one_process_learns(run_dir: Path, accelerate_on_cpu: 
     whole = trained(run_dir, method=method)
     env = {**FSDP2, "PYTHONPATH": str(accelerate_on_cpu)}
     assert_same(trained(run_dir, method=method, processes=2, distributed="FSDP", extra_env=env), whole)
+
+
+@pytest.mark.skipif(
+    not (DEEPSPEED / "deepspeed").is_dir(),
+    reason=f"{DEEPSPEED} has no DeepSpeed: `make test` installs it, R3AGENT_DEEPSPEED names another place",
+)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_deepspeed_zero2_learns_what_one_process_learns(run_dir: Path, accelerate_on_cpu: Path, method: str) -> None:
+    whole = trained(run_dir, method=method)
+    env = {**ZERO2, "PYTHONPATH": f"{accelerate_on_cpu}{os.pathsep}{DEEPSPEED}"}
+    assert_same(trained(run_dir, method=method, processes=2, distributed="DEEPSPEED", extra_env=env), whole)
