@@ -2,7 +2,7 @@
 
 As it comes, the model writes no call that can be read, so nothing can be measured with it. Here it is shown the gold
 answers of the training tasks of `bfcl:simple_python`, calls in text, by TRL's SFT; the test tasks stay unseen. Takes
-half an hour on 2 cores.
+25 minutes on one core.
 """
 
 from __future__ import annotations
