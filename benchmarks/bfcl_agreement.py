@@ -7,7 +7,7 @@ right answers to it are written as a model writes them (`tool_calls`; as text in
 here; `ast_checker` of bfcl-eval gets the same calls as the objects that it takes, and the possible answers of its file.
 Where no gold answer exists (see `r3agent/tasks/bfcl.py`), the nearest thing to one is taken and counted as mutated. For
 the tasks without possible answers the leaderboard's rule is applied: any call that can be read fails an irrelevance
-task and passes a relevance task.
+task and passes a relevance task. Not compared are empty replies: an irrelevance task passes with one there, not here.
 
 Every disagreement is printed with its reason, which is checked on that very answer. The last line is one JSON object.
 
@@ -59,7 +59,8 @@ def written(calls: Calls, way: str) -> Answer:
     if way == "native":
         functions = [{"name": name, "arguments": json.dumps(arguments)} for name, arguments in calls]
         tool_calls = [{"id": str(i), "type": "function", "function": f} for i, f in enumerate(functions)]
-        return Answer.of({"role": "assistant", "content": "", "tool_calls": tool_calls})
+        words = "" if calls else "None of the functions fits."
+        return Answer.of({"role": "assistant", "content": words, "tool_calls": tool_calls})
     if way == "json":
         return Answer(json.dumps([{"name": name, "arguments": arguments} for name, arguments in calls]))
     parts = [f"{name}({', '.join(f'{key}={value!r}' for key, value in args.items())})" for name, args in calls]

@@ -4,8 +4,8 @@
 written in the syntax of these languages, and what takes several turns. Four of the live tasks ask for what their
 functions do not declare, or accept no value: no answer passes them, here as there, and they have no gold answer. Nor
 have those of `live_relevance`, which any call passes. Where no function fits (`irrelevance`, `live_irrelevance`) an
-empty reply passes too, here as there; their audit passes with `audit.max_empty_passing = 1` only. Of the package only
-the data files are read: nothing of it is imported, and none of what it depends on is needed.
+empty reply passes there and fails here. Of the package only the data files are read: nothing of it is imported, and
+none of what it depends on is needed.
 """
 
 from __future__ import annotations

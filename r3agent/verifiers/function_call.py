@@ -39,7 +39,8 @@ class Expectation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     expect: Literal["calls", "some_call", "no_call"]
-    """Exactly `calls`; any call of one of `functions`; or none at all."""
+    """Exactly `calls`; any call of one of `functions`; or none at all, in words or as an empty list: to say nothing is no
+    answer, but perhaps thinking that came to no end."""
     calls: tuple[ExpectedCall, ...] = ()
     functions: dict[str, Signature]
 
@@ -63,13 +64,15 @@ def function_call(task: Task, answer: str) -> Verdict:
     """
     expectation = Expectation.model_validate(task.info)
     tool_calls: Sequence[Any] = getattr(answer, "tool_calls", ())
+    if expectation.expect == "no_call" and not tool_calls and not answer.strip():
+        return _judged("an empty reply")
     read = tagged_calls if task.tools else text_calls
     try:
         calls = native_calls(tool_calls) if tool_calls else read(answer)
     except Unreadable as error:
         # Broken calls are calls; prose that is none is what a task without a fitting function asks for.
         if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:
-            return Verdict(passed=True, score=1.0)
+            return _judged(None)
         return _judged(str(error))
     return _judged(_wrong(expectation, calls))
 

@@ -167,7 +167,8 @@ def test_a_call_that_is_right_for_two_leaves_each_its_own() -> None:
 @pytest.mark.parametrize(
     ("reply", "none", "some"),
     [
-        ("", True, False),
+        ("", False, False),
+        (" \n", False, False),
         ("No function fits: f(x) is not defined.", True, False),
         ("[]", True, False),
         ("f(i=1)", False, True),
