@@ -39,8 +39,8 @@ class Expectation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     expect: Literal["calls", "some_call", "no_call"]
-    """Exactly `calls`; any call of one of `functions`; or none at all, in words or as an empty list: to say nothing is no
-    answer, but perhaps thinking that came to no end."""
+    """Exactly `calls`; any call of one of `functions`; or none at all, in words or as an empty list: an empty reply is
+    none, but perhaps thinking that came to no end."""
     calls: tuple[ExpectedCall, ...] = ()
     functions: dict[str, Signature]
 
