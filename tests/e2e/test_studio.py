@@ -15,11 +15,12 @@ import pytest
 from examples.shop import tasks
 from r3agent import Trajectory
 from r3agent.prompts import PROMPTS
-from r3agent.registry import PolicyCard, Registry, growing, write_card
+from r3agent.registry import Registry
 from r3agent.serve import ServerProcess
 from r3agent.testing import ScriptedEndpoint
 from tests.outage import free_port
 from tests.processes import started
+from tests.test_live import add
 
 ROOT = Path(__file__).parents[2]
 LANGGRAPH = Path(os.environ.get("R3AGENT_LANGGRAPH", ROOT / ".venv-studio/bin/langgraph"))
@@ -194,9 +195,7 @@ def test_a_run_s_live_version_answers_and_the_next_one_when_it_is_live(tmp_path:
     registry = Registry(tmp_path / "run")
     registry.add_base("tiny", "org/tiny")
     registry.set_live("v0000")
-    card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="org/tiny", parent="v0000")
-    with growing(registry.version_dir("v0001")) as directory:
-        write_card(directory, card)
+    add(registry, "v0001", "lora")
     with (
         ScriptedEndpoint("<answer>2</answer>", model="tiny") as endpoint,
         studio(tmp_path, endpoint.url, "tiny@live", R3AGENT_RUN=str(registry.run_dir)) as running,
