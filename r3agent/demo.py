@@ -72,15 +72,14 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
         R3Error: a stage failed; the same call goes on from there.
     """
     began = time.monotonic()
-    file = out / CONFIG_FILE
-    if file.exists() and (known := load_config(file, {}).task.seed) != seed:
-        raise ConfigError(f"--seed {seed}, but {out} is a run with seed {known}; choose another directory with --out")
+    settings = {**SETTINGS, "task.seed": seed, "train.seed": seed}
+    _refuse_another_run(out, settings)
     reporter.stage("starting the embedded server with the bundled policy")
     log = out / "server.log"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with ServerProcess("bundled", log_path=log) as server:
-        run = Run(out, {**SETTINGS, "task.seed": seed, "train.seed": seed, "policy.base_url": server.base_url})
+        run = Run(out, {**settings, "policy.base_url": server.base_url})
         report = run_loop(run, reporter)
     comparison = report.rounds[-1].comparison
     before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
@@ -105,9 +104,25 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
 {_conclusion(comparison, change)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
-next: r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
+next: r3agent eval --run {out}               this table again
+      r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
       r3agent serve bundled --port 8000      then r3agent loop --run runs/mine, with r3.toml to edit"""
     return summary, text
+
+
+def _refuse_another_run(out: Path, settings: dict[str, Any]) -> None:
+    file = out / CONFIG_FILE
+    if not file.exists():
+        return
+    known = load_config(file, {})
+    if known.task.seed != settings["task.seed"]:
+        what = f"with seed {known.task.seed}, not {settings['task.seed']}"
+    # The server of every demo has an address of its own.
+    elif known != load_config(None, {**settings, "policy.base_url": known.policy.base_url}):
+        what = "that is no demo, or whose r3.toml was edited"
+    else:
+        return
+    raise ConfigError(f"{out} has a run {what}; choose another directory with --out")
 
 
 def _cells(evaluation: Evaluation) -> Cells:

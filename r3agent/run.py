@@ -33,7 +33,7 @@ from r3agent.files import write_atomically
 from r3agent.policy import OpenAIPolicy
 from r3agent.registry import PolicyCard, Registry
 from r3agent.store import load
-from r3agent.tasks import default_verifier, find_tasks
+from r3agent.tasks import default_verifier, find_tasks, read_tasks
 from r3agent.trajectory import Task, Trajectory
 from r3agent.verifiers import KINDS, close, find_verifier
 from r3agent.versions import BASE
@@ -73,12 +73,13 @@ class Run:
         self.config = config.model_copy(update={"prompts": prompts})
         if known:
             self._refuse_another_identity(load_config(known, {}))
-        else:
-            self._write_config(path)
+        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
         evaluations = (self.directory / "eval" / version for version in self.registry.versions())
         self._apart = Apart([self.directory / "trajectories", *evaluations])
-        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
+        if not known:
+            read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
+            self._write_config(path)
 
     # ---- the stages ----
 
@@ -186,36 +187,47 @@ class Run:
         return trajectories
 
     def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
-        """Episodes of each version on the frozen tasks of a split."""
+        """Episodes of each version on the frozen tasks of a split: those that are stored, and the missing ones now."""
         self.live_card()
         tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
-        replaced = "full" in {self.registry.card(version).kind for version in versions}
+        missing = [version for version in versions if not self._is_evaluated(version, tasks)]
+        replaced = "full" in {self.registry.card(version).kind for version in missing}
         try:
-            return [self._evaluation(version, tasks, split, progress) for version in versions]
+            for version in missing:
+                self._evaluate(version, tasks, split, progress)
         finally:
             if replaced:  # full weights took the place of the live ones
                 self.serve_live()
+        return [self._evaluated(version, tasks) for version in versions]
 
-    def _evaluation(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> list[Trajectory]:
-        """Episodes of a version on the frozen tasks: those that are stored, and the missing ones now."""
-        settings, folder = self.config.eval, self.directory / "eval" / version
+    def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
         load_version(version, **self._server())
         self._collect(
             self.registry.card(version),
             tasks,
             split,
-            folder,
+            self.directory / "eval" / version,
             progress,
-            samples=settings.samples,
+            samples=self.config.eval.samples,
             **EVALUATION,
             concurrency=self.config.collect.concurrency,
         )
+
+    def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
+        """What is stored of a version's episodes under the settings of now."""
         asked, drawn_with = {task.id for task in tasks}, self._drawn_with()
         return [
             t
-            for t in load(folder)
-            if t.task.id in asked and t.sample < settings.samples and t.metadata.get("settings") == drawn_with
+            for t in load(self.directory / "eval" / version)
+            if t.task.id in asked and t.sample < self.config.eval.samples and t.metadata.get("settings") == drawn_with
         ]
+
+    def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
+        """Whether no episode is missing, so that no server is needed."""
+        if not (self.directory / "eval" / version).is_dir():
+            return False
+        whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
+        return len(whole) == len(tasks) * self.config.eval.samples
 
     def _evaluated_with(self, split: str) -> str:
         return _fingerprint([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])

@@ -1,4 +1,4 @@
-"""What a person at a terminal is told while a verb works."""
+"""What is told while a verb works."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Watcher:
-    """Tells it on stderr, where that is a terminal; silent otherwise; a context manager."""
+    """Tells stages on stderr, and how far they are where that is a terminal; a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, quiet=not sys.stderr.isatty(), highlight=False)
+        self._console = Console(stderr=True, highlight=False)
         columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
         self._bar = self._progress.add_task("episodes", total=None)
 
     def __enter__(self) -> Watcher:
@@ -25,7 +25,7 @@ class Watcher:
 
     def stage(self, text: str) -> None:
         self._progress.stop()
-        self._console.print(f"[dim]r3agent[/dim] {text}")
+        self._console.print(f"[dim]r3agent[/dim] {text}", soft_wrap=True)
 
     def episodes(self, done: int, total: int) -> None:
         self._progress.start()

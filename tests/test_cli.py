@@ -254,7 +254,14 @@ def test_a_demo_with_another_seed_is_refused(tmp_path, capsys):
     call(capsys, "init", "--run", tmp_path / "demo", "--seed", 1)
     code, _, err = call(capsys, "demo", "--out", tmp_path / "demo")
     assert code == 2
-    assert f"--seed 0, but {tmp_path / 'demo'} is a run with seed 1; choose another directory with --out" in err
+    assert f"{tmp_path / 'demo'} has a run with seed 1, not 0; choose another directory with --out" in err
+
+
+def test_a_demo_does_not_take_over_a_run_of_the_user_s(tmp_path, capsys):
+    call(capsys, "init", "--run", tmp_path / "mine")
+    code, _, err = call(capsys, "demo", "--out", tmp_path / "mine")
+    assert code == 2
+    assert f"{tmp_path / 'mine'} has a run that is no demo" in err
 
 
 def test_a_port_that_does_not_exist_exits_2(capsys):

@@ -131,6 +131,18 @@ def test_another_task_or_base_model_is_refused(run: Run, overrides: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("mistyped", "says"),
+    [({"task.source": "mising.jsonl"}, "No such file"), ({"task.verifier": "exat"}, "'exat' is unknown")],
+)
+def test_a_mistyped_first_command_pins_nothing(
+    tmp_path: Path, settings: dict[str, Any], mistyped: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Run(tmp_path / "run", {**settings, **mistyped})
+    assert Run(tmp_path / "run", settings).config.task.source == settings["task.source"]
+
+
+@pytest.mark.parametrize(
     ("key", "value", "named"),
     [
         ("task__source", "other.jsonl", r"source = 'other\.jsonl', but .*trajectories has episodes of countdown"),
@@ -213,6 +225,11 @@ def test_fewer_tasks_and_samples_are_taken_from_what_is_stored(run: Run, endpoin
     fewer = reopened(run, eval__n=3).evaluate("v0000", "v0001")
     assert (fewer.baseline.n_tasks, fewer.baseline.n_episodes, fewer.candidate.n_episodes) == (3, 3, 3)
     assert len(endpoint.chats) == asked
+
+
+def test_what_is_stored_is_compared_without_a_server(run: Run) -> None:
+    compared = evaluated(run).comparison("v0000", "v0001")
+    assert reopened(run, policy__base_url="http://127.0.0.1:9/v1").evaluate("v0000", "v0001") == compared
 
 
 @pytest.mark.parametrize(
