@@ -75,8 +75,9 @@ check: setup
 	$(BIN)/pyright
 
 # The site is built from sources and the settings: without torch, so in an environment of its own, of seconds.
+# Not --quiet: a warning that is not shown does not count for --strict.
 docs: $(DOCS_READY)
-	NO_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs --quiet build --strict --clean
+	NO_MKDOCS_2_WARNING=true $(DOCS)/bin/mkdocs build --strict --clean
 
 $(DOCS_READY): pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)

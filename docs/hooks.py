@@ -40,12 +40,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def section(words: str) -> str:
-    """What stands below a heading, without the heading."""
+    """What stands below a heading, without the heading; links to pages lead there from a page too."""
     file, _, heading = words.partition(": ")
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / file).read_text(), re.DOTALL | re.M)
     if found is None:
         raise LookupError(f"{file} has no section {heading!r}")
-    return found[1].strip()
+    return found[1].strip().replace("](docs/", "](")
 
 
 def settings(_: str = "") -> str:

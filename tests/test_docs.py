@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_every_directive_of_a_page_is_known() -> None:
     for name, page in PAGES.items():
         assert "<!--" not in HOOKS.on_page_markdown(page), name
+
+
+def headings(page: str) -> set[str]:
+    """What a link to one ends with, as Markdown's `toc` makes it."""
+    text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_a_page_and_a_heading(name: str) -> None:
+    filled = {other: HOOKS.on_page_markdown(page) for other, page in PAGES.items()}
+    for page, heading in re.findall(r"\]\(([\w/]*)(?:\.md)?(?:#([\w-]+))?\)", filled[name]):
+        page = page or name
+        if page == "CONTRIBUTING":
+            continue
+        assert page in filled
+        assert not heading or heading in headings(filled[page]), f"{page}.md has no heading for #{heading}"
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -17,7 +17,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 @pytest.mark.parametrize("code", blocks(README, "python"))
 def test_python_runs_as_printed(code: str) -> None:
-    with ScriptedEndpoint("It is 42.", model="my-model") as endpoint:
+    with ScriptedEndpoint("It is 42.", model="bundled") as endpoint:
         code = code.replace("http://127.0.0.1:8000/v1", endpoint.url)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "It is 42. True\n"), done.stderr
