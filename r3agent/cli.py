@@ -132,7 +132,7 @@ VERBS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         "attach a verdict to a stored episode whose truth came later",
         "label runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
         {
-            "run": {"metavar": "RUN", "help": "run directory"},
+            "run": {"metavar": "RUN", "help": "run directory, or its trajectories/"},
             "trajectory": {"metavar": "TRAJECTORY", "help": "its id, or what it begins with"},
             "--passed": {"action": "store_true", "help": "it was right"},
             "--failed": {"action": "store_true", "help": "it was not"},

@@ -28,7 +28,7 @@ from r3agent.recording.late import label as label_trajectory
 from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
-from r3agent.store import find, load
+from r3agent.store import find, load, store_at
 from r3agent.train.account import told
 from r3agent.train.prompt_length import prompt_tokens
 from r3agent.watcher import Watcher
@@ -220,17 +220,19 @@ def label(options: Namespace) -> Outcome:
     if options.passed == options.failed:
         raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
     attached = label_trajectory(
-        Path(options.run) / "trajectories",
+        options.run,
         options.trajectory,
         passed=options.passed,
         span_id=options.span,
         feedback=options.feedback,
     )
     said = "passed" if attached.passed else "failed"
+    store = store_at(options.run)
+    run = store.parent if store.name == "trajectories" else store
     return Outcome(
         attached.model_dump(mode="json"),
         f"span {attached.span_id} of trajectory {attached.trajectory_id} {said}, says {attached.by}; "
-        f"next: r3agent inspect {options.run} {attached.trajectory_id}",
+        f"next: r3agent inspect {run} {attached.trajectory_id}",
     )
 
 

@@ -11,6 +11,7 @@ but for the answers that `r3agent.durable` has kept.
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -65,14 +66,16 @@ def build_graph(
         stream: draw with streaming requests, for callers that show tokens as they come; see `r3agent.deltas`.
 
     Raises:
-        ConfigError: a limit is out of range, `policy` cannot stream, or a prompt is no template or names what it is
-            not given.
+        ConfigError: `policy` cannot sample, or not stream; `verifier` cannot be called; a limit is no whole number or
+            out of range; a sampling is no `Sampling`; or a prompt is no template or names what it is not given.
 
-    When it runs, a `PolicyError` or a `VerifierError` leaves the graph as it is: resume from the checkpoint, or
-    let `collect` record it. On a thread with `durability="sync"`, a run that is resumed, after a killed process too,
-    repeats no request that was answered. A `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError`
-    alone, for transport has been retried: name `retry_on=EndpointError` to sit out an outage.
+    When it runs, an input without a task, or with none that can be read, is a `ConfigError`. A `PolicyError` or a
+    `VerifierError` leaves the graph as it is: resume from the checkpoint, or let `collect` record it. On a thread with
+    `durability="sync"`, a run that is resumed, after a killed process too, repeats no request that was answered. A
+    `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError` alone, for transport has been retried:
+    name `retry_on=EndpointError` to sit out an outage.
     """
+    _check_collaborators(policy, verifier)
     texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
     prompts = {name: compile_template(text, name=name, known=KNOWN[name]) for name, text in texts.items()}
     nodes = Nodes(
@@ -130,6 +133,22 @@ class AsyncStep(Runnable[EpisodeState, T]):
         with set_config_context(config or {}) as running:  # which LangGraph has done for nodes, but not for routers
             context: object = running.run(get_runtime).context
         return self._step(self._nodes.under(context), state)
+
+
+def _check_collaborators(policy: object, verifier: object) -> None:
+    # No more than the graph needs: policies and verifiers of an application are of any class.
+    if not callable(getattr(policy, "sample", None)):
+        model = repr(policy) if isinstance(policy, str) else "model"
+        raise ConfigError(
+            f"policy = {reprlib.repr(policy)}: it has no sample(); pass OpenAIPolicy(base_url, {model}), "
+            "or what implements r3agent.policy.Policy"
+        )
+    if not callable(verifier):
+        name = repr(verifier) if isinstance(verifier, str) else "name"
+        raise ConfigError(
+            f"verifier = {reprlib.repr(verifier)}: it is no callable (task, answer) -> bool; pass your own, "
+            f"or r3agent.verifiers.find_verifier({name})"
+        )
 
 
 def _telling(policy: Policy) -> Telling:

@@ -25,7 +25,12 @@ def load_attribute(spec: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ConfigError(f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+        # It may be one that the module imports which is not there.
+        is_absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        hint = f"; looked in {here} and on sys.path: run where it is, or add its folder to PYTHONPATH"
+        raise ConfigError(
+            f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}{hint if is_absent else ''}"
+        ) from error
     if not hasattr(module, attribute):
         raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}; name one that it has")
     return getattr(module, attribute)

@@ -31,7 +31,7 @@ class Nodes:
     """The nodes with their collaborators and limits, which `build_graph` documents.
 
     Raises:
-        ConfigError: a limit is out of range, or none of them would retry.
+        ConfigError: a limit is no whole number or out of range, or none would retry; a sampling is no `Sampling`.
     """
 
     policy: Policy
@@ -50,8 +50,15 @@ class Nodes:
 
     def __post_init__(self) -> None:
         for name, least in (("max_attempts", 1), ("reflections", 0), ("retries", 1), ("blind_retries", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+            limit: object = getattr(self, name)
+            if not isinstance(limit, int) or isinstance(limit, bool):
+                raise ConfigError(f"{name} = {limit!r}: must be a whole number, at least {least}")
+            if limit < least:
+                raise ConfigError(f"{name} = {limit}: must be at least {least}")
+        for name in ("sampling", "reflect_sampling"):
+            drawn: object = getattr(self, name)
+            if not isinstance(drawn, Sampling | None):
+                raise ConfigError(f"{name} = {drawn!r}: must be a Sampling, such as Sampling(temperature=0.7)")
         if self.max_attempts > 1 and not self.reflections and not self.blind_retries:
             raise ConfigError(
                 "reflections = 0 and blind_retries = 0: nothing would retry, with max_attempts = "

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # that of typing has no JSON Schema bef
 
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
-from r3agent.trajectory import Label, Record, Span, Task, Trajectory, new_id
+from r3agent.trajectory import TASK_EXAMPLE, Label, Record, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
@@ -110,7 +110,13 @@ class Delta(TypedDict):
 
 
 def task_of(state: EpisodeState) -> Task:
-    return Task.model_validate(state["task"])
+    """
+    Raises:
+        ConfigError: the graph was given none, or none that can be read.
+    """
+    if "task" not in state:  # whatever else the input has, LangGraph has left out
+        raise ConfigError(f'the input has no "task", and nothing else of it is read; pass {TASK_EXAMPLE}')
+    return Task.of(state["task"])
 
 
 def tree_of(state: EpisodeState) -> Trajectory:

@@ -124,7 +124,7 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
     """The one trajectory whose id begins with `prefix`, as it was written; the others' lines are not parsed.
 
     Raises:
-        ConfigError: there is none, with the nearest id, or more than one.
+        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
         RecordError, SchemaVersionError: as `read`.
     """
     wanted = orjson.dumps(prefix)[1:-1]
@@ -134,12 +134,20 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
     return find(_latest(read(directory)), prefix, str(directory))
 
 
+def store_at(directory: str | Path) -> Path:
+    """The store that a directory is, or has as the run that it is."""
+    inside = Path(directory) / "trajectories"
+    return inside if inside.is_dir() else Path(directory)
+
+
 def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
     """The trajectory whose id begins with `prefix`.
 
     Raises:
-        ConfigError: there is none, with the nearest id, or more than one.
+        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
     """
+    if not prefix:
+        raise ConfigError("trajectory '': every id begins with that; give an id, or what it begins with")
     found = [t for t in trajectories if t.trajectory_id.startswith(prefix)]
     exact = [t for t in found if t.trajectory_id == prefix]
     if len(exact or found) == 1:
@@ -147,7 +155,7 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
     if found:
         raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
     near = get_close_matches(prefix, [t.trajectory_id for t in trajectories], n=1, cutoff=0)
-    hint = f"; the nearest id is {near[0]}" if near else ""
+    hint = f"; the nearest id is {near[0]}" if near else "; collect some first"
     raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}{hint}")
 
 

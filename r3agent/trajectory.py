@@ -10,6 +10,7 @@ Everything here is frozen, versioned and JSON-safe. Nothing here calls a model o
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,9 +19,9 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from r3agent.errors import SchemaVersionError
+from r3agent.errors import ConfigError, SchemaVersionError
 from r3agent.thinking import ReasoningField
 
 SCHEMA_VERSION = 1
@@ -53,6 +54,10 @@ def known_schema(data: Any, known: int) -> Any:
     return data
 
 
+TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
+"""The least that a task is, to show where one was given wrong."""
+
+
 class Task(Record):
     """One problem: what the policy is shown and what the verifier needs."""
 
@@ -74,6 +79,21 @@ class Task(Record):
             shown = json.dumps(data["messages"], sort_keys=True, default=str)
             return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
         return data
+
+    @classmethod
+    def of(cls, given: object) -> Task:
+        """The task that a caller gave, as a record or as its JSON.
+
+        Raises:
+            ConfigError: it cannot be read as one.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            wrong = [f"{'.'.join(['task', *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()[:3]]
+            raise ConfigError(
+                f"task = {reprlib.repr(given)}: {'; '.join(wrong)}; give one as in {TASK_EXAMPLE}"
+            ) from None
 
 
 class Verdict(Record):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import operator
+import re
 import warnings
 from collections import Counter
 from typing import Annotated, Any, TypedDict
@@ -174,18 +175,50 @@ def test_reflections_are_sampled_like_tries_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("wrong", "message"),
     [
         ({"max_attempts": 0}, "max_attempts = 0: must be at least 1"),
         ({"reflections": -1}, "reflections = -1: must be at least 0"),
         ({"retries": 0}, "retries = 0: must be at least 1"),
         ({"blind_retries": -1}, "blind_retries = -1: must be at least 0"),
         ({"reflections": 0}, "nothing would retry, with max_attempts = 2; pass reflections=1"),
+        ({"max_attempts": "3"}, "max_attempts = '3': must be a whole number, at least 1"),
+        ({"retries": None}, "retries = None: must be a whole number"),
+        ({"blind_retries": True}, "blind_retries = True: must be a whole number"),
+        ({"reflections": 1.0}, "reflections = 1.0: must be a whole number"),
+        ({"sampling": {"top_p": 1}}, r"sampling = {'top_p': 1}: must be a Sampling, such as Sampling\(temperature"),
+        ({"verifier": "exact"}, r"verifier = 'exact': .*r3agent.verifiers.find_verifier\('exact'\)"),
+        ({"verifier": None}, r"verifier = None: .*find_verifier\(name\)"),
+        ({"policy": "gpt-4"}, r"policy = 'gpt-4': it has no sample.*OpenAIPolicy\(base_url, 'gpt-4'\)"),
+        ({"policy": "gpt-4", "stream": True}, "policy = 'gpt-4': it has no sample"),
+        ({"policy": object()}, r"policy = <object.*OpenAIPolicy\(base_url, model\)"),
     ],
 )
-def test_limits_that_cannot_work_are_refused_before_anything_runs(limits: dict[str, int], message: str) -> None:
+def test_what_cannot_work_is_refused_before_anything_runs(wrong: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_graph(policy=ScriptedPolicy("x"), verifier=right, **limits)
+        build_graph(**{"policy": ScriptedPolicy("x"), "verifier": right, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, 'the input has no "task"'),
+        ({"messages": [{"role": "user", "content": "hi"}]}, 'the input has no "task"'),
+        ({"task": "hi"}, "task = 'hi': task: .* valid dictionary"),
+        ({"task": {"prompt": "x"}}, "task = {'prompt': 'x'}: task.messages: Field required; task.prompt: Extra"),
+        ({"task": {"messages": "hi"}}, "task = {'messages': 'hi'}: task.messages: Input should be"),
+    ],
+)
+async def test_an_input_without_a_task_is_refused_with_one_that_works(given: Any, message: str) -> None:
+    policy = ScriptedPolicy("right")
+    graph = build_graph(policy=policy, verifier=right).compile()
+    for run in (graph.ainvoke(given), asyncio.to_thread(graph.invoke, given)):
+        with pytest.raises(ConfigError, match=message) as refused:
+            await run
+        assert policy.calls == []
+    shown = re.search(r'{"task".*}', str(refused.value))
+    assert shown is not None
+    assert graph.invoke(json.loads(shown.group()))["answer"] == "right"
 
 
 # ---- in LangGraph ----

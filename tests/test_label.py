@@ -155,6 +155,7 @@ def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:
         ("abc", "begins the ids of 2"),
         ("zzz", "the nearest id is"),
         ('"', "not among"),
+        ("", "'': every id begins with that; give an id"),
     ],
 )
 def test_an_id_that_names_no_one_episode_is_refused(wanted: str, says: str, tmp_path: Path) -> None:
@@ -226,6 +227,33 @@ def test_the_verb_labels_by_the_beginning_of_the_id(tmp_path: Path, capsys: pyte
     assert main(["label", str(tmp_path), "4f2", "--passed", "--span", "a4f2a9c0d"]) == 0
     assert "span a4f2a9c0d of trajectory 4f2a9c0d passed" in capsys.readouterr().out
     assert [t.passed for t in load(tmp_path / "trajectories")] == [False, True]
+
+
+def test_the_empty_beginning_names_no_episode_though_there_is_only_one(tmp_path: Path) -> None:
+    store(tmp_path / "trajectories", named("one"))
+    assert main(["label", str(tmp_path), "", "--passed"]) == 2
+    assert load(tmp_path / "trajectories")[0].passed is None
+
+
+def test_a_run_and_its_store_are_labelled_alike_from_python_and_the_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = store(tmp_path / "trajectories", named("one"))
+    for directory in (tmp_path, folder):
+        r3agent.label(directory, "one", passed=True)
+        r3agent.label(directory, named("one"), passed=True)
+        assert main(["label", str(directory), "one", "--failed"]) == 0
+        assert f"next: r3agent inspect {tmp_path} one" in capsys.readouterr().out
+    assert len(labels_path(folder).read_text().splitlines()) == 6
+    assert not labels_path(tmp_path).exists()
+
+
+def test_a_run_without_episodes_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for directory in (tmp_path, tmp_path / "typo"):
+        assert main(["label", str(directory), "one", "--passed"]) == 2
+        said = capsys.readouterr().err
+        assert str(directory) in said
+        assert "collect some" in said
 
 
 @pytest.mark.parametrize("flags", [[], ["--passed", "--failed"]])

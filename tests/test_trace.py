@@ -320,6 +320,25 @@ def test_an_episode_in_which_nothing_was_asked_is_not_stored(tmp_path: Path) -> 
         _ = episode.trajectory
 
 
+def test_an_episode_without_a_span_is_stored_only_if_it_failed(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        with r3agent.trace({"messages": ASK}, recorder=recorder):
+            pass
+        with pytest.raises(ZeroDivisionError), r3agent.trace({"messages": ASK}, recorder=recorder):
+            raise ZeroDivisionError
+    [failed] = load(tmp_path)
+    assert failed.error is not None
+
+
+def test_an_unknown_label_and_a_task_that_is_none_are_refused_where_they_are_given() -> None:
+    unknown: Any = "critic"
+    refused = pytest.raises(ConfigError, match=r"'critic'.* one of attempt, reflect, retry")
+    with r3agent.trace() as episode, refused, episode.span(unknown):
+        raise AssertionError("not entered")
+    with pytest.raises(ConfigError, match=r"task.prompt: Extra .*; give one as in"):
+        r3agent.trace({"prompt": "x"})
+
+
 def test_other_clients_are_refused() -> None:
     with pytest.raises(ConfigError, match="str: instrument"):
         r3agent.instrument("client")  # type: ignore[type-var]

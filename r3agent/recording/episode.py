@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, RecordError
 from r3agent.recording.recorder import Recorder
@@ -96,8 +96,10 @@ class Episode:
             parent: what they follow; default the span whose conversation they go on with, if there is one.
 
         Raises:
-            ConfigError: the parent is no span of this episode.
+            ConfigError: there is no such label, or the parent is no span of this episode.
         """
+        if label not in get_args(Label):
+            raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
         step = Step(label, None if parent is None else self._find(parent).span_id)
         token = _place.set(Place(self, step))
         try:
@@ -198,8 +200,8 @@ class Episode:
         self.closed = True
         if error is not None:
             self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._shown(error))
-        if self._task is None:
-            return  # nothing was asked: there is no episode
+        if self._task is None or not (self._spans or error is not None):
+            return  # nothing was answered, and nothing went wrong: there is no episode
         if self._recorder is not None:
             self._recorder.record(self.trajectory)
         if self._out is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from r3agent.errors import ConfigError
 from r3agent.labels import SpanLabel, append_label
-from r3agent.store import lookup
+from r3agent.store import lookup, store_at
 from r3agent.trajectory import Span, Trajectory
 
 
@@ -21,9 +21,10 @@ def label(
     feedback: str | None = None,
     by: str | None = None,
 ) -> SpanLabel:
-    """Attach a verdict to an episode of the store at `directory`; `load` and training see it from then on.
+    """Attach a verdict to a stored episode; `load` and training see it from then on.
 
     Args:
+        directory: the store, or the run that has it as `trajectories/`.
         trajectory_id: or what it begins with, if that is one only; a `Trajectory` in hand saves searching the store.
         span_id: a try; default the one that answered.
         feedback: why, for people.
@@ -33,6 +34,7 @@ def label(
         ConfigError: there is no such episode, with the nearest id, or no such try in it.
         RecordError: the store cannot be read, or the disk is full.
     """
+    directory = store_at(directory)
     known = isinstance(trajectory_id, Trajectory)
     trajectory = trajectory_id if known else lookup(directory, trajectory_id)
     span = _try_of(trajectory, span_id)

@@ -20,8 +20,8 @@ def trace(
 ) -> Episode:
     """Record what instrumented clients are asked in a block, `with` or `async with`, as one episode.
 
-    An error that leaves the block is recorded with the episode, and raised. `episode.trajectory` is the record;
-    `r3agent.recording.episode` shows a whole one.
+    An error that leaves the block is recorded with the episode, and raised. Without one, and without a span, there is
+    nothing to record. `episode.trajectory` is the record; `r3agent.recording.episode` shows a whole one.
 
     Args:
         task: a `Task` or its JSON; default the messages and tools of the first call.
@@ -30,8 +30,7 @@ def trace(
         metadata: recorded with it.
 
     Raises:
+        ConfigError: `task` cannot be read as one.
         ConfigError, RecordError: where the block ends, `out` cannot be written.
     """
-    if task is not None and not isinstance(task, Task):
-        task = Task.model_validate(task)
-    return Episode(task, recorder, out, metadata)
+    return Episode(None if task is None else Task.of(task), recorder, out, metadata)

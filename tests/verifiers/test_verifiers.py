@@ -252,7 +252,11 @@ async def test_a_package_brings_a_verifier_by_entry_point(project: Path) -> None
             r"'contdown' is unknown; use one of \[.*'countdown', .*'exact'.*\] or your own as module:callable",
         ),
         ("", "'' is unknown"),
-        ("no_such_module:check", "importing 'no_such_module' failed: ModuleNotFoundError"),
+        (
+            "no_such_module:check",
+            "importing 'no_such_module' failed: ModuleNotFoundError.*; looked in /.* and on sys.path",
+        ),
+        ("lacking_checks:check", "importing 'lacking_checks' failed: .*'no_such_package'$"),
         ("bad_checks:missing", "'bad_checks' has no 'missing'"),
         ("bad_checks:LIMIT", "is a int; it must be a callable"),
         ("bad_checks:", "'bad_checks' has no ''"),
@@ -262,6 +266,7 @@ async def test_a_package_brings_a_verifier_by_entry_point(project: Path) -> None
 )
 def test_what_is_not_a_verifier_is_refused_by_name(project: Path, name: str, says: str) -> None:
     (project / "bad_checks.py").write_text("LIMIT = 3\n")
+    (project / "lacking_checks.py").write_text("import no_such_package\n")
     (project / "torn_checks.py").write_text("def check(\n")
     with pytest.raises(ConfigError, match=says):
         find_verifier(name)
