@@ -15,7 +15,6 @@ from r3agent import audit as auditing
 from r3agent._async import run_sync
 from r3agent.audit.lengths import Endpoint
 from r3agent.bundled import resolve_model
-from r3agent.collect import summarise
 from r3agent.config import load_config, parse_override
 from r3agent.deploy import DeployReport
 from r3agent.doctor import diagnose, report
@@ -29,8 +28,11 @@ from r3agent.registry import Registry
 from r3agent.run import CONFIG_FILE, Run
 from r3agent.serve.launch import launch
 from r3agent.store import find, load, store_at
+from r3agent.summary import CollectSummary, summarise
 from r3agent.train.account import told
+from r3agent.train.batch import why_untrainable
 from r3agent.train.prompt_length import prompt_tokens
+from r3agent.versions import BASE
 from r3agent.watcher import Watcher
 
 API_KEY = "OPENAI_API_KEY"
@@ -53,8 +55,16 @@ def init(options: Namespace) -> Outcome:
     path = Path(options.run) / CONFIG_FILE
     if path.exists():
         raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
-    Run(options.run, _overrides(options))
-    return Outcome({"config": str(path)}, f"{path} written; next: r3agent collect --run {options.run}")
+    from r3agent.demo import SETTINGS
+
+    key, overrides, note = "sampling.max_tokens", _overrides(options), ""
+    config = load_config(None, overrides)
+    subject = {config.policy.model, config.policy.base_model, config.task.source}
+    if key not in overrides and subject == {"bundled", "countdown"}:
+        overrides[key] = SETTINGS[key]
+        note = f", with {key} = {SETTINGS[key]} for the bundled policy (another model needs more)"
+    Run(options.run, overrides)
+    return Outcome({"config": str(path)}, f"{path} written{note}; next: r3agent collect --run {options.run}")
 
 
 def serve(options: Namespace) -> Outcome:
@@ -108,20 +118,12 @@ def collect(options: Namespace) -> Outcome:
     run = Run(options.run, _overrides(options))
     with Watcher() as watcher:
         summary = run.collect(watcher.episodes)
-    shares = {
-        "first try": summary.first_try,
-        "retry after reflection": summary.retry_after_reflection,
-        "blind retry": summary.retry_blind,
-    }
+    stored = load(run.directory / "trajectories")
+    why_not = why_untrainable(stored, config=run.config.train, version=run.live_card().version)
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
-        *(f"  {name:<24} {share:.1%}" for name, share in shares.items() if share is not None),
-        *([f"  {'noisy verdicts':<24} {summary.noisy_verdicts}"] if summary.noisy_verdicts else []),
-        f"  {'groups with variance':<24} {summary.groups_with_variance} of {summary.groups}",
-        *(f"  {capability:<24} {count} spans" for capability, count in summary.capabilities.items()),
-        *(f"    {count} x {note}" for note, count in summary.notes.items()),
-        *(f"  error {kind:<18} {count} episodes" for kind, count in summary.errors.items()),
-        f"next: r3agent train --run {options.run}",
+        *_counts(summary),
+        f"nothing to train on yet: {why_not}" if why_not else f"next: r3agent train --run {options.run}",
     ]
     return Outcome(summary.model_dump(), "\n".join(lines), ok=sum(summary.errors.values()) < summary.episodes)
 
@@ -190,15 +192,17 @@ def inspect(options: Namespace) -> Outcome:
     if not words:
         whole = [t for t in trajectories if t.error is None]
         ids = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
-        unlabelled = [t.trajectory_id for t in whole if t.passed is None]
+        unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
         summary = summarise(trajectories)
         live = Registry(run).live
         lines = [
-            f"{len(trajectories)} trajectories in {directory}, {summary.groups_with_variance} groups with variance",
+            f"{len(trajectories)} trajectories in {directory}, {summary.tokens_sampled} tokens sampled",
+            *_counts(summary),
             f"live policy: {live}",
-            f"failed first tries, e.g. (r3agent inspect {run} ID):",
-            *(f"  {trajectory_id}" for trajectory_id in ids[:10]),
         ]
+        if ids:
+            lines.append(f"failed first tries, e.g. (r3agent inspect {run} ID):")
+            lines += [f"  {trajectory_id}" for trajectory_id in ids[:10]]
         if unlabelled:
             lines.append(f"without a verdict, e.g. (r3agent label {run} ID --passed, or --failed):")
             lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:10]]
@@ -279,9 +283,28 @@ def _overrides(options: Namespace) -> dict[str, Any]:
     return overrides | dict(parse_override(text) for text in options.set)
 
 
+def _counts(summary: CollectSummary) -> list[str]:
+    """Rates, and what the spans are good for."""
+    shares = {
+        "first try": summary.first_try,
+        "retry after reflection": summary.retry_after_reflection,
+        "blind retry": summary.retry_blind,
+    }
+    return [
+        *(f"  {name:<24} {share:.1%}" for name, share in shares.items() if share is not None),
+        *([f"  {'noisy verdicts':<24} {summary.noisy_verdicts}"] if summary.noisy_verdicts else []),
+        f"  {'groups with variance':<24} {summary.groups_with_variance} of {summary.groups}",
+        *(f"  {capability:<24} {count} spans" for capability, count in summary.capabilities.items()),
+        *(f"    {count} x {note}" for note, count in summary.notes.items()),
+        *(f"  error {kind:<18} {count} episodes" for kind, count in summary.errors.items()),
+    ]
+
+
 def _deployed(report: DeployReport) -> Outcome:
+    nothing = "base, nothing to load" if report.version == BASE else "nothing to load, the server has it"
+    how = nothing if report.strategy == "none" else report.strategy
     gap = "no canary" if report.canary is None else f"canary {report.canary.gap:.2g} nats"
-    lines = [f"{report.version} is live as {report.served_name} ({report.strategy}, {gap})", *report.warnings]
+    lines = [f"{report.version} is live as {report.served_name} ({how}, {gap})", *report.warnings]
     return Outcome(report.model_dump(mode="json"), "\n".join(lines))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from r3agent.credit import CreditLabel, credit_label, reward
 from r3agent.errors import ConfigError
 from r3agent.train import TrainConfig, credit_spans
+from r3agent.train.batch import stand_in
 from r3agent.train.token_text import TokenTexts, token_texts
 from r3agent.trajectory import Message, Record, Span, Task, Trajectory, Verdict
 from r3agent.versions import BASE, is_version, number_of
@@ -69,8 +70,7 @@ def inspect_trajectory(
     """Credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=number_of, default=BASE)
-    retokenise = _some_ids if config.retokenise == "allow" else None
-    rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
+    rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     credit = {row.span_id: row for row in own if row.label != "distill"}
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
@@ -120,11 +120,6 @@ def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str |
 def _solid(text: str) -> str:
     """Without spaces, which a server may have stripped."""
     return "".join(text.split())
-
-
-def _some_ids(trajectory: Trajectory, span: Span) -> tuple[list[int], list[int]]:
-    """In place of tokenising again: credit depends on who has a row, not on the ids in it."""
-    return [0], [0]
 
 
 def _tokens(span: Span, texts: TokenTexts | None) -> tuple[InspectedToken, ...]:

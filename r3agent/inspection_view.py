@@ -18,12 +18,14 @@ def shown(inspection: Inspection) -> str:
     """The conversation, each span indented under its parent; in colour on a terminal, else logprobs in brackets."""
     console = Console(highlight=False, soft_wrap=True)
     colour = console.is_terminal and not console.no_color
-    text = Text(f"trajectory {inspection.trajectory_id}, credit as {inspection.version} is trained\n")
+    text = Text(f"trajectory {inspection.trajectory_id}, credit as trained from {inspection.version}\n")
     if colour:
         text += Text.assemble(
             ("credit above 0", "green"), ", ", ("below 0", "red"), ", none; ",
             ("dim", "dim"), " where the policy was sure, ", ("bold", "bold"), " where it was not\n",
         )  # fmt: skip
+    elif any(token.logprob is not None for span in inspection.spans for token in span.tokens):
+        text.append("in brackets after each token: its logprob when it was sampled\n")
     if inspection.no_texts:
         text.append(f"no token texts: {inspection.no_texts}\n")
     text.append(_messages(inspection.task.messages, ""))

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from r3agent.cli import VERBS, main
+from r3agent.config import load_config
+from r3agent.demo import SETTINGS
 from r3agent.testing import HTML_PAGE, ScriptedEndpoint
 
 RIGHT_AFTER_REFLECTING = "6"
@@ -78,10 +80,14 @@ def test_collect_stores_episodes_and_goes_on_where_it_was(tmp_path, tasks, capsy
 
 def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, tasks, capsys):
     with ScriptedEndpoint(answer) as endpoint:
-        call(capsys, *collecting(tmp_path, endpoint, tasks))
+        _, collected, _ = call(capsys, *collecting(tmp_path, endpoint, tasks))
     code, out, _ = call(capsys, "inspect", "--run", tmp_path / "run", "--json")
     first = json.loads(out)["failed"][0]
     assert code == 0
+    code, out, _ = call(capsys, "inspect", "--run", tmp_path / "run")
+    rates = [line for line in collected.splitlines() if line.startswith("  ")]
+    assert "  retry after reflection   50.0%" in rates
+    assert set(rates) < set(out.splitlines())
     code, out, _ = call(capsys, "inspect", first, "--run", tmp_path / "run")
     assert code == 0
     assert "reflect credit +0.71, reward 1.00" in out
@@ -98,6 +104,22 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
     code, _, err = call(capsys, "init", "--run", tmp_path / "run")
     assert code == 2
     assert "exists" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "max_tokens"),
+    [
+        ([], SETTINGS["sampling.max_tokens"]),
+        (["--set", "sampling.max_tokens=99"], 99),
+        (["--model", "mine"], 512),
+        (["--task", "tasks.jsonl"], 512),
+    ],
+)
+def test_init_leaves_the_bundled_policy_the_room_that_its_answers_take(flags, max_tokens, tmp_path, capsys):
+    code, out, _ = call(capsys, "init", "--run", tmp_path, *flags)
+    assert code == 0
+    assert load_config(tmp_path / "r3.toml", {}).sampling.max_tokens == max_tokens
+    assert ("another model needs more" in out) == (max_tokens == SETTINGS["sampling.max_tokens"])
 
 
 @pytest.mark.parametrize(
@@ -166,6 +188,23 @@ def test_a_verifier_that_raises_ends_in_1_with_its_words(tmp_path, tasks, capsys
     assert "KeyError" in err
 
 
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (answer, "next: r3agent train --run "),
+        (
+            "5",
+            "nothing to train on yet: 0 of 6 reflect spans can be trained on (3 failures; mean reward 0.000 reflect; ",
+        ),
+    ],
+    ids=["to train", "nothing to train on"],
+)
+def test_what_comes_after_collecting_is_what_training_would_take(reply, says, tmp_path, tasks, capsys):
+    with ScriptedEndpoint(reply) as endpoint:
+        _, out, _ = call(capsys, *collecting(tmp_path, endpoint, tasks))
+    assert out.splitlines()[-1].startswith(says)
+
+
 def test_a_run_of_another_task_is_refused(tmp_path, tasks, capsys):
     with ScriptedEndpoint(answer) as endpoint:
         call(capsys, *collecting(tmp_path, endpoint, tasks))
@@ -186,11 +225,12 @@ def test_an_unwritable_directory_exits_2(tmp_path, tasks, capsys):
 def test_training_without_failures_says_what_to_do(tmp_path, tasks, capsys):
     pytest.importorskip("trl", reason="needs the train extra")
     with ScriptedEndpoint(RIGHT_AFTER_REFLECTING) as endpoint:
-        call(capsys, *collecting(tmp_path, endpoint, tasks))
+        _, collected, _ = call(capsys, *collecting(tmp_path, endpoint, tasks))
     code, _, err = call(capsys, "train", "--run", tmp_path / "run")
     assert code == 2
     said = "0 of 3 first attempts failed: there is nothing to reflect on; collect more tasks, or harder ones"
     assert err == f"r3agent train: {said}\n"
+    assert collected.endswith(f"nothing to train on yet: {said}\n")
     assert not (tmp_path / "run" / "policies" / "v0001").exists()
 
 
@@ -202,6 +242,14 @@ def test_deploy_and_rollback_of_a_version_that_is_not_there(tmp_path, capsys):
     code, _, err = call(capsys, "rollback", "--run", tmp_path / "run")
     said = "r3agent rollback: v0000 is live and nothing came before it; name a version to deploy instead\n"
     assert (code, err) == (2, said)
+
+
+def test_deploying_the_base_says_that_there_was_nothing_to_load(tmp_path, capsys):
+    with ScriptedEndpoint("5") as endpoint:
+        call(capsys, "init", "--run", tmp_path / "run", "--url", endpoint.url, "--model", endpoint.model)
+        code, out, _ = call(capsys, "deploy", "v0000", "--run", tmp_path / "run")
+    assert code == 0
+    assert f"v0000 is live as {endpoint.model} (base, nothing to load, no canary)" in out
 
 
 @pytest.mark.parametrize("verb", ["train", "deploy", "rollback", "eval", "inspect"])

@@ -96,6 +96,15 @@ def toml(value: object) -> str:
     )
 
 
+def test_a_run_lists_only_what_there_is(tmp_path, capsys):
+    passed = tree(recorded("attempt", None, "6", True)).model_copy(update={"trajectory_id": "passed"})
+    empty = tree().model_copy(update={"trajectory_id": "empty"})
+    store(tmp_path, passed, empty)
+    _, out, _ = inspect(capsys, tmp_path)
+    assert "  first try                100.0%" in out
+    assert "e.g." not in out  # nothing failed, and what has no try cannot be labelled
+
+
 def test_a_span_without_credit_says_why(run, capsys):
     shown = spans_of(capsys, run, "1episode", "--set", "train.credit.retry=success")
     assert [(s["label"], s["no_credit"]) for s in shown] == [
@@ -118,6 +127,8 @@ def test_the_conversation_as_text_is_plain_when_no_one_watches(run, capsys):
     code, out, _ = inspect(capsys, run, "1episode", "--set", "train.scale_rewards=none")
     assert code == 0
     assert "\x1b" not in out
+    legend = "in brackets after each token: its logprob when it was sampled"
+    assert out.splitlines()[:2] == ["trajectory 1episode, credit as trained from v0000", legend]
     assert "  reflect credit +0.50, reward 1.00 [v0000, trainable-exact]\n    Start[-0.50] with[-1.50] 3[-2.50]" in out
     assert "reflect credit -0.50, reward 0.00" in out
     assert "retry ✓ no credit: not credited, reward 1.00" in out

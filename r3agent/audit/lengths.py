@@ -47,46 +47,74 @@ class Counted(NamedTuple):
     how: str
 
 
+class Limit(NamedTuple):
+    """Tokens of prompt and completion together, and how the server takes a request that could go beyond."""
+
+    tokens: int
+    said_by: str
+    strict: bool = False
+    """It is known to refuse one. r3agent's own server ends the completion there instead."""
+
+
 async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
     """Whether every prompt leaves room for a completion, and for a whole retry."""
-    limit, how_limited = lengths.limit, "the setting"
+    limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
-    if lengths.endpoint is not None and (counted is None or limit is None):
+    if lengths.endpoint is not None:
         wire = Wire(lengths.endpoint.base_url, api_key=lengths.endpoint.api_key, timeout_s=TIMEOUT_S)
         try:
-            if limit is None:
-                limit, how_limited = await _limit(wire, lengths.endpoint.model), "the endpoint"
+            limit = _limit(await _card(wire, lengths.endpoint.model), limit)
             if counted is None:
                 counted = await _by_endpoint(tasks, wire, lengths.endpoint.model)
         finally:
             await wire.aclose()
-    counted = counted or _estimated(tasks)
-    return _check(tasks, counted, limit, how_limited, lengths.max_tokens)
+    return _check(tasks, counted or _estimated(tasks), limit, lengths.max_tokens)
 
 
-def _check(tasks: Sequence[Task], counted: Counted, limit: int | None, how_limited: str, max_tokens: int) -> Check:
-    pairs = list(zip(tasks, counted.of, strict=True))
-    known = sorted(n for n in counted.of if isinstance(n, int))
-    refused = [f"task {task.id!r}: {why}" for task, why in pairs if isinstance(why, str)]
-    long: list[tuple[int, str]] = []
-    tight = 0
-    if limit is not None:
-        long = [(n, f"task {t.id!r}: {n} tokens") for t, n in pairs if isinstance(n, int) and n + max_tokens > limit]
-        # A retry reads the failed try and the reflection before it answers.
-        tight = sum(n + 3 * max_tokens > limit for n in known) - len(long)
-    held = "no limit is known: name --model-limit" if limit is None else f"{how_limited} allows {limit}"
+def _check(tasks: Sequence[Task], counted: Counted, limit: Limit | None, max_tokens: int) -> Check:
+    sizes = [(n, task.id) for task, n in zip(tasks, counted.of, strict=True) if isinstance(n, int)]
+    known = sorted(n for n, _ in sizes)
+    refused = [f"task {t.id!r}: {why}" for t, why in zip(tasks, counted.of, strict=True) if isinstance(why, str)]
     spread = f"median {median(known):g}, longest {known[-1]}" if known else "none could be counted"
-    room = f", of which a completion takes up to {max_tokens}" if limit is not None else ""
-    retries = f"; {tight} leave no room for the longest retry" if tight > 0 else ""
-    bad = long or refused
+    said = [f"{spread} tokens ({counted.how})"]
+    long: list[tuple[int, str]] = []
+    short_of_room: list[tuple[int, str]] = []
+    tight = 0
+    strict = False
+    if limit is None:
+        said.append("no limit is known: name --model-limit")
+    else:
+        strict = limit.strict or max_tokens > limit.tokens  # which no server takes
+        long = [size for size in sizes if size[0] >= limit.tokens]
+        short_of_room = [size for size in sizes if limit.tokens - max_tokens < size[0] < limit.tokens]
+        # A retry reads the failed try and the reflection before it answers.
+        tight = sum(n + 3 * max_tokens > limit.tokens for n in known) - len(long) - len(short_of_room)
+        said.append(f"{limit.said_by} allows {limit.tokens}, of which a completion takes up to {max_tokens}")
+        said.append(f"{len(long)} too long")
+    if short_of_room:
+        server = "the endpoint refuses" if strict else "vLLM refuses"
+        said.append(f"{len(short_of_room)} leave less room than that, and {server} such requests (HTTP 400)")
+    if tight > 0:
+        said.append(f"{tight} leave no room for the longest retry")
+    wrong = [*long, *(short_of_room if strict else [])]
+    bad = wrong or refused
+    remedies = ["drop them, shorten the template or serve more context"] if long or refused else []
+    if short_of_room and limit is not None:
+        remedies.insert(0, f"lower sampling.max_tokens to at most {limit.tokens - max(short_of_room)[0]}")
     return Check(
         name="prompt length",
-        status="failed" if bad else "warning" if tight > 0 else "ok",
-        detail=f"{spread} tokens ({counted.how}); {held}{room}; {len(long)} too long{retries}",
-        counts={"tried": len(tasks), "wrong": len(long), "refused": len(refused), "tight": max(tight, 0)},
-        rate=len(bad) / len(tasks) if tasks else None,
-        examples=some([*refused, *(text for _, text in sorted(long, reverse=True))]),
-        remedy="drop them, shorten the template, lower sampling.max_tokens or serve more context" if bad else "",
+        status="failed" if bad else "warning" if short_of_room or tight > 0 else "ok",
+        detail="; ".join(said),
+        counts={
+            "tried": len(tasks),
+            "wrong": len(wrong),
+            "refused": len(refused),
+            "no_room": len(short_of_room),
+            "tight": max(tight, 0),
+        },
+        rate=(len(wrong) + len(refused)) / len(tasks) if tasks else None,
+        examples=some([*refused, *(f"task {id_!r}: {n} tokens" for n, id_ in sorted(wrong, reverse=True))]),
+        remedy="; ".join(remedies),
     )
 
 
@@ -106,13 +134,22 @@ def _estimated(tasks: Sequence[Task]) -> Counted:
     return Counted([-(-n // CHARS_PER_TOKEN) for n in chars], f"estimated: {CHARS_PER_TOKEN} characters a token")
 
 
-async def _limit(wire: Wire, model: str) -> int | None:
+async def _card(wire: Wire, model: str) -> dict[str, Any]:
+    """What the endpoint's list says of the model."""
     reply = await wire.call("GET", f"{wire.base_url}/models")
     cards = reply.body.get("data") if isinstance(reply.body, dict) else None
     for card in cards if isinstance(cards, list) else ():
-        if isinstance(card, dict) and card.get("id") == model and isinstance(card.get("max_model_len"), int):
-            return card["max_model_len"]
-    return None
+        if isinstance(card, dict) and card.get("id") == model:
+            return card
+    return {}
+
+
+def _limit(card: dict[str, Any], setting: Limit | None) -> Limit | None:
+    strict = card.get("owned_by") == "vllm"
+    if setting is not None:
+        return setting._replace(strict=strict)
+    tokens = card.get("max_model_len")
+    return Limit(tokens, "the endpoint", strict) if isinstance(tokens, int) else None
 
 
 async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> Counted | None:

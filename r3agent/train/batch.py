@@ -63,6 +63,18 @@ def build_rows(
     return credited.rows, report
 
 
+def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str) -> str | None:
+    """What `build_rows` would refuse these with, or `None`; nothing is tokenised."""
+    trajectories = list(trajectories)
+    credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
+    return None if credited.rows else _report(trajectories, credited, config, version).why_empty()
+
+
+def stand_in(config: TrainConfig) -> Retokenise | None:
+    """In place of tokenising again: credit depends on who has a row, not on the ids in it."""
+    return (lambda trajectory, span: ([0], [0])) if config.retokenise == "allow" else None
+
+
 def credit_spans(
     trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
 ) -> Credited:
@@ -157,10 +169,13 @@ def _report(trajectories: Sequence[Trajectory], credited: Credited, config: Trai
             earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
             if earned is not None:
                 rewards.setdefault(label, []).append(earned)
+    errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     wanted = [*config.credit, *(["distill"] if config.distill else [])]
     return RowReport(
         trajectories=len(trajectories),
-        failures=sum(t.attempt is not None and t.attempt.passed is False for t in trajectories),
+        errored=len(errors),
+        last_error=errors[-1] if errors else None,
+        failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
         spans={str(label): n for label, n in spans.items()},
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),

@@ -45,6 +45,9 @@ class RowReport(Record):
     """The account of one training's rows."""
 
     trajectories: int
+    errored: int
+    """Of these, ended with an error; they count neither as a success nor as a failure."""
+    last_error: str | None
     failures: int
     """First attempts that failed."""
     spans: dict[str, int]
@@ -79,9 +82,16 @@ class RowReport(Record):
 
     def why_empty(self) -> str:
         """The message for a report without rows: counts, the main reason and its remedy."""
+        why = [self._why_empty()] if not self.errored or self.errored < self.trajectories else []
+        if self.errored:
+            errored = f"{self.errored} of {self.trajectories} episodes errored"
+            why.append(f"{errored} ({self.last_error}); mend that and collect again")
+        return "; ".join(why)
+
+    def _why_empty(self) -> str:
         if not self.failures and "attempt" not in self.spans:
             return (
-                f"0 of {self.trajectories} first attempts failed: there is nothing to reflect on; "
+                f"0 of {self.trajectories - self.errored} first attempts failed: there is nothing to reflect on; "
                 "collect more tasks, or harder ones"
             )
         counted = ", ".join(f"{n} {label}" for label, n in self.spans.items())

@@ -9,6 +9,7 @@ import pytest
 
 from r3agent.audit.contents import content_checks
 from r3agent.audit.lengths import Endpoint, Lengths, length_check
+from r3agent.audit.records import Check
 from r3agent.testing.faults import Fault
 from r3agent.testing.http import JsonServer
 from r3agent.trajectory import Task
@@ -52,16 +53,18 @@ TASKS = [words("x" * 40, id="short"), words("x" * 400, id="long")]
 @pytest.mark.parametrize(
     ("limit", "status", "counts"),
     [
-        (None, "ok", (0, 0)),
-        (1000, "ok", (0, 0)),
-        (120, "warning", (0, 1)),
-        (105, "failed", (1, 0)),
-        (5, "failed", (2, 0)),
+        (None, "ok", (0, 0, 0)),
+        (1000, "ok", (0, 0, 0)),
+        (120, "warning", (0, 0, 1)),
+        (105, "warning", (0, 1, 0)),
+        (100, "failed", (1, 0, 0)),
+        (15, "failed", (1, 1, 0)),
+        (10, "failed", (2, 0, 0)),
     ],
 )
-async def test_prompts_are_held_against_the_limit(limit: int | None, status: str, counts: tuple[int, int]) -> None:
+async def test_prompts_are_held_against_the_limit(limit: int | None, status: str, counts: tuple[int, ...]) -> None:
     check = await length_check(TASKS, Lengths(max_tokens=10, limit=limit))
-    assert (check.status, (check.counts["wrong"], check.counts["tight"])) == (status, counts)
+    assert (check.status, tuple(check.counts[key] for key in ("wrong", "no_room", "tight"))) == (status, counts)
     assert "estimated: 4 characters a token" in check.detail
     assert check.ok or check.examples[0] == "task 'long': 100 tokens"
 
@@ -77,23 +80,45 @@ async def test_a_tokenizer_counts_and_what_its_template_refuses_is_named() -> No
     assert "longest 7 tokens (by the model's tokenizer)" in check.detail
 
 
-async def test_an_endpoint_counts_and_says_its_limit() -> None:
+async def checked_at(card: dict[str, Any], *, max_tokens: int, limit: int | None = None) -> Check:
+    """Against an endpoint that counts a token for each character and lists the model with this card."""
+
     def respond(path: str, authorization: str | None, body: Any) -> Fault:
         if path == "/v1/models":
-            return Fault(
-                body=json.dumps({"data": [{"id": "other", "max_model_len": 9}, {"id": "m", "max_model_len": 50}]})
-            )
+            return Fault(body=json.dumps({"data": [{"id": "other", "max_model_len": 9}, {"id": "m", **card}]}))
         return Fault(body=json.dumps({"count": len(body["messages"][0]["content"])}))
 
     server = JsonServer(respond)
     server.start()
     try:
         endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", None)
-        check = await length_check(TASKS, Lengths(max_tokens=10, endpoint=endpoint))
+        return await length_check(TASKS, Lengths(max_tokens=max_tokens, limit=limit, endpoint=endpoint))
     finally:
         server.stop()
+
+
+async def test_an_endpoint_counts_and_says_its_limit() -> None:
+    check = await checked_at({"max_model_len": 50}, max_tokens=10)
     assert check.examples == ("task 'long': 400 tokens",)
     assert "by the endpoint's /tokenize); the endpoint allows 50" in check.detail
+
+
+@pytest.mark.parametrize(
+    ("card", "settings", "status"),
+    [
+        ({"owned_by": "r3agent", "max_model_len": 512}, {"max_tokens": 512}, "warning"),
+        ({"owned_by": "vllm", "max_model_len": 512}, {"max_tokens": 512}, "failed"),
+        ({"owned_by": "vllm"}, {"max_tokens": 512, "limit": 512}, "failed"),
+        ({"owned_by": "r3agent", "max_model_len": 512}, {"max_tokens": 513}, "failed"),
+    ],
+)
+async def test_no_room_for_a_completion_fails_only_where_the_server_is_known_to_refuse(
+    card: dict[str, Any], settings: dict[str, int], status: str
+) -> None:
+    check = await checked_at(card, **settings)
+    assert (check.status, check.counts["no_room"]) == (status, 2)
+    assert check.remedy == "lower sampling.max_tokens to at most 112"
+    assert "refuses such requests (HTTP 400)" in check.detail
 
 
 async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:

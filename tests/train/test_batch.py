@@ -85,7 +85,9 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
     rows, report = build(episodes, version="v0009")
     assert report == RowReport(
         trajectories=6,
-        failures=6,
+        errored=1,
+        last_error="VerifierError: boom",
+        failures=5,
         spans={"reflect": 13},
         rows=4,
         labels={"reflect": 4},
@@ -142,6 +144,17 @@ def test_nothing_to_train_on_says_why_and_what_to_do(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         build(record(**trajectories), **settings)
+
+
+def test_episodes_that_errored_are_no_first_attempts_that_passed(record: Record) -> None:
+    errored = EpisodeError(kind="VerifierError", message="boom")
+    some, every = record([[1, 0]]), record([[1, 0]], first=[True])
+    lost = [t.model_copy(update={"error": errored, "trajectory_id": "lost"}) for t in some]
+    with pytest.raises(TrainingError, match=r"^1 of 1 episodes errored \(VerifierError: boom\); mend that and collect"):
+        build(lost)
+    passed = [t.model_copy(update={"spans": t.spans[:1]}) for t in every]
+    with pytest.raises(TrainingError, match=r"^0 of 1 first attempts failed: .*; 1 of 2 episodes errored \(Verifier"):
+        build([*passed, *lost])
 
 
 def test_text_is_tokenised_with_the_policys_template_when_allowed(
