@@ -19,7 +19,7 @@ from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
-from r3agent.prompts import KNOWN, PROMPTS, Kind
+from r3agent.prompts import HIDDEN, KNOWN, PROMPTS, Kind
 from r3agent.tasks.splits import Split
 from r3agent.templates import compile_template
 from r3agent.train.config import TrainConfig
@@ -86,7 +86,7 @@ class PromptConfig(Record):
     @classmethod
     def _is_template(cls, text: str, info: ValidationInfo) -> str:
         try:
-            compile_template(text, name="as a template", known=KNOWN[str(info.field_name)])
+            compile_template(text, name="as a template", known=KNOWN[str(info.field_name)], hidden=HIDDEN)
         except ConfigError as error:
             raise ValueError(error) from error  # so that it is told with the file's other errors
         return text

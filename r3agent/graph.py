@@ -24,7 +24,7 @@ from r3agent._async import run_sync
 from r3agent.errors import ConfigError
 from r3agent.nodes import Nodes, Telling
 from r3agent.policy import Policy, Sampling
-from r3agent.prompts import BLIND_RETRY, KNOWN, REFLECT, RETRY
+from r3agent.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
 from r3agent.state import EpisodeContext, EpisodeInput, EpisodeOutput, EpisodeState
 from r3agent.templates import compile_template
 from r3agent.verifiers import Verifier
@@ -77,7 +77,9 @@ def build_graph(
     """
     _check_collaborators(policy, verifier)
     texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
-    prompts = {name: compile_template(text, name=name, known=KNOWN[name]) for name, text in texts.items()}
+    prompts = {
+        name: compile_template(text, name=name, known=KNOWN[name], hidden=HIDDEN) for name, text in texts.items()
+    }
     nodes = Nodes(
         policy=policy,
         verifier=verifier,

@@ -32,6 +32,8 @@ Kind: TypeAlias = Literal["general", "function_call", "code"]
 OF_A_TRY = ("task.messages", "task.tools", "answer", "thinking", "feedback", "attempt")
 KNOWN = {"reflect_prompt": OF_A_TRY, "retry_prompt": (*OF_A_TRY, "reflection"), "blind_retry_prompt": OF_A_TRY}
 """What each prompt may name."""
+HIDDEN = ("task.gold", "task.info")
+"""What the verifier needs of a task."""
 
 
 class Prompts(Record):

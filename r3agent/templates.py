@@ -49,11 +49,12 @@ class Template:
         return "".join(pieces)
 
 
-def compile_template(text: str, *, name: str, known: Sequence[str]) -> Template:
+def compile_template(text: str, *, name: str, known: Sequence[str], hidden: Sequence[str] = ()) -> Template:
     """
     Args:
         name: of the template in messages.
         known: what it may name. A name with fields, such as `task.messages`, may be followed by these fields only.
+        hidden: what it may not name for a reason: whoever reads the text is not to see it.
 
     Raises:
         ConfigError: it is not a template, or names what it is not given.
@@ -72,7 +73,10 @@ def compile_template(text: str, *, name: str, known: Sequence[str]) -> Template:
     if wrong:
         near = get_close_matches(min(wrong), known, n=1, cutoff=0.75)  # task.info is not near task.tools
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{name}: {', '.join(sorted(wrong))} is unknown; {hint}it may name {', '.join(known)}")
+        said = f"{name}: {', '.join(sorted(wrong))} is unknown; {hint}it may name {', '.join(known)}"
+        if kept := sorted(wrong & set(hidden)):
+            said += f"; {', '.join(kept)} may hold the answer and is hidden from the policy on purpose"
+        raise ConfigError(said)
     return Template(name, frozenset(used), compiled)
 
 

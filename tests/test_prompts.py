@@ -95,7 +95,7 @@ def test_the_general_prompts_are_the_ones_the_bundled_policy_was_taught() -> Non
 
 WRONG = [
     ({"reflect_prompt": "{{ gold }}"}, r"reflect_prompt: gold is unknown; it may name task\.messages, .*, attempt"),
-    ({"reflect_prompt": "{{ task.info.answer }}"}, r"reflect_prompt: task\.info is unknown"),
+    ({"reflect_prompt": "{{ task.info.answer }}"}, r"reflect_prompt: task\.info is unknown.*is hidden from the policy"),
     ({"reflect_prompt": "{{ reflection }}"}, "reflect_prompt: reflection is unknown"),
     ({"blind_retry_prompt": "{{ reflection }}"}, "blind_retry_prompt: reflection is unknown"),
     ({"retry_prompt": "{% if answer %}again"}, "retry_prompt: line 1: "),
