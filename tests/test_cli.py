@@ -115,7 +115,9 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
         (["--task", "tasks.jsonl"], 512),
     ],
 )
-def test_init_leaves_the_bundled_policy_the_room_that_its_answers_take(flags, max_tokens, tmp_path, capsys, monkeypatch):
+def test_init_leaves_the_bundled_policy_the_room_that_its_answers_take(
+    flags, max_tokens, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("tasks.jsonl").write_text('{"prompt": "What is 6 times 7?", "answer": "42"}\n')
     code, out, _ = call(capsys, "init", "--run", tmp_path, *flags)
