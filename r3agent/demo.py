@@ -117,8 +117,7 @@ def _refuse_another_run(out: Path, settings: dict[str, Any]) -> None:
     known = load_config(file, {})
     if known.task.seed != settings["task.seed"]:
         what = f"with seed {known.task.seed}, not {settings['task.seed']}"
-    # The server of every demo has an address of its own.
-    elif known != load_config(None, {**settings, "policy.base_url": known.policy.base_url}):
+    elif known != load_config(file, settings):
         what = "that is no demo, or whose r3.toml was edited"
     else:
         return
