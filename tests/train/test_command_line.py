@@ -25,8 +25,8 @@ from tests.outage import free_port
 Record = Callable[..., list[Trajectory]]
 
 OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0], [0, 1], [1, 0, 1, 1, 0]]
-SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 8, "batch_size": 5, "beta": 0.1}
-STEPS = 24
+SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 4, "batch_size": 5, "beta": 0.1}
+STEPS = 12
 PATIENCE_S = 300
 """What hangs fails."""
 

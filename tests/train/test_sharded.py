@@ -71,8 +71,7 @@ def test_fsdp2_learns_what_one_process_learns(run_dir: Path, accelerate_on_cpu: 
     not (DEEPSPEED / "deepspeed").is_dir(),
     reason=f"{DEEPSPEED} has no DeepSpeed: `make test` installs it, R3AGENT_DEEPSPEED names another place",
 )
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_deepspeed_zero2_learns_what_one_process_learns(run_dir: Path, accelerate_on_cpu: Path, method: str) -> None:
-    whole = trained(run_dir, method=method)
+def test_deepspeed_zero2_learns_what_one_process_learns(run_dir: Path, accelerate_on_cpu: Path) -> None:
+    whole = trained(run_dir, method="lora")
     env = {**ZERO2, "PYTHONPATH": f"{accelerate_on_cpu}{os.pathsep}{DEEPSPEED}"}
-    assert_same(trained(run_dir, method=method, processes=2, distributed="DEEPSPEED", extra_env=env), whole)
+    assert_same(trained(run_dir, method="lora", processes=2, distributed="DEEPSPEED", extra_env=env), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +31,11 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_judged(
         find_verifier(verifier)
 
 
-def test_a_source_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ConfigError, match=r"pip install 'r3agent\[reasoning-gym\]'"):
         find_tasks("reasoning-gym:gcd", 1)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"countdown:x\.parquet: pyarrow is not installed; pip install pyarrow"):
-        find_tasks("countdown:x.parquet")
+    (tmp_path / "x.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'r3agent\[data\]'"):
+        find_tasks(f"countdown:{tmp_path}/x.parquet")
