@@ -7,20 +7,23 @@ it has dropped it from memory, so a version's directory stays where it is as lon
 
 from __future__ import annotations
 
+import filecmp
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_adapter
+from r3agent.errors import DeployError
 from r3agent.registry import PolicyCard, Registry
 
 POLL_S = 0.2
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass
 class LoraLoad:
-    """Load one adapter; a name that is served already is left for the canary to judge."""
+    """Load one adapter; one that is served already is left for the canary to judge, unless it is another run's."""
 
     card: PolicyCard
     adapter_dir: Path
@@ -31,8 +34,11 @@ class LoraLoad:
         check_adapter(self.adapter_dir, self.card.base_path)
 
     def apply(self, server: Server) -> Server:
-        self.was_served = self.card.served_name in server.models()
-        if not self.was_served:
+        sources = server.sources()
+        self.was_served = self.card.served_name in sources
+        if self.was_served:
+            self._refuse_another_run(server, sources[self.card.served_name])
+        else:
             server.load_adapter(self.card.served_name, self.adapter_dir)
             self.loaded = True
         return server
@@ -46,6 +52,16 @@ class LoraLoad:
 
     def finish(self, server: Server) -> None:
         pass
+
+    def _refuse_another_run(self, server: Server, source: str | None) -> None:
+        """The canary cannot tell versions apart that have hardly learnt, and every run has a v0001."""
+        theirs, ours = (Path(directory or "") / ADAPTER_FILE for directory in (source, self.adapter_dir))
+        # One that is not there any more may be this run's own, before it was moved.
+        if source and theirs.is_file() and not filecmp.cmp(theirs, ours, shallow=False):
+            raise DeployError(
+                f"{self.card.served_name} on {server.root} is the adapter of another run, {source}; "
+                "serve every run by a server of its own, or under another policy.model"
+            )
 
 
 def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float = 60.0) -> list[str]:

@@ -78,10 +78,14 @@ class Server:
 
     def models(self) -> list[str]:
         """Served names: the base and its adapters."""
+        return list(self.sources())
+
+    def sources(self) -> dict[str, str | None]:
+        """What each served name was loaded from, its `root`; `None` where the server does not say."""
         answer = self._json("GET", "v1/models", remedy="base_url must be the API's, ending in /v1")
         try:
-            return [model["id"] for model in answer["data"]]
-        except (KeyError, TypeError):
+            return {model["id"]: model.get("root") for model in answer["data"]}
+        except (KeyError, TypeError, AttributeError):
             raise DeployError(f"{self.root}/v1/models: not a list of models; is base_url an OpenAI API?") from None
 
     def load_adapter(self, name: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
+from r3agent.registry import Registry
 from r3agent.serve import ServerProcess
 from tests.deploy.trained import Trained, tiny_base
 
@@ -51,6 +53,20 @@ def test_adapters_go_live_roll_back_and_are_told_from_wrong_ones(trained: Traine
     assert (trained.registry.live, served(server)) == ("v0002", {"tiny", "tiny@v0001", "tiny@v0002"})
     assert rollback(**where).version == first
     assert rollback(**where).version == "v0000"
+
+
+def test_an_adapter_of_another_run_is_not_taken_for_this_one_s(trained: Trained, server: ServerProcess, tmp_path: Path):
+    """Every run has a v0001, and two that have hardly learnt look alike to the canary."""
+    where = {"base_url": server.base_url, "api_key": "sk-test"}
+    deploy(trained.publish("lora", seed=1), registry=trained.registry, **where)
+    copied = Registry(shutil.copytree(trained.registry.run_dir, tmp_path / "copied"))
+    assert deploy("v0001", registry=copied, **where).canary is not None
+
+    other = Trained(tmp_path / "other", trained.base, "tiny")
+    says = rf"tiny@v0001 on .* is the adapter of another run, {trained.registry.run_dir}.*; nothing stays live"
+    with pytest.raises(DeployError, match=says):
+        deploy(other.publish("lora", seed=2, card_seed=1), registry=other.registry, **where)
+    assert served(server) == {"tiny", "tiny@v0001"}
 
 
 def test_full_weights_are_swapped_in_place_and_put_back(trained: Trained, server: ServerProcess):
