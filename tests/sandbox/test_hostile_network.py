@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.sandbox import LAYERS, Layer
-from tests.sandbox.hostile import SETS, each_set, in_each, run, said
+from tests.sandbox.hostile import ATTEMPT, SETS, each_set, in_each, run, said
 
 CONNECT = """
 import errno, socket
@@ -48,11 +48,6 @@ def test_unix_sockets_of_others_are_out_of_reach(layers: tuple[Layer, ...], tmp_
                     server.listen()
         source = f"""
 import socket
-def attempt(what):
-    try:
-        print(what())
-    except OSError:
-        pass
 def half(kind):
     return socket.socketpair(socket.AF_UNIX, kind)[0]
 for address in ({str(tmp_path / "socket")!r}, {abstract!r}):
@@ -62,7 +57,7 @@ for address in ({str(tmp_path / "socket")!r}, {abstract!r}):
     attempt(lambda: half(socket.SOCK_DGRAM).connect(address + "-datagrams"))
     attempt(lambda: half(socket.SOCK_RAW).sendto(b"out", address + "-datagrams"))
 """
-        assert said(run(source, layers)) == ""
+        assert said(run(ATTEMPT + source, layers)) == ""
         assert said(run("import socket\na, b = socket.socketpair()\na.send(b'7')\nprint(b.recv(1))", layers)) == "b'7'"
 
 
