@@ -29,10 +29,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from r3agent.records.trajectory import Task
 from r3agent.tasks import find_tasks
 from r3agent.tasks.bfcl import CATEGORIES, data_directory
 from r3agent.tasks.calling import arguments_of
-from r3agent.trajectory import Task
 from r3agent.verifiers import Answer
 from r3agent.verifiers.function_call import function_call
 

@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 Calls: TypeAlias = list[tuple[str, dict[str, Any]]]
 Mutation: TypeAlias = Callable[[Calls, Task, random.Random], Calls | None]

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from r3agent.demo import SETTINGS
-from r3agent.run import Run
+from r3agent.records.versions import BASE, named
+from r3agent.run.demo import SETTINGS
+from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
-from r3agent.versions import BASE, named
 
 REFLECTION = {"reflect": "retry_success"}
 EVERYTHING = {**REFLECTION, "attempt": "success", "retry": "success", "blind_retry": "success"}

@@ -18,12 +18,12 @@ from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, Send
 
-from r3agent.graph import build_graph
-from r3agent.policy import Policy
-from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
-from r3agent.state import Json, merge_spans
+from r3agent.episodes.graph import build_graph
+from r3agent.episodes.state import Json, merge_spans
+from r3agent.policy.openai import Policy
+from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.records.trajectory import Generation, Label, Span, Task, Trajectory
 from r3agent.testing import ScriptedPolicy
-from r3agent.trajectory import Generation, Label, Span, Task, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
 REFLECTIONS, PROMPT_TOKENS, TOKENS = 8, 100, 20

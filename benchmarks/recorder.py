@@ -20,11 +20,11 @@ from typing import Any
 
 from graph_overhead import GENERATION, REFLECTIONS, TASK, never
 
-from r3agent.graph import build_graph
+from r3agent.episodes.graph import build_graph
 from r3agent.recording.recorder import Recorder
-from r3agent.store import TrajectoryWriter
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.trajectories import TrajectoryWriter
 from r3agent.testing import ScriptedPolicy
-from r3agent.trajectory import Trajectory
 
 PAUSE_S = 0.005
 

@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 
 from r3agent import OpenAIPolicy, Sampling
-from r3agent.prompts import REFLECT
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.records.prompts import REFLECT
+from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 
 G = 8

@@ -29,7 +29,7 @@ import psutil
 
 from r3agent import OpenAIPolicy, Sampling
 from r3agent.deploy import DeployConfig, deploy
-from r3agent.run import Run
+from r3agent.run.stages import Run
 from r3agent.tasks import find_tasks
 from r3agent.testing import traffic_through
 

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from r3agent import OpenAIPolicy, Sampling, collect
-from r3agent.endpoint import Endpoint, Reply
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.policy.endpoint import Endpoint, Reply
+from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
 

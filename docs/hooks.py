@@ -19,7 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from r3agent.config import Config
+from r3agent.run.config import Config
 
 ROOT = Path(__file__).parents[1]
 

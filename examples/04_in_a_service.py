@@ -17,7 +17,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from r3agent import OpenAIPolicy, PolicyError, Sampling, build_graph
-from r3agent.run import Run
+from r3agent.run.stages import Run
 from r3agent.tasks.countdown import make_task
 from r3agent.verifiers import find_verifier
 

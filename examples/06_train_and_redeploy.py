@@ -4,7 +4,7 @@ about a minute, so with few episodes. Needs `r3agent[serve,train]`."""
 import tempfile
 
 from r3agent.evaluate import table
-from r3agent.run import Run
+from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
 
 SETTINGS = {  # the same names as in r3.toml

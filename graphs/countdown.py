@@ -11,8 +11,8 @@ from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
 from r3agent import EpisodeContext, OpenAIPolicy, Sampling, build_graph
-from r3agent.config import PolicyConfig
-from r3agent.state import EpisodeOutput
+from r3agent.episodes.state import EpisodeOutput
+from r3agent.run.config import PolicyConfig
 from r3agent.tasks.countdown import make_task
 from r3agent.verifiers import find_verifier
 

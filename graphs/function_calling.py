@@ -8,8 +8,8 @@ in `r3agent/verifiers/function_call.py`. The policy in the package cannot call f
 import os
 
 from r3agent import OpenAIPolicy, build_graph
-from r3agent.config import PolicyConfig
-from r3agent.prompts import PROMPTS
+from r3agent.records.prompts import PROMPTS
+from r3agent.run.config import PolicyConfig
 from r3agent.verifiers import find_verifier
 
 default = PolicyConfig()

@@ -12,9 +12,9 @@ from typing_extensions import TypedDict  # that of typing has no JSON Schema bef
 
 from examples.shop import make_task
 from r3agent import EpisodeContext, OpenAIPolicy, build_graph
-from r3agent.config import PolicyConfig
-from r3agent.prompts import PROMPTS
-from r3agent.state import EpisodeOutput
+from r3agent.episodes.state import EpisodeOutput
+from r3agent.records.prompts import PROMPTS
+from r3agent.run.config import PolicyConfig
 from r3agent.verifiers import find_verifier
 
 

@@ -7,8 +7,9 @@ Importing it loads no torch: training is in `r3agent.train`, the embedded server
 `r3agent.testing`.
 """
 
-from r3agent.collect import collect
-from r3agent.credit import Group, groups
+from r3agent.episodes.collect import collect
+from r3agent.episodes.graph import build_graph
+from r3agent.episodes.state import EpisodeContext
 from r3agent.errors import (
     AccessError,
     BusyError,
@@ -24,16 +25,15 @@ from r3agent.errors import (
     TrainingError,
     VerifierError,
 )
-from r3agent.graph import build_graph
-from r3agent.policy import OpenAIPolicy, Policy, Sampling
+from r3agent.policy.openai import OpenAIPolicy, Policy, Sampling
 from r3agent.recording.instrument import instrument
-from r3agent.recording.late import label
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.tracing import trace
-from r3agent.state import EpisodeContext
-from r3agent.store import load
-from r3agent.summary import CollectSummary
-from r3agent.trajectory import Generation, Span, Task, Trajectory, Verdict
+from r3agent.records.credit import Group, groups
+from r3agent.records.summary import CollectSummary
+from r3agent.records.trajectory import Generation, Span, Task, Trajectory, Verdict
+from r3agent.store.label import label
+from r3agent.store.trajectories import load
 from r3agent.verifiers import Answer, Verifier
 
 __all__ = [

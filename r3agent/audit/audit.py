@@ -13,9 +13,9 @@ from r3agent.audit.records import Audit
 from r3agent.audit.verdicts import Outcome, Trial, trials, verdict_checks
 from r3agent.audit.workers import judged
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, is_finite, read_tasks
 from r3agent.tasks.splits import APART
-from r3agent.trajectory import Task
 from r3agent.verifiers import find_verifier
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from r3agent.trajectory import Record
+from r3agent.records.trajectory import Record
 
 
 class AuditConfig(Record):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from r3agent.audit.records import Check, some
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 MIN_TOLD = 4
 """Shorter answers stand in a prompt by chance."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from r3agent._async import together
+from r3agent._util.aio import together
 from r3agent.audit.records import Check, some
 from r3agent.doctor.wire import Wire
-from r3agent.trajectory import Message, Task
+from r3agent.records.trajectory import Message, Task
 
 CHARS_PER_TOKEN = 4
 TIMEOUT_S = 10.0

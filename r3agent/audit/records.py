@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import computed_field
 
-from r3agent.trajectory import Record
+from r3agent.records.trajectory import Record
 
 Status: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
 """`warning`: worth a look, and perhaps meant so. `skipped`: there was nothing to try it on."""

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from r3agent.audit.config import AuditConfig
 from r3agent.audit.records import Check, some
 from r3agent.audit.workers import Probe, Said
-from r3agent.trajectory import Message, Task
+from r3agent.records.trajectory import Message, Task
 
 Kind: TypeAlias = Literal["gold", "empty", "shuffled"]
 

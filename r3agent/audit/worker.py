@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from r3agent.errors import R3Error
-from r3agent.trajectory import Span, Task
+from r3agent.records.trajectory import Span, Task
 from r3agent.verifiers import Verifier, close, find_verifier, judge, warm_up
 
 

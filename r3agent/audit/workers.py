@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from r3agent._async import together
+from r3agent._util.aio import together
 from r3agent.errors import ConfigError
-from r3agent.trajectory import Message, Task
+from r3agent.records.trajectory import Message, Task
 
 MAX_HANGS = 5
 """After so many the rest is not asked: it would take hours to say the same."""

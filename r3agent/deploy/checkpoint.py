@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r3agent.deploy.weights import check_adapter, check_weights
-from r3agent.registry import PolicyCard
+from r3agent.store.registry import PolicyCard
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from r3agent.deploy.canary import TOLERANCE
+from r3agent.deploy.fingerprint import TOLERANCE
 from r3agent.deploy.strategy import Wanted
-from r3agent.trajectory import Record
+from r3agent.records.trajectory import Record
 
 
 class DeployConfig(Record):

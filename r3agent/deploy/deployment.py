@@ -7,15 +7,15 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from r3agent.deploy.canary import CanaryReport, canary_of, check, measure
+from r3agent._util.lock import locked
 from r3agent.deploy.config import DeployConfig
+from r3agent.deploy.fingerprint import CanaryReport, canary_of, check, measure
 from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
 from r3agent.deploy.strategy import Change, Strategy, choose
 from r3agent.errors import ConfigError, DeployError
-from r3agent.lock import locked
-from r3agent.registry import CanarySequence, Registry
-from r3agent.trajectory import Record
+from r3agent.records.trajectory import Record
+from r3agent.store.registry import CanarySequence, Registry
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_adapter
 from r3agent.errors import DeployError
-from r3agent.registry import PolicyCard, Registry
+from r3agent.store.registry import PolicyCard, Registry
 
 POLL_S = 0.2
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
+from r3agent._util.urls import shown
 from r3agent.deploy.metrics import Busy, busy
 from r3agent.errors import ConfigError, DeployError
-from r3agent.urls import shown
 
 LORA_ROUTES = (
     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, or use `r3agent serve`"

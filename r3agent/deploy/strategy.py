@@ -13,8 +13,8 @@ from r3agent.deploy.reload import WeightReload
 from r3agent.deploy.restart import Restart
 from r3agent.deploy.server import Server
 from r3agent.errors import ConfigError
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
-from r3agent.versions import BASE
+from r3agent.records.versions import BASE
+from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
 
 Wanted: TypeAlias = Literal["auto", "restart", "command"]
 """`auto`: an adapter is loaded beside the base, full weights are reloaded in place. `restart`: a server that

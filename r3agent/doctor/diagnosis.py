@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from r3agent._util.urls import shown
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
 from r3agent.doctor.records import Check, Diagnosis
 from r3agent.doctor.routes import KEY_REFUSED, ROUTES, route_checks
 from r3agent.doctor.wire import WORST_FIRST, Completion, Reply, Wire, candidates
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError
-from r3agent.trajectory import Capability
-from r3agent.urls import shown
+from r3agent.records.trajectory import Capability
 
 TIMEOUT_S = 60.0
 NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)

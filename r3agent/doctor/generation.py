@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from r3agent._async import together
+from r3agent._util.aio import together
 from r3agent.doctor.records import Check
 from r3agent.doctor.wire import MAX_TOKENS, MESSAGES, Completion, Reply, Wire
 from r3agent.errors import EndpointError, PolicyError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from r3agent.trajectory import Capability, Record
+from r3agent.records.trajectory import Capability, Record
 
 Status: TypeAlias = Literal["yes", "no", "unknown", "skipped"]
 """`unknown`: it was tried, and the answer does not tell. `skipped`: it needs something that failed."""

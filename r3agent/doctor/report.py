@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from r3agent.doctor.generation import MODES
 from r3agent.doctor.records import Diagnosis
-from r3agent.trajectory import Capability
+from r3agent.records.trajectory import Capability
 
 MEANING: dict[Capability | None, str] = {
     "trainable-exact": "trainable-exact: what it samples is recorded token by token, and trained on",

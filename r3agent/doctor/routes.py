@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from uuid import uuid4
 
-from r3agent._async import together
+from r3agent._util.aio import together
 from r3agent.deploy.server import DEV_ROUTES, LOAD_REMEDIES, LORA_ROUTES
 from r3agent.doctor.records import Check
 from r3agent.doctor.wire import Reply, Wire

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
-from r3agent import versions
-from r3agent.completion import generations
-from r3agent.endpoint import CONNECT_TIMEOUT_S, Endpoint
+from r3agent._util.urls import shown
 from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError
-from r3agent.policy import Sampling
-from r3agent.streaming import Assembly
-from r3agent.trajectory import Capability, Generation, Message
-from r3agent.urls import shown
+from r3agent.policy.endpoint import CONNECT_TIMEOUT_S, Endpoint
+from r3agent.policy.openai import Sampling
+from r3agent.policy.parse import generations
+from r3agent.policy.stream import Assembly
+from r3agent.records import versions
+from r3agent.records.trajectory import Capability, Generation, Message
 
 MESSAGES: list[Message] = [{"role": "user", "content": "Say hello."}]
 MAX_TOKENS = 16

@@ -1,7 +1,7 @@
 """Is a policy better? Cells with intervals, paired differences on the same tasks, and the gate for promotion."""
 
-from r3agent.evaluate.cells import CELLS, Cell, Evaluation, evaluate
 from r3agent.evaluate.comparison import Comparison, Decision, compare, gate
+from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, evaluate
 from r3agent.evaluate.statistics import Difference, Rate, wilson
 from r3agent.evaluate.table import table
 

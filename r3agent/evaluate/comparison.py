@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from r3agent.errors import ConfigError
-from r3agent.evaluate.cells import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
+from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
 from r3agent.evaluate.statistics import Difference, difference
-from r3agent.trajectory import Record, Trajectory
+from r3agent.records.trajectory import Record, Trajectory
 
 
 class Comparison(Record):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist, fmean, pvariance
 
-from r3agent.trajectory import Record
+from r3agent.records.trajectory import Record
 
 CONFIDENCE = 0.95
 

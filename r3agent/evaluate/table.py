@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from r3agent.evaluate.cells import Evaluation
 from r3agent.evaluate.comparison import Comparison
+from r3agent.evaluate.metrics import Evaluation
 from r3agent.evaluate.statistics import Difference, Rate
 
 ROWS = ("first_try", "after_reflection", "blind_retry", "lift_over_blind")

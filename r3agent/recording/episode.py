@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, RecordError
 from r3agent.recording.recorder import Recorder
-from r3agent.store import TrajectoryWriter
-from r3agent.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
+from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
+from r3agent.store.trajectories import TrajectoryWriter
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from r3agent.errors import ConfigError
+from r3agent.recording.background_writer import BackgroundWriter, Counts
 from r3agent.recording.redaction import Redact, redacted
-from r3agent.recording.writing import BackgroundWriter, Counts
-from r3agent.store import TrajectoryWriter
-from r3agent.trajectory import Trajectory
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.trajectories import TrajectoryWriter
 
 SHUTDOWN_S = 10.0
 """How long `close` waits for the disk."""

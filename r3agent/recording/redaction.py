@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from r3agent.trajectory import EpisodeError, Span, Task, Trajectory
+from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 
 Redact: TypeAlias = Callable[[str], str]
 """A text to what may be kept of it."""

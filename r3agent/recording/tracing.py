@@ -8,7 +8,7 @@ from typing import Any
 
 from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 
 def trace(

@@ -19,18 +19,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from r3agent.serve.embedded import ServerProcess
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.serve.process.embedded import ServerProcess
+from r3agent.serve.process.vllm import VLLMProcess
 
 if TYPE_CHECKING:
-    from r3agent.serve.app import create_app
-    from r3agent.serve.engine import Engine
-    from r3agent.serve.model import load_model
-    from r3agent.serve.server import serve
+    from r3agent.serve.engine.engine import Engine
+    from r3agent.serve.engine.model import load_model
+    from r3agent.serve.http.app import create_app
+    from r3agent.serve.http.server import serve
 
 __all__ = ["Engine", "ServerProcess", "VLLMProcess", "create_app", "load_model", "serve"]
 
-_MODULES = {"Engine": "engine", "create_app": "app", "load_model": "model", "serve": "server"}
+_MODULES = {"Engine": "engine.engine", "create_app": "http.app", "load_model": "engine.model", "serve": "http.server"}
 
 
 def __getattr__(name: str) -> Any:
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    from r3agent.imports import require_extra
+    from r3agent._util.imports import require_extra
 
     if name == "serve":
         # OpenMP threads that spin while they wait starve the clients on the same cores, and so the server.

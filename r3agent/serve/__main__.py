@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from r3agent.errors import R3Error
-from r3agent.serve.flags import FLAGS, settings
+from r3agent.serve.process.flags import FLAGS, settings
 
 
 def main(arguments: list[str] | None = None) -> int:

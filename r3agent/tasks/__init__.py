@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
+from r3agent._util.imports import entry_points, load_attribute
 from r3agent.errors import ConfigError, R3Error
-from r3agent.imports import entry_points, load_attribute
+from r3agent.records.trajectory import Task
 from r3agent.tasks.jsonl import load_jsonl
 from r3agent.tasks.rows import ENDINGS
 from r3agent.tasks.splits import draw, unique
-from r3agent.trajectory import Task
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
 """Called as `source(n, seed=..., split=..., **params)`, and `name=` for what stands after the colon of a shipped one;

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from r3agent.errors import ConfigError
-from r3agent.trajectory import Message, Task
+from r3agent.records.trajectory import Message, Task
 
 Calls: TypeAlias = Literal["native", "text"]
 """Functions are offered as `tools` and called by `tool_calls`, or told and called in text."""

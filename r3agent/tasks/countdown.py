@@ -13,8 +13,8 @@ from itertools import permutations
 from typing import NamedTuple
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks.splits import Split, distinct
-from r3agent.trajectory import Task
 
 PROMPT = (
     "Using the numbers {numbers}, create an equation that equals {target}. "

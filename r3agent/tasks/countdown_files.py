@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks.countdown import make_task, problem_id, solve
 from r3agent.tasks.rows import file_rows
 from r3agent.tasks.splits import draw
-from r3agent.trajectory import Task
 from r3agent.verifiers.countdown import MAX_NUMBER_DIGITS
 
 KINDS = (".jsonl", ".parquet")

@@ -14,12 +14,12 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError
-from r3agent.tasks.plain import plain
+from r3agent.records.trajectory import Message, Task
+from r3agent.tasks.json_values import plain
 from r3agent.tasks.rows import Row, Rows, file_rows, hub_rows
 from r3agent.tasks.splits import draw
-from r3agent.templates import compile_template
-from r3agent.trajectory import Message, Task
 
 Part = Callable[[Row], Any]
 """What a row gives for one part of its task."""

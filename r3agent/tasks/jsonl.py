@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from r3agent.errors import ConfigError
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 
 def load_jsonl(path: str | Path) -> Iterator[Task]:

@@ -11,10 +11,10 @@ from hashlib import sha256
 from itertools import count
 from typing import Any
 
+from r3agent._util.imports import require_installed
 from r3agent.errors import ConfigError
-from r3agent.imports import require_installed
+from r3agent.records.trajectory import Task
 from r3agent.tasks.splits import Split, distinct
-from r3agent.trajectory import Task
 from r3agent.verifiers.reasoning_gym import gym
 
 SUFFIX = "Give the final answer alone, in the format that is asked for, between <answer> and </answer> tags."

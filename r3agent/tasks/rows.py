@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
-from r3agent.imports import require_extra
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 """Of files that are read."""

@@ -18,9 +18,9 @@ import orjson
 from pydantic import BaseModel, Json, TypeAdapter
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks.calling import Calls, check_calls, function, make_task, tool_name
 from r3agent.tasks.splits import draw
-from r3agent.trajectory import Task
 
 KINDS = {
     "str": "string",

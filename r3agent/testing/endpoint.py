@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from r3agent.records.trajectory import Message
 from r3agent.testing.faults import Edit, Fault, Json
 from r3agent.testing.http import JsonServer
 from r3agent.testing.stream import as_stream
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
-from r3agent.trajectory import Message
 
 Answer: TypeAlias = str | Message
 """The text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""

@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from r3agent.policy import Sampling
-from r3agent.prompts import PROMPTS
-from r3agent.streaming import OnDelta
+from r3agent.policy.openai import Sampling
+from r3agent.policy.stream import OnDelta
+from r3agent.records.prompts import PROMPTS
+from r3agent.records.trajectory import Generation, Message
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, pieces
-from r3agent.trajectory import Generation, Message
 
 Asked: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 

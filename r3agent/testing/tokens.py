@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from r3agent.trajectory import Message
+from r3agent.records.trajectory import Message
 
 END_OF_TURN = 256
 LOGPROB = -0.5

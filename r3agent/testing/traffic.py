@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
-from r3agent._async import together
+from r3agent._util.aio import together
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from r3agent.train.account import SAVED
+from r3agent.train.progress import SAVED
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""

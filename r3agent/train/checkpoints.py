@@ -11,12 +11,12 @@ from pathlib import Path
 import orjson
 from transformers.trainer_utils import get_last_checkpoint
 
+from r3agent._util.files import write_atomically, writing
 from r3agent.errors import ConfigError
-from r3agent.files import write_atomically, writing
-from r3agent.registry import checkpoints_dir
+from r3agent.store.registry import checkpoints_dir
 from r3agent.train.config import TrainConfig
 from r3agent.train.row import Row
-from r3agent.train.start import PolicyStart
+from r3agent.train.starting_policy import PolicyStart
 
 FINGERPRINT_FILE = "rows.sha256"
 

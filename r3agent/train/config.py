@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from r3agent.credit import CreditLabel, RewardSource, check_label, check_source
-from r3agent.trajectory import Record
+from r3agent.records.credit import CreditLabel, RewardSource, check_label, check_source
+from r3agent.records.trajectory import Record
 
 
 class TrainConfig(Record):

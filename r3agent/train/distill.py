@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from statistics import fmean
 
-from r3agent.credit import credit_label, groups, reward
+from r3agent.records.credit import credit_label, groups, reward
+from r3agent.records.trajectory import Trajectory
 from r3agent.train.row import Dropped, Row, RowMaker
-from r3agent.trajectory import Trajectory
 
 
 def distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:

@@ -21,7 +21,7 @@ from collections.abc import Hashable, Sequence
 from itertools import takewhile
 from typing import TypeAlias
 
-from r3agent.trajectory import Generation, Message, Span, Trajectory
+from r3agent.records.trajectory import Generation, Message, Span, Trajectory
 
 RUN, MIN_RUNS, LEAK_SHARE = 3, 3, 0.5
 

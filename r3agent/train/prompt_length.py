@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
-from r3agent.imports import require_extra
-from r3agent.trajectory import Message
+from r3agent.records.trajectory import Message
 
 
 def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]:

@@ -8,8 +8,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from r3agent.errors import TrainingError
-from r3agent.thinking import under_both_names
-from r3agent.trajectory import Span, Trajectory
+from r3agent.records.thinking import under_both_names
+from r3agent.records.trajectory import Span, Trajectory
 
 
 class Retokeniser:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
-from r3agent import versions
-from r3agent.credit import CreditLabel
+from r3agent.records import versions
+from r3agent.records.credit import CreditLabel
+from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.config import TrainConfig
-from r3agent.trajectory import Span, Trajectory
 
 RowLabel: TypeAlias = CreditLabel | Literal["distill"]
 """The label that a row's span is credited by; `distill` is a retry behind the prompt of the first try."""

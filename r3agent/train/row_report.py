@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from r3agent.records.trajectory import Record
 from r3agent.train.row import Dropped, Row
-from r3agent.trajectory import Record
 
 COLLECT = {
     "attempt": "--samples 4",

@@ -14,21 +14,21 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from r3agent.files import write_atomically, writing
-from r3agent.imports import require_package
-from r3agent.registry import PolicyCard, growing, write_card
-from r3agent.train.batch import build_rows, to_dataset
+from r3agent._util.files import write_atomically, writing
+from r3agent._util.imports import require_package
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.registry import PolicyCard, growing, write_card
 from r3agent.train.callbacks import Progress, StepProgress, StopWhenAsked
-from r3agent.train.canary import canary, canary_logprobs, canary_sequences
 from r3agent.train.checkpoints import Checkpoints
 from r3agent.train.config import TrainConfig
+from r3agent.train.fingerprint import canary, canary_logprobs, canary_sequences
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.memory import enough_memory
 from r3agent.train.mismatch import check, measure
 from r3agent.train.retokenise import Retokeniser
-from r3agent.train.start import PolicyStart
+from r3agent.train.rows import build_rows, to_dataset
+from r3agent.train.starting_policy import PolicyStart
 from r3agent.train.weights import load_model, load_tokenizer, save_weights
-from r3agent.trajectory import Trajectory
 
 STEPS_FILE = "steps.jsonl"
 """In the version's directory: what was logged of each optimizer step."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
-from r3agent.imports import require_extra
 
 TOKENIZER_FILE = "tokenizer.json"
 

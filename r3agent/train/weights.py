@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from r3agent.errors import ConfigError
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR
+from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR
 from r3agent.train.config import TrainConfig
-from r3agent.train.start import PolicyStart
+from r3agent.train.starting_policy import PolicyStart
 
 
 def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:

@@ -24,12 +24,12 @@ from typing import Any, Literal, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
-from r3agent._async import together
+from r3agent._util.aio import together
+from r3agent._util.imports import entry_points, load_attribute
 from r3agent.errors import ConfigError, R3Error, VerifierError
-from r3agent.imports import entry_points, load_attribute
-from r3agent.prompts import Kind
-from r3agent.thinking import handed_over, split_thinking
-from r3agent.trajectory import Message, Span, Task, Verdict
+from r3agent.records.prompts import Kind
+from r3agent.records.thinking import handed_over, split_thinking
+from r3agent.records.trajectory import Message, Span, Task, Verdict
 
 
 class Pending(Enum):

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from r3agent.errors import ConfigError, VerifierError
-from r3agent.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
 from r3agent.verifiers.tags import block_or_all
 
-_REMOTE = Path(__file__).parent / "remote"
+_CHILD = Path(__file__).parent / "child"
 
 _PROGRAM = """
 import sys, types
@@ -51,7 +51,7 @@ class Code:
         timeout_s: for all tests of one answer.
         memory_mb: address space of each process.
         processes: that the answer may have, threads included.
-        layers: of the sandbox; see `r3agent.sandbox`. Fewer than all are a decision to be held less.
+        layers: of the sandbox; see `r3agent.verifiers.sandbox`. Fewer than all are a decision to be held less.
         command: starts a Python in a container, instead of the sandbox.
 
     Raises:
@@ -147,5 +147,5 @@ def _tests(task: Task) -> dict[str, str | None]:
 
 
 def _program(side: str, **arguments: str | None) -> str:
-    sources = {f"r3agent.verifiers.remote.{name}": (_REMOTE / f"{name}.py").read_text() for name in ("wire", side)}
+    sources = {f"r3agent.verifiers.child.{name}": (_CHILD / f"{name}.py").read_text() for name in ("wire", side)}
     return _PROGRAM.format(modules=sources, arguments=arguments)

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from fractions import Fraction
 
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.tags import tagged
 
 MAX_EXPRESSION_CHARS = 200

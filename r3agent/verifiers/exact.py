@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 
 def exact(task: Task, answer: str) -> bool:

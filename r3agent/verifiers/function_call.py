@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import linear_sum_assignment
 
-from r3agent.trajectory import Record, Task, Verdict
+from r3agent.records.trajectory import Record, Task, Verdict
 from r3agent.verifiers.arguments import Kind, fault, shown
 from r3agent.verifiers.calls import OPEN, Call, Unreadable, native_calls, tagged_calls, text_calls
 

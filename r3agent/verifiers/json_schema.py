@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 
-from r3agent.imports import require_installed
-from r3agent.trajectory import Task, Verdict
+from r3agent._util.imports import require_installed
+from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.sandbox.worker import Worker
 from r3agent.verifiers.tags import tagged
-from r3agent.worker import Worker
 
 FENCE = "```"
 
-_check = Worker("r3agent.verifiers.schema_check")
+_check = Worker("r3agent.verifiers.child.schema_check")
 
 
 class JsonSchema:

@@ -17,14 +17,14 @@ import os
 import re
 from typing import Any
 
-from r3agent._async import run_sync
-from r3agent.endpoint import Endpoint
+from r3agent._util.aio import run_sync
+from r3agent._util.templates import compile_template
+from r3agent._util.urls import shown
 from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
-from r3agent.templates import compile_template
-from r3agent.trajectory import Task, Verdict
-from r3agent.urls import shown
+from r3agent.policy.endpoint import Endpoint
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import Answer
-from r3agent.verifiers.ballot import KNOWN, RUBRIC, SCHEMA, Vote, counted, messages, replies, vote_in
+from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, counted, messages, replies, vote_in
 
 MAX_FRUITLESS = 3
 """Requests in a row that bring no vote; then the judge is taken to be unable to."""

@@ -7,8 +7,8 @@ import unicodedata
 from functools import lru_cache
 from typing import Any
 
-from r3agent.imports import require_installed
-from r3agent.trajectory import Task, Verdict
+from r3agent._util.imports import require_installed
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.tags import tagged_or_all
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

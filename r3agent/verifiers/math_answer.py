@@ -6,12 +6,12 @@ main thread alone.
 
 from __future__ import annotations
 
-from r3agent.imports import require_installed
-from r3agent.trajectory import Task, Verdict
+from r3agent._util.imports import require_installed
+from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.sandbox.worker import Worker
 from r3agent.verifiers.tags import tagged
-from r3agent.worker import Worker
 
-_compare = Worker("r3agent.verifiers.math_compare")
+_compare = Worker("r3agent.verifiers.child.math_compare")
 
 
 class Math:

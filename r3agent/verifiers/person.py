@@ -12,7 +12,7 @@ from typing import Any
 from langgraph.types import interrupt
 from pydantic import ValidationError
 
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import Answer, verdict_of
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from r3agent.errors import ConfigError
-from r3agent.sandbox import Limits, Outcome, run_python
-from r3agent.trajectory import Task, Verdict
-from r3agent.verifiers.remote import querying
+from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.child import querying
+from r3agent.verifiers.sandbox import Limits, Outcome, run_python
 from r3agent.verifiers.tags import block_or_all
 
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"

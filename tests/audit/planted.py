@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from r3agent.trajectory import Task
+from r3agent.records.trajectory import Task
 
 FIRST = {"train": 0, "gate": 100, "test": 200}
 SEEN: Counter[tuple[str, str]] = Counter()

@@ -10,9 +10,9 @@ import pytest
 from r3agent.audit.contents import content_checks
 from r3agent.audit.lengths import Endpoint, Lengths, length_check
 from r3agent.audit.records import Check
+from r3agent.records.trajectory import Task
 from r3agent.testing.faults import Fault
 from r3agent.testing.http import JsonServer
-from r3agent.trajectory import Task
 from tests.audit.planted import task
 
 CLEAN = {"train": [task(1), task(2)], "gate": [task(3)], "test": [task(4)]}
@@ -130,7 +130,7 @@ async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
 
 def test_the_model_s_own_template_is_counted_with() -> None:
     pytest.importorskip("transformers", reason="needs the train extra")
-    from r3agent.bundled import resolve_model
+    from r3agent.store.bundled import resolve_model
     from r3agent.train.prompt_length import prompt_tokens
 
     count = prompt_tokens(resolve_model("bundled"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from r3agent.registry import Registry
+from r3agent.store.registry import Registry
 from tests.deploy.endpoint import Endpoint, Run, save_model
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from r3agent.registry import CanarySequence, PolicyCard, Registry, growing, write_card
+from r3agent.store.registry import CanarySequence, PolicyCard, Registry, growing, write_card
 
 TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
 SIZE, RANK = 16, 4

@@ -11,8 +11,8 @@ import pytest
 
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
-from r3agent.registry import Registry
 from r3agent.serve import ServerProcess
+from r3agent.store.registry import Registry
 from tests.deploy.trained import Trained, tiny_base
 
 

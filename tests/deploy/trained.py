@@ -10,8 +10,17 @@ import peft
 import torch
 import transformers
 
-from r3agent.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence, Kind, PolicyCard, Registry, growing, write_card
-from r3agent.serve.bundled.tokenizer import build_tokenizer
+from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent.store.registry import (
+    ADAPTER_DIR,
+    MODEL_DIR,
+    CanarySequence,
+    Kind,
+    PolicyCard,
+    Registry,
+    growing,
+    write_card,
+)
 
 TOKENS = (4, 16, 30, 41, 52, 7, 9, 11, 2, 5, 40, 33, 10, 2)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from examples.shop import tasks
-from r3agent.run import Run
+from r3agent.run.stages import Run
 from r3agent.testing import ScriptedEndpoint
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.loop import run_loop
-from r3agent.registry import Registry
-from r3agent.run import Run
+from r3agent.run.loop import run_loop
+from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
-from r3agent.store import load
+from r3agent.store.registry import Registry
+from r3agent.store.trajectories import load
 
 SMALL = {
     "sampling.max_tokens": 24,
@@ -102,9 +102,9 @@ def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_w
     """SIGKILL when the run directory shows what is under way; then the same command, and so on to the end."""
     run = tmp_path / "run"
     script = (
-        "from pathlib import Path; import r3agent.demo as demo\n"
+        "from pathlib import Path; import r3agent.run.demo as demo\n"
         f"demo.SETTINGS.update({SMALL!r})\n"
-        "from r3agent.watcher import Watcher\n"
+        "from r3agent.cli.progress import Watcher\n"
         f"summary, text = demo.run_demo(Path({str(run)!r}), 0, Watcher())\n"
         "print(summary.model_dump_json())\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from r3agent.serve import ServerProcess
-from tests.outage import assert_collects_through_an_outage
+from tests.support.outage import assert_collects_through_an_outage
 
 
 async def test_a_collection_waits_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:

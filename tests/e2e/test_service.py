@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 from r3agent import Trajectory
-from r3agent.prompts import REFLECT, RETRY
-from r3agent.registry import PolicyCard, Registry, growing, write_card
-from r3agent.run import Run
+from r3agent.records.prompts import REFLECT, RETRY
+from r3agent.run.stages import Run
+from r3agent.store.registry import PolicyCard, Registry, growing, write_card
 from r3agent.testing import ScriptedEndpoint
-from tests.outage import free_port
-from tests.processes import answers, started
+from tests.support.outage import free_port
+from tests.support.processes import answers, started
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "04_in_a_service.py"
 PUZZLE = {"numbers": [2, 3, 4], "target": 20}

@@ -14,13 +14,13 @@ import pytest
 
 from examples.shop import tasks
 from r3agent import Trajectory
-from r3agent.prompts import PROMPTS
-from r3agent.registry import Registry
+from r3agent.records.prompts import PROMPTS
 from r3agent.serve import ServerProcess
+from r3agent.store.registry import Registry
 from r3agent.testing import ScriptedEndpoint
-from tests.outage import free_port
-from tests.processes import started
-from tests.test_live import add
+from tests.policy.test_live import add
+from tests.support.outage import free_port
+from tests.support.processes import started
 
 ROOT = Path(__file__).parents[2]
 LANGGRAPH = Path(os.environ.get("R3AGENT_LANGGRAPH", ROOT / ".venv-studio/bin/langgraph"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r3agent.trajectory import EpisodeError, Span, Task, Trajectory, Verdict
+from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Verdict
 
 
 def episode(

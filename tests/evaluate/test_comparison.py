@@ -5,7 +5,7 @@ import pytest
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Decision, compare, gate
 from r3agent.evaluate.statistics import difference
-from r3agent.trajectory import Trajectory
+from r3agent.records.trajectory import Trajectory
 from tests.evaluate.episodes import episode
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r3agent.serve import Engine, ServerProcess, load_model
-from r3agent.serve.model import ServedModel
+from r3agent.serve.engine.model import ServedModel
 from tests.serve import tiny
 
 

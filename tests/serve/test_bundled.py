@@ -7,12 +7,12 @@ import random
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from r3agent.bundled import BUNDLED_DIR
-from r3agent.prompts import BLIND_RETRY, REFLECT, RETRY
-from r3agent.serve.bundled.conversations import HABITS, SKILL, SOLVE, conversation, good_steps, play
-from r3agent.serve.bundled.measure import measure
-from r3agent.serve.bundled.pretrain import Encoder
-from r3agent.serve.bundled.tokenizer import build_tokenizer
+from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, conversation, good_steps, play
+from benchmarks.bundled.measure import measure
+from benchmarks.bundled.pretrain import Encoder
+from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.store.bundled import BUNDLED_DIR
 from r3agent.tasks.countdown import generate
 from r3agent.verifiers.countdown import countdown
 

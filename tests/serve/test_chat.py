@@ -15,11 +15,11 @@ import openai
 import orjson
 import pytest
 
-from r3agent.serve.bundled.tokenizer import build_tokenizer
-from r3agent.serve.model import ServedModel
-from r3agent.serve.prompts import chat_prompt
-from r3agent.serve.protocol import ChatCompletionRequest
-from r3agent.thinking import FIELDS
+from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent.records.thinking import FIELDS
+from r3agent.serve.engine.model import ServedModel
+from r3agent.serve.http.prompts import chat_prompt
+from r3agent.serve.http.protocol import ChatCompletionRequest
 from tests.serve import tiny
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Using 3 4 5 equals 17"}]

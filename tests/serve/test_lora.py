@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError
-from r3agent.serve.lora import read_adapter
-from r3agent.serve.model import ServedModel
+from r3agent.serve.engine.lora import read_adapter
+from r3agent.serve.engine.model import ServedModel
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent.errors import ConfigError
 from r3agent.serve import Engine, load_model
-from r3agent.serve.bundled.tokenizer import build_tokenizer
 from tests.serve import tiny
 
 

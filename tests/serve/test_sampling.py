@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.serve.sampling import draw
+from r3agent.serve.engine.sampling import draw
 
 uniforms = st.floats(0, 1, exclude_max=True)
 temperatures = st.sampled_from([0.0, 0.3, 1.0, 2.0])

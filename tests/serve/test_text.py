@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from r3agent.serve.text import Detokenizer, TextStream
+from r3agent.serve.engine.text import Detokenizer, TextStream
 
 
 def byte_tokenizer() -> Any:

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.bundled.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from r3agent.serve import Engine
-from r3agent.serve.bundled.tokenizer import CHAT_TEMPLATE, build_tokenizer
-from r3agent.serve.request import Chunk, Event, GenerationRequest
+from r3agent.serve.engine.request import Chunk, Event, GenerationRequest
 
 MAX_LENGTH = 256
 

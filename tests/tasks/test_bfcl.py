@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.tasks.bfcl import CATEGORIES
 from r3agent.tasks.calling import json_schema, tool_name
-from r3agent.trajectory import Task
 from r3agent.verifiers import Answer, find_verifier
 from r3agent.verifiers.function_call import Expectation, function_call
 

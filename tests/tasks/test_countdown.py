@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks.countdown import generate
 from r3agent.tasks.splits import Split, split_of
-from r3agent.trajectory import Task
 from r3agent.verifiers.countdown import countdown
 
 

@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks, is_finite, read_tasks
 from r3agent.tasks.dataset import Columns, tasks_of
-from r3agent.tasks.plain import plain
+from r3agent.tasks.json_values import plain
 from r3agent.tasks.rows import Row, Rows
 from r3agent.tasks.splits import split_of
-from r3agent.trajectory import Task
 
 ROWS = [
     {"question": f"What is {i} + {i}?", "solution": 2 * i, "level": "easy" if i < 10 else "hard"} for i in range(20)
@@ -268,7 +268,7 @@ def test_data_is_never_run(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_is_not_reached_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    script = "from r3agent.cli import main; main(['collect', '--run', 'run', '--task', 'hf:openai/gsm8k'])"
+    script = "from r3agent.cli.main import main; main(['collect', '--run', 'run', '--task', 'hf:openai/gsm8k'])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

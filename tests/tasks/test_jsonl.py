@@ -7,9 +7,9 @@ import orjson
 import pytest
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks import find_tasks
 from r3agent.tasks.jsonl import load_jsonl
-from r3agent.trajectory import Task
 
 USER = {"role": "user", "content": "2 + 2?"}
 

@@ -6,10 +6,10 @@ import orjson
 import pytest
 
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.tasks.reasoning_gym import SUFFIX
 from r3agent.tasks.splits import split_of
-from r3agent.trajectory import Task
 from r3agent.verifiers.reasoning_gym import ReasoningGym, gym
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: it needs a C compiler")

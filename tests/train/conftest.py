@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from r3agent.serve.bundled.tokenizer import build_tokenizer
+from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart
-from r3agent.trajectory import Trajectory
 from tests.train import recorded
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from r3agent.records.trajectory import Label, Span, Task, Trajectory, Verdict
 from r3agent.tasks.countdown import make_task
-from r3agent.trajectory import Label, Span, Task, Trajectory, Verdict
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, *, width: int = 32, seed: int = 0) -> LlamaForCausalLM:

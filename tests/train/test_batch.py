@@ -8,11 +8,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from r3agent.errors import TrainingError
+from r3agent.records.trajectory import EpisodeError, Span, Trajectory
 from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
 from r3agent.train.retokenise import Retokeniser
 from r3agent.train.row_report import REMEDIES
-from r3agent.trajectory import EpisodeError, Span, Trajectory
-from tests import trees
+from tests.support import trees
 
 Record = Callable[..., list[Trajectory]]
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from r3agent.registry import Registry
-from r3agent.run import Run
-from r3agent.store import TrajectoryWriter
-from r3agent.trajectory import Trajectory
-from tests.outage import free_port
+from r3agent.records.trajectory import Trajectory
+from r3agent.run.stages import Run
+from r3agent.store.registry import Registry
+from r3agent.store.trajectories import TrajectoryWriter
+from tests.support.outage import free_port
 
 Record = Callable[..., list[Trajectory]]
 

@@ -13,10 +13,10 @@ from accelerate.utils import DistributedType
 
 import r3agent.train
 from r3agent.errors import ConfigError, TrainingError
+from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, TrainConfig
-from r3agent.train.account import told
 from r3agent.train.memory import enough_memory
-from r3agent.trajectory import Trajectory
+from r3agent.train.progress import told
 from tests.train.versions import OUTCOMES, run
 
 Record = Callable[..., list[Trajectory]]

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from r3agent.credit import SOURCES, credit_label
 from r3agent.errors import TrainingError
+from r3agent.records.credit import SOURCES, credit_label
+from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train import Row, TrainConfig, build_rows, credit_spans
 from r3agent.train.retokenise import Retokeniser
 from r3agent.train.row_report import COLLECT, REMEDIES
-from r3agent.trajectory import Span, Trajectory
-from tests.trees import span, tree
+from tests.support.trees import span, tree
 
 Record = Callable[..., list[Trajectory]]
 EVERYTHING = {"attempt": "success", "reflect": "retry_success", "retry": "success", "blind_retry": "success"}

@@ -15,10 +15,10 @@ from peft import LoraConfig
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
+from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, Row, TrainConfig, build_rows, to_dataset
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.weights import load_model
-from r3agent.trajectory import Trajectory
 from tests.train import recorded
 
 GROUP = 4

@@ -13,8 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from r3agent.errors import ConfigError, TrainingError
+from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart
-from r3agent.trajectory import Trajectory
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run
 

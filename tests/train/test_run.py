@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r3agent.registry import PolicyCard
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig, build_rows, train
-from r3agent.trajectory import Trajectory
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run, settings, trained
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from peft import PeftModel
 
-from r3agent.registry import PolicyCard
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig, train
 from r3agent.train.callbacks import Progress
-from r3agent.trajectory import Trajectory
 from tests.train import recorded
 
 OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0]]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError, VerifierError
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import find_verifier, judge
 from r3agent.verifiers.code import Code, code_of
-from tests.held import all_layers
-from tests.trees import span
+from tests.support.sandbox_marks import all_layers
+from tests.support.trees import span
 
 pytestmark = all_layers
 
@@ -133,7 +133,7 @@ FORGERIES: dict[str, tuple[str, str]] = {
         "assert f(3) == 9",
     ),
     "patches the channel": (
-        "import json, sys\nwire = sys.modules['r3agent.verifiers.remote.wire']\n"
+        "import json, sys\nwire = sys.modules['r3agent.verifiers.child.wire']\n"
         "wire.Peer.send = lambda self, message: None\ndef f(x): return 0",
         SQUARES,
     ),

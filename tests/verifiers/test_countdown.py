@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.countdown import countdown, evaluate
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r3agent.errors import VerifierError
-from r3agent.trajectory import Span, Task, Verdict
+from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.verifiers import Answer, find_verifier, judge
 from r3agent.verifiers.arguments import fault
 from r3agent.verifiers.calls import MAX_CHARS, Call, Unreadable, native_calls, text_calls

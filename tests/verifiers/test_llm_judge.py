@@ -10,15 +10,15 @@ from typing import Any
 import psutil
 import pytest
 
-from r3agent.cli import main
+from r3agent.cli.main import main
+from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, VerifierError
-from r3agent.graph import build_graph
-from r3agent.run import Run
+from r3agent.records.trajectory import Message, Task, Trajectory, Verdict
+from r3agent.run.stages import Run
 from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, SERVER_ERROR, Fault, ScriptedEndpoint, ScriptedPolicy
-from r3agent.trajectory import Message, Task, Trajectory, Verdict
 from r3agent.verifiers import find_verifier, judge
 from r3agent.verifiers.llm_judge import MAX_FRUITLESS, LLMJudge
-from tests.trees import span
+from tests.support.trees import span
 
 TASK = Task(
     id="t", messages=({"role": "user", "content": "Sum it up: the cat sat."},), info={"answer": "A cat sat down."}

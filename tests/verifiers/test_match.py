@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.match import Regex, normal_form, normalised
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import judge
 from r3agent.verifiers.math_answer import Math
-from tests.trees import span
+from tests.support.trees import span
 
 judged = Math()
 

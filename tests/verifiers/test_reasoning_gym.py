@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.tasks import find_tasks
-from r3agent.trajectory import Task, Verdict
 from r3agent.verifiers.reasoning_gym import ReasoningGym
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: it needs a C compiler")

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError, VerifierError
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import find_verifier, judge
-from r3agent.verifiers.remote.querying import Refused, is_ordered, opened, rows_of, same_rows
+from r3agent.verifiers.child.querying import Refused, is_ordered, opened, rows_of, same_rows
 from r3agent.verifiers.sql import Sql
-from tests.trees import span
+from tests.support.trees import span
 
 SCHEMA = "create table t(a, b); insert into t values (1, 2.5), (2, null), (2, null), (3, 'x');"
 COUNT = "with recursive c(x) as (select 1 union all select x + 1 from c) select {} from c"

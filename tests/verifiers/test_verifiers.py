@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError, VerifierError
-from r3agent.trajectory import Task, Verdict
+from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import VERIFIERS, Answer, find_verifier, judge
-from tests.trees import TASK, span
+from tests.support.trees import TASK, span
 
 SPAN = span("attempt", text="4")
 

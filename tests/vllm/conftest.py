@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from r3agent.errors import ConfigError
-from r3agent.serve.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
+from r3agent.serve.process.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
 
 SMALL = ("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager")
 SMALL += ("--max-loras", "64", "--max-cpu-loras", "64")

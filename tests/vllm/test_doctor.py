@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from r3agent.doctor import Diagnosis, diagnose, report
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.serve.process.vllm import VLLMProcess
 from tests.vllm.conftest import SMALL
 
 ROUTES = ("LoRA load", "weight version", "weight reload", "pause and resume", "prefix-cache reset")

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from r3agent.cli import main
-from r3agent.serve.vllm import VLLMProcess
-from r3agent.store import load
+from r3agent.cli.main import main
+from r3agent.serve.process.vllm import VLLMProcess
+from r3agent.store.trajectories import load
 
 SETTINGS = {
     "sampling.max_tokens": 24,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r3agent.serve.vllm import VLLMProcess
-from tests.outage import assert_collects_through_an_outage
+from r3agent.serve.process.vllm import VLLMProcess
+from tests.support.outage import assert_collects_through_an_outage
 from tests.vllm.conftest import SMALL
 
 

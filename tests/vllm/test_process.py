@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from r3agent.errors import EndpointError
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.serve.process.vllm import VLLMProcess
 from tests.vllm.conftest import SMALL
 
 GONE_S = 30.0

@@ -14,10 +14,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from r3agent import OpenAIPolicy, Sampling, collect
-from r3agent.bundled import BUNDLED_DIR
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.records.trajectory import Generation
+from r3agent.serve.process.vllm import VLLMProcess
+from r3agent.store.bundled import BUNDLED_DIR
 from r3agent.tasks import find_tasks
-from r3agent.trajectory import Generation
 from r3agent.verifiers import find_verifier
 from tests.deploy.trained import logprobs_of
 from tests.vllm.bytes_model import ANSWER, CALL, THOUGHT, bytes_tokenizer, save_bytes_model

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from r3agent import OpenAIPolicy, Sampling, Trajectory, build_graph
-from r3agent.serve.vllm import VLLMProcess
+from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 from tests.vllm.test_recording import STREAMED, gaps
 

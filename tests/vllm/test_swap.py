@@ -11,15 +11,15 @@ import httpx
 import pytest
 
 from r3agent import OpenAIPolicy, Sampling, Trajectory, build_graph
-from r3agent.bundled import BUNDLED_DIR
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import DeployError
-from r3agent.registry import Kind
-from r3agent.serve.vllm import VLLMProcess
-from r3agent.summary import summarise
+from r3agent.records.summary import summarise
+from r3agent.records.trajectory import Generation
+from r3agent.serve.process.vllm import VLLMProcess
+from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.registry import Kind
 from r3agent.tasks import find_tasks
 from r3agent.testing import Traffic, traffic_through
-from r3agent.trajectory import Generation
 from r3agent.verifiers import find_verifier
 from tests.deploy.trained import Trained, logprobs_of
 from tests.vllm.test_recording import FLOAT32_GAP, gaps

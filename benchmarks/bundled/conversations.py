@@ -1,0 +1,102 @@
+"""What the bundled policy learnt from: Countdown conversations with good and bad habits mixed in.
+
+The mixture is what leaves room for improvement: first tries are often careless, and a reflection names a first
+step that only sometimes leads to the target. What a retry does is follow the reflection, wherever it leads.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+from benchmarks.bundled.tokenizer import MAX_NUMBER
+from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.records.trajectory import Message, Task
+from r3agent.tasks.countdown import Step, steps
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often each kind of behaviour is shown; what remains to 1 is a uniformly random move."""
+
+    right_attempt: float
+    good_hint: float
+    habit_hint: float
+    """The habit: start by adding the first two numbers as listed, whatever the target."""
+    blind: float
+    """Share of failed conversations that go on without a reflection."""
+
+
+SOLVE = Mixture(right_attempt=1.0, good_hint=0.0, habit_hint=0.0, blind=0.0)
+"""Nothing but right first tries: how to find a solution at all."""
+
+SKILL = Mixture(right_attempt=0.4, good_hint=0.8, habit_hint=0.05, blind=0.1)
+"""Whole conversations of mostly good play: what the policy is able to do."""
+
+HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
+"""What the policy tends to do: its last lessons are careless."""
+
+
+@lru_cache(maxsize=100_000)
+def first_steps(given: tuple[int, ...]) -> tuple[Step, ...]:
+    """First steps whose value the tokenizer has a token for."""
+    return tuple(step for step in steps(given) if step.value <= MAX_NUMBER)
+
+
+@lru_cache(maxsize=100_000)
+def good_steps(given: tuple[int, ...], target: int) -> tuple[Step, ...]:
+    """First steps of a three-number problem from which one more step reaches the target."""
+    return tuple(s for s in first_steps(given) if any(last.value == target for last in steps((s.value, *s.rest))))
+
+
+def play(first: Step, target: int | None, rng: random.Random) -> tuple[str, int]:
+    """An answer that follows the first step, to the target if it can be reached from there, and its value."""
+    last_steps = list(steps((first.value, *first.rest)))
+    last = rng.choice([s for s in last_steps if s.value == target] or last_steps)
+    inner = f"( {first.left} {first.op} {first.right} )"
+    inner_is_left = (last.left, last.right) == (first.value, *first.rest)
+    expression = f"{inner} {last.op} {last.right}" if inner_is_left else f"{last.left} {last.op} {inner}"
+    return f"<answer> {expression} </answer>", last.value
+
+
+def hint(step: Step) -> str:
+    return f"Start with {step.left} {step.op} {step.right} = {step.value}"
+
+
+def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Message]:
+    """One conversation: an attempt, and after a wrong one a reflection and a retry, or a blind retry."""
+    given, target = tuple(task.info["numbers"]), task.info["target"]
+    good = good_steps(given, target)
+    every = first_steps(given)
+
+    def attempt() -> tuple[str, int]:
+        if good and rng.random() < mixture.right_attempt:
+            return play(rng.choice(good), target, rng)
+        return play(rng.choice(every), None, rng)
+
+    def reflection() -> Step:
+        draw = rng.random()
+        if good and draw < mixture.good_hint:
+            return rng.choice(good)
+        if draw < mixture.good_hint + mixture.habit_hint:
+            return next(s for s in every if (s.left, s.op, s.right) == (given[0], "+", given[1]))
+        return rng.choice(every)
+
+    first_try, value = attempt()
+    messages = [*task.messages, assistant(first_try)]
+    if value == target:
+        return messages
+    if rng.random() < mixture.blind:
+        return [*messages, user(BLIND_RETRY), assistant(attempt()[0])]
+    named = reflection()
+    retry, _ = play(named, target, rng)
+    return [*messages, user(REFLECT), assistant(hint(named)), user(RETRY), assistant(retry)]
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}

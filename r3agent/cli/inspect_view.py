@@ -1,0 +1,91 @@
+"""An inspected trajectory as text: colour is credit, brightness is logprob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from r3agent.records.trajectory import Message
+from r3agent.run.inspect import InspectedSpan, Inspection
+
+SURE, UNSURE = -0.1, -2.3
+"""Logprobs above which a token is dim, and below which it is bold: a probability of about 0.9, and of 0.1."""
+
+
+def shown(inspection: Inspection) -> str:
+    """The conversation, each span indented under its parent; in colour on a terminal, else logprobs in brackets."""
+    console = Console(highlight=False, soft_wrap=True)
+    colour = console.is_terminal and not console.no_color
+    text = Text(f"trajectory {inspection.trajectory_id}, credit as trained from {inspection.version}\n")
+    if colour:
+        text += Text.assemble(
+            ("credit above 0", "green"), ", ", ("below 0", "red"), ", none; ",
+            ("dim", "dim"), " where the policy was sure, ", ("bold", "bold"), " where it was not\n",
+        )  # fmt: skip
+    elif any(token.logprob is not None for span in inspection.spans for token in span.tokens):
+        text.append("in brackets after each token: its logprob when it was sampled\n")
+    if inspection.no_texts:
+        text.append(f"no token texts: {inspection.no_texts}\n")
+    text.append(_messages(inspection.task.messages, ""))
+    if inspection.error:
+        text.append(f"error {inspection.error}\n")
+    depths: dict[str | None, int] = {None: 0}
+    for span in _by_branch(inspection.spans):
+        depths[span.span_id] = (depth := depths[span.parent_id]) + 1
+        text.append(_messages(span.request, "  " * depth), "dim")
+        text.append("  " * depth + _headline(span) + "\n", _style(span))
+        text.append("  " * (depth + 1))
+        text += _said(span, colour) + Text("\n")
+    with console.capture() as capture:
+        console.print(text, end="")
+    return capture.get().rstrip("\n")
+
+
+def _by_branch(spans: Sequence[InspectedSpan], parent_id: str | None = None) -> list[InspectedSpan]:
+    """Each span before what grew from it."""
+    return [s for span in spans if span.parent_id == parent_id for s in (span, *_by_branch(spans, span.span_id))]
+
+
+def _headline(span: InspectedSpan) -> str:
+    verdict = "" if span.verdict is None else " ✓" if span.verdict.passed else " ✗"
+    credit = f"no credit: {span.no_credit}" if span.credit is None else f"credit {span.credit:+.2f}"
+    earned = "" if span.reward is None else f", reward {span.reward:.2f}"
+    further = f", distilled {span.distill:+.2f}" if span.distill is not None else ""
+    leak = ", contains its retry's answer" if span.leaked else ""
+    return f"{span.label}{verdict} {credit}{earned}{further}{leak} [{span.policy_version}, {span.capability}]"
+
+
+def _said(span: InspectedSpan, colour: bool) -> Text:
+    said = Text()
+    for token in span.tokens:
+        style = f"{_style(span)} {_sureness(token.logprob)}"
+        said.append(f" {token.id}" if token.text is None else _harmless(token.text), style)
+        if not colour and token.logprob is not None:
+            said.append(f"[{token.logprob:.2f}]")
+    if not span.tokens or span.tokens[0].text is None:
+        thought = f"(thinking: {span.reasoning}) " if span.reasoning else ""
+        said.append(f"{' = ' if span.tokens else ''}{_harmless(thought + span.text)}", _style(span))
+    for call in span.tool_calls:
+        said.append(f" {_harmless(str(call))}", _style(span))
+    return said
+
+
+def _style(span: InspectedSpan) -> str:
+    if not span.credit:
+        return "default"
+    return "green" if span.credit > 0 else "red"
+
+
+def _sureness(logprob: float | None) -> str:
+    return "" if logprob is None else "dim" if logprob > SURE else "bold" if logprob < UNSURE else ""
+
+
+def _messages(messages: Sequence[Message], indent: str) -> str:
+    return "".join(f"{indent}{m.get('role')}: {_harmless(str(m.get('content') or ''))}\n" for m in messages)
+
+
+def _harmless(text: str) -> str:
+    """Without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

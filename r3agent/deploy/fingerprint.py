@@ -1,0 +1,133 @@
+"""Does the server answer with the weights that were trained? Its logprobs against the checkpoint's own.
+
+The mean absolute gap tells weights apart: a server in bfloat16 is some 0.03 nats from a float32 checkpoint,
+weights that arrived in part, or not at all, are further away from the new weights than that or nearer to the old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from r3agent.deploy.server import Server
+from r3agent.errors import DeployError
+from r3agent.records.trajectory import Record
+from r3agent.store.registry import CanarySequence, Registry
+
+TOLERANCE = 0.05
+"""Nats per token, mean."""
+MAX_POSITIONS = 16
+"""Of each sequence: every one is a request."""
+AT_ONCE = 8
+
+Recognition: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
+
+
+class CanaryReport(Record):
+    """What the server answered for a version's canary."""
+
+    served_name: str
+    verdict: Recognition
+    """`indistinguishable`: within the tolerance, but the old weights are as near; nobody can tell which it serves."""
+    gap: float
+    """Mean |server - checkpoint| in nats per token."""
+    parent_gap: float | None
+    """The same against the weights that training started from."""
+    tolerance: float
+    n_tokens: int
+
+
+def check(
+    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
+) -> CanaryReport:
+    """
+    Raises:
+        DeployError: the server serves the old weights, others, or cannot be asked.
+    """
+    report = measure(server, served_name, canary, tolerance=tolerance)
+    if report.verdict in ("old", "other"):
+        raise DeployError(_failure(report))
+    return report
+
+
+def measure(
+    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
+) -> CanaryReport:
+    """Compare the server's logprobs with those on the card.
+
+    Raises:
+        DeployError: the server cannot be asked.
+    """
+    asked = [(sequence, t) for sequence in canary for t in positions(len(sequence.token_ids_T))]
+
+    def answered(place: tuple[CanarySequence, int]) -> float:
+        token_ids_T, t = place[0].token_ids_T, place[1]
+        return server.next_logprob(served_name, token_ids_T[:t], token_ids_T[t])
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        served = list(pool.map(answered, asked))
+    gaps = [abs(now - s.logprobs_T[t]) for now, (s, t) in zip(served, asked, strict=True)]
+    parent_gaps = [
+        abs(now - s.parent_logprobs_T[t])
+        for now, (s, t) in zip(served, asked, strict=True)
+        if s.parent_logprobs_T is not None
+    ]
+    gap = fmean(gaps)
+    parent_gap = fmean(parent_gaps) if len(parent_gaps) == len(gaps) else None
+    return CanaryReport(
+        served_name=served_name,
+        verdict=_verdict(gap, parent_gap, tolerance),
+        gap=gap,
+        parent_gap=parent_gap,
+        tolerance=tolerance,
+        n_tokens=len(gaps),
+    )
+
+
+def positions(length: int) -> list[int]:
+    """Which tokens of a sequence are asked for: all but the first, or `MAX_POSITIONS` of them, evenly spread."""
+    step = max(1, (length - 1) / MAX_POSITIONS)
+    return sorted({round(length - 1 - i * step) for i in range(MAX_POSITIONS)} & set(range(1, length)))
+
+
+def canary_of(registry: Registry, version: str) -> tuple[CanarySequence, ...]:
+    """How to recognise a version: its own canary or, with the roles swapped, what the card of a version trained
+    from it says of its parent. Empty where neither exists."""
+    if own := registry.card(version).canary:
+        return own
+    for card in map(registry.card, registry.versions()):
+        if card.parent == version and card.canary:
+            return tuple(
+                CanarySequence(token_ids_T=s.token_ids_T, logprobs_T=old, parent_logprobs_T=s.logprobs_T)
+                for s in card.canary
+                if (old := s.parent_logprobs_T) is not None
+            )
+    return ()
+
+
+def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Recognition:
+    """Weights are recognised within the tolerance, and when they are at least twice as near as the others."""
+    if parent_gap is not None and parent_gap <= tolerance and 2 * parent_gap < gap:
+        return "old"
+    if not gap <= tolerance:
+        return "other"
+    if parent_gap is None or 2 * gap < parent_gap:
+        return "arrived"
+    return "indistinguishable"
+
+
+def _failure(report: CanaryReport) -> str:
+    numbers = f"{report.gap:.3g} nats per token from the checkpoint's, the limit is {report.tolerance:g}"
+    if report.parent_gap is not None:
+        numbers += f", and {report.parent_gap:.3g} from the old weights'"
+    if report.verdict == "old":
+        return (
+            f"{report.served_name}: the server still serves the old weights, its logprobs are {numbers}; "
+            "look for a failed load in the server's log"
+        )
+    return (
+        f"{report.served_name}: the weights arrived in part, or are others, the server's logprobs are {numbers}; "
+        "check that it serves the base model of this run, or pass a larger tolerance if it is quantized"
+    )

@@ -1,0 +1,183 @@
+"""Tasks to trajectories: the graph run over many tasks at once, each episode stored as it ends.
+
+What is stored stays: the same call again does the episodes that are missing or errored, and no other. An error
+of one episode (a prompt too long, a verifier that raises) is recorded with it. An error of the endpoint ends the
+collection, because every further episode would meet it too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+from langgraph.graph.state import CompiledStateGraph
+
+from r3agent._util.aio import together
+from r3agent.episodes.graph import build_graph
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
+from r3agent.policy.openai import Policy, Sampling
+from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.records.summary import CollectSummary, summarise
+from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+from r3agent.store.trajectories import TrajectoryWriter, load
+from r3agent.verifiers import Verifier
+
+ENDPOINT_ERRORS = (EndpointError, AccessError, ProtocolError)
+HOPELESS = 16
+"""When this many first episodes all errored, the rest would too."""
+
+
+class Job(NamedTuple):
+    """One episode to be had."""
+
+    trajectory_id: str
+    task: Task
+    sample: int
+
+
+async def collect(
+    tasks: Iterable[Task],
+    *,
+    policy: Policy,
+    verifier: Verifier,
+    out: str | Path,
+    policy_name: str = "",
+    verifier_name: str = "",
+    samples: int = 1,
+    max_attempts: int = 2,
+    reflections: int = 8,
+    retries: int = 1,
+    blind_retries: int = 0,
+    reflect_prompt: str = REFLECT,
+    retry_prompt: str = RETRY,
+    blind_retry_prompt: str = BLIND_RETRY,
+    sampling: Sampling | None = None,
+    concurrency: int = 64,
+    metadata: dict[str, Any] | None = None,
+    on_episode: Callable[[int, int], None] | None = None,
+) -> CollectSummary:
+    """Run one episode for each task and sample, and append the trajectories to the store at `out`.
+
+    Args:
+        policy_name: served name with its version; episodes of another are not mistaken for done.
+        verifier_name: recorded, and likewise.
+        samples: episodes of each task.
+        max_attempts, reflections, retries, blind_retries, *_prompt, sampling: as in `build_graph`.
+        concurrency: episodes under way at once.
+        metadata: recorded with each trajectory.
+        on_episode: called with (done, total) after each.
+
+    Raises:
+        ConfigError: the tasks, the limits or the directory do not work.
+        EndpointError, AccessError, ProtocolError: the endpoint fails for every episode; those done are stored.
+        VerifierError: the judge's endpoint does.
+        RecordError: the store cannot be read, or the disk is full.
+        R3Error: the first episodes all errored.
+    """
+    limits: dict[str, Any] = {
+        "max_attempts": max_attempts,
+        "reflections": reflections,
+        "retries": retries,
+        "blind_retries": blind_retries,
+        "reflect_prompt": reflect_prompt,
+        "retry_prompt": retry_prompt,
+        "blind_retry_prompt": blind_retry_prompt,
+        "sampling": sampling,
+    }
+    graph = build_graph(policy=policy, verifier=verifier, **limits).compile()
+    graph = graph.with_config(recursion_limit=3 * max_attempts + 2)
+    if concurrency < 1:
+        raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
+    if samples > 1 and sampling is not None and sampling.seed is not None:
+        raise ConfigError(
+            f"samples = {samples} and sampling.seed = {sampling.seed}: a seed makes the samples of a task identical; "
+            "leave it out or take 1 sample"
+        )
+    jobs = _jobs(tasks, samples, {"policy": policy_name, "verifier": verifier_name, **limits})
+
+    start = time.monotonic()
+    with TrajectoryWriter(out) as writer:
+        stored = {t.trajectory_id: t for t in load(out) if t.error is None}
+        done = [stored[job.trajectory_id] for job in jobs if job.trajectory_id in stored]
+        missing = [job for job in jobs if job.trajectory_id not in stored]
+        resumed = len(done)
+        queue = iter(missing)
+
+        async def work() -> None:
+            for job in queue:
+                episode = await run_episode(graph, job.task)
+                episode = episode.model_copy(
+                    update={
+                        "trajectory_id": job.trajectory_id,
+                        "sample": job.sample,
+                        "verifier": verifier_name,
+                        "metadata": metadata or {},
+                    }
+                )
+                writer.append(episode)
+                done.append(episode)
+                if on_episode:
+                    on_episode(len(done), len(jobs))
+                if len(done) == min(HOPELESS, len(jobs)):
+                    _refuse_hopeless(done)
+
+        await together(work() for _ in range(min(concurrency, len(missing))))
+    return summarise(done, resumed=resumed, seconds=time.monotonic() - start)
+
+
+async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task) -> Trajectory:
+    """One episode; an error of its own ends it and is recorded with the spans it grew until then.
+
+    Raises:
+        EndpointError, AccessError, ProtocolError: no episode can do without the endpoint.
+        VerifierError: nor without its judge's.
+    """
+    state: dict[str, Any] = {}
+    error = None
+    try:
+        async for reached in graph.astream({"task": task.model_dump(mode="json")}, stream_mode="values"):
+            state = reached
+    except ENDPOINT_ERRORS:
+        raise
+    except R3Error as raised:
+        if isinstance(raised.__cause__, ENDPOINT_ERRORS):
+            raise  # of a verifier that asks a model: nor can any other episode be judged
+        error = EpisodeError(kind=type(raised).__name__, message=str(raised))
+    else:
+        if "trajectory" not in state:
+            message = "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
+            error = EpisodeError(kind="VerifierError", message=message)
+    spans = state.get("spans", ())
+    return Trajectory(task=task, spans=tuple(Span.model_validate(span) for span in spans), error=error)
+
+
+def episode_id(task: Task, sample: int, identity: dict[str, Any]) -> str:
+    """The same for the same task, sample, policy and settings, so that a resumed collection knows what is done."""
+    key = orjson.dumps([task.id, sample, identity], default=dict, option=orjson.OPT_SORT_KEYS)
+    return sha256(key).hexdigest()[:16]
+
+
+def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> list[Job]:
+    jobs: dict[str, Job] = {}
+    for task, sample in product(tasks, range(samples)):
+        job = Job(episode_id(task, sample, identity), task, sample)
+        if job.trajectory_id in jobs:
+            raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
+        jobs[job.trajectory_id] = job
+    if not jobs:
+        raise ConfigError(f"there is nothing to collect, with samples = {samples}; check --n and the task source")
+    return list(jobs.values())
+
+
+def _refuse_hopeless(done: Sequence[Trajectory]) -> None:
+    last = done[-1].error
+    if last is not None and all(episode.error for episode in done):
+        raise R3Error(
+            f"the first {len(done)} episodes all errored, the last one with {last.kind}: {last.message}; mend that and "
+            "collect again: episodes that errored are run anew"
+        )

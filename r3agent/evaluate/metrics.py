@@ -1,0 +1,122 @@
+"""What one policy version does on a set of tasks: first try, after a reflection, after a blind retry, errors."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Literal, TypeAlias
+
+from r3agent.errors import ConfigError
+from r3agent.evaluate.statistics import Difference, Rate, difference, rate
+from r3agent.records.trajectory import Record, Trajectory, mean_success
+
+Cell: TypeAlias = Literal["first_try", "after_reflection", "blind_retry"]
+CELLS: tuple[Cell, ...] = ("first_try", "after_reflection", "blind_retry")
+
+Means: TypeAlias = Mapping[str, float]
+"""A task's success rate over its episodes, by task id."""
+
+
+class Evaluation(Record):
+    """One policy version on a set of tasks. A cell is `None` where no episode tells."""
+
+    policy: str
+    """The version that sampled the episodes."""
+    n_tasks: int
+    n_episodes: int
+    first_try: Rate | None
+    after_reflection: Rate | None
+    """The first try, or else the retry after a reflection."""
+    blind_retry: Rate | None
+    """The control: the first try, or else the retry without a reflection."""
+    lift_over_blind: Difference | None
+    """after_reflection minus blind_retry on the same tasks: what reflecting is worth beyond trying again."""
+    errors: Rate
+    """Share of episodes that errored; they are in none of the cells."""
+    errors_by_kind: dict[str, int]
+    noisy_verdicts: int = 0
+    """Verdicts of whoever may err, such as an LLM judge; no interval above knows of it."""
+
+
+def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
+    """The cells of one policy version.
+
+    Raises:
+        ConfigError: there are no episodes, or some lack a kind of retry that others have.
+    """
+    trajectories = list(trajectories)
+    if not trajectories:
+        raise ConfigError("there are no episodes to evaluate; collect some first")
+    means = cell_means(trajectories)
+    errors = [error_of(t) for t in trajectories]
+    error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
+    lifts = minus(means["after_reflection"], means["blind_retry"])
+    rates = {cell: rate(list(means[cell].values()), errors.count(None)) for cell in CELLS if means[cell]}
+    return Evaluation(
+        policy=", ".join(sorted({s.policy_version or s.model for t in trajectories for s in t.spans})),
+        n_tasks=len(error_means),
+        n_episodes=len(trajectories),
+        first_try=rates.get("first_try"),
+        after_reflection=rates.get("after_reflection"),
+        blind_retry=rates.get("blind_retry"),
+        lift_over_blind=difference(list(lifts.values())) if lifts else None,
+        errors=rate(list(error_means.values()), len(trajectories)),
+        errors_by_kind=dict(Counter(e for e in errors if e is not None)),
+        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for t in trajectories for s in t.spans),
+    )
+
+
+def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
+    """Each cell averaged over the episodes of a task, errored ones left out; empty for a cell nobody collected.
+
+    Raises:
+        ConfigError: some failed attempts lack a kind of retry that others have.
+    """
+    whole = [t for t in trajectories if error_of(t) is None]
+    means: dict[Cell, Means] = {}
+    for cell in CELLS:
+        outcomes = [(t, outcome(t, cell)) for t in whole]
+        missing = [t.trajectory_id for t, value in outcomes if value is None]
+        if missing and any(value is not None and not _first_try(t) for t, value in outcomes):
+            raise ConfigError(
+                f"{cell}: {len(missing)} of {len(whole)} episodes, such as {missing[0]}, have a failed attempt without "
+                "the retry that others have: they were collected with other settings; evaluate them apart"
+            )
+        means[cell] = {} if missing else _by_task((t.task.id, value) for t, value in outcomes if value is not None)
+    return means
+
+
+def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
+    """Success of one whole episode in a cell, between 0 and 1; `None` where it holds no such retry."""
+    attempt = trajectory.attempt
+    if attempt is None or attempt.passed or cell == "first_try":
+        return _first_try(trajectory)
+    if cell == "blind_retry":
+        return mean_success(trajectory.children(attempt, "retry"))
+    reflections = trajectory.children(attempt, "reflect")
+    return mean_success(retry for reflection in reflections for retry in trajectory.children(reflection, "retry"))
+
+
+def error_of(trajectory: Trajectory) -> str | None:
+    """Why an episode says nothing of the policy: the kind of its error, or that its attempt has no verdict."""
+    if trajectory.error is not None:
+        return trajectory.error.kind
+    return "no verdict" if _first_try(trajectory) is None else None
+
+
+def minus(candidate: Means, baseline: Means) -> Means:
+    """Candidate minus baseline, for the tasks in both."""
+    return {task: candidate[task] - baseline[task] for task in sorted(candidate.keys() & baseline.keys())}
+
+
+def _first_try(trajectory: Trajectory) -> float | None:
+    attempt = trajectory.attempt
+    return None if attempt is None or attempt.passed is None else float(attempt.passed)
+
+
+def _by_task(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    by_task: defaultdict[str, list[float]] = defaultdict(list)
+    for task, value in values:
+        by_task[task].append(value)
+    return {task: fmean(by_task[task]) for task in sorted(by_task)}

@@ -1,0 +1,138 @@
+"""A LangChain chat model as the policy.
+
+    graph = build_graph(policy=ChatModelPolicy(ChatOpenAI(model="gpt-4.1-mini", logprobs=True)), verifier=check)
+
+LangChain passes on text, tool calls, usage and, where the provider gives them, logprobs, but no token ids: what such a
+policy samples can be trained on only if it is tokenised again, and each span says so. To train on what was sampled, use
+`OpenAIPolicy`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, convert_to_messages
+from pydantic import SecretStr
+
+from r3agent._util.aio import together
+from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
+from r3agent.policy.openai import Sampling
+from r3agent.records import versions
+from r3agent.records.thinking import handed_over
+from r3agent.records.trajectory import Capability, Generation, Message
+
+NO_IDS = "LangChain passes on no token ids"
+CUT = {"max_tokens", "max_output_tokens", "length"}
+"""What providers call a completion that the token limit ended."""
+
+
+class ChatModelPolicy:
+    """Any `BaseChatModel` where an `OpenAIPolicy` could be.
+
+    Args:
+        model: with its own retries and timeouts; r3agent adds none.
+        version: the policy version it stands for, where the name it answers with does not tell; default the base.
+
+    A `sampling` that the graph is built with goes to the model as keyword arguments (`temperature`, `top_p`,
+    `max_tokens`, ...); without one the model draws as it was made to.
+    """
+
+    def __init__(self, model: BaseChatModel, *, version: str | None = None) -> None:
+        self.model = model
+        self._version = version or versions.BASE
+
+    def __repr__(self) -> str:
+        return f"ChatModelPolicy({type(self.model).__name__})"
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        """Draw `n` completions with `n` calls at once.
+
+        Raises:
+            AccessError: the provider refuses the key or does not know the model.
+            RequestError: it refuses this request.
+            EndpointError: anything else that the model raises.
+        """
+        model: Any = self.model.bind_tools(list(tools)) if tools else self.model
+        asked = convert_to_messages(list(messages))
+
+        async def one(drawn: Sampling | None) -> Generation:
+            start = time.perf_counter()
+            try:
+                answer = await model.ainvoke(asked, **({} if drawn is None else drawn.body()))
+            except Exception as error:  # every provider has its own
+                raise self._mapped(error) from None
+            return self._generation(answer, drawn, round(time.perf_counter() - start, 4))
+
+        return await together(one(sampling and sampling.of_choice(i)) for i in range(n))
+
+    async def aclose(self) -> None:
+        """Nothing: the model is its owner's."""
+
+    def _generation(self, answer: AIMessage, drawn: Sampling | None, latency_s: float) -> Generation:
+        told, usage = answer.response_metadata, answer.usage_metadata
+        scored = (told.get("logprobs") or {}).get("content")
+        reason = next((str(told[k]) for k in ("finish_reason", "stop_reason", "done_reason") if told.get(k)), None)
+        name = str(told.get("model_name") or told.get("model") or getattr(self.model, "model_name", "unknown"))
+        text, calls, thought = str(answer.text), _tool_calls(answer), handed_over(answer.additional_kwargs)
+        capability, note = _worth(answer, text, calls)
+        return Generation(
+            text=text,
+            reasoning=None if thought is None else thought[1],
+            reasoning_field="reasoning" if thought is None else thought[0],
+            tool_calls=calls,
+            logprobs=None if scored is None or capability == "eval-only" else tuple(e["logprob"] for e in scored),
+            model=name,
+            policy_version=versions.of_served(name) or self._version,
+            sampling={} if drawn is None else drawn.model_dump(mode="json"),
+            finish_reason="length" if reason is not None and reason.lower() in CUT else reason,
+            prompt_tokens=None if usage is None else usage["input_tokens"],
+            completion_tokens=None if usage is None else usage["output_tokens"],
+            latency_s=latency_s,
+            capability=capability,
+            capability_note=note,
+        )
+
+    def _mapped(self, error: Exception) -> PolicyError:
+        """A provider's error as ours, without the model's keys, which it may quote."""
+        message = f"{type(self.model).__name__}: {type(error).__name__}: {error}"
+        for value in vars(self.model).values():
+            if isinstance(value, SecretStr) and value.get_secret_value():
+                message = message.replace(value.get_secret_value(), "[the API key]")
+        status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403, 404, 405):
+            return AccessError(f"{message}; check the key and the name of the model")
+        if status in (400, 413, 422):
+            return RequestError(message)
+        return EndpointError(message)
+
+
+def _worth(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capability, str]:
+    if not text and not calls:
+        return "eval-only", "the completion is empty"
+    blocks = answer.content if isinstance(answer.content, list) else ()
+    kinds = {"text" if isinstance(block, str) else str(block.get("type")) for block in blocks}
+    kinds |= {"thinking"} if handed_over(answer.additional_kwargs) else set()
+    if others := sorted(kinds - {"text", "tool_use", "tool_call", "function_call"}):
+        return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(others)}"
+    return "trainable-retokenised", NO_IDS
+
+
+def _tool_calls(answer: AIMessage) -> tuple[dict[str, Any], ...]:
+    """In the shape of OpenAI's API; those whose arguments are no JSON too, for the verifier to see."""
+    called = [(call.get("id"), call["name"], json.dumps(call["args"])) for call in answer.tool_calls]
+    called += [(call.get("id"), call["name"] or "", call["args"] or "") for call in answer.invalid_tool_calls]
+    return tuple(
+        {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for id_, name, arguments in called
+    )

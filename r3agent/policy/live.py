@@ -1,0 +1,94 @@
+"""Which version answers: the live pointer of a registry, and the version of the weights that a server has in place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from r3agent.errors import ConfigError
+from r3agent.store.registry import Registry
+
+LIVE = "live"
+
+
+class Target(NamedTuple):
+    """What to ask, and where."""
+
+    model: str
+    base_url: str | None
+    """`None`: where the policy was told."""
+    in_place: bool
+    """The name does not tell the version: weights are reloaded under it."""
+
+
+class LivePolicy:
+    """The live version of one name, read again when the pointer has moved.
+
+    Raises:
+        ConfigError: the registry is of another policy, or nothing is live.
+    """
+
+    def __init__(self, name: str, registry: Registry) -> None:
+        self._name = name
+        self._registry = registry
+        self._seen = _stamp(registry.live_path)
+        self._target = self._read()
+
+    async def target(self) -> Target:
+        stamp = _stamp(self._registry.live_path)
+        if stamp is None or stamp != self._seen:
+            self._target = await asyncio.to_thread(self._read)  # of files, for which no event loop should wait
+            self._seen = stamp
+        return self._target
+
+    def _read(self) -> Target:
+        registry = self._registry
+        if registry.live is None:
+            raise ConfigError(f"{registry.live_path}: nothing is live; run `r3agent deploy --run {registry.run_dir}`")
+        card = registry.card(registry.live)
+        if card.name != self._name:
+            raise ConfigError(
+                f"{self._name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
+            )
+        return Target(card.served_name, registry.live_base_url, has_weights_in_place(registry))
+
+
+def has_weights_in_place(registry: Registry) -> bool:
+    """Whether one name stands for several versions, one after the other."""
+    return any(registry.card(version).kind == "full" for version in registry.versions())
+
+
+class WeightVersion:
+    """The version of the weights that a server has now, asked with few requests: callers share those that begin late
+    enough for them. Belongs to one event loop."""
+
+    def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
+        self.last: str | None = None
+        """What was answered last."""
+        self._ask = ask
+        self._running: asyncio.Task[str | None] | None = None
+        self._next: asyncio.Task[str | None] | None = None
+
+    async def now(self) -> str | None:
+        """As of after this call; `None` where the server does not say."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._after(self._running))
+        return await asyncio.shield(self._next)
+
+    async def _after(self, running: asyncio.Task[str | None] | None) -> str | None:
+        if running is not None:
+            await asyncio.wait([running])
+        self._running, self._next = self._next, None
+        self.last = await self._ask()
+        return self.last
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes when the file does: it is replaced, never written in place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

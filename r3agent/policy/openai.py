@@ -1,0 +1,301 @@
+"""A policy turns a conversation into sampled completions and reports the exact tokens where it can.
+
+`OpenAIPolicy` talks to any OpenAI-compatible endpoint. It asks for logprobs and for vLLM's token ids, goes on
+without what the endpoint refuses, and says on every generation what it is good for and which version answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import orjson
+from pydantic import Field
+
+from r3agent._util.aio import run_sync, together
+from r3agent._util.urls import shown
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
+from r3agent.policy.endpoint import Endpoint
+from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
+from r3agent.policy.parse import generations, is_constrained, refused_field
+from r3agent.policy.stream import Assembly, OnDelta, shifted
+from r3agent.records import versions
+from r3agent.records.trajectory import Generation, Message, Record
+from r3agent.store.registry import Registry
+
+
+class Sampling(Record):
+    """How completions are drawn; sent with every request and stored on every span."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """0 takes the most likely token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """The smallest set of most likely tokens with this much probability is drawn from."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Per completion."""
+    seed: int | None = None
+    """Choice i of a request is drawn with seed + i, as vLLM numbers them."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
+    extra: dict[str, Any] = {}
+    """Further fields of the request body, for options only this endpoint knows."""
+
+    def body(self) -> dict[str, Any]:
+        """The fields of a chat completion request."""
+        body = self.model_dump(exclude={"extra"}, exclude_none=True, mode="json")
+        if not self.stop:
+            del body["stop"]
+        return {**body, **self.extra}
+
+    def of_choice(self, i: int) -> Sampling:
+        """What draws choice i alone: a seeded request that is merely repeated gives the same completion again."""
+        return self if self.seed is None else self.model_copy(update={"seed": self.seed + i})
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What the graph needs of a model."""
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        """Draw `n` completions of one conversation.
+
+        Raises:
+            PolicyError: the endpoint did not give them.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections; the policy is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Pinnable(Protocol):
+    """A policy whose version may change between two calls."""
+
+    def pinned(self, model: str) -> Policy:
+        """The same policy with the version that answered as `model`, as long as it is served."""
+        ...
+
+
+class OpenAIPolicy:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Args:
+        base_url: ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
+        model: the served name; `NAME@v0007` is version v0007 of NAME, a bare name the base, v0000; `NAME@live` is
+            whatever the registry's live pointer names when a request is made.
+        api_key: default `$OPENAI_API_KEY`; never recorded.
+        registry: of the run, or the run's directory; needed for `NAME@live`, and checks with the server which version
+            answered where full weights are reloaded under one name.
+        version: what a bare name stands for, where neither the name nor the server tells.
+        concurrency: connections kept open, and the most requests under way at once.
+        timeout_s: for one request.
+        outage_s: how long to wait for a server that has answered before and is gone.
+        max_tries: for one request; `r3agent.policy.endpoint` says what is tried again.
+
+    Raises:
+        ConfigError: the URL is none, `NAME@live` has no registry, or nothing is live.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        sampling: Sampling | None = None,
+        registry: Registry | str | Path | None = None,
+        version: str | None = None,
+        concurrency: int = 64,
+        timeout_s: float = 600.0,
+        outage_s: float = 600.0,
+        max_tries: int = 6,
+    ) -> None:
+        self.base_url = base_url
+        self.model = model
+        self.sampling = sampling or Sampling()
+        self._version = version
+        self._live: LivePolicy | None = None
+        self._pin: str | None = None
+        self._refused: set[str] = set()
+        self._settings: dict[str, Any] = {
+            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
+            "concurrency": concurrency,
+            "timeout_s": timeout_s,
+            "outage_s": outage_s,
+            "max_tries": max_tries,
+        }
+        self._endpoints = {base_url: self._new_endpoint(base_url)}
+        self._weights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeightVersion]] = WeakKeyDictionary()
+        registry = Registry(registry) if isinstance(registry, str | Path) else registry
+        if model.endswith(f"@{LIVE}"):
+            if registry is None:
+                raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
+            self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
+        self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
+
+    def __repr__(self) -> str:
+        return f"OpenAIPolicy({shown(self.base_url)!r}, {self.model!r})"
+
+    async def sample(
+        self,
+        messages: Sequence[Message],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> list[Generation]:
+        """Draw `n` completions with one request; an endpoint that gives fewer is asked again for each of the rest.
+
+        Args:
+            on_delta: streams, and is told of each piece; the record is the same.
+
+        Raises:
+            EndpointError: unreachable, timed out or failing, after `max_tries`.
+            AccessError: the key, the model or the URL is wrong.
+            RequestError: this request was refused, e.g. the prompt is too long.
+            ProtocolError: the answer is not an OpenAI response.
+        """
+        body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
+        drawn = sampling or self.sampling
+        target = await self._target()
+        if self._pin is not None:
+            target = target._replace(model=self._pin)
+        try:
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        except (AccessError, EndpointError):
+            # The version was taken off the server, or the server away, for what is live now: the stamp tells.
+            if self._live is None or (now := await self._target()) == target:
+                raise
+            target = now
+            drawings = await self._complete(target, body, drawn, n, on_delta)
+        rest = (
+            self._complete(target, body, drawn.of_choice(i), 1, on_delta and shifted(on_delta, i))
+            for i in range(len(drawings), n)
+        )
+        return drawings + [generation for one in await together(rest) for generation in one]
+
+    def pinned(self, model: str) -> OpenAIPolicy:
+        """The version that answered as `model`: an episode goes on with the version it began with."""
+        if self._live is None:
+            return self
+        kept = copy(self)
+        kept._pin = model
+        return kept
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        for endpoint in self._endpoints.values():
+            await endpoint.aclose()
+
+    def close(self) -> None:
+        """Close the connections that `graph.invoke` opened."""
+        run_sync(self.aclose())
+
+    async def __aenter__(self) -> OpenAIPolicy:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _complete(
+        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+    ) -> list[Generation]:
+        wanted = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
+        refused = set(self._refused)
+        while True:
+            asked = {field: value for field, value in wanted.items() if field not in refused}
+            try:
+                drawings = await self._ask(target, {**body, **drawn.body(), **asked}, drawn, n, on_delta)
+            except AccessError:
+                raise
+            except RequestError as error:
+                named = refused_field(str(error), asked)
+                if named is None:
+                    raise
+                refused.add(named)
+            else:
+                self._refused |= refused  # remembered once going without has helped
+                return drawings
+
+    async def _ask(
+        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+    ) -> list[Generation]:
+        """One request, with the version of the weights before it and after it where the name does not tell."""
+        endpoint = self._endpoint(target)
+        weights = self._weight_version(endpoint) if target.in_place else None
+        before = None if weights is None else weights.last or await weights.now()
+        body = {"model": target.model, **body}
+        content, latency_s = b"", 0.0
+        try:
+            if on_delta is None:
+                content, latency_s = await endpoint.post("/chat/completions", body)
+                answer = orjson.loads(content)
+            else:
+                assembly = Assembly()
+
+                def take(chunk: Any) -> None:
+                    for index, text in assembly.add(chunk):
+                        on_delta(index, text)
+
+                latency_s = await endpoint.stream("/chat/completions", body, take)
+                answer = assembly.body
+            after = None if weights is None else await weights.now()
+            answered = answer.get("model") or target.model
+            common = {
+                "model": target.model,
+                "policy_version": self._version_of(answered, before, after),
+                "sampling": drawn.model_dump(mode="json"),
+                "latency_s": round(latency_s, 4),
+            }
+            return generations(answer, common, n, constrained=is_constrained(body))
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            start = content[:80].decode(errors="replace")
+            raise ProtocolError(
+                f"{shown(endpoint.base_url)}, model {target.model!r}: answered {start!r}, "
+                f"which is not a chat completion ({type(error).__name__}: {error}); "
+                "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
+            ) from error
+
+    async def _target(self) -> Target:
+        return self._fixed if self._live is None else await self._live.target()
+
+    def _endpoint(self, target: Target) -> Endpoint:
+        url = target.base_url or self.base_url
+        if url not in self._endpoints:
+            self._endpoints[url] = self._new_endpoint(url)
+        return self._endpoints[url]
+
+    def _new_endpoint(self, url: str) -> Endpoint:
+        async def is_current() -> bool:
+            return ((await self._target()).base_url or self.base_url) == url
+
+        return Endpoint(url, **self._settings, is_current=is_current)
+
+    def _weight_version(self, endpoint: Endpoint) -> WeightVersion:
+        of_loop = self._weights.setdefault(asyncio.get_running_loop(), {})
+        if endpoint.base_url not in of_loop:
+            of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
+        return of_loop[endpoint.base_url]
+
+    def _version_of(self, answered: str, before: str | None, after: str | None) -> str | None:
+        """`None`: the weights changed between the two looks."""
+        if named := versions.of_served(answered):
+            return named
+        if before != after:
+            return None
+        return after if versions.is_version(after) else self._version or versions.BASE

@@ -1,0 +1,104 @@
+"""What a chat completion response is worth: its choices as generations, with the exact tokens or the reason why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from r3agent.records.thinking import handed_over
+from r3agent.records.trajectory import Capability, Generation
+
+Json = Mapping[str, Any]
+
+
+GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+"""vLLM's own fields that constrain what is sampled."""
+
+
+def refused_field(message: str, asked: Iterable[str]) -> str | None:
+    """Which of the fields that were asked for an endpoint's refusal names."""
+    return next((field for field in asked if re.search(rf"(?<!\\)\b{field}\b", message)), None)
+
+
+def is_constrained(request: Json) -> bool:
+    """Whether a grammar has a say in what is sampled: the logprobs are then those of what it left, as vLLM gives them,
+    and not the policy's own."""
+    forced_tool = request.get("tool_choice") not in (None, "auto", "none")
+    shaped = (request.get("response_format") or {}).get("type", "text") != "text"
+    return forced_tool or shaped or any(request.get(field) is not None for field in GRAMMARS)
+
+
+def generations(answer: Json, common: Json, n: int, *, constrained: bool = False) -> list[Generation]:
+    """The first `n` choices of a response body.
+
+    Args:
+        constrained: see `is_constrained`.
+        common: fields of all generations that the body does not have: `policy_version`, `sampling`, `latency_s`, and
+            the `model` to assume when the body names none.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is not a chat completion.
+    """
+    choices, usage = answer["choices"], answer.get("usage") or {}
+    if not choices:
+        raise ValueError("it has no choices")
+    sampled = usage.get("completion_tokens")
+    shared = {
+        **common,
+        "model": answer.get("model") or common["model"],
+        "prompt_token_ids": answer.get("prompt_token_ids"),
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": sampled if len(choices) == 1 else None,
+    }
+    n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
+    flaw = None
+    if constrained:
+        flaw = "sampled under a grammar (response_format or a forced tool): its logprobs are not the policy's own"
+    elif sampled not in (None, n_ids):
+        flaw = "the number of token ids is not usage.completion_tokens: some were dropped"
+    return [_generation(choice, shared, flaw) for choice in choices[:n]]
+
+
+def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
+    message, ids = choice["message"], choice.get("token_ids")
+    scored = (choice.get("logprobs") or {}).get("content")
+    logprobs = None if scored is None else [entry["logprob"] for entry in scored]
+    text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
+    thought = handed_over(message)
+    capability, note = _worth(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
+    if thought is not None and capability == "trainable-retokenised":
+        capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
+    return Generation.model_validate(
+        {
+            **shared,
+            "text": text,
+            **({} if thought is None else {"reasoning_field": thought[0], "reasoning": thought[1]}),
+            "tool_calls": tool_calls,
+            "token_ids": ids,
+            "logprobs": None if capability == "eval-only" else logprobs,
+            "completion_tokens": len(ids) if ids else shared["completion_tokens"],
+            "finish_reason": choice.get("finish_reason"),
+            "capability": capability,
+            "capability_note": note,
+        }
+    )
+
+
+def _worth(
+    said_something: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
+) -> tuple[Capability, str | None]:
+    """What it is good for, and what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
+    if not ids and not said_something:
+        return "eval-only", "the completion is empty"
+    if shared.get("policy_version") is None:
+        return "eval-only", "the weights were swapped while it was generated: nobody knows which version it is of"
+    if not ids or not shared["prompt_token_ids"]:
+        return "trainable-retokenised", "the endpoint returned no token ids"
+    if logprobs is None:
+        return "trainable-retokenised", "the endpoint returned no logprobs"
+    if len(logprobs) != len(ids):
+        return "eval-only", f"{len(ids)} token ids but {len(logprobs)} logprobs"
+    if flaw is not None:
+        return "eval-only", flaw
+    return "trainable-exact", None

@@ -1,0 +1,67 @@
+"""A streamed chat completion, put together into the body that the same request without streaming would have had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from r3agent.records.thinking import handed_over
+
+OnDelta: TypeAlias = Callable[[int, str], object]
+"""Told of every piece of text of a streamed completion, not of thinking that comes beside it: the choice's number and
+the piece."""
+
+
+def shifted(on_delta: OnDelta, by: int) -> OnDelta:
+    """For choices that another request draws: its first is number `by` of all."""
+    return lambda index, text: on_delta(index + by, text)
+
+
+class Assembly:
+    """Add the chunks in order, then take the `body`."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, chunk: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+        """Take in one chunk; yields choice and text of what it adds.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it is not a chunk of a chat completion.
+        """
+        for field in ("model", "usage", "prompt_token_ids"):
+            if chunk.get(field) is not None:
+                self._head[field] = chunk[field]
+        for part in chunk["choices"]:
+            choice = self._choices.setdefault(part["index"], {"index": part["index"], "message": {"content": ""}})
+            delta = part.get("delta") or {}
+            if text := delta.get("content"):
+                choice["message"]["content"] += text
+                yield part["index"], text
+            if thought := handed_over(delta):
+                field, piece = thought
+                choice["message"][field] = choice["message"].get(field, "") + piece
+            for call in delta.get("tool_calls") or ():
+                _add_call(choice["message"].setdefault("tool_calls", []), call)
+            if part.get("token_ids"):
+                choice.setdefault("token_ids", []).extend(part["token_ids"])
+            if scored := (part.get("logprobs") or {}).get("content"):
+                choice.setdefault("logprobs", {"content": []})["content"].extend(scored)
+            if part.get("finish_reason"):
+                choice["finish_reason"] = part["finish_reason"]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}
+
+
+def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
+    """The first part of a tool call has its id and name, all of them pieces of its arguments."""
+    index = part.get("index", len(calls))
+    while len(calls) <= index:
+        calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
+    call, function = calls[index], part.get("function") or {}
+    call["id"] = part.get("id") or call["id"]
+    for field in ("name", "arguments"):
+        call["function"][field] += function.get(field) or ""

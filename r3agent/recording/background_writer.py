@@ -1,0 +1,126 @@
+"""The recorder's thread: what waits for the disk, what was lost on the way, and the writing itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from r3agent.errors import R3Error
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.trajectories import TrajectoryWriter
+
+logger = logging.getLogger(__name__)
+
+Fate: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
+
+
+class Counts(NamedTuple):
+    """What became of the trajectories that one process handed over; the rest is waiting."""
+
+    recorded: int
+    """Written."""
+    sampled_out: int
+    """Left out by `sample_rate`."""
+    dropped: int
+    """Too many were waiting, or the recorder was closed."""
+    failed: int
+    """It was no trajectory, `redact` raised, or the disk refused it."""
+
+
+class BackgroundWriter:
+    """Of one process: its thread starts with the first trajectory, and its shard too.
+
+    The lock is never held while the disk is waited for.
+    """
+
+    def __init__(self, directory: Path, queue_size: int) -> None:
+        self._directory = directory
+        self._queue_size = queue_size
+        self._changed = threading.Condition()
+        self._waiting: list[Trajectory] = []
+        self._in_hand = 0
+        """Taken by the thread and not yet written."""
+        self._fates: Counter[Fate] = Counter()
+        self._told: set[Fate] = set()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def counts(self) -> Counts:
+        with self._changed:
+            return Counts(*(self._fates[fate] for fate in get_args(Fate)))
+
+    def count(self, fate: Fate, why: str = "", n: int = 1) -> None:
+        """
+        Args:
+            why: what was lost is logged the first time.
+        """
+        with self._changed:
+            self._fates[fate] += n
+            tell = why and fate not in self._told
+            self._told.add(fate)
+        if tell:
+            logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self._directory, fate, why)
+
+    def put(self, trajectory: Trajectory) -> None:
+        with self._changed:
+            full = len(self._waiting) + self._in_hand >= self._queue_size
+            if not full and not self._closed:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._write, name="r3agent-recorder", daemon=True)
+                    self._thread.start()
+                self._waiting.append(trajectory)
+                self._changed.notify_all()
+                return
+        self.count("dropped", "the recorder is closed" if self._closed else f"{self._queue_size} wait for the disk")
+
+    def flush(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._in_hand, timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        done = self.flush(timeout_s)
+        with self._changed:
+            given_up, self._waiting = len(self._waiting), []
+        if given_up:
+            self.count("dropped", f"the disk took longer than {timeout_s:g} s at shutdown", given_up)
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        return done
+
+    def _write(self) -> None:
+        writer: TrajectoryWriter | None = None
+        while batch := self._next_batch():
+            for trajectory in batch:
+                try:
+                    writer = writer or TrajectoryWriter(self._directory, unique=True)
+                    writer.append(trajectory)
+                except (R3Error, OSError) as error:
+                    self.count("failed", str(error))
+                except Exception as error:  # a record that cannot be written as JSON; the thread goes on
+                    self.count("failed", f"a {type(error).__name__} when it was written")
+                else:
+                    self.count("recorded")
+                with self._changed:
+                    self._in_hand -= 1
+                    self._changed.notify_all()
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                logger.warning("%s: %s when the shard was closed", self._directory, error)
+
+    def _next_batch(self) -> list[Trajectory]:
+        """What is waiting, once there is something; nothing: it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            batch, self._waiting = self._waiting, []
+            self._in_hand = len(batch)
+            return batch

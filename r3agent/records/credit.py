@@ -1,0 +1,169 @@
+"""Credit: what a span earned, and the siblings it is compared with.
+
+    label         earns, the first by default                 its siblings, a GRPO group
+    attempt       success | score of its own verdict          first tries of one task by one policy version
+    reflect       retry_success | retry_score | lift          reflections of one failed try
+    retry         success | score                             retries after one reflection
+    blind_retry   success | score                             blind retries of one failed try
+
+Siblings answered one and the same prompt. Spans of different failures are never compared: that biases the baseline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from statistics import fmean
+from typing import Literal, TypeAlias, get_args
+
+from r3agent.records.trajectory import Record, Span, Trajectory, mean_success
+
+CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
+"""A span's label, and whether a retry was blind."""
+
+RewardSource: TypeAlias = Literal["retry_success", "retry_score", "lift", "success", "score"]
+"""What pays a reflection: the success of its retries, their score, or their success minus that of the blind retries.
+What pays any other span: the success or the score of its own verdict."""
+
+SOURCES: Mapping[str, tuple[RewardSource, ...]] = {
+    "attempt": ("success", "score"),
+    "reflect": ("retry_success", "retry_score", "lift"),
+    "retry": ("success", "score"),
+    "blind_retry": ("success", "score"),
+}
+"""Which sources fit which label; the first is what `groups` and `reward` take by default."""
+
+
+class Group(Record):
+    """Sibling spans and what each earned: one GRPO group of G."""
+
+    label: CreditLabel
+    parent: Span | None
+    """The span they all follow; `None` for attempts, which follow the task."""
+    trajectories_G: tuple[Trajectory, ...]
+    """Where each span is: one and the same trajectory, unless they are attempts."""
+    spans_G: tuple[Span, ...]
+    rewards_G: tuple[float, ...]
+
+    @property
+    def has_variance(self) -> bool:
+        return len(set(self.rewards_G)) > 1
+
+    @property
+    def group_id(self) -> str:
+        """Of the first trajectory, the parent if there is one, the label and the first span: children of one parent
+        may have been asked for in several ways."""
+        parent = "" if self.parent is None else self.parent.span_id
+        return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}/{self.spans_G[0].span_id}"
+
+
+def credit_label(trajectory: Trajectory, span: Span) -> CreditLabel:
+    """The span's label as credit is told apart by."""
+    return "blind_retry" if trajectory.is_blind(span) else span.label
+
+
+def check_label(label: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such label; with the nearest.
+    """
+    labels = get_args(CreditLabel)
+    if label not in labels:
+        near = get_close_matches(label, labels, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(labels)}"
+        raise ValueError(f"unknown label {label!r}; {hint}")
+
+
+def check_source(label: str, source: str) -> None:
+    """
+    Raises:
+        ValueError: there is no such label, or the source does not fit it; with what fits.
+    """
+    check_label(label)
+    if source not in (fitting := SOURCES[label]):
+        raise ValueError(f"{label} = {source!r}: what fits {label} is {' or '.join(map(repr, fitting))}")
+
+
+def reward(
+    trajectory: Trajectory, span: Span, source: RewardSource | None = None, *, leaked: bool = False
+) -> float | None:
+    """What a span earned; `None` when there is no verdict on it, on a retry of it or (`lift`) on the control.
+
+    Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
+
+    Args:
+        leaked: as if every retry of this reflection had failed.
+
+    Raises:
+        ValueError: the source does not fit the span's label.
+    """
+    label = credit_label(trajectory, span)
+    source = source or SOURCES[label][0]
+    check_source(label, source)
+    if source in ("success", "score"):
+        return _own(span, source)
+    retries = trajectory.children(span, "retry")
+    scores = [s for r in retries if (s := _own(r, "score" if source == "retry_score" else "success")) is not None]
+    if not scores:
+        return None
+    earned = 0.0 if leaked else fmean(scores)
+    if source != "lift":
+        return earned
+    above = trajectory.parent(span)
+    blind = None if above is None else mean_success(trajectory.children(above, "retry"))
+    return None if blind is None else earned - blind
+
+
+def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Span]:
+    """The spans whose verdicts make the reward of `span`."""
+    if source in ("success", "score"):
+        return [span]
+    above = trajectory.parent(span) if source == "lift" else None
+    blind = [] if above is None else trajectory.children(above, "retry")
+    return [*trajectory.children(span, "retry"), *blind]
+
+
+def groups(
+    trajectories: Iterable[Trajectory], label: CreditLabel = "reflect", source: RewardSource | None = None
+) -> Iterator[Group]:
+    """The groups of one label, in order of their first span; spans without a reward are left out.
+
+    Raises:
+        ValueError: the source does not fit the label.
+    """
+    check_source(label, source := source or SOURCES[label][0])
+    siblings: dict[Hashable, list[tuple[Trajectory, Span, float]]] = {}
+    for number, trajectory in enumerate(trajectories):
+        for span in trajectory.spans:
+            if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
+                continue
+            key = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
+            siblings.setdefault(key, []).append((trajectory, span, earned))
+    for members in siblings.values():
+        trajectories_G, spans_G, rewards_G = zip(*members, strict=True)
+        yield Group(
+            label=label,
+            parent=trajectories_G[0].parent(spans_G[0]),
+            trajectories_G=trajectories_G,
+            spans_G=spans_G,
+            rewards_G=rewards_G,
+        )
+
+
+def _own(span: Span, source: str) -> float | None:
+    if span.verdict is None:
+        return None
+    return span.verdict.score if source == "score" else float(span.verdict.passed)
+
+
+def _asked(span: Span) -> str:
+    """What one parent's children were asked with: the graph asks all of them the same, plain Python may not."""
+    return json.dumps([span.standalone, span.request], sort_keys=True, default=str)
+
+
+def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:
+    """What makes first tries of several episodes siblings: one task, one prompt, one policy version."""
+    task = trajectory.task
+    asked = json.dumps([trajectory.prompt(attempt), task.tools], sort_keys=True, default=str)
+    return task.id, asked, attempt.policy_version

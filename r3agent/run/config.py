@@ -1,0 +1,257 @@
+"""`r3.toml`: every setting of a run, checked before any server is contacted.
+
+What counts, strongest first: the command line, the run's file, the default. `load_config` decides it, and nothing
+else does.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import tomlkit
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+
+from r3agent._util.templates import compile_template
+from r3agent._util.urls import shown
+from r3agent.audit.config import AuditConfig
+from r3agent.deploy.config import DeployConfig
+from r3agent.errors import ConfigError
+from r3agent.policy.openai import Sampling
+from r3agent.records.prompts import HIDDEN, KNOWN, PROMPTS, Kind
+from r3agent.records.trajectory import Record
+from r3agent.tasks.splits import Split
+from r3agent.train.config import TrainConfig
+
+
+class PolicyConfig(Record):
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Of an OpenAI-compatible server."""
+    model: str = "bundled"
+    """Name under which the server serves the base model; version v0007 of it is `MODEL@v0007`."""
+    base_model: str = "bundled"
+    """Directory or hub id of the same weights, for training; `bundled` is the policy in the package."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never written down."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """For one request."""
+    outage_s: float = Field(default=600.0, ge=0)
+    """How long to wait for a server that has answered before and is gone."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        if shown(url) != url:
+            raise ValueError(f"{shown(url)} with a password in it would be written to r3.toml; pass it as the API key")
+        return url
+
+
+class ServeConfig(Record):
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """What `r3agent serve --run` starts: a small server of r3agent's own, or vLLM."""
+    vllm_python: str = ""
+    """Python of the environment that has vLLM; empty means `$R3AGENT_VLLM_PYTHON`, then r3agent's own."""
+    options: tuple[str, ...] = ()
+    """Further options of vLLM's command line, e.g. `["--max-num-seqs", "64"]`."""
+
+
+class TaskConfig(Record):
+    source: str = "countdown"
+    """A shipped source, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own as `module:callable`."""
+    verifier: str = ""
+    """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
+    verifier_params: dict[str, Any] = {}
+    """What the verifier understands."""
+    seed: int = 0
+    """Tasks of round k are drawn with `seed` and k."""
+    params: dict[str, Any] = {}
+    """What the source understands, e.g. `max_number` of countdown. Of a file or `hf:NAME`: `prompt`, `system`, `gold`
+    (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
+    of `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
+
+
+class PromptConfig(Record):
+    reflect_prompt: str = ""
+    """Asks for a reflection, after a failed try. A Jinja template, which may name task.messages, task.tools, answer,
+    thinking, feedback and attempt; empty means the one for the verifier's kind of task."""
+    retry_prompt: str = ""
+    """Asks for another try, after a reflection; likewise, and it may name the reflection too."""
+    blind_retry_prompt: str = ""
+    """Asks for another try without a reflection; likewise."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_template(cls, text: str, info: ValidationInfo) -> str:
+        try:
+            compile_template(text, name="as a template", known=KNOWN[str(info.field_name)], hidden=HIDDEN)
+        except ConfigError as error:
+            raise ValueError(error) from error  # so that it is told with the file's other errors
+        return text
+
+    def filled(self, kind: Kind) -> PromptConfig:
+        """With the kind's own prompts where the settings have none."""
+        own = {name: text for name, text in self.model_dump().items() if text}
+        return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
+
+
+class CollectConfig(Record):
+    n: int = Field(default=512, ge=1)
+    """Tasks of one collection."""
+    samples: int = Field(default=1, ge=1)
+    """Episodes of each task; crediting `attempt` needs at least 2."""
+    max_attempts: int = Field(default=2, ge=1)
+    """Tries on one path, the first included."""
+    reflections: int = Field(default=8, ge=0)
+    """G: reflections of each failed try; a GRPO group."""
+    retries: int = Field(default=1, ge=1)
+    """M: retries after each reflection; crediting `retry` needs at least 2."""
+    blind_retries: int = Field(default=0, ge=0)
+    """B: retries without a reflection, as a control; the reward `lift` needs at least 1, crediting them at least 2."""
+    concurrency: int = Field(default=64, ge=1)
+    """Episodes under way at once."""
+
+
+class EvalConfig(Record):
+    n: int = Field(default=500, ge=1)
+    """Frozen tasks, of an evaluation and of the gate."""
+    split: Split = "test"
+    """Of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained on or
+    not."""
+    seed: int = 0
+    """Of the draw; the same tasks are taken with the same seed."""
+    samples: int = Field(default=1, ge=1)
+    """Episodes of each task."""
+
+
+class GateConfig(Record):
+    split: Split = "gate"
+    """Whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is right
+    where a single decision is made and its numbers are reported whatever it is."""
+    min_lift: float = 0.0
+    """Points of after-reflection success that a new version must gain."""
+    max_regression: float = Field(default=2.0, ge=0)
+    """Points of first-try success that it may lose, and of errors that it may gain."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Level of the paired test."""
+
+
+class LoopConfig(Record):
+    rounds: int = Field(default=1, ge=1)
+    """Policy versions to make."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Rounds between evaluations; the last round is always evaluated."""
+
+
+class Config(Record):
+    """All settings of a run, one section each."""
+
+    policy: PolicyConfig = PolicyConfig()
+    serve: ServeConfig = ServeConfig()
+    task: TaskConfig = TaskConfig()
+    prompts: PromptConfig = PromptConfig()
+    sampling: Sampling = Sampling()
+    collect: CollectConfig = CollectConfig()
+    train: TrainConfig = TrainConfig()
+    deploy: DeployConfig = DeployConfig()
+    eval: EvalConfig = EvalConfig()
+    gate: GateConfig = GateConfig()
+    loop: LoopConfig = LoopConfig()
+    audit: AuditConfig = AuditConfig()
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The file's settings with `overrides`, a mapping of dotted keys such as `{"collect.n": 64}`, on top.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value does not fit.
+    """
+    settings = _read(path) if path else {}
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        table: Any = settings
+        for depth, parent in enumerate(parents):
+            table = table.setdefault(parent, _table(*parents[:depth], parent))
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key}: {parent} = {table!r} is not a section; write [{parent}] with keys below it")
+        table[leaf] = value
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        where = f"{path}: " if path else ""
+        raise ConfigError(where + "; ".join(_explained(e) for e in error.errors())) from None
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` to a dotted key and a value; what is not TOML is taken as a string.
+
+    Raises:
+        ConfigError: there is no `=` or no section.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"--set {text!r}: write section.key=value, e.g. --set train.learning_rate=1e-5")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def to_toml(config: Config) -> str:
+    """The text of an `r3.toml` with every setting and its explanation."""
+    document = tomlkit.document()
+    for section, field in Config.model_fields.items():
+        kind = cast(type[BaseModel], field.annotation)
+        table = tomlkit.table()
+        for name, value in getattr(config, section).model_dump(mode="json").items():
+            for line in (kind.model_fields[name].description or "").splitlines():
+                table.add(tomlkit.comment(line.strip()))
+            if value is None:  # TOML has no word for it
+                table.add(tomlkit.comment(f"{name} ="))
+            else:
+                table.add(name, _inline(value) if isinstance(value, dict) else value)
+        document.add(section, table)
+    return tomlkit.dumps(document)
+
+
+def _table(*path: str) -> dict[str, Any]:
+    """What a key that the file does not have is added to: for one of a mapping such as `train.credit`, its default."""
+    default: Any = Config()
+    for name in path:
+        default = getattr(default, name, None)
+    return dict(cast(dict[str, Any], default)) if isinstance(default, dict) else {}
+
+
+def _inline(mapping: dict[str, Any]) -> Any:
+    """On one line, so that the settings after it stay in their section."""
+    inline = tomlkit.inline_table()
+    inline.update(mapping)
+    return inline
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; `r3agent init` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _explained(error: Any) -> str:
+    """One pydantic error as: key, value, limit, and for an unknown key the nearest known one."""
+    *parents, leaf = (str(part) for part in error["loc"])
+    key = ".".join([*parents, leaf])
+    if error["type"] == "value_error":  # of several keys together; the message names them
+        return f"{key}: {error['ctx']['error']}"
+    if error["type"] != "extra_forbidden":
+        return f"{key} = {error['input']!r}: {error['msg']}"
+    model: type[BaseModel] = Config
+    for parent in parents:
+        model = cast(type[BaseModel], model.model_fields[parent].annotation)
+    known = list(model.model_fields)
+    near = get_close_matches(leaf, known, n=1)
+    hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"

@@ -1,0 +1,143 @@
+"""`r3agent demo`: the whole loop on one machine, with the embedded server and the bundled policy."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from r3agent._util.files import write_atomically, writing
+from r3agent.errors import ConfigError
+from r3agent.evaluate import Comparison, Difference, Evaluation, table
+from r3agent.records.trajectory import Record
+from r3agent.run.config import load_config
+from r3agent.run.loop import Reporter, run_loop
+from r3agent.run.stages import CONFIG_FILE, Run
+from r3agent.serve import ServerProcess
+from r3agent.store.trajectories import load
+
+SETTINGS: dict[str, Any] = {
+    "sampling.max_tokens": 24,
+    "collect.n": 256,
+    "collect.reflections": 8,
+    "collect.blind_retries": 0,
+    "train.learning_rate": 1e-3,
+    "train.max_staleness": 0,
+    "train.batch_size": 128,
+    "train.micro_batch_tokens": 16384,
+    "eval.n": 600,
+    "gate.split": "test",
+    "loop.rounds": 8,
+    "loop.evaluate_every": 8,
+}
+"""What differs from the defaults: a tiny policy takes larger steps, and many of them, in little time.
+
+The test split may decide, because it does so once, at the end, and is shown whatever it decides: nothing was chosen by
+it. A second evaluation, on the gate split, would take as long again.
+"""
+
+
+class Cells(Record):
+    """Shares of the held-out tasks."""
+
+    first_try: float
+    after_reflection: float
+    blind_retry: float
+
+
+class DemoSummary(Record):
+    """`summary.json` of a demo."""
+
+    seed: int
+    seconds: float
+    """Of this call; a demo that was stopped and went on took longer."""
+    n_tasks: int
+    before: Cells
+    after: Cells
+    lift_points: float
+    """Change of `after_reflection`, in percentage points."""
+    p_value: float
+    """Of that change: exact paired test."""
+    policy_before: str
+    policy_after: str
+    tokens_sampled: int
+    rounds: int
+
+
+def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str]:
+    """Run or finish the demo in `out`; returns its summary and the text of the comparison.
+
+    Raises:
+        ConfigError: `out` holds another run, or cannot be written.
+        R3Error: a stage failed; the same call goes on from there.
+    """
+    began = time.monotonic()
+    settings = {**SETTINGS, "task.seed": seed, "train.seed": seed}
+    _refuse_another_run(out, settings)
+    reporter.stage("starting the embedded server with the bundled policy")
+    log = out / "server.log"
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with ServerProcess("bundled", log_path=log) as server:
+        run = Run(out, {**settings, "policy.base_url": server.base_url})
+        report = run_loop(run, reporter)
+    comparison = report.rounds[-1].comparison
+    before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
+    assert change is not None  # `evaluate` collects every cell
+    folders = [out / "trajectories", *(out / "eval").glob("v*/")]
+    summary = DemoSummary(
+        seed=seed,
+        seconds=round(time.monotonic() - began, 1),
+        n_tasks=change.n_tasks,
+        before=_cells(before),
+        after=_cells(after),
+        lift_points=change.points,
+        p_value=change.p_value,
+        policy_before=before.policy,
+        policy_after=after.policy,
+        tokens_sampled=sum(span.completion_tokens or 0 for f in folders for t in load(f) for span in t.spans),
+        rounds=run.config.loop.rounds,
+    )
+    write_atomically(out / "summary.json", summary.model_dump_json(indent=2))
+    text = f"""{table(comparison)}
+
+{_conclusion(comparison, change)}
+{summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
+
+next: r3agent eval --run {out}               this table again
+      r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
+      r3agent serve bundled --port 8000      then r3agent loop --run runs/mine, with r3.toml to edit"""
+    return summary, text
+
+
+def _refuse_another_run(out: Path, settings: dict[str, Any]) -> None:
+    file = out / CONFIG_FILE
+    if not file.exists():
+        return
+    known = load_config(file, {})
+    if known.task.seed != settings["task.seed"]:
+        what = f"with seed {known.task.seed}, not {settings['task.seed']}"
+    elif known != load_config(file, settings):
+        what = "that is no demo, or whose r3.toml was edited"
+    else:
+        return
+    raise ConfigError(f"{out} has a run {what}; choose another directory with --out")
+
+
+def _cells(evaluation: Evaluation) -> Cells:
+    rates = {cell: getattr(evaluation, cell) for cell in Cells.model_fields}
+    return Cells(**{cell: round(rate.rate, 4) for cell, rate in rates.items()})
+
+
+def _conclusion(comparison: Comparison, change: Difference) -> str:
+    control = comparison.lift_over_blind
+    if change.p_value >= 0.05:
+        return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
+    beyond = (
+        "" if control is None else f", {control.points:+.1f} of them beyond a blind retry (p = {control.p_value:.1g})"
+    )
+    moved = "raised" if change.points > 0 else "lowered"
+    return (
+        f"Training on reflections {moved} success after one reflection by {abs(change.points):.1f} points "
+        f"(p = {change.p_value:.1g}){beyond}."
+    )

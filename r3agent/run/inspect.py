@@ -1,0 +1,132 @@
+"""One trajectory as a trainer sees it: every token with its label, its credit and its logprob."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from r3agent.errors import ConfigError
+from r3agent.records.credit import CreditLabel, credit_label, reward
+from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, Verdict
+from r3agent.records.versions import BASE, is_version, number_of
+from r3agent.train import TrainConfig, credit_spans
+from r3agent.train.rows import stand_in
+from r3agent.train.token_text import TokenTexts, token_texts
+
+COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
+"""What an inspected span says as it was recorded."""
+
+
+class InspectedToken(Record):
+    id: int
+    text: str | None
+    logprob: float | None
+    """As recorded when it was sampled."""
+
+
+class InspectedSpan(Record):
+    """A span with what it earned. All of its tokens have its label and its credit."""
+
+    span_id: str
+    parent_id: str | None
+    label: CreditLabel
+    policy_version: str | None
+    capability: str
+    request: tuple[Message, ...]
+    text: str
+    reasoning: str | None
+    """The thinking, where the server handed it over beside the text."""
+    tool_calls: tuple[dict[str, object], ...]
+    verdict: Verdict | None
+    reward: float | None
+    """By the label's source in `train.credit`, or else by the one that is the label's default."""
+    credit: float | None
+    """The advantage that training on this run's trajectories gives it; `None` when it is not trained on."""
+    no_credit: str | None
+    """Why it is not: one of `train.row_report.REMEDIES`, or `not credited`."""
+    distill: float | None
+    """The weight of this retry behind the first try's prompt."""
+    leaked: bool
+    """A reflection that contains the answer of its own retry."""
+    tokens: tuple[InspectedToken, ...]
+    """None where the endpoint gave no ids."""
+
+
+class Inspection(Record):
+    """What `r3agent inspect RUN TRAJECTORY --json` prints."""
+
+    trajectory_id: str
+    task: Task
+    error: str | None
+    version: str
+    """Credit is what the version that sampled this trajectory is trained with."""
+    no_texts: str | None
+    """Why the tokens have no texts."""
+    spans: tuple[InspectedSpan, ...]
+
+
+def inspect_trajectory(
+    trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str
+) -> Inspection:
+    """Credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
+    sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
+    version = max(sampled_by, key=number_of, default=BASE)
+    rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
+    own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
+    credit = {row.span_id: row for row in own if row.label != "distill"}
+    distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
+    reasons = {
+        d.span_id: d.reason for d in dropped if d.trajectory_id == trajectory.trajectory_id and d.label != "distill"
+    }
+    texts, no_texts = _texts(trajectory, model)
+
+    def inspected(span: Span) -> InspectedSpan:
+        label = credit_label(trajectory, span)
+        row = credit.get(span.span_id)
+        return InspectedSpan(
+            **span.model_dump(include=COPIED),
+            tool_calls=span.tool_calls,
+            verdict=span.verdict,
+            label=label,
+            reward=reward(trajectory, span, config.credit.get(label)) if row is None else row.reward,
+            credit=None if row is None else row.advantage,
+            no_credit=None if row is not None else reasons.get(span.span_id, "not credited"),
+            distill=distill.get(span.span_id),
+            leaked=(trajectory.trajectory_id, span.span_id) in leaked,
+            tokens=_tokens(span, texts),
+        )
+
+    return Inspection(
+        trajectory_id=trajectory.trajectory_id,
+        task=trajectory.task,
+        error=None if trajectory.error is None else f"{trajectory.error.kind}: {trajectory.error.message}",
+        version=version,
+        no_texts=no_texts,
+        spans=tuple(map(inspected, trajectory.spans)),
+    )
+
+
+def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str | None]:
+    """What spells this trajectory's tokens, or why nothing does."""
+    try:
+        texts = token_texts(model)
+    except ConfigError as error:
+        return None, str(error)
+    for span in trajectory.spans:
+        if span.token_ids and _solid(span.text) not in _solid("".join(texts(span.token_ids))):
+            return None, f"with the tokenizer of {model} they are not the recorded text; set policy.base_model"
+    return texts, None
+
+
+def _solid(text: str) -> str:
+    """Without spaces, which a server may have stripped."""
+    return "".join(text.split())
+
+
+def _tokens(span: Span, texts: TokenTexts | None) -> tuple[InspectedToken, ...]:
+    ids_T = span.token_ids or ()
+    texts_T = [None] * len(ids_T) if texts is None else texts(ids_T)
+    logprobs_T = [None] * len(ids_T) if span.logprobs is None else span.logprobs
+    return tuple(
+        InspectedToken(id=id_, text=text, logprob=logprob)
+        for id_, text, logprob in zip(ids_T, texts_T, logprobs_T, strict=True)
+    )

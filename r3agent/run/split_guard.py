@@ -1,0 +1,62 @@
+"""What is trained on decides nothing, and what decides is not the final word: no task of a run is in two splits.
+
+The shipped sources keep their splits apart by a hash of the id. A source of the user's own draws them as it likes, so
+every draw is checked against all that the run has drawn before, in this process or an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import orjson
+
+from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task
+from r3agent.store.trajectories import shards
+from r3agent.tasks.splits import APART
+
+SPLIT = "split"
+"""Key of a trajectory's metadata: the split that its task was drawn from."""
+
+
+class Apart:
+    """The splits of a run's tasks.
+
+    Args:
+        stores: directories of trajectories, as far as they are there.
+    """
+
+    def __init__(self, stores: Sequence[Path]) -> None:
+        self._stores = stores
+        self._split_of: dict[str, str] | None = None
+
+    def check(self, tasks: Sequence[Task], split: str) -> None:
+        """Tasks drawn from `all` are of no split: whoever asks for that wants them mixed.
+
+        Raises:
+            ConfigError: one of them was drawn from another split before.
+        """
+        if split not in APART:
+            return
+        if self._split_of is None:  # not before it is needed: it takes a while to read
+            self._split_of = {task_id: of for store in self._stores for task_id, of in _stored(store)}
+        for task in tasks:
+            if (before := self._split_of.setdefault(task.id, split)) != split:
+                raise ConfigError(
+                    f"task {task.id!r} was drawn from split {split!r}, and by this run from {before!r} before: train, "
+                    "gate and test must share no task; make the source keep them apart, and use another --run"
+                )
+
+
+def _stored(directory: Path) -> Iterator[tuple[str, str]]:
+    """Id and split of the tasks of a store, whatever else its records hold."""
+    for shard in shards(directory) if directory.is_dir() else ():
+        for line in shard.read_bytes().splitlines():
+            try:
+                record = orjson.loads(line)
+                task_id, split = record["task"]["id"], record["metadata"].get(SPLIT)
+            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+                continue  # torn, or no trajectory: `store.read` says so
+            if split in APART:
+                yield task_id, split

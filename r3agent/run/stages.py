@@ -1,0 +1,309 @@
+"""A run directory and the stages that work in it: collect, train, deploy, evaluate.
+
+    RUN/r3.toml                     the settings
+    RUN/trajectories/*.jsonl        what was collected for training
+    RUN/policies/v0001/             what was trained, with its card
+    RUN/live.json                   which version is live
+    RUN/eval/v0001/*.jsonl          episodes of the frozen tasks, one folder a version
+    RUN/eval/v0000-v0001.test.json  two versions compared on the test split
+
+Every stage leaves the directory whole when it is stopped at any moment, and does only what is missing when it is
+called again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from r3agent._util.files import write_atomically
+from r3agent.deploy import DeployReport, deploy, load_version, rollback
+from r3agent.episodes.collect import CollectSummary, collect
+from r3agent.errors import ConfigError
+from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
+from r3agent.evaluate.stored import store_comparison, stored_comparison
+from r3agent.policy.openai import OpenAIPolicy
+from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.versions import BASE
+from r3agent.run.config import Config, load_config, to_toml
+from r3agent.run.split_guard import SPLIT, Apart
+from r3agent.store.registry import PolicyCard, Registry
+from r3agent.store.trajectories import load
+from r3agent.tasks import default_verifier, find_tasks, read_tasks
+from r3agent.verifiers import KINDS, close, find_verifier
+
+CONFIG_FILE = "r3.toml"
+IDENTITY: dict[str, Callable[[Config], str]] = {
+    "task.source": lambda config: config.task.source,
+    "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
+    "policy.base_model": lambda config: config.policy.base_model,
+}
+"""What a run is about; records of two tasks or two base models do not share a directory."""
+
+EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries": 1}
+"""The cells: a first try, after one reflection, and the blind control."""
+
+Progress = Callable[[int, int], None]
+
+
+class Run:
+    """An open run directory.
+
+    Args:
+        directory: made if missing.
+        overrides: dotted keys that count more than the directory's `r3.toml`.
+
+    Raises:
+        ConfigError: a setting does not work, the directory cannot be written or is of another task or base model.
+    """
+
+    def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.directory = Path(directory)
+        path = self.directory / CONFIG_FILE
+        known = path if path.exists() else None
+        config = load_config(known, overrides or {})
+        self.verifier_name = IDENTITY["task.verifier"](config)
+        prompts = config.prompts.filled(KINDS.get(self.verifier_name, "general"))
+        self.config = config.model_copy(update={"prompts": prompts})
+        if known:
+            self._refuse_another_identity(load_config(known, {}))
+        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
+        self.registry = Registry(self.directory)
+        evaluations = (self.directory / "eval" / version for version in self.registry.versions())
+        self._apart = Apart([self.directory / "trajectories", *evaluations])
+        if not known:
+            read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
+            self._write_config(path)
+
+    # ---- the stages ----
+
+    def collect(self, progress: Progress | None = None) -> CollectSummary:
+        """Episodes of this round's tasks with the live policy, into `trajectories/`."""
+        card = self.live_card()
+        if len(self.registry.versions()) > 1:  # it may have been restarted, or hold what an evaluation left
+            self.serve_live()
+        settings = self.config.collect
+        round_ = len(self.registry.versions())
+        tasks = self._tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
+        limits = settings.model_dump(exclude={"n"})
+        return self._collect(card, tasks, "train", self.directory / "trajectories", progress, **limits)
+
+    def train(
+        self,
+        on_progress: Callable[[str, Mapping[str, Any]], None] | None = None,
+        *,
+        resume: bool = False,
+        force: bool = False,
+    ) -> PolicyCard:
+        """A new policy version from the trajectories that the live one sampled, or the rest of an interrupted one."""
+        parent, trajectories = self.live_card(), self._trajectories()
+        from r3agent.train import PolicyStart, train  # after what is refused without torch
+
+        version = self.registry.next_version()
+        return train(
+            trajectories,
+            start=PolicyStart.of(parent, self.registry.version_dir(parent.version)),
+            version=version,
+            out_dir=self.registry.version_dir(version),
+            config=self.config.train,
+            resume=resume,
+            force=force,
+            progress=on_progress,
+        )
+
+    def deploy(self, version: str | None = None) -> DeployReport:
+        """Bring a version, by default the newest, onto the server and make it live."""
+        self.live_card()
+        return deploy(version or self.registry.versions()[-1], **self._server())
+
+    def rollback(self, to: str | None = None) -> DeployReport:
+        """Return to an earlier version."""
+        return rollback(to=to, **self._server())
+
+    def evaluate(
+        self, before: str, after: str, progress: Progress | None = None, *, split: str | None = None
+    ) -> Comparison:
+        """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
+
+        Args:
+            split: where the tasks are from; default `eval.split`.
+        """
+        split = split or self.config.eval.split
+        comparison = compare(*self._evaluations([before, after], split, progress))
+        store_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
+        return comparison
+
+    def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
+        """One version on the frozen tasks of `eval.split`: the cells of `evaluate`, with nothing to compare them to."""
+        (episodes,) = self._evaluations([version], self.config.eval.split, progress)
+        return evaluate(episodes)
+
+    def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
+        """What `evaluate` found, if it was called with the settings of now."""
+        split = split or self.config.eval.split
+        return stored_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
+
+    def serve_live(self) -> None:
+        """Make sure the server has the live version, e.g. after it was restarted."""
+        load_version(self.live_card().version, **self._server())
+
+    # ---- what the stages need ----
+
+    def live_card(self) -> PolicyCard:
+        """The live version; in a new run the base becomes v0000 and live."""
+        base = self.config.policy
+        self.registry.add_base(base.model, base.base_model)
+        if self.registry.live is None:
+            self.registry.set_live(BASE)
+        return self.registry.card(self.registry.live or BASE)
+
+    @property
+    def api_key(self) -> str | None:
+        return os.environ.get(self.config.policy.api_key_env)
+
+    def _comparison_path(self, before: str, after: str, split: str) -> Path:
+        return self.directory / "eval" / f"{before}-{after}.{split}.json"
+
+    def _trajectories(self) -> list[Trajectory]:
+        """What was collected for training.
+
+        Raises:
+            ConfigError: some of it was collected for another task or judged by another verifier.
+        """
+        folder = self.directory / "trajectories"
+        trajectories = load(folder)
+        for key, asked in self._provenance().items():
+            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, asked) != asked}:
+                raise ConfigError(
+                    f"{key} = {asked!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
+                    f"{CONFIG_FILE}, or collect into another directory with --run"
+                )
+        return trajectories
+
+    def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
+        """Episodes of each version on the frozen tasks of a split: those that are stored, and the missing ones now."""
+        self.live_card()
+        tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
+        missing = [version for version in versions if not self._is_evaluated(version, tasks)]
+        replaced = "full" in {self.registry.card(version).kind for version in missing}
+        try:
+            for version in missing:
+                self._evaluate(version, tasks, split, progress)
+        finally:
+            if replaced:  # full weights took the place of the live ones
+                self.serve_live()
+        return [self._evaluated(version, tasks) for version in versions]
+
+    def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
+        load_version(version, **self._server())
+        self._collect(
+            self.registry.card(version),
+            tasks,
+            split,
+            self.directory / "eval" / version,
+            progress,
+            samples=self.config.eval.samples,
+            **EVALUATION,
+            concurrency=self.config.collect.concurrency,
+        )
+
+    def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
+        """What is stored of a version's episodes under the settings of now."""
+        asked, drawn_with = {task.id for task in tasks}, self._drawn_with()
+        return [
+            t
+            for t in load(self.directory / "eval" / version)
+            if t.task.id in asked and t.sample < self.config.eval.samples and t.metadata.get("settings") == drawn_with
+        ]
+
+    def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
+        """Whether no episode is missing, so that no server is needed."""
+        if not (self.directory / "eval" / version).is_dir():
+            return False
+        whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
+        return len(whole) == len(tasks) * self.config.eval.samples
+
+    def _evaluated_with(self, split: str) -> str:
+        return _fingerprint([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])
+
+    def _drawn_with(self) -> str:
+        """Fingerprint of what an episode depends on besides its task and its policy."""
+        config = self.config
+        return _fingerprint([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
+
+    def _provenance(self) -> dict[str, Any]:
+        """What every trajectory says of where it came from."""
+        task = self.config.task
+        settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
+        return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
+
+    def _tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
+        task = self.config.task
+        tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        self._apart.check(tasks, split)
+        return tasks
+
+    def _collect(
+        self, card: PolicyCard, tasks: list[Task], split: str, out: Path, progress: Progress | None, **limits: Any
+    ) -> CollectSummary:
+        async def run() -> CollectSummary:
+            policy = OpenAIPolicy(
+                self.registry.live_base_url or self.config.policy.base_url,
+                card.served_name,
+                registry=self.registry,
+                api_key=self.api_key or "EMPTY",
+                sampling=self.config.sampling,
+                version=card.version,
+                timeout_s=self.config.policy.timeout_s,
+                outage_s=self.config.policy.outage_s,
+                concurrency=2 * limits["concurrency"],
+            )
+            try:
+                return await collect(
+                    tasks,
+                    policy=policy,
+                    verifier=self.verifier,
+                    out=out,
+                    policy_name=f"{card.name}@{card.version}",
+                    verifier_name=self.verifier_name,
+                    sampling=self.config.sampling,
+                    metadata={**self._provenance(), SPLIT: split, "settings": self._drawn_with()},
+                    on_episode=progress,
+                    **self.config.prompts.model_dump(),
+                    **limits,
+                )
+            finally:
+                await policy.aclose()
+                await close(self.verifier)
+
+        return asyncio.run(run())
+
+    def _server(self) -> dict[str, Any]:
+        return {
+            "registry": self.registry,
+            "base_url": self.config.policy.base_url,
+            "api_key": self.api_key,
+            "config": self.config.deploy,
+        }
+
+    def _write_config(self, path: Path) -> None:
+        write_atomically(path, to_toml(self.config))
+
+    def _refuse_another_identity(self, on_file: Config) -> None:
+        for key, of in IDENTITY.items():
+            known, asked = of(on_file), of(self.config)
+            if known != asked:
+                raise ConfigError(
+                    f"{key} = {asked!r}, but {self.directory} is a run of {known!r}; "
+                    "choose another directory with --run"
+                )
+
+
+def _fingerprint(settings: Any) -> str:
+    return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

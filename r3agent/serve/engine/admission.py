@@ -1,0 +1,67 @@
+"""Which waiting rows join the batch, and when."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from r3agent.serve.engine.request import GenerationRequest, Row
+
+MAX_PREFILL_TOKENS = 2048
+"""Of one prefill, padding included; rows that are being generated wait this long at most."""
+MAX_STEPS_WAITED = 4
+MIN_JOINING = 1 / 8
+"""A prefill costs about as much for one row as for a few, so while the batch is busy rows wait up to
+`MAX_STEPS_WAITED` steps for company, unless they already are this share of the batch."""
+
+
+class Admission:
+    """The queue, first come first served.
+
+    Args:
+        max_batch: rows generated at the same time.
+        max_tokens: rows times the longest they may grow to.
+    """
+
+    def __init__(self, max_batch: int, max_tokens: int) -> None:
+        self._max_batch = max_batch
+        self._max_tokens = max_tokens
+        self._waiting: deque[Row] = deque()
+        self._steps_waited = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        self._waiting.extend(rows)
+
+    def remove(self, requests: set[GenerationRequest]) -> None:
+        self._waiting = deque(row for row in self._waiting if row.request not in requests)
+
+    def take(self, batch: Sequence[Row]) -> list[Row]:
+        """The rows that join `batch` now. Called once for each step."""
+        self._steps_waited += 1
+        if len(self._waiting) < MIN_JOINING * len(batch) and self._steps_waited < MAX_STEPS_WAITED:
+            return []
+        self._steps_waited = 0
+        taken: list[Row] = []
+        longest = max((row.request.max_length for row in batch), default=0)
+        prompts: dict[GenerationRequest, int] = {}
+        while self._waiting:
+            row = self._waiting[0]
+            n_rows = len(batch) + len(taken) + 1
+            longest = max(longest, row.request.max_length)
+            if n_rows > self._max_batch or n_rows * longest > self._max_tokens or not _fits(prompts, row.request):
+                break
+            prompts[row.request] = len(row.request.prompt_token_ids)
+            taken.append(self._waiting.popleft())
+        return taken
+
+
+def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> bool:
+    """Whether a request's prompt can be read in the same forward as `prompts`."""
+    if not prompts or request in prompts:
+        return True
+    if request.prompt_logprobs is not None or any(r.prompt_logprobs is not None for r in prompts):
+        return False  # scoring keeps the logits of every position
+    return (len(prompts) + 1) * max(*prompts.values(), len(request.prompt_token_ids)) <= MAX_PREFILL_TOKENS

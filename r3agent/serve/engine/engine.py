@@ -1,0 +1,267 @@
+"""The batched decode loop, in a thread of its own.
+
+Rows join and leave the batch between the steps of a loop over the model's own forward (continuous batching). With 64
+clients the server gives three quarters of the tokens/s of a bare `model.generate` (`benchmarks/serve_throughput.py`).
+Measured on the bundled architecture at batch 64 on one core: `model.generate` spends four fifths of its time in
+`DynamicCache`, which copies all keys and values at every step, and transformers' continuous batching gives a quarter
+of `generate`'s tokens/s, because on a CPU each token attends to every page of its pool; nor does it know adapters.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from http import HTTPStatus
+from typing import Literal, TypeAlias
+
+import torch
+
+from r3agent.errors import ConfigError
+from r3agent.serve.engine.admission import Admission
+from r3agent.serve.engine.batch import Batch
+from r3agent.serve.engine.control_queue import Errand, Errands
+from r3agent.serve.engine.errors import APIError, server_error
+from r3agent.serve.engine.lora import Adapter
+from r3agent.serve.engine.model import ServedModel
+from r3agent.serve.engine.request import GenerationRequest, Row
+from r3agent.serve.engine.text import TextStream
+
+logger = logging.getLogger(__name__)
+
+PauseMode: TypeAlias = Literal["abort", "wait", "keep"]
+
+
+class Engine:
+    """Generates for many requests at once. Its public methods may be called from any thread.
+
+    Args:
+        served: the model; from now on only the engine's thread touches its weights.
+        max_batch: rows generated at the same time.
+        max_waiting: rows that may wait; what goes beyond is refused with 503.
+        kv_cache_gib: memory for keys and values.
+        threads: of torch; default all but one of torch's own, which is for HTTP: on two cores a second thread halves
+            the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
+
+    Raises:
+        ConfigError: a limit is below 1, or the memory does not hold one sequence of the greatest length.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        *,
+        max_batch: int = 256,
+        max_waiting: int = 4096,
+        kv_cache_gib: float = 4.0,
+        threads: int | None = None,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_waiting", max_waiting), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be at least 1")
+        max_tokens = int(kv_cache_gib * 2**30 / served.kv_bytes_per_token)
+        if max_tokens < served.max_model_len:
+            raise ConfigError(
+                f"kv_cache_gib = {kv_cache_gib:g} holds {max_tokens} tokens, fewer than max_model_len = "
+                f"{served.max_model_len}: raise it, or lower max_model_len"
+            )
+        self.served = served
+        self._max_waiting = max_waiting
+        self._threads = threads
+        self._batch = Batch(served.model)
+        self._admission = Admission(max_batch, max_tokens)
+        self._live: set[GenerationRequest] = set()
+        self._cancelled: set[GenerationRequest] = set()
+        self._errands = Errands()
+        self._paused = self._frozen = self._closing = False
+        self._rng = random.Random()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="r3agent-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the step under way; requests that are not finished fail."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    @property
+    def load(self) -> int:
+        """Requests that are not finished."""
+        return len(self._live)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request; its `on_event` hears the rest.
+
+        Raises:
+            APIError: the queue is full, or the engine stopped.
+        """
+        request.rows.extend(self._row(request, index) for index in range(request.n))
+        with self._changed:
+            if not self.is_running:
+                raise _stopping()
+            if len(self._admission) + request.n > self._max_waiting:
+                raise APIError(
+                    f"{len(self._admission)} completions are waiting and {request.n} more were asked for, the limit is "
+                    f"{self._max_waiting}; try again later, or start the server with a larger --max-waiting",
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                )
+            self._live.add(request)
+            self._admission.extend(request.rows)
+            self._changed.notify()
+
+    def cancel(self, request: GenerationRequest) -> None:
+        """Its rows leave before the next step; `on_event` is not called any more."""
+        with self._changed:
+            self._cancelled.add(request)
+            self._changed.notify()
+
+    def pause(self, mode: PauseMode) -> Future[None]:
+        """Hold new requests back; those under way are aborted, waited for, or kept where they are."""
+        self._paused = True
+        if mode == "wait":
+            return self.when_empty(lambda: None)
+        return self._add(Errand(lambda: True, self._abort_all if mode == "abort" else self._freeze))
+
+    def resume(self) -> None:
+        with self._changed:
+            self._paused = self._frozen = False
+            self._changed.notify()
+
+    def when_empty(self, run: Callable[[], None]) -> Future[None]:
+        """Run something in the engine's thread once the batch is empty; rows that wait stay queued until then.
+
+        Raises:
+            APIError: the batch is frozen and would never be empty.
+        """
+        if self._frozen and self._batch.rows:
+            raise APIError(f"{len(self._batch.rows)} completions are held by /pause?mode=keep: /resume first")
+        return self._add(Errand(lambda: not self._batch.rows, run, holds=True))
+
+    def drained(self, adapter: Adapter) -> Future[None]:
+        """Done when no request uses the adapter, or while requests are held by a pause."""
+        return self._add(
+            Errand(lambda: self._paused or all(r.adapter is not adapter for r in self._live), lambda: None)
+        )
+
+    def _add(self, errand: Errand) -> Future[None]:
+        with self._changed:
+            if not self.is_running:
+                raise _stopping()
+            self._changed.notify()
+            return self._errands.add(errand)
+
+    def _row(self, request: GenerationRequest, index: int) -> Row:
+        """The n completions of a seeded request have consecutive seeds, as in vLLM."""
+        rng = self._rng if request.seed is None else random.Random(request.seed + index)
+        text = TextStream(self.served.tokenizer, request.stop) if request.stop or request.stream else None
+        return Row(request, index, rng, text)
+
+    # ---- the engine's thread ----
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads or max(1, torch.get_num_threads() - 1))
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    self._step()
+        finally:
+            with self._changed:
+                self._closing = True
+            self._fail(self._live.copy(), _stopping())
+            self._errands.fail(_stopping())
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; false when the engine is to stop."""
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            return not self._closing
+
+    def _has_work(self) -> bool:
+        generates = not self._frozen and (bool(self._batch.rows) or self._admits)
+        return generates or self._closing or bool(self._cancelled) or self._errands.any_ready
+
+    @property
+    def _admits(self) -> bool:
+        return len(self._admission) > 0 and not self._paused and not self._errands.any_holds
+
+    def _step(self) -> None:
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+            errands = self._errands.take_ready()
+        if cancelled:
+            self._drop(cancelled)
+        for errand in errands:
+            errand()
+        with self._changed:
+            joining = self._admission.take(self._batch.rows) if self._admits else []
+        if joining:
+            self._forward(joining, lambda: self._batch.prefill(joining))
+        if self._batch.rows and not self._frozen:
+            self._forward(self._batch.rows, self._batch.decode)
+
+    def _forward(self, rows: Iterable[Row], run: Callable[[], None]) -> None:
+        """Run the model for some rows and tell those who wait what came of it."""
+        requests = {row.request for row in rows}
+        try:
+            run()
+        except Exception as error:
+            self._fail(requests, error)
+            return
+        for row in self._batch.rows:
+            if row.request.stream and row.request in requests and row.request.error is None:
+                row.request.on_event(row.chunk())
+        for request in {row.request for row in self._batch.drop_finished()}:
+            if request.error is not None:
+                self._fail({request}, request.error)
+            elif request.is_finished:
+                self._live.discard(request)
+                request.on_event(None)
+
+    def _drop(self, requests: set[GenerationRequest]) -> None:
+        """Take requests out of the queue and the batch."""
+        with self._changed:
+            self._admission.remove(requests)
+            self._live -= requests
+        for row in self._batch.rows:
+            if row.request in requests and row.finish_reason is None:
+                row.finish("abort")
+        self._batch.drop_finished()
+
+    def _fail(self, requests: set[GenerationRequest], error: Exception) -> None:
+        if not isinstance(error, APIError):
+            logger.error("generation failed", exc_info=error)
+        self._drop(requests)
+        for request in requests:
+            request.on_event(error if isinstance(error, APIError) else server_error(error))
+
+    def _abort_all(self) -> None:
+        """End everything under way with what it has; as vLLM, with `finish_reason = "abort"`."""
+        aborted = self._live.copy()
+        for row in (row for request in aborted for row in request.rows if row.finish_reason is None):
+            row.finish("abort")
+            if row.request.stream:
+                row.request.on_event(row.chunk())
+        self._drop(aborted)
+        for request in aborted:
+            request.on_event(None)
+
+    def _freeze(self) -> None:
+        self._frozen = True
+
+
+def _stopping() -> APIError:
+    return APIError("the server is stopping", HTTPStatus.SERVICE_UNAVAILABLE)

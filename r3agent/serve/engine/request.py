@@ -1,0 +1,149 @@
+"""What is asked of the engine: a request, its n rows, and what is told to whoever waits for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from r3agent.serve.engine.lora import Adapter
+from r3agent.serve.engine.text import TextStream
+
+FinishReason: TypeAlias = Literal["stop", "length", "abort"]
+
+TopLogprobs: TypeAlias = list[tuple[int, float]]
+"""The most likely tokens at one position, most likely first."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step added to one row of a streamed request."""
+
+    row: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[TopLogprobs, ...]
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+Event: TypeAlias = Chunk | BaseException | None
+"""A chunk of a stream, the error that ended the request, or `None`: all rows are finished."""
+
+
+@dataclass(frozen=True)
+class PromptToken:
+    """How likely the model finds one token of the prompt after those before it."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 is the most likely token."""
+    top_logprobs: TopLogprobs
+
+
+@dataclass(eq=False)
+class GenerationRequest:
+    """One prompt to continue `n` times. Field names are those of vLLM's sampling parameters."""
+
+    prompt_token_ids: Sequence[int]
+    max_tokens: int
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    eos_token_id: int | None = None
+    """Of `stop_token_ids`, the one that is not reported as a stop reason."""
+    allowed_token_ids: frozenset[int] = frozenset()
+    """Nothing else is sampled; empty allows all. Logprobs are what they are without it."""
+    top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    """How many of the most likely tokens to report beside each prompt token."""
+    adapter: Adapter | None = None
+    stream: bool = False
+    on_event: Callable[[Event], object] = lambda event: None
+    """Called in the engine's thread."""
+
+    error: Exception | None = field(default=None, init=False)
+    """Why it cannot go on."""
+    rows: list[Row] = field(default_factory=list, init=False)
+    scored_prompt: list[PromptToken] | None = field(default=None, init=False)
+    """From the second prompt token on, when `prompt_logprobs` is set."""
+
+    @property
+    def max_length(self) -> int:
+        return len(self.prompt_token_ids) + self.max_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return all(row.finish_reason is not None for row in self.rows)
+
+
+class Row:
+    """One of the n completions of a request: a row of the batch."""
+
+    def __init__(self, request: GenerationRequest, index: int, rng: random.Random, text: TextStream | None) -> None:
+        self.request = request
+        self.index = index
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[TopLogprobs] = []
+        self.text = text
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.uniform = rng.random
+        """Draws the row's next random number."""
+        self._streamed = 0
+
+    @property
+    def position(self) -> int:
+        """Of the last token, which the next step reads."""
+        return len(self.request.prompt_token_ids) + len(self.token_ids) - 1
+
+    @property
+    def visible_token_ids(self) -> list[int]:
+        """Without the token that ended the turn."""
+        ended = self.token_ids and self.token_ids[-1] in self.request.stop_token_ids
+        return self.token_ids[:-1] if ended else self.token_ids
+
+    def append(self, token_id: int, logprob: float, top_logprobs: TopLogprobs) -> None:
+        """Add a sampled token, and finish if it is the last."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(logprob)
+        self.top_logprobs.append(top_logprobs)
+        request = self.request
+        if token_id in request.stop_token_ids:
+            self.finish("stop", None if token_id == request.eos_token_id else token_id)
+        elif self.text is not None and (found := self.text.append(token_id)) is not None:
+            self.finish("stop", found)
+        elif len(self.token_ids) >= request.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+        if self.text is not None:
+            self.text.finish(stopped=isinstance(stop_reason, str))
+
+    def fail(self, error: Exception) -> None:
+        """Leave the batch; the whole request fails."""
+        self.request.error = error
+        self.finish("abort")
+
+    def chunk(self) -> Chunk:
+        """What came since the last chunk, for a stream."""
+        new = slice(self._streamed, len(self.token_ids))
+        self._streamed = len(self.token_ids)
+        return Chunk(
+            row=self.index,
+            token_ids=tuple(self.token_ids[new]),
+            logprobs=tuple(self.logprobs[new]),
+            top_logprobs=tuple(self.top_logprobs[new]),
+            text="" if self.text is None else self.text.unseen(),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )

@@ -1,0 +1,166 @@
+"""A server as a process of its own, for programs that need one for a while: what all of them have in common."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import mkdtemp
+from types import TracebackType
+from typing import NoReturn, Self
+
+from r3agent.errors import ConfigError, EndpointError
+from r3agent.serve.process import guard
+
+POLL_S = 0.1
+STOP_S = guard.GRACE_S + 5
+LAST_LINES = 15
+
+_open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""This machine's servers are not behind its proxy."""
+
+
+class LocalServer(ABC):
+    """A server that is started, waited for and stopped; a context manager.
+
+    It has a session of its own, so Ctrl-C reaches only this process, and a guard that ends it, with all it has started,
+    when this process is gone.
+
+    Args:
+        name: what the model is served as.
+        log_path: where its output goes; default a temporary file.
+        timeout_s: for loading the model.
+    """
+
+    def __init__(self, *, name: str, log_path: Path | None, timeout_s: float) -> None:
+        self.name = name
+        self.log_path = log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log"
+        self.base_url = ""
+        """The API's address, ending in /v1; known once the server has started."""
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _launch(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The command, and its environment."""
+
+    def _find_address(self, log: str) -> str:
+        """The address, once it is known, from what the server has said until now."""
+        return self.base_url
+
+    def _explain(self, log: str) -> str:
+        """Why the server ended and what helps, if its log shows it."""
+        return ""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the guard, which passes SIGTERM on; the server is its child."""
+        return None if self._process is None else self._process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when the server is healthy.
+
+        Raises:
+            EndpointError: it ended or did not get there in time; the message has the end of its log and, where it
+                is known, the cause.
+            ConfigError: it cannot be started like this, or the log cannot be written.
+        """
+        command, environment = self._launch()
+        try:
+            log = self.log_path.open("wb")
+        except OSError as error:
+            raise ConfigError(f"log_path = {self.log_path}: {error.strerror}; choose a writable place") from error
+        # Isolated: the modules beside guard.py are not to be taken for those of the standard library.
+        guarded = [sys.executable, "-I", guard.__file__, str(os.getpid()), "--", *command]
+        with log:
+            self._process = subprocess.Popen(
+                guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        try:
+            self._wait_until_healthy(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def watch(self) -> NoReturn:
+        """Until the server ends by itself.
+
+        Raises:
+            EndpointError: it has ended, as in `start`.
+        """
+        assert self._process is not None, "watch follows start"
+        self._ended(self._process.wait())
+
+    def stop(self) -> None:
+        """Ask it to stop, and after a while insist. Nothing it has started is left."""
+        if self._process is None:
+            return
+        process = self._process
+        try:
+            process.terminate()
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _end_group(process.pid)
+        process.wait()
+        self._process = None
+
+    def last_log_lines(self) -> str:
+        return "\n".join(self._log().splitlines()[-LAST_LINES:])
+
+    def _log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        while not (self.base_url and _is_healthy(self.base_url.removesuffix("/v1"))):
+            if (code := process.poll()) is not None:
+                self._ended(code)
+            if time.monotonic() > deadline:
+                raise EndpointError(
+                    f"the server was not healthy within timeout_s = {self._timeout_s:g}; raise it, or look at "
+                    f"{self.log_path}, which ends:\n{self.last_log_lines()}"
+                )
+            time.sleep(POLL_S)
+            self.base_url = self._find_address(self._log())
+
+    def _ended(self, code: int) -> NoReturn:
+        cause = self._explain(f"{self._log()}\nexit code {code}")
+        raise EndpointError(
+            f"the server ended with exit code {code}; {self.log_path} ends:\n{self.last_log_lines()}"
+            + (f"\nlikely cause: {cause}" if cause else "")
+        )
+
+
+def _end_group(leader: int) -> None:
+    """Of a leader that has ended or does not react: the rest may free what it holds, and is killed then."""
+    deadline = time.monotonic() + guard.LINGER_S
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(POLL_S)
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _is_healthy(root: str) -> bool:
+    try:
+        with _open_url(f"{root}/health", timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,100 @@
+"""Verdicts that came later: append-only records beside a store's shards, which `store.load` merges into them.
+
+The shards themselves are never written again. The last label of a span wins. Several processes may label at once: each
+takes the file's lock, mends what a crash left torn at its end, and appends one whole line that is on the disk when it
+returns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from r3agent.errors import RecordError
+from r3agent.records.trajectory import Record, Span, Trajectory, Verdict, known_schema
+from r3agent.store.jsonl import records
+
+LABEL_SCHEMA = 1
+
+
+class SpanLabel(Record):
+    """A verdict on one span, attached afterwards."""
+
+    schema_version: Literal[1] = LABEL_SCHEMA
+    trajectory_id: str
+    span_id: str
+    passed: bool
+    feedback: str | None = None
+    by: str
+    """Who says so."""
+    labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_version(cls, data: Any) -> Any:
+        return known_schema(data, LABEL_SCHEMA)
+
+    def over(self, span: Span) -> Span:
+        """The span with this verdict; what the verifier had said is kept where it is another."""
+        said = span.passed
+        verdict = Verdict(
+            passed=self.passed,
+            score=float(self.passed),
+            feedback=self.feedback,
+            by=self.by,
+            overruled=said if said is not None and said != self.passed else None,
+        )
+        return span.model_copy(update={"verdict": verdict})
+
+
+def labels_path(directory: str | Path) -> Path:
+    """In a folder of its own, so that `*.jsonl` of the store are its shards and nothing else."""
+    return Path(directory) / "labels" / "labels.jsonl"
+
+
+def append_label(directory: str | Path, label: SpanLabel) -> None:
+    """
+    Raises:
+        RecordError: it cannot be written; then nothing of it counts.
+    """
+    path = labels_path(directory)
+    line = label.model_dump_json().encode() + b"\n"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RecordError(f"cannot write to {path}: {error.strerror}; what is stored stays") from error
+
+
+def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """The trajectories of a store with the verdicts that came later.
+
+    Raises:
+        RecordError, SchemaVersionError: the labels cannot be read.
+    """
+    path = labels_path(directory)
+    if not path.is_file():
+        return list(trajectories)
+    last = {(label.trajectory_id, label.span_id): label for label in records(path, SpanLabel)}
+    labelled = {trajectory_id for trajectory_id, _ in last}
+
+    def judged(trajectory: Trajectory) -> Trajectory:
+        if trajectory.trajectory_id not in labelled:
+            return trajectory
+        labels = [(last.get((trajectory.trajectory_id, span.span_id)), span) for span in trajectory.spans]
+        return trajectory.changed(spans=tuple(span if label is None else label.over(span) for label, span in labels))
+
+    return [judged(trajectory) for trajectory in trajectories]

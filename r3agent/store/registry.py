@@ -1,0 +1,274 @@
+"""Policy versions: immutable directories with a card, and one pointer to the version that is live.
+
+    RUN/policies/v0000/card.json            the base policy: weights stay where they are
+    RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
+    RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
+
+A directory is a version only once its card is inside: it grows beside its place and is renamed whole (`growing`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from r3agent._util.files import write_atomically, writing
+from r3agent._util.lock import locked
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.records import versions
+from r3agent.records.trajectory import Record, known_schema
+from r3agent.records.versions import number_of
+from r3agent.store.bundled import resolve_model
+
+CARD_SCHEMA_VERSION = 1
+CARD_FILE = "card.json"
+
+ADAPTER_DIR = "adapter"
+MODEL_DIR = "model"
+"""Where a version's directory keeps its weights."""
+
+Kind: TypeAlias = Literal["base", "lora", "full"]
+
+
+class CanarySequence(Record):
+    """A fixed token sequence and what the trained checkpoint itself says of it, computed where it was trained."""
+
+    token_ids_T: tuple[int, ...] = Field(min_length=2)
+    logprobs_T: tuple[float, ...]
+    """log p(token t | tokens before t) at temperature 1; position 0 has no predictor and holds 0.0."""
+    parent_logprobs_T: tuple[float, ...] | None = None
+    """The same under the weights training started from: a server that answers these serves the old weights."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> CanarySequence:
+        lengths = {len(x) for x in (self.token_ids_T, self.logprobs_T, self.parent_logprobs_T) if x is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"canary of lengths {sorted(lengths)}: ids and logprobs must align one to one")
+        return self
+
+
+class PolicyCard(Record):
+    """What a policy version is, where it came from and how to recognise it on a server."""
+
+    schema_version: int = CARD_SCHEMA_VERSION
+    version: str = Field(pattern=f"^{versions.PATTERN}$")
+    """`v0000`, `v0001`, ..."""
+    name: str
+    """The served name of the base model."""
+    kind: Kind
+    base_model: str
+    """Directory or hub id of the weights the adapter belongs to, or of the base itself; `bundled` is the package's."""
+    parent: str | None = None
+    """The version training started from, which is the one that sampled the rows."""
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    settings: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    canary: tuple[CanarySequence, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, CARD_SCHEMA_VERSION)
+
+    @model_validator(mode="after")
+    def _descends(self) -> PolicyCard:
+        if self.parent is not None and number_of(self.parent) >= number_of(self.version):
+            raise ValueError(f"parent {self.parent} of {self.version}: a parent is an earlier version")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """`NAME@v0007` for an adapter; weights reloaded in place keep the server's own `NAME`."""
+        return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
+
+    @property
+    def base_path(self) -> str:
+        """`base_model` as this machine can load it."""
+        return resolve_model(self.base_model)
+
+
+class LivePointer(Record):
+    """Which version answers users, and which did before it."""
+
+    schema_version: int = CARD_SCHEMA_VERSION
+    version: str
+    previous: str | None = None
+    base_url: str | None = None
+    """Of the server that has it, where a restart moved it to another address."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, CARD_SCHEMA_VERSION)
+
+
+def checkpoints_dir(version_dir: Path) -> Path:
+    """Where the training that makes a version keeps its checkpoints, beside it; gone when the version is complete."""
+    return version_dir.with_name(version_dir.name + ".checkpoints")
+
+
+class Registry:
+    """The policy versions of one run directory."""
+
+    def __init__(self, run_dir: Path | str) -> None:
+        self.run_dir = Path(run_dir)
+        self.policies_dir = self.run_dir / "policies"
+        self.live_path = self.run_dir / "live.json"
+
+    # ---- versions ----
+
+    def versions(self) -> list[str]:
+        """Oldest first; directories without a card do not count."""
+        found = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
+        return sorted(filter(versions.is_version, found), key=number_of)
+
+    def next_version(self) -> str:
+        """The first number that no directory has, finished or not."""
+        taken = [number_of(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
+        return versions.named(max(taken, default=-1) + 1)
+
+    def has_checkpoint(self, version: str) -> bool:
+        """Whether a training of the version was interrupted and can be resumed."""
+        return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-*"))
+
+    def version_dir(self, version: str) -> Path:
+        return self.policies_dir / version
+
+    def card(self, version: str) -> PolicyCard:
+        """
+        Raises:
+            ConfigError: there is no such version.
+            RecordError: its card cannot be read; SchemaVersionError: another r3agent wrote it.
+        """
+        path = self.version_dir(version) / CARD_FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{version!r}: {self.policies_dir} has {', '.join(self.versions()) or 'no versions'}; name one of them"
+            )
+        card = read_record(PolicyCard, path)
+        if card.version != version:
+            raise RecordError(f"{path} is the card of {card.version}: the directory was renamed; rename it back")
+        return card
+
+    def add_base(self, name: str, base_model: str) -> PolicyCard:
+        """The card of v0000, written if it is not there yet.
+
+        Raises:
+            ConfigError: the run belongs to another base.
+        """
+        if Path(base_model).is_dir():
+            base_model = str(Path(base_model).resolve())
+        if versions.BASE in self.versions():
+            card = self.card(versions.BASE)
+            if (card.name, card.base_model) != (name, base_model):
+                raise ConfigError(
+                    f"{name!r} from {base_model}: {self.run_dir} belongs to {card.name!r} from {card.base_model}; "
+                    "use another run directory"
+                )
+            return card
+        card = PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
+        with growing(self.version_dir(card.version)) as directory:
+            write_card(directory, card)
+        return card
+
+    # ---- the live pointer ----
+
+    @property
+    def live(self) -> str | None:
+        return None if (pointer := self._pointer()) is None else pointer.version
+
+    @property
+    def previous(self) -> str | None:
+        return None if (pointer := self._pointer()) is None else pointer.previous
+
+    @property
+    def live_base_url(self) -> str | None:
+        """Where the live version is served, if not where the run's settings say."""
+        return None if (pointer := self._pointer()) is None else pointer.base_url
+
+    def _pointer(self) -> LivePointer | None:
+        return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
+
+    def set_live(self, version: str, *, base_url: str | None = None) -> None:
+        """Move the pointer, atomically; without a `base_url` the address stays what it is."""
+        live, previous = self.live, self.previous
+        pointer = LivePointer(
+            version=version,
+            previous=previous if live == version else live,
+            base_url=base_url or self.live_base_url,
+        )
+        write_atomically(self.live_path, pointer.model_dump_json(indent=2))
+
+    def rollback_target(self, to: str | None = None) -> str:
+        """The version a rollback returns to: `to`, else the one that was live before if it is older than the
+        live one, else the live one's parent.
+
+        Raises:
+            ConfigError: nothing is live, `to` is not older than the live version, or there is nothing older.
+        """
+        live = self.live
+        if live is None:
+            raise ConfigError(f"{self.live_path}: nothing is live, so there is nothing to roll back; deploy first")
+        if to is None:
+            older = [
+                v for v in (self.previous, self.card(live).parent) if v is not None and number_of(v) < number_of(live)
+            ]
+            if not older:
+                raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
+            return older[0]
+        if number_of(self.card(to).version) >= number_of(live):
+            raise ConfigError(f"{to} is not older than {live}, which is live; deploy {to} instead")
+        return to
+
+
+@contextmanager
+def growing(version_dir: Path) -> Generator[Path]:
+    """A sibling directory that takes the name `version_dir` when the block ends well, and is removed when it does not.
+
+    Raises:
+        ConfigError: the version exists already, or cannot be written.
+        BusyError: another process makes a version of the same run.
+    """
+    partial = version_dir.with_name(version_dir.name + ".partial")
+    with locked(version_dir.with_name(".growing.lock"), f"making {version_dir.name}"):
+        if version_dir.exists():
+            raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
+        with writing(partial):
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir()
+        try:
+            yield partial
+            if not (partial / CARD_FILE).is_file():
+                raise RuntimeError(f"{version_dir.name} has no card: `write_card` makes a directory a version")
+            with writing(version_dir):
+                partial.rename(version_dir)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_card(directory: Path, card: PolicyCard) -> None:
+    """What makes a directory a version.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    write_atomically(directory / CARD_FILE, card.model_dump_json(indent=2))
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def read_record(kind: type[_R], path: Path) -> _R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except SchemaVersionError as error:
+        raise SchemaVersionError(f"{path}: {error}") from None
+    except (ValidationError, OSError) as error:
+        raise RecordError(f"{path} is not a {kind.__name__}: {error}; restore it from a copy of the run") from error

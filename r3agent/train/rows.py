@@ -1,0 +1,194 @@
+"""Trajectories to rows: which spans are trained on, and with what advantage.
+
+Only the tokens of a credited span are completions; everything before them is prompt. Advantages are relative to the
+span's siblings, never to another failure's: that would bias the baseline (arXiv 2402.03300).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from r3agent.errors import TrainingError
+from r3agent.records import versions
+from r3agent.records.credit import CreditLabel, Group, credit_label, groups, payers, reward
+from r3agent.records.trajectory import Trajectory
+from r3agent.train.config import TrainConfig
+from r3agent.train.distill import distilled
+from r3agent.train.leak import leaks
+from r3agent.train.row import Dropped, Retokenise, Row, RowLabel, RowMaker
+from r3agent.train.row_report import RowReport, remedies
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+STD_EPSILON = 1e-4
+"""Added to the standard deviation that divides advantages, as in TRL."""
+
+
+class Credited(NamedTuple):
+    """What credit makes of trajectories."""
+
+    rows: list[Row]
+    """Siblings side by side."""
+    dropped: list[Dropped]
+    """Every span of a credited label that is not in a row."""
+    leaked: set[tuple[str, str]]
+    """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
+    zero_variance_groups: int
+
+
+def build_rows(
+    trajectories: Iterable[Trajectory],
+    *,
+    config: TrainConfig,
+    version: str,
+    retokenise: Retokenise | None = None,
+) -> tuple[list[Row], RowReport]:
+    """Rows to train the policy `version` on, siblings side by side, and the account of what was dropped.
+
+    Args:
+        retokenise: what gives tokens to spans that were recorded without; `None` drops those.
+
+    Raises:
+        TrainingError: no row is left.
+    """
+    trajectories = list(trajectories)
+    credited = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
+    report = _report(trajectories, credited, config, version)
+    if not credited.rows:
+        raise TrainingError(report.why_empty())
+    return credited.rows, report
+
+
+def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str) -> str | None:
+    """What `build_rows` would refuse these with, or `None`; nothing is tokenised."""
+    trajectories = list(trajectories)
+    credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
+    return None if credited.rows else _report(trajectories, credited, config, version).why_empty()
+
+
+def stand_in(config: TrainConfig) -> Retokenise | None:
+    """In place of tokenising again: credit depends on who has a row, not on the ids in it."""
+    return (lambda trajectory, span: ([0], [0])) if config.retokenise == "allow" else None
+
+
+def credit_spans(
+    trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
+) -> Credited:
+    """As `build_rows`, with every single span that was dropped; no row at all is no error."""
+    make_row = RowMaker(config, version, retokenise)
+    whole = [t for t in trajectories if t.error is None]
+    dropped = list(_without_reward(trajectories, config))
+    leaked: set[tuple[str, str]] = set()
+    kept: list[list[Row]] = []
+    alike = 0
+    for label, source in config.credit.items():
+        for group in groups(whole, label, source):
+            made = list(_rows_of(group, make_row, leaked))
+            dropped += [drop for drop in made if isinstance(drop, Dropped)]
+            rows_G = [row for row in made if isinstance(row, Row)]
+            if len({row.reward for row in rows_G}) > 1:
+                kept.append(rows_G)
+                continue
+            alike += len(rows_G) > 1
+            reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
+            dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
+    made = list(distilled(whole, make_row)) if config.distill else []
+    dropped += [drop for drop in made if isinstance(drop, Dropped)]
+    rows = [*_with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
+    return Credited(rows, dropped, leaked, alike)
+
+
+def to_dataset(rows: Iterable[Row]) -> Dataset:
+    """The rows as the `datasets.Dataset` that the trainer reads, one column per field; needs the `train` extra."""
+    from datasets import Dataset
+
+    return Dataset.from_list([row._asdict() for row in rows])
+
+
+def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> Iterator[Dropped]:
+    """Spans of credited labels that are in no group."""
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            label = credit_label(trajectory, span)
+            if label not in config.credit:
+                continue
+            if trajectory.error is not None:
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, "errored")
+            elif reward(trajectory, span, config.credit[label]) is None:
+                unlabelled = any(s.verdict is None for s in payers(trajectory, span, config.credit[label]))
+                yield Dropped(
+                    trajectory.trajectory_id, span.span_id, label, "unlabelled" if unlabelled else "no_reward"
+                )
+
+
+def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
+    """Rows without advantages; reflections that leak the answer go into `leaked`, and on as the config says."""
+    config = make_row.config
+    for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
+        if group.label == "reflect" and leaks(trajectory, span):
+            leaked.add((trajectory.trajectory_id, span.span_id))
+            if config.leak == "drop":
+                yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "leaked")
+                continue
+            if config.leak == "penalise":
+                earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
+        yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
+
+
+def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
+    """Reward minus the mean of the siblings, scaled (sample standard deviation, as in TRL) and weighted as the config
+    says."""
+    every: dict[RowLabel, list[float]] = {}
+    for rows_G in groups:
+        every.setdefault(rows_G[0].label, []).extend(row.reward for row in rows_G)
+    weights: dict[Any, float] = config.credit_weights
+    rows: list[Row] = []
+    for rows_G in groups:
+        label, rewards_G = rows_G[0].label, [row.reward for row in rows_G]
+        mean, scale = fmean(rewards_G), 1.0
+        if config.scale_rewards != "none":
+            scale = stdev(rewards_G if config.scale_rewards == "group" else every[label]) + STD_EPSILON
+        weight = weights.get(label, 1.0)
+        rows += [row._replace(advantage=weight * (row.reward - mean) / scale) for row in rows_G]
+    return rows
+
+
+def _report(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
+    rows, dropped, leaked, alike = credited
+    spans = dict.fromkeys(config.credit, 0)
+    rewards: dict[CreditLabel, list[float]] = {}
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            if (label := credit_label(trajectory, span)) not in config.credit:
+                continue
+            spans[label] += 1
+            earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
+            if earned is not None:
+                rewards.setdefault(label, []).append(earned)
+    errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
+    wanted = [*config.credit, *(["distill"] if config.distill else [])]
+    return RowReport(
+        trajectories=len(trajectories),
+        errored=len(errors),
+        last_error=errors[-1] if errors else None,
+        failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
+        spans={str(label): n for label, n in spans.items()},
+        rows=len(rows),
+        labels=dict(Counter(row.label for row in rows)),
+        groups=len({row.group_id for row in rows if row.label != "distill"}),
+        zero_variance_groups=alike,
+        dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
+        leaked=len(leaked),
+        retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
+        truncated=sum(row.truncated for row in rows),
+        ages=Counter(str(versions.apart(row.policy_version, version)) for row in rows),
+        temperatures=Counter(str(row.temperature) for row in rows),
+        reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
+        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
+        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
+        remedies=remedies(wanted, rows, dropped),
+    )

@@ -1,0 +1,282 @@
+"""The tests' side: runs them against references to what the answer defines, and makes the verdict.
+
+A reference compares equal to no plain value, whatever the answer's `__eq__` says, and arithmetic of it with a plain
+value never gives a plain one: else `abs(f(x) - expected) < 1e-6` would be asked of the answer itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import json
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from r3agent.verifiers.child.wire import HungUp, Peer, pack, unpack
+
+TESTS = "<tests>"
+
+
+class Unfit(BaseException):
+    """The tests cannot be run across processes, which is no fault of the answer's."""
+
+
+class Reference:
+    """An object of the answer's."""
+
+    def __init__(self, side: Side, index: int) -> None:
+        self.__dict__.update(_side=side, _index=index)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._side.call(self._index, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._side.do("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._side.do("setattr", self, name, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(Items(self._side.do("iter", self)))
+
+    def __next__(self) -> Any:
+        return self._side.do("next", self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._side.do("getitem", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._side.do("setitem", self, key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._side.do("delitem", self, key)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, Reference) and bool(self._side.do("isinstance", instance, self))
+
+
+def _unary(name: str, kind: type) -> Callable[[Reference], Any]:
+    def ask(self: Reference) -> Any:
+        result = self._side.do(name, self)
+        if not isinstance(result, kind):
+            raise TypeError(f"the answer's {name} gave a {type(result).__name__}")
+        return result
+
+    return ask
+
+
+def _comparison(name: str) -> Callable[[Reference, Any], Any]:
+    def ask(self: Reference, other: Any) -> Any:
+        return bool(self._side.do(name, self, other)) if isinstance(other, Reference) else NotImplemented
+
+    return ask
+
+
+def _arithmetic(name: str, *, swapped: bool) -> Callable[[Reference, Any], Any]:
+    def ask(self: Reference, other: Any) -> Any:
+        result = self._side.do(name, *((other, self) if swapped else (self, other)))
+        if not (isinstance(result, Reference) or isinstance(other, Reference)):
+            raise TypeError(f"{name} of an object of the answer's and a {type(other).__name__} gave a plain value")
+        return result
+
+    return ask
+
+
+_UNARY = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float}
+for _name, _kind in _UNARY.items():
+    setattr(Reference, f"__{_name}__", _unary(_name, _kind))
+for _name in ("eq", "lt", "le", "gt", "ge"):
+    setattr(Reference, f"__{_name}__", _comparison(_name))
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+    setattr(Reference, f"__{_name.strip('_')}__", _arithmetic(_name, swapped=False))
+    setattr(Reference, f"__r{_name.strip('_')}__", _arithmetic(_name, swapped=True))
+Reference.__neg__ = _unary("neg", Reference)  # type: ignore[attr-defined]
+
+
+class Items:
+    """Iterates over an iterator of the answer's."""
+
+    def __init__(self, iterator: Any) -> None:
+        self.iterator = iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.iterator)
+
+
+class Side(Peer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: dict[int, Reference] = {}
+        self.exceptions: dict[int, type[Exception]] = {}
+        self.given: list[Callable[..., Any]] = []
+
+    def do(self, what: str, *args: Any) -> Any:
+        return self.value(self.ask(what, self.packed(list(args))), may_stop=what == "next")
+
+    def call(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        reply = self.ask("call", index, self.packed(list(args)), self.packed(kwargs))
+        for place, data in reply[2] if reply[0] == "ok" else ():
+            _become(args[place], self.unpacked(data))
+        return self.value(reply)
+
+    def answer(self, request: list[Any]) -> list[Any]:
+        """Only one thing can be asked here: to call a function that a test has given."""
+        what, index, args, kwargs = request
+        if what != "call" or not isinstance(index, int) or not 0 <= index < len(self.given):
+            raise HungUp(f"asked for {what}")
+        try:
+            return ["ok", self.packed(self.given[index](*self.unpacked(args), **self.unpacked(kwargs)))]
+        except Exception as error:
+            kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
+            return ["raise", ["builtin", kind.__name__]]
+
+    def packed(self, value: Any) -> Any:
+        return pack(value, self._refer)
+
+    def unpacked(self, data: Any) -> Any:
+        return unpack(data, self._resolve)
+
+    def value(self, reply: list[Any], *, may_stop: bool = False) -> Any:
+        if reply[0] == "ok":
+            return self.unpacked(reply[1])
+        kind, args = self.unpacked(reply[1]), self.unpacked(reply[2])
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise RuntimeError("the answer raised what is no Exception")
+        if issubclass(kind, StopIteration) and not may_stop:  # it would end a loop of the tests, and none would fail
+            kind = RuntimeError
+        try:
+            error = kind(*args)
+        except Exception:  # one of the few that take arguments of their own
+            error = RuntimeError(f"the answer raised {kind.__name__}")
+        raise error
+
+    def _refer(self, value: Any) -> list[Any]:
+        if isinstance(value, Reference):
+            return ["yours", value._index]
+        if isinstance(value, type):
+            if getattr(builtins, value.__name__, None) is value:
+                return ["builtin", value.__name__]
+            for index, kind in self.exceptions.items():
+                if kind is value:
+                    return ["yours", index]
+        elif callable(value):
+            return ["function", self._give(value)]
+        elif hasattr(value, "__next__"):
+            return ["iterator", self._give(lambda: [item for _, item in zip("1", value, strict=False)])]
+        kind = type(value)
+        raise Unfit(f"they pass a {kind.__module__}.{kind.__qualname__}; only plain values and functions can be passed")
+
+    def _give(self, function: Callable[..., Any]) -> int:
+        self.given.append(function)
+        return len(self.given) - 1
+
+    def _resolve(self, data: list[Any]) -> Any:
+        tag, name = data[:2]
+        if isinstance(name, int):
+            if tag == "mine":
+                return self.references.setdefault(name, Reference(self, name))
+            if tag == "yours" and 0 <= name < len(self.given):
+                return self.given[name]
+        elif tag == "builtin" and isinstance(found := getattr(builtins, name, None), type):
+            return found
+        elif tag == "module" and name.partition(".")[0] in sys.stdlib_module_names:
+            return importlib.import_module(name)
+        if tag == "exception":
+            base = self._resolve(data[3])
+            if not issubclass(base, Exception):
+                base = Exception
+            kind: Any = type(str(data[2]), (base,), {})
+            return self.exceptions.setdefault(name, kind)
+        raise ValueError(tag)
+
+
+def _become(argument: Any, value: Any) -> None:
+    """In place what the answer has made of an argument."""
+    if type(argument) is not type(value):
+        raise HungUp("an argument changed its type")
+    if isinstance(argument, (list, bytearray)):
+        argument[:] = value
+    elif isinstance(argument, (dict, set)):
+        argument.clear()
+        argument.update(value)
+
+
+def run_tests(side: Side, *, setup: str, tests: str, entry_point: str | None) -> None:
+    """Every test, until one fails.
+
+    Raises:
+        BaseException: it failed; the answer, that is.
+    """
+    side.value(side.ask("run"))
+    space: dict[str, Any] = {"__name__": TESTS}
+    exec(compile(setup, "<setup>", "exec"), space)
+    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    wanted = sorted({*used, *([entry_point] if entry_point else [])} - set(space) - set(dir(builtins)))
+    for name in side.value(side.ask("has", wanted)):
+        if name in wanted:
+            space[name] = side.value(side.ask("global", name))
+    if entry_point and entry_point not in space:
+        raise NameError(f"the answer defines no {entry_point!r}")
+    before = dict(space)
+    exec(compile(tests, TESTS, "exec"), space)
+    if entry_point:
+        space["check"](space[entry_point])
+    own = [value for name, value in space.items() if name not in before or before[name] is not value]
+    for test in own:
+        if callable(test) and getattr(test, "__name__", "").startswith("test_"):
+            test()
+    if "unittest" in sys.modules:
+        _run_cases(own)
+
+
+def _run_cases(values: list[Any]) -> None:
+    import unittest
+
+    cases = [v for v in values if isinstance(v, type) and issubclass(v, unittest.TestCase)]
+    suite = unittest.TestSuite(map(unittest.defaultTestLoader.loadTestsFromTestCase, cases))
+    result = unittest.TestResult()
+    result.failfast = True
+    suite.run(result)
+    for _, why in [*result.failures, *result.errors]:
+        raise AssertionError(why.strip().rpartition("\n")[2])
+
+
+def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
+    verdict_fd = os.dup(2)
+    side = Side()
+    os.dup2(1, 2)
+    linecache.cache[TESTS] = (len(tests), None, tests.splitlines(keepends=True), TESTS)
+    try:
+        run_tests(side, setup=setup, tests=tests, entry_point=entry_point)
+        verdict: dict[str, Any] = {"passed": True}
+    except Unfit as error:
+        verdict = {"unfit": str(error)}
+    except HungUp as error:
+        verdict = {"passed": False, "feedback": str(error), "hung_up": True}
+    except MemoryError:  # what it holds is let go before anything is said
+        verdict = {"passed": False, "feedback": "MemoryError"}
+    except BaseException as error:
+        verdict = {"passed": False, "feedback": _explained(error)}
+    os.write(verdict_fd, json.dumps(verdict).encode())
+    os._exit(0)
+
+
+def _explained(error: BaseException) -> str:
+    """The error, and the line of the tests that it came through."""
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TESTS]
+    where = f" in: {lines[-1]}" if lines and lines[-1] else ""
+    try:
+        what = str(error)
+    except BaseException as another:  # its text may be the answer's, or more digits than Python prints
+        what = f"no text of it, {type(another).__name__}"
+    return f"{type(error).__name__}: {what}"[:500] + where[:500]

@@ -1,0 +1,239 @@
+"""Programs in the sandbox, seen from outside: started, listened to, ended and reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from r3agent.errors import ConfigError, VerifierError
+from r3agent.verifiers.sandbox import container, scratch
+from r3agent.verifiers.sandbox.layers import LAYERS, Layer, check, lacking
+from r3agent.verifiers.sandbox.limits import Limits, Outcome, Overrun
+
+GRACE_S = 5.0
+"""How long a supervisor may take to end everything after a limit, before it is killed itself."""
+CLOSING_S = 0.5
+"""How long a container's command may take to end once its output has."""
+
+_BOOT = "import sys; sys.path.append(sys.argv.pop()); from inside.launch import main; main()"
+
+
+def run_python(
+    source: str,
+    *,
+    stdin: bytes = b"",
+    limits: Limits | None = None,
+    layers: Sequence[Layer] = LAYERS,
+    command: Sequence[str] = (),
+) -> Outcome:
+    """Run a program as `python -I -S` would, held by the sandbox, or by the container that `command` starts.
+
+    Args:
+        layers: what has to hold it; without one of them it is not run. Fewer than all are a decision to be held less.
+        command: starts a Python with the options that are appended; see the package's docstring.
+
+    Raises:
+        ConfigError: this machine lacks a layer.
+        VerifierError: the sandbox itself broke down.
+    """
+    limits = limits or Limits()
+    with ExitStack() as stack:
+        file = stack.enter_context(TemporaryFile())
+        file.write(stdin)
+        file.seek(0)
+        program = stack.enter_context(
+            _Program(source, stdin=file, stdout=subprocess.PIPE, limits=limits, layers=layers, command=command)
+        )
+        _listen([program], limits)
+        return program.outcome()
+
+
+def run_dialogue(
+    first: str,
+    second: str,
+    *,
+    limits: Limits | None = None,
+    layers: Sequence[Layer] = LAYERS,
+    command: Sequence[str] = (),
+) -> tuple[Outcome, Outcome]:
+    """Two programs at once, each in a sandbox of its own: the stdout of each is the stdin of the other.
+
+    When the first has ended, the second is ended. Raises what `run_python` does.
+    """
+    limits = limits or Limits()
+    with ExitStack() as stack:
+        files = [stack.enter_context(end) for end in (*_pipe(), *_pipe())]
+        to_first, from_second, to_second, from_first = files
+        settings: dict[str, Any] = {"limits": limits, "layers": layers, "command": command}
+        programs = [
+            stack.enter_context(_Program(first, stdin=to_first, stdout=from_first, **settings)),
+            stack.enter_context(_Program(second, stdin=to_second, stdout=from_second, **settings)),
+        ]
+        for file in files:  # each end is now held by one program alone, so it is closed when that ends
+            file.close()
+        _listen(programs, limits)
+        return programs[0].outcome(), programs[1].outcome()
+
+
+class _Program:
+    """One program under way; left, it is ended with all that it started."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        stdin: IO[bytes],
+        stdout: IO[bytes] | int,
+        limits: Limits,
+        layers: Sequence[Layer],
+        command: Sequence[str],
+    ) -> None:
+        self.limits = limits
+        self.heard: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
+        self.overrun: Overrun | None = None
+        self._began = time.monotonic()
+        self.is_contained = bool(command)
+        self._scratch: str | None = None
+        with ExitStack() as stack:
+            if command:
+                arguments, passed = [*command, *container.options(source, limits)], []
+                report = life = None
+                environment = None
+            else:
+                check(layers)
+                file = stack.enter_context(TemporaryFile())
+                file.write(source.encode("utf-8", "surrogatepass"))
+                file.seek(0)
+                life, self._life = _pipe()
+                stack.callback(life.close)
+                self._report, report = _pipe()
+                stack.callback(report.close)
+                own = None
+                if "namespaces" not in layers:
+                    self._scratch, own = scratch.make()
+                passed = [file.fileno(), life.fileno(), report.fileno()]
+                keys = ("program_fd", "life_fd", "report_fd")
+                spec = asdict(limits) | dict(zip(keys, passed, strict=True))
+                spec |= {"layers": list(layers), "scratch": own}
+                here = str(Path(__file__).parent)
+                arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, json.dumps(spec), here]
+                environment = {}
+            try:
+                self.process = subprocess.Popen(
+                    arguments,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ConfigError(f"sandbox command {arguments[0]}: {error.strerror}; name one that is there") from None
+
+    def __enter__(self) -> _Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        for file in (self.process.stdout, self.process.stderr):
+            if file is not None:
+                file.close()
+        if not self.is_contained:
+            self._report.close()
+        if self._scratch:
+            scratch.remove(self._scratch)
+
+    def streams(self) -> dict[str, IO[bytes]]:
+        report = {} if self.is_contained else {"report": self._report}
+        found = {"stdout": self.process.stdout, "stderr": self.process.stderr, **report}
+        return {name: stream for name, stream in found.items() if stream is not None}
+
+    def end(self) -> None:
+        """Its supervisor ends it, or the container's command does, asked politely; then whoever is left is killed."""
+        if self.process.returncode is not None:
+            return
+        if not self.is_contained:
+            self._life.close()
+        elif self.overrun or not self._has_ended(CLOSING_S):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        self._has_ended(GRACE_S)
+        os.killpg(self.process.pid, signal.SIGKILL)  # it is not reaped yet, so the group is still its own
+        self.process.wait()
+
+    def _has_ended(self, within_s: float) -> bool:
+        deadline, pause_s = time.monotonic() + within_s, 0.001
+        while not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(0.05, 2 * pause_s)
+        return True
+
+    def outcome(self) -> Outcome:
+        self.end()
+        if not self.is_contained:
+            self.heard["report"] += self._report.read() or b""
+        report: dict[str, Any] = {}
+        if self.is_contained:
+            report = {"exit_code": self.process.returncode, "wall_s": time.monotonic() - self._began}
+        elif self.heard["report"]:
+            report = json.loads(self.heard["report"])
+        elif self.overrun is None:
+            said = self.heard["stderr"][-500:].decode(errors="replace")
+            raise VerifierError(f"the sandbox ended with {self.process.returncode} and no report: {said}")
+        if "missing" in report:
+            raise ConfigError(lacking(report["missing"], report["why"]))
+        if "broken" in report:
+            raise VerifierError(f"the sandbox broke down: {report['broken']}")
+        if self.overrun:
+            report |= {"overrun": self.overrun, "exit_code": None}
+        return Outcome(stdout=bytes(self.heard["stdout"]), stderr=bytes(self.heard["stderr"]), **report)
+
+
+def _listen(programs: Sequence[_Program], limits: Limits) -> None:
+    """Until the first program has ended, or one has gone over a limit."""
+    deadline = time.monotonic() + limits.wall_s + (0.0 if programs[0].is_contained else GRACE_S)
+    with selectors.DefaultSelector() as selector:
+        for program in programs:
+            for name, stream in program.streams().items():
+                selector.register(stream, selectors.EVENT_READ, (program, name))
+        first = set(programs[0].streams())
+        while first:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                programs[0].overrun = "wall"
+                return
+            for key, _ in ready:
+                program, name = key.data
+                if not _hear(program, name, key.fd):
+                    selector.unregister(key.fileobj)
+                    if program is programs[0]:
+                        first.discard(name)
+                elif program.overrun:
+                    return
+
+
+def _hear(program: _Program, name: str, fd: int) -> bool:
+    """Whether there may be more. No more than the limit is kept, whatever is written."""
+    piece, heard = os.read(fd, 65536), program.heard[name]
+    heard += piece[: program.limits.output_bytes - len(heard)] if name != "report" else piece
+    if name != "report" and piece and len(heard) >= program.limits.output_bytes:
+        program.overrun = "output"
+    return bool(piece)
+
+
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
+    reading, writing = os.pipe()
+    return os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)

@@ -1,0 +1,129 @@
+"""What one run sets otherwise than the graph was built: `context`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
+from langgraph.types import Command
+
+from r3agent import ConfigError, EpisodeContext, Sampling, build_graph
+from r3agent.testing import ScriptedPolicy
+from r3agent.verifiers import find_verifier
+from tests.episodes.episodes import CHAIN, INPUT, labels, on_thread, right
+
+NEVER: Any = {"attempt": "wrong", "reflect": "hm", "retry": "wrong", "blind_retry": "wrong"}
+
+
+@pytest.fixture
+def policy() -> ScriptedPolicy:
+    return ScriptedPolicy(NEVER)
+
+
+@pytest.fixture
+def graph(policy: ScriptedPolicy) -> Any:
+    return build_graph(policy=policy, verifier=right).compile()
+
+
+@pytest.mark.parametrize(
+    ("context", "grown"),
+    [
+        (None, CHAIN),
+        ({}, CHAIN),
+        ({"max_attempts": 1}, ["attempt"]),
+        ({"max_attempts": 3}, [*CHAIN, "reflect", "retry"]),
+        ({"reflections": 2, "retries": 2}, ["attempt", *["reflect"] * 2, *["retry"] * 4]),
+        ({"reflections": 0, "blind_retries": 2}, ["attempt", "retry", "retry"]),
+        (EpisodeContext(max_attempts=1), ["attempt"]),
+    ],
+)
+async def test_a_run_has_limits_of_its_own_and_leaves_the_graph_as_it_was(graph: Any, context: Any, grown: Any) -> None:
+    assert labels(graph.invoke(INPUT, context=context)) == grown
+    assert labels(await graph.ainvoke(INPUT, context=context)) == grown
+    assert labels(await graph.ainvoke(INPUT)) == CHAIN
+
+
+def test_sampling_is_that_of_the_run(graph: Any, policy: ScriptedPolicy) -> None:
+    graph.invoke(INPUT, context={"sampling": {"temperature": 0.5, "max_tokens": 9}})
+    assert [call.sampling for call in policy.calls] == [Sampling(temperature=0.5, max_tokens=9)] * 3
+    policy.calls.clear()
+    graph.invoke(INPUT, context={"reflect_sampling": {"seed": 1}})
+    assert [call.sampling for call in policy.calls] == [None, Sampling(seed=1), None]
+
+
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        ({"max_attempts": 0}, "context.max_attempts = 0: .* greater than or equal to 1; change it"),
+        ({"retries": "many"}, "context.retries = 'many': .* integer"),
+        ({"max_attempt": 3}, "context.max_attempt is unknown; known are max_attempts, reflections"),
+        ({"sampling": {"temperature": -1}}, r"context.sampling.temperature = -1"),
+        ({"sampling": {"heat": 1}}, r"context.sampling.heat is unknown; known are temperature"),
+        ({"reflections": 0}, "reflections = 0 and blind_retries = 0: nothing would retry.*pass reflections=1"),
+    ],
+)
+async def test_what_does_not_fit_is_refused_before_anything_is_asked(
+    graph: Any, policy: ScriptedPolicy, context: Any, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        graph.invoke(INPUT, context=context)
+    with pytest.raises(ConfigError, match=says):
+        await graph.ainvoke(INPUT, context=context)
+    assert policy.calls == []
+
+
+@dataclass
+class OfTheApp:
+    max_attempts: int = 1
+    user: str = "ada"
+
+
+class Parent(TypedDict):
+    task: dict[str, Any]
+    trajectory: dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "grown"),
+    [
+        (OfTheApp, OfTheApp(), CHAIN),
+        (OfTheApp, {"max_attempts": 1}, CHAIN),
+        (dict, {"max_attempts": 1, "reflections": "as many as you like"}, CHAIN),
+        (EpisodeContext, {"max_attempts": 1}, ["attempt"]),
+        (EpisodeContext, EpisodeContext(max_attempts=1), ["attempt"]),
+    ],
+)
+async def test_the_context_of_a_larger_graph_counts_only_if_it_is_ours(
+    graph: Any, kind: Any, context: Any, grown: Any
+) -> None:
+    parent = StateGraph(Parent, context_schema=kind)
+    parent.add_node("solve", graph)
+    parent.add_edge(START, "solve")
+    app: Any = parent.compile()
+    assert labels(app.invoke(INPUT, context=context)) == grown
+    assert labels(await app.ainvoke(INPUT, context=context)) == grown
+
+
+def test_a_run_that_is_resumed_is_told_again(policy: ScriptedPolicy) -> None:
+    """LangGraph keeps the state and not the context."""
+    graph: Any = build_graph(policy=policy, verifier=find_verifier("person")).compile(InMemorySaver())
+    once = {"max_attempts": 1}
+    for thread, again, grown in (("told", once, ["attempt"]), ("not told", None, CHAIN[:2])):
+        graph.invoke(INPUT, on_thread(thread), context=once)
+        graph.invoke(Command(resume=False), on_thread(thread), context=again)
+        spans = graph.get_state(on_thread(thread)).values["spans"]
+        assert [span["label"] for span in spans][:2] == grown
+
+
+def test_what_goes_in_and_comes_out_has_a_schema(graph: Any) -> None:
+    assert graph.get_input_jsonschema()["properties"].keys() == {"task"}
+    assert graph.get_output_jsonschema()["properties"].keys() == {"answer", "passed", "trajectory"}
+
+
+def test_the_schema_of_the_context_explains_every_setting(graph: Any) -> None:
+    schema = graph.get_context_jsonschema()
+    assert schema["properties"].keys() == EpisodeContext.model_fields.keys()
+    assert all(setting["description"] for setting in schema["properties"].values())

@@ -1,0 +1,174 @@
+"""Which version answers, when it changes while requests are under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent import Task, build_graph
+from r3agent.episodes.collect import run_episode
+from r3agent.errors import ConfigError
+from r3agent.policy.live import WeightVersion
+from r3agent.policy.openai import OpenAIPolicy
+from r3agent.records.summary import summarise
+from r3agent.store.registry import PolicyCard, Registry, growing, write_card
+from r3agent.testing import ScriptedEndpoint
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def add(registry: Registry, version: str, kind: str) -> None:
+    card = PolicyCard(version=version, name="tiny", kind=kind, base_model="org/tiny", parent="v0000")
+    with growing(registry.version_dir(version)) as directory:
+        write_card(directory, card)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    registry = Registry(tmp_path)
+    registry.add_base("tiny", "org/tiny")
+    registry.set_live("v0000")
+    return registry
+
+
+@pytest.fixture
+def endpoint() -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint("hi", model="tiny") as endpoint:
+        yield endpoint
+
+
+def go_live(registry: Registry, version: str, **where: Any) -> None:
+    if version not in registry.versions():
+        add(registry, version, "lora")
+    registry.set_live(version, **where)
+
+
+async def test_each_request_asks_for_what_is_live_then(registry: Registry, endpoint: ScriptedEndpoint) -> None:
+    endpoint.adapters = ["tiny@v0001"]
+    async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+        [before] = await policy.sample(MESSAGES)
+        go_live(registry, "v0001")
+        [after] = await policy.sample(MESSAGES)
+    assert (before.model, before.policy_version) == ("tiny", "v0000")
+    assert (after.model, after.policy_version) == ("tiny@v0001", "v0001")
+
+
+async def test_requests_follow_the_live_version_to_another_server(
+    registry: Registry, endpoint: ScriptedEndpoint
+) -> None:
+    with ScriptedEndpoint("green", model="tiny") as green:
+        async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+            registry.set_live("v0000", base_url=green.url)
+            [generation] = await policy.sample(MESSAGES)
+    assert generation.text == "green"
+    assert endpoint.received == []
+
+
+async def test_a_server_that_is_replaced_is_not_waited_for(registry: Registry, endpoint: ScriptedEndpoint) -> None:
+    with ScriptedEndpoint("green", model="tiny") as green:
+        with ScriptedEndpoint("blue", model="tiny") as blue:
+            policy = OpenAIPolicy(blue.url, "tiny@live", registry=registry)
+            await policy.sample(MESSAGES)
+        waiting = asyncio.create_task(policy.sample(MESSAGES))  # blue is gone, and has answered before
+        await asyncio.sleep(0.05)
+        registry.set_live("v0000", base_url=green.url)
+        [generation] = await waiting
+        await policy.aclose()
+    assert generation.text == "green"
+
+
+async def episode(endpoint: ScriptedEndpoint, registry: Registry, verifier: Any) -> Any:
+    async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+        graph = build_graph(policy=policy, verifier=verifier).compile()
+        return await run_episode(graph, Task(messages=tuple(MESSAGES)))
+
+
+@pytest.mark.parametrize("stays_loaded", [True, False])
+async def test_an_episode_keeps_its_version_while_that_is_served(
+    registry: Registry, endpoint: ScriptedEndpoint, stays_loaded: bool
+) -> None:
+    endpoint.adapters = ["tiny@v0001", "tiny@v0002"]
+    go_live(registry, "v0001")
+
+    def deploys(task: Task, answer: object) -> bool:
+        go_live(registry, "v0002")
+        if not stays_loaded:
+            endpoint.adapters = ["tiny@v0002"]
+        return False
+
+    trajectory = await episode(endpoint, registry, deploys)
+    versions = [span.policy_version for span in trajectory.spans]
+    assert versions == (["v0001", "v0001", "v0001"] if stays_loaded else ["v0001", "v0002", "v0002"])
+    assert trajectory.policy_versions == tuple(dict.fromkeys(versions))
+    assert summarise([trajectory]).mixed_versions == (0 if stays_loaded else 1)
+
+
+async def test_weights_in_place_are_stamped_by_what_the_server_says(
+    registry: Registry, endpoint: ScriptedEndpoint
+) -> None:
+    add(registry, "v0001", "full")
+    async with OpenAIPolicy(endpoint.url, "tiny", registry=registry, version="v0001") as policy:
+        endpoint.weight_version = "default"
+        [stated] = await policy.sample(MESSAGES)
+        endpoint.weight_version = "v0000"
+        [swapped] = await policy.sample(MESSAGES)
+        [said] = await policy.sample(MESSAGES)
+    assert stated.policy_version == "v0001"
+    assert (swapped.policy_version, swapped.capability) == (None, "eval-only")
+    assert "swapped while it was generated" in (swapped.capability_note or "")
+    assert (said.policy_version, said.capability) == ("v0000", "trainable-exact")
+
+
+async def test_adapters_ask_nothing_of_the_weights(registry: Registry) -> None:
+    with ScriptedEndpoint("hi", model="tiny") as endpoint:
+        endpoint.weight_version = "v0009"  # it would be on the stamp
+        async with OpenAIPolicy(endpoint.url, "tiny", registry=registry) as policy:
+            [generation] = await policy.sample(MESSAGES)
+    assert generation.policy_version == "v0000"
+
+
+@pytest.mark.parametrize(
+    ("model", "live", "says"),
+    [
+        ("other@live", "v0000", "is a run of 'tiny'; ask for tiny@live"),
+        ("tiny@live", None, "nothing is live"),
+    ],
+)
+def test_a_name_that_cannot_be_resolved(tmp_path: Path, model: str, live: str | None, says: str) -> None:
+    registry = Registry(tmp_path)
+    registry.add_base("tiny", "org/tiny")
+    if live:
+        registry.set_live(live)
+    with pytest.raises(ConfigError, match=says):
+        OpenAIPolicy("http://127.0.0.1:9/v1", model, registry=tmp_path)
+
+
+def test_live_needs_a_run() -> None:
+    with pytest.raises(ConfigError, match="pass registry=RUN_DIR"):
+        OpenAIPolicy("http://127.0.0.1:9/v1", "tiny@live")
+
+
+async def test_looks_at_the_weights_are_shared_by_those_who_come_early_enough() -> None:
+    began = 0
+    gate = asyncio.Event()
+
+    async def ask() -> str:
+        nonlocal began
+        began += 1
+        mine = began
+        await gate.wait()
+        return str(mine)
+
+    weights = WeightVersion(ask)
+    first = asyncio.create_task(weights.now())
+    await asyncio.sleep(0.01)
+    later = [asyncio.create_task(weights.now()) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert await first == "1"
+    assert set(await asyncio.gather(*later)) == {"2"}
+    assert (began, weights.last) == (2, "2")

@@ -1,0 +1,290 @@
+"""A user's application, for the type checker: every public name with a use that has to type-check. It is never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, assert_type
+
+from openai import AsyncOpenAI
+
+from r3agent import (
+    AccessError,
+    Answer,
+    BusyError,
+    CollectSummary,
+    ConfigError,
+    DeployError,
+    EndpointError,
+    EpisodeContext,
+    Generation,
+    Group,
+    OpenAIPolicy,
+    Policy,
+    PolicyError,
+    ProtocolError,
+    R3Error,
+    Recorder,
+    RecordError,
+    RequestError,
+    Sampling,
+    SchemaVersionError,
+    Span,
+    Task,
+    TrainingError,
+    Trajectory,
+    Verdict,
+    Verifier,
+    VerifierError,
+    build_graph,
+    collect,
+    groups,
+    instrument,
+    label,
+    load,
+    trace,
+)
+from r3agent.deploy import CanaryReport, DeployConfig, DeployReport, LoadReport, deploy, load_version, rollback
+from r3agent.doctor import Check, Diagnosis, diagnose, report
+from r3agent.evaluate import (
+    CELLS,
+    Cell,
+    Comparison,
+    Decision,
+    Difference,
+    Evaluation,
+    Rate,
+    compare,
+    evaluate,
+    gate,
+    table,
+    wilson,
+)
+from r3agent.serve import Engine, ServerProcess, VLLMProcess, create_app, load_model, serve
+from r3agent.store.registry import PolicyCard, Registry
+from r3agent.tasks import TaskSource, find_tasks
+from r3agent.testing import (
+    DROPPED,
+    HANG,
+    HTML_PAGE,
+    MALFORMED_JSON,
+    PROMPT_TOO_LONG,
+    SERVER_ERROR,
+    Call,
+    Edit,
+    Fault,
+    Received,
+    ScriptedEndpoint,
+    ScriptedPolicy,
+    Traffic,
+    miscount,
+    rate_limited,
+    traffic_through,
+)
+from r3agent.train import (
+    PolicyStart,
+    Row,
+    RowReport,
+    TrainConfig,
+    build_rows,
+    credit_spans,
+    to_dataset,
+    train,
+)
+from r3agent.verifiers import find_verifier
+
+URL = "http://127.0.0.1:8000/v1"
+
+# ---- tasks and verifiers ----
+
+
+def source(n: int | None, *, seed: int, split: str) -> Iterator[Task]:
+    yield Task(messages=({"role": "user", "content": f"{seed} {split} {n}"},), info={"answer": "42"})
+
+
+def of_bool(task: Task, answer: Answer) -> bool:
+    return answer.strip() == task.info["answer"] and not answer.tool_calls
+
+
+async def of_verdict(task: Task, answer: Answer) -> Verdict:
+    return Verdict(passed=len(answer) > len(task.id), score=0.5, feedback="short")
+
+
+MINE: TaskSource = source
+TASKS: list[Task] = [*find_tasks("countdown", 8, seed=1, split="train"), *MINE(1, seed=0, split="train")]
+VERIFIERS: list[Verifier] = [of_bool, of_verdict, lambda task, answer: 0.5, find_verifier("exact")]
+
+# ---- the graph, and a policy of one's own ----
+
+
+class Constant:
+    """Fits the protocol `Policy` without a base class."""
+
+    async def sample(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        n: int = 1,
+        tools: Sequence[dict[str, Any]] = (),
+        sampling: Sampling | None = None,
+    ) -> list[Generation]:
+        return [Generation(text="42", model="constant")] * n
+
+    async def aclose(self) -> None: ...
+
+
+def embed(policy: Policy) -> tuple[str, bool | None]:
+    graph = build_graph(policy=policy, verifier=of_bool, max_attempts=3, sampling=Sampling(max_tokens=8)).compile()
+    result = graph.invoke({"task": TASKS[0].model_dump(mode="json")}, context=EpisodeContext(max_attempts=2))
+    trajectory = Trajectory.model_validate(result["trajectory"])
+    assert_type(trajectory.passed, bool | None)
+    return result["answer"], result["passed"]
+
+
+POLICIES: list[Policy] = [Constant(), OpenAIPolicy(URL, "m@live", registry="runs/mine"), ScriptedPolicy("42")]
+
+# ---- collecting and reading ----
+
+
+async def gather(out: Path) -> CollectSummary:
+    async with OpenAIPolicy(URL, "my-model", sampling=Sampling(temperature=0.7)) as policy:
+        return await collect(TASKS, policy=policy, verifier=of_verdict, out=out, reflections=4, blind_retries=1)
+
+
+def best(directory: Path) -> dict[str, Span]:
+    found: dict[str, Span] = {}
+    group: Group
+    for group in groups(load(directory), "reflect", "lift"):
+        reward, span = max(zip(group.rewards_G, group.spans_G, strict=True), key=lambda pair: pair[0])
+        if group.has_variance and reward > 0:
+            found[group.group_id] = span
+    return found
+
+
+# ---- an application in production ----
+
+
+async def answer(client: AsyncOpenAI, question: str, recorder: Recorder) -> str | None:
+    recorded = instrument(client)
+    with trace(TASKS[0], recorder=recorder) as episode:
+        reply = await recorded.chat.completions.create(
+            model="my-model", messages=[{"role": "user", "content": question}]
+        )
+        with episode.span("reflect"):
+            await recorded.chat.completions.create(model="my-model", messages=[{"role": "user", "content": "Why?"}])
+    return reply.choices[0].message.content
+
+
+def learn_later(directory: Path, trajectory: Trajectory) -> None:
+    with Recorder(directory, sample_rate=0.1, redact=lambda text: text.replace("Ada", "X")) as recorder:
+        recorder.record(trajectory)
+    print(label(directory, trajectory, passed=True, feedback="it was right").trajectory_id)
+
+
+# ---- training, deploying, evaluating ----
+
+
+def rows_of(directory: Path) -> tuple[list[Row], RowReport]:
+    config = TrainConfig(credit={"reflect": "lift", "retry": "success"}, distill=0.5)
+    credited = credit_spans(load(directory), config=config, version="v0000")
+    print({drop.reason for drop in credited.dropped}, to_dataset(credited.rows).num_rows)
+    return build_rows(load(directory), config=config, version="v0000")
+
+
+def make(run: Path) -> PolicyCard:
+    start = PolicyStart(version="v0000", name="bundled", model="bundled")
+    return train(load(run), start=start, version="v0001", out_dir=run / "v0001", config=TrainConfig(), resume=True)
+
+
+def bring(run: Path) -> DeployReport:
+    registry, config = Registry(run), DeployConfig(keep=3)
+    loaded: LoadReport = load_version("v0001", registry=registry, base_url=URL, config=config)
+    canary: CanaryReport | None = loaded.canary
+    if canary is not None and canary.verdict == "arrived":
+        return deploy("v0001", registry=registry, base_url=URL, config=config)
+    return rollback(registry=registry, base_url=URL, to="v0000")
+
+
+def judge(before: Path, after: Path) -> Decision:
+    alone: Evaluation = evaluate(load(before))
+    rates: dict[Cell, Rate | None] = {cell: getattr(alone, cell) for cell in CELLS}
+    comparison: Comparison = compare(load(before), load(after))
+    change: Difference | None = comparison.after_reflection
+    print(table(comparison), wilson(3, 4), rates, change and change.points)
+    return gate(comparison, min_lift=1, max_regression=2, alpha=0.05)
+
+
+# ---- servers ----
+
+
+def serve_here(model: str) -> object:
+    return create_app(Engine(load_model(model), max_batch=8), api_key="secret")
+
+
+def serve_apart() -> list[str]:
+    with ServerProcess("bundled") as small, VLLMProcess("my-model", options=["--max-num-seqs", "64"]) as real:
+        return [small.base_url, real.base_url]
+
+
+def serve_until_stopped() -> None:
+    serve("bundled", port=0)
+
+
+async def examine() -> tuple[Check, ...]:
+    diagnosis: Diagnosis = await diagnose(URL)
+    print(report(diagnosis), diagnosis.tier)
+    return diagnosis.checks
+
+
+# ---- testing ----
+
+FAULTS: list[Fault] = [DROPPED, HANG, HTML_PAGE, MALFORMED_JSON, PROMPT_TOO_LONG, SERVER_ERROR, rate_limited(0.1)]
+EDIT: Edit = miscount
+
+
+def test_application() -> None:
+    scripted = ScriptedPolicy({"attempt": ["41", "40"], "reflect": "Look again.", "retry": lambda messages: "42"})
+    assert embed(scripted) == ("42", True)
+    calls: list[Call] = scripted.calls
+    assert [call.asked for call in calls] == ["attempt", "reflect", "retry"]
+
+
+async def test_through_a_change() -> None:
+    with ScriptedEndpoint("42", faults=FAULTS, edits=[EDIT]) as endpoint:
+        policy = OpenAIPolicy(endpoint.url, "scripted")
+
+        def ask(number: int) -> Awaitable[list[Generation]]:
+            return policy.sample([{"role": "user", "content": str(number)}])
+
+        traffic: Traffic[list[Generation]] = await traffic_through(lambda: None, ask, clients=2)
+        received: list[Received] = endpoint.received
+        assert len(traffic.answers) <= len(received)
+
+
+# ---- errors ----
+
+
+def blame(error: R3Error) -> str:
+    match error:
+        case ConfigError() | BusyError():
+            return "the caller"
+        case SchemaVersionError() | RecordError():
+            return "a file"
+        case AccessError() | RequestError():
+            return "the request"
+        case EndpointError() | ProtocolError() | PolicyError():
+            return "the server"
+        case VerifierError():
+            return "the verifier"
+        case TrainingError() | DeployError():
+            return "the run"
+        case _:
+            return f"exit code {error.exit_code}"
+
+
+if __name__ == "__main__":
+    try:
+        print(asyncio.run(gather(Path("episodes"))).first_try, best(Path("episodes")))
+    except R3Error as error:
+        print(blame(error))

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from r3agent.errors import SchemaVersionError
+from r3agent.records import schema
+from r3agent.records.schema import record_schema
+from r3agent.records.trajectory import Generation, Task, Trajectory, Verdict, mean_success
+from tests.support.trees import TASK, span, trajectories, tree, trees
+
+
+@given(trajectories())
+def test_a_record_survives_json(trajectory: Trajectory) -> None:
+    assert Trajectory.model_validate_json(trajectory.model_dump_json()) == trajectory
+    assert Trajectory.model_validate(json.loads(json.dumps(trajectory.model_dump(mode="json")))) == trajectory
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_token_ids_and_logprobs_align_or_are_refused(n_ids: int, n_logprobs: int) -> None:
+    fields = {"text": "", "model": "m", "token_ids": range(n_ids), "logprobs": [-0.5] * n_logprobs}
+    if n_ids == n_logprobs:
+        Generation(**fields)
+    else:
+        with pytest.raises(ValidationError, match=f"{n_ids} token ids but {n_logprobs} logprobs"):
+            Generation(**fields)
+
+
+@pytest.mark.parametrize("missing", ["prompt_token_ids", "token_ids", "logprobs"])
+def test_trainable_exact_needs_every_token(missing: str) -> None:
+    exact = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5], "capability": "trainable-exact"}
+    with pytest.raises(ValidationError, match="trainable-exact needs"):
+        Generation(text="", model="m", **{**exact, missing: None})
+
+
+def test_records_are_frozen_and_refuse_unknown_fields() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TASK.id = "other"  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="surprise"):
+        Task.model_validate({"messages": [{"role": "user", "content": ""}], "surprise": 1})
+
+
+def test_another_schema_version_is_refused_with_the_remedy() -> None:
+    record = tree().model_dump(mode="json") | {"schema_version": 2}
+    with pytest.raises(SchemaVersionError, match=r"schema_version = 2: this r3agent reads version 1; open the run"):
+        Trajectory.model_validate(record)
+
+
+def test_a_tasks_default_id_depends_on_its_messages_alone() -> None:
+    hello, again, bye = (
+        Task(messages=({"role": "user", "content": text},), info=info)
+        for text, info in [("hello", {}), ("hello", {"answer": 1}), ("bye", {})]
+    )
+    assert hello.id == again.id != bye.id
+
+
+def test_a_task_needs_a_message() -> None:
+    with pytest.raises(ValidationError, match="messages"):
+        Task(messages=())
+
+
+def test_the_shipped_json_schema_is_that_of_the_records() -> None:
+    shipped = Path(schema.__file__).with_name("trajectory.schema.json").read_text()
+    assert shipped == record_schema(), "run: python -m r3agent.records.schema > r3agent/records/trajectory.schema.json"
+
+
+# ---- the tree ----
+
+
+def test_spans_form_a_tree_with_parents_first() -> None:
+    attempt = span("attempt")
+    reflection = span("reflect", attempt)
+    assert tree(attempt, reflection).path(reflection) == [attempt, reflection]
+    with pytest.raises(ValidationError, match="comes before its parent"):
+        tree(reflection, attempt)
+    with pytest.raises(ValidationError, match="appears twice"):
+        tree(attempt, attempt)
+
+
+@given(trees())
+def test_walks_agree_with_parent_ids(trajectory: Trajectory) -> None:
+    for s in trajectory.spans:
+        above = trajectory.parent(s)
+        assert (above and above.span_id) == s.parent_id
+        assert all(trajectory.parent(child) == s for child in trajectory.children(s))
+        assert trajectory.path(s)[-1] == s
+        assert trajectory.path(s)[0].parent_id is None
+    assert sum(len(trajectory.children(s)) for s in trajectory.spans) == max(len(trajectory.spans) - 1, 0)
+
+
+@given(trees())
+def test_the_prompt_holds_every_request_and_reply_above(trajectory: Trajectory) -> None:
+    for s in trajectory.spans:
+        expected = list(trajectory.task.messages)
+        for ancestor in trajectory.path(s):
+            expected += ancestor.request
+            if ancestor != s:
+                expected.append(ancestor.message)
+        assert trajectory.prompt(s) == expected
+
+
+def test_the_retry_sees_the_failed_attempt_the_request_and_the_reflection() -> None:
+    call = {"id": "call", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    attempt = span("attempt", passed=False, text="5", tool_calls=(call,))
+    reflection = span("reflect", attempt, text="I added wrong", request=({"role": "user", "content": "reflect"},))
+    retry = span("retry", reflection, text="4", request=({"role": "user", "content": "again"},))
+    assert tree(attempt, reflection, retry).prompt(retry) == [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "5", "tool_calls": [call]},
+        {"role": "user", "content": "reflect"},
+        {"role": "assistant", "content": "I added wrong"},
+        {"role": "user", "content": "again"},
+    ]
+
+
+def test_the_answer_is_the_first_try_that_passed_else_the_last() -> None:
+    attempt = span("attempt", passed=False)
+    reflection = span("reflect", attempt)
+    wrong, right, later = (span("retry", reflection, passed=passed) for passed in (False, True, False))
+    assert tree(attempt, reflection).answer == attempt
+    assert tree(attempt, reflection, wrong).passed is False
+    assert tree(attempt, reflection, wrong, right, later).answer == right
+    assert tree().answer is None
+    assert tree().passed is None
+
+
+def test_a_blind_retry_has_no_reflection_above_it() -> None:
+    attempt = span("attempt")
+    reflection, control = span("reflect", attempt), span("retry", attempt)
+    guided = span("retry", reflection)
+    grown = tree(attempt, reflection, control, guided)
+    assert [grown.is_blind(s) for s in grown.spans] == [False, False, True, False]
+
+
+def test_mean_success_leaves_out_what_was_not_judged() -> None:
+    assert mean_success([span("retry", None, True), span("retry"), span("retry", None, False)]) == 0.5
+    assert mean_success([span("retry")]) is None
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_a_score_is_between_0_and_1(score: float) -> None:
+    with pytest.raises(ValidationError):
+        Verdict(passed=False, score=score)

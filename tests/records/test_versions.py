@@ -1,0 +1,49 @@
+"""Names of versions: there and back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r3agent.records.versions import BASE, apart, is_version, named, number_of, of_served
+
+numbers = st.integers(0, 10**9)
+
+
+@given(numbers)
+def test_a_number_survives_its_name(number: int) -> None:
+    assert is_version(named(number))
+    assert number_of(named(number)) == number
+
+
+@given(numbers, st.text())
+def test_a_served_name_carries_its_version(number: int, name: str) -> None:
+    assert of_served(f"{name}@{named(number)}") == named(number)
+
+
+@given(numbers, numbers)
+def test_distance_is_that_of_the_numbers(one: int, other: int) -> None:
+    assert apart(named(one), named(other)) == apart(named(other), named(one)) == abs(one - other)
+
+
+def test_the_base_is_number_0() -> None:
+    assert (named(0), number_of(BASE), named(7), named(12345)) == (BASE, 0, "v0007", "v12345")
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "v1", "v001", "0001", "V0001", "v0001.partial", "v0001\n", " v0001", "vvvvv"]
+)
+def test_what_is_no_version(text: str | None) -> None:
+    assert not is_version(text)
+
+
+@pytest.mark.parametrize("name", ["", "tiny", "v0001", "tiny@", "tiny@v1", "tiny@v0001@", "tiny@v0001:latest", "a@b"])
+def test_a_name_without_a_version(name: str) -> None:
+    assert of_served(name) is None
+
+
+@pytest.mark.parametrize("one", [None, "", "latest"])
+def test_what_is_no_version_is_at_no_distance(one: str | None) -> None:
+    assert apart(one, "v0001") is None
+    assert apart("latest", "latest") == 0

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from r3agent.errors import ConfigError
+from r3agent.run.config import Config, load_config, parse_override, to_toml
+
+
+def test_the_written_file_reads_back_as_the_same_settings(tmp_path):
+    config = load_config(None, {"collect.n": 7, "task.params": {"max_number": 9}, "train.method": "full"})
+    path = tmp_path / "r3.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path, {}) == config
+
+
+@pytest.mark.parametrize("section", Config.model_fields)
+def test_every_setting_is_explained_in_the_file(section):
+    lines = to_toml(Config()).splitlines()
+    lines = lines[lines.index(f"[{section}]") :]
+    for key in Config.model_fields[section].annotation.model_fields:
+        at = next(i for i, line in enumerate(lines) if line.startswith((f"{key} = ", f"# {key} =")))
+        above = next(line for line in reversed(lines[:at]) if line)
+        assert above.startswith("# "), f"{section}.{key}"
+
+
+def test_what_is_none_by_default_is_commented_out():
+    assert "# seed =\n" in to_toml(Config())
+    assert "# save_steps =\n" in to_toml(Config())
+
+
+def test_an_explanation_is_the_settings_docstring():
+    text = to_toml(Config())
+    assert "# G: reflections of each failed try; a GRPO group.\nreflections = 8" in text
+    assert "# Weight of the KL divergence from the starting policy. The paper: 0.001.\nbeta = " in text
+
+
+def test_command_line_beats_file_beats_default(tmp_path):
+    path = tmp_path / "r3.toml"
+    path.write_text("[collect]\nn = 5\nreflections = 3\n")
+    config = load_config(path, {"collect.n": 6})
+    assert (config.collect.n, config.collect.reflections, config.collect.retries) == (6, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"collect.reflexions": 4}, "did you mean 'collect.reflections'"),
+        ({"colect.n": 4}, "did you mean 'collect'"),
+        ({"policy.zzz": 4}, "known are base_url"),
+        ({"collect.n": "many"}, "collect.n = 'many'"),
+        ({"train.epochs": 0}, "train.epochs = 0: Input should be greater than or equal to 1"),
+        ({"sampling.temperature": -1}, "sampling.temperature = -1"),
+        ({"train.credit.retry": "lift"}, "train.credit: retry = 'lift': what fits retry is 'success' or 'score'"),
+        ({"train.credit": "lift"}, "train.credit = 'lift': Input should be a valid dictionary"),
+        ({"train.credit_weights.reflect": 0}, "train.credit_weights.reflect = 0: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(overrides, says):
+    with pytest.raises(ConfigError, match=r".") as error:
+        load_config(None, overrides)
+    assert says in str(error.value)
+
+
+def test_a_key_of_a_mapping_is_added_and_a_whole_mapping_replaces(tmp_path):
+    path = tmp_path / "r3.toml"
+    path.write_text('[train]\ncredit = {reflect = "lift"}\n')
+    for file, reflect in ((None, "retry_success"), (path, "lift")):
+        added = load_config(file, {"train.credit.retry": "success"})
+        assert added.train.credit == {"reflect": reflect, "retry": "success"}
+        assert load_config(file, {"train.credit": {"retry": "score"}}).train.credit == {"retry": "score"}
+    path.write_text(to_toml(added))
+    assert load_config(path, {}) == added
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="r3agent init"):
+        load_config(tmp_path / "none.toml", {})
+    (tmp_path / "bad.toml").write_text("[collect\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "bad.toml", {})
+
+
+def test_overrides_are_toml_values_or_else_text():
+    assert parse_override("train.learning_rate=1e-4") == ("train.learning_rate", 1e-4)
+    assert parse_override("task.params={max_number = 9}") == ("task.params", {"max_number": 9})
+    assert parse_override("policy.model=qwen") == ("policy.model", "qwen")
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        parse_override("learning_rate=3")

@@ -1,0 +1,260 @@
+"""The loop's decisions, with a run that has no server and no weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.evaluate import Comparison, compare
+from r3agent.records.summary import CollectSummary, summarise
+from r3agent.records.trajectory import Trajectory
+from r3agent.records.versions import BASE
+from r3agent.run.config import load_config
+from r3agent.run.loop import LoopReport, run_loop
+from r3agent.store.registry import PolicyCard, Registry, checkpoints_dir, growing, write_card
+from tests.evaluate.episodes import episode
+
+N_TASKS = 40
+LEARNING = {"v0000": 5, "v0001": 15, "v0002": 25, "v0003": 35}
+"""Tasks that a version does after reflecting: each is better than the one before."""
+STUMBLING = {"v0000": 5, "v0001": 5, "v0002": 25, "v0003": 25}
+"""The first and the third are no gain."""
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+class Disk:
+    """What outlives a process: versions, the live pointer, comparisons; and a log of the stages that ended."""
+
+    def __init__(self, directory: Path, skills: dict[str, int]) -> None:
+        self.registry = Registry(directory)
+        self.skills = skills
+        self.comparisons: dict[tuple[str, str], Comparison] = {}
+        self.log: list[str] = []
+
+
+class FakeRun:
+    """What `run_loop` needs of a `Run`, in milliseconds."""
+
+    def __init__(self, disk: Disk, settings: dict[str, Any], killed_after: str | None = None) -> None:
+        self.config = load_config(None, {f"loop.{key}": value for key, value in settings.items()})
+        self.registry = disk.registry
+        self.disk = disk
+        self.killed_after = killed_after
+
+    def live_card(self) -> PolicyCard:
+        self.registry.add_base("tiny", "org/tiny")
+        if self.registry.live is None:
+            self.registry.set_live(BASE)
+        return self.registry.card(self.registry.live or BASE)
+
+    def serve_live(self) -> None:
+        self.live_card()
+
+    def collect(self, progress: Any) -> CollectSummary:
+        progress(1, 1)
+        return self._ended(f"collect with {self.registry.live} for {self.registry.next_version()}", summarise([]))
+
+    def train(self, *, resume: bool) -> PolicyCard:
+        version, parent = self.registry.next_version(), self.live_card().version
+        if resume:
+            self.disk.log.append(f"resume {version}")
+        card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=parent)
+        with growing(self.registry.version_dir(version)) as directory:
+            write_card(directory, card)
+        return self._ended(f"train {version} from {parent}", card)
+
+    def deploy(self, version: str) -> PolicyCard:
+        self.registry.set_live(version)
+        return self._ended(f"deploy {version}", self.registry.card(version))
+
+    def rollback(self, to: str) -> PolicyCard:
+        self.registry.set_live(self.registry.rollback_target(to))
+        return self._ended(f"back to {to}", self.registry.card(to))
+
+    def evaluate(self, before: str, after: str, progress: Any, *, split: str) -> Comparison:
+        assert split == self.config.gate.split == "gate"
+        comparison = compare(self._episodes(before), self._episodes(after))
+        self.disk.comparisons[before, after] = comparison
+        return self._ended(f"evaluate {after} against {before}", comparison)
+
+    def comparison(self, before: str, after: str, *, split: str) -> Comparison | None:
+        assert split == self.config.gate.split == "gate"
+        return self.disk.comparisons.get((before, after))
+
+    def _episodes(self, version: str) -> list[Trajectory]:
+        return [episode(str(i), False, i < self.disk.skills[version], version=version) for i in range(N_TASKS)]
+
+    def _ended(self, stage: str, result: Any) -> Any:
+        self.disk.log.append(stage)
+        if stage == self.killed_after:
+            raise Killed
+        return result
+
+
+class Told:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def episodes(self, done: int, total: int) -> None: ...
+
+
+def loop(disk: Disk, killed_after: str | None = None, told: Told | None = None, **settings: int) -> LoopReport:
+    run: Any = FakeRun(disk, settings, killed_after)
+    return run_loop(run, told or Told())
+
+
+def promoted(report: LoopReport) -> list[tuple[int, bool]]:
+    return [(r.round, r.decision.promote) for r in report.rounds]
+
+
+def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    (checkpoints_dir(disk.registry.version_dir("v0002")) / "checkpoint-3").mkdir(parents=True)
+    loop(disk, rounds=2)
+    assert [entry for entry in disk.log if entry.startswith(("resume", "train"))] == [
+        "train v0001 from v0000",
+        "resume v0002",
+        "train v0002 from v0001",
+    ]
+
+
+def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    report = loop(disk, rounds=2)
+    assert disk.log == [
+        "collect with v0000 for v0001",
+        "train v0001 from v0000",
+        "deploy v0001",
+        "evaluate v0001 against v0000",
+        "collect with v0001 for v0002",
+        "train v0002 from v0001",
+        "deploy v0002",
+        "evaluate v0002 against v0001",
+    ]
+    assert promoted(report) == [(1, True), (2, True)]
+    assert report.live == disk.registry.live == "v0002"
+
+
+def test_a_version_that_does_not_pass_is_rolled_back_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
+    disk, told = Disk(tmp_path, STUMBLING), Told()
+    report = loop(disk, told=told, rounds=3)
+    assert disk.log == [
+        "collect with v0000 for v0001",
+        "train v0001 from v0000",
+        "deploy v0001",
+        "evaluate v0001 against v0000",
+        "back to v0000",
+        "collect with v0000 for v0002",
+        "train v0002 from v0000",
+        "deploy v0002",
+        "evaluate v0002 against v0000",
+        "collect with v0002 for v0003",
+        "train v0003 from v0002",
+        "deploy v0003",
+        "evaluate v0003 against v0002",
+        "back to v0002",
+    ]
+    assert promoted(report) == [(1, False), (2, True), (3, False)]
+    assert report.live == "v0002"
+    [first, second] = [text for text in told.stages if "did not pass the gate" in text]
+    assert first.startswith("v0001 did not pass the gate (")
+    assert "NOT met: p = 1 for a gain" in first
+    assert first.endswith("): back to v0000")
+    assert second.endswith("): back to v0002")
+
+
+def test_between_evaluations_every_version_goes_live_and_is_trained_on(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    report = loop(disk, rounds=3, evaluate_every=2)
+    assert [stage for stage in disk.log if not stage.startswith("collect")] == [
+        "train v0001 from v0000",
+        "deploy v0001",
+        "train v0002 from v0001",
+        "deploy v0002",
+        "evaluate v0002 against v0000",
+        "train v0003 from v0002",
+        "deploy v0003",
+        "evaluate v0003 against v0002",  # the last one always is
+    ]
+    assert promoted(report) == [(2, True), (3, True)]
+
+
+def test_versions_between_evaluations_go_with_the_one_that_did_not_pass(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, {"v0000": 5, "v0001": 15, "v0002": 5, "v0003": 25})
+    report = loop(disk, rounds=3, evaluate_every=2)
+    assert disk.log[5:8] == ["deploy v0002", "evaluate v0002 against v0000", "back to v0000"]
+    assert disk.registry.card("v0003").parent == "v0000"
+    assert disk.log[-1] == "evaluate v0003 against v0000"
+    assert report.live == "v0003"
+
+
+@pytest.mark.parametrize("evaluate_every", [1, 2])
+@pytest.mark.parametrize("skills", [LEARNING, STUMBLING], ids=["learning", "stumbling"])
+def test_a_loop_killed_after_any_stage_ends_as_if_it_had_not_been(
+    skills: dict[str, int], evaluate_every: int, tmp_path: Path
+) -> None:
+    undisturbed = Disk(tmp_path / "undisturbed", skills)
+    settings = {"rounds": 3, "evaluate_every": evaluate_every}
+    expected = loop(undisturbed, **settings)
+    for number, stage in enumerate(undisturbed.log):
+        disk = Disk(tmp_path / str(number), skills)
+        with pytest.raises(Killed):
+            loop(disk, killed_after=stage, **settings)
+        report = loop(disk, **settings)
+        assert (promoted(report), report.live) == (promoted(expected), expected.live)
+        assert list(dict.fromkeys(disk.log)) == undisturbed.log
+        again = {s for s, n in Counter(disk.log).items() if n > 1}
+        assert all(s.startswith(("collect", "deploy")) for s in again)  # which find what is done and keep it
+
+
+def test_a_loop_killed_after_every_stage_in_turn_ends_as_well(tmp_path: Path) -> None:
+    undisturbed = Disk(tmp_path / "undisturbed", STUMBLING)
+    loop(undisturbed, rounds=3)
+    disk = Disk(tmp_path / "killed", STUMBLING)
+    for stage in undisturbed.log:
+        with pytest.raises(Killed):
+            loop(disk, killed_after=stage, rounds=3)
+    assert loop(disk, rounds=3).live == "v0002"
+    assert list(dict.fromkeys(disk.log)) == undisturbed.log
+
+
+def test_a_finished_loop_does_nothing_again(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, STUMBLING)
+    report = loop(disk, rounds=3)
+    log = [*disk.log]
+    assert loop(disk, rounds=3) == report
+    assert disk.log == log
+
+
+def test_more_rounds_go_on_from_the_champion(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, STUMBLING)
+    loop(disk, rounds=1)
+    done = len(disk.log)
+    report = loop(disk, rounds=2)
+    assert promoted(report) == [(1, False), (2, True)]
+    assert disk.log[done:] == [
+        "collect with v0000 for v0002",
+        "train v0002 from v0000",
+        "deploy v0002",
+        "evaluate v0002 against v0000",
+    ]
+
+
+def test_versions_are_compared_again_under_other_settings_and_not_trained_again(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    report = loop(disk, rounds=2)
+    done = len(disk.log)
+    disk.comparisons.clear()
+    assert loop(disk, rounds=2) == report
+    assert disk.log[done:] == ["evaluate v0001 against v0000", "deploy v0002", "evaluate v0002 against v0001"]

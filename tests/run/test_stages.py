@@ -1,0 +1,415 @@
+"""A run directory and its stages, with a server that changes its weights and answers from a script."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.records.trajectory import Trajectory
+from r3agent.run.config import load_config, to_toml
+from r3agent.run.stages import Run
+from r3agent.store.trajectories import load
+from r3agent.testing import ScriptedEndpoint
+from tests.deploy import endpoint as weights
+from tests.support.chatting import ChattingEndpoint, serving
+
+N_TASKS = 8
+EXACT = {"eval.n": N_TASKS, "eval.split": "all", "task.verifier": "exact", "collect.reflections": 2}
+
+
+class Stopped(Exception):
+    """Somebody ended the stage here."""
+
+
+def reply(body: dict[str, Any]) -> str:
+    """The base is never right; v0001 after a reflection, where it samples at temperature 1."""
+    said = [m["content"] for m in body["messages"]]
+    learnt = body["model"] == "tiny@v0001" and body["temperature"] == 1.0
+    return "6" if learnt and "use the tables" in said else "use the tables" if "Reflect" in said[-1] else "5"
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    path = tmp_path / "tasks.jsonl"
+    lines = ({"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(N_TASKS))
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
+    base = weights.save_model(tmp_path / "base", seed=0)
+    with serving(ChattingEndpoint(weights=base, reply=reply)) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def settings(endpoint: ChattingEndpoint, tasks: Path) -> dict[str, Any]:
+    subject = {"policy.base_url": endpoint.url, "policy.model": "tiny", "policy.base_model": str(endpoint.weights)}
+    return {**subject, "task.source": str(tasks), **EXACT}
+
+
+@pytest.fixture
+def run(tmp_path: Path, settings: dict[str, Any]) -> Run:
+    return Run(tmp_path / "run", settings)
+
+
+def with_version(run: Run, kind: str = "lora") -> Run:
+    """The run with v0001, whose weights are on disk and recognised by the server."""
+    run.live_card()
+    weights.Run(run.registry, Path(run.config.policy.base_model)).train(kind, seed=1)
+    return run
+
+
+def evaluated(run: Run) -> Run:
+    with_version(run).evaluate("v0000", "v0001")
+    return run
+
+
+def reopened(run: Run, **overrides: Any) -> Run:
+    return Run(run.directory, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def edit(run: Run, **overrides: Any) -> None:
+    """Change r3.toml as a person would."""
+    path = run.directory / "r3.toml"
+    path.write_text(to_toml(load_config(path, {key.replace("__", "."): value for key, value in overrides.items()})))
+
+
+def stored(run: Run, version: str | None = None) -> list[Trajectory]:
+    return load(run.directory / "trajectories" if version is None else run.directory / "eval" / version)
+
+
+# ---- what is collected ----
+
+
+def test_every_trajectory_says_where_it_came_from(run: Run, tasks: Path) -> None:
+    run.collect()
+    evaluated(run)
+    for trajectory in (*stored(run), *stored(run, "v0000"), *stored(run, "v0001")):
+        said = {key: trajectory.metadata[key] for key in ("source", "params", "verifier")}
+        assert said == {"source": str(tasks), "params": {}, "verifier": "exact"}
+        assert trajectory.verifier == "exact"
+
+
+def test_the_live_version_is_the_one_that_is_sampled(run: Run, endpoint: ChattingEndpoint) -> None:
+    run.collect()
+    with_version(run).deploy()
+    endpoint.adapters.clear()  # it was restarted
+    run.collect()
+    assert {(s.model, s.policy_version) for t in stored(run) for s in t.spans} == {
+        ("tiny", "v0000"),
+        ("tiny@v0001", "v0001"),
+    }
+
+
+def test_a_file_has_the_settings_of_the_first_call_and_later_overrides_are_not_written(run: Run) -> None:
+    assert load_config(run.directory / "r3.toml", {}) == run.config
+    again = reopened(run, eval__n=3)
+    assert again.config.eval.n == 3
+    assert reopened(run).config == run.config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"task.source": "countdown"}, r"task\.source = 'countdown', but .* is a run of '.*tasks\.jsonl'"),
+        ({"task.verifier": "countdown"}, r"task\.verifier = 'countdown', but .* is a run of 'exact'"),
+        ({"policy.base_model": "bundled"}, r"policy\.base_model = 'bundled', but .* is a run of '.*base'"),
+    ],
+)
+def test_another_task_or_base_model_is_refused(run: Run, overrides: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named + "; choose another directory with --run"):
+        Run(run.directory, overrides)
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "says"),
+    [({"task.source": "mising.jsonl"}, "No such file"), ({"task.verifier": "exat"}, "'exat' is unknown")],
+)
+def test_a_mistyped_first_command_pins_nothing(
+    tmp_path: Path, settings: dict[str, Any], mistyped: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Run(tmp_path / "run", {**settings, **mistyped})
+    assert Run(tmp_path / "run", settings).config.task.source == settings["task.source"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("task__source", "other.jsonl", r"source = 'other\.jsonl', but .*trajectories has episodes of countdown"),
+        ("task__verifier", "exact", r"verifier = 'exact', but .*trajectories has episodes of countdown"),
+        (
+            "task__params",
+            {"max_number": 9},
+            r"params = \{'max_number': 9\}, but .* has episodes of \{'max_number': 8\}",
+        ),
+    ],
+)
+def test_what_was_collected_for_another_task_is_not_trained_on(
+    key: str, value: Any, named: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl", reason="needs the train extra")
+    with ScriptedEndpoint("no idea") as endpoint:
+        policy = {"policy.base_url": endpoint.url, "policy.model": endpoint.model}
+        few = {"collect.n": 2, "collect.reflections": 1, "task.params": {"max_number": 8}}
+        run = Run(tmp_path / "run", {**policy, **few})
+        run.collect()
+    edit(run, **{key: value})
+    with pytest.raises(ConfigError, match=named + r"; put it back in r3\.toml, or collect into another"):
+        reopened(run).train()
+    assert run.registry.versions() == ["v0000"]
+
+
+# ---- evaluations ----
+
+
+def test_two_versions_are_compared_on_the_same_tasks(run: Run, endpoint: ChattingEndpoint) -> None:
+    comparison = with_version(run).evaluate("v0000", "v0001")
+    assert comparison.after_reflection is not None
+    assert (comparison.after_reflection.points, comparison.after_reflection.n_tasks) == (100.0, N_TASKS)
+    assert (comparison.only_in_baseline, comparison.only_in_candidate) == ((), ())
+    assert run.registry.live == "v0000"  # to evaluate is not to deploy
+    asked = len(endpoint.chats)
+    assert run.evaluate("v0000", "v0001") == comparison
+    assert len(endpoint.chats) == asked
+
+
+def test_one_version_alone_is_measured_and_its_episodes_serve_the_comparison_later(run: Run) -> None:
+    alone = run.measure("v0000")
+    assert (alone.n_tasks, alone.first_try.rate, alone.errors.rate) == (N_TASKS, 0.0, 0.0)
+    assert with_version(run).evaluate("v0000", "v0001").baseline == alone
+
+
+def test_an_evaluation_that_was_stopped_asks_for_what_is_missing(run: Run, endpoint: ChattingEndpoint) -> None:
+    with_version(run)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run.evaluate("v0000", "v0001", stop)
+    kept = {t.trajectory_id for t in stored(run, "v0000")}
+    assert len(kept) >= 3
+    assert run.comparison("v0000", "v0001") is None
+    comparison = reopened(run).evaluate("v0000", "v0001")
+    assert kept <= {t.trajectory_id for t in stored(run, "v0000")}
+    assert (len(stored(run, "v0000")), comparison.baseline.n_episodes) == (N_TASKS, N_TASKS)
+
+
+def test_evaluations_under_two_samplings_do_not_mix(run: Run) -> None:
+    warm = evaluated(run).comparison("v0000", "v0001")
+    colder = reopened(run, sampling__temperature=0.5)
+    cold = colder.evaluate("v0000", "v0001")
+    assert len(stored(run, "v0001")) == 2 * N_TASKS
+    assert warm is not None
+    assert warm.candidate.after_reflection is not None
+    assert cold.candidate.after_reflection is not None
+    assert (warm.candidate.after_reflection.rate, cold.candidate.after_reflection.rate) == (1.0, 0.0)
+    assert (warm.candidate.n_episodes, cold.candidate.n_episodes) == (N_TASKS, N_TASKS)
+    assert reopened(run).evaluate("v0000", "v0001") == warm
+
+
+def test_fewer_tasks_and_samples_are_taken_from_what_is_stored(run: Run, endpoint: ChattingEndpoint) -> None:
+    evaluated(reopened(run, eval__samples=2))
+    asked = len(endpoint.chats)
+    fewer = reopened(run, eval__n=3).evaluate("v0000", "v0001")
+    assert (fewer.baseline.n_tasks, fewer.baseline.n_episodes, fewer.candidate.n_episodes) == (3, 3, 3)
+    assert len(endpoint.chats) == asked
+
+
+def test_what_is_stored_is_compared_without_a_server(run: Run) -> None:
+    compared = evaluated(run).comparison("v0000", "v0001")
+    assert reopened(run, policy__base_url="http://127.0.0.1:9/v1").evaluate("v0000", "v0001") == compared
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"eval__n": 3},
+        {"eval__samples": 2},
+        {"eval__seed": 1},
+        {"eval__split": "test"},
+        {"sampling__temperature": 0.5},
+        {"sampling__max_tokens": 9},
+        {"prompts__reflect_prompt": "Reflect!"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_comparison_under_other_settings_is_not_taken_for_this_one(run: Run, other: dict[str, Any]) -> None:
+    found = evaluated(run).comparison("v0000", "v0001")
+    assert found is not None
+    assert reopened(run, **other).comparison("v0000", "v0001") is None
+    assert reopened(run, collect__n=1, gate__alpha=0.5).comparison("v0000", "v0001") == found
+
+
+def test_prompts_that_a_file_leaves_to_its_source_are_the_same_prompts(run: Run) -> None:
+    found = evaluated(run).comparison("v0000", "v0001")
+    collected = run.collect()
+    edit(run, **dict.fromkeys(("prompts__reflect_prompt", "prompts__retry_prompt", "prompts__blind_retry_prompt"), ""))
+    assert reopened(run).comparison("v0000", "v0001") == found
+    assert reopened(run).collect().resumed == collected.episodes
+    edit(run, prompts__retry_prompt="Again: {{ reflection }}")
+    assert reopened(run).comparison("v0000", "v0001") is None
+    assert reopened(run).collect().resumed == 0
+
+
+def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> None:
+    evaluated(run)
+    edit(run, task__verifier="countdown")
+    assert reopened(run).comparison("v0000", "v0001") is None
+
+
+def test_a_damaged_comparison_is_named(run: Run) -> None:
+    path = evaluated(run).directory / "eval" / "v0000-v0001.all.json"
+    whole = path.read_text()
+    path.write_text(whole[:100])
+    with pytest.raises(RecordError, match=rf"(?s){path} is not a StoredComparison: .*restore it"):
+        run.comparison("v0000", "v0001")
+    path.write_text(json.dumps({**json.loads(whole), "schema_version": 2}))
+    with pytest.raises(SchemaVersionError, match=rf"{path}: schema_version = 2: this r3agent reads version 1"):
+        run.comparison("v0000", "v0001")
+    path.write_text(whole)
+    assert run.comparison("v0000", "v0001") is not None
+
+
+def test_full_weights_make_way_for_the_live_ones_when_they_are_evaluated(run: Run, endpoint: ChattingEndpoint) -> None:
+    before = endpoint.weights
+    evaluated_full = with_version(run, kind="full")
+    evaluated_full.evaluate("v0000", "v0001")
+    assert endpoint.weights == before
+    assert {s.policy_version for t in stored(run, "v0001") for s in t.spans} == {"v0001"}
+
+
+def test_the_live_weights_are_put_back_when_an_evaluation_is_stopped(run: Run, endpoint: ChattingEndpoint) -> None:
+    before = endpoint.weights
+
+    def stop(done: int, total: int) -> None:
+        if endpoint.weights != before:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        with_version(run, kind="full").evaluate("v0000", "v0001", stop)
+    assert endpoint.weights == before
+
+
+# ---- what is trained on, what decides, and the final word ----
+
+OWN_SOURCE = """
+from r3agent import Task
+
+def source(n, *, seed, split, shared=()):
+    first = {"train": 0, "gate": 100, "test": 200}[split]
+    for i in [*range(first, first + 6), *(shared if split in ("train", "test") else ())]:
+        message = {"role": "user", "content": f"{i}: what is 2 * 3?"}
+        yield Task(id=str(i), messages=[message], info={"answer": "6"})
+"""
+
+
+@pytest.fixture
+def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "drawn_apart.py").write_text(OWN_SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "drawn_apart:source"
+    sys.modules.pop("drawn_apart", None)
+
+
+def test_the_gate_and_the_final_word_are_two_comparisons_of_other_tasks(
+    settings: dict[str, Any], own_source: str, tmp_path: Path
+) -> None:
+    run = with_version(Run(tmp_path / "own", {**settings, "task.source": own_source, "eval.split": "test"}))
+    run.collect()
+    gate = run.evaluate("v0000", "v0001", split="gate")
+    final = run.evaluate("v0000", "v0001")
+    assert (gate.baseline.n_tasks, final.baseline.n_tasks) == (6, 6)
+    assert run.comparison("v0000", "v0001", split="gate") == gate
+    assert run.comparison("v0000", "v0001", split="test") == run.comparison("v0000", "v0001") == final
+    names = {path.name for path in (run.directory / "eval").glob("*.json")}
+    assert names == {"v0000-v0001.gate.json", "v0000-v0001.test.json"}
+    trained = {t.task.id for t in stored(run)}
+    drawn = {
+        split: {t.task.id for t in stored(run, "v0001") if t.metadata["split"] == split} for split in ("gate", "test")
+    }
+    assert [len(trained), *map(len, drawn.values())] == [6, 6, 6]
+    assert len(trained | drawn["gate"] | drawn["test"]) == 18
+
+
+@pytest.mark.parametrize("reopen", [False, True], ids=["in one process", "in the next one"])
+def test_a_task_that_was_trained_on_is_not_evaluated(
+    reopen: bool, settings: dict[str, Any], own_source: str, tmp_path: Path, endpoint: ChattingEndpoint
+) -> None:
+    shared = {"task.source": own_source, "task.params": {"shared": [300]}, "eval.split": "test"}
+    run = with_version(Run(tmp_path / "own", {**settings, **shared}))
+    run.collect()
+    asked = len(endpoint.chats)
+    with pytest.raises(
+        ConfigError, match=r"task '300' was drawn from split 'test', and by this run from 'train' before"
+    ):
+        (reopened(run) if reopen else run).evaluate("v0000", "v0001")
+    assert len(endpoint.chats) == asked
+
+
+# ---- moved, and kept apart ----
+
+
+@pytest.mark.parametrize("how", [shutil.copytree, shutil.move])
+def test_a_directory_that_was_copied_or_moved_is_the_same_run(
+    how: Any, run: Run, endpoint: ChattingEndpoint, tmp_path: Path
+) -> None:
+    run.collect()
+    found = evaluated(run).comparison("v0000", "v0001")
+    run.deploy("v0001")
+    how(run.directory, tmp_path / "elsewhere" / "other")
+    endpoint.adapters.clear()  # it looks where the run is, and was restarted
+    moved = Run(tmp_path / "elsewhere" / "other")
+    assert moved.live_card().version == "v0001"
+    assert moved.comparison("v0000", "v0001") == found
+    summary = moved.collect()
+    assert summary.episodes == len(stored(moved)) / 2  # with v0000 before, with v0001 now
+    assert moved.rollback().version == "v0000"
+
+
+def test_a_damaged_live_pointer_is_named(run: Run) -> None:
+    run.live_card()
+    (run.directory / "live.json").write_text("{")
+    with pytest.raises(RecordError, match=r"(?s)live\.json is not a LivePointer: .*restore it"):
+        reopened(run).collect()
+
+
+# ---- the key ----
+
+
+def test_the_key_comes_from_the_variable_that_is_named_and_no_other(
+    run: Run, endpoint: ChattingEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-alone")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    mine = evaluated(reopened(run, policy__api_key_env="MY_KEY"))
+    mine.collect()
+    mine.deploy("v0001")
+    assert endpoint.keys == {"Bearer EMPTY", None}
+    endpoint.keys.clear()
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    reopened(mine, policy__api_key_env="MY_KEY", sampling__temperature=0.7).evaluate("v0000", "v0001")
+    mine.rollback()
+    assert endpoint.keys == {"Bearer sk-mine"}
+    files = [path.read_text(errors="replace") for path in run.directory.rglob("*") if path.is_file()]
+    assert not [text for text in files if "sk-mine" in text]
+
+
+def test_the_default_key_is_that_of_openai(
+    run: Run, endpoint: ChattingEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-local")
+    run.collect()
+    assert endpoint.keys == {"Bearer sk-local"}

@@ -1,0 +1,156 @@
+"""How to get each error message of the FAQ: the beginning of the message, up to what differs, to what raises it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from r3agent import Answer, OpenAIPolicy, Sampling, Task, Trajectory, build_graph, collect, load
+from r3agent._util.lock import locked
+from r3agent.cli.commands import COMMANDS
+from r3agent.cli.main import parser
+from r3agent.deploy.server import Server
+from r3agent.run.config import load_config
+from r3agent.run.stages import Run
+from r3agent.store.registry import Registry
+from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, Fault, ScriptedEndpoint, ScriptedPolicy
+from r3agent.testing.http import JsonServer
+from r3agent.train import PolicyStart, TrainConfig, build_rows
+from r3agent.verifiers import find_verifier
+
+ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
+
+
+def matches(text: str, template: str, *, whole: bool = False) -> bool:
+    """Whether `text` is, or begins with, the template, in which `…` stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in template.split("…"))
+    return (re.fullmatch if whole else re.match)(pattern, " ".join(text.split()), re.DOTALL) is not None
+
+
+def ask(url: str, model: str = "my-model", **settings: Any) -> None:
+    async def sample() -> None:
+        async with OpenAIPolicy(url, model, max_tries=1, **settings) as policy:
+            await policy.sample(ASKED["messages"])
+
+    asyncio.run(sample())
+
+
+def ask_scripted(model: str = "my-model", **script: Any) -> None:
+    with ScriptedEndpoint("42", model="my-model", **script) as endpoint:
+        ask(endpoint.url, model, api_key="sk-wrong")
+
+
+def nowhere() -> str:
+    """An address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def judged_by(check: Callable[..., Any]) -> None:
+    check.__qualname__ = "check"
+    build_graph(policy=ScriptedPolicy("42"), verifier=check).compile().invoke({"task": ASKED})
+
+
+async def forgets_await(task: Task, answer: Answer) -> bool:
+    graph = build_graph(policy=ScriptedPolicy("42"), verifier=lambda task, answer: True).compile()
+    return graph.invoke({"task": ASKED})["passed"]
+
+
+def trained_on(n: int, passes: bool, directory: Path, reflections: int = 2) -> None:
+    tasks = [Task(messages=({"role": "user", "content": str(i)},)) for i in range(n)]
+    asyncio.run(
+        collect(
+            tasks,
+            policy=ScriptedPolicy("42"),
+            verifier=lambda task, answer: passes,
+            out=directory,
+            reflections=reflections,
+        )
+    )
+    build_rows(load(directory), config=TrainConfig(), version="v0000")
+
+
+def other_weights() -> None:
+    from r3agent.train.mismatch import check, measure
+    from r3agent.train.row import Row
+
+    recorded = [-0.5] * 64
+    row = Row("g", "t", "s", "reflect", "v0000", [1], [2] * 64, recorded, 1.0, False, 1.0, 1.0)
+    mismatch = measure([row], [[logprob - 0.4 for logprob in recorded]], "v0000")
+    check(mismatch, TrainConfig(), PolicyStart(version="v0000", name="bundled", model="bundled"))
+
+
+def without(module: str, script: str) -> None:
+    """Run a script where a package is missing, and raise the last line that it says."""
+    code = f"import sys; sys.modules[{module!r}] = None; {script}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    raise RuntimeError(done.stderr.strip().splitlines()[-1].partition(": ")[2])
+
+
+def verb(words: Sequence[str]) -> None:
+    COMMANDS[words[0]](parser().parse_args(words))
+
+
+def of_another_task(directory: Path) -> None:
+    Run(directory, {"task.source": "countdown", "task.verifier": "exact"})
+    Run(directory, {"task.source": "other.jsonl"})
+
+
+def held(path: Path) -> None:
+    with locked(path, "deploying v0001"), locked(path, "deploying v0002"):
+        pass
+
+
+def seeded(directory: Path) -> None:
+    exact = find_verifier("exact")
+    asyncio.run(
+        collect([], policy=ScriptedPolicy("42"), verifier=exact, out=directory, samples=4, sampling=Sampling(seed=0))
+    )
+
+
+def onto_a_server_without_adapters() -> None:
+    http = JsonServer(lambda path, key, body: Fault(404, '{"detail": "Not Found"}'))  # as vLLM says it
+    http.start()
+    try:
+        with Server(f"http://127.0.0.1:{http.server_port}/v1") as server:
+            server.load_adapter("my-model@v0001", Path())
+    finally:
+        http.stop()
+
+
+def onto_no_server() -> None:
+    with Server(f"{nowhere()}/v1") as server:
+        server.models()
+
+
+PROVOKED: dict[str, Callable[[Path], object]] = {
+    "unknown key": lambda _: load_config(None, {"train.learning_rat": 1e-5}),
+    "reflections = 0": lambda _: build_graph(policy=ScriptedPolicy(""), verifier=lambda t, a: True, reflections=0),
+    "samples = 4": seeded,
+    "trl is not": lambda _: without("trl", "import r3agent.train; r3agent.train.train"),
+    "….toml: there is no such run": lambda path: verb(["train", "--run", str(path / "none")]),
+    "task.source = 'other.jsonl'": of_another_task,
+    "… is held by": lambda path: held(path / "lock"),
+    "schema_version = 99": lambda _: Trajectory.model_validate({"schema_version": 99, "task": ASKED}),
+    "….json: nothing is live": lambda path: Registry(path).rollback_target(),
+    "http://…, model 'my-model': … (tried": lambda _: ask(f"{nowhere()}/v1"),
+    "http://…, model 'my-modle': 404": lambda _: ask_scripted("my-modle"),
+    "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
+    "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE]),
+    "http://…, model 'my-model': 400": lambda _: ask_scripted(faults=[PROMPT_TOO_LONG]),
+    "check failed on task '…': KeyError": lambda _: judged_by(lambda task, answer: task.info["gold"] in answer),
+    "check failed on task '…': TypeError": lambda _: judged_by(lambda task, answer: "yes"),
+    "check failed on task '…': RuntimeError": lambda _: judged_by(forgets_await),
+    "0 of 3 first attempts": lambda path: trained_on(3, True, path),
+    "0 of 4 reflect": lambda path: trained_on(2, False, path),
+    "0 of 2 reflect": lambda path: trained_on(2, False, path, reflections=1),
+    "mean |logprob gap|": lambda _: other_weights(),
+    "http://…/v1/load_lora_adapter": lambda _: onto_a_server_without_adapters(),
+    "http://…/v1/models: …": lambda _: onto_no_server(),
+}

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from r3agent._util.aio import run_sync, together
+
+
+async def value(x: int) -> int:
+    await asyncio.sleep(0)
+    return x
+
+
+async def test_results_are_in_order() -> None:
+    assert await together(value(i) for i in range(5)) == [0, 1, 2, 3, 4]
+    assert await together([]) == []
+
+
+@pytest.mark.parametrize("how", ["one fails", "the caller is cancelled"])
+async def test_none_is_left_running(how: str) -> None:
+    running: set[int] = set()
+    started = asyncio.Event()
+
+    async def forever(i: int) -> None:
+        running.add(i)
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            running.discard(i)
+
+    async def fail() -> None:
+        await started.wait()
+        raise OSError("no")
+
+    waiting = asyncio.create_task(together([forever(0), forever(1), *([fail()] if how == "one fails" else [])]))
+    await started.wait()
+    if how == "the caller is cancelled":
+        waiting.cancel()
+    with pytest.raises((OSError, asyncio.CancelledError)):
+        await waiting
+    assert running == set()
+
+
+async def test_sync_code_may_wait_even_inside_a_running_loop() -> None:
+    assert run_sync(value(3)) == 3
+
+
+def test_one_loop_serves_all_threads() -> None:
+    async def loop_id() -> int:
+        return id(asyncio.get_running_loop())
+
+    seen = [run_sync(loop_id())]
+    thread = threading.Thread(target=lambda: seen.append(run_sync(loop_id())))
+    thread.start()
+    thread.join()
+    assert seen[0] == seen[1]
+
+
+def test_waiting_for_oneself_is_refused() -> None:
+    async def inner() -> int:
+        return run_sync(value(1))
+
+    with pytest.raises(RuntimeError, match="await it instead"):
+        run_sync(inner())
