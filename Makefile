@@ -73,6 +73,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 # The site is built from sources and the settings: without torch, so in an environment of its own, of seconds.
 # Not --quiet: a warning that is not shown does not count for --strict.
