@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from r3agent.records.versions import BASE, named
+from r3agent.records.versions import BASE, version_name
 from r3agent.run.demo import SETTINGS
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
@@ -85,7 +85,7 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
             card = run.train()
             rows, steps = rows + card.metrics["rows"]["rows"], steps + card.metrics["steps"]
             run.deploy(card.version)
-        comparison = run.evaluate(BASE, named(rounds))
+        comparison = run.evaluate(BASE, version_name(rounds))
     shutil.copytree(own_before, before, dirs_exist_ok=True)
     result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": steps}
     for side in ("baseline", "candidate"):

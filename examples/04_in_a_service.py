@@ -22,7 +22,7 @@ from r3agent.tasks.countdown import make_task
 from r3agent.verifiers import find_verifier
 
 run = Run(os.environ.get("R3AGENT_RUN", "runs/default"))
-settings, live = run.config.policy, f"{run.live_card().name}@live"  # asked for by every request, so a deploy is seen
+settings, live = run.config.policy, f"{run.ensure_live().name}@live"  # asked for by every request, so a deploy is seen
 policy = OpenAIPolicy(
     settings.base_url, live, api_key=run.api_key, registry=run.registry, sampling=Sampling(max_tokens=24), outage_s=5
 )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all at once; when one fails or the caller is cancelled, none is left running."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

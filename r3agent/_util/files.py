@@ -11,7 +11,7 @@ from r3agent.errors import ConfigError
 
 
 @contextmanager
-def writing(path: Path, *errors: type[Exception]) -> Generator[None]:
+def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
     """
     Args:
         errors: what a library raises, besides `OSError`, when it cannot write.
@@ -32,7 +32,7 @@ def write_atomically(path: Path, text: str) -> None:
         ConfigError: it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("w") as file:

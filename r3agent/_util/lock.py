@@ -9,19 +9,19 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from r3agent._util.files import writing
+from r3agent._util.files import disk_errors
 from r3agent.errors import BusyError
 
 
 @contextmanager
-def locked(path: Path, purpose: str) -> Generator[None]:
+def file_lock(path: Path, purpose: str) -> Generator[None]:
     """Hold `path`; the kernel lets go of it if the process dies.
 
     Raises:
         BusyError: somebody else holds it, and who.
         ConfigError: the file cannot be written.
     """
-    with writing(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:

@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 from r3agent.errors import ConfigError
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Without user and password, if it has any."""
     return re.sub(r"^([^/?#]*//)?[^/?#]*@", r"\1", url)
 
 
-def checked(url: str) -> str:
+def check_url(url: str) -> str:
     """
     Raises:
         ConfigError: it is not the address of an API.
@@ -24,5 +24,5 @@ def checked(url: str) -> str:
     except ValueError:
         is_address = False
     if not is_address:
-        raise ConfigError(f"base_url = {shown(url)!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
+        raise ConfigError(f"base_url = {redact_url(url)!r}: must start with http://, e.g. http://127.0.0.1:8000/v1")
     return url

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.audit.records import Check, some
 from r3agent.doctor.wire import Wire
 from r3agent.records.trajectory import Message, Task
@@ -167,5 +167,5 @@ async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> Counted
 
     if not tasks or await count(tasks[0]) is None:
         return None
-    found = await together(count(task) for task in tasks)
+    found = await gather_all(count(task) for task in tasks)
     return Counted(["/tokenize gave no answer" if n is None else n for n in found], "by the endpoint's /tokenize")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 
@@ -72,7 +72,7 @@ async def judged(
         finally:
             await process.aclose()
 
-    await together(work() for _ in range(min(processes, len(probes))))
+    await gather_all(work() for _ in range(min(processes, len(probes))))
     return said
 
 

@@ -119,7 +119,7 @@ def collect(options: Namespace) -> Outcome:
     with Watcher() as watcher:
         summary = run.collect(watcher.episodes)
     stored = load(run.directory / "trajectories")
-    why_not = why_untrainable(stored, config=run.config.train, version=run.live_card().version)
+    why_not = why_untrainable(stored, config=run.config.train, version=run.ensure_live().version)
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *_counts(summary),
@@ -157,7 +157,7 @@ def rollback(options: Namespace) -> Outcome:
 
 def evaluate(options: Namespace) -> Outcome:
     run = _open(options)
-    before, after = options.before, options.after or run.live_card().version
+    before, after = options.before, options.after or run.ensure_live().version
     with Watcher() as watcher:
         found = (
             run.measure(after, watcher.episodes) if before == after else run.evaluate(before, after, watcher.episodes)

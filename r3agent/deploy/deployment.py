@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from r3agent._util.lock import locked
+from r3agent._util.lock import file_lock
 from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.fingerprint import CanaryReport, canary_of, check, measure
 from r3agent.deploy.lora import unload_old
@@ -134,7 +134,7 @@ def _servers(
     urls = [registry.live_base_url or base_url, *config.replicas]
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(url, api_key=api_key, timeout_s=config.timeout_s)) for url in urls]
-        stack.enter_context(locked(registry.run_dir / LOCK_FILE, purpose))
+        stack.enter_context(file_lock(registry.run_dir / LOCK_FILE, purpose))
         yield servers
 
 

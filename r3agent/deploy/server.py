@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 from r3agent.deploy.metrics import Busy, busy
 from r3agent.errors import ConfigError, DeployError
 
@@ -48,9 +48,9 @@ class Server:
         try:
             url = httpx.URL(base_url.rstrip("/"))
         except httpx.InvalidURL as error:
-            raise ConfigError(f"base_url = {shown(base_url)!r}: {error}") from None
+            raise ConfigError(f"base_url = {redact_url(base_url)!r}: {error}") from None
         if url.scheme not in ("http", "https") or not url.host or not url.path.endswith("/v1"):
-            raise ConfigError(f"base_url = {shown(base_url)!r}: it must look like http://127.0.0.1:8000/v1")
+            raise ConfigError(f"base_url = {redact_url(base_url)!r}: it must look like http://127.0.0.1:8000/v1")
         self.base_url = base_url
         self._api_key = api_key
         self._timeout_s = timeout_s

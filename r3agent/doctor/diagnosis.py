@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
 from r3agent.doctor.records import Check, Diagnosis
 from r3agent.doctor.routes import KEY_REFUSED, ROUTES, route_checks
@@ -75,8 +75,8 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
     why = "" if blocker is None else BLOCKED[blocker.name]
     checks = [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
     return Diagnosis(
-        base_url=shown(wire.base_url),
-        tried=tuple(shown(wire.base_url) for wire, _ in asked),
+        base_url=redact_url(wire.base_url),
+        tried=tuple(redact_url(wire.base_url) for wire, _ in asked),
         model=model,
         tier=tier,
         checks=tuple(checks),
@@ -106,15 +106,15 @@ def _cards(reply: Reply) -> list[dict[str, Any]]:
 
 def _reachable(wire: Wire, reply: Reply) -> Check:
     if reply.status is None:
-        detail = f"GET {shown(wire.base_url)}/models: {reply.said}"
+        detail = f"GET {redact_url(wire.base_url)}/models: {reply.said}"
         return Check(name="reachable", status="no", detail=detail, remedy=NOT_RUNNING)
-    return Check(name="reachable", status="yes", detail=f"answers at {shown(wire.root)}")
+    return Check(name="reachable", status="yes", detail=f"answers at {redact_url(wire.root)}")
 
 
 def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
-    detail = "; ".join(f"GET {shown(wire.base_url)}/models: {reply}" for wire, reply in asked)
+    detail = "; ".join(f"GET {redact_url(wire.base_url)}/models: {reply}" for wire, reply in asked)
     remedy = KEY if asked[-1][1].status in KEY_REFUSED else NO_API
     return Check(name="models", status="no", detail=detail, remedy=remedy)
 

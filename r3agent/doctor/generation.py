@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.doctor.records import Check
 from r3agent.doctor.wire import MAX_TOKENS, MESSAGES, Completion, Reply, Wire
 from r3agent.errors import EndpointError, PolicyError
@@ -64,10 +64,10 @@ Asked: TypeAlias = Completion | PolicyError
 
 async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[Completion]]:
     """All checks of completions, and those completions that make the tier: plain, and n = 2."""
-    logprobs, ids = await together(wire.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
+    logprobs, ids = await gather_all(wire.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
     wanted = {"logprobs": logprobs, "return_token_ids": ids}
     accepted = {field: True for field, got in wanted.items() if isinstance(got, Completion)}
-    completions = await together(wire.chat(model, **accepted, **fields) for fields in MODES.values())
+    completions = await gather_all(wire.chat(model, **accepted, **fields) for fields in MODES.values())
     got: dict[str, Asked] = dict(zip(MODES, completions, strict=True))
     if isinstance(got[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
         got[TOOL_STREAM] = await wire.chat(model, **accepted, **TOOLS, stream=True)

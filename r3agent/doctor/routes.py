@@ -10,7 +10,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from uuid import uuid4
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.deploy.server import DEV_ROUTES, LOAD_REMEDIES, LORA_ROUTES
 from r3agent.doctor.records import Check
 from r3agent.doctor.wire import Reply, Wire
@@ -32,7 +32,7 @@ ROUTES = ("LoRA load", "weight version", *POSTED)
 async def route_checks(wire: Wire) -> list[Check]:
     """What deploying to this server can use."""
     paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
-    replies = await together(wire.call("GET", f"{wire.root}{path}") for path in paths)
+    replies = await gather_all(wire.call("GET", f"{wire.root}{path}") for path in paths)
     by_path = dict(zip(paths, replies, strict=True))
     checks = [await _lora(wire), _weight_version(by_path["/weight_info"])]
     for name, needed in POSTED.items():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError
 from r3agent.policy.endpoint import CONNECT_TIMEOUT_S, Endpoint
 from r3agent.policy.openai import Sampling
@@ -79,9 +79,9 @@ def candidates(url: str) -> tuple[str, ...]:
     try:
         given = httpx.URL(url.strip().rstrip("/")).copy_with(query=None, fragment=None)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"url = {shown(url)!r}: {error}; e.g. http://127.0.0.1:8000/v1") from None
+        raise ConfigError(f"url = {redact_url(url)!r}: {error}; e.g. http://127.0.0.1:8000/v1") from None
     if given.scheme not in ("http", "https") or not given.host or not 0 < (given.port or 80) < 2**16:
-        raise ConfigError(f"url = {shown(url)!r}: it must look like http://127.0.0.1:8000/v1")
+        raise ConfigError(f"url = {redact_url(url)!r}: it must look like http://127.0.0.1:8000/v1")
     base = str(given).rstrip("/")
     return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
 
@@ -140,7 +140,7 @@ class Wire:
             async with asyncio.timeout(self._timeout_s):
                 return await self._completion(body, n, stream)
         except PolicyError as error:
-            said = str(error).removeprefix(f"{shown(self.base_url)}, model {model!r}: ")
+            said = str(error).removeprefix(f"{redact_url(self.base_url)}, model {model!r}: ")
             return type(error)(self._without_key(said.replace(" (tried 1 times)", "")))
         except TimeoutError:
             return EndpointError(f"no answer within {self._timeout_s:g} s")
@@ -176,7 +176,7 @@ class Wire:
 
 def _said(response: httpx.Response, body: Any) -> str:
     if response.has_redirect_location:
-        return f"redirects to {shown(response.headers['location'])}"
+        return f"redirects to {redact_url(response.headers['location'])}"
     error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
     message = error.get("message", error) if isinstance(error, dict) else error
     text = response.text if message is None else str(message)

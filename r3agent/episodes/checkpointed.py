@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from langgraph.config import get_config
 from langgraph.func import task
 
-from r3agent._util.aio import is_run_sync, together
+from r3agent._util.aio import gather_all, is_run_sync
 from r3agent.episodes.state import Json
 from r3agent.records.trajectory import Span
 
@@ -43,7 +43,7 @@ async def draw(drawings: Iterable[Drawing]) -> list[list[Span]]:
         and "thread_id" in config.get("configurable", {})
         and (config.get("max_concurrency") or LEAST_CONCURRENCY) >= LEAST_CONCURRENCY
     )
-    return await together(_kept(drawing) if is_kept else drawing() for drawing in drawings)
+    return await gather_all(_kept(drawing) if is_kept else drawing() for drawing in drawings)
 
 
 async def _kept(drawing: Drawing) -> list[Span]:

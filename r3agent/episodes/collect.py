@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 from langgraph.graph.state import CompiledStateGraph
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
 from r3agent.policy.openai import Policy, Sampling
@@ -126,7 +126,7 @@ async def collect(
                 if len(done) == min(HOPELESS, len(jobs)):
                     _refuse_hopeless(done)
 
-        await together(work() for _ in range(min(concurrency, len(missing))))
+        await gather_all(work() for _ in range(min(concurrency, len(missing))))
     return summarise(done, resumed=resumed, seconds=time.monotonic() - start)
 
 

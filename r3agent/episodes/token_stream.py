@@ -25,7 +25,7 @@ from langchain_core.outputs.chat_generation import merge_chat_generation_chunks
 from langgraph.config import get_stream_writer
 from pydantic import PrivateAttr
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.episodes.state import Delta, Place
 from r3agent.records.trajectory import Generation, Message
 
@@ -56,7 +56,7 @@ async def told(
         await run.ainvoke(list(messages), {"run_name": place.label, "metadata": place._asdict()})
         return []
 
-    drawn, *_ = await together([draw(), *(follow(run, place) for run, place in zip(runs, places, strict=True))])
+    drawn, *_ = await gather_all([draw(), *(follow(run, place) for run, place in zip(runs, places, strict=True))])
     return drawn
 
 

@@ -19,7 +19,7 @@ import orjson
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 from tenacity.asyncio import retry_if_exception
 
-from r3agent._util.urls import checked, shown
+from r3agent._util.urls import check_url, redact_url
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -64,7 +64,7 @@ class Endpoint:
         max_tries: int,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        self.base_url = checked(base_url)
+        self.base_url = check_url(base_url)
         self.timeout_s = timeout_s
         self.concurrency = concurrency
         self.outage_s = outage_s
@@ -186,7 +186,7 @@ class Endpoint:
 
     def _mapped(self, error: openai.OpenAIError, model: object) -> PolicyError:
         """The SDK's errors as ours."""
-        where, tried = f"{shown(self.base_url)}, model {model!r}", f"tried {self.max_tries} times"
+        where, tried = f"{redact_url(self.base_url)}, model {model!r}", f"tried {self.max_tries} times"
         match error:
             case openai.APITimeoutError():
                 return EndpointError(

@@ -18,11 +18,11 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, convert_to_messages
 from pydantic import SecretStr
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
 from r3agent.policy.openai import Sampling
 from r3agent.records import versions
-from r3agent.records.thinking import handed_over
+from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
@@ -74,7 +74,7 @@ class ChatModelPolicy:
                 raise self._mapped(error) from None
             return self._generation(answer, drawn, round(time.perf_counter() - start, 4))
 
-        return await together(one(sampling and sampling.of_choice(i)) for i in range(n))
+        return await gather_all(one(sampling and sampling.of_choice(i)) for i in range(n))
 
     async def aclose(self) -> None:
         """Nothing: the model is its owner's."""
@@ -84,7 +84,7 @@ class ChatModelPolicy:
         scored = (told.get("logprobs") or {}).get("content")
         reason = next((str(told[k]) for k in ("finish_reason", "stop_reason", "done_reason") if told.get(k)), None)
         name = str(told.get("model_name") or told.get("model") or getattr(self.model, "model_name", "unknown"))
-        text, calls, thought = str(answer.text), _tool_calls(answer), handed_over(answer.additional_kwargs)
+        text, calls, thought = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
         capability, note = _worth(answer, text, calls)
         return Generation(
             text=text,
@@ -93,7 +93,7 @@ class ChatModelPolicy:
             tool_calls=calls,
             logprobs=None if scored is None or capability == "eval-only" else tuple(e["logprob"] for e in scored),
             model=name,
-            policy_version=versions.of_served(name) or self._version,
+            policy_version=versions.served_version(name) or self._version,
             sampling={} if drawn is None else drawn.model_dump(mode="json"),
             finish_reason="length" if reason is not None and reason.lower() in CUT else reason,
             prompt_tokens=None if usage is None else usage["input_tokens"],
@@ -122,7 +122,7 @@ def _worth(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capabili
         return "eval-only", "the completion is empty"
     blocks = answer.content if isinstance(answer.content, list) else ()
     kinds = {"text" if isinstance(block, str) else str(block.get("type")) for block in blocks}
-    kinds |= {"thinking"} if handed_over(answer.additional_kwargs) else set()
+    kinds |= {"thinking"} if find_reasoning(answer.additional_kwargs) else set()
     if others := sorted(kinds - {"text", "tool_use", "tool_call", "function_call"}):
         return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(others)}"
     return "trainable-retokenised", NO_IDS

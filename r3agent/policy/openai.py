@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import orjson
 from pydantic import Field
 
-from r3agent._util.aio import run_sync, together
-from r3agent._util.urls import shown
+from r3agent._util.aio import gather_all, run_sync
+from r3agent._util.urls import redact_url
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
@@ -148,7 +148,7 @@ class OpenAIPolicy:
         self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
 
     def __repr__(self) -> str:
-        return f"OpenAIPolicy({shown(self.base_url)!r}, {self.model!r})"
+        return f"OpenAIPolicy({redact_url(self.base_url)!r}, {self.model!r})"
 
     async def sample(
         self,
@@ -187,7 +187,7 @@ class OpenAIPolicy:
             self._complete(target, body, drawn.of_choice(i), 1, on_delta and shifted(on_delta, i))
             for i in range(len(drawings), n)
         )
-        return drawings + [generation for one in await together(rest) for generation in one]
+        return drawings + [generation for one in await gather_all(rest) for generation in one]
 
     def pinned(self, model: str) -> OpenAIPolicy:
         """The version that answered as `model`: an episode goes on with the version it began with."""
@@ -266,7 +266,7 @@ class OpenAIPolicy:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             start = content[:80].decode(errors="replace")
             raise ProtocolError(
-                f"{shown(endpoint.base_url)}, model {target.model!r}: answered {start!r}, "
+                f"{redact_url(endpoint.base_url)}, model {target.model!r}: answered {start!r}, "
                 f"which is not a chat completion ({type(error).__name__}: {error}); "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
@@ -294,7 +294,7 @@ class OpenAIPolicy:
 
     def _version_of(self, answered: str, before: str | None, after: str | None) -> str | None:
         """`None`: the weights changed between the two looks."""
-        if named := versions.of_served(answered):
+        if named := versions.served_version(answered):
             return named
         if before != after:
             return None

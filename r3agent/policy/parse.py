@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from r3agent.records.thinking import handed_over
+from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation
 
 Json = Mapping[str, Any]
@@ -65,7 +65,7 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     scored = (choice.get("logprobs") or {}).get("content")
     logprobs = None if scored is None else [entry["logprob"] for entry in scored]
     text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    thought = handed_over(message)
+    thought = find_reasoning(message)
     capability, note = _worth(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
     if thought is not None and capability == "trainable-retokenised":
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"

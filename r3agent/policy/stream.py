@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from r3agent.records.thinking import handed_over
+from r3agent.records.thinking import find_reasoning
 
 OnDelta: TypeAlias = Callable[[int, str], object]
 """Told of every piece of text of a streamed completion, not of thinking that comes beside it: the choice's number and
@@ -39,7 +39,7 @@ class Assembly:
             if text := delta.get("content"):
                 choice["message"]["content"] += text
                 yield part["index"], text
-            if thought := handed_over(delta):
+            if thought := find_reasoning(delta):
                 field, piece = thought
                 choice["message"][field] = choice["message"].get(field, "") + piece
             for call in delta.get("tool_calls") or ():

@@ -173,7 +173,7 @@ class Call:
             answered = answer.get("model") or self.body["model"]
             common = {
                 "model": answered,
-                "policy_version": versions.of_served(answered) or self._version or versions.BASE,
+                "policy_version": versions.served_version(answered) or self._version or versions.BASE,
                 "sampling": {key: self._request[key] for key in sorted(DRAWN_BY & self._request.keys())},
                 "latency_s": round(time.perf_counter() - self._start, 4),
             }

@@ -36,12 +36,12 @@ def split_thinking(text: str) -> Thought:
     return Thought(head.lstrip().removeprefix(OPEN).strip(), answer.lstrip("\n"))
 
 
-def handed_over(message: Mapping[str, Any]) -> tuple[ReasoningField, str] | None:
+def find_reasoning(message: Mapping[str, Any]) -> tuple[ReasoningField, str] | None:
     """The thinking beside a message's content, with the name of its field."""
     return next(((field, message[field]) for field in FIELDS if message.get(field)), None)
 
 
-def under_both_names(message: Mapping[str, Any]) -> dict[str, Any]:
+def fill_reasoning_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message for a chat template, which knows one name or the other; vLLM does the same."""
-    found = handed_over(message)
+    found = find_reasoning(message)
     return {**message, **(dict.fromkeys(FIELDS, found[1]) if found else {})}

@@ -8,7 +8,7 @@ BASE = "v0000"
 PATTERN = r"v\d{4,}"
 
 
-def named(number: int) -> str:
+def version_name(number: int) -> str:
     """`v0007` for 7."""
     return f"v{number:04d}"
 
@@ -17,19 +17,19 @@ def is_version(text: str | None) -> bool:
     return re.fullmatch(PATTERN, text or "") is not None
 
 
-def number_of(version: str) -> int:
+def version_number(version: str) -> int:
     """7 for `v0007`."""
     return int(version[1:])
 
 
-def apart(one: str | None, other: str) -> int | None:
+def version_distance(one: str | None, other: str) -> int | None:
     """How far two numbers are apart; `None` where one of them is not a version."""
     if one == other:
         return 0
-    return abs(number_of(one) - number_of(other)) if one and is_version(one) and is_version(other) else None
+    return abs(version_number(one) - version_number(other)) if one and is_version(one) and is_version(other) else None
 
 
-def of_served(name: str) -> str | None:
+def served_version(name: str) -> str | None:
     """v0007 for `NAME@v0007`; `None` for a name without a version."""
     _, _, version = name.rpartition("@")
     return version if version != name and is_version(version) else None

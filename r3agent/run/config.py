@@ -16,7 +16,7 @@ import tomlkit
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from r3agent._util.templates import compile_template
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
@@ -44,8 +44,10 @@ class PolicyConfig(Record):
     @field_validator("base_url")
     @classmethod
     def _without_password(cls, url: str) -> str:
-        if shown(url) != url:
-            raise ValueError(f"{shown(url)} with a password in it would be written to r3.toml; pass it as the API key")
+        if redact_url(url) != url:
+            raise ValueError(
+                f"{redact_url(url)} with a password in it would be written to r3.toml; pass it as the API key"
+            )
         return url
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from r3agent._util.files import write_atomically, writing
+from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Difference, Evaluation, table
 from r3agent.records.trajectory import Record
@@ -76,7 +76,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     _refuse_another_run(out, settings)
     reporter.stage("starting the embedded server with the bundled policy")
     log = out / "server.log"
-    with writing(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with ServerProcess("bundled", log_path=log) as server:
         run = Run(out, {**settings, "policy.base_url": server.base_url})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from r3agent.errors import ConfigError
 from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, Verdict
-from r3agent.records.versions import BASE, is_version, number_of
+from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.train import TrainConfig, credit_spans
 from r3agent.train.rows import stand_in
 from r3agent.train.token_text import TokenTexts, token_texts
@@ -69,7 +69,7 @@ def inspect_trajectory(
 ) -> Inspection:
     """Credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
-    version = max(sampled_by, key=number_of, default=BASE)
+    version = max(sampled_by, key=version_number, default=BASE)
     rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     credit = {row.span_id: row for row in own if row.label != "distill"}

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from r3agent.evaluate import Comparison, Decision, gate
 from r3agent.records.trajectory import Record
-from r3agent.records.versions import BASE, named
+from r3agent.records.versions import BASE, version_name
 from r3agent.run.stages import Run
 
 
@@ -54,7 +54,7 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
     champion = BASE
     reports: list[RoundReport] = []
     for number in range(1, settings.rounds + 1):
-        version = named(number)
+        version = version_name(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
         comparison = run.comparison(champion, version, split=split) if evaluated else None
         if comparison is None:
@@ -74,12 +74,12 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
         elif run.registry.live == version:
             reporter.stage(f"{version} did not pass the gate ({'; '.join(decision.reasons)}): back to {champion}")
             run.rollback(champion)
-    return LoopReport(rounds=tuple(reports), live=run.live_card().version)
+    return LoopReport(rounds=tuple(reports), live=run.ensure_live().version)
 
 
 def _grow(run: Run, reporter: Reporter, round_: str) -> None:
     """Collect with the live policy and train the next version from it."""
-    reporter.stage(f"{round_}: collecting with {run.live_card().served_name}")
+    reporter.stage(f"{round_}: collecting with {run.ensure_live().served_name}")
     summary = run.collect(reporter.episodes)
     reporter.stage(
         f"{round_}: {summary.episodes} episodes, first try {summary.first_try or 0:.1%}, retry after reflection "

@@ -20,7 +20,7 @@ SPLIT = "split"
 """Key of a trajectory's metadata: the split that its task was drawn from."""
 
 
-class Apart:
+class SplitGuard:
     """The splits of a run's tasks.
 
     Args:

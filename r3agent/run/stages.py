@@ -32,7 +32,7 @@ from r3agent.policy.openai import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import Config, load_config, to_toml
-from r3agent.run.split_guard import SPLIT, Apart
+from r3agent.run.split_guard import SPLIT, SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import default_verifier, find_tasks, read_tasks
@@ -76,7 +76,7 @@ class Run:
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
         evaluations = (self.directory / "eval" / version for version in self.registry.versions())
-        self._apart = Apart([self.directory / "trajectories", *evaluations])
+        self._apart = SplitGuard([self.directory / "trajectories", *evaluations])
         if not known:
             read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
             self._write_config(path)
@@ -85,7 +85,7 @@ class Run:
 
     def collect(self, progress: Progress | None = None) -> CollectSummary:
         """Episodes of this round's tasks with the live policy, into `trajectories/`."""
-        card = self.live_card()
+        card = self.ensure_live()
         if len(self.registry.versions()) > 1:  # it may have been restarted, or hold what an evaluation left
             self.serve_live()
         settings = self.config.collect
@@ -102,7 +102,7 @@ class Run:
         force: bool = False,
     ) -> PolicyCard:
         """A new policy version from the trajectories that the live one sampled, or the rest of an interrupted one."""
-        parent, trajectories = self.live_card(), self._trajectories()
+        parent, trajectories = self.ensure_live(), self._trajectories()
         from r3agent.train import PolicyStart, train  # after what is refused without torch
 
         version = self.registry.next_version()
@@ -119,7 +119,7 @@ class Run:
 
     def deploy(self, version: str | None = None) -> DeployReport:
         """Bring a version, by default the newest, onto the server and make it live."""
-        self.live_card()
+        self.ensure_live()
         return deploy(version or self.registry.versions()[-1], **self._server())
 
     def rollback(self, to: str | None = None) -> DeployReport:
@@ -151,11 +151,11 @@ class Run:
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""
-        load_version(self.live_card().version, **self._server())
+        load_version(self.ensure_live().version, **self._server())
 
     # ---- what the stages need ----
 
-    def live_card(self) -> PolicyCard:
+    def ensure_live(self) -> PolicyCard:
         """The live version; in a new run the base becomes v0000 and live."""
         base = self.config.policy
         self.registry.add_base(base.model, base.base_model)
@@ -188,7 +188,7 @@ class Run:
 
     def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
         """Episodes of each version on the frozen tasks of a split: those that are stored, and the missing ones now."""
-        self.live_card()
+        self.ensure_live()
         tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
         missing = [version for version in versions if not self._is_evaluated(version, tasks)]
         replaced = "full" in {self.registry.card(version).kind for version in missing}

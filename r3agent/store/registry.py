@@ -18,12 +18,12 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from r3agent._util.files import write_atomically, writing
-from r3agent._util.lock import locked
+from r3agent._util.files import disk_errors, write_atomically
+from r3agent._util.lock import file_lock
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records import versions
 from r3agent.records.trajectory import Record, known_schema
-from r3agent.records.versions import number_of
+from r3agent.records.versions import version_number
 from r3agent.store.bundled import resolve_model
 
 CARD_SCHEMA_VERSION = 1
@@ -78,7 +78,7 @@ class PolicyCard(Record):
 
     @model_validator(mode="after")
     def _descends(self) -> PolicyCard:
-        if self.parent is not None and number_of(self.parent) >= number_of(self.version):
+        if self.parent is not None and version_number(self.parent) >= version_number(self.version):
             raise ValueError(f"parent {self.parent} of {self.version}: a parent is an earlier version")
         return self
 
@@ -126,12 +126,12 @@ class Registry:
     def versions(self) -> list[str]:
         """Oldest first; directories without a card do not count."""
         found = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
-        return sorted(filter(versions.is_version, found), key=number_of)
+        return sorted(filter(versions.is_version, found), key=version_number)
 
     def next_version(self) -> str:
         """The first number that no directory has, finished or not."""
-        taken = [number_of(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
-        return versions.named(max(taken, default=-1) + 1)
+        taken = [version_number(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
+        return versions.version_name(max(taken, default=-1) + 1)
 
     def has_checkpoint(self, version: str) -> bool:
         """Whether a training of the version was interrupted and can be resumed."""
@@ -217,12 +217,14 @@ class Registry:
             raise ConfigError(f"{self.live_path}: nothing is live, so there is nothing to roll back; deploy first")
         if to is None:
             older = [
-                v for v in (self.previous, self.card(live).parent) if v is not None and number_of(v) < number_of(live)
+                v
+                for v in (self.previous, self.card(live).parent)
+                if v is not None and version_number(v) < version_number(live)
             ]
             if not older:
                 raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
             return older[0]
-        if number_of(self.card(to).version) >= number_of(live):
+        if version_number(self.card(to).version) >= version_number(live):
             raise ConfigError(f"{to} is not older than {live}, which is live; deploy {to} instead")
         return to
 
@@ -236,17 +238,17 @@ def growing(version_dir: Path) -> Generator[Path]:
         BusyError: another process makes a version of the same run.
     """
     partial = version_dir.with_name(version_dir.name + ".partial")
-    with locked(version_dir.with_name(".growing.lock"), f"making {version_dir.name}"):
+    with file_lock(version_dir.with_name(".growing.lock"), f"making {version_dir.name}"):
         if version_dir.exists():
             raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
-        with writing(partial):
+        with disk_errors(partial):
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
         try:
             yield partial
             if not (partial / CARD_FILE).is_file():
                 raise RuntimeError(f"{version_dir.name} has no card: `write_card` makes a directory a version")
-            with writing(version_dir):
+            with disk_errors(version_dir):
                 partial.rename(version_dir)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ async def traffic_through(
         await asyncio.to_thread(change)
         changed.set()
 
-    await together([changing(), *(client() for _ in range(clients))])
+    await gather_all([changing(), *(client() for _ in range(clients))])
     gaps = [(end, end - begin) for begin, end in pairwise(ended)]
     return Traffic(
         answers,

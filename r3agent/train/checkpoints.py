@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 from transformers.trainer_utils import get_last_checkpoint
 
-from r3agent._util.files import write_atomically, writing
+from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 from r3agent.store.registry import checkpoints_dir
 from r3agent.train.config import TrainConfig
@@ -72,5 +72,5 @@ class Checkpoints:
             raise
 
     def remove(self) -> None:
-        with writing(self.directory):
+        with disk_errors(self.directory):
             shutil.rmtree(self.directory)

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from r3agent.errors import TrainingError
-from r3agent.records.thinking import under_both_names
+from r3agent.records.thinking import fill_reasoning_fields
 from r3agent.records.trajectory import Span, Trajectory
 
 
@@ -28,7 +28,7 @@ class Retokeniser:
         tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as the graph offers them
         try:
             prompt = self.tokenizer.apply_chat_template(
-                [under_both_names(message) for message in trajectory.prompt(span)],
+                [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
                 **{**asked, "tools": tools, "add_generation_prompt": True, "tokenize": False},
             )
         except (ValueError, TemplateError) as error:

@@ -94,7 +94,7 @@ class RowMaker(NamedTuple):
         self, trajectory: Trajectory, span: Span, prompt_of: Span | None
     ) -> tuple[list[int], list[int], list[float] | None] | str:
         """Prompt ids, completion ids and recorded logprobs, or why they are not to be had."""
-        age = versions.apart(span.policy_version, self.version)
+        age = versions.version_distance(span.policy_version, self.version)
         if age is not None and age > self.config.max_staleness:
             return "stale"
         asked = prompt_of or span

@@ -185,7 +185,7 @@ def _report(trajectories: Sequence[Trajectory], credited: Credited, config: Trai
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
         truncated=sum(row.truncated for row in rows),
-        ages=Counter(str(versions.apart(row.policy_version, version)) for row in rows),
+        ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
         temperatures=Counter(str(row.temperature) for row in rows),
         reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 
-from r3agent._util.files import write_atomically, writing
+from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_package
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard, growing, write_card
@@ -119,7 +119,7 @@ def train(
         )
         state = trainer.gathered()
         if first:
-            with writing(directory, SafetensorError):
+            with disk_errors(directory, SafetensorError):
                 save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start, state)
             lines = [orjson.dumps(entry).decode() for entry in trainer.state.log_history if "loss" in entry]
             write_atomically(directory / STEPS_FILE, "\n".join([*lines, ""]))

@@ -24,11 +24,11 @@ from typing import Any, Literal, TypeAlias, cast
 
 from langgraph.errors import GraphBubbleUp
 
-from r3agent._util.aio import together
+from r3agent._util.aio import gather_all
 from r3agent._util.imports import entry_points, load_attribute
 from r3agent.errors import ConfigError, R3Error, VerifierError
 from r3agent.records.prompts import Kind
-from r3agent.records.thinking import handed_over, split_thinking
+from r3agent.records.thinking import find_reasoning, split_thinking
 from r3agent.records.trajectory import Message, Span, Task, Verdict
 
 
@@ -55,7 +55,7 @@ class Answer(str):
     def of(cls, message: Message) -> Answer:
         """The answer in an assistant message."""
         inside, text = split_thinking(message.get("content") or "")
-        beside = handed_over(message)
+        beside = find_reasoning(message)
         answer = cls(text)
         answer.tool_calls = tuple(message.get("tool_calls") or ())
         answer.thinking = inside if beside is None else beside[1] + inside
@@ -137,7 +137,7 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
     asked = ask() if is_async else await asyncio.to_thread(ask)
-    return await together(settle(judgement) for judgement in asked)
+    return await gather_all(settle(judgement) for judgement in asked)
 
 
 def warm_up(verifier: Verifier) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
@@ -67,9 +67,9 @@ class LLMJudge:
         outage_s: float = 600.0,
         max_tries: int = 6,
     ) -> None:
-        if shown(base_url) != base_url:
+        if redact_url(base_url) != base_url:
             raise ConfigError(
-                f"base_url = {shown(base_url)!r} with a password in it would be recorded; use api_key_env"
+                f"base_url = {redact_url(base_url)!r} with a password in it would be recorded; use api_key_env"
             )
         if votes < 1:
             raise ConfigError(f"votes = {votes}: the judge must be asked at least once")

@@ -58,7 +58,7 @@ def policy() -> Iterator[Policy]:
 @pytest.fixture
 def registry(policy: Policy, tmp_path: Path) -> Registry:
     run = Run(tmp_path / "run", {"policy.base_url": policy.url, "policy.model": "tiny"})
-    run.live_card()
+    run.ensure_live()
     card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="bundled", parent="v0000")
     with growing(run.registry.version_dir("v0001")) as directory:
         write_card(directory, card)

@@ -153,7 +153,7 @@ async def test_the_version_that_sampled_is_stamped(served: str, version: str | N
 async def test_the_stamp_is_of_the_model_that_answered() -> None:
     with ScriptedEndpoint("hi", edits=[edited({"model": "scripted@v0002"})]) as endpoint:
         [generation] = await sample(endpoint)
-    assert generation.policy_version == versions.of_served("scripted@v0002") == "v0002"
+    assert generation.policy_version == versions.served_version("scripted@v0002") == "v0002"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from r3agent.episodes.graph import build_graph
 from r3agent.policy.openai import OpenAIPolicy, Sampling
 from r3agent.policy.stream import Assembly
-from r3agent.records.thinking import FIELDS, split_thinking, under_both_names
+from r3agent.records.thinking import FIELDS, fill_reasoning_fields, split_thinking
 from r3agent.records.trajectory import Generation, Task, Trajectory
 from r3agent.testing import Fault, ScriptedEndpoint, ScriptedPolicy
 from r3agent.testing.tokens import encode
@@ -161,5 +161,5 @@ def test_a_text_without_thinking_is_left_as_it_is(text: str) -> None:
 def test_a_chat_template_finds_it_under_either_name() -> None:
     both = {"role": "assistant", "content": "4", "reasoning": "2 + 2", "reasoning_content": "2 + 2"}
     for field in FIELDS:
-        assert under_both_names({"role": "assistant", "content": "4", field: "2 + 2"}) == both
-    assert under_both_names(MESSAGES[0]) == MESSAGES[0]
+        assert fill_reasoning_fields({"role": "assistant", "content": "4", field: "2 + 2"}) == both
+    assert fill_reasoning_fields(MESSAGES[0]) == MESSAGES[0]

@@ -6,29 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.records.versions import BASE, apart, is_version, named, number_of, of_served
+from r3agent.records.versions import BASE, is_version, served_version, version_distance, version_name, version_number
 
 numbers = st.integers(0, 10**9)
 
 
 @given(numbers)
 def test_a_number_survives_its_name(number: int) -> None:
-    assert is_version(named(number))
-    assert number_of(named(number)) == number
+    assert is_version(version_name(number))
+    assert version_number(version_name(number)) == number
 
 
 @given(numbers, st.text())
 def test_a_served_name_carries_its_version(number: int, name: str) -> None:
-    assert of_served(f"{name}@{named(number)}") == named(number)
+    assert served_version(f"{name}@{version_name(number)}") == version_name(number)
 
 
 @given(numbers, numbers)
 def test_distance_is_that_of_the_numbers(one: int, other: int) -> None:
-    assert apart(named(one), named(other)) == apart(named(other), named(one)) == abs(one - other)
+    assert (
+        version_distance(version_name(one), version_name(other))
+        == version_distance(version_name(other), version_name(one))
+        == abs(one - other)
+    )
 
 
 def test_the_base_is_number_0() -> None:
-    assert (named(0), number_of(BASE), named(7), named(12345)) == (BASE, 0, "v0007", "v12345")
+    assert (version_name(0), version_number(BASE), version_name(7), version_name(12345)) == (BASE, 0, "v0007", "v12345")
 
 
 @pytest.mark.parametrize(
@@ -40,10 +44,10 @@ def test_what_is_no_version(text: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["", "tiny", "v0001", "tiny@", "tiny@v1", "tiny@v0001@", "tiny@v0001:latest", "a@b"])
 def test_a_name_without_a_version(name: str) -> None:
-    assert of_served(name) is None
+    assert served_version(name) is None
 
 
 @pytest.mark.parametrize("one", [None, "", "latest"])
 def test_what_is_no_version_is_at_no_distance(one: str | None) -> None:
-    assert apart(one, "v0001") is None
-    assert apart("latest", "latest") == 0
+    assert version_distance(one, "v0001") is None
+    assert version_distance("latest", "latest") == 0

@@ -47,21 +47,21 @@ class FakeRun:
         self.disk = disk
         self.killed_after = killed_after
 
-    def live_card(self) -> PolicyCard:
+    def ensure_live(self) -> PolicyCard:
         self.registry.add_base("tiny", "org/tiny")
         if self.registry.live is None:
             self.registry.set_live(BASE)
         return self.registry.card(self.registry.live or BASE)
 
     def serve_live(self) -> None:
-        self.live_card()
+        self.ensure_live()
 
     def collect(self, progress: Any) -> CollectSummary:
         progress(1, 1)
         return self._ended(f"collect with {self.registry.live} for {self.registry.next_version()}", summarise([]))
 
     def train(self, *, resume: bool) -> PolicyCard:
-        version, parent = self.registry.next_version(), self.live_card().version
+        version, parent = self.registry.next_version(), self.ensure_live().version
         if resume:
             self.disk.log.append(f"resume {version}")
         card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=parent)

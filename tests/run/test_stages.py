@@ -63,7 +63,7 @@ def run(tmp_path: Path, settings: dict[str, Any]) -> Run:
 
 def with_version(run: Run, kind: str = "lora") -> Run:
     """The run with v0001, whose weights are on disk and recognised by the server."""
-    run.live_card()
+    run.ensure_live()
     weights.Run(run.registry, Path(run.config.policy.base_model)).train(kind, seed=1)
     return run
 
@@ -372,7 +372,7 @@ def test_a_directory_that_was_copied_or_moved_is_the_same_run(
     how(run.directory, tmp_path / "elsewhere" / "other")
     endpoint.adapters.clear()  # it looks where the run is, and was restarted
     moved = Run(tmp_path / "elsewhere" / "other")
-    assert moved.live_card().version == "v0001"
+    assert moved.ensure_live().version == "v0001"
     assert moved.comparison("v0000", "v0001") == found
     summary = moved.collect()
     assert summary.episodes == len(stored(moved)) / 2  # with v0000 before, with v0001 now
@@ -380,7 +380,7 @@ def test_a_directory_that_was_copied_or_moved_is_the_same_run(
 
 
 def test_a_damaged_live_pointer_is_named(run: Run) -> None:
-    run.live_card()
+    run.ensure_live()
     (run.directory / "live.json").write_text("{")
     with pytest.raises(RecordError, match=r"(?s)live\.json is not a LivePointer: .*restore it"):
         reopened(run).collect()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r3agent import Answer, OpenAIPolicy, Sampling, Task, Trajectory, build_graph, collect, load
-from r3agent._util.lock import locked
+from r3agent._util.lock import file_lock
 from r3agent.cli.commands import COMMANDS
 from r3agent.cli.main import parser
 from r3agent.deploy.server import Server
@@ -103,7 +103,7 @@ def of_another_task(directory: Path) -> None:
 
 
 def held(path: Path) -> None:
-    with locked(path, "deploying v0001"), locked(path, "deploying v0002"):
+    with file_lock(path, "deploying v0001"), file_lock(path, "deploying v0002"):
         pass
 
 

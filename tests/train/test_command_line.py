@@ -35,7 +35,7 @@ PATIENCE_S = 300
 def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     """A run with collected trajectories."""
     directory = tmp_path / "run"
-    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).live_card()
+    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
             writer.append(trajectory)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from r3agent._util.aio import run_sync, together
+from r3agent._util.aio import gather_all, run_sync
 
 
 async def value(x: int) -> int:
@@ -14,8 +14,8 @@ async def value(x: int) -> int:
 
 
 async def test_results_are_in_order() -> None:
-    assert await together(value(i) for i in range(5)) == [0, 1, 2, 3, 4]
-    assert await together([]) == []
+    assert await gather_all(value(i) for i in range(5)) == [0, 1, 2, 3, 4]
+    assert await gather_all([]) == []
 
 
 @pytest.mark.parametrize("how", ["one fails", "the caller is cancelled"])
@@ -35,7 +35,7 @@ async def test_none_is_left_running(how: str) -> None:
         await started.wait()
         raise OSError("no")
 
-    waiting = asyncio.create_task(together([forever(0), forever(1), *([fail()] if how == "one fails" else [])]))
+    waiting = asyncio.create_task(gather_all([forever(0), forever(1), *([fail()] if how == "one fails" else [])]))
     await started.wait()
     if how == "the caller is cancelled":
         waiting.cancel()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent._util.files import write_atomically, writing
+from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_only_the_errors_that_are_named_are_taken_for_the_disks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot write to .*: cut short"), writing(tmp_path, EOFError):
+    with pytest.raises(ConfigError, match=r"cannot write to .*: cut short"), disk_errors(tmp_path, EOFError):
         raise EOFError("cut short")
-    with pytest.raises(EOFError), writing(tmp_path):
+    with pytest.raises(EOFError), disk_errors(tmp_path):
         raise EOFError("cut short")

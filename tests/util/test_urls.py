@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from r3agent._util.urls import shown
+from r3agent._util.urls import redact_url
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from r3agent._util.urls import shown
     ],
 )
 def test_an_address_is_shown_without_user_and_password(url: str, without: str) -> None:
-    assert shown(url) == without
+    assert redact_url(url) == without
 
 
 def test_what_is_no_address_is_no_obstacle_to_an_error_message() -> None:
-    assert "open-sesame" not in shown("http://me:open-sesame@[::1/v1")
+    assert "open-sesame" not in redact_url("http://me:open-sesame@[::1/v1")

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from jinja2 import TemplateError
 
-from r3agent.records.thinking import under_both_names
+from r3agent.records.thinking import fill_reasoning_fields
 from r3agent.serve.engine.errors import APIError
 from r3agent.serve.engine.model import ServedModel
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest
@@ -26,7 +26,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
         raise APIError(f"the chat template of model {served.name} has no place for tools", param="tools")
     if "chat_template" in request.chat_template_kwargs:
         raise APIError("chat_template_kwargs.chat_template: the model's own template is used", param="chat_template")
-    messages = [_message(i, under_both_names(message)) for i, message in enumerate(request.messages)]
+    messages = [_message(i, fill_reasoning_fields(message)) for i, message in enumerate(request.messages)]
     try:
         text = served.tokenizer.apply_chat_template(
             messages,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r3agent._util.files import writing
+from r3agent._util.files import disk_errors
 from r3agent.errors import ConfigError
 from r3agent.serve.process.embedded import ServerProcess
 from r3agent.serve.process.flags import EMBEDDED, settings, words
@@ -44,7 +44,7 @@ def launch(options: Namespace, *, engine: str, vllm_python: str, vllm_options: S
     if log is None and run_dir is not None:
         log = run_dir / "servers" / f"{engine}-{os.getpid()}.log"
     if log is not None:
-        with writing(log):
+        with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
     argv = ["--engine", engine, *words(options, [*BOTH, *EMBEDDED])]
     common: dict[str, Any] = {"name": options.name, "port": options.port, "api_key": options.api_key, "log_path": log}
