@@ -1,7 +1,7 @@
 """What tasks of function calling share: the functions as OpenAI's `tools` or in the system prompt, and the gold answer.
 
 The sources `bfcl` and `xlam` bring the functions and the accepted arguments; the verifier `function_call` reads
-`Task.info`, whose fields `r3agent/verifiers/function_call.py` documents.
+`Task.info`, whose fields `r3agent/verifiers/function_call/verdict.py` documents.
 """
 
 from __future__ import annotations

@@ -67,16 +67,16 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 VERIFIERS: dict[str, str] = {
     "code": "r3agent.verifiers.code:Code",
     "countdown": "r3agent.verifiers.countdown:countdown",
-    "exact": "r3agent.verifiers.exact:exact",
+    "exact": "r3agent.verifiers.text:exact",
     "function_call": "r3agent.verifiers.function_call:function_call",
     "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
-    "later": "r3agent.verifiers.later:later",
+    "later": "r3agent.verifiers.human:later",
     "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
     "math": "r3agent.verifiers.math_answer:Math",
-    "normalised": "r3agent.verifiers.match:normalised",
-    "person": "r3agent.verifiers.person:person",
+    "normalised": "r3agent.verifiers.text:normalised",
+    "person": "r3agent.verifiers.human:person",
     "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
-    "regex": "r3agent.verifiers.match:Regex",
+    "regex": "r3agent.verifiers.text:Regex",
     "sql": "r3agent.verifiers.sql:Sql",
 }
 """A new verifier is a file in this folder and a line here; it is imported when it is asked for."""

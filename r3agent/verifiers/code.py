@@ -31,7 +31,7 @@ from typing import Any
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
-from r3agent.verifiers.tags import block_or_all
+from r3agent.verifiers.text import block_or_all
 
 _CHILD = Path(__file__).parent / "child"
 

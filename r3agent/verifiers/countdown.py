@@ -14,7 +14,7 @@ from collections import Counter
 from fractions import Fraction
 
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.tags import tagged
+from r3agent.verifiers.text import tagged
 
 MAX_EXPRESSION_CHARS = 200
 MAX_NUMBER_DIGITS = 9

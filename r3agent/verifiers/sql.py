@@ -26,7 +26,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.child import querying
 from r3agent.verifiers.sandbox import Limits, Outcome, run_python
-from r3agent.verifiers.tags import block_or_all
+from r3agent.verifiers.text import block_or_all
 
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")

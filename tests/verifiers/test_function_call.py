@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from r3agent.errors import VerifierError
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.verifiers import Answer, find_verifier, judge
-from r3agent.verifiers.arguments import fault
-from r3agent.verifiers.calls import MAX_CHARS, Call, Unreadable, native_calls, text_calls
 from r3agent.verifiers.function_call import function_call
+from r3agent.verifiers.function_call.arguments import fault
+from r3agent.verifiers.function_call.calls import MAX_CHARS, Call, Unreadable, native_calls, text_calls
 
 USER = {"role": "user", "content": "?"}
 TOOLS = tuple({"type": "function", "function": {"name": name, "parameters": {}}} for name in ("f", "g"))

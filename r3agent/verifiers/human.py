@@ -1,8 +1,8 @@
-"""A person decides: the graph stops at the answer with a LangGraph `interrupt`, and goes on with the verdict.
+"""Verdicts of people: `person` interrupts the graph at the answer and asks; `later` leaves the try without a verdict.
 
-It needs a checkpointer and a thread. `Command(resume=...)` carries `true` or `false`, a score, or
-`{"passed": ..., "feedback": ...}`; what is no verdict is asked for again. Of several answers, one is asked for after
-the other. A collection cannot wait for a person, so this is for applications.
+`person` needs a checkpointer and a thread. `Command(resume=...)` carries `true` or `false`, a score, or
+`{"passed": ..., "feedback": ...}`; anything else is refused and asked for again. Several answers are asked for one
+after the other. A collection cannot wait for a person, so `person` is for applications.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from langgraph.types import interrupt
 from pydantic import ValidationError
 
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers import Answer, verdict_of
+from r3agent.verifiers import PENDING, Answer, Pending, verdict_of
 
 
 def person(task: Task, answer: Answer) -> Verdict:
@@ -39,3 +39,8 @@ def person(task: Task, answer: Answer) -> Verdict:
 def _filled(said: dict[str, Any]) -> dict[str, Any]:
     """A person's word for passed or failed is a score too."""
     return {"score": float(said.get("passed") is True), **said}
+
+
+def later(task: Task, answer: str) -> Pending:
+    """The episode ends after its first try, without a verdict; it is not trained on before it has one."""
+    return PENDING

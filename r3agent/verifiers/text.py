@@ -1,4 +1,7 @@
-"""Text that matches: as a person would read it, or a pattern."""
+"""Compare the text of a reply: exactly, normalised, or with a pattern; and find the part of a reply that counts.
+
+That part is between the last `<answer>` and `</answer>`, or in the last code block.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,15 @@ from typing import Any
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.tags import tagged_or_all
 
+_BLOCK = r"^[ \t]*```[ \t]*(?:{languages})[ \t]*\n(.*?)(?:^[ \t]*```|\Z)"
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\.?\d))|[^\w\s]|_")
+
+
+def exact(task: Task, answer: str) -> bool:
+    """Compare with `task.info["answer"]`; a missing expectation is a `KeyError`, hence a verifier error."""
+    return answer.strip() == str(task.info["answer"]).strip()
 
 
 def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
@@ -85,3 +93,23 @@ def _compiled(pattern: str, ignore_case: bool) -> Any:
     options.dot_nl = False
     options.log_errors = False
     return re2.compile(pattern, options)
+
+
+def tagged(reply: str) -> str | None:
+    """The content of the last closed tag, or `None`; in one pass, however many tags a hostile reply opens."""
+    before, closed, _ = reply.rpartition("</answer>")
+    _, opened, content = before.rpartition("<answer>")
+    return content if closed and opened else None
+
+
+def tagged_or_all(reply: str) -> str:
+    """The content of the last closed tag, the whole reply where there is none; stripped."""
+    content = tagged(reply)
+    return (reply if content is None else content).strip()
+
+
+def block_or_all(reply: str, *languages: str) -> str:
+    """The last Markdown code block in one of the languages, closed or not; the whole reply where there is none."""
+    pattern = _BLOCK.format(languages="|".join(languages))
+    blocks: list[str] = re.findall(pattern, reply, re.DOTALL | re.MULTILINE | re.IGNORECASE)
+    return blocks[-1] if blocks else reply

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from r3agent.verifiers.python_calls import parse_python
+from r3agent.verifiers.function_call.python_calls import parse_python
 
 MAX_CHARS = 50_000
 """Of a text that is parsed, or of all arguments of native calls together."""

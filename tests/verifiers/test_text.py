@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.match import Regex, normal_form, normalised
+from r3agent.verifiers.text import Regex, normal_form, normalised
 
 
 def expecting(**info: Any) -> Task:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import linear_sum_assignment
 
 from r3agent.records.trajectory import Record, Task, Verdict
-from r3agent.verifiers.arguments import Kind, fault, shown
-from r3agent.verifiers.calls import OPEN, Call, Unreadable, native_calls, tagged_calls, text_calls
+from r3agent.verifiers.function_call.arguments import Kind, fault, shown
+from r3agent.verifiers.function_call.calls import OPEN, Call, Unreadable, native_calls, tagged_calls, text_calls
 
 
 class Signature(Record):
