@@ -38,7 +38,7 @@ class Shipped:
 SOURCES: dict[str, Shipped] = {
     "bfcl:CATEGORY": Shipped("r3agent.tasks.bfcl:load", verifier="function_call", finite=True),
     "countdown": Shipped("r3agent.tasks.countdown:generate", verifier="countdown"),
-    "countdown:FILE": Shipped("r3agent.tasks.countdown_files:load", verifier="countdown", finite=True),
+    "countdown:FILE": Shipped("r3agent.tasks.countdown:load", verifier="countdown", finite=True),
     "reasoning-gym:NAME": Shipped("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
     "hf:NAME": Shipped("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
     "xlam:FILE": Shipped("r3agent.tasks.xlam:load", verifier="function_call", finite=True),

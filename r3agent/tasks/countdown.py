@@ -1,8 +1,9 @@
 """Countdown: combine the given numbers, each exactly once, into an expression that equals the target.
 
-`generate` makes solvable problems from a seed, with difficulty settings and disjoint splits. A problem's id is
-its sorted numbers and its target, so the same problem in another order is the same task and cannot sit on both
-sides of a split.
+`generate` makes solvable problems from a seed, with difficulty settings and disjoint splits. `load` reads them from a
+file in the form of the public data set (Jiayi-Pan/Countdown-Tasks-3to4): the columns `nums` and `target`, as JSON lines
+or Parquet. A problem's id is its sorted numbers and its target, so the same problem in another order, or from another
+place, is the same task and cannot sit on both sides of a split.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.tasks.splits import Split, distinct
+from r3agent.tasks.rows import file_rows
+from r3agent.tasks.splits import Split, distinct, draw
+from r3agent.verifiers.countdown import MAX_NUMBER_DIGITS
 
 PROMPT = (
     "Using the numbers {numbers}, create an equation that equals {target}. "
@@ -22,8 +25,18 @@ PROMPT = (
     "Return the expression in <answer> </answer> tags."
 )
 
+FILE_ENDINGS = (".jsonl", ".parquet")
+
 MAX_FRUITLESS = 20_000
 """Problems drawn in a row without a new one, after which there are taken to be no more."""
+
+
+class Problem(NamedTuple):
+    """A row of the file."""
+
+    id: str
+    given: list[int]
+    target: int
 
 
 class Step(NamedTuple):
@@ -66,6 +79,21 @@ def generate(
         source="countdown",
         settings=f"{numbers=}, {max_number=}, {max_target=}",
     )
+
+
+def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = False) -> Iterator[Task]:
+    """The problems of a file, `n` of them drawn by seed.
+
+    Args:
+        name: a `.jsonl` or `.parquet` file.
+        solved: look for a gold answer too, which takes milliseconds a problem of four numbers and seconds of six.
+
+    Raises:
+        ConfigError: the file is missing, of another kind, or a row is not a problem.
+    """
+    problems = {problem.id: problem for problem in _problems(name)}
+    for _, given, target in draw(problems.values(), n, seed=seed, split=split):
+        yield make_task(given, target, solve(given, target) if solved else None)
 
 
 def problem_id(given: list[int], target: int) -> str:
@@ -136,3 +164,32 @@ def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
     while len(pool) > 1:
         pool = _played(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
     return pool[0]
+
+
+def _problems(path: str) -> Iterator[Problem]:
+    if not path.endswith(FILE_ENDINGS):
+        raise ConfigError(f"countdown:{path}: the file is none of {', '.join(FILE_ENDINGS)}")
+    for where, row in file_rows(path).rows:
+        try:
+            yield _problem(row)
+        except ValueError as error:
+            raise ConfigError(
+                f'{where} is not a problem: {error}; a row is {{"nums": [1, 2, 3], "target": 6}}'
+            ) from error
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    if not {"nums", "target"} <= row.keys():
+        raise ValueError("it has not the columns nums and target")
+    given, target = row["nums"], row["target"]
+    if not isinstance(given, list) or len(given) < 2 or not all(_is_number(x) and x >= 0 for x in given):
+        raise ValueError(
+            f"nums = {given!r}: at least 2 whole numbers of at most {MAX_NUMBER_DIGITS} digits, none negative"
+        )
+    if not _is_number(target):
+        raise ValueError(f"target = {target!r}: a whole number")
+    return Problem(problem_id(given, target), given, target)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and abs(value) < 10**MAX_NUMBER_DIGITS
