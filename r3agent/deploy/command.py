@@ -6,9 +6,10 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.server import Server
+from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import DeployError
+from r3agent.store.checkpoint import Checkpoint
 
 LAST_LINES = 15
 
@@ -26,14 +27,14 @@ class Command:
     timeout_s: float
 
     def check(self) -> None:
-        self.checkpoint.check()
+        check_checkpoint(self.checkpoint)
 
     def apply(self, server: Server) -> Server:
         card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir
         told = {
             "R3AGENT_VERSION": card.version,
             "R3AGENT_SERVED_NAME": card.served_name,
-            "R3AGENT_CHECKPOINT": str(adapter_dir.resolve()) if adapter_dir else self.checkpoint.model,
+            "R3AGENT_CHECKPOINT": str(adapter_dir or self.checkpoint.model),
             "R3AGENT_BASE_MODEL": card.base_path,
             "R3AGENT_KIND": card.kind,
             "R3AGENT_BASE_URL": server.base_url,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_adapter
+from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import DeployError
-from r3agent.store.registry import PolicyCard, Registry
+from r3agent.store.checkpoint import Checkpoint
+from r3agent.store.registry import Registry
 
 POLL_S = 0.2
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -25,29 +26,34 @@ ADAPTER_FILE = "adapter_model.safetensors"
 class LoraLoad:
     """Load one adapter; one that is served already is left for the canary to judge, unless it is another run's."""
 
-    card: PolicyCard
-    adapter_dir: Path
+    checkpoint: Checkpoint
     was_served: bool = False
     loaded: bool = False
 
     def check(self) -> None:
-        check_adapter(self.adapter_dir, self.card.base_path)
+        check_checkpoint(self.checkpoint)
+
+    @property
+    def adapter_dir(self) -> Path:
+        assert self.checkpoint.adapter_dir is not None, "the version is an adapter"
+        return self.checkpoint.adapter_dir
 
     def apply(self, server: Server) -> Server:
-        sources = server.sources()
-        self.was_served = self.card.served_name in sources
+        name, sources = self.checkpoint.card.served_name, server.sources()
+        self.was_served = name in sources
         if self.was_served:
-            self._refuse_another_run(server, sources[self.card.served_name])
+            self._refuse_another_run(server, sources[name])
         else:
-            server.load_adapter(self.card.served_name, self.adapter_dir)
+            server.load_adapter(name, self.adapter_dir)
             self.loaded = True
         return server
 
     def undo(self, server: Server) -> str:
+        name = self.checkpoint.card.served_name
         if self.was_served:
-            return f"{self.card.served_name} was served before: unload it or restart the server, then deploy again"
+            return f"{name} was served before: unload it or restart the server, then deploy again"
         if self.loaded:
-            server.unload_adapter(self.card.served_name)
+            server.unload_adapter(name)
         return "the server is as it was"
 
     def finish(self, server: Server) -> None:
@@ -59,7 +65,7 @@ class LoraLoad:
         # One that is not there any more may be this run's own, before it was moved.
         if source and theirs.is_file() and not filecmp.cmp(theirs, ours, shallow=False):
             raise DeployError(
-                f"{self.card.served_name} on {server.root} is the adapter of another run, {source}; "
+                f"{self.checkpoint.card.served_name} on {server.root} is the adapter of another run, {source}; "
                 "serve every run by a server of its own, or under another policy.model"
             )
 

@@ -11,37 +11,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_weights
+from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import DeployError
+from r3agent.store.checkpoint import Checkpoint
 
 
 @dataclass
 class WeightReload:
     """Swap the weights of the server's model, in place, for those of a directory or hub id."""
 
-    name: str
-    """Of the model on the server."""
-    weights: str
-    base_model: str
-    """Of the same architecture."""
-    version: str
+    checkpoint: Checkpoint
     previous: str
     """What the server has now; it goes back if the new weights are not right."""
     previous_version: str
     changed: bool = False
 
     def check(self) -> None:
-        check_weights(self.weights, self.base_model)
+        check_checkpoint(self.checkpoint)
 
     def apply(self, server: Server) -> Server:
-        if adapters := [model for model in server.models() if model.startswith(f"{self.name}@")]:
+        if adapters := [model for model in server.models() if model.startswith(f"{self.checkpoint.card.name}@")]:
             raise DeployError(
                 f"{', '.join(adapters)}: these adapters belong to the weights that would be replaced; unload them or "
                 "restart the server, then deploy again"
             )
         server.pause()
         self.changed = True
-        self._read(server, self.weights, self.version)
+        self._read(server, self.checkpoint.model, self.checkpoint.card.version)
         return server
 
     def undo(self, server: Server) -> str:

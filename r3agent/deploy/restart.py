@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.server import Server
+from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import ConfigError, DeployError
+from r3agent.store.checkpoint import Checkpoint
 
 POLL_S = 0.2
 GRACE_S = 2.0
@@ -43,7 +44,7 @@ class Restart:
     started: subprocess.Popen[bytes] | None = None
 
     def check(self) -> None:
-        self.checkpoint.check()
+        check_checkpoint(self.checkpoint)
 
     def apply(self, server: Server) -> Server:
         card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir

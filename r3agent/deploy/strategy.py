@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
-from r3agent.deploy.checkpoint import Checkpoint
 from r3agent.deploy.command import Command
 from r3agent.deploy.lora import LoraLoad
 from r3agent.deploy.reload import WeightReload
@@ -14,7 +12,8 @@ from r3agent.deploy.restart import Restart
 from r3agent.deploy.server import Server
 from r3agent.errors import ConfigError
 from r3agent.records.versions import BASE
-from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard, Registry
+from r3agent.store.checkpoint import Checkpoint
+from r3agent.store.registry import PolicyCard, Registry
 
 Wanted: TypeAlias = Literal["auto", "restart", "command"]
 """`auto`: an adapter is loaded beside the base, full weights are reloaded in place. `restart`: a server that
@@ -57,31 +56,24 @@ def choose(
     Raises:
         ConfigError: `command` and no script to run.
     """
-    adapter_dir = registry.version_dir(card.version) / ADAPTER_DIR if card.kind == "lora" else None
-    weights = _weights(card, registry)
-    checkpoint = Checkpoint(card, weights, adapter_dir)
+    checkpoint = _checkpoint(card, registry)
     if wanted == "restart":
         return "restart", Restart(checkpoint, registry.run_dir, timeout_s=timeout_s)
     if wanted == "command":
         if not command:
             raise ConfigError('deploy.strategy = "command": say which with deploy.command = ["./roll_out.sh"]')
         return "command", Command(tuple(command), checkpoint, timeout_s=timeout_s)
-    if adapter_dir is not None:
-        return "lora", LoraLoad(card, adapter_dir)
+    if card.kind == "lora":
+        return "lora", LoraLoad(checkpoint)
     if card.kind == "base" and "full" not in {registry.card(version).kind for version in registry.versions()}:
         return "none", None
     live = registry.card(registry.live) if registry.live else None
     return "reload", WeightReload(
-        card.name,
-        weights,
-        base_model=card.base_path,
-        version=card.version,
-        previous=card.base_path if live is None else _weights(live, registry),
+        checkpoint,
+        previous=card.base_path if live is None else _checkpoint(live, registry).model,
         previous_version=BASE if live is None or live.kind == "lora" else live.version,
     )
 
 
-def _weights(card: PolicyCard, registry: Registry) -> str:
-    """Directory or hub id of the model itself, without an adapter."""
-    path = registry.version_dir(card.version) / MODEL_DIR if card.kind == "full" else Path(card.base_path)
-    return str(path.resolve()) if card.kind == "full" or path.is_dir() else card.base_path
+def _checkpoint(card: PolicyCard, registry: Registry) -> Checkpoint:
+    return Checkpoint.of(card, registry.version_dir(card.version)).absolute()

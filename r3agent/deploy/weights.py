@@ -12,11 +12,24 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from r3agent.errors import DeployError
+from r3agent.store.checkpoint import Checkpoint
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 """Tensor shapes by name."""
 
 INCOMPLETE = "the weights are incomplete, train the version again"
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> None:
+    """Check an adapter or full weights against the base model of their card.
+
+    Raises:
+        DeployError: as `check_adapter` and `check_weights`.
+    """
+    if checkpoint.adapter_dir is not None:
+        check_adapter(checkpoint.adapter_dir, checkpoint.card.base_path)
+    else:
+        check_weights(checkpoint.model, checkpoint.card.base_path)
 
 
 def check_adapter(adapter_dir: Path, base_model: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from r3agent.records.trajectory import Record
-from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard
+from r3agent.store.checkpoint import Checkpoint
+from r3agent.store.registry import PolicyCard
 
 
 class PolicyStart(Record):
@@ -24,7 +25,11 @@ class PolicyStart(Record):
     @classmethod
     def of(cls, card: PolicyCard, directory: Path) -> PolicyStart:
         """The version with this card, whose weights (unless it is the base) are in `directory`."""
-        model = str(directory / MODEL_DIR) if card.kind == "full" else card.base_path
-        adapter = directory / ADAPTER_DIR if card.kind == "lora" else None
-        base_model = model if card.kind == "full" else card.base_model
-        return cls(version=card.version, name=card.name, base_model=base_model, model=model, adapter=adapter)
+        checkpoint = Checkpoint.of(card, directory)
+        return cls(
+            version=card.version,
+            name=card.name,
+            base_model=checkpoint.model if card.kind == "full" else card.base_model,
+            model=checkpoint.model,
+            adapter=checkpoint.adapter_dir,
+        )

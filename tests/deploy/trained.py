@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import (
     ADAPTER_DIR,
     MODEL_DIR,
@@ -73,10 +74,10 @@ class Trained:
 
     def load(self, version: str = "v0000") -> Any:
         """A version as transformers and peft load it."""
-        card, directory = self.registry.card(version), self.registry.version_dir(version)
-        path = directory / MODEL_DIR if card.kind == "full" else self.base
-        model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-        return peft.PeftModel.from_pretrained(model, directory / ADAPTER_DIR) if card.kind == "lora" else model
+        checkpoint = Checkpoint.of(self.registry.card(version), self.registry.version_dir(version))
+        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint.model).eval()
+        adapter_dir = checkpoint.adapter_dir
+        return model if adapter_dir is None else peft.PeftModel.from_pretrained(model, adapter_dir)
 
     def changed(self, kind: Kind, seed: int, rank: int = 8) -> Any:
         model = self.load()
