@@ -14,7 +14,7 @@
     |-- TrainingError          the rows cannot be trained on, and why
     `-- DeployError            the weights did not arrive; the live pointer did not move
 
-Messages name the value, the limit and the remedy.
+Messages name the value, the limit and the remedy. `TrainingInterrupted` is no error but a `KeyboardInterrupt`.
 """
 
 from __future__ import annotations
@@ -81,3 +81,7 @@ class TrainingError(R3Error):
 
 class DeployError(R3Error):
     """The weights did not arrive at the server; the live pointer did not move."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training stopped because it was asked to, with a checkpoint from which `resume` goes on."""

@@ -13,9 +13,8 @@ from typing import Any
 import orjson
 
 from r3agent.cli.commands import API_KEY, COMMANDS, DEFAULT_RUN
-from r3agent.errors import R3Error
+from r3agent.errors import R3Error, TrainingInterrupted
 from r3agent.serve.process.flags import CLI, FLAGS
-from r3agent.train.progress import SAVED
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -195,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         again = (
             "the same command with --resume"
-            if interrupt.args == (SAVED,) and options.verb == "train"
+            if isinstance(interrupt, TrainingInterrupted) and options.verb == "train"
             else "the same command"
         )
         if not silent:

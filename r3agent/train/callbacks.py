@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from r3agent.train.progress import SAVED
+from r3agent.errors import TrainingInterrupted
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
@@ -64,7 +64,7 @@ class StopWhenAsked(TrainerCallback):
         """Inside, signals are heard here.
 
         Raises:
-            KeyboardInterrupt: at the end, if training stopped for one.
+            TrainingInterrupted: at the end, if training stopped for one.
         """
         self.accelerator = accelerator
         if threading.current_thread() is not threading.main_thread():
@@ -77,7 +77,7 @@ class StopWhenAsked(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
-            raise KeyboardInterrupt(SAVED)
+            raise TrainingInterrupted
 
     def _hear(self, *_: object) -> None:
         assert self.accelerator is not None

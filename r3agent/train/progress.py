@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-SAVED = "saved"
-"""What an interrupt carries when there is a checkpoint to go on from."""
 STEP = {
     "loss": "loss",
     "reward": "reward",
