@@ -31,9 +31,9 @@ from r3agent.store.bundled import resolve_model
 from r3agent.store.label import label as label_trajectory
 from r3agent.store.registry import Registry
 from r3agent.store.trajectories import find, load, store_at
-from r3agent.train.progress import told
-from r3agent.train.prompt_length import prompt_tokens
+from r3agent.train.report import told
 from r3agent.train.rows import why_untrainable
+from r3agent.train.tokenizer import prompt_tokens
 
 API_KEY = "OPENAI_API_KEY"
 """Where every verb that talks to an endpoint finds the key."""

@@ -1,13 +1,19 @@
-"""Two policy versions on the same tasks, and whether the new one is promoted."""
+"""Two policy versions on the same tasks, whether the new one is promoted, and the file that a run keeps of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
+from pydantic import model_validator
+
+from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
 from r3agent.evaluate.statistics import Difference, difference
-from r3agent.records.trajectory import Record, Trajectory
+from r3agent.records.trajectory import Record, Trajectory, known_schema
+from r3agent.store.registry import read_record
 
 
 class Comparison(Record):
@@ -99,3 +105,35 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
         )
     if changed := [task.id for task in common if task != tasks[task.id]]:
         raise ConfigError(f"task {changed[0]} is not the same in both: its messages, tools or info differ")
+
+
+# ---- kept by a run ----
+
+
+class StoredComparison(Record):
+    """A file of `eval/`: two versions compared, and under which settings."""
+
+    schema_version: int = 1
+    settings: str
+    """Fingerprint of what decides which episodes were compared."""
+    comparison: Comparison
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_schema(cls, data: Any) -> Any:
+        return known_schema(data, 1)
+
+
+def store_comparison(path: Path, comparison: Comparison, settings: str) -> None:
+    stored = StoredComparison(settings=settings, comparison=comparison)
+    write_atomically(path, stored.model_dump_json(indent=2))
+
+
+def stored_comparison(path: Path, settings: str) -> Comparison | None:
+    """What was stored there, if it was under these settings.
+
+    Raises:
+        RecordError, SchemaVersionError: the file is damaged, or of another version of r3agent.
+    """
+    stored = read_record(StoredComparison, path) if path.exists() else None
+    return stored.comparison if stored is not None and stored.settings == settings else None

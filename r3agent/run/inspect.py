@@ -10,7 +10,7 @@ from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, 
 from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.train import TrainConfig, credit_spans
 from r3agent.train.rows import stand_in
-from r3agent.train.token_text import TokenTexts, token_texts
+from r3agent.train.tokenizer import TokenTexts, token_texts
 
 COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
 """What an inspected span says as it was recorded."""
@@ -42,7 +42,7 @@ class InspectedSpan(Record):
     credit: float | None
     """The advantage that training on this run's trajectories gives it; `None` when it is not trained on."""
     no_credit: str | None
-    """Why it is not: one of `train.row_report.REMEDIES`, or `not credited`."""
+    """Why it is not: one of `train.report.REMEDIES`, or `not credited`."""
     distill: float | None
     """The weight of this retry behind the first try's prompt."""
     leaked: bool

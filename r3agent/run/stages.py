@@ -27,7 +27,7 @@ from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
-from r3agent.evaluate.stored import store_comparison, stored_comparison
+from r3agent.evaluate.comparison import store_comparison, stored_comparison
 from r3agent.policy.openai import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE

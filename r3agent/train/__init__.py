@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from r3agent._util.imports import require_extra
-from r3agent.train.config import TrainConfig
+from r3agent.train.config import PolicyStart, TrainConfig
+from r3agent.train.report import RowReport
 from r3agent.train.row import Row
-from r3agent.train.row_report import RowReport
 from r3agent.train.rows import build_rows, credit_spans, to_dataset
-from r3agent.train.starting_policy import PolicyStart
 
 if TYPE_CHECKING:
     from r3agent.train.run import train

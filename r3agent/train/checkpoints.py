@@ -1,22 +1,30 @@
-"""Checkpoints of one training, beside the version it makes: `v0001.checkpoints/`, gone when the version is complete."""
+"""Checkpoints of one training, and what may end it early: a signal, or too little memory.
+
+They lie beside the version that it makes, in `v0001.checkpoints/`, and are gone when the version is complete.
+"""
 
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import orjson
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from r3agent._util.files import disk_errors, write_atomically
-from r3agent.errors import ConfigError
+from r3agent.errors import ConfigError, TrainingError, TrainingInterrupted
 from r3agent.store.registry import checkpoints_dir
-from r3agent.train.config import TrainConfig
+from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
-from r3agent.train.starting_policy import PolicyStart
 
 FINGERPRINT_FILE = "rows.sha256"
 
@@ -74,3 +82,78 @@ class Checkpoints:
     def remove(self) -> None:
         with disk_errors(self.directory):
             shutil.rmtree(self.directory)
+
+
+class StopWhenAsked(TrainerCallback):
+    """SIGTERM or Ctrl-C lets the step end, saves a checkpoint and stops; a second one stops a single process at once.
+
+    Several processes agree on it after every step, since not all of them may have heard it before that step's end.
+    Their launcher repeats what it hears, so there a second signal says nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.accelerator: Accelerator | None = None
+
+    @contextmanager
+    def listening(self, accelerator: Accelerator) -> Generator[None]:
+        """Inside, signals are heard here.
+
+        Raises:
+            TrainingInterrupted: at the end, if training stopped for one.
+        """
+        self.accelerator = accelerator
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread hears signals
+            return
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.asked:
+            raise TrainingInterrupted
+
+    def _hear(self, *_: object) -> None:
+        assert self.accelerator is not None
+        if self.asked and self.accelerator.num_processes == 1:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.accelerator is not None
+        heard: Any = torch.tensor(float(self.asked), device=self.accelerator.device)
+        agreed: Any = self.accelerator.reduce(heard)
+        self.asked = agreed.item() > 0
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+# ---- memory ----
+
+
+@contextmanager
+def enough_memory(config: TrainConfig) -> Generator[None]:
+    """
+    Raises:
+        TrainingError: the block ran out of memory; with the settings that need less of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # a GPU's has a class of its own, main memory's only a message
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise TrainingError(f"out of memory ({str(error).splitlines()[0]}); {_remedy(config)}") from error
+
+
+def _remedy(config: TrainConfig) -> str:
+    less = [
+        f"lower train.micro_batch_tokens = {config.micro_batch_tokens}",
+        f"lower train.max_row_tokens = {config.max_row_tokens}",
+        *(["set train.gradient_checkpointing = true"] if not config.gradient_checkpointing else []),
+        *(["set train.dtype = 'bfloat16'"] if config.dtype == "float32" else []),
+        *(["set train.method = 'lora'"] if config.method == "full" else []),
+    ]
+    return ", or ".join(less)

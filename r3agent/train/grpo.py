@@ -9,7 +9,7 @@ Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are
 - Rows of `distill` have no behaviour logprobs: their old ones are the current ones, so that the ratio is 1, is never
   clipped, and the gradient of ratio · advantage is that of advantage · log π.
 - Every row of a step weighs the same, also when micro-batches differ in size.
-- The prompt that siblings share goes through the model once (`prefix`), and micro-batches are cut by tokens.
+- The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are cut by tokens.
 
 Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
 """
@@ -34,14 +34,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
-from r3agent.train.prefix import pack, unpack
-from r3agent.train.sharing import share
+from r3agent.train.shared_prefix import pack, share, unpack
 
 logger = logging.getLogger(__name__)
 
 
 class OfflineGRPOTrainer(GRPOTrainer):
-    """Trains `model` on a dataset of rows (`batch.to_dataset`); call `score` before `train`."""
+    """Trains `model` on a dataset of rows (`to_dataset`); call `score` before `train`."""
 
     model: Any
     args: GRPOConfig

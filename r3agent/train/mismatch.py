@@ -8,9 +8,8 @@ import torch
 
 from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
-from r3agent.train.config import TrainConfig
+from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
-from r3agent.train.starting_policy import PolicyStart
 
 
 class Gap(Record):

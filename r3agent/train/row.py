@@ -45,7 +45,19 @@ class Dropped(NamedTuple):
     span_id: str
     label: RowLabel
     reason: str
-    """One of `row_report.REMEDIES`."""
+    """One of `report.REMEDIES`."""
+
+
+class Credited(NamedTuple):
+    """What credit makes of trajectories."""
+
+    rows: list[Row]
+    """Siblings side by side."""
+    dropped: list[Dropped]
+    """Every span of a credited label that is not in a row."""
+    leaked: set[tuple[str, str]]
+    """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
+    zero_variance_groups: int
 
 
 class RowMaker(NamedTuple):

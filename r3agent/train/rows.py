@@ -6,38 +6,23 @@ span's siblings, never to another failure's: that would bias the baseline (arXiv
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from r3agent.errors import TrainingError
-from r3agent.records import versions
-from r3agent.records.credit import CreditLabel, Group, credit_label, groups, payers, reward
+from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.trajectory import Trajectory
 from r3agent.train.config import TrainConfig
-from r3agent.train.distill import distilled
 from r3agent.train.leak import leaks
-from r3agent.train.row import Dropped, Retokenise, Row, RowLabel, RowMaker
-from r3agent.train.row_report import RowReport, remedies
+from r3agent.train.report import RowReport, report_rows
+from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowLabel, RowMaker
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
-
-
-class Credited(NamedTuple):
-    """What credit makes of trajectories."""
-
-    rows: list[Row]
-    """Siblings side by side."""
-    dropped: list[Dropped]
-    """Every span of a credited label that is not in a row."""
-    leaked: set[tuple[str, str]]
-    """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
-    zero_variance_groups: int
 
 
 def build_rows(
@@ -57,7 +42,7 @@ def build_rows(
     """
     trajectories = list(trajectories)
     credited = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
-    report = _report(trajectories, credited, config, version)
+    report = report_rows(trajectories, credited, config, version)
     if not credited.rows:
         raise TrainingError(report.why_empty())
     return credited.rows, report
@@ -67,7 +52,7 @@ def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, 
     """What `build_rows` would refuse these with, or `None`; nothing is tokenised."""
     trajectories = list(trajectories)
     credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
-    return None if credited.rows else _report(trajectories, credited, config, version).why_empty()
+    return None if credited.rows else report_rows(trajectories, credited, config, version).why_empty()
 
 
 def stand_in(config: TrainConfig) -> Retokenise | None:
@@ -157,38 +142,24 @@ def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
     return rows
 
 
-def _report(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
-    rows, dropped, leaked, alike = credited
-    spans = dict.fromkeys(config.credit, 0)
-    rewards: dict[CreditLabel, list[float]] = {}
-    for trajectory in trajectories:
-        for span in trajectory.spans:
-            if (label := credit_label(trajectory, span)) not in config.credit:
-                continue
-            spans[label] += 1
-            earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
-            if earned is not None:
-                rewards.setdefault(label, []).append(earned)
-    errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
-    wanted = [*config.credit, *(["distill"] if config.distill else [])]
-    return RowReport(
-        trajectories=len(trajectories),
-        errored=len(errors),
-        last_error=errors[-1] if errors else None,
-        failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
-        spans={str(label): n for label, n in spans.items()},
-        rows=len(rows),
-        labels=dict(Counter(row.label for row in rows)),
-        groups=len({row.group_id for row in rows if row.label != "distill"}),
-        zero_variance_groups=alike,
-        dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
-        leaked=len(leaked),
-        retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
-        truncated=sum(row.truncated for row in rows),
-        ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
-        temperatures=Counter(str(row.temperature) for row in rows),
-        reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
-        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
-        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
-        remedies=remedies(wanted, rows, dropped),
-    )
+def distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
+    """A row for each retry after a reflection that passed where the first try had failed.
+
+    It is in the group of the task's first tries, whose prompt it shares; its advantage is its weight.
+    """
+    for group in groups(trajectories, "attempt"):
+        mean = fmean(group.rewards_G)
+        for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
+            for span in trajectory.spans:
+                if attempt.passed or credit_label(trajectory, span) != "retry" or not span.passed:
+                    continue
+                earned = reward(trajectory, span) or 0.0
+                yield make_row(
+                    trajectory,
+                    span,
+                    label="distill",
+                    group_id=group.group_id,
+                    reward=earned,
+                    advantage=(earned - mean) * make_row.config.distill,
+                    prompt_of=attempt,
+                )

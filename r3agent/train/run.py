@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_package
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard, growing, write_card
-from r3agent.train.callbacks import Progress, StepProgress, StopWhenAsked
-from r3agent.train.checkpoints import Checkpoints
-from r3agent.train.config import TrainConfig
-from r3agent.train.fingerprint import canary, canary_logprobs, canary_sequences
+from r3agent.train.checkpoints import Checkpoints, StopWhenAsked, enough_memory
+from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.memory import enough_memory
 from r3agent.train.mismatch import check, measure
-from r3agent.train.retokenise import Retokeniser
 from r3agent.train.rows import build_rows, to_dataset
-from r3agent.train.starting_policy import PolicyStart
-from r3agent.train.weights import load_model, load_tokenizer, save_weights
+from r3agent.train.tokenizer import Retokeniser
+from r3agent.train.weights import (
+    canary,
+    canary_logprobs,
+    canary_sequences,
+    load_model,
+    load_tokenizer,
+    save_weights,
+)
+
+Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
 
 STEPS_FILE = "steps.jsonl"
 """In the version's directory: what was logged of each optimizer step."""
@@ -129,6 +136,35 @@ def train(
     processes.wait_for_everyone()
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
     return card
+
+
+class StepProgress(TrainerCallback):
+    """Tells of each optimizer step what TRL logs of it, with its speed and the seconds that are left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.began = self.ended = 0.0
+        self.first = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.began = self.ended = time.perf_counter()
+        self.first = state.global_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        if "loss" not in logs:
+            return
+        now = time.perf_counter()
+        pace = {
+            "tokens_per_s": logs["tokens"] / (now - self.ended),
+            "seconds_left": (now - self.began)
+            / (state.global_step - self.first)
+            * (state.max_steps - state.global_step),
+        }
+        self.ended = now
+        self.progress("step", {"step": state.global_step, "steps": state.max_steps, **logs, **pace})
 
 
 @contextmanager

@@ -131,7 +131,7 @@ async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
 def test_the_model_s_own_template_is_counted_with() -> None:
     pytest.importorskip("transformers", reason="needs the train extra")
     from r3agent.store.bundled import resolve_model
-    from r3agent.train.prompt_length import prompt_tokens
+    from r3agent.train.tokenizer import prompt_tokens
 
     count = prompt_tokens(resolve_model("bundled"))
     assert count([{"role": "user", "content": "Using 1 2 3 equals 6"}], ()) == 9  # user, 6 words, end, assistant

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from r3agent.errors import TrainingError
 from r3agent.records.trajectory import EpisodeError, Span, Trajectory
 from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
-from r3agent.train.retokenise import Retokeniser
-from r3agent.train.row_report import REMEDIES
+from r3agent.train.report import REMEDIES
+from r3agent.train.tokenizer import Retokeniser
 from tests.support import trees
 
 Record = Callable[..., list[Trajectory]]

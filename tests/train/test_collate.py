@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
-from r3agent.train.prefix import pack, unpack
+from r3agent.train.shared_prefix import pack, unpack
 
 PAD = 0
 ids = st.lists(st.integers(1, 30), min_size=1, max_size=9)

@@ -15,8 +15,8 @@ import r3agent.train
 from r3agent.errors import ConfigError, TrainingError
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, TrainConfig
-from r3agent.train.memory import enough_memory
-from r3agent.train.progress import told
+from r3agent.train.checkpoints import enough_memory
+from r3agent.train.report import told
 from tests.train.versions import OUTCOMES, run
 
 Record = Callable[..., list[Trajectory]]

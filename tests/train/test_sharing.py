@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 
 from r3agent.train import Row, to_dataset
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.sharing import share
+from r3agent.train.shared_prefix import share
 from tests.train.versions import settings
 
 SIZE = {

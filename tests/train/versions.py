@@ -10,7 +10,7 @@ from peft import PeftModel
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig, train
-from r3agent.train.callbacks import Progress
+from r3agent.train.run import Progress
 from tests.train import recorded
 
 OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0]]

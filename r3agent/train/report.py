@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from statistics import fmean
+from typing import Any
 
-from r3agent.records.trajectory import Record
-from r3agent.train.row import Dropped, Row
+from r3agent.records import versions
+from r3agent.records.credit import CreditLabel, credit_label, reward
+from r3agent.records.trajectory import Record, Trajectory
+from r3agent.train.config import TrainConfig
+from r3agent.train.row import Credited, Dropped, Row
 
 COLLECT = {
     "attempt": "--samples 4",
@@ -120,3 +126,91 @@ def _remedy(label: str, reasons: Counter[str]) -> str:
     if label == "distill":
         return "no failed first try has a retry that passed: collect more tasks, or easier ones"
     return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"
+
+
+def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
+    rows, dropped, leaked, alike = credited
+    spans = dict.fromkeys(config.credit, 0)
+    rewards: dict[CreditLabel, list[float]] = {}
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            if (label := credit_label(trajectory, span)) not in config.credit:
+                continue
+            spans[label] += 1
+            earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
+            if earned is not None:
+                rewards.setdefault(label, []).append(earned)
+    errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
+    wanted = [*config.credit, *(["distill"] if config.distill else [])]
+    return RowReport(
+        trajectories=len(trajectories),
+        errored=len(errors),
+        last_error=errors[-1] if errors else None,
+        failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
+        spans={str(label): n for label, n in spans.items()},
+        rows=len(rows),
+        labels=dict(Counter(row.label for row in rows)),
+        groups=len({row.group_id for row in rows if row.label != "distill"}),
+        zero_variance_groups=alike,
+        dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
+        leaked=len(leaked),
+        retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
+        truncated=sum(row.truncated for row in rows),
+        ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
+        temperatures=Counter(str(row.temperature) for row in rows),
+        reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
+        prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
+        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
+        remedies=remedies(wanted, rows, dropped),
+    )
+
+
+STEP = {
+    "loss": "loss",
+    "reward": "reward",
+    "ratio": "ratio",
+    "kl": "KL",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clipped",
+}
+"""What is shown of TRL's log, and as what."""
+
+
+def told(stage: str, values: Mapping[str, Any]) -> str:
+    """One line for a stage that `train` tells of."""
+    return {"rows": rows_line, "mismatch": mismatch_line, "step": step_line}.get(stage, _other)(values)
+
+
+def rows_line(report: Mapping[str, Any]) -> str:
+    """From a `RowReport`."""
+    dropped: Mapping[str, int] = report["dropped"]
+    alike = report["zero_variance_groups"]
+    parts = [
+        f"{report['rows']} rows in {report['groups']} groups",
+        f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
+        "dropped: " + (", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "none"),
+        "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
+    ]
+    return "; ".join(parts)
+
+
+def mismatch_line(mismatch: Mapping[str, Any]) -> str:
+    """From a `Mismatch`."""
+    if mismatch["gap"] is None:
+        return "no row has recorded logprobs: the starting weights' own stand in for them"
+    labels = {"all rows": mismatch["gap"], **(mismatch["labels"] if len(mismatch["labels"]) > 1 else {})}
+    gaps = (f"{label} mean {gap['mean']:.2g}, p99 {gap['p99']:.2g}" for label, gap in labels.items())
+    return (
+        f"|recorded - recomputed| logprob: {'; '.join(gaps)}; effective sample size {mismatch['ess']:.0%} of the rows"
+    )
+
+
+def step_line(step: Mapping[str, Any]) -> str:
+    """From what `train` tells of a step."""
+    shown = (f"{name} {step[key]:.3g}" for key, name in STEP.items() if step.get(key) is not None)
+    left = timedelta(seconds=round(step["seconds_left"]))
+    return f"step {step['step']}/{step['steps']}, {left} left: {', '.join(shown)}, {step['tokens_per_s']:.0f} tokens/s"
+
+
+def _other(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,127 @@
+"""A policy's own tokenizer and chat template: conversations to ids, and ids to text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from jinja2 import TemplateError
+
+from r3agent._util.imports import require_extra
+from r3agent.errors import ConfigError, TrainingError
+from r3agent.records.thinking import fill_reasoning_fields
+from r3agent.records.trajectory import Message, Span, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILE = "tokenizer.json"
+
+TokenTexts: TypeAlias = Callable[[Sequence[int]], list[str]]
+"""T token ids to T texts that joined are the text; a character of several tokens stands at the last of them."""
+
+
+class Retokeniser:
+    """Tokenises the conversation that a span answered, and its text with the end-of-turn token if it ended."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer: Any = tokenizer
+
+    def __call__(self, trajectory: Trajectory, span: Span) -> tuple[list[int], list[int]]:
+        """Prompt ids and completion ids.
+
+        Raises:
+            TrainingError: the policy has no chat template, or it does not take this conversation.
+        """
+        asked = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
+        tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as the graph offers them
+        try:
+            prompt = self.tokenizer.apply_chat_template(
+                [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
+                **{**asked, "tools": tools, "add_generation_prompt": True, "tokenize": False},
+            )
+        except (ValueError, TemplateError) as error:
+            raise TrainingError(
+                f"span {span.span_id} of trajectory {trajectory.trajectory_id}: the policy's chat template does not "
+                f"take its conversation ({error}); set retokenise = 'refuse' to leave such spans out"
+            ) from error
+        completion = self._ids(span.text)
+        if span.finish_reason != "length" and self.tokenizer.eos_token_id is not None:
+            completion.append(self.tokenizer.eos_token_id)
+        return self._ids(prompt), completion
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]:
+    """Counts messages and tools by the chat template of a model directory or a hub id that was downloaded before.
+
+    The counter raises `ValueError` where the template does not take them.
+
+    Raises:
+        ConfigError: there is no such tokenizer on this machine, or the extra is missing.
+    """
+    require_extra("transformers", "train")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{model}: no tokenizer of it on this machine: {error}") from error
+
+    def count(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> int:
+        try:
+            text = tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise ValueError(f"the chat template does not take it: {error}") from error
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return count
+
+
+def token_texts(model: str) -> TokenTexts:
+    """For the tokenizer of a model directory, or of a hub id that was downloaded before; nothing is downloaded.
+
+    Raises:
+        ConfigError: there is no such tokenizer on this machine, or the extra is missing.
+    """
+    require_extra("tokenizers", "train")
+    from tokenizers import Tokenizer
+
+    file = _file(model)
+    if file is None:
+        raise ConfigError(f"{model}: no {TOKENIZER_FILE} of it on this machine; name a directory that has it")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ConfigError(f"{file} cannot be read: {error}; copy or download it again") from error
+
+    def texts(ids_T: Sequence[int]) -> list[str]:
+        pieces_T: list[str] = []
+        first = told = 0  # what lies before may change a token's text: the last piece is decoded with it
+        for end in range(1, len(ids_T) + 1):
+            before, now = (tokenizer.decode(ids_T[first:to], skip_special_tokens=False) for to in (told, end))
+            whole = not now.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids_T)
+            pieces_T.append(now[len(before) :] if whole else "")
+            if whole:
+                first, told = told, end
+        return pieces_T
+
+    return texts
+
+
+def _file(model: str) -> Path | None:
+    if (file := Path(model) / TOKENIZER_FILE).is_file():
+        return file
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(model, TOKENIZER_FILE)
+    except HFValidationError:  # a path, not an id
+        return None
+    return Path(cached) if isinstance(cached, str) else None
