@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and disk errors as ours."""
+"""Write files whole or not at all, with disk errors as the package's own; read the end of a log."""
 
 from __future__ import annotations
 
@@ -43,3 +43,8 @@ def write_atomically(path: Path, text: str) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+def last_lines(log: str, n: int = 15) -> str:
+    """The end of a log, for a message."""
+    return "\n".join(log.splitlines()[-n:])

@@ -6,12 +6,11 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from r3agent._util.files import last_lines
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import DeployError
 from r3agent.store.checkpoint import Checkpoint
-
-LAST_LINES = 15
 
 
 @dataclass
@@ -55,8 +54,8 @@ class Command:
         except subprocess.TimeoutExpired:
             raise DeployError(f"deploy.command {shown!r} did not end within {self.timeout_s:g} s") from None
         if done.returncode:
-            said = "\n".join(done.stdout.decode(errors="replace").splitlines()[-LAST_LINES:])
-            raise DeployError(f"deploy.command {shown!r} ended with exit code {done.returncode}; it said:\n{said}")
+            output = last_lines(done.stdout.decode(errors="replace"))
+            raise DeployError(f"deploy.command {shown!r} ended with exit code {done.returncode}; it said:\n{output}")
         return server
 
     def undo(self, server: Server) -> str:

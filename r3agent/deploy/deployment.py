@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from r3agent._util.lock import file_lock
+from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.fingerprint import CanaryReport, canary_of, check, measure
 from r3agent.deploy.lora import unload_old
@@ -187,14 +187,12 @@ def _checked(
     server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float, wait_s: float
 ) -> CanaryReport:
     """The canary; asked again for `wait_s` seconds where weights may still be on their way."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            return check(server, served_name, canary, tolerance=tolerance)
-        except DeployError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(POLL_S)
+    return wait_until(
+        lambda: check(server, served_name, canary, tolerance=tolerance),
+        timeout_s=wait_s,
+        poll_s=POLL_S,
+        retry_on=DeployError,
+    )
 
 
 def _has_arrived(server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float) -> bool:

@@ -8,10 +8,10 @@ it has dropped it from memory, so a version's directory stays where it is as lon
 from __future__ import annotations
 
 import filecmp
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from r3agent._util.wait import wait_until
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import DeployError
@@ -88,9 +88,8 @@ def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float 
 
 def _drained(server: Server, name: str, drain_s: float) -> bool:
     """Whether nobody uses the adapter; a server that does not tell drains by itself, as the embedded one does."""
-    deadline = time.monotonic() + drain_s
-    while (busy := server.busy_with()) is not None and name in busy.adapters:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
+
+    def is_unused() -> bool:
+        return (busy := server.busy_with()) is None or name not in busy.adapters
+
+    return wait_until(is_unused, timeout_s=drain_s, poll_s=POLL_S)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r3agent._util.files import last_lines
+from r3agent._util.wait import wait_until
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_checkpoint
 from r3agent.errors import ConfigError, DeployError
@@ -27,7 +29,6 @@ POLL_S = 0.2
 GRACE_S = 2.0
 """Requests that were addressed before the pointer moved arrive at the old server within this time."""
 DRAIN_S = 120.0
-LAST_LINES = 15
 
 _OUTLIVING: list[subprocess.Popen[bytes]] = []
 """Servers that are to go on after this process: one that is forgotten while it runs is warned of."""
@@ -75,10 +76,8 @@ class Restart:
         assert self.old is not None
         assert self.started is not None
         _OUTLIVING.append(self.started)
-        deadline = time.monotonic() + DRAIN_S
         time.sleep(GRACE_S)
-        while (busy := server.busy_with()) is not None and busy.requests and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        wait_until(lambda: not ((busy := server.busy_with()) and busy.requests), timeout_s=DRAIN_S, poll_s=POLL_S)
         with suppress(ProcessLookupError):
             os.kill(self.old["pid"], signal.SIGTERM)
 
@@ -99,14 +98,16 @@ class Restart:
 
     def _address(self, process: subprocess.Popen[bytes], log: Path) -> str:
         """Of the new server, once it is healthy."""
-        deadline = time.monotonic() + self.timeout_s
-        while True:
+
+        def address() -> str | None:
             for entry in self._entries():
                 if entry["pid"] == process.pid:
                     return entry["base_url"]
             if (code := process.poll()) is not None:
-                said = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-                raise DeployError(f"the new server ended with exit code {code}; {log} ends:\n{said}")
-            if time.monotonic() > deadline:
-                raise DeployError(f"the new server was not healthy within {self.timeout_s:g} s; see {log}")
-            time.sleep(POLL_S)
+                end = last_lines(log.read_text(errors="replace"))
+                raise DeployError(f"the new server ended with exit code {code}; {log} ends:\n{end}")
+            return None
+
+        if found := wait_until(address, timeout_s=self.timeout_s, poll_s=POLL_S):
+            return found
+        raise DeployError(f"the new server was not healthy within {self.timeout_s:g} s; see {log}")

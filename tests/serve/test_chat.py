@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -16,6 +15,7 @@ import orjson
 import pytest
 
 from benchmarks.bundled.tokenizer import build_tokenizer
+from r3agent._util.wait import wait_until
 from r3agent.records.thinking import FIELDS
 from r3agent.serve.engine.model import ServedModel
 from r3agent.serve.http.prompts import chat_prompt
@@ -200,11 +200,7 @@ class TestLeaving:
     """Many seconds of work."""
 
     def assert_idle_soon(self, http: httpx.Client) -> None:
-        for _ in range(100):
-            if (load := http.get("/load").json()) == {"server_load": 0}:
-                break
-            time.sleep(0.05)
-        assert load == {"server_load": 0}
+        assert wait_until(lambda: http.get("/load").json() == {"server_load": 0}, timeout_s=60)
 
     def test_a_client_that_leaves_takes_its_work_with_it(self, http: httpx.Client) -> None:
         with pytest.raises(httpx.ReadTimeout):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
+
+from r3agent._util.wait import wait_until
 
 START_S = 300.0
 """On a machine that has much else to do."""
@@ -23,11 +24,12 @@ def started(
     with log.open("wb") as output, subprocess.Popen(command, env=env, cwd=cwd, stdout=output, stderr=output) as process:
         tree = psutil.Process(process.pid)
         try:
-            deadline = time.monotonic() + START_S
-            while not answers(healthy):
+
+            def is_up() -> bool:
                 assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, f"{healthy} does not answer:\n{log.read_text()}"
-                time.sleep(0.1)
+                return answers(healthy)
+
+            assert wait_until(is_up, timeout_s=START_S), f"{healthy} does not answer:\n{log.read_text()}"
             yield process
         finally:
             if process.poll() is None:

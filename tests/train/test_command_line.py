@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from r3agent._util.wait import wait_until
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
@@ -112,11 +112,12 @@ def stopped(run_dir: Path, **values: Any) -> int:
     with subprocess.Popen(
         saving, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not list((run_dir / "policies").glob("*.checkpoints/rows.sha256")):
+
+        def has_begun() -> bool:
             assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+            return any((run_dir / "policies").glob("*.checkpoints/rows.sha256"))
+
+        assert wait_until(has_begun, timeout_s=PATIENCE_S, poll_s=0.01)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE_S)
     if values.get("processes", 1) == 1:

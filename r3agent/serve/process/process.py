@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
@@ -17,12 +16,13 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import NoReturn, Self
 
+from r3agent._util.files import last_lines
+from r3agent._util.wait import wait_until
 from r3agent.errors import ConfigError, EndpointError
 from r3agent.serve.process import guard
 
 POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5
-LAST_LINES = 15
 
 _open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """This machine's servers are not behind its proxy."""
@@ -122,23 +122,25 @@ class LocalServer(ABC):
         self._process = None
 
     def last_log_lines(self) -> str:
-        return "\n".join(self._log().splitlines()[-LAST_LINES:])
+        return last_lines(self._log())
 
     def _log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self._timeout_s
-        while not (self.base_url and _is_healthy(self.base_url.removesuffix("/v1"))):
+        def is_healthy() -> bool:
+            self.base_url = self._find_address(self._log())
+            if self.base_url and _is_healthy(self.base_url.removesuffix("/v1")):
+                return True
             if (code := process.poll()) is not None:
                 self._ended(code)
-            if time.monotonic() > deadline:
-                raise EndpointError(
-                    f"the server was not healthy within timeout_s = {self._timeout_s:g}; raise it, or look at "
-                    f"{self.log_path}, which ends:\n{self.last_log_lines()}"
-                )
-            time.sleep(POLL_S)
-            self.base_url = self._find_address(self._log())
+            return False
+
+        if not wait_until(is_healthy, timeout_s=self._timeout_s, poll_s=POLL_S):
+            raise EndpointError(
+                f"the server was not healthy within timeout_s = {self._timeout_s:g}; raise it, or look at "
+                f"{self.log_path}, which ends:\n{self.last_log_lines()}"
+            )
 
     def _ended(self, code: int) -> NoReturn:
         cause = self._explain(f"{self._log()}\nexit code {code}")
@@ -150,11 +152,8 @@ class LocalServer(ABC):
 
 def _end_group(leader: int) -> None:
     """Of a leader that has ended or does not react: the rest may free what it holds, and is killed then."""
-    deadline = time.monotonic() + guard.LINGER_S
     with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
-        while time.monotonic() < deadline:
-            os.killpg(leader, 0)
-            time.sleep(POLL_S)
+        wait_until(lambda: os.killpg(leader, 0), timeout_s=guard.LINGER_S, poll_s=POLL_S)
         os.killpg(leader, signal.SIGKILL)
 
 

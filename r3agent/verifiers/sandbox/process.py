@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+from r3agent._util.wait import wait_until
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.verifiers.sandbox import container, scratch
 from r3agent.verifiers.sandbox.layers import LAYERS, Layer, check, lacking
@@ -173,13 +174,9 @@ class _Program:
         self.process.wait()
 
     def _has_ended(self, within_s: float) -> bool:
-        deadline, pause_s = time.monotonic() + within_s, 0.001
-        while not os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(pause_s)
-            pause_s = min(0.05, 2 * pause_s)
-        return True
+        options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        ended = wait_until(lambda: os.waitid(os.P_PID, self.process.pid, options), timeout_s=within_s, poll_s=0.05)
+        return ended is not None
 
     def outcome(self) -> Outcome:
         self.end()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 import psutil
 import pytest
 
+from r3agent._util.wait import wait_until
 from r3agent.verifiers.sandbox import Layer
 from tests.support.sandbox_marks import SANDBOX_ONLY, WITHOUT_NAMESPACES, all_layers, without_namespaces
 from tests.verifiers.sandbox.hostile import LIMITS, NAMED, SHORT, each_set, is_running, run, said
@@ -139,14 +139,9 @@ def test_the_program_dies_when_who_started_it_is_killed() -> None:
     starter = (
         f"from r3agent.verifiers.sandbox import run_python, Limits; run_python({program!r}, limits=Limits(wall_s=200))"
     )
-    deadline = time.monotonic() + 90
     with psutil.Popen([sys.executable, "-c", SANDBOX_ONLY + starter]) as process:
         try:
-            while not is_running("r3orphan"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            assert wait_until(lambda: is_running("r3orphan"), timeout_s=90)
         finally:
             process.kill()
-    while is_running("r3orphan"):
-        assert time.monotonic() < deadline + 10
-        time.sleep(0.05)
+    assert wait_until(lambda: not is_running("r3orphan"), timeout_s=100)

@@ -1,0 +1,39 @@
+"""Poll a condition that another process or server fulfils, with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, retry_if_not_result, stop_after_delay, wait_exponential
+
+T = TypeVar("T")
+
+
+def wait_until(
+    condition: Callable[[], T],
+    *,
+    timeout_s: float,
+    poll_s: float = 0.1,
+    retry_on: type[Exception] | tuple[type[Exception], ...] = (),
+) -> T:
+    """Call `condition` until it returns something true, or until `timeout_s` is over; at least once.
+
+    The pauses between the calls double from a millisecond up to `poll_s`.
+
+    Args:
+        retry_on: exceptions of `condition` that mean "not yet"; any other ends the wait.
+
+    Returns:
+        The last result: something true, or that of the call after which the time was over.
+
+    Raises:
+        Exception: as `condition` does; one of `retry_on` only when the time is over.
+    """
+    retrying = Retrying(
+        retry=retry_if_not_result(bool) | retry_if_exception_type(retry_on),
+        stop=stop_after_delay(timeout_s),
+        wait=wait_exponential(multiplier=0.001, max=poll_s),
+        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+    )
+    return retrying(condition)
