@@ -23,7 +23,7 @@ from graph_overhead import GENERATION, REFLECTIONS, TASK, never
 from r3agent.episodes.graph import build_graph
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import Trajectory
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter
 from r3agent.testing import ScriptedPolicy
 
 PAUSE_S = 0.005

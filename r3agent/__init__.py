@@ -28,11 +28,11 @@ from r3agent.errors import (
 from r3agent.policy.openai import OpenAIPolicy, Policy, Sampling
 from r3agent.recording.instrument import instrument
 from r3agent.recording.recorder import Recorder
-from r3agent.recording.tracing import trace
+from r3agent.recording.trace import trace
 from r3agent.records.credit import Group, groups
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Generation, Span, Task, Trajectory, Verdict
-from r3agent.store.label import label
+from r3agent.store.labels import label
 from r3agent.store.trajectories import load
 from r3agent.verifiers import Answer, Verifier
 

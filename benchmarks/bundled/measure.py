@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from benchmarks.bundled.conversations import assistant, first_steps, good_steps, hint, user
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Message
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.tasks.countdown import generate
 from r3agent.verifiers.countdown import countdown
 

@@ -27,10 +27,11 @@ from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import CONFIG_FILE, Run
 from r3agent.serve.process.launch import launch
-from r3agent.store.bundled import resolve_model
-from r3agent.store.label import label as label_trajectory
+from r3agent.store.labels import label as label_trajectory
+from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.trajectories import find, load, store_at
+from r3agent.store.shards import find, store_at
+from r3agent.store.trajectories import load
 from r3agent.train.report import told
 from r3agent.train.rows import why_untrainable
 from r3agent.train.tokenizer import prompt_tokens

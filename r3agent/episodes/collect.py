@@ -24,7 +24,8 @@ from r3agent.policy.openai import Policy, Sampling
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
-from r3agent.store.trajectories import TrajectoryWriter, load
+from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.trajectories import load
 from r3agent.verifiers import Verifier
 
 ENDPOINT_ERRORS = (EndpointError, AccessError, ProtocolError)

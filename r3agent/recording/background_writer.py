@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import R3Error
 from r3agent.records.trajectory import Trajectory
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletionChunk
 from r3agent.errors import ConfigError
 from r3agent.policy.parse import generations, is_constrained, refused_field
 from r3agent.policy.stream import Assembly
-from r3agent.recording.episode import Place, current_place
+from r3agent.recording.trace import Place, current_place
 from r3agent.records import versions
 
 logger = logging.getLogger(__name__)

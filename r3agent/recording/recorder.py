@@ -26,7 +26,7 @@ from r3agent.errors import ConfigError
 from r3agent.recording.background_writer import BackgroundWriter, Counts
 from r3agent.recording.redaction import Redact, redacted
 from r3agent.records.trajectory import Trajectory
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter
 
 SHUTDOWN_S = 10.0
 """How long `close` waits for the disk."""

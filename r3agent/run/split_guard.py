@@ -13,7 +13,7 @@ import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.store.trajectories import shards
+from r3agent.store.shards import shards
 from r3agent.tasks.splits import APART
 
 SPLIT = "split"

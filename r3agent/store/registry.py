@@ -24,7 +24,7 @@ from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records import versions
 from r3agent.records.trajectory import Record, known_schema
 from r3agent.records.versions import version_number
-from r3agent.store.bundled import resolve_model
+from r3agent.store.models import resolve_model
 
 CARD_SCHEMA_VERSION = 1
 CARD_FILE = "card.json"

@@ -1,114 +1,18 @@
-"""Trajectories on disk: append-only JSON Lines, one record a line, many shards in one directory.
-
-A writer opens a shard of its own, so that no process ever appends behind another's torn line. A line that was
-torn by a crash loses only itself: it is reported and skipped, and its episode is collected again. Verdicts that came
-later stand beside the shards (`labels.py`).
-"""
+"""The trajectories of a store, with the labels that came later, and as a dataset."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from difflib import get_close_matches
-from errno import EACCES
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-import orjson
-
-from r3agent.errors import ConfigError, RecordError
-from r3agent.records.trajectory import Record, Trajectory, new_id
-from r3agent.store.jsonl import records
+from r3agent.errors import RecordError
+from r3agent.records.trajectory import Record, Trajectory
 from r3agent.store.labels import with_labels
+from r3agent.store.shards import latest, read
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-
-class TrajectoryWriter:
-    """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once.
-
-    Several processes may write into one directory: each has a shard of its own.
-
-    Args:
-        unique: name the shard by the time and chance instead of counting, so that the shards of many workers, on many
-            machines, can be made without looking at the others and brought together in one directory.
-
-    Raises:
-        ConfigError: the directory cannot be made or written.
-    """
-
-    def __init__(self, directory: str | Path, *, unique: bool = False) -> None:
-        self.directory = Path(directory)
-        self._unique = unique
-        self._fd: int | None = None
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.directory, os.W_OK):
-                raise PermissionError(EACCES, os.strerror(EACCES))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write to {self.directory}: {error.strerror}; choose another directory or free it"
-            ) from error
-
-    def append(self, trajectory: Trajectory) -> None:
-        """Write one record with a single `write`, so that a crash tears at most the last line.
-
-        Raises:
-            RecordError: the disk is full or gone; what was appended before stays.
-        """
-        line = memoryview(trajectory.model_dump_json().encode() + b"\n")
-        try:
-            if self._fd is None:
-                self._fd = self._open_shard()
-            while line:
-                line = line[os.write(self._fd, line) :]
-        except OSError as error:
-            self._abandon()
-            raise RecordError(f"cannot write to {self.directory}: {error.strerror}; what is stored stays") from error
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.fsync(self._fd)
-            self._abandon()
-
-    def _abandon(self) -> None:
-        """Leave the shard as it is: what comes after a torn line goes to another."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _open_shard(self) -> int:
-        if self._unique:
-            path = self.directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}.jsonl"
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        number = len(shards(self.directory))
-        while True:
-            path = self.directory / f"{number:05d}.jsonl"
-            try:
-                return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-            except FileExistsError:
-                number += 1
-
-    def __enter__(self) -> TrajectoryWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def read(directory: str | Path) -> Iterator[Trajectory]:
-    """Every record of every shard, in order of writing, as it was written: without the labels that came later.
-
-    Raises:
-        ConfigError: there is no such directory.
-        RecordError: a whole line is not a trajectory.
-        SchemaVersionError: another version of r3agent wrote it.
-    """
-    for shard in shards(directory):
-        yield from records(shard, Trajectory)
 
 
 def load(directory: str | Path) -> list[Trajectory]:
@@ -117,66 +21,7 @@ def load(directory: str | Path) -> list[Trajectory]:
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
     """
-    return with_labels(directory, _latest(read(directory)))
-
-
-def lookup(directory: str | Path, prefix: str) -> Trajectory:
-    """The one trajectory whose id begins with `prefix`, as it was written; the others' lines are not parsed.
-
-    Raises:
-        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
-        RecordError, SchemaVersionError: as `read`.
-    """
-    wanted = orjson.dumps(prefix)[1:-1]
-    likely = _latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=wanted))
-    if any(t.trajectory_id.startswith(prefix) for t in likely):
-        return find(likely, prefix, str(directory))
-    return find(_latest(read(directory)), prefix, str(directory))
-
-
-def store_at(directory: str | Path) -> Path:
-    """The store that a directory is, or has as the run that it is."""
-    inside = Path(directory) / "trajectories"
-    return inside if inside.is_dir() else Path(directory)
-
-
-def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
-    """The trajectory whose id begins with `prefix`.
-
-    Raises:
-        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
-    """
-    if not prefix:
-        raise ConfigError("trajectory '': every id begins with that; give an id, or what it begins with")
-    found = [t for t in trajectories if t.trajectory_id.startswith(prefix)]
-    exact = [t for t in found if t.trajectory_id == prefix]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
-    if found:
-        raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
-    near = get_close_matches(prefix, [t.trajectory_id for t in trajectories], n=1, cutoff=0)
-    hint = f"; the nearest id is {near[0]}" if near else "; collect some first"
-    raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}{hint}")
-
-
-def _latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    by_id: dict[str, Trajectory] = {}
-    for trajectory in trajectories:
-        known = by_id.get(trajectory.trajectory_id)
-        if known is None or known.error is not None:
-            by_id[trajectory.trajectory_id] = trajectory
-    return list(by_id.values())
-
-
-def shards(directory: str | Path) -> list[Path]:
-    """The files of a store, in order of writing.
-
-    Raises:
-        ConfigError: there is no such directory.
-    """
-    if not Path(directory).is_dir():
-        raise ConfigError(f"{directory}: there is no such directory; collect some trajectories first")
-    return sorted(Path(directory).glob("*.jsonl"))
+    return with_labels(directory, latest(read(directory)))
 
 
 def to_dataset(directory: str | Path) -> Dataset:

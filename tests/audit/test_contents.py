@@ -130,7 +130,7 @@ async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
 
 def test_the_model_s_own_template_is_counted_with() -> None:
     pytest.importorskip("transformers", reason="needs the train extra")
-    from r3agent.store.bundled import resolve_model
+    from r3agent.store.models import resolve_model
     from r3agent.train.tokenizer import prompt_tokens
 
     count = prompt_tokens(resolve_model("bundled"))

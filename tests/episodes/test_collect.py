@@ -13,7 +13,8 @@ from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolErro
 from r3agent.policy.openai import OpenAIPolicy, Sampling
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Task
-from r3agent.store.trajectories import load, shards
+from r3agent.store.shards import shards
+from r3agent.store.trajectories import load
 from r3agent.testing import HANG, ScriptedEndpoint, ScriptedPolicy
 from tests.support.trees import span, tree
 

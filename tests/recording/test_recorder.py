@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from r3agent import Recorder, Span, Trajectory, load
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.store.trajectories import shards
+from r3agent.store.shards import shards
 from tests.support.trees import span, trajectories, tree
 
 EXACT: dict[str, Any] = {

@@ -10,8 +10,8 @@ import pytest
 
 from r3agent.cli.main import main
 from r3agent.records.trajectory import EpisodeError, Span, Trajectory
-from r3agent.store.bundled import BUNDLED_DIR
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.models import BUNDLED_DIR
+from r3agent.store.shards import TrajectoryWriter
 from r3agent.train import TrainConfig, build_rows
 from tests.support.trees import span, tree
 

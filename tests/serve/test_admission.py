@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.serve.engine.admission import MAX_PREFILL_TOKENS, MAX_STEPS_WAITED, Admission
 from r3agent.serve.engine.request import GenerationRequest, Row
+from r3agent.serve.engine.scheduler import MAX_PREFILL_TOKENS, MAX_STEPS_WAITED, Admission
 
 
 def rows(prompt_length: int, max_tokens: int = 10, n: int = 1, *, scores_prompt: bool = False) -> list[Row]:

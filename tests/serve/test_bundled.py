@@ -12,7 +12,7 @@ from benchmarks.bundled.measure import measure
 from benchmarks.bundled.pretrain import Encoder
 from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.tasks.countdown import generate
 from r3agent.verifiers.countdown import countdown
 

@@ -13,9 +13,9 @@ import torch
 
 from r3agent.errors import ConfigError
 from r3agent.serve import Engine, load_model
-from r3agent.serve.engine.errors import APIError
 from r3agent.serve.engine.lora import read_adapter
 from r3agent.serve.engine.model import ServedModel, read_matching, replace_weights
+from r3agent.serve.errors import APIError
 from tests.serve import tiny
 from tests.serve.tiny import PROMPTS, Outcome
 

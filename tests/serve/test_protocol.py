@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from r3agent.serve.engine.errors import APIError
+from r3agent.serve.errors import APIError
 from r3agent.serve.http.protocol import NEUTRAL, ChatCompletionRequest, CompletionRequest, parse
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}

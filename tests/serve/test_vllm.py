@@ -20,7 +20,7 @@ from r3agent.cli.main import main
 from r3agent.errors import ConfigError, EndpointError
 from r3agent.serve import VLLMProcess
 from r3agent.serve.process.vllm import find_python
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 
 PROGRAM = """#!{python}
 import json, os, sys

@@ -19,7 +19,7 @@ from r3agent.errors import TrainingError, VerifierError
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Task
 from r3agent.store.labels import labels_path
-from r3agent.store.trajectories import TrajectoryWriter, read
+from r3agent.store.shards import TrajectoryWriter, read
 from r3agent.testing import ScriptedPolicy
 from r3agent.train import TrainConfig, build_rows, credit_spans
 from r3agent.verifiers import PENDING, find_verifier

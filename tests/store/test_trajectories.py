@@ -11,7 +11,8 @@ from hypothesis import given
 
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import EpisodeError, Trajectory
-from r3agent.store.trajectories import TrajectoryWriter, features, load, read, shards, to_dataset
+from r3agent.store.shards import TrajectoryWriter, read, shards
+from r3agent.store.trajectories import features, load, to_dataset
 from tests.support.trees import span, trajectories, tree
 
 

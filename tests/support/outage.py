@@ -11,7 +11,7 @@ import psutil
 
 from r3agent import OpenAIPolicy, Sampling, collect, load
 from r3agent.serve.process.process import LocalServer
-from r3agent.store.trajectories import read
+from r3agent.store.shards import read
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
 

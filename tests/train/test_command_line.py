@@ -19,7 +19,7 @@ from r3agent._util.wait import wait_until
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter
 from tests.support.outage import free_port
 
 Record = Callable[..., list[Trajectory]]

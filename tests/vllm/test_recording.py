@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from r3agent import OpenAIPolicy, Sampling, collect
 from r3agent.records.trajectory import Generation
 from r3agent.serve.process.vllm import VLLMProcess
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
 from tests.deploy.trained import logprobs_of

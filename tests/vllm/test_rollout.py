@@ -19,7 +19,7 @@ import pytest
 from r3agent.deploy import DeployConfig, deploy, rollback
 from r3agent.errors import DeployError
 from r3agent.serve.process.vllm import VLLMProcess
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.testing import traffic_through
 from tests.deploy.test_rollout import LOAD, script
 from tests.deploy.trained import Trained

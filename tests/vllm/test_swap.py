@@ -16,7 +16,7 @@ from r3agent.errors import DeployError
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Generation
 from r3agent.serve.process.vllm import VLLMProcess
-from r3agent.store.bundled import BUNDLED_DIR
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.store.registry import Kind
 from r3agent.tasks import find_tasks
 from r3agent.testing import Traffic, traffic_through

@@ -20,14 +20,13 @@ from typing import Literal, TypeAlias
 import torch
 
 from r3agent.errors import ConfigError
-from r3agent.serve.engine.admission import Admission
 from r3agent.serve.engine.batch import Batch
-from r3agent.serve.engine.control_queue import Errand, Errands
-from r3agent.serve.engine.errors import APIError, server_error
 from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.model import ServedModel
 from r3agent.serve.engine.request import GenerationRequest, Row
+from r3agent.serve.engine.scheduler import Admission, Errand, Errands
 from r3agent.serve.engine.text import TextStream
+from r3agent.serve.errors import APIError, server_error
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r3agent.errors import ConfigError
-from r3agent.serve.engine.checkpoint import find_checkpoint, served_name
+from r3agent.store.models import default_name, find_checkpoint
 
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
@@ -61,7 +61,7 @@ def load_model(
     Raises:
         ConfigError: it is missing, incomplete, or of a kind that is not served.
     """
-    name, path = name or served_name(path), find_checkpoint(path)
+    name, path = name or default_name(path), find_checkpoint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     model = read_weights(path, dtype).to(device).eval()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from r3agent.errors import ConfigError
 from r3agent.serve.engine.engine import Engine
-from r3agent.serve.engine.errors import APIError, json_response
-from r3agent.serve.http.models import Models
+from r3agent.serve.engine.lora import Adapter, read_adapter
+from r3agent.serve.engine.model import read_matching, replace_weights
+from r3agent.serve.errors import APIError, json_response
 from r3agent.serve.http.protocol import (
     CollectiveRPCRequest,
     LoadAdapterRequest,
@@ -18,6 +24,93 @@ from r3agent.serve.http.protocol import (
     WeightVersionRequest,
     parse,
 )
+
+
+class Models:
+    """Every name stands for the same weights as long as it is served."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._served = engine.served
+        self._created = int(time.time())
+        self._adapters: dict[str, Adapter] = {}
+        self._changing = asyncio.Lock()
+
+    def resolve(self, name: str | None) -> tuple[str, Adapter | None]:
+        """The name that is answered with, and the adapter behind it.
+
+        Raises:
+            APIError: nothing is served under that name.
+        """
+        if name is None or name == self._served.name:
+            return self._served.name, None
+        if name not in self._adapters:
+            raise APIError(f"The model `{name}` does not exist.", HTTPStatus.NOT_FOUND, "model")
+        return name, self._adapters[name]
+
+    def cards(self) -> list[dict[str, Any]]:
+        """As /v1/models lists them, the base first."""
+        base = self._card(self._served.name, self._served.path, None, self._served.max_model_len)
+        return [base, *(self._card(a.name, a.path, self._served.name, None) for a in self._adapters.values())]
+
+    def _card(self, name: str, root: str, parent: str | None, max_model_len: int | None) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": self._created, "owned_by": "r3agent"}
+        return {**card, "root": root, "parent": parent, "max_model_len": max_model_len, "permission": []}
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """
+        Raises:
+            APIError: the name is taken, or the adapter is missing, incomplete or of another base.
+        """
+        async with self._changing:
+            if name == self._served.name:
+                raise APIError(f"The lora adapter '{name}' conflicts with a served base model.", param="lora_name")
+            if name in self._adapters:
+                raise APIError(
+                    f"The lora adapter '{name}' has already been loaded. A name never changes its weights here: load "
+                    "them under another name.",
+                    param="lora_name",
+                )
+            try:
+                adapter = await asyncio.to_thread(read_adapter, name, path, self._served.model)
+            except FileNotFoundError as error:
+                message = f"Loading lora {name} failed: {error}"
+                raise APIError(message, HTTPStatus.NOT_FOUND, "lora_path") from error
+            except ConfigError as error:
+                raise APIError(str(error), param="lora_path") from error
+            self._adapters[name] = adapter
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take the name away, and return when the requests that use it are done or held by a pause.
+
+        Raises:
+            APIError: there is no such adapter.
+        """
+        if name not in self._adapters:
+            raise APIError(f"The lora adapter '{name}' cannot be found.", HTTPStatus.NOT_FOUND, "lora_name")
+        await asyncio.wrap_future(self._engine.drained(self._adapters.pop(name)))
+
+    async def reload(self, path: str | None) -> None:
+        """Read the base model's weights again, and put them in place when the batch is empty.
+
+        Raises:
+            APIError: they are missing, incomplete or of another shape, or adapters are loaded.
+        """
+        async with self._changing:
+            if self._adapters:
+                raise APIError(
+                    f"adapters are loaded on the present weights: {', '.join(self._adapters)}; unload them first"
+                )
+            source = path or self._served.path
+            if path is not None and not Path(path).is_dir():
+                raise APIError(f"weights_path {path}: there is no such directory", param="weights_path")
+            model = self._served.model
+            try:
+                fresh = await asyncio.to_thread(read_matching, model, source)
+            except ConfigError as error:
+                raise APIError(str(error), param="weights_path") from error
+            await asyncio.wrap_future(self._engine.when_empty(lambda: replace_weights(model, fresh)))
+            self._served.path = source
 
 
 class AdminRoutes:

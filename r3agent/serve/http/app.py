@@ -18,10 +18,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from r3agent.serve.engine.engine import Engine
-from r3agent.serve.engine.errors import APIError, error_response, server_error
-from r3agent.serve.http.admin import AdminRoutes
+from r3agent.serve.errors import APIError, error_response, server_error
+from r3agent.serve.http.admin import AdminRoutes, Models
 from r3agent.serve.http.generation import GenerationRoutes
-from r3agent.serve.http.models import Models
 
 OPEN_PATHS = {"/health", "/version"}
 """Answered without a key."""

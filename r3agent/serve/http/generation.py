@@ -12,11 +12,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from r3agent.serve.engine.engine import Engine
-from r3agent.serve.engine.errors import APIError, json_response, server_error
 from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.request import Chunk, Event, GenerationRequest
 from r3agent.serve.engine.text import Detokenizer
-from r3agent.serve.http.models import Models
+from r3agent.serve.errors import APIError, json_response, server_error
+from r3agent.serve.http.admin import Models
 from r3agent.serve.http.prompts import chat_prompt, completion_prompt
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields, parse
 from r3agent.serve.http.responses import Responses

@@ -8,8 +8,8 @@ import orjson
 from jinja2 import TemplateError
 
 from r3agent.records.thinking import fill_reasoning_fields
-from r3agent.serve.engine.errors import APIError
 from r3agent.serve.engine.model import ServedModel
+from r3agent.serve.errors import APIError
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest
 
 

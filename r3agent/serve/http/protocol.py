@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from r3agent.serve.engine.errors import APIError
+from r3agent.serve.errors import APIError
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bad_words": (None, []),

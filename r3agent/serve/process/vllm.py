@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r3agent.errors import ConfigError
-from r3agent.serve.engine.checkpoint import find_checkpoint, served_name
 from r3agent.serve.process.address import base_url, is_loopback, listen
 from r3agent.serve.process.flags import API_KEY_VARIABLE
 from r3agent.serve.process.log_diagnosis import likely_cause
 from r3agent.serve.process.process import LocalServer
+from r3agent.store.models import default_name, find_checkpoint
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
@@ -71,7 +71,7 @@ class VLLMProcess(LocalServer):
         timeout_s: float = 1800.0,
         options: Sequence[str] = (),
     ) -> None:
-        super().__init__(name=name or served_name(str(model)), log_path=log_path, timeout_s=timeout_s)
+        super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
         for option in options:
             if option.split("=")[0] in OURS:
                 raise ConfigError(f"vLLM option {option}: r3agent sets it; pass it as r3agent's own")

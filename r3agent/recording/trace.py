@@ -29,9 +29,34 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 from r3agent.errors import ConfigError, RecordError
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
-from r3agent.store.trajectories import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter
 
 logger = logging.getLogger(__name__)
+
+
+def trace(
+    task: Task | Mapping[str, Any] | None = None,
+    *,
+    recorder: Recorder | None = None,
+    out: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Episode:
+    """Record what instrumented clients are asked in a block, `with` or `async with`, as one episode.
+
+    An error that leaves the block is recorded with the episode, and raised. Without one, and without a span, there is
+    nothing to record. `episode.trajectory` is the record; the module shows a whole one.
+
+    Args:
+        task: a `Task` or its JSON; default the messages and tools of the first call.
+        recorder: takes the episode when the block ends.
+        out: a store, for scripts: the episode is written when the block ends, as a shard of its own.
+        metadata: recorded with it.
+
+    Raises:
+        ConfigError: `task` cannot be read as one.
+        ConfigError, RecordError: where the block ends, `out` cannot be written.
+    """
+    return Episode(None if task is None else Task.of(task), recorder, out, metadata)
 
 
 class Step:

@@ -1,9 +1,11 @@
-"""Which waiting rows join the batch, and when."""
+"""Admission of waiting rows to the batch, and control operations that run between decode steps."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from r3agent.serve.engine.request import GenerationRequest, Row
 
@@ -65,3 +67,51 @@ def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> 
     if request.prompt_logprobs is not None or any(r.prompt_logprobs is not None for r in prompts):
         return False  # scoring keeps the logits of every position
     return (len(prompts) + 1) * max(*prompts.values(), len(request.prompt_token_ids)) <= MAX_PREFILL_TOKENS
+
+
+@dataclass(eq=False)
+class Errand:
+    """Run once it is `ready`."""
+
+    ready: Callable[[], bool]
+    run: Callable[[], None]
+    holds: bool = False
+    """No row joins the batch before it has run."""
+    done: Future[None] = field(default_factory=Future)
+
+    def __call__(self) -> None:
+        try:
+            self.run()
+        except Exception as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
+
+
+class Errands:
+    """In the order they were asked for."""
+
+    def __init__(self) -> None:
+        self._errands: list[Errand] = []
+
+    def add(self, errand: Errand) -> Future[None]:
+        self._errands.append(errand)
+        return errand.done
+
+    @property
+    def any_ready(self) -> bool:
+        return any(errand.ready() for errand in self._errands)
+
+    @property
+    def any_holds(self) -> bool:
+        return any(errand.holds for errand in self._errands)
+
+    def take_ready(self) -> list[Errand]:
+        ready = [errand for errand in self._errands if errand.ready()]
+        self._errands = [errand for errand in self._errands if errand not in ready]
+        return ready
+
+    def fail(self, error: Exception) -> None:
+        for errand in self._errands:
+            errand.done.set_exception(error)
+        self._errands.clear()

@@ -1,0 +1,33 @@
+"""Names of models: `bundled`, a checkpoint directory or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from r3agent.errors import ConfigError
+
+BUNDLED_DIR = Path(__file__).parents[1] / "serve" / "bundled" / "model"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def resolve_model(name: str) -> str:
+    """The directory of `bundled`; any other directory or hub id as it is."""
+    return str(BUNDLED_DIR) if name == "bundled" else name
+
+
+def find_checkpoint(model: str) -> str:
+    """The directory or hub id of a model that can be loaded.
+
+    Raises:
+        ConfigError: it is neither a directory nor looks like a hub id.
+    """
+    path = resolve_model(model)
+    if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
+        raise ConfigError(f"model {path}: there is no such directory; a hub id looks like organisation/name")
+    return path
+
+
+def default_name(model: str) -> str:
+    """The name a model is served under unless it is given one: the directory's, or the hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
