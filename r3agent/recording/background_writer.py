@@ -15,7 +15,7 @@ from r3agent.store.shards import TrajectoryWriter
 
 logger = logging.getLogger(__name__)
 
-Fate: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
+CountName: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
 
 
 class Counts(NamedTuple):
@@ -44,26 +44,26 @@ class BackgroundWriter:
         self._waiting: list[Trajectory] = []
         self._in_hand = 0
         """Taken by the thread and not yet written."""
-        self._fates: Counter[Fate] = Counter()
-        self._told: set[Fate] = set()
+        self._counts: Counter[CountName] = Counter()
+        self._logged: set[CountName] = set()
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def counts(self) -> Counts:
         with self._changed:
-            return Counts(*(self._fates[fate] for fate in get_args(Fate)))
+            return Counts(*(self._counts[name] for name in get_args(CountName)))
 
-    def count(self, fate: Fate, why: str = "", n: int = 1) -> None:
+    def count(self, name: CountName, why: str = "", n: int = 1) -> None:
         """
         Args:
             why: what was lost is logged the first time.
         """
         with self._changed:
-            self._fates[fate] += n
-            tell = why and fate not in self._told
-            self._told.add(fate)
+            self._counts[name] += n
+            tell = why and name not in self._logged
+            self._logged.add(name)
         if tell:
-            logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self._directory, fate, why)
+            logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self._directory, name, why)
 
     def put(self, trajectory: Trajectory) -> None:
         with self._changed:

@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletionChunk
 from r3agent.errors import ConfigError
 from r3agent.policy.parse import generations, is_constrained, refused_field
 from r3agent.policy.stream import Assembly
-from r3agent.recording.trace import Place, current_place
+from r3agent.recording.trace import TraceContext, current_context
 from r3agent.records import versions
 
 logger = logging.getLogger(__name__)
@@ -53,13 +53,15 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
     refused: set[str] = set()
     plain = copied.post
 
-    def begin(path: str, body: Any, options: Any) -> Call | None:
-        place = current_place()
-        if place is None or path != "/chat/completions" or not isinstance(body, Mapping):
+    def begin(path: str, body: Any, options: Any) -> RecordedCall | None:
+        context = current_context()
+        if context is None or path != "/chat/completions" or not isinstance(body, Mapping):
             return None
         extra = (options or {}).get("extra_json") or {}
         try:
-            return Call(place, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key)
+            return RecordedCall(
+                context, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key
+            )
         except (TypeError, ValueError) as error:  # what JSON cannot hold, or no messages: the endpoint may know better
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
             return None
@@ -74,7 +76,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
             try:
                 answer = await plain(path, body=call.body, options=options, **rest)
             except openai.APIStatusError as error:
-                if not call.goes_without(error):
+                if not call.drop_refused_field(error):
                     raise
             else:
                 return call.take(answer)
@@ -89,7 +91,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
             try:
                 answer = plain(path, body=call.body, options=options, **rest)
             except openai.APIStatusError as error:
-                if not call.goes_without(error):
+                if not call.drop_refused_field(error):
                     raise
             else:
                 return call.take(answer)
@@ -102,12 +104,12 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
     return copied
 
 
-class Call:
+class RecordedCall:
     """One request, and what becomes of it in the record. The record's troubles are logged, never the request's."""
 
     def __init__(
         self,
-        place: Place,
+        context: TraceContext,
         body: dict[str, Any],
         extra: Mapping[str, Any],
         *,
@@ -121,7 +123,7 @@ class Call:
             wanted["stream_options"] = {"include_usage": True}
         self._asked = [field for field in wanted if field not in {*body, *extra, *refused}]
         self.body = {**body, **{field: wanted[field] for field in self._asked}}
-        self._place, self._version, self._refused = place, version, refused
+        self._context, self._version, self._refused = context, version, refused
         self._without: set[str] = set()
         self._start = time.perf_counter()
         self._assembly: Assembly | None = Assembly()
@@ -129,11 +131,11 @@ class Call:
         # As sent, and as it was then: the application may go on with the same list.
         sent = orjson.loads(orjson.dumps([body.get("messages"), self._request.get("tools") or []], default=_as_json))
         self._messages, self._tools = sent
-        place.episode.begin(self._messages, self._tools, secret if isinstance(secret, str) else "")
+        context.episode.begin(self._messages, self._tools, secret if isinstance(secret, str) else "")
         if body.get("stream"):
-            place.episode.at_end(self.finish)
+            context.episode.at_end(self.finish)
 
-    def goes_without(self, error: openai.APIStatusError) -> bool:
+    def drop_refused_field(self, error: openai.APIStatusError) -> bool:
         """Whether the refusal names a field that only the record wanted; it is left out then."""
         named = refused_field(str(error), self._asked) if error.status_code in (400, 422) else None
         if named is None:
@@ -182,8 +184,8 @@ class Call:
             if any(choice.get("finish_reason") is None for choice in choices):
                 cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
                 sampled = [generation.model_copy(update=cut) for generation in sampled]
-            if not self._place.episode.closed:
-                self._place.episode.add(sampled, self._place.step, self._messages, self._tools)
+            if not self._context.episode.closed:
+                self._context.episode.add(sampled, self._context.scope, self._messages, self._tools)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
 
@@ -199,7 +201,7 @@ def _as_json(value: Any) -> Any:
     return value.to_dict(warnings=False) if isinstance(value, openai.BaseModel) else str(value)
 
 
-def _async_stream(call: Call) -> type[openai.AsyncStream[ChatCompletionChunk]]:
+def _async_stream(call: RecordedCall) -> type[openai.AsyncStream[ChatCompletionChunk]]:
     class Observed(openai.AsyncStream[ChatCompletionChunk]):
         async def __anext__(self) -> ChatCompletionChunk:
             while True:
@@ -220,7 +222,7 @@ def _async_stream(call: Call) -> type[openai.AsyncStream[ChatCompletionChunk]]:
     return Observed
 
 
-def _stream(call: Call) -> type[openai.Stream[ChatCompletionChunk]]:
+def _stream(call: RecordedCall) -> type[openai.Stream[ChatCompletionChunk]]:
     class Observed(openai.Stream[ChatCompletionChunk]):
         def __next__(self) -> ChatCompletionChunk:
             while True:

@@ -24,7 +24,7 @@ from typing import Any
 
 from r3agent.errors import ConfigError
 from r3agent.recording.background_writer import BackgroundWriter, Counts
-from r3agent.recording.redaction import Redact, redacted
+from r3agent.recording.redaction import Redact, redact_trajectory
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.shards import TrajectoryWriter
 
@@ -83,7 +83,7 @@ class Recorder:
                 return
             record = trajectory if known else Trajectory.model_validate(trajectory)
             if self._redact is not None:
-                record = redacted(record, self._redact)
+                record = redact_trajectory(record, self._redact)
             self._writer.put(record)
         except Exception as error:  # whatever was handed over, the request goes on
             # Without its message, which may quote what was to be redacted.

@@ -16,7 +16,7 @@ KEPT = {"role", "type", "id", "tool_call_id"}
 """Keys of messages whose values are no text of anybody's."""
 
 
-def redacted(trajectory: Trajectory, redact: Redact) -> Trajectory:
+def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
     """The trajectory with `redact` applied to every text of its task, spans, verdicts, error and metadata.
 
     A span whose prompt or answer changes loses its token ids and logprobs and is `eval-only`: tokens spell the text. A
@@ -31,7 +31,7 @@ def redacted(trajectory: Trajectory, redact: Redact) -> Trajectory:
         metadata=_strings(trajectory.metadata, redact),
     )
     spans = [
-        now if _spelled(trajectory, was) == _spelled(cleaned, now) else _without_tokens(now)
+        now if _tokenized_content(trajectory, was) == _tokenized_content(cleaned, now) else _without_tokens(now)
         for was, now in zip(trajectory.spans, cleaned.spans, strict=True)
     ]
     return cleaned.changed(spans=tuple(spans))
@@ -71,7 +71,7 @@ def _strings(value: Any, redact: Redact) -> Any:
             return value
 
 
-def _spelled(trajectory: Trajectory, span: Span) -> Any:
+def _tokenized_content(trajectory: Trajectory, span: Span) -> Any:
     """What the tokens of a span's prompt and answer spell."""
     return trajectory.prompt(span), trajectory.task.tools, span.message
 

@@ -59,7 +59,7 @@ def trace(
     return Episode(None if task is None else Task.of(task), recorder, out, metadata)
 
 
-class Step:
+class SpanScope:
     """What is asked inside one `episode.span(...)`."""
 
     def __init__(self, label: Label, parent_id: str | None) -> None:
@@ -69,24 +69,24 @@ class Step:
         """Of what was sampled inside, in order."""
 
 
-Where: TypeAlias = Step | Span | str
-"""A span: itself, its id, or the step whose last one it is."""
+SpanRef: TypeAlias = SpanScope | Span | str
+"""A span: itself, its id, or the scope whose last one it is."""
 
 
-class Place(NamedTuple):
-    """Where a call belongs."""
+class TraceContext(NamedTuple):
+    """The episode and the scope that a call belongs to."""
 
     episode: Episode
-    step: Step | None
+    scope: SpanScope | None
 
 
-_place: ContextVar[Place | None] = ContextVar("r3agent_place", default=None)
+_context: ContextVar[TraceContext | None] = ContextVar("r3agent_place", default=None)
 
 
-def current_place() -> Place | None:
+def current_context() -> TraceContext | None:
     """The innermost open episode, if there is one."""
-    place = _place.get()
-    return None if place is None or place.episode.closed else place
+    context = _context.get()
+    return None if context is None or context.episode.closed else context
 
 
 class Episode:
@@ -109,12 +109,12 @@ class Episode:
         self._spans: list[Span] = []
         self._open: list[Callable[[], None]] = []
         self._lock = threading.RLock()
-        self._token: Token[Place | None] | None = None
+        self._token: Token[TraceContext | None] | None = None
 
     # ---- what the traced code says ----
 
     @contextmanager
-    def span(self, label: Label, *, parent: Where | None = None) -> Generator[Step]:
+    def span(self, label: Label, *, parent: SpanRef | None = None) -> Generator[SpanScope]:
         """Calls inside are spans of this label; outside of it they are attempts.
 
         Args:
@@ -125,14 +125,14 @@ class Episode:
         """
         if label not in get_args(Label):
             raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
-        step = Step(label, None if parent is None else self._find(parent).span_id)
-        token = _place.set(Place(self, step))
+        scope = SpanScope(label, None if parent is None else self._find(parent).span_id)
+        token = _context.set(TraceContext(self, scope))
         try:
-            yield step
+            yield scope
         finally:
             _reset(token)
 
-    def verdict(self, span: Where | None = None, *, passed: bool, feedback: str | None = None) -> None:
+    def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
         """How a try went; default the last one.
 
         Raises:
@@ -188,14 +188,14 @@ class Episode:
     def add(
         self,
         generations: Iterable[Generation],
-        step: Step | None,
+        scope: SpanScope | None,
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
     ) -> None:
         """What a call sampled."""
         with self._lock:
-            place = _placed(self.trajectory, step and step.parent_id, messages)
-            place["label"] = "attempt" if step is None else step.label
+            place = _attach(self.trajectory, scope and scope.parent_id, messages)
+            place["label"] = "attempt" if scope is None else scope.label
             same_tools = list(self.trajectory.task.tools) == list(tools)
             for generation in generations:
                 fields = dict(generation)
@@ -204,8 +204,8 @@ class Episode:
                     fields |= {"capability": "eval-only", "capability_note": note, "logprobs": None}
                 span = Span.model_validate({**fields, **place})
                 self._spans.append(span)
-                if step is not None:
-                    step.span_ids.append(span.span_id)
+                if scope is not None:
+                    scope.span_ids.append(span.span_id)
 
     def at_end(self, finish: Callable[[], None]) -> None:
         """Called when the episode ends, e.g. to record a stream that nobody read to its end."""
@@ -214,7 +214,7 @@ class Episode:
     # ---- beginning and end ----
 
     def __enter__(self) -> Episode:
-        self._token = _place.set(Place(self, None))
+        self._token = _context.set(TraceContext(self, None))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
@@ -224,7 +224,7 @@ class Episode:
             finish()
         self.closed = True
         if error is not None:
-            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._shown(error))
+            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._without_secrets(error))
         if self._task is None or not (self._spans or error is not None):
             return  # nothing was answered, and nothing went wrong: there is no episode
         if self._recorder is not None:
@@ -244,44 +244,50 @@ class Episode:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         self.__exit__(kind, error, *rest)
 
-    def _shown(self, error: BaseException) -> str:
+    def _without_secrets(self, error: BaseException) -> str:
         message = str(error)
         for secret in self.secrets:
             message = message.replace(secret, "[the API key]")
         return message
 
-    def _find(self, where: Where) -> Span:
-        wanted = where if isinstance(where, str) else (where.span_ids or [""])[-1] if isinstance(where, Step) else None
-        wanted = where.span_id if isinstance(where, Span) else wanted
+    def _find(self, ref: SpanRef) -> Span:
+        match ref:
+            case SpanScope():
+                span_id = ref.span_ids[-1] if ref.span_ids else ""
+            case Span():
+                span_id = ref.span_id
+            case str():
+                span_id = ref
         for span in self._spans:
-            if span.span_id == wanted:
+            if span.span_id == span_id:
                 return span
-        known = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
-        raise ConfigError(f"span {wanted!r}: not of this episode, whose spans are: {known}")
+        spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
+        raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")
 
 
-def _placed(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
+def _attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
     """Parent and request of what `messages` asked for: the longest conversation that they go on with."""
     parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
     # The later of two that are alike.
     for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
-        said = [*tree.prompt(parent), parent.message]
-        if _goes_on(messages, said):
-            return {"parent_id": parent.span_id, "request": messages[len(said) :]}
-    if parent_id is None and _goes_on(messages, tree.task.messages):
+        conversation = [*tree.prompt(parent), parent.message]
+        if _continues(messages, conversation):
+            return {"parent_id": parent.span_id, "request": messages[len(conversation) :]}
+    if parent_id is None and _continues(messages, tree.task.messages):
         return {"request": messages[len(tree.task.messages) :]}
     return {"parent_id": parent_id, "request": messages, "standalone": True}
 
 
-def _goes_on(messages: Sequence[Message], said: Sequence[Message]) -> bool:
-    return len(messages) >= len(said) and all(_bare(m) == _bare(s) for m, s in zip(messages, said, strict=False))
+def _continues(messages: Sequence[Message], conversation: Sequence[Message]) -> bool:
+    start = messages[: len(conversation)]
+    return [*map(_without_empty_fields, start)] == [*map(_without_empty_fields, conversation)]
 
 
-def _bare(message: Message) -> Message:
+def _without_empty_fields(message: Message) -> Message:
     """Without the fields that say nothing: SDKs send some of them, and leave some of them out."""
     return {key: value for key, value in message.items() if value not in (None, "", [], {})}
 
 
-def _reset(token: Token[Place | None]) -> None:
+def _reset(token: Token[TraceContext | None]) -> None:
     with suppress(ValueError):  # entered in another context, as generators of web frameworks are
-        _place.reset(token)
+        _context.reset(token)

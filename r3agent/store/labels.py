@@ -42,14 +42,14 @@ class SpanLabel(Record):
         return known_schema(data, LABEL_SCHEMA)
 
     def over(self, span: Span) -> Span:
-        """The span with this verdict; what the verifier had said is kept where it is another."""
-        said = span.passed
+        """The span with this verdict; the verifier's own is kept in `overruled` where the two differ."""
+        verifier_passed = span.passed
         verdict = Verdict(
             passed=self.passed,
             score=float(self.passed),
             feedback=self.feedback,
             by=self.by,
-            overruled=said if said is not None and said != self.passed else None,
+            overruled=verifier_passed if verifier_passed is not None and verifier_passed != self.passed else None,
         )
         return span.model_copy(update={"verdict": verdict})
 
@@ -77,8 +77,7 @@ def label(
         RecordError: the store cannot be read, or the disk is full.
     """
     directory = store_at(directory)
-    known = isinstance(trajectory_id, Trajectory)
-    trajectory = trajectory_id if known else lookup(directory, trajectory_id)
+    trajectory = trajectory_id if isinstance(trajectory_id, Trajectory) else lookup(directory, trajectory_id)
     span = _try_of(trajectory, span_id)
     attached = SpanLabel(
         trajectory_id=trajectory.trajectory_id,
@@ -150,10 +149,10 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     last = {(label.trajectory_id, label.span_id): label for label in records(path, SpanLabel)}
     labelled = {trajectory_id for trajectory_id, _ in last}
 
-    def judged(trajectory: Trajectory) -> Trajectory:
+    def with_verdicts(trajectory: Trajectory) -> Trajectory:
         if trajectory.trajectory_id not in labelled:
             return trajectory
         labels = [(last.get((trajectory.trajectory_id, span.span_id)), span) for span in trajectory.spans]
         return trajectory.changed(spans=tuple(span if label is None else label.over(span) for label, span in labels))
 
-    return [judged(trajectory) for trajectory in trajectories]
+    return [with_verdicts(trajectory) for trajectory in trajectories]

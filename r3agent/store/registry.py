@@ -4,7 +4,7 @@
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
 
-A directory is a version only once its card is inside: it grows beside its place and is renamed whole (`growing`).
+A directory is a version only once its card is inside: `create_version` makes it beside its place and renames it whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
 """Where a version's directory keeps its weights."""
 
-Kind: TypeAlias = Literal["base", "lora", "full"]
+PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
 
 class CanarySequence(Record):
@@ -61,7 +61,7 @@ class PolicyCard(Record):
     """`v0000`, `v0001`, ..."""
     name: str
     """The served name of the base model."""
-    kind: Kind
+    kind: PolicyKind
     base_model: str
     """Directory or hub id of the weights the adapter belongs to, or of the base itself; `bundled` is the package's."""
     parent: str | None = None
@@ -173,7 +173,7 @@ class Registry:
                 )
             return card
         card = PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
-        with growing(self.version_dir(card.version)) as directory:
+        with create_version(self.version_dir(card.version)) as directory:
             write_card(directory, card)
         return card
 
@@ -230,7 +230,7 @@ class Registry:
 
 
 @contextmanager
-def growing(version_dir: Path) -> Generator[Path]:
+def create_version(version_dir: Path) -> Generator[Path]:
     """A sibling directory that takes the name `version_dir` when the block ends well, and is removed when it does not.
 
     Raises:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_package
 from r3agent.records.trajectory import Trajectory
-from r3agent.store.registry import PolicyCard, growing, write_card
+from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.checkpoints import Checkpoints, StopWhenAsked, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
@@ -173,7 +173,7 @@ def _growing(out_dir: Path, checkpoints: Checkpoints, first: bool) -> Generator[
     if not first:
         yield out_dir
         return
-    with growing(out_dir) as directory, checkpoints.whole_or_none():
+    with create_version(out_dir) as directory, checkpoints.whole_or_none():
         yield directory
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from r3agent.store.registry import CanarySequence, PolicyCard, Registry, growing, write_card
+from r3agent.store.registry import CanarySequence, PolicyCard, Registry, create_version, write_card
 
 TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
 SIZE, RANK = 16, 4
@@ -82,7 +82,7 @@ class Run:
         version = self.registry.next_version()
         parent = parent or self.registry.versions()[-1]
         save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
-        with growing(self.registry.version_dir(version)) as directory:
+        with create_version(self.registry.version_dir(version)) as directory:
             weights = save[0](directory / save[1], seed)
             card = PolicyCard(
                 version=version,

@@ -19,7 +19,7 @@ from r3agent.store.registry import (
     Kind,
     PolicyCard,
     Registry,
-    growing,
+    create_version,
     write_card,
 )
 
@@ -64,7 +64,7 @@ class Trained:
         card = PolicyCard(
             version=version, name=self.name, kind=kind, base_model=str(self.base), parent="v0000", canary=(canary,)
         )
-        with growing(self.registry.version_dir(version)) as directory:
+        with create_version(self.registry.version_dir(version)) as directory:
             if kind == "lora":
                 changed.save_pretrained(directory / ADAPTER_DIR)
             else:

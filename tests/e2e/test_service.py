@@ -19,7 +19,7 @@ import pytest
 from r3agent import Trajectory
 from r3agent.records.prompts import REFLECT, RETRY
 from r3agent.run.stages import Run
-from r3agent.store.registry import PolicyCard, Registry, growing, write_card
+from r3agent.store.registry import PolicyCard, Registry, create_version, write_card
 from r3agent.testing import ScriptedEndpoint
 from tests.support.outage import free_port
 from tests.support.processes import answers, started
@@ -60,7 +60,7 @@ def registry(policy: Policy, tmp_path: Path) -> Registry:
     run = Run(tmp_path / "run", {"policy.base_url": policy.url, "policy.model": "tiny"})
     run.ensure_live()
     card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="bundled", parent="v0000")
-    with growing(run.registry.version_dir("v0001")) as directory:
+    with create_version(run.registry.version_dir("v0001")) as directory:
         write_card(directory, card)
     policy.adapters = ["tiny@v0001"]
     return run.registry

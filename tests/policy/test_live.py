@@ -15,7 +15,7 @@ from r3agent.errors import ConfigError
 from r3agent.policy.live import WeightVersion
 from r3agent.policy.openai import OpenAIPolicy
 from r3agent.records.summary import summarise
-from r3agent.store.registry import PolicyCard, Registry, growing, write_card
+from r3agent.store.registry import PolicyCard, Registry, create_version, write_card
 from r3agent.testing import ScriptedEndpoint
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -23,7 +23,7 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 def add(registry: Registry, version: str, kind: str) -> None:
     card = PolicyCard(version=version, name="tiny", kind=kind, base_model="org/tiny", parent="v0000")
-    with growing(registry.version_dir(version)) as directory:
+    with create_version(registry.version_dir(version)) as directory:
         write_card(directory, card)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from r3agent import Recorder, Span, Trajectory, load
 from r3agent.errors import ConfigError
+from r3agent.recording.redaction import redact_trajectory
 from r3agent.records.trajectory import Task
 from r3agent.store.shards import shards
 from tests.support.trees import span, trajectories, tree
@@ -299,9 +300,7 @@ def test_tokens_go_with_the_text_they_spell_and_with_all_that_follows_it(tmp_pat
 
 @given(trajectories(), st.sampled_from(["", "0", "a", "request"]))
 def test_a_span_keeps_its_tokens_only_if_nothing_of_its_conversation_changed(episode: Trajectory, letter: str) -> None:
-    from r3agent.recording.redaction import redacted
-
-    kept = redacted(episode, lambda text: text.replace(letter, "·") if letter else text)
+    kept = redact_trajectory(episode, lambda text: text.replace(letter, "·") if letter else text)
     for was, now in zip(episode.spans, kept.spans, strict=True):
         same = (episode.prompt(was), was.message) == (kept.prompt(now), now.message)
         assert now.token_ids == (was.token_ids if same else None)

@@ -14,7 +14,7 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import load_config
 from r3agent.run.loop import LoopReport, run_loop
-from r3agent.store.registry import PolicyCard, Registry, checkpoints_dir, growing, write_card
+from r3agent.store.registry import PolicyCard, Registry, checkpoints_dir, create_version, write_card
 from tests.evaluate.episodes import episode
 
 N_TASKS = 40
@@ -65,7 +65,7 @@ class FakeRun:
         if resume:
             self.disk.log.append(f"resume {version}")
         card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=parent)
-        with growing(self.registry.version_dir(version)) as directory:
+        with create_version(self.registry.version_dir(version)) as directory:
             write_card(directory, card)
         return self._ended(f"train {version} from {parent}", card)
 

@@ -1,4 +1,4 @@
-"""Models, adapters and weights of the real server, changed while it runs."""
+"""ServedModels, adapters and weights of the real server, changed while it runs."""
 
 from __future__ import annotations
 

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.serve.engine.request import GenerationRequest, Row
+from r3agent.serve.engine.request import GenerationRequest, SequenceState
 from r3agent.serve.engine.scheduler import MAX_PREFILL_TOKENS, MAX_STEPS_WAITED, Admission
 
 
-def rows(prompt_length: int, max_tokens: int = 10, n: int = 1, *, scores_prompt: bool = False) -> list[Row]:
-    """All rows of one request."""
+def sequences(
+    prompt_length: int, max_tokens: int = 10, n: int = 1, *, scores_prompt: bool = False
+) -> list[SequenceState]:
+    """All sequences of one request."""
     request = GenerationRequest([1] * prompt_length, max_tokens, n, prompt_logprobs=0 if scores_prompt else None)
-    return [Row(request, index, random.Random(0), None) for index in range(n)]
+    return [SequenceState(request, index, random.Random(0), None) for index in range(n)]
 
 
 requests = st.tuples(st.integers(1, 400), st.integers(1, 100), st.integers(1, 5))
@@ -24,14 +26,14 @@ def test_every_row_joins_once_in_order_and_within_the_limits(
     asked: list[tuple[int, int, int]], max_batch: int, max_tokens: int
 ) -> None:
     admission = Admission(max_batch, max_tokens)
-    queued = [row for request in asked for row in rows(*request)]
+    queued = [sequence for request in asked for sequence in sequences(*request)]
     admission.extend(queued)
-    joined: list[Row] = []
+    joined: list[SequenceState] = []
     while len(admission):
         taken = admission.take([])
         assert 0 < len(taken) <= max_batch
-        assert len(taken) * max(row.request.max_length for row in taken) <= max_tokens
-        prompts = {row.request: len(row.request.prompt_token_ids) for row in taken}
+        assert len(taken) * max(sequence.request.max_length for sequence in taken) <= max_tokens
+        prompts = {sequence.request: len(sequence.request.prompt_token_ids) for sequence in taken}
         assert len(prompts) == 1 or len(prompts) * max(prompts.values()) <= MAX_PREFILL_TOKENS
         joined += taken
     assert joined == queued
@@ -39,9 +41,9 @@ def test_every_row_joins_once_in_order_and_within_the_limits(
 
 def test_a_busy_batch_gathers_company_but_not_for_long() -> None:
     admission = Admission(64, 100_000)
-    batch = rows(5, n=32)
+    batch = sequences(5, n=32)
     admission.take([])
-    admission.extend(rows(5))
+    admission.extend(sequences(5))
     waits = [admission.take(batch) for _ in range(MAX_STEPS_WAITED)]
     assert [len(taken) for taken in waits] == [0] * (MAX_STEPS_WAITED - 1) + [1]
 
@@ -49,20 +51,20 @@ def test_a_busy_batch_gathers_company_but_not_for_long() -> None:
 @pytest.mark.parametrize("batch_size", [0, 8])
 def test_an_eighth_of_the_batch_joins_at_once(batch_size: int) -> None:
     admission = Admission(64, 100_000)
-    admission.extend(rows(5))
-    assert len(admission.take(rows(5, n=batch_size))) == 1
+    admission.extend(sequences(5))
+    assert len(admission.take(sequences(5, n=batch_size))) == 1
 
 
 def test_a_prompt_to_score_is_read_alone() -> None:
     admission = Admission(64, 100_000)
-    for request in (rows(5), rows(5, scores_prompt=True), rows(5), rows(5)):
+    for request in (sequences(5), sequences(5, scores_prompt=True), sequences(5), sequences(5)):
         admission.extend(request)
     assert [len(admission.take([])) for _ in range(3)] == [1, 1, 2]
 
 
 def test_removed_requests_do_not_join() -> None:
     admission = Admission(64, 100_000)
-    gone, stays = rows(5, n=3), rows(5, n=2)
+    gone, stays = sequences(5, n=3), sequences(5, n=2)
     admission.extend(gone + stays)
     admission.remove({gone[0].request})
     assert admission.take([]) == stays

@@ -25,14 +25,14 @@ TOLERANCE = 1e-4
 
 def assert_greedy(outcome: Outcome, model: Any, prompt: list[int], n_tokens: int) -> None:
     token_ids, logprobs = tiny.greedy(model, prompt, n_tokens)
-    for row in outcome.wait().rows:
-        assert row.token_ids == token_ids
-        assert row.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+    for sequence in outcome.wait().sequences:
+        assert sequence.token_ids == token_ids
+        assert sequence.logprobs == pytest.approx(logprobs, abs=TOLERANCE)
 
 
 def test_a_ragged_batch_equals_generate(engine: Engine, checkpoint: Path) -> None:
     model = tiny.reference(checkpoint)
-    lengths = [40, 7, 25, 90]  # rows leave at different steps, and the others move to their slots
+    lengths = [40, 7, 25, 90]  # sequences leave at different steps, and the others move to their slots
     outcomes = [
         Outcome(engine, prompt_token_ids=prompt, max_tokens=n, temperature=0)
         for prompt, n in zip(PROMPTS, lengths, strict=True)
@@ -91,8 +91,8 @@ def test_a_seeded_request_gives_the_same_tokens_in_any_company(engine: Engine, c
     together = Outcome(engine, **seeded, n=3).wait()
     for other in others:
         other.wait()
-    alone = [Outcome(engine, **{**seeded, "seed": 7 + i}).wait().rows[0].token_ids for i in range(3)]
-    assert [row.token_ids for row in together.rows] == alone
+    alone = [Outcome(engine, **{**seeded, "seed": 7 + i}).wait().sequences[0].token_ids for i in range(3)]
+    assert [sequence.token_ids for sequence in together.sequences] == alone
     assert len({tuple(ids) for ids in alone}) == 3
 
 
@@ -109,19 +109,19 @@ def test_a_turn_ends_with_any_of_its_tokens_which_is_not_shown(engine: Engine, c
     token_ids, _ = tiny.greedy(tiny.reference(checkpoint), PROMPTS[0], 8)
     for eos_token_id, stop_reason in ((token_ids[3], None), (None, token_ids[3])):
         ends = {"stop_token_ids": frozenset({token_ids[3]}), "eos_token_id": eos_token_id}
-        row = Outcome(engine, prompt_token_ids=PROMPTS[0], temperature=0, **ends).wait().rows[0]
+        sequence = Outcome(engine, prompt_token_ids=PROMPTS[0], temperature=0, **ends).wait().sequences[0]
         end = token_ids.index(token_ids[3]) + 1
-        assert (row.token_ids, row.visible_token_ids) == (token_ids[:end], token_ids[: end - 1])
-        assert (row.finish_reason, row.stop_reason) == ("stop", stop_reason)
+        assert (sequence.token_ids, sequence.visible_token_ids) == (token_ids[:end], token_ids[: end - 1])
+        assert (sequence.finish_reason, sequence.stop_reason) == ("stop", stop_reason)
 
 
 def test_more_completions_than_the_batch_holds_all_come(served: ServedModel) -> None:
     engine = Engine(served, max_batch=4)
     engine.start()
-    rows = Outcome(engine, prompt_token_ids=PROMPTS[0], n=11, temperature=0).wait().rows
+    sequences = Outcome(engine, prompt_token_ids=PROMPTS[0], n=11, temperature=0).wait().sequences
     engine.close()
-    assert len(rows) == 11
-    assert len({tuple(row.token_ids) for row in rows}) == 1
+    assert len(sequences) == 11
+    assert len({tuple(sequence.token_ids) for sequence in sequences}) == 1
 
 
 def test_a_full_queue_refuses_and_goes_on(served: ServedModel) -> None:
@@ -157,7 +157,7 @@ def test_a_cancelled_request_leaves_the_batch(engine: Engine) -> None:
     engine.cancel(endless.request)
     Outcome(engine, prompt_token_ids=PROMPTS[1]).wait()
     assert engine.load == 0
-    assert all(len(row.token_ids) < 240 for row in endless.request.rows)
+    assert all(len(sequence.token_ids) < 240 for sequence in endless.request.sequences)
 
 
 class TestPause:
@@ -170,7 +170,7 @@ class TestPause:
 
     def test_wait_lets_it_end_and_holds_the_next(self, engine: Engine, endless: Outcome) -> None:
         engine.pause("wait").result(60)
-        assert [len(row.token_ids) for row in endless.wait().rows] == [240, 240]
+        assert [len(sequence.token_ids) for sequence in endless.wait().sequences] == [240, 240]
         held = Outcome(engine, prompt_token_ids=PROMPTS[1])
         assert engine.load == 1
         engine.resume()
@@ -178,20 +178,20 @@ class TestPause:
 
     def test_keep_freezes_it(self, engine: Engine, endless: Outcome) -> None:
         engine.pause("keep").result(60)
-        so_far = [len(row.token_ids) for row in endless.request.rows]
+        so_far = [len(sequence.token_ids) for sequence in endless.request.sequences]
         with pytest.raises(APIError, match="2 completions are held by /pause"):
             engine.when_empty(lambda: None)
-        assert [len(row.token_ids) for row in endless.request.rows] == so_far
+        assert [len(sequence.token_ids) for sequence in endless.request.sequences] == so_far
         engine.resume()
-        assert [len(row.token_ids) for row in endless.wait().rows] == [240, 240]
+        assert [len(sequence.token_ids) for sequence in endless.wait().sequences] == [240, 240]
 
     def test_abort_ends_it_with_what_it_has(self, engine: Engine, endless: Outcome) -> None:
         engine.pause("abort").result(60)
-        rows = endless.wait().rows
-        assert {row.finish_reason for row in rows} == {"abort"}
-        for row in rows:
-            sent = [t for chunk in endless.chunks if chunk.row == row.index for t in chunk.token_ids]
-            assert sent == row.token_ids
+        sequences = endless.wait().sequences
+        assert {sequence.finish_reason for sequence in sequences} == {"abort"}
+        for sequence in sequences:
+            sent = [t for chunk in endless.chunks if chunk.index == sequence.index for t in chunk.token_ids]
+            assert sent == sequence.token_ids
         engine.resume()
 
 
@@ -247,7 +247,7 @@ def test_what_waits_for_an_empty_batch_is_not_overtaken(engine: Engine) -> None:
     assert first.streaming.wait(60)
     tokens_then: list[int] = []
     requests = [first.request]
-    done = engine.when_empty(lambda: tokens_then.extend(len(r.rows[0].token_ids) for r in requests))
+    done = engine.when_empty(lambda: tokens_then.extend(len(r.sequences[0].token_ids) for r in requests))
     second = Outcome(engine, prompt_token_ids=PROMPTS[1])
     requests.append(second.request)
     done.result(60)

@@ -66,7 +66,7 @@ def test_other_architectures_equal_generate_within_one_attention_window(
     engine.start()
     outcomes = [tiny.Outcome(engine, prompt_token_ids=p, max_tokens=9, temperature=0) for p in tiny.PROMPTS]
     for outcome, prompt in zip(outcomes, tiny.PROMPTS, strict=True):
-        assert outcome.wait().rows[0].token_ids == tiny.greedy(tiny.reference(directory), prompt, 9)[0]
+        assert outcome.wait().sequences[0].token_ids == tiny.greedy(tiny.reference(directory), prompt, 9)[0]
     engine.close()
 
 

@@ -31,9 +31,9 @@ def feed(text: str, stop: list[str]) -> tuple[str, str | None, str]:
         found = stream.append(token_id)
         if found is not None:
             break
-        shown += stream.unseen()
+        shown += stream.take_new_text()
     stream.finish(stopped=found is not None)
-    return stream.text, found, shown + stream.unseen()
+    return stream.text, found, shown + stream.take_new_text()
 
 
 @given(st.text(max_size=30))
@@ -60,7 +60,7 @@ def test_an_incomplete_character_at_the_end_is_shown_as_the_tokenizer_decodes_it
     for token_id in token_ids:
         stream.append(token_id)
     stream.finish(stopped=False)
-    assert stream.unseen() == stream.text == Detokenizer(TOKENIZER).text(token_ids) == "a�"
+    assert stream.take_new_text() == stream.text == Detokenizer(TOKENIZER).text(token_ids) == "a�"
 
 
 def test_single_tokens_have_text_and_bytes() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r3agent.errors import BusyError, ConfigError, RecordError, SchemaVersionError
-from r3agent.store.registry import CanarySequence, PolicyCard, Registry, growing, write_card
+from r3agent.store.registry import CanarySequence, PolicyCard, Registry, create_version, write_card
 
 
 def card(version: str, *, parent: str | None = "v0000", kind: str = "lora") -> PolicyCard:
@@ -26,7 +26,7 @@ def with_versions(run_dir: Path, n: int) -> Registry:
 
 
 def publish(registry: Registry, card: PolicyCard) -> Path:
-    with growing(registry.version_dir(card.version)) as directory:
+    with create_version(registry.version_dir(card.version)) as directory:
         write_card(directory, card)
     return registry.version_dir(card.version)
 
@@ -74,7 +74,7 @@ def test_versions_are_ordered_by_number(tmp_path: Path):
 
 def test_a_version_appears_whole(tmp_path: Path):
     target = with_versions(tmp_path, 0).version_dir("v0001")
-    with growing(target) as directory:
+    with create_version(target) as directory:
         (directory / "adapter").mkdir()
         write_card(directory, card("v0001"))
         assert not target.exists()
@@ -84,7 +84,7 @@ def test_a_version_appears_whole(tmp_path: Path):
 
 def test_a_version_that_fails_leaves_nothing(tmp_path: Path):
     def interrupted() -> None:
-        with growing(tmp_path / "v0001") as directory:
+        with create_version(tmp_path / "v0001") as directory:
             (directory / "half").touch()
             raise KeyboardInterrupt
 
@@ -94,7 +94,10 @@ def test_a_version_that_fails_leaves_nothing(tmp_path: Path):
 
 
 def test_a_directory_without_a_card_is_no_version(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="v0001 has no card: `write_card`"), growing(tmp_path / "v0001") as directory:
+    with (
+        pytest.raises(RuntimeError, match="v0001 has no card: `write_card`"),
+        create_version(tmp_path / "v0001") as directory,
+    ):
         (directory / "adapter").mkdir()
     assert list(tmp_path.glob("v*")) == []
 
@@ -102,7 +105,7 @@ def test_a_directory_without_a_card_is_no_version(tmp_path: Path):
 @pytest.mark.parametrize("other", ["v0001", "v0002"])
 def test_versions_grow_one_at_a_time(tmp_path: Path, other: str):
     registry = with_versions(tmp_path, 0)
-    with growing(registry.version_dir("v0001")) as directory:
+    with create_version(registry.version_dir("v0001")) as directory:
         write_card(directory, card("v0001"))
         with pytest.raises(BusyError, match=r"held by pid \d+ on .+ \(making v0001\): one at a time"):
             publish(registry, card(other))

@@ -17,7 +17,7 @@ from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Generation
 from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.store.models import BUNDLED_DIR
-from r3agent.store.registry import Kind
+from r3agent.store.registry import PolicyKind
 from r3agent.tasks import find_tasks
 from r3agent.testing import Traffic, traffic_through
 from r3agent.verifiers import find_verifier
@@ -124,7 +124,7 @@ async def test_full_weights_are_reloaded_under_load(vllm: VLLMProcess, trained: 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 async def test_an_episode_keeps_its_version_or_says_that_it_mixes_two(
-    vllm: VLLMProcess, trained: Trained, kind: Kind
+    vllm: VLLMProcess, trained: Trained, kind: PolicyKind
 ) -> None:
     """Adapters are served side by side, so episodes end on the one they began with; weights in place are not."""
     where = {"registry": trained.registry, "base_url": vllm.base_url}

@@ -1,8 +1,8 @@
-"""Keys and values of the rows being generated: one slot for each row, a token's column is its position.
+"""Keys and values of the sequences being generated: one slot for each sequence, a token's column is its position.
 
-Rows come and go at every step, so nothing is padded on the left and nothing moves when a row joins; when one leaves,
-the last row takes its slot. `DynamicCache` would copy all keys and values at every step (it concatenates), and again
-whenever a row joins or leaves.
+Sequences come and go at every step, so nothing is padded on the left and nothing moves when one joins; when one
+leaves, the last one takes its slot. `DynamicCache` would copy all keys and values at every step (it concatenates), and
+again whenever a sequence joins or leaves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SlotCache(Cache):
         self._plan(Prefill(slice(first_slot, first_slot + n_slots), source_N))
 
     def decode(self, positions_B: Tensor, n_columns: int) -> None:
-        """The next forward reads one token for each of the B rows, at `positions_B`."""
+        """The next forward reads one token for each of the B sequences, at `positions_B`."""
         self._plan(Decode(torch.arange(len(positions_B), device=positions_B.device), positions_B, n_columns))
 
     def _plan(self, plan: Prefill | Decode) -> None:
@@ -42,7 +42,7 @@ class SlotCache(Cache):
             layer.plan = plan
 
     def move(self, source: int, target: int) -> None:
-        """Copy a row into another slot."""
+        """Copy a sequence into another slot."""
         for layer in self._slots:
             for store in layer.stores:
                 store[target] = store[source]
@@ -96,11 +96,11 @@ class SlotLayer(CacheLayerMixin):
 
     def _reserve(self, both: tuple[Tensor, Tensor], n_slots: int, n_columns: int) -> None:
         stores = self.stores or [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in both]
-        held_slots, _, held_columns, _ = stores[0].shape
-        if n_slots > held_slots or n_columns > held_columns:
-            slots = max(held_slots, -(-n_slots // SLOT_STEP) * SLOT_STEP)
-            columns = max(held_columns, -(-n_columns // COLUMN_STEP) * COLUMN_STEP)
-            self.stores = [_grown(store, slots, columns) for store in stores]
+        slots_before, _, columns_before, _ = stores[0].shape
+        if n_slots > slots_before or n_columns > columns_before:
+            slots = max(slots_before, -(-n_slots // SLOT_STEP) * SLOT_STEP)
+            columns = max(columns_before, -(-n_columns // COLUMN_STEP) * COLUMN_STEP)
+            self.stores = [_grow(store, slots, columns) for store in stores]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: `update` reserves what it needs."""
@@ -116,7 +116,7 @@ class SlotLayer(CacheLayerMixin):
         return -1
 
 
-def _grown(store: Tensor, slots: int, columns: int) -> Tensor:
+def _grow(store: Tensor, slots: int, columns: int) -> Tensor:
     """Zeros where nothing was: what a mask hides must still be a number."""
     grown = store.new_zeros(slots, store.shape[1], columns, store.shape[3])
     grown[: store.shape[0], :, : store.shape[2]] = store

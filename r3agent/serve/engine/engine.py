@@ -23,8 +23,8 @@ from r3agent.errors import ConfigError
 from r3agent.serve.engine.batch import Batch
 from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.model import ServedModel
-from r3agent.serve.engine.request import GenerationRequest, Row
-from r3agent.serve.engine.scheduler import Admission, Errand, Errands
+from r3agent.serve.engine.request import GenerationRequest, SequenceState
+from r3agent.serve.engine.scheduler import Admission, ControlOperation, ControlQueue
 from r3agent.serve.engine.text import TextStream
 from r3agent.serve.errors import APIError, server_error
 
@@ -38,8 +38,8 @@ class Engine:
 
     Args:
         served: the model; from now on only the engine's thread touches its weights.
-        max_batch: rows generated at the same time.
-        max_waiting: rows that may wait; what goes beyond is refused with 503.
+        max_batch: sequences generated at the same time.
+        max_waiting: sequences that may wait; what goes beyond is refused with 503.
         kv_cache_gib: memory for keys and values.
         threads: of torch; default all but one of torch's own, which is for HTTP: on two cores a second thread halves
             the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
@@ -71,9 +71,9 @@ class Engine:
         self._threads = threads
         self._batch = Batch(served.model)
         self._admission = Admission(max_batch, max_tokens)
-        self._live: set[GenerationRequest] = set()
+        self._unfinished: set[GenerationRequest] = set()
         self._cancelled: set[GenerationRequest] = set()
-        self._errands = Errands()
+        self._operations = ControlQueue()
         self._paused = self._frozen = self._closing = False
         self._rng = random.Random()
         self._changed = threading.Condition()
@@ -100,7 +100,7 @@ class Engine:
     @property
     def load(self) -> int:
         """Requests that are not finished."""
-        return len(self._live)
+        return len(self._unfinished)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its `on_event` hears the rest.
@@ -108,7 +108,7 @@ class Engine:
         Raises:
             APIError: the queue is full, or the engine stopped.
         """
-        request.rows.extend(self._row(request, index) for index in range(request.n))
+        request.sequences.extend(self._new_sequence(request, index) for index in range(request.n))
         with self._changed:
             if not self.is_running:
                 raise _stopping()
@@ -118,12 +118,12 @@ class Engine:
                     f"{self._max_waiting}; try again later, or start the server with a larger --max-waiting",
                     HTTPStatus.SERVICE_UNAVAILABLE,
                 )
-            self._live.add(request)
-            self._admission.extend(request.rows)
+            self._unfinished.add(request)
+            self._admission.extend(request.sequences)
             self._changed.notify()
 
     def cancel(self, request: GenerationRequest) -> None:
-        """Its rows leave before the next step; `on_event` is not called any more."""
+        """Its sequences leave before the next step; `on_event` is not called any more."""
         with self._changed:
             self._cancelled.add(request)
             self._changed.notify()
@@ -133,7 +133,7 @@ class Engine:
         self._paused = True
         if mode == "wait":
             return self.when_empty(lambda: None)
-        return self._add(Errand(lambda: True, self._abort_all if mode == "abort" else self._freeze))
+        return self._add(ControlOperation(lambda: True, self._abort_all if mode == "abort" else self._freeze))
 
     def resume(self) -> None:
         with self._changed:
@@ -141,33 +141,35 @@ class Engine:
             self._changed.notify()
 
     def when_empty(self, run: Callable[[], None]) -> Future[None]:
-        """Run something in the engine's thread once the batch is empty; rows that wait stay queued until then.
+        """Run something in the engine's thread once the batch is empty; sequences that wait stay queued until then.
 
         Raises:
             APIError: the batch is frozen and would never be empty.
         """
-        if self._frozen and self._batch.rows:
-            raise APIError(f"{len(self._batch.rows)} completions are held by /pause?mode=keep: /resume first")
-        return self._add(Errand(lambda: not self._batch.rows, run, holds=True))
+        if self._frozen and self._batch.sequences:
+            raise APIError(f"{len(self._batch.sequences)} completions are held by /pause?mode=keep: /resume first")
+        return self._add(ControlOperation(lambda: not self._batch.sequences, run, holds=True))
 
-    def drained(self, adapter: Adapter) -> Future[None]:
+    def when_unused(self, adapter: Adapter) -> Future[None]:
         """Done when no request uses the adapter, or while requests are held by a pause."""
         return self._add(
-            Errand(lambda: self._paused or all(r.adapter is not adapter for r in self._live), lambda: None)
+            ControlOperation(
+                lambda: self._paused or all(r.adapter is not adapter for r in self._unfinished), lambda: None
+            )
         )
 
-    def _add(self, errand: Errand) -> Future[None]:
+    def _add(self, operation: ControlOperation) -> Future[None]:
         with self._changed:
             if not self.is_running:
                 raise _stopping()
             self._changed.notify()
-            return self._errands.add(errand)
+            return self._operations.add(operation)
 
-    def _row(self, request: GenerationRequest, index: int) -> Row:
+    def _new_sequence(self, request: GenerationRequest, index: int) -> SequenceState:
         """The n completions of a seeded request have consecutive seeds, as in vLLM."""
         rng = self._rng if request.seed is None else random.Random(request.seed + index)
         text = TextStream(self.served.tokenizer, request.stop) if request.stop or request.stream else None
-        return Row(request, index, rng, text)
+        return SequenceState(request, index, rng, text)
 
     # ---- the engine's thread ----
 
@@ -180,8 +182,8 @@ class Engine:
         finally:
             with self._changed:
                 self._closing = True
-            self._fail(self._live.copy(), _stopping())
-            self._errands.fail(_stopping())
+            self._fail(self._unfinished.copy(), _stopping())
+            self._operations.fail(_stopping())
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; false when the engine is to stop."""
@@ -190,54 +192,54 @@ class Engine:
             return not self._closing
 
     def _has_work(self) -> bool:
-        generates = not self._frozen and (bool(self._batch.rows) or self._admits)
-        return generates or self._closing or bool(self._cancelled) or self._errands.any_ready
+        generates = not self._frozen and (bool(self._batch.sequences) or self._admits)
+        return generates or self._closing or bool(self._cancelled) or self._operations.any_ready
 
     @property
     def _admits(self) -> bool:
-        return len(self._admission) > 0 and not self._paused and not self._errands.any_holds
+        return len(self._admission) > 0 and not self._paused and not self._operations.any_holds
 
     def _step(self) -> None:
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
-            errands = self._errands.take_ready()
+            operations = self._operations.take_ready()
         if cancelled:
             self._drop(cancelled)
-        for errand in errands:
-            errand()
+        for operation in operations:
+            operation()
         with self._changed:
-            joining = self._admission.take(self._batch.rows) if self._admits else []
+            joining = self._admission.take(self._batch.sequences) if self._admits else []
         if joining:
             self._forward(joining, lambda: self._batch.prefill(joining))
-        if self._batch.rows and not self._frozen:
-            self._forward(self._batch.rows, self._batch.decode)
+        if self._batch.sequences and not self._frozen:
+            self._forward(self._batch.sequences, self._batch.decode)
 
-    def _forward(self, rows: Iterable[Row], run: Callable[[], None]) -> None:
-        """Run the model for some rows and tell those who wait what came of it."""
-        requests = {row.request for row in rows}
+    def _forward(self, sequences: Iterable[SequenceState], run: Callable[[], None]) -> None:
+        """Run the model for some sequences and tell those who wait what came of it."""
+        requests = {sequence.request for sequence in sequences}
         try:
             run()
         except Exception as error:
             self._fail(requests, error)
             return
-        for row in self._batch.rows:
-            if row.request.stream and row.request in requests and row.request.error is None:
-                row.request.on_event(row.chunk())
-        for request in {row.request for row in self._batch.drop_finished()}:
+        for sequence in self._batch.sequences:
+            if sequence.request.stream and sequence.request in requests and sequence.request.error is None:
+                sequence.request.on_event(sequence.chunk())
+        for request in {sequence.request for sequence in self._batch.drop_finished()}:
             if request.error is not None:
                 self._fail({request}, request.error)
             elif request.is_finished:
-                self._live.discard(request)
+                self._unfinished.discard(request)
                 request.on_event(None)
 
     def _drop(self, requests: set[GenerationRequest]) -> None:
         """Take requests out of the queue and the batch."""
         with self._changed:
             self._admission.remove(requests)
-            self._live -= requests
-        for row in self._batch.rows:
-            if row.request in requests and row.finish_reason is None:
-                row.finish("abort")
+            self._unfinished -= requests
+        for sequence in self._batch.sequences:
+            if sequence.request in requests and sequence.finish_reason is None:
+                sequence.finish("abort")
         self._batch.drop_finished()
 
     def _fail(self, requests: set[GenerationRequest], error: Exception) -> None:
@@ -249,11 +251,13 @@ class Engine:
 
     def _abort_all(self) -> None:
         """End everything under way with what it has; as vLLM, with `finish_reason = "abort"`."""
-        aborted = self._live.copy()
-        for row in (row for request in aborted for row in request.rows if row.finish_reason is None):
-            row.finish("abort")
-            if row.request.stream:
-                row.request.on_event(row.chunk())
+        aborted = self._unfinished.copy()
+        for sequence in (
+            sequence for request in aborted for sequence in request.sequences if sequence.finish_reason is None
+        ):
+            sequence.finish("abort")
+            if sequence.request.stream:
+                sequence.request.on_event(sequence.chunk())
         self._drop(aborted)
         for request in aborted:
             request.on_event(None)

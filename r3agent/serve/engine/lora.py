@@ -71,7 +71,7 @@ def read_adapter(name: str, path: str, model: Any) -> Adapter:
     if not down or down.keys() != up.keys():
         raise ConfigError(f"adapter {path} is incomplete: lora_A for {len(down)} modules, lora_B for {len(up)}")
     for module in down:
-        down[module], up[module] = _fitted(path, model, module, rank, down[module], up[module] * scaling)
+        down[module], up[module] = _fit_to_base(path, model, module, rank, down[module], up[module] * scaling)
     return Adapter(name, path, rank, down, up)
 
 
@@ -79,7 +79,7 @@ def _scaling(config: dict[str, Any]) -> float:
     return config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
 
 
-def _fitted(path: str, model: Any, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_to_base(path: str, model: Any, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """The matrices in the base's dtype and on its device."""
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():

@@ -1,4 +1,4 @@
-"""What is asked of the engine: a request, its n rows, and what is told to whoever waits for it."""
+"""What is asked of the engine: a request, its n sequences, and what is told to whoever waits for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TopLogprobs: TypeAlias = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step added to one row of a streamed request."""
+    """What one step added to one sequence of a streamed request."""
 
-    row: int
+    index: int
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     top_logprobs: tuple[TopLogprobs, ...]
@@ -30,7 +30,7 @@ class Chunk:
 
 
 Event: TypeAlias = Chunk | BaseException | None
-"""A chunk of a stream, the error that ended the request, or `None`: all rows are finished."""
+"""A chunk of a stream, the error that ended the request, or `None`: all sequences are finished."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class GenerationRequest:
 
     error: Exception | None = field(default=None, init=False)
     """Why it cannot go on."""
-    rows: list[Row] = field(default_factory=list, init=False)
+    sequences: list[SequenceState] = field(default_factory=list, init=False)
     scored_prompt: list[PromptToken] | None = field(default=None, init=False)
     """From the second prompt token on, when `prompt_logprobs` is set."""
 
@@ -80,11 +80,11 @@ class GenerationRequest:
 
     @property
     def is_finished(self) -> bool:
-        return all(row.finish_reason is not None for row in self.rows)
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
 
 
-class Row:
-    """One of the n completions of a request: a row of the batch."""
+class SequenceState:
+    """One of the n completions of a request: a sequence of the batch."""
 
     def __init__(self, request: GenerationRequest, index: int, rng: random.Random, text: TextStream | None) -> None:
         self.request = request
@@ -96,7 +96,7 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.uniform = rng.random
-        """Draws the row's next random number."""
+        """Draws the sequence's next random number."""
         self._streamed = 0
 
     @property
@@ -139,11 +139,11 @@ class Row:
         new = slice(self._streamed, len(self.token_ids))
         self._streamed = len(self.token_ids)
         return Chunk(
-            row=self.index,
+            index=self.index,
             token_ids=tuple(self.token_ids[new]),
             logprobs=tuple(self.logprobs[new]),
             top_logprobs=tuple(self.top_logprobs[new]),
-            text="" if self.text is None else self.text.unseen(),
+            text="" if self.text is None else self.text.take_new_text(),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )

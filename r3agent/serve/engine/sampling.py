@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def draw(
+def sample_tokens(
     logprobs_BV: Tensor,
     temperatures_B: Sequence[float],
     top_ps_B: Sequence[float],

@@ -1,4 +1,4 @@
-"""Admission of waiting rows to the batch, and control operations that run between decode steps."""
+"""Admission of waiting sequences to the batch, and control operations that run between decode steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from r3agent.serve.engine.request import GenerationRequest, Row
+from r3agent.serve.engine.request import GenerationRequest, SequenceState
 
 MAX_PREFILL_TOKENS = 2048
-"""Of one prefill, padding included; rows that are being generated wait this long at most."""
+"""Of one prefill, padding included; sequences that are being generated wait this long at most."""
 MAX_STEPS_WAITED = 4
 MIN_JOINING = 1 / 8
-"""A prefill costs about as much for one row as for a few, so while the batch is busy rows wait up to
+"""A prefill costs about as much for one sequence as for a few, so while the batch is busy sequences wait up to
 `MAX_STEPS_WAITED` steps for company, unless they already are this share of the batch."""
 
 
@@ -21,41 +21,41 @@ class Admission:
     """The queue, first come first served.
 
     Args:
-        max_batch: rows generated at the same time.
-        max_tokens: rows times the longest they may grow to.
+        max_batch: sequences generated at the same time.
+        max_tokens: sequences times the longest they may grow to.
     """
 
     def __init__(self, max_batch: int, max_tokens: int) -> None:
         self._max_batch = max_batch
         self._max_tokens = max_tokens
-        self._waiting: deque[Row] = deque()
+        self._waiting: deque[SequenceState] = deque()
         self._steps_waited = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def extend(self, rows: Iterable[Row]) -> None:
-        self._waiting.extend(rows)
+    def extend(self, sequences: Iterable[SequenceState]) -> None:
+        self._waiting.extend(sequences)
 
     def remove(self, requests: set[GenerationRequest]) -> None:
-        self._waiting = deque(row for row in self._waiting if row.request not in requests)
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in requests)
 
-    def take(self, batch: Sequence[Row]) -> list[Row]:
-        """The rows that join `batch` now. Called once for each step."""
+    def take(self, batch: Sequence[SequenceState]) -> list[SequenceState]:
+        """The sequences that join `batch` now. Called once for each step."""
         self._steps_waited += 1
         if len(self._waiting) < MIN_JOINING * len(batch) and self._steps_waited < MAX_STEPS_WAITED:
             return []
         self._steps_waited = 0
-        taken: list[Row] = []
-        longest = max((row.request.max_length for row in batch), default=0)
+        taken: list[SequenceState] = []
+        longest = max((sequence.request.max_length for sequence in batch), default=0)
         prompts: dict[GenerationRequest, int] = {}
         while self._waiting:
-            row = self._waiting[0]
-            n_rows = len(batch) + len(taken) + 1
-            longest = max(longest, row.request.max_length)
-            if n_rows > self._max_batch or n_rows * longest > self._max_tokens or not _fits(prompts, row.request):
+            request = self._waiting[0].request
+            n_sequences = len(batch) + len(taken) + 1
+            longest = max(longest, request.max_length)
+            if n_sequences > self._max_batch or n_sequences * longest > self._max_tokens or not _fits(prompts, request):
                 break
-            prompts[row.request] = len(row.request.prompt_token_ids)
+            prompts[request] = len(request.prompt_token_ids)
             taken.append(self._waiting.popleft())
         return taken
 
@@ -70,13 +70,13 @@ def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> 
 
 
 @dataclass(eq=False)
-class Errand:
+class ControlOperation:
     """Run once it is `ready`."""
 
     ready: Callable[[], bool]
     run: Callable[[], None]
     holds: bool = False
-    """No row joins the batch before it has run."""
+    """No sequence joins the batch before it has run."""
     done: Future[None] = field(default_factory=Future)
 
     def __call__(self) -> None:
@@ -88,30 +88,30 @@ class Errand:
             self.done.set_result(None)
 
 
-class Errands:
+class ControlQueue:
     """In the order they were asked for."""
 
     def __init__(self) -> None:
-        self._errands: list[Errand] = []
+        self._operations: list[ControlOperation] = []
 
-    def add(self, errand: Errand) -> Future[None]:
-        self._errands.append(errand)
-        return errand.done
+    def add(self, operation: ControlOperation) -> Future[None]:
+        self._operations.append(operation)
+        return operation.done
 
     @property
     def any_ready(self) -> bool:
-        return any(errand.ready() for errand in self._errands)
+        return any(operation.ready() for operation in self._operations)
 
     @property
     def any_holds(self) -> bool:
-        return any(errand.holds for errand in self._errands)
+        return any(operation.holds for operation in self._operations)
 
-    def take_ready(self) -> list[Errand]:
-        ready = [errand for errand in self._errands if errand.ready()]
-        self._errands = [errand for errand in self._errands if errand not in ready]
+    def take_ready(self) -> list[ControlOperation]:
+        ready = [operation for operation in self._operations if operation.ready()]
+        self._operations = [operation for operation in self._operations if operation not in ready]
         return ready
 
     def fail(self, error: Exception) -> None:
-        for errand in self._errands:
-            errand.done.set_exception(error)
-        self._errands.clear()
+        for operation in self._operations:
+            operation.done.set_exception(error)
+        self._operations.clear()

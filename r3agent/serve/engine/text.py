@@ -9,21 +9,21 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """Decodes one row token by token and looks for stop strings, which are left out of the text.
+    """Decodes one sequence token by token and looks for stop strings, which are left out of the text.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        stop: the strings that end the row.
+        stop: the strings that end the sequence.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.text = ""
         self._tokenizer = tokenizer
         self._stop = stop
-        self._held_back = max((len(s) for s in stop), default=1) - 1
+        self._lookback = max((len(s) for s in stop), default=1) - 1
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._token_ids: list[int] = []
-        self._shown = 0
+        self._emitted = 0
 
     def append(self, token_id: int) -> str | None:
         """Add a token; returns the stop string that it completed."""
@@ -52,12 +52,12 @@ class TextStream:
         if not stopped:
             whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
             self.text = whole if whole.startswith(self.text) else self.text
-        self._held_back = 0
+        self._lookback = 0
 
-    def unseen(self) -> str:
+    def take_new_text(self) -> str:
         """Text that came since the last call, without what may still turn out to be a stop string."""
-        end = max(self._shown, len(self.text) - self._held_back)
-        new, self._shown = self.text[self._shown : end], end
+        end = max(self._emitted, len(self.text) - self._lookback)
+        new, self._emitted = self.text[self._emitted : end], end
         return new
 
 
@@ -66,15 +66,15 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[int, tuple[str, list[int]]] = {}
+        self._tokens: dict[int, tuple[str, list[int]]] = {}
 
     def text(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def token(self, token_id: int) -> tuple[str, list[int]]:
         """A token's text and its UTF-8 bytes."""
-        known = self._known.get(token_id)
-        if known is None:
+        token = self._tokens.get(token_id)
+        if token is None:
             text = self._tokenizer.decode([token_id])
-            known = self._known[token_id] = (text, list(text.encode("utf-8", errors="replace")))
-        return known
+            token = self._tokens[token_id] = (text, list(text.encode("utf-8", errors="replace")))
+        return token

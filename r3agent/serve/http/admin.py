@@ -26,7 +26,7 @@ from r3agent.serve.http.protocol import (
 )
 
 
-class Models:
+class ServedModels:
     """Every name stands for the same weights as long as it is served."""
 
     def __init__(self, engine: Engine) -> None:
@@ -88,7 +88,7 @@ class Models:
         """
         if name not in self._adapters:
             raise APIError(f"The lora adapter '{name}' cannot be found.", HTTPStatus.NOT_FOUND, "lora_name")
-        await asyncio.wrap_future(self._engine.drained(self._adapters.pop(name)))
+        await asyncio.wrap_future(self._engine.when_unused(self._adapters.pop(name)))
 
     async def reload(self, path: str | None) -> None:
         """Read the base model's weights again, and put them in place when the batch is empty.
@@ -116,7 +116,7 @@ class Models:
 class AdminRoutes:
     """Everything but generation."""
 
-    def __init__(self, engine: Engine, models: Models) -> None:
+    def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
         self._weight_version = "default"

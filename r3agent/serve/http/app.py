@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from r3agent.serve.engine.engine import Engine
 from r3agent.serve.errors import APIError, error_response, server_error
-from r3agent.serve.http.admin import AdminRoutes, Models
+from r3agent.serve.http.admin import AdminRoutes, ServedModels
 from r3agent.serve.http.generation import GenerationRoutes
 
 OPEN_PATHS = {"/health", "/version"}
@@ -32,7 +32,7 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
     Args:
         api_key: asked for as `Authorization: Bearer KEY` on every route but /health and /version.
     """
-    models = Models(engine)
+    models = ServedModels(engine)
     generation, admin = GenerationRoutes(engine, models), AdminRoutes(engine, models)
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.request import Chunk, Event, GenerationRequest
 from r3agent.serve.engine.text import Detokenizer
 from r3agent.serve.errors import APIError, json_response, server_error
-from r3agent.serve.http.admin import Models
+from r3agent.serve.http.admin import ServedModels
 from r3agent.serve.http.prompts import chat_prompt, completion_prompt
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields, parse
 from r3agent.serve.http.responses import Responses
@@ -28,7 +28,7 @@ CLIENT_LEFT = Response(status_code=499)
 class GenerationRoutes:
     """Requests to the engine, and what it says to response bodies."""
 
-    def __init__(self, engine: Engine, models: Models) -> None:
+    def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
         self._served = engine.served
@@ -45,7 +45,7 @@ class GenerationRoutes:
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(self._stream(self._events(request), responses, usage), lambda: self._cancel(request))
-        return json_response(responses.chat()) if await self._finished(request, http) else CLIENT_LEFT
+        return json_response(responses.chat()) if await self._wait_until_finished(request, http) else CLIENT_LEFT
 
     async def completion(self, http: Request) -> Response:
         body = parse(CompletionRequest, await http.body())
@@ -56,7 +56,7 @@ class GenerationRoutes:
         request = self._request(body, prompt, body.max_tokens, adapter, body.logprobs or 0)
         request.prompt_logprobs = body.prompt_logprobs
         responses = self._responses(body, request, model, "cmpl", logprobs=body.logprobs is not None)
-        return json_response(responses.completion()) if await self._finished(request, http) else CLIENT_LEFT
+        return json_response(responses.completion()) if await self._wait_until_finished(request, http) else CLIENT_LEFT
 
     def _request(
         self,
@@ -114,13 +114,13 @@ class GenerationRoutes:
             logprobs=logprobs,
         )
 
-    async def _finished(self, request: GenerationRequest, http: Request) -> bool:
+    async def _wait_until_finished(self, request: GenerationRequest, http: Request) -> bool:
         """Wait for all rows; false when the client left, whose work is cancelled."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         request.on_event = lambda event: loop.call_soon_threadsafe(_resolve, done, event)
         self._engine.submit(request)
-        left = asyncio.ensure_future(_disconnected(http))
+        left = asyncio.ensure_future(_wait_for_disconnect(http))
         try:
             await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -184,7 +184,7 @@ def _resolve(done: asyncio.Future[None], event: Event) -> None:
         done.set_result(None)
 
 
-async def _disconnected(http: Request) -> None:
+async def _wait_for_disconnect(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 

@@ -26,7 +26,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
         raise APIError(f"the chat template of model {served.name} has no place for tools", param="tools")
     if "chat_template" in request.chat_template_kwargs:
         raise APIError("chat_template_kwargs.chat_template: the model's own template is used", param="chat_template")
-    messages = [_message(i, fill_reasoning_fields(message)) for i, message in enumerate(request.messages)]
+    messages = [_plain_message(i, fill_reasoning_fields(message)) for i, message in enumerate(request.messages)]
     try:
         text = served.tokenizer.apply_chat_template(
             messages,
@@ -38,7 +38,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
         )
     except (TemplateError, ValueError, TypeError, KeyError) as error:
         raise APIError(f"the chat template refuses the messages: {error}", param="messages") from error
-    return _checked(served, served.tokenizer(text, add_special_tokens=False)["input_ids"], "messages")
+    return _check_length(served, served.tokenizer(text, add_special_tokens=False)["input_ids"], "messages")
 
 
 def completion_prompt(served: ServedModel, request: CompletionRequest) -> list[int]:
@@ -53,10 +53,10 @@ def completion_prompt(served: ServedModel, request: CompletionRequest) -> list[i
         size = served.model.get_input_embeddings().num_embeddings
         if (largest := max(ids)) >= size:
             raise APIError(f"prompt: token id {largest} is out of the vocabulary of {size}", param="prompt")
-    return _checked(served, ids, "prompt")
+    return _check_length(served, ids, "prompt")
 
 
-def _checked(served: ServedModel, ids: list[int], param: str) -> list[int]:
+def _check_length(served: ServedModel, ids: list[int], param: str) -> list[int]:
     if not ids:
         raise APIError("the prompt is empty: not a single token", param=param)
     if len(ids) >= served.max_model_len:
@@ -68,7 +68,7 @@ def _checked(served: ServedModel, ids: list[int], param: str) -> list[int]:
     return ids
 
 
-def _message(index: int, message: dict[str, Any]) -> dict[str, Any]:
+def _plain_message(index: int, message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates expect it: plain text, and tool arguments as objects."""
     if not isinstance(message.get("role"), str):
         raise APIError(f"messages.{index}.role: every message needs one", param="messages")

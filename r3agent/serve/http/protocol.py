@@ -53,7 +53,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 INT64 = 2**63
 
-Request = TypeVar("Request", bound="BaseModel")
+RequestBody = TypeVar("RequestBody", bound="BaseModel")
 
 
 def _or(default: Any) -> BeforeValidator:
@@ -139,7 +139,7 @@ class WeightVersionRequest(BaseModel):
     new_version: str
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
+def parse(kind: type[RequestBody], body: bytes) -> RequestBody:
     """Read a request.
 
     Raises:
@@ -154,18 +154,18 @@ def parse(kind: type[Request], body: bytes) -> Request:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None
         where = ".".join(map(str, first["loc"])) or "the body"
-        given = "" if first["type"] == "missing" else f" = {_shortened(first['input'])}"
+        given = "" if first["type"] == "missing" else f" = {_shorten(first['input'])}"
         raise APIError(f"{where}{given}: {first['msg']}", param=param) from None
     for field, value in (request.model_extra or {}).items():
         if field in NEUTRAL and value not in NEUTRAL[field]:
             raise APIError(
-                f"{field} = {_shortened(value)} is not supported and would change the result; leave it out, or serve "
+                f"{field} = {_shorten(value)} is not supported and would change the result; leave it out, or serve "
                 "the model with vLLM",
                 param=field,
             )
     return request
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
-from r3agent.serve.engine.request import Chunk, GenerationRequest, PromptToken, Row, TopLogprobs
+from r3agent.serve.engine.request import Chunk, GenerationRequest, PromptToken, SequenceState, TopLogprobs
 from r3agent.serve.engine.text import Detokenizer
 
 
@@ -48,14 +48,14 @@ class Responses:
             "object": "chat.completion",
             "choices": [
                 {
-                    "index": row.index,
-                    "message": {"role": "assistant", "content": self._text(row)},
-                    "logprobs": self._chat_logprobs(row.token_ids, row.logprobs, row.top_logprobs),
-                    "finish_reason": row.finish_reason,
-                    "stop_reason": row.stop_reason,
-                    "token_ids": row.token_ids if self._token_ids else None,
+                    "index": sequence.index,
+                    "message": {"role": "assistant", "content": self._text(sequence)},
+                    "logprobs": self._chat_logprobs(sequence.token_ids, sequence.logprobs, sequence.top_logprobs),
+                    "finish_reason": sequence.finish_reason,
+                    "stop_reason": sequence.stop_reason,
+                    "token_ids": sequence.token_ids if self._token_ids else None,
                 }
-                for row in request.rows
+                for sequence in request.sequences
             ],
             "usage": self.usage(),
             "prompt_logprobs": None,
@@ -65,13 +65,13 @@ class Responses:
     def chat_starts(self) -> Iterator[dict[str, Any]]:
         """The first chunk of each choice: its role and the prompt."""
         prompt_token_ids = self._request.prompt_token_ids if self._token_ids else None
-        for row in self._request.rows:
-            chunk = self._chat_chunk(row.index, {"role": "assistant", "content": ""}, None, None)
+        for sequence in self._request.sequences:
+            chunk = self._chat_chunk(sequence.index, {"role": "assistant", "content": ""}, None, None)
             yield {**chunk, "prompt_token_ids": prompt_token_ids}
 
     def chat_delta(self, chunk: Chunk) -> dict[str, Any]:
         logprobs = self._chat_logprobs(chunk.token_ids, chunk.logprobs, chunk.top_logprobs)
-        body = self._chat_chunk(chunk.row, {"content": chunk.text}, logprobs, chunk.finish_reason)
+        body = self._chat_chunk(chunk.index, {"content": chunk.text}, logprobs, chunk.finish_reason)
         choice = body["choices"][0]
         choice["token_ids"] = list(chunk.token_ids) if self._token_ids else None
         if chunk.finish_reason is not None:
@@ -112,28 +112,28 @@ class Responses:
             "object": "text_completion",
             "choices": [
                 {
-                    "index": row.index,
-                    "text": self._text(row),
-                    "logprobs": self._completion_logprobs(row),
-                    "finish_reason": row.finish_reason,
-                    "stop_reason": row.stop_reason,
-                    "token_ids": row.token_ids if self._token_ids else None,
+                    "index": sequence.index,
+                    "text": self._text(sequence),
+                    "logprobs": self._completion_logprobs(sequence),
+                    "finish_reason": sequence.finish_reason,
+                    "stop_reason": sequence.stop_reason,
+                    "token_ids": sequence.token_ids if self._token_ids else None,
                     "prompt_logprobs": self._prompt_logprobs(),
                     "prompt_token_ids": request.prompt_token_ids if self._token_ids else None,
                 }
-                for row in request.rows
+                for sequence in request.sequences
             ],
             "usage": self.usage(),
         }
 
-    def _completion_logprobs(self, row: Row) -> dict[str, Any] | None:
+    def _completion_logprobs(self, sequence: SequenceState) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        tokens = [self._detokenizer.token(token_id)[0] for token_id in row.token_ids]
-        pairs = zip(row.token_ids, row.logprobs, row.top_logprobs, strict=True)
+        tokens = [self._detokenizer.token(token_id)[0] for token_id in sequence.token_ids]
+        pairs = zip(sequence.token_ids, sequence.logprobs, sequence.top_logprobs, strict=True)
         return {
             "text_offset": list(accumulate(map(len, tokens[:-1]), initial=0)),
-            "token_logprobs": [max(logprob, -9999.0) for logprob in row.logprobs],
+            "token_logprobs": [max(logprob, -9999.0) for logprob in sequence.logprobs],
             "tokens": tokens,
             "top_logprobs": [
                 {self._detokenizer.token(t)[0]: max(lp, -9999.0) for t, lp in [(token_id, logprob), *top]}
@@ -153,10 +153,10 @@ class Responses:
             for token_id, logprob, rank in ranked
         }
 
-    def _text(self, row: Row) -> str:
-        return self._detokenizer.text(row.visible_token_ids) if row.text is None else row.text.text
+    def _text(self, sequence: SequenceState) -> str:
+        return self._detokenizer.text(sequence.visible_token_ids) if sequence.text is None else sequence.text.text
 
     def usage(self) -> dict[str, Any]:
         prompt = len(self._request.prompt_token_ids)
-        completion = sum(len(row.token_ids) for row in self._request.rows)
+        completion = sum(len(sequence.token_ids) for sequence in self._request.sequences)
         return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
