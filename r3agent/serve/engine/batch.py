@@ -1,6 +1,7 @@
-"""The sequences being generated, and the two forwards that move them on: prefill and decode.
+"""The batch of running sequences, and its two forwards: prefill and decode.
 
-B is the number of sequences, R the number of distinct prompts in a prefill, P its longest prompt, V the vocabulary.
+Axes: B sequences, R distinct prompts of a prefill, N sequences that it starts, P tokens of its longest prompt, K
+positions whose logits it keeps, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from r3agent.serve.engine.request import PromptToken, SequenceState, TopLogprobs
 from r3agent.serve.engine.sampling import sample_tokens
 
 SCORED_AT_ONCE = 256
-"""Prompt positions whose whole distributions are held in memory at the same time."""
+"""Prompt positions whose whole distributions are in memory at the same time."""
 
 
 class Batch:
-    """Rows and their keys and values; sequence i of the batch lives in slot i of the cache."""
+    """Running sequences with their keys and values; sequence i has slot i of the cache."""
 
     def __init__(self, model: Any) -> None:
         self.sequences: list[SequenceState] = []
@@ -55,7 +56,7 @@ class Batch:
             if request.prompt_logprobs is not None and request.scored_prompt is None:
                 request.scored_prompt = score_prompt(logits_KV, request.prompt_token_ids, request.prompt_logprobs)
         last_N = torch.tensor([kept.index(lengths_R[source] - 1) for source in source_N], device=self._device)
-        self._append(sequences, logits_RKV[torch.tensor(source_N, device=self._device), last_N])
+        self._sample(sequences, logits_RKV[torch.tensor(source_N, device=self._device), last_N])
         self.sequences += sequences
 
     def decode(self) -> None:
@@ -76,10 +77,10 @@ class Batch:
             past_key_values=self._cache,
             use_cache=True,
         ).logits
-        self._append(self.sequences, logits_BTV[:, -1])
+        self._sample(self.sequences, logits_BTV[:, -1])
 
     def drop_finished(self) -> list[SequenceState]:
-        """Take finished sequences out; the last sequence moves into the slot of each."""
+        """Remove and return finished sequences; the last sequence moves into the slot of each."""
         finished = [sequence for sequence in self.sequences if sequence.finish_reason is not None]
         for slot in range(len(self.sequences) - 1, -1, -1):
             if self.sequences[slot].finish_reason is not None:
@@ -91,19 +92,13 @@ class Batch:
             self._cache.clear()
         return finished
 
-    def clear(self) -> list[SequenceState]:
-        """Take all sequences out."""
-        sequences, self.sequences = self.sequences, []
-        self._cache.clear()
-        return sequences
-
-    def _append(self, sequences: Sequence[SequenceState], logits_BV: Tensor) -> None:
+    def _sample(self, sequences: Sequence[SequenceState], logits_BV: Tensor) -> None:
         logprobs_BV = logits_BV.float().log_softmax(-1)
         tokens_B1 = sample_tokens(
             restrict_to_allowed(logprobs_BV, [sequence.request.allowed_token_ids for sequence in sequences]),
             [sequence.request.temperature for sequence in sequences],
             [sequence.request.top_p for sequence in sequences],
-            [sequence.uniform() for sequence in sequences],
+            [sequence.rng.random() for sequence in sequences],
         )
         tops = top_logprobs(logprobs_BV, [sequence.request.top_logprobs for sequence in sequences])
         chosen = logprobs_BV.gather(1, tokens_B1).squeeze(1).tolist()
@@ -115,7 +110,7 @@ class Batch:
 
 
 def restrict_to_allowed(logprobs_BV: Tensor, token_ids_B: Sequence[frozenset[int]]) -> Tensor:
-    """Minus infinity for what a sequence may not sample."""
+    """Set the logprobs of tokens that a sequence may not sample to minus infinity, and normalise the others."""
     if not any(token_ids_B):
         return logprobs_BV
     left_BV = logprobs_BV.clone()
@@ -129,7 +124,7 @@ def restrict_to_allowed(logprobs_BV: Tensor, token_ids_B: Sequence[frozenset[int
 
 
 def top_logprobs(logprobs_BV: Tensor, counts_B: Sequence[int]) -> list[TopLogprobs]:
-    """For each sequence, as many of its most likely tokens as it asks for."""
+    """Return the most likely tokens of each sequence, as many as its count."""
     most = max(counts_B)
     if most == 0:
         return [[] for _ in counts_B]
@@ -139,7 +134,7 @@ def top_logprobs(logprobs_BV: Tensor, counts_B: Sequence[int]) -> list[TopLogpro
 
 
 def score_prompt(logits_PV: Tensor, token_ids: Sequence[int], n_top: int) -> list[PromptToken]:
-    """What the model says of each prompt token after the first."""
+    """Compute logprob and rank of each prompt token after the first, with its `n_top` most likely alternatives."""
     scored: list[PromptToken] = []
     for start in range(0, len(token_ids) - 1, SCORED_AT_ONCE):
         targets = token_ids[start + 1 : start + 1 + SCORED_AT_ONCE]

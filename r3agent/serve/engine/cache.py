@@ -19,22 +19,22 @@ SLOT_STEP, COLUMN_STEP = 16, 64
 
 
 class SlotCache(Cache):
-    """The cache of all layers. Say what the next forward does, `prefill` or `decode`, then run it."""
+    """Keys and values of all layers; call `prefill` or `decode` before the forward that it describes."""
 
     def __init__(self, n_layers: int) -> None:
         self._slots = [SlotLayer() for _ in range(n_layers)]
         super().__init__(layers=list(self._slots))
 
     def prefill(self, first_slot: int, n_slots: int, source_N: Tensor | None) -> None:
-        """The next forward reads whole prompts, padded on the right, into N slots from `first_slot` on.
+        """Prepare for a forward that reads whole prompts, padded on the right, into N slots from `first_slot` on.
 
         Args:
-            source_N: which prompt of the forward each slot gets; `None` when it is one to one.
+            source_N: the prompt of the forward that each slot gets; `None` when it is one to one.
         """
         self._plan(Prefill(slice(first_slot, first_slot + n_slots), source_N))
 
     def decode(self, positions_B: Tensor, n_columns: int) -> None:
-        """The next forward reads one token for each of the B sequences, at `positions_B`."""
+        """Prepare for a forward that reads one token of each of the B sequences, at `positions_B`."""
         self._plan(Decode(torch.arange(len(positions_B), device=positions_B.device), positions_B, n_columns))
 
     def _plan(self, plan: Prefill | Decode) -> None:
@@ -103,10 +103,10 @@ class SlotLayer(CacheLayerMixin):
             self.stores = [_grow(store, slots, columns) for store in stores]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: `update` reserves what it needs."""
+        """Do nothing: `update` reserves what it needs."""
 
     def get_seq_length(self) -> int:
-        """Asked only in a prefill, which starts empty: a decode step brings its own positions and mask."""
+        """Return 0: only a prefill, which starts empty, asks; a decode step brings its own positions and mask."""
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -117,7 +117,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 def _grow(store: Tensor, slots: int, columns: int) -> Tensor:
-    """Zeros where nothing was: what a mask hides must still be a number."""
+    """Enlarge with zeros: what a mask hides must still be a number."""
     grown = store.new_zeros(slots, store.shape[1], columns, store.shape[3])
     grown[: store.shape[0], :, : store.shape[2]] = store
     return grown

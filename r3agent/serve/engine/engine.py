@@ -1,10 +1,11 @@
 """The batched decode loop, in a thread of its own.
 
-Rows join and leave the batch between the steps of a loop over the model's own forward (continuous batching). With 64
-clients the server gives three quarters of the tokens/s of a bare `model.generate` (`benchmarks/serve_throughput.py`).
-Measured on the bundled architecture at batch 64 on one core: `model.generate` spends four fifths of its time in
-`DynamicCache`, which copies all keys and values at every step, and transformers' continuous batching gives a quarter
-of `generate`'s tokens/s, because on a CPU each token attends to every page of its pool; nor does it know adapters.
+Sequences join and leave the batch between the steps of a loop over the model's own forward (continuous batching). With
+64 clients the server gives three quarters of the tokens/s of a bare `model.generate`
+(`benchmarks/serve_throughput.py`). Measured on the bundled architecture at batch 64 on one core: `model.generate`
+spends four fifths of its time in `DynamicCache`, which copies all keys and values at every step, and transformers'
+continuous batching gives a quarter of `generate`'s tokens/s, because on a CPU each token attends to every page of its
+pool; nor does it know adapters.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from r3agent.serve.engine.batch import Batch
 from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.model import ServedModel
 from r3agent.serve.engine.request import GenerationRequest, SequenceState
-from r3agent.serve.engine.scheduler import Admission, ControlOperation, ControlQueue
+from r3agent.serve.engine.scheduler import Admission, ControlOperation
 from r3agent.serve.engine.text import TextStream
 from r3agent.serve.errors import APIError, server_error
 
@@ -39,7 +40,7 @@ class Engine:
     Args:
         served: the model; from now on only the engine's thread touches its weights.
         max_batch: sequences generated at the same time.
-        max_waiting: sequences that may wait; what goes beyond is refused with 503.
+        max_waiting: sequences that may wait; further ones are refused with 503.
         kv_cache_gib: memory for keys and values.
         threads: of torch; default all but one of torch's own, which is for HTTP: on two cores a second thread halves
             the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
@@ -73,7 +74,7 @@ class Engine:
         self._admission = Admission(max_batch, max_tokens)
         self._unfinished: set[GenerationRequest] = set()
         self._cancelled: set[GenerationRequest] = set()
-        self._operations = ControlQueue()
+        self._control_queue: list[ControlOperation] = []
         self._paused = self._frozen = self._closing = False
         self._rng = random.Random()
         self._changed = threading.Condition()
@@ -83,7 +84,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the step under way; requests that are not finished fail."""
+        """Stop after the step under way; unfinished requests fail."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -99,19 +100,18 @@ class Engine:
 
     @property
     def load(self) -> int:
-        """Requests that are not finished."""
+        """Number of unfinished requests."""
         return len(self._unfinished)
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request; its `on_event` hears the rest.
+        """Queue a request, whose progress goes to its `on_event`.
 
         Raises:
             APIError: the queue is full, or the engine stopped.
         """
         request.sequences.extend(self._new_sequence(request, index) for index in range(request.n))
         with self._changed:
-            if not self.is_running:
-                raise _stopping()
+            self._require_running()
             if len(self._admission) + request.n > self._max_waiting:
                 raise APIError(
                     f"{len(self._admission)} completions are waiting and {request.n} more were asked for, the limit is "
@@ -123,17 +123,17 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, request: GenerationRequest) -> None:
-        """Its sequences leave before the next step; `on_event` is not called any more."""
+        """Drop a request before the next step; `on_event` is not called any more."""
         with self._changed:
             self._cancelled.add(request)
             self._changed.notify()
 
     def pause(self, mode: PauseMode) -> Future[None]:
-        """Hold new requests back; those under way are aborted, waited for, or kept where they are."""
+        """Admit no new requests; those under way are aborted, waited for, or kept where they are."""
         self._paused = True
         if mode == "wait":
             return self.when_empty(lambda: None)
-        return self._add(ControlOperation(lambda: True, self._abort_all if mode == "abort" else self._freeze))
+        return self._enqueue(ControlOperation(lambda: True, self._abort_all if mode == "abort" else self._freeze))
 
     def resume(self) -> None:
         with self._changed:
@@ -141,32 +141,36 @@ class Engine:
             self._changed.notify()
 
     def when_empty(self, run: Callable[[], None]) -> Future[None]:
-        """Run something in the engine's thread once the batch is empty; sequences that wait stay queued until then.
+        """Call `run` in the engine's thread once the batch is empty; waiting sequences stay queued until then.
 
         Raises:
             APIError: the batch is frozen and would never be empty.
         """
         if self._frozen and self._batch.sequences:
             raise APIError(f"{len(self._batch.sequences)} completions are held by /pause?mode=keep: /resume first")
-        return self._add(ControlOperation(lambda: not self._batch.sequences, run, holds=True))
+        return self._enqueue(ControlOperation(lambda: not self._batch.sequences, run, blocks_admission=True))
 
     def when_unused(self, adapter: Adapter) -> Future[None]:
-        """Done when no request uses the adapter, or while requests are held by a pause."""
-        return self._add(
-            ControlOperation(
-                lambda: self._paused or all(r.adapter is not adapter for r in self._unfinished), lambda: None
-            )
-        )
+        """Wait until no request uses the adapter, or the engine is paused."""
 
-    def _add(self, operation: ControlOperation) -> Future[None]:
+        def is_unused() -> bool:
+            return self._paused or all(request.adapter is not adapter for request in self._unfinished)
+
+        return self._enqueue(ControlOperation(is_unused, lambda: None))
+
+    def _enqueue(self, operation: ControlOperation) -> Future[None]:
         with self._changed:
-            if not self.is_running:
-                raise _stopping()
+            self._require_running()
+            self._control_queue.append(operation)
             self._changed.notify()
-            return self._operations.add(operation)
+        return operation.done
+
+    def _require_running(self) -> None:
+        if not self.is_running:
+            raise _stopping()
 
     def _new_sequence(self, request: GenerationRequest, index: int) -> SequenceState:
-        """The n completions of a seeded request have consecutive seeds, as in vLLM."""
+        """Make one of the n sequences; those of a seeded request have consecutive seeds, as in vLLM."""
         rng = self._rng if request.seed is None else random.Random(request.seed + index)
         text = TextStream(self.served.tokenizer, request.stop) if request.stop or request.stream else None
         return SequenceState(request, index, rng, text)
@@ -183,26 +187,30 @@ class Engine:
             with self._changed:
                 self._closing = True
             self._fail(self._unfinished.copy(), _stopping())
-            self._operations.fail(_stopping())
+            for operation in self._control_queue:
+                operation.done.set_exception(_stopping())
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; false when the engine is to stop."""
+        """Sleep until there is something to do; return False when the engine is to stop."""
         with self._changed:
             self._changed.wait_for(self._has_work)
             return not self._closing
 
     def _has_work(self) -> bool:
         generates = not self._frozen and (bool(self._batch.sequences) or self._admits)
-        return generates or self._closing or bool(self._cancelled) or self._operations.any_ready
+        interrupted = self._closing or bool(self._cancelled)
+        return generates or interrupted or any(operation.is_ready() for operation in self._control_queue)
 
     @property
     def _admits(self) -> bool:
-        return len(self._admission) > 0 and not self._paused and not self._operations.any_holds
+        blocked = self._paused or any(operation.blocks_admission for operation in self._control_queue)
+        return len(self._admission) > 0 and not blocked
 
     def _step(self) -> None:
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
-            operations = self._operations.take_ready()
+            operations = [operation for operation in self._control_queue if operation.is_ready()]
+            self._control_queue = [operation for operation in self._control_queue if operation not in operations]
         if cancelled:
             self._drop(cancelled)
         for operation in operations:
@@ -215,7 +223,7 @@ class Engine:
             self._forward(self._batch.sequences, self._batch.decode)
 
     def _forward(self, sequences: Iterable[SequenceState], run: Callable[[], None]) -> None:
-        """Run the model for some sequences and tell those who wait what came of it."""
+        """Run the model for some sequences and report the result to their requests."""
         requests = {sequence.request for sequence in sequences}
         try:
             run()
@@ -223,8 +231,9 @@ class Engine:
             self._fail(requests, error)
             return
         for sequence in self._batch.sequences:
-            if sequence.request.stream and sequence.request in requests and sequence.request.error is None:
-                sequence.request.on_event(sequence.chunk())
+            request = sequence.request
+            if request.stream and request in requests and request.error is None:
+                request.on_event(sequence.chunk())
         for request in {sequence.request for sequence in self._batch.drop_finished()}:
             if request.error is not None:
                 self._fail({request}, request.error)
@@ -247,17 +256,17 @@ class Engine:
             logger.error("generation failed", exc_info=error)
         self._drop(requests)
         for request in requests:
-            request.on_event(error if isinstance(error, APIError) else server_error(error))
+            request.on_event(server_error(error))
 
     def _abort_all(self) -> None:
-        """End everything under way with what it has; as vLLM, with `finish_reason = "abort"`."""
+        """Finish all requests under way with the tokens they have; `finish_reason` is "abort", as in vLLM."""
         aborted = self._unfinished.copy()
-        for sequence in (
-            sequence for request in aborted for sequence in request.sequences if sequence.finish_reason is None
-        ):
-            sequence.finish("abort")
-            if sequence.request.stream:
-                sequence.request.on_event(sequence.chunk())
+        for request in aborted:
+            for sequence in request.sequences:
+                if sequence.finish_reason is None:
+                    sequence.finish("abort")
+                    if request.stream:
+                        request.on_event(sequence.chunk())
         self._drop(aborted)
         for request in aborted:
             request.on_event(None)

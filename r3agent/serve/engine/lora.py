@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them: read, and checked against the base before anything changes."""
+"""Reading of LoRA adapters as peft saves them, checked against the base before anything changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from r3agent.errors import ConfigError
 
 PREFIX = "base_model.model."
-"""What peft puts before the name of every module of the base."""
+"""Prefix that peft puts before the name of every module of the base."""
 
 UNSUPPORTED = {
     "alpha_pattern": (None, {}),
@@ -37,9 +37,9 @@ class Adapter:
     path: str
     rank: int
     down: dict[str, Tensor]
-    """By module: [rank, inputs]."""
+    """Matrices by module, [rank, inputs] each."""
     up: dict[str, Tensor]
-    """By module: [outputs, rank], times the adapter's scaling."""
+    """Matrices by module, [outputs, rank] each, times the adapter's scaling."""
 
 
 def read_adapter(name: str, path: str, model: Any) -> Adapter:
@@ -80,17 +80,17 @@ def _scaling(config: dict[str, Any]) -> float:
 
 
 def _fit_to_base(path: str, model: Any, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices in the base's dtype and on its device."""
+    """Check the matrices' shapes; return them in the base's dtype and on its device."""
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
         raise ConfigError(
             f"adapter {path} adapts {name}, which is no linear layer inside this model: it was trained on another "
             "base model"
         )
-    wanted = (rank, module.in_features), (module.out_features, rank)
-    if (tuple(down.shape), tuple(up.shape)) != wanted:
+    expected = (rank, module.in_features), (module.out_features, rank)
+    if (tuple(down.shape), tuple(up.shape)) != expected:
         raise ConfigError(
             f"adapter {path}: {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, this model needs "
-            f"{wanted[0]} and {wanted[1]}: it was trained on another base model"
+            f"{expected[0]} and {expected[1]}: it was trained on another base model"
         )
     return down.to(module.weight), up.to(module.weight)

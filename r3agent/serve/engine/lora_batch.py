@@ -1,4 +1,4 @@
-"""Rows of several adapters, and of none, in one forward.
+"""One forward for rows of several adapters, and of none.
 
 The matrices of the adapters in the batch are joined along the rank, and a mask keeps each row to its own columns. On
 the bundled policy this adds a tenth to a step of 64 rows; peft's mixed batches double it, and one forward for each

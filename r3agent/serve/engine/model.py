@@ -1,4 +1,4 @@
-"""The model of the server: loading it, and reading other weights into it in place."""
+"""Loading of the served model, and replacing its weights in place."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ServedModel:
     model: Any
     tokenizer: Any
     max_model_len: int
-    """Tokens of prompt and completion together."""
+    """Limit of the tokens of prompt and completion together."""
     eos_token_id: int | None
     stop_token_ids: frozenset[int]
-    """All tokens that end a turn."""
+    """Tokens that end a turn."""
 
     @property
     def vocab_size(self) -> int:
@@ -35,7 +35,7 @@ class ServedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Of the keys and values of all layers."""
+        """Bytes of the keys and values of all layers."""
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -53,7 +53,7 @@ def load_model(
     """Load a checkpoint directory, a hub id or `bundled`.
 
     Args:
-        name: what it is served as; default the directory's name.
+        name: the served name; default the directory's name.
         dtype: e.g. `bfloat16`; default float32 on a CPU, elsewhere the checkpoint's own.
         device: default CUDA where there is one.
         max_model_len: default the model's own limit.
@@ -78,14 +78,14 @@ def load_model(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        max_model_len=_context(path, model.config.get_text_config(), max_model_len),
+        max_model_len=_max_model_len(path, model.config.get_text_config(), max_model_len),
         eos_token_id=tokenizer.eos_token_id,
         stop_token_ids=frozenset(stop_token_ids),
     )
 
 
 def read_weights(path: str, dtype: str | torch.dtype) -> Any:
-    """A model with every weight read from `path`.
+    """Load a model with every weight read from `path`.
 
     Raises:
         ConfigError: it is missing or incomplete.
@@ -104,7 +104,7 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
 
 
 def read_matching(model: nn.Module, path: str) -> dict[str, Tensor]:
-    """The parameters of another checkpoint, one for each of `model`'s.
+    """Read the parameters of another checkpoint, one for each of `model`'s.
 
     Raises:
         ConfigError: they are missing, incomplete or of another shape.
@@ -128,8 +128,8 @@ def replace_weights(model: nn.Module, fresh: dict[str, Tensor]) -> None:
         parameter.copy_(fresh[name])
 
 
-def _context(path: str, config: Any, wanted: int | None) -> int:
-    """The longest sequence served: within one attention window, sliding attention is full attention."""
+def _max_model_len(path: str, config: Any, max_model_len: int | None) -> int:
+    """Return the longest sequence served; within one attention window, sliding attention is full attention."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= ATTENTION_KINDS:
         raise ConfigError(
@@ -140,6 +140,6 @@ def _context(path: str, config: Any, wanted: int | None) -> int:
     if "sliding_attention" in kinds or getattr(config, "use_sliding_window", True):
         limits.append(getattr(config, "sliding_window", None) or limits[0])
     limit = min(limits)
-    if wanted is not None and not 1 < wanted <= limit:
-        raise ConfigError(f"max_model_len = {wanted}: the model allows 2 to {limit}")
-    return wanted or limit
+    if max_model_len is not None and not 1 < max_model_len <= limit:
+        raise ConfigError(f"max_model_len = {max_model_len}: the model allows 2 to {limit}")
+    return max_model_len or limit

@@ -1,4 +1,4 @@
-"""What is asked of the engine: a request, its n sequences, and what is told to whoever waits for it."""
+"""Generation requests, the n sequences of each, and the events that report their progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TopLogprobs: TypeAlias = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step added to one sequence of a streamed request."""
+    """Tokens that one step added to one sequence of a streamed request."""
 
     index: int
     token_ids: tuple[int, ...]
@@ -30,17 +30,17 @@ class Chunk:
 
 
 Event: TypeAlias = Chunk | BaseException | None
-"""A chunk of a stream, the error that ended the request, or `None`: all sequences are finished."""
+"""A chunk of a stream, the error that ended the request, or `None` when all sequences are finished."""
 
 
 @dataclass(frozen=True)
 class PromptToken:
-    """How likely the model finds one token of the prompt after those before it."""
+    """Logprob and rank of one token of the prompt, given those before it."""
 
     token_id: int
     logprob: float
     rank: int
-    """1 is the most likely token."""
+    """Position among all tokens; 1 is the most likely."""
     top_logprobs: TopLogprobs
 
 
@@ -57,22 +57,22 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     stop_token_ids: frozenset[int] = frozenset()
     eos_token_id: int | None = None
-    """Of `stop_token_ids`, the one that is not reported as a stop reason."""
+    """The one of `stop_token_ids` that is not reported as a stop reason."""
     allowed_token_ids: frozenset[int] = frozenset()
-    """Nothing else is sampled; empty allows all. Logprobs are what they are without it."""
+    """The only tokens that are sampled; empty allows all. Logprobs are reported as if all were allowed."""
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
-    """How many of the most likely tokens to report beside each prompt token."""
+    """Number of most likely tokens to report beside each prompt token; `None` scores no prompt."""
     adapter: Adapter | None = None
     stream: bool = False
     on_event: Callable[[Event], object] = lambda event: None
-    """Called in the engine's thread."""
+    """Callback, called in the engine's thread."""
 
     error: Exception | None = field(default=None, init=False)
-    """Why it cannot go on."""
+    """The error that ended it."""
     sequences: list[SequenceState] = field(default_factory=list, init=False)
     scored_prompt: list[PromptToken] | None = field(default=None, init=False)
-    """From the second prompt token on, when `prompt_logprobs` is set."""
+    """Scores from the second prompt token on, when `prompt_logprobs` is set."""
 
     @property
     def max_length(self) -> int:
@@ -83,30 +83,30 @@ class GenerationRequest:
         return all(sequence.finish_reason is not None for sequence in self.sequences)
 
 
+@dataclass(eq=False)
 class SequenceState:
-    """One of the n completions of a request: a sequence of the batch."""
+    """One of the n completions of a request, as far as it is generated."""
 
-    def __init__(self, request: GenerationRequest, index: int, rng: random.Random, text: TextStream | None) -> None:
-        self.request = request
-        self.index = index
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.top_logprobs: list[TopLogprobs] = []
-        self.text = text
-        self.finish_reason: FinishReason | None = None
-        self.stop_reason: int | str | None = None
-        self.uniform = rng.random
-        """Draws the sequence's next random number."""
-        self._streamed = 0
+    request: GenerationRequest
+    index: int
+    rng: random.Random
+    text: TextStream | None
+    """Decoder of its text, where a stop string or a stream needs the text as it comes."""
+    token_ids: list[int] = field(default_factory=list, init=False)
+    logprobs: list[float] = field(default_factory=list, init=False)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list, init=False)
+    finish_reason: FinishReason | None = field(default=None, init=False)
+    stop_reason: int | str | None = field(default=None, init=False)
+    _streamed: int = field(default=0, init=False)
 
     @property
     def position(self) -> int:
-        """Of the last token, which the next step reads."""
+        """Position of the last token, which the next step reads."""
         return len(self.request.prompt_token_ids) + len(self.token_ids) - 1
 
     @property
     def visible_token_ids(self) -> list[int]:
-        """Without the token that ended the turn."""
+        """Sampled tokens without the one that ended the turn."""
         ended = self.token_ids and self.token_ids[-1] in self.request.stop_token_ids
         return self.token_ids[:-1] if ended else self.token_ids
 
@@ -130,12 +130,12 @@ class SequenceState:
             self.text.finish(stopped=isinstance(stop_reason, str))
 
     def fail(self, error: Exception) -> None:
-        """Leave the batch; the whole request fails."""
+        """End the sequence with an error that fails its whole request."""
         self.request.error = error
         self.finish("abort")
 
     def chunk(self) -> Chunk:
-        """What came since the last chunk, for a stream."""
+        """Return what came since the last chunk."""
         new = slice(self._streamed, len(self.token_ids))
         self._streamed = len(self.token_ids)
         return Chunk(

@@ -1,4 +1,4 @@
-"""One token for each row of a batch, every row with its own temperature, nucleus and random numbers.
+"""Sampling of one token for each row of a batch, with a temperature, a top_p and random numbers of its own.
 
 A row draws one number in [0, 1) per token and takes the token at which the cumulative distribution, in the order
 of the vocabulary, passes it. So a seeded row depends on nothing else in its batch, as far as the logits do not.
@@ -18,11 +18,11 @@ def sample_tokens(
     top_ps_B: Sequence[float],
     uniforms_B: Sequence[float],
 ) -> Tensor:
-    """Token ids, [B, 1].
+    """Sample token ids, [B, 1].
 
     Args:
         logprobs_BV: log softmax of the model's logits.
-        temperatures_B: 0 takes the most likely token.
+        temperatures_B: the divisors of the logprobs; 0 takes the most likely token.
         top_ps_B: the smallest set of most likely tokens with at least this much probability is drawn from.
         uniforms_B: a random number in [0, 1) for each row.
     """
@@ -52,7 +52,7 @@ def _probabilities(logprobs_BV: Tensor, temperatures_B: Sequence[float]) -> Tens
 
 
 def _nucleus(probs_BV: Tensor, top_ps_B1: Tensor) -> Tensor:
-    """Zero outside the nucleus. A token stays while those more likely than it hold less than top_p."""
+    """Set to zero what is outside the nucleus. A token stays if those more likely than it hold less than top_p."""
     ordered_BV, order_BV = probs_BV.sort(descending=True, stable=True, dim=-1)
     before_BV = ordered_BV.cumsum(-1) - ordered_BV
     outside_BV = (before_BV >= top_ps_B1) & (top_ps_B1 < 1)

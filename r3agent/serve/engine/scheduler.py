@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from r3agent.serve.engine.request import GenerationRequest, SequenceState
 
 MAX_PREFILL_TOKENS = 2048
-"""Of one prefill, padding included; sequences that are being generated wait this long at most."""
+"""Tokens of one prefill, padding included, which bounds how long a prefill delays the running sequences."""
 MAX_STEPS_WAITED = 4
 MIN_JOINING = 1 / 8
 """A prefill costs about as much for one sequence as for a few, so while the batch is busy sequences wait up to
@@ -18,11 +18,11 @@ MIN_JOINING = 1 / 8
 
 
 class Admission:
-    """The queue, first come first served.
+    """The queue of waiting sequences, first come first served.
 
     Args:
         max_batch: sequences generated at the same time.
-        max_tokens: sequences times the longest they may grow to.
+        max_tokens: limit of the batch's size times the greatest length of its sequences.
     """
 
     def __init__(self, max_batch: int, max_tokens: int) -> None:
@@ -41,27 +41,27 @@ class Admission:
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in requests)
 
     def take(self, batch: Sequence[SequenceState]) -> list[SequenceState]:
-        """The sequences that join `batch` now. Called once for each step."""
+        """Remove from the queue the sequences that join `batch` now. Called once for each step."""
         self._steps_waited += 1
         if len(self._waiting) < MIN_JOINING * len(batch) and self._steps_waited < MAX_STEPS_WAITED:
             return []
         self._steps_waited = 0
-        taken: list[SequenceState] = []
+        joining: list[SequenceState] = []
         longest = max((sequence.request.max_length for sequence in batch), default=0)
         prompts: dict[GenerationRequest, int] = {}
         while self._waiting:
             request = self._waiting[0].request
-            n_sequences = len(batch) + len(taken) + 1
+            size = len(batch) + len(joining) + 1
             longest = max(longest, request.max_length)
-            if n_sequences > self._max_batch or n_sequences * longest > self._max_tokens or not _fits(prompts, request):
+            if size > self._max_batch or size * longest > self._max_tokens or not _fits(prompts, request):
                 break
             prompts[request] = len(request.prompt_token_ids)
-            taken.append(self._waiting.popleft())
-        return taken
+            joining.append(self._waiting.popleft())
+        return joining
 
 
 def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> bool:
-    """Whether a request's prompt can be read in the same forward as `prompts`."""
+    """Return True if a request's prompt can be read in the same forward as `prompts`."""
     if not prompts or request in prompts:
         return True
     if request.prompt_logprobs is not None or any(r.prompt_logprobs is not None for r in prompts):
@@ -71,11 +71,11 @@ def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> 
 
 @dataclass(eq=False)
 class ControlOperation:
-    """Run once it is `ready`."""
+    """Work that another thread hands to the engine's thread, which runs it between two steps once it is ready."""
 
-    ready: Callable[[], bool]
+    is_ready: Callable[[], bool]
     run: Callable[[], None]
-    holds: bool = False
+    blocks_admission: bool = False
     """No sequence joins the batch before it has run."""
     done: Future[None] = field(default_factory=Future)
 
@@ -86,32 +86,3 @@ class ControlOperation:
             self.done.set_exception(error)
         else:
             self.done.set_result(None)
-
-
-class ControlQueue:
-    """In the order they were asked for."""
-
-    def __init__(self) -> None:
-        self._operations: list[ControlOperation] = []
-
-    def add(self, operation: ControlOperation) -> Future[None]:
-        self._operations.append(operation)
-        return operation.done
-
-    @property
-    def any_ready(self) -> bool:
-        return any(operation.ready() for operation in self._operations)
-
-    @property
-    def any_holds(self) -> bool:
-        return any(operation.holds for operation in self._operations)
-
-    def take_ready(self) -> list[ControlOperation]:
-        ready = [operation for operation in self._operations if operation.ready()]
-        self._operations = [operation for operation in self._operations if operation not in ready]
-        return ready
-
-    def fail(self, error: Exception) -> None:
-        for operation in self._operations:
-            operation.done.set_exception(error)
-        self._operations.clear()

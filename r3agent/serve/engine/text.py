@@ -1,4 +1,4 @@
-"""Tokens to text: whole at the end, or as they come where a stop string or a stream needs it."""
+"""Decoding of tokens to text: whole at the end, or as they come where a stop string or a stream needs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """Decodes one sequence token by token and looks for stop strings, which are left out of the text.
+    """Decodes one sequence token by token and ends it before a stop string.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -26,7 +26,7 @@ class TextStream:
         self._emitted = 0
 
     def append(self, token_id: int) -> str | None:
-        """Add a token; returns the stop string that it completed."""
+        """Add a token; return the stop string that it completed."""
         self._token_ids.append(token_id)
         piece = self._decode(token_id)
         searched_to = len(self.text)
@@ -48,21 +48,21 @@ class TextStream:
             return self._decoder.step(self._tokenizer.backend_tokenizer, token_id) or ""
 
     def finish(self, *, stopped: bool) -> None:
-        """No token follows: what was an incomplete character stays as the decoder shows it."""
+        """Complete the text after the last token; an incomplete character stays as the decoder shows it."""
         if not stopped:
             whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
             self.text = whole if whole.startswith(self.text) else self.text
         self._lookback = 0
 
     def take_new_text(self) -> str:
-        """Text that came since the last call, without what may still turn out to be a stop string."""
+        """Return the text that came since the last call, without what may still turn out to be a stop string."""
         end = max(self._emitted, len(self.text) - self._lookback)
         new, self._emitted = self.text[self._emitted : end], end
         return new
 
 
 class Detokenizer:
-    """Text of whole completions and of single tokens; the latter is remembered, as logprobs name every token."""
+    """Decoder of whole completions and of single tokens, which it remembers because logprobs name every token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -72,7 +72,7 @@ class Detokenizer:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def token(self, token_id: int) -> tuple[str, list[int]]:
-        """A token's text and its UTF-8 bytes."""
+        """Return a token's text and its UTF-8 bytes."""
         token = self._tokens.get(token_id)
         if token is None:
             text = self._tokenizer.decode([token_id])

@@ -1,4 +1,4 @@
-"""What is served, and changing it: vLLM's model, adapter and development routes."""
+"""The served models, and vLLM's model, adapter and development routes, which change them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from r3agent.serve.http.protocol import (
 
 
 class ServedModels:
-    """Every name stands for the same weights as long as it is served."""
+    """The base model and the adapters loaded beside it; a name stands for the same weights as long as it is served."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -37,7 +37,7 @@ class ServedModels:
         self._changing = asyncio.Lock()
 
     def resolve(self, name: str | None) -> tuple[str, Adapter | None]:
-        """The name that is answered with, and the adapter behind it.
+        """Return the name to answer with, and the adapter behind it.
 
         Raises:
             APIError: nothing is served under that name.
@@ -49,7 +49,7 @@ class ServedModels:
         return name, self._adapters[name]
 
     def cards(self) -> list[dict[str, Any]]:
-        """As /v1/models lists them, the base first."""
+        """List the models in the shape of /v1/models, the base first."""
         base = self._card(self._served.name, self._served.path, None, self._served.max_model_len)
         return [base, *(self._card(a.name, a.path, self._served.name, None) for a in self._adapters.values())]
 
@@ -58,7 +58,8 @@ class ServedModels:
         return {**card, "root": root, "parent": parent, "max_model_len": max_model_len, "permission": []}
 
     async def load_adapter(self, name: str, path: str) -> None:
-        """
+        """Serve an adapter under a name of its own.
+
         Raises:
             APIError: the name is taken, or the adapter is missing, incomplete or of another base.
         """
@@ -72,13 +73,12 @@ class ServedModels:
                     param="lora_name",
                 )
             try:
-                adapter = await asyncio.to_thread(read_adapter, name, path, self._served.model)
+                self._adapters[name] = await asyncio.to_thread(read_adapter, name, path, self._served.model)
             except FileNotFoundError as error:
                 message = f"Loading lora {name} failed: {error}"
                 raise APIError(message, HTTPStatus.NOT_FOUND, "lora_path") from error
             except ConfigError as error:
                 raise APIError(str(error), param="lora_path") from error
-            self._adapters[name] = adapter
 
     async def unload_adapter(self, name: str) -> None:
         """Take the name away, and return when the requests that use it are done or held by a pause.
@@ -114,7 +114,7 @@ class ServedModels:
 
 
 class AdminRoutes:
-    """Everything but generation."""
+    """Handlers of all routes but generation."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
@@ -157,7 +157,7 @@ class AdminRoutes:
         return json_response({"results": [None]})
 
     async def reset_prefix_cache(self, http: Request) -> Response:
-        """Prefixes are shared within one request only, so nothing outlives it."""
+        """Confirm, and do nothing: prefixes are shared within one request only, so nothing outlives it."""
         return json_response({"success": True})
 
     async def pause(self, http: Request) -> Response:

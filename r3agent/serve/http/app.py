@@ -18,19 +18,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from r3agent.serve.engine.engine import Engine
-from r3agent.serve.errors import APIError, error_response, server_error
+from r3agent.serve.errors import APIError, server_error
 from r3agent.serve.http.admin import AdminRoutes, ServedModels
 from r3agent.serve.http.generation import GenerationRoutes
 
 OPEN_PATHS = {"/health", "/version"}
-"""Answered without a key."""
+"""Paths that need no key."""
 
 
 def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
-    """The application; its lifespan starts and stops the engine.
+    """Make the application, whose lifespan starts and stops the engine.
 
     Args:
-        api_key: asked for as `Authorization: Bearer KEY` on every route but /health and /version.
+        engine: generates what is asked for.
+        api_key: demanded as `Authorization: Bearer KEY` on every route but /health and /version.
     """
     models = ServedModels(engine)
     generation, admin = GenerationRoutes(engine, models), AdminRoutes(engine, models)
@@ -62,41 +63,34 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
             Route("/load", admin.load),
         ],
         middleware=[Middleware(BearerAuth, api_key=api_key)] if api_key else [],
-        exception_handlers={APIError: _api_error, HTTPException: _http_error, Exception: _unexpected_error},
+        exception_handlers=dict.fromkeys((APIError, HTTPException, Exception), _error_response),
         lifespan=lifespan,
     )
 
 
 class BearerAuth:
-    """Refuses requests without the key; an ASGI middleware."""
+    """ASGI middleware that refuses requests without the key."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
         self._digest = hashlib.sha256(api_key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows_key(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(Headers(scope=scope)):
             await self._app(scope, receive, send)
         else:
             message = "the API key is missing or wrong; send `Authorization: Bearer KEY`"
-            await error_response(APIError(message, HTTPStatus.UNAUTHORIZED))(scope, receive, send)
+            await APIError(message, HTTPStatus.UNAUTHORIZED).response()(scope, receive, send)
 
-    def _knows_key(self, headers: Headers) -> bool:
+    def _has_key(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and secrets.compare_digest(
             hashlib.sha256(key.encode()).digest(), self._digest
         )
 
 
-async def _api_error(_request: Request, error: Exception) -> Response:
-    return error_response(error if isinstance(error, APIError) else server_error(error))
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """An unknown path or method."""
-    status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
-    return error_response(APIError(f"{request.method} {request.url.path}: {status.phrase}", status))
-
-
-async def _unexpected_error(_request: Request, error: Exception) -> Response:
-    return error_response(server_error(error))
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):  # of the router: an unknown path or method
+        status = HTTPStatus(error.status_code)
+        error = APIError(f"{request.method} {request.url.path}: {status.phrase}", status)
+    return server_error(error).response()

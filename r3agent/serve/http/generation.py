@@ -22,11 +22,11 @@ from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest
 from r3agent.serve.http.responses import Responses
 
 CLIENT_LEFT = Response(status_code=499)
-"""Nobody reads it."""
+"""Response that nobody reads."""
 
 
 class GenerationRoutes:
-    """Requests to the engine, and what it says to response bodies."""
+    """Handlers that turn HTTP requests into the engine's, and its events into response bodies."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ class GenerationRoutes:
         model, adapter = self._models.resolve(body.model)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         request = self._request(body, chat_prompt(self._served, body), limit, adapter, body.top_logprobs)
-        responses = self._responses(body, request, model, "chatcmpl", logprobs=body.logprobs)
+        responses = Responses(request, model, self._detokenizer, body.return_token_ids, body.logprobs)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(self._stream(self._events(request), responses, usage), lambda: self._cancel(request))
@@ -55,7 +55,7 @@ class GenerationRoutes:
         prompt = completion_prompt(self._served, body)
         request = self._request(body, prompt, body.max_tokens, adapter, body.logprobs or 0)
         request.prompt_logprobs = body.prompt_logprobs
-        responses = self._responses(body, request, model, "cmpl", logprobs=body.logprobs is not None)
+        responses = Responses(request, model, self._detokenizer, body.return_token_ids, body.logprobs is not None)
         return json_response(responses.completion()) if await self._wait_until_finished(request, http) else CLIENT_LEFT
 
     def _request(
@@ -66,9 +66,10 @@ class GenerationRoutes:
         adapter: Adapter | None,
         top_logprobs: int,
     ) -> GenerationRequest:
-        """
+        """Make the engine's request.
+
         Raises:
-            APIError: more tokens are asked for than the model can ever hold.
+            APIError: it asks for more tokens than the model can ever hold, or for tokens that it does not have.
         """
         if body.stream_options is not None and not body.stream:
             raise APIError("Stream options can only be defined when `stream=True`.", param="stream_options")
@@ -80,9 +81,9 @@ class GenerationRoutes:
                 param="max_tokens",
             )
         allowed = frozenset(body.allowed_token_ids or ())
-        if allowed and max(allowed) >= (known := self._served.vocab_size):
+        if allowed and max(allowed) >= (size := self._served.vocab_size):
             raise APIError(
-                f"allowed_token_ids contains {max(allowed)}, which is out of the vocabulary of {known} tokens.",
+                f"allowed_token_ids contains {max(allowed)}, which is out of the vocabulary of {size} tokens.",
                 param="allowed_token_ids",
             )
         room = longest - len(prompt_token_ids)
@@ -102,59 +103,41 @@ class GenerationRoutes:
             stream=body.stream,
         )
 
-    def _responses(
-        self, body: SamplingFields, request: GenerationRequest, model: str, prefix: str, *, logprobs: bool
-    ) -> Responses:
-        return Responses(
-            request,
-            model=model,
-            prefix=prefix,
-            detokenizer=self._detokenizer,
-            token_ids=body.return_token_ids,
-            logprobs=logprobs,
-        )
-
-    async def _wait_until_finished(self, request: GenerationRequest, http: Request) -> bool:
-        """Wait for all rows; false when the client left, whose work is cancelled."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-        request.on_event = lambda event: loop.call_soon_threadsafe(_resolve, done, event)
-        self._engine.submit(request)
-        left = asyncio.ensure_future(_wait_for_disconnect(http))
-        try:
-            await asyncio.wait({done, left}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            left.cancel()
-            if not done.done():
-                self._engine.cancel(request)
-        if done.done():
-            await done
-            return True
-        return False
-
     def _events(self, request: GenerationRequest) -> asyncio.Queue[Event]:
+        """Submit a request; its events arrive in the queue."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         request.on_event = lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
         self._engine.submit(request)
         return events
 
+    async def _wait_until_finished(self, request: GenerationRequest, http: Request) -> bool:
+        """Submit a request and wait for its last event; return False if the client left, whose work is cancelled."""
+        end = asyncio.ensure_future(self._events(request).get())
+        left = asyncio.ensure_future(_wait_for_disconnect(http))
+        try:
+            await asyncio.wait({end, left}, return_when=asyncio.FIRST_COMPLETED)
+            if end.done() and isinstance(event := end.result(), BaseException):
+                raise server_error(event)
+            return end.done()
+        finally:
+            left.cancel()
+            if not end.done():
+                end.cancel()
+                self._engine.cancel(request)
+
     async def _stream(self, events: asyncio.Queue[Event], responses: Responses, usage: bool) -> AsyncIterator[bytes]:
         """Server-sent events: the start of each choice, its tokens, the usage; a stream that is behind catches up."""
         bodies = list(responses.chat_starts())
-        while True:
-            event = await events.get()
-            if isinstance(event, Chunk):
-                bodies.append(responses.chat_delta(event))
-                if events.empty():
-                    yield b"".join(map(_sse, bodies))
-                    bodies.clear()
-                continue
-            if isinstance(event, BaseException):
-                bodies.append((event if isinstance(event, APIError) else server_error(event)).body())
-            elif usage:
-                bodies.append(responses.chat_usage())
-            yield b"".join(map(_sse, bodies)) + b"data: [DONE]\n\n"
-            return
+        while isinstance(event := await events.get(), Chunk):
+            bodies.append(responses.chat_delta(event))
+            if events.empty():
+                yield b"".join(map(_sse, bodies))
+                bodies.clear()
+        if event is not None:
+            bodies.append(server_error(event).body())
+        elif usage:
+            bodies.append(responses.chat_usage())
+        yield b"".join(map(_sse, bodies)) + b"data: [DONE]\n\n"
 
     def _cancel(self, request: GenerationRequest) -> None:
         if not request.is_finished:
@@ -162,7 +145,7 @@ class GenerationRoutes:
 
 
 class EventStream(StreamingResponse):
-    """Calls `on_close` when the stream has ended, or the client is gone."""
+    """Stream of server-sent events that calls `on_close` when it has ended, or the client is gone."""
 
     def __init__(self, content: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
         super().__init__(content, media_type="text/event-stream")
@@ -173,15 +156,6 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._on_close()
-
-
-def _resolve(done: asyncio.Future[None], event: Event) -> None:
-    if done.done():
-        return
-    if isinstance(event, BaseException):
-        done.set_exception(event)
-    else:
-        done.set_result(None)
 
 
 async def _wait_for_disconnect(http: Request) -> None:

@@ -1,4 +1,4 @@
-"""Requests to token ids: chat messages through the model's own template."""
+"""Prompts of requests as token ids; chat messages go through the model's own template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest
 
 
 def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int]:
-    """
+    """Render the messages with the model's chat template and tokenise the text.
+
     Raises:
         APIError: the template cannot express the request, or the prompt leaves no room to answer.
     """
@@ -42,7 +43,8 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
 
 
 def completion_prompt(served: ServedModel, request: CompletionRequest) -> list[int]:
-    """
+    """Tokenise a text prompt; check the token ids of any other.
+
     Raises:
         APIError: a token id is not in the vocabulary, or the prompt leaves no room to answer.
     """
@@ -69,7 +71,7 @@ def _check_length(served: ServedModel, ids: list[int], param: str) -> list[int]:
 
 
 def _plain_message(index: int, message: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates expect it: plain text, and tool arguments as objects."""
+    """Bring a message into the form that templates expect: plain text, and tool arguments as objects."""
     if not isinstance(message.get("role"), str):
         raise APIError(f"messages.{index}.role: every message needs one", param="messages")
     content = message.get("content")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 from uuid import uuid4
@@ -12,84 +13,89 @@ from r3agent.serve.engine.request import Chunk, GenerationRequest, PromptToken, 
 from r3agent.serve.engine.text import Detokenizer
 
 
+@dataclass
 class Responses:
-    """Builds the bodies of one completion request.
+    """Builder of the bodies of one completion request."""
 
-    Args:
-        request: what was generated.
-        model: the name that is answered with.
-        prefix: of the id: `chatcmpl` or `cmpl`.
-        token_ids: include them.
-        logprobs: include them.
-    """
+    request: GenerationRequest
+    model: str
+    """The name that is answered with."""
+    detokenizer: Detokenizer
+    token_ids: bool
+    """Include token ids."""
+    logprobs: bool
+    """Include logprobs."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: uuid4().hex)
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        *,
-        model: str,
-        prefix: str,
-        detokenizer: Detokenizer,
-        token_ids: bool,
-        logprobs: bool,
-    ) -> None:
-        self._request = request
-        self._detokenizer = detokenizer
-        self._token_ids = token_ids
-        self._logprobs = logprobs
-        self._head = {"id": f"{prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
+    def _body(self, prefix: str, kind: str) -> dict[str, Any]:
+        return {"id": f"{prefix}-{self.id}", "created": self.created, "model": self.model, "object": kind}
+
+    def _choice(self, sequence: SequenceState, **content: Any) -> dict[str, Any]:
+        return {
+            "index": sequence.index,
+            **content,
+            "finish_reason": sequence.finish_reason,
+            "stop_reason": sequence.stop_reason,
+            "token_ids": sequence.token_ids if self.token_ids else None,
+        }
+
+    def usage(self) -> dict[str, Any]:
+        prompt = len(self.request.prompt_token_ids)
+        completion = sum(len(sequence.token_ids) for sequence in self.request.sequences)
+        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+    def _prompt_token_ids(self) -> Sequence[int] | None:
+        return self.request.prompt_token_ids if self.token_ids else None
+
+    def _text(self, sequence: SequenceState) -> str:
+        return self.detokenizer.text(sequence.visible_token_ids) if sequence.text is None else sequence.text.text
 
     # ---- chat ----
 
     def chat(self) -> dict[str, Any]:
-        request = self._request
         return {
-            **self._head,
-            "object": "chat.completion",
+            **self._body("chatcmpl", "chat.completion"),
             "choices": [
-                {
-                    "index": sequence.index,
-                    "message": {"role": "assistant", "content": self._text(sequence)},
-                    "logprobs": self._chat_logprobs(sequence.token_ids, sequence.logprobs, sequence.top_logprobs),
-                    "finish_reason": sequence.finish_reason,
-                    "stop_reason": sequence.stop_reason,
-                    "token_ids": sequence.token_ids if self._token_ids else None,
-                }
-                for sequence in request.sequences
+                self._choice(
+                    sequence,
+                    message={"role": "assistant", "content": self._text(sequence)},
+                    logprobs=self._chat_logprobs(sequence.token_ids, sequence.logprobs, sequence.top_logprobs),
+                )
+                for sequence in self.request.sequences
             ],
             "usage": self.usage(),
             "prompt_logprobs": None,
-            "prompt_token_ids": request.prompt_token_ids if self._token_ids else None,
+            "prompt_token_ids": self._prompt_token_ids(),
         }
 
     def chat_starts(self) -> Iterator[dict[str, Any]]:
-        """The first chunk of each choice: its role and the prompt."""
-        prompt_token_ids = self._request.prompt_token_ids if self._token_ids else None
-        for sequence in self._request.sequences:
+        """Yield the first chunk of each choice: its role and the prompt."""
+        for sequence in self.request.sequences:
             chunk = self._chat_chunk(sequence.index, {"role": "assistant", "content": ""}, None, None)
-            yield {**chunk, "prompt_token_ids": prompt_token_ids}
+            yield {**chunk, "prompt_token_ids": self._prompt_token_ids()}
 
     def chat_delta(self, chunk: Chunk) -> dict[str, Any]:
         logprobs = self._chat_logprobs(chunk.token_ids, chunk.logprobs, chunk.top_logprobs)
         body = self._chat_chunk(chunk.index, {"content": chunk.text}, logprobs, chunk.finish_reason)
         choice = body["choices"][0]
-        choice["token_ids"] = list(chunk.token_ids) if self._token_ids else None
+        choice["token_ids"] = list(chunk.token_ids) if self.token_ids else None
         if chunk.finish_reason is not None:
             choice["stop_reason"] = chunk.stop_reason
         return body
 
     def chat_usage(self) -> dict[str, Any]:
-        """The last chunk, where it is asked for."""
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
+        """Make the last chunk, where it is asked for."""
+        return {**self._body("chatcmpl", "chat.completion.chunk"), "choices": [], "usage": self.usage()}
 
     def _chat_chunk(self, index: int, delta: dict[str, str], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self._body("chatcmpl", "chat.completion.chunk"), "choices": [choice]}
 
     def _chat_logprobs(
         self, token_ids_T: Sequence[int], logprobs_T: Sequence[float], tops_T: Sequence[TopLogprobs]
     ) -> dict[str, Any] | None:
-        if not self._logprobs:
+        if not self.logprobs:
             return None
         entries = zip(token_ids_T, logprobs_T, tops_T, strict=True)
         return {
@@ -100,63 +106,45 @@ class Responses:
         }
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        text, utf8 = self._detokenizer.token(token_id)
+        text, utf8 = self.detokenizer.token(token_id)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": utf8}
 
     # ---- text completions ----
 
     def completion(self) -> dict[str, Any]:
-        request = self._request
+        prompt = {"prompt_logprobs": self._prompt_logprobs(), "prompt_token_ids": self._prompt_token_ids()}
         return {
-            **self._head,
-            "object": "text_completion",
+            **self._body("cmpl", "text_completion"),
             "choices": [
-                {
-                    "index": sequence.index,
-                    "text": self._text(sequence),
-                    "logprobs": self._completion_logprobs(sequence),
-                    "finish_reason": sequence.finish_reason,
-                    "stop_reason": sequence.stop_reason,
-                    "token_ids": sequence.token_ids if self._token_ids else None,
-                    "prompt_logprobs": self._prompt_logprobs(),
-                    "prompt_token_ids": request.prompt_token_ids if self._token_ids else None,
-                }
-                for sequence in request.sequences
+                self._choice(sequence, text=self._text(sequence), logprobs=self._completion_logprobs(sequence)) | prompt
+                for sequence in self.request.sequences
             ],
             "usage": self.usage(),
         }
 
     def _completion_logprobs(self, sequence: SequenceState) -> dict[str, Any] | None:
-        if not self._logprobs:
+        if not self.logprobs:
             return None
-        tokens = [self._detokenizer.token(token_id)[0] for token_id in sequence.token_ids]
+        tokens = [self.detokenizer.token(token_id)[0] for token_id in sequence.token_ids]
         pairs = zip(sequence.token_ids, sequence.logprobs, sequence.top_logprobs, strict=True)
         return {
             "text_offset": list(accumulate(map(len, tokens[:-1]), initial=0)),
             "token_logprobs": [max(logprob, -9999.0) for logprob in sequence.logprobs],
             "tokens": tokens,
             "top_logprobs": [
-                {self._detokenizer.token(t)[0]: max(lp, -9999.0) for t, lp in [(token_id, logprob), *top]}
+                {self.detokenizer.token(t)[0]: max(lp, -9999.0) for t, lp in [(token_id, logprob), *top]}
                 for token_id, logprob, top in pairs
             ],
         }
 
     def _prompt_logprobs(self) -> list[dict[str, Any] | None] | None:
-        scored = self._request.scored_prompt
+        scored = self.request.scored_prompt
         return None if scored is None else [None, *map(self._prompt_token, scored)]
 
     def _prompt_token(self, token: PromptToken) -> dict[str, Any]:
         ranked = [(token.token_id, token.logprob, token.rank)]
         ranked += [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(token.top_logprobs, 1)]
         return {
-            str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": self._detokenizer.token(token_id)[0]}
+            str(token_id): {"logprob": logprob, "rank": rank, "decoded_token": self.detokenizer.token(token_id)[0]}
             for token_id, logprob, rank in ranked
         }
-
-    def _text(self, sequence: SequenceState) -> str:
-        return self._detokenizer.text(sequence.visible_token_ids) if sequence.text is None else sequence.text.text
-
-    def usage(self) -> dict[str, Any]:
-        prompt = len(self._request.prompt_token_ids)
-        completion = sum(len(sequence.token_ids) for sequence in self._request.sequences)
-        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}

@@ -17,9 +17,9 @@ from r3agent.serve.process.flags import API_KEY_VARIABLE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5
-"""How long requests under way may go on after a stop signal."""
+"""Time that requests under way have to end after a stop signal."""
 KEEP_ALIVE_S = 60
-"""How long an idle connection stays open."""
+"""Time that an idle connection stays open."""
 
 
 def serve(
@@ -42,8 +42,8 @@ def serve(
     Args:
         model: a checkpoint directory, a hub id or `bundled`.
         port: 0 takes a free one.
-        name: what the model is served as; default the directory's name.
-        api_key: clients must send it; default `$R3AGENT_SERVE_API_KEY`, else none is needed.
+        name: the served name; default the directory's name.
+        api_key: the key that clients must send; default `$R3AGENT_SERVE_API_KEY`, else none is needed.
 
     The other arguments are those of `load_model` and `Engine`.
 
