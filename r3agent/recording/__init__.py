@@ -1,1 +1,1 @@
-"""Recording from running applications, whatever they are built with, and the truth that comes later."""
+"""Recording of running applications, whatever they are built with."""

@@ -1,4 +1,4 @@
-"""The recorder's thread: what waits for the disk, what was lost on the way, and the writing itself."""
+"""The recorder's thread: its queue, the writing to disk, and counts of what was written and lost."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ CountName: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
 
 
 class Counts(NamedTuple):
-    """What became of the trajectories that one process handed over; the rest is waiting."""
+    """Numbers of the trajectories that one process handed over; the rest is waiting."""
 
     recorded: int
-    """Written."""
+    """Written to disk."""
     sampled_out: int
     """Left out by `sample_rate`."""
     dropped: int
     """Too many were waiting, or the recorder was closed."""
     failed: int
-    """It was no trajectory, `redact` raised, or the disk refused it."""
+    """No trajectory, or `redact` raised, or the disk refused it."""
 
 
 class BackgroundWriter:
-    """Of one process: its thread starts with the first trajectory, and its shard too.
+    """Queue and thread of one process; the thread and its shard start with the first trajectory.
 
-    The lock is never held while the disk is waited for.
+    The lock is released while the disk is written to.
     """
 
     def __init__(self, directory: Path, queue_size: int) -> None:
@@ -43,9 +43,8 @@ class BackgroundWriter:
         self._changed = threading.Condition()
         self._waiting: list[Trajectory] = []
         self._in_hand = 0
-        """Taken by the thread and not yet written."""
+        """Number taken by the thread and not yet written."""
         self._counts: Counter[CountName] = Counter()
-        self._logged: set[CountName] = set()
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -54,15 +53,11 @@ class BackgroundWriter:
             return Counts(*(self._counts[name] for name in get_args(CountName)))
 
     def count(self, name: CountName, why: str = "", n: int = 1) -> None:
-        """
-        Args:
-            why: what was lost is logged the first time.
-        """
+        """Count trajectories; the first loss of each kind is logged with `why`."""
         with self._changed:
+            is_first = not self._counts[name]
             self._counts[name] += n
-            tell = why and name not in self._logged
-            self._logged.add(name)
-        if tell:
+        if why and is_first:
             logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self._directory, name, why)
 
     def put(self, trajectory: Trajectory) -> None:
@@ -118,7 +113,7 @@ class BackgroundWriter:
                 logger.warning("%s: %s when the shard was closed", self._directory, error)
 
     def _next_batch(self) -> list[Trajectory]:
-        """What is waiting, once there is something; nothing: it is over."""
+        """Wait for trajectories and take them all; an empty list means that the writer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch, self._waiting = self._waiting, []

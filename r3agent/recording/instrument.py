@@ -1,4 +1,4 @@
-"""An OpenAI client whose chat completions are recorded inside of `trace`, and untouched outside of it.
+"""OpenAI client whose chat completions are recorded inside of `trace`, and untouched outside of it.
 
 It is a copy of the client with its `post` replaced: the SDK's every way of asking for a chat completion goes through
 it, and what comes back is the SDK's own. Nothing of the library is patched.
@@ -25,18 +25,18 @@ logger = logging.getLogger(__name__)
 
 Client = TypeVar("Client", openai.AsyncOpenAI, openai.OpenAI)
 
-DRAWN_BY = {
+SAMPLING_FIELDS = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
     *("response_format", "tool_choice", "reasoning_effort"),
 }
-"""Fields of a request that are recorded with its spans; what else it holds may be anybody's."""
+"""Fields of a request that are recorded with its spans; others may hold private data."""
 
 CUT = "the stream was left, or broke off, before the completion ended"
 
 
 def instrument(client: Client, *, version: str | None = None, tokens: bool = True) -> Client:
-    """A copy of an OpenAI client, sync or async, that records its chat completions inside of `trace`.
+    """Copy an OpenAI client, sync or async, so that its chat completions inside of `trace` are recorded.
 
     Args:
         version: the policy version behind a served name that does not tell, as `NAME@v0007` does; default the base,
@@ -51,13 +51,13 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
         raise ConfigError(f"{type(client).__name__}: instrument() takes an openai.AsyncOpenAI or openai.OpenAI")
     copied = cast(Any, client.copy())
     refused: set[str] = set()
-    plain = copied.post
+    plain_post = copied.post
 
     def begin(path: str, body: Any, options: Any) -> RecordedCall | None:
         context = current_context()
         if context is None or path != "/chat/completions" or not isinstance(body, Mapping):
             return None
-        extra = (options or {}).get("extra_json") or {}
+        extra = options.get("extra_json") or {}
         try:
             return RecordedCall(
                 context, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key
@@ -69,32 +69,26 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
     async def apost(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}
         if (call := begin(path, body, options)) is None:
-            return await plain(path, body=body, options=options, **rest)
+            return await plain_post(path, body=body, options=options, **rest)
         if rest.get("stream"):
             rest["stream_cls"] = _async_stream(call)
         while True:
             try:
-                answer = await plain(path, body=call.body, options=options, **rest)
+                return call.take(await plain_post(path, body=call.body, options=options, **rest))
             except openai.APIStatusError as error:
-                if not call.drop_refused_field(error):
-                    raise
-            else:
-                return call.take(answer)
+                call.leave_out_refused_field(error)
 
     def post(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}
         if (call := begin(path, body, options)) is None:
-            return plain(path, body=body, options=options, **rest)
+            return plain_post(path, body=body, options=options, **rest)
         if rest.get("stream"):
             rest["stream_cls"] = _stream(call)
         while True:
             try:
-                answer = plain(path, body=call.body, options=options, **rest)
+                return call.take(plain_post(path, body=call.body, options=options, **rest))
             except openai.APIStatusError as error:
-                if not call.drop_refused_field(error):
-                    raise
-            else:
-                return call.take(answer)
+                call.leave_out_refused_field(error)
 
     def copy(**settings: Any) -> Any:
         return instrument(client.copy(**settings), version=version, tokens=tokens)
@@ -105,7 +99,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
 
 
 class RecordedCall:
-    """One request, and what becomes of it in the record. The record's troubles are logged, never the request's."""
+    """One request and its record. A failure to record is logged, and the request goes on."""
 
     def __init__(
         self,
@@ -118,13 +112,13 @@ class RecordedCall:
         refused: set[str],
         secret: Any,
     ) -> None:
-        wanted: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if tokens else {}
+        added: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if tokens else {}
         if tokens and body.get("stream"):
-            wanted["stream_options"] = {"include_usage": True}
-        self._asked = [field for field in wanted if field not in {*body, *extra, *refused}]
-        self.body = {**body, **{field: wanted[field] for field in self._asked}}
+            added["stream_options"] = {"include_usage": True}
+        self._added = [field for field in added if field not in {*body, *extra, *refused}]
+        self.body = {**body, **{field: added[field] for field in self._added}}
         self._context, self._version, self._refused = context, version, refused
-        self._without: set[str] = set()
+        self._left_out: set[str] = set()
         self._start = time.perf_counter()
         self._assembly: Assembly | None = Assembly()
         self._request = {**body, **extra}
@@ -135,25 +129,24 @@ class RecordedCall:
         if body.get("stream"):
             context.episode.at_end(self.finish)
 
-    def drop_refused_field(self, error: openai.APIStatusError) -> bool:
-        """Whether the refusal names a field that only the record wanted; it is left out then."""
-        named = refused_field(str(error), self._asked) if error.status_code in (400, 422) else None
-        if named is None:
-            return False
-        self._asked.remove(named)
-        del self.body[named]
-        self._without.add(named)
-        return True
+    def leave_out_refused_field(self, error: openai.APIStatusError) -> None:
+        """Leave out the field that an endpoint refuses if it was added for the record; else raise the error."""
+        field = refused_field(str(error), self._added) if error.status_code in (400, 422) else None
+        if field is None:
+            raise error
+        self._added.remove(field)
+        del self.body[field]
+        self._left_out.add(field)
 
     def take(self, answer: Any) -> Any:
         """Record an answer, unless it is a stream, which is recorded as it is read."""
-        self._refused |= self._without  # remembered once going without has helped
+        self._refused |= self._left_out  # remembered once leaving them out has helped
         if not self.body.get("stream"):
             self._record(lambda: _json_of(answer))
         return answer
 
     def add(self, chunk: ChatCompletionChunk) -> bool:
-        """Take in one chunk; false: it is only there because the record asked for the usage."""
+        """Record one chunk; return False if it is only there because the usage was asked for the record."""
         if self._assembly is not None:
             try:
                 for _ in self._assembly.add(chunk.to_dict(mode="python", warnings=False)):
@@ -161,10 +154,10 @@ class RecordedCall:
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 self._assembly = None
                 logger.warning("a stream is not recorded: %s: %s", type(error).__name__, error)
-        return not ("stream_options" in self._asked and not chunk.choices and chunk.usage is not None)
+        return not ("stream_options" in self._added and not chunk.choices and chunk.usage is not None)
 
     def finish(self) -> None:
-        """The stream is over, or will not be read any further."""
+        """Record a stream that is over, or will not be read any further."""
         assembly, self._assembly = self._assembly, None
         if assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
@@ -176,7 +169,7 @@ class RecordedCall:
             common = {
                 "model": answered,
                 "policy_version": versions.served_version(answered) or self._version or versions.BASE,
-                "sampling": {key: self._request[key] for key in sorted(DRAWN_BY & self._request.keys())},
+                "sampling": {key: self._request[key] for key in sorted(SAMPLING_FIELDS & self._request.keys())},
                 "latency_s": round(time.perf_counter() - self._start, 4),
             }
             choices = answer["choices"]
@@ -191,7 +184,7 @@ class RecordedCall:
 
 
 def _json_of(answer: Any) -> Any:
-    """Of the SDK's model, or of its raw response (`with_raw_response`)."""
+    """Return the JSON of the SDK's model, or of its raw response (`with_raw_response`)."""
     if isinstance(content := getattr(answer, "content", None), bytes):
         return orjson.loads(content)
     return answer.to_dict(mode="python", warnings=False)
@@ -203,18 +196,8 @@ def _as_json(value: Any) -> Any:
 
 def _async_stream(call: RecordedCall) -> type[openai.AsyncStream[ChatCompletionChunk]]:
     class Observed(openai.AsyncStream[ChatCompletionChunk]):
-        async def __anext__(self) -> ChatCompletionChunk:
-            while True:
-                try:
-                    chunk = await super().__anext__()
-                except StopAsyncIteration:
-                    call.finish()
-                    raise
-                if call.add(chunk):
-                    return chunk
-
-        async def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-            async for chunk in super().__aiter__():
+        async def __stream__(self) -> AsyncIterator[ChatCompletionChunk]:
+            async for chunk in super().__stream__():
                 if call.add(chunk):
                     yield chunk
             call.finish()
@@ -224,20 +207,8 @@ def _async_stream(call: RecordedCall) -> type[openai.AsyncStream[ChatCompletionC
 
 def _stream(call: RecordedCall) -> type[openai.Stream[ChatCompletionChunk]]:
     class Observed(openai.Stream[ChatCompletionChunk]):
-        def __next__(self) -> ChatCompletionChunk:
-            while True:
-                try:
-                    chunk = super().__next__()
-                except StopIteration:
-                    call.finish()
-                    raise
-                if call.add(chunk):
-                    return chunk
-
-        def __iter__(self) -> Iterator[ChatCompletionChunk]:
-            for chunk in super().__iter__():
-                if call.add(chunk):
-                    yield chunk
+        def __stream__(self) -> Iterator[ChatCompletionChunk]:
+            yield from filter(call.add, super().__stream__())
             call.finish()
 
     return Observed

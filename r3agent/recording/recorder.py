@@ -29,19 +29,19 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.store.shards import TrajectoryWriter
 
 SHUTDOWN_S = 10.0
-"""How long `close` waits for the disk."""
+"""Time that `close` waits for the disk."""
 
 
 class Recorder:
-    """Keeps trajectories of a running application; a context manager, else `close` it at shutdown.
+    """Stores trajectories of a running application; a context manager, else `close` it at shutdown.
 
     The exit of the interpreter closes it too, but a web server may end its workers without one.
 
     Args:
         directory: the store; several recorders, processes and machines may write into one.
         sample_rate: share of the trajectories that is kept, chosen by a hash of the id: every worker chooses alike.
-        redact: a text to what may be kept of it. It runs in the request, before anything is queued, and spans whose
-            text it changes can be looked at but not trained on, because their tokens spell what was taken out.
+        redact: function from a text to what may be kept of it. It runs in the request, before anything is queued.
+            Spans whose text it changes are not trained on, because their tokens spell what was taken out.
         queue_size: trajectories that may wait for the disk; further ones are dropped and counted.
 
     Raises:
@@ -70,18 +70,18 @@ class Recorder:
 
     @property
     def counts(self) -> Counts:
-        """Of this process."""
+        """Counts of this process."""
         return self._writer.counts()
 
     def record(self, trajectory: Trajectory | Mapping[str, Any]) -> None:
-        """Take a trajectory, or its JSON as the graph returns it; does not wait for the disk and never raises."""
+        """Take a trajectory, or its JSON as the graph returns it; never waits for the disk and never raises."""
         try:
-            known = isinstance(trajectory, Trajectory)
-            trajectory_id = trajectory.trajectory_id if known else trajectory["trajectory_id"]
+            is_record = isinstance(trajectory, Trajectory)
+            trajectory_id = trajectory.trajectory_id if is_record else trajectory["trajectory_id"]
             if not self._keeps(trajectory_id):
                 self._writer.count("sampled_out")
                 return
-            record = trajectory if known else Trajectory.model_validate(trajectory)
+            record = trajectory if is_record else Trajectory.model_validate(trajectory)
             if self._redact is not None:
                 record = redact_trajectory(record, self._redact)
             self._writer.put(record)
@@ -90,11 +90,11 @@ class Recorder:
             self._writer.count("failed", f"a {type(error).__name__} before it was queued")
 
     def flush(self, timeout_s: float = SHUTDOWN_S) -> bool:
-        """Wait until all that was taken is written; false if that takes longer."""
+        """Wait until everything taken is written; return False if that takes longer."""
         return self._writer.flush(timeout_s)
 
     def close(self, timeout_s: float = SHUTDOWN_S) -> bool:
-        """Take nothing more and write what was taken; false if that takes longer, and the rest counts as dropped."""
+        """Take nothing more and write what was taken; return False if that takes longer, which drops the rest."""
         _open.discard(self)
         return self._writer.close(timeout_s)
 

@@ -1,4 +1,4 @@
-"""Texts out of a record before anyone keeps it, and with them the tokens that spell them."""
+"""Redaction of a record before it is stored: texts, and the tokens that spell them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, TypeAlias
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 
 Redact: TypeAlias = Callable[[str], str]
-"""A text to what may be kept of it."""
+"""Function from a text to what may be kept of it."""
 
 NOTE = "redacted: its tokens spelled what was taken out"
 
 KEPT = {"role", "type", "id", "tool_call_id"}
-"""Keys of messages whose values are no text of anybody's."""
+"""Keys of messages whose values are not redacted: they are no free text."""
 
 
 def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
-    """The trajectory with `redact` applied to every text of its task, spans, verdicts, error and metadata.
+    """Apply `redact` to every text of a trajectory's task, spans, verdicts, error and metadata.
 
     A span whose prompt or answer changes loses its token ids and logprobs and is `eval-only`: tokens spell the text. A
     task's id that is the hash of its messages becomes that of the redacted ones. Tokens that no text of the record
@@ -59,7 +59,7 @@ def _span(span: Span, redact: Redact) -> Span:
 
 
 def _strings(value: Any, redact: Redact) -> Any:
-    """The same JSON with every string redacted, but for the values of `KEPT`."""
+    """Redact every string of a JSON value but those under the keys of `KEPT`."""
     match value:
         case str():
             return redact(value)
@@ -72,7 +72,7 @@ def _strings(value: Any, redact: Redact) -> Any:
 
 
 def _tokenized_content(trajectory: Trajectory, span: Span) -> Any:
-    """What the tokens of a span's prompt and answer spell."""
+    """Return everything that the tokens of a span's prompt and answer spell."""
     return trajectory.prompt(span), trajectory.task.tools, span.message
 
 

@@ -1,4 +1,4 @@
-"""An episode of plain Python: the calls of an instrumented client, as the tree of spans that training reads.
+"""Episodes of plain Python: the calls of an instrumented client, as the tree of spans that training reads.
 
     client = r3agent.instrument(AsyncOpenAI(base_url=..., api_key=...))
 
@@ -11,9 +11,9 @@
             answer = await client.chat.completions.create(model=..., messages=[...])
         episode.verdict(retry, passed=True)
 
-What was really sent is what is recorded: messages that go on with the parent's conversation are the span's `request`;
-any others are too, and the span is `standalone`. Concurrent episodes do not meet: which one a call belongs to is a
-context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
+The messages that were sent are recorded as they are. Where they continue the parent's conversation, the span's
+`request` is what they add to it; else it is all of them, and the span is `standalone`. Concurrent episodes do not mix:
+the episode of a call is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -41,16 +42,16 @@ def trace(
     out: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Episode:
-    """Record what instrumented clients are asked in a block, `with` or `async with`, as one episode.
+    """Record the calls of instrumented clients in a block, `with` or `async with`, as one episode.
 
-    An error that leaves the block is recorded with the episode, and raised. Without one, and without a span, there is
-    nothing to record. `episode.trajectory` is the record; the module shows a whole one.
+    An error that leaves the block is recorded with the episode, and raised. Without an error and without a span,
+    nothing is recorded. `episode.trajectory` is the record; the module's docstring shows a whole episode.
 
     Args:
         task: a `Task` or its JSON; default the messages and tools of the first call.
         recorder: takes the episode when the block ends.
         out: a store, for scripts: the episode is written when the block ends, as a shard of its own.
-        metadata: recorded with it.
+        metadata: recorded with the episode.
 
     Raises:
         ConfigError: `task` cannot be read as one.
@@ -59,18 +60,18 @@ def trace(
     return Episode(None if task is None else Task.of(task), recorder, out, metadata)
 
 
+@dataclass
 class SpanScope:
-    """What is asked inside one `episode.span(...)`."""
+    """The block of one `episode.span(...)`, whose calls become its spans."""
 
-    def __init__(self, label: Label, parent_id: str | None) -> None:
-        self.label = label
-        self.parent_id = parent_id
-        self.span_ids: list[str] = []
-        """Of what was sampled inside, in order."""
+    label: Label
+    parent_id: str | None
+    span_ids: list[str] = field(default_factory=list)
+    """Ids of the spans that were sampled inside, in order."""
 
 
 SpanRef: TypeAlias = SpanScope | Span | str
-"""A span: itself, its id, or the scope whose last one it is."""
+"""A span, the id of one, or the scope whose last span is meant."""
 
 
 class TraceContext(NamedTuple):
@@ -80,17 +81,17 @@ class TraceContext(NamedTuple):
     scope: SpanScope | None
 
 
-_context: ContextVar[TraceContext | None] = ContextVar("r3agent_place", default=None)
+_context: ContextVar[TraceContext | None] = ContextVar("r3agent_trace", default=None)
 
 
 def current_context() -> TraceContext | None:
-    """The innermost open episode, if there is one."""
+    """Return the innermost open episode and its scope, if there is one."""
     context = _context.get()
     return None if context is None or context.episode.closed else context
 
 
 class Episode:
-    """See `trace`, which makes it."""
+    """An episode that is being recorded; `trace` makes it."""
 
     def __init__(
         self,
@@ -101,24 +102,24 @@ class Episode:
     ) -> None:
         self.closed = False
         self.secrets: set[str] = set()
-        """Never recorded: the keys of the clients that were used."""
+        """Keys of the clients that were used, which are never recorded."""
         self._task = task
         self._recorder = recorder
         self._out = out
         self._fields: dict[str, Any] = {"metadata": dict(metadata or {})}
         self._spans: list[Span] = []
-        self._open: list[Callable[[], None]] = []
+        self._finishers: list[Callable[[], None]] = []
         self._lock = threading.RLock()
         self._token: Token[TraceContext | None] | None = None
 
-    # ---- what the traced code says ----
+    # ---- called by the traced code ----
 
     @contextmanager
     def span(self, label: Label, *, parent: SpanRef | None = None) -> Generator[SpanScope]:
-        """Calls inside are spans of this label; outside of it they are attempts.
+        """Label the calls of a block; calls outside of such a block are attempts.
 
         Args:
-            parent: what they follow; default the span whose conversation they go on with, if there is one.
+            parent: the span that they follow; default the one whose conversation they continue, if there is one.
 
         Raises:
             ConfigError: there is no such label, or the parent is no span of this episode.
@@ -133,18 +134,18 @@ class Episode:
             _reset(token)
 
     def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
-        """How a try went; default the last one.
+        """Set the verdict on a try; default the last one.
 
         Raises:
             ConfigError: there is no such try.
         """
         with self._lock:
-            tries = [s for s in self._spans if s.label != "reflect"]
+            tries = self._tries()
             found = self._find(span) if span is not None else tries[-1] if tries else None
             if found is None or found not in tries:
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
-            judged = Verdict(passed=passed, score=float(passed), feedback=feedback)
-            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": judged})
+            verdict = Verdict(passed=passed, score=float(passed), feedback=feedback)
+            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": verdict})
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -157,17 +158,19 @@ class Episode:
         Raises:
             LookupError: there is none yet.
         """
-        for span in reversed([*self._spans]):
-            if span.label != "reflect":
-                return span
-        raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
+        if not (tries := self._tries()):
+            raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
+        return tries[-1]
+
+    def _tries(self) -> list[Span]:
+        return [span for span in self._spans if span.label != "reflect"]
 
     @property
     def trajectory(self) -> Trajectory:
-        """What was recorded until now; its id stays.
+        """The record so far; its id stays.
 
         Raises:
-            RecordError: no task was given, and nothing was asked yet.
+            RecordError: there is no task, and no call was made yet.
         """
         with self._lock:
             if self._task is None:
@@ -176,10 +179,10 @@ class Episode:
             self._fields |= {"trajectory_id": recorded.trajectory_id, "created_at": recorded.created_at}
             return recorded
 
-    # ---- what the instrumented client says ----
+    # ---- called by the instrumented client ----
 
     def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], secret: str) -> None:
-        """A call is made; the first one is the task, if none was given."""
+        """Note that a call is made; the first one is the task, unless there is one."""
         with self._lock:
             self.secrets |= {secret} if secret else set()
             if self._task is None:
@@ -192,7 +195,7 @@ class Episode:
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
     ) -> None:
-        """What a call sampled."""
+        """Add the generations of a call as spans."""
         with self._lock:
             place = _attach(self.trajectory, scope and scope.parent_id, messages)
             place["label"] = "attempt" if scope is None else scope.label
@@ -208,8 +211,8 @@ class Episode:
                     scope.span_ids.append(span.span_id)
 
     def at_end(self, finish: Callable[[], None]) -> None:
-        """Called when the episode ends, e.g. to record a stream that nobody read to its end."""
-        self._open.append(finish)
+        """Call `finish` when the episode ends, e.g. to record a stream that nobody read to its end."""
+        self._finishers.append(finish)
 
     # ---- beginning and end ----
 
@@ -220,11 +223,11 @@ class Episode:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self._token is not None:
             _reset(self._token)
-        for finish in self._open:
+        for finish in self._finishers:
             finish()
         self.closed = True
         if error is not None:
-            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._without_secrets(error))
+            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._redact_keys(str(error)))
         if self._task is None or not (self._spans or error is not None):
             return  # nothing was answered, and nothing went wrong: there is no episode
         if self._recorder is not None:
@@ -244,8 +247,7 @@ class Episode:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         self.__exit__(kind, error, *rest)
 
-    def _without_secrets(self, error: BaseException) -> str:
-        message = str(error)
+    def _redact_keys(self, message: str) -> str:
         for secret in self.secrets:
             message = message.replace(secret, "[the API key]")
         return message
@@ -266,7 +268,7 @@ class Episode:
 
 
 def _attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
-    """Parent and request of what `messages` asked for: the longest conversation that they go on with."""
+    """Find parent and request of a call: the parent with the longest conversation that `messages` continue."""
     parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
     # The later of two that are alike.
     for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
@@ -279,12 +281,12 @@ def _attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]
 
 
 def _continues(messages: Sequence[Message], conversation: Sequence[Message]) -> bool:
-    start = messages[: len(conversation)]
-    return [*map(_without_empty_fields, start)] == [*map(_without_empty_fields, conversation)]
+    pairs = zip(messages, conversation, strict=False)
+    return len(messages) >= len(conversation) and all(_comparable(m) == _comparable(c) for m, c in pairs)
 
 
-def _without_empty_fields(message: Message) -> Message:
-    """Without the fields that say nothing: SDKs send some of them, and leave some of them out."""
+def _comparable(message: Message) -> Message:
+    """Drop empty fields: SDKs send some of them, and leave some of them out."""
     return {key: value for key, value in message.items() if value not in (None, "", [], {})}
 
 

@@ -1,8 +1,8 @@
-"""Verdicts that came later: append-only records beside a store's shards, which `store.load` merges into them.
+"""Labels: verdicts that arrive after an episode is stored, in append-only records beside the shards.
 
-The shards themselves are never written again. The last label of a span wins. Several processes may label at once: each
-takes the file's lock, mends what a crash left torn at its end, and appends one whole line that is on the disk when it
-returns.
+`load` merges them into the trajectories; the shards are never written again. The last label of a span wins. Several
+processes may label at once: each takes the file's lock, closes a line that a crash left torn, and appends one whole
+line, which is on the disk when the call returns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABEL_SCHEMA = 1
 
 
 class SpanLabel(Record):
-    """A verdict on one span, attached afterwards."""
+    """A verdict on one span, attached after the episode was stored."""
 
     schema_version: Literal[1] = LABEL_SCHEMA
     trajectory_id: str
@@ -33,7 +33,7 @@ class SpanLabel(Record):
     passed: bool
     feedback: str | None = None
     by: str
-    """Who says so."""
+    """Name of the person or system whose verdict it is."""
     labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @model_validator(mode="before")
@@ -42,7 +42,7 @@ class SpanLabel(Record):
         return known_schema(data, LABEL_SCHEMA)
 
     def over(self, span: Span) -> Span:
-        """The span with this verdict; the verifier's own is kept in `overruled` where the two differ."""
+        """Return the span with this verdict; the verifier's own is kept in `overruled` where the two differ."""
         verifier_passed = span.passed
         verdict = Verdict(
             passed=self.passed,
@@ -67,10 +67,10 @@ def label(
 
     Args:
         directory: the store, or the run that has it as `trajectories/`.
-        trajectory_id: or what it begins with, if that is one only; a `Trajectory` in hand saves searching the store.
-        span_id: a try; default the one that answered.
-        feedback: why, for people.
-        by: who says so; default the name of the user that the process runs as.
+        trajectory_id: the id, or a prefix that only one id has; a `Trajectory` saves searching the store.
+        span_id: the try that is judged; default the one that answered.
+        feedback: reason, for people.
+        by: author of the verdict; default the name of the user that the process runs as.
 
     Raises:
         ConfigError: there is no such episode, with the nearest id, or no such try in it.
@@ -79,15 +79,15 @@ def label(
     directory = store_at(directory)
     trajectory = trajectory_id if isinstance(trajectory_id, Trajectory) else lookup(directory, trajectory_id)
     span = _try_of(trajectory, span_id)
-    attached = SpanLabel(
+    span_label = SpanLabel(
         trajectory_id=trajectory.trajectory_id,
         span_id=span.span_id,
         passed=passed,
         feedback=feedback,
         by=_user() if by is None else by,
     )
-    append_label(directory, attached)
-    return attached
+    append_label(directory, span_label)
+    return span_label
 
 
 def _try_of(trajectory: Trajectory, span_id: str | None) -> Span:
@@ -112,14 +112,15 @@ def _user() -> str:
 
 
 def labels_path(directory: str | Path) -> Path:
-    """In a folder of its own, so that `*.jsonl` of the store are its shards and nothing else."""
+    """Return the file of a store's labels, in a folder of its own so that `*.jsonl` of the store are its shards."""
     return Path(directory) / "labels" / "labels.jsonl"
 
 
 def append_label(directory: str | Path, label: SpanLabel) -> None:
-    """
+    """Write a label to the disk.
+
     Raises:
-        RecordError: it cannot be written; then nothing of it counts.
+        RecordError: it cannot be written; then no part of it counts.
     """
     path = labels_path(directory)
     line = label.model_dump_json().encode() + b"\n"
@@ -138,7 +139,7 @@ def append_label(directory: str | Path, label: SpanLabel) -> None:
 
 
 def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """The trajectories of a store with the verdicts that came later.
+    """Merge the labels of a store into its trajectories.
 
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.

@@ -12,12 +12,12 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def resolve_model(name: str) -> str:
-    """The directory of `bundled`; any other directory or hub id as it is."""
+    """Return the directory of `bundled`; any other directory or hub id as it is."""
     return str(BUNDLED_DIR) if name == "bundled" else name
 
 
 def find_checkpoint(model: str) -> str:
-    """The directory or hub id of a model that can be loaded.
+    """Return the directory or hub id of a model.
 
     Raises:
         ConfigError: it is neither a directory nor looks like a hub id.
@@ -29,5 +29,5 @@ def find_checkpoint(model: str) -> str:
 
 
 def default_name(model: str) -> str:
-    """The name a model is served under unless it is given one: the directory's, or the hub id."""
+    """Return the name that a model is served under unless another is chosen: the directory's, or the hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else model

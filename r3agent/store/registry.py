@@ -31,19 +31,19 @@ CARD_FILE = "card.json"
 
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
-"""Where a version's directory keeps its weights."""
+"""Folders of the weights in a version's directory."""
 
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
 
 class CanarySequence(Record):
-    """A fixed token sequence and what the trained checkpoint itself says of it, computed where it was trained."""
+    """Part of a fingerprint of weights: a fixed token sequence with its logprobs, computed where they were trained."""
 
     token_ids_T: tuple[int, ...] = Field(min_length=2)
     logprobs_T: tuple[float, ...]
     """log p(token t | tokens before t) at temperature 1; position 0 has no predictor and holds 0.0."""
     parent_logprobs_T: tuple[float, ...] | None = None
-    """The same under the weights training started from: a server that answers these serves the old weights."""
+    """Logprobs under the weights training started from; a server that answers these serves the old weights."""
 
     @model_validator(mode="after")
     def _aligned(self) -> CanarySequence:
@@ -54,7 +54,7 @@ class CanarySequence(Record):
 
 
 class PolicyCard(Record):
-    """What a policy version is, where it came from and how to recognise it on a server."""
+    """Description of a policy version: its kind, its origin and how to recognise it on a server."""
 
     schema_version: int = CARD_SCHEMA_VERSION
     version: str = Field(pattern=f"^{versions.PATTERN}$")
@@ -84,23 +84,23 @@ class PolicyCard(Record):
 
     @property
     def served_name(self) -> str:
-        """`NAME@v0007` for an adapter; weights reloaded in place keep the server's own `NAME`."""
+        """The name on a server: `NAME@v0007` for an adapter, `NAME` for weights that are reloaded in place."""
         return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
 
     @property
     def base_path(self) -> str:
-        """`base_model` as this machine can load it."""
+        """Directory or hub id from which this machine can load the base."""
         return resolve_model(self.base_model)
 
 
 class LivePointer(Record):
-    """Which version answers users, and which did before it."""
+    """Pointer to the version that answers users, and to the one before it."""
 
     schema_version: int = CARD_SCHEMA_VERSION
     version: str
     previous: str | None = None
     base_url: str | None = None
-    """Of the server that has it, where a restart moved it to another address."""
+    """Address of the server that has it, if a restart moved it to another one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class LivePointer(Record):
 
 
 def checkpoints_dir(version_dir: Path) -> Path:
-    """Where the training that makes a version keeps its checkpoints, beside it; gone when the version is complete."""
+    """Return the directory of the training checkpoints beside a version; it is gone when the version is complete."""
     return version_dir.with_name(version_dir.name + ".checkpoints")
 
 
@@ -124,24 +124,25 @@ class Registry:
     # ---- versions ----
 
     def versions(self) -> list[str]:
-        """Oldest first; directories without a card do not count."""
-        found = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
-        return sorted(filter(versions.is_version, found), key=version_number)
+        """List the versions, oldest first; directories without a card do not count."""
+        names = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
+        return sorted(filter(versions.is_version, names), key=version_number)
 
     def next_version(self) -> str:
-        """The first number that no directory has, finished or not."""
-        taken = [version_number(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
-        return versions.version_name(max(taken, default=-1) + 1)
+        """Return the first version that no directory has, finished or not."""
+        numbers = [version_number(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
+        return versions.version_name(max(numbers, default=-1) + 1)
 
     def has_checkpoint(self, version: str) -> bool:
-        """Whether a training of the version was interrupted and can be resumed."""
+        """Return True if a training of the version was interrupted and can be resumed."""
         return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-*"))
 
     def version_dir(self, version: str) -> Path:
         return self.policies_dir / version
 
     def card(self, version: str) -> PolicyCard:
-        """
+        """Read the card of a version.
+
         Raises:
             ConfigError: there is no such version.
             RecordError: its card cannot be read; SchemaVersionError: another r3agent wrote it.
@@ -157,7 +158,7 @@ class Registry:
         return card
 
     def add_base(self, name: str, base_model: str) -> PolicyCard:
-        """The card of v0000, written if it is not there yet.
+        """Return the card of v0000, written if it is not there yet.
 
         Raises:
             ConfigError: the run belongs to another base.
@@ -189,25 +190,24 @@ class Registry:
 
     @property
     def live_base_url(self) -> str | None:
-        """Where the live version is served, if not where the run's settings say."""
+        """Address of the server of the live version, if it is not the one in the run's settings."""
         return None if (pointer := self._pointer()) is None else pointer.base_url
 
     def _pointer(self) -> LivePointer | None:
         return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
 
     def set_live(self, version: str, *, base_url: str | None = None) -> None:
-        """Move the pointer, atomically; without a `base_url` the address stays what it is."""
+        """Move the pointer, atomically; without a `base_url` the address does not change."""
         live, previous = self.live, self.previous
         pointer = LivePointer(
-            version=version,
-            previous=previous if live == version else live,
-            base_url=base_url or self.live_base_url,
+            version=version, previous=previous if live == version else live, base_url=base_url or self.live_base_url
         )
         write_atomically(self.live_path, pointer.model_dump_json(indent=2))
 
     def rollback_target(self, to: str | None = None) -> str:
-        """The version a rollback returns to: `to`, else the one that was live before if it is older than the
-        live one, else the live one's parent.
+        """Return the version to roll back to.
+
+        It is `to`, else the version that was live before if it is older than the live one, else the live one's parent.
 
         Raises:
             ConfigError: nothing is live, `to` is not older than the live version, or there is nothing older.
@@ -231,7 +231,7 @@ class Registry:
 
 @contextmanager
 def create_version(version_dir: Path) -> Generator[Path]:
-    """A sibling directory that takes the name `version_dir` when the block ends well, and is removed when it does not.
+    """Yield a directory to fill, which is renamed to `version_dir` if the block succeeds and removed if it fails.
 
     Raises:
         ConfigError: the version exists already, or cannot be written.
@@ -256,7 +256,7 @@ def create_version(version_dir: Path) -> Generator[Path]:
 
 
 def write_card(directory: Path, card: PolicyCard) -> None:
-    """What makes a directory a version.
+    """Write the card, which makes a directory a version.
 
     Raises:
         ConfigError: it cannot be written.
@@ -268,6 +268,11 @@ _R = TypeVar("_R", bound=Record)
 
 
 def read_record(kind: type[_R], path: Path) -> _R:
+    """Read a file that holds one record.
+
+    Raises:
+        RecordError: it cannot be read; SchemaVersionError: another r3agent wrote it.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except SchemaVersionError as error:

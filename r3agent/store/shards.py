@@ -27,10 +27,10 @@ R = TypeVar("R", bound=Record)
 
 
 def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R]:
-    """Every record of a file, in order of writing.
+    """Read every record of a file, in order of writing.
 
     Args:
-        containing: lines without it are passed over unread.
+        containing: bytes that a line must contain; other lines are not parsed.
 
     Raises:
         RecordError: a whole line is not such a record.
@@ -65,8 +65,8 @@ class TrajectoryWriter:
     Several processes may write into one directory: each has a shard of its own.
 
     Args:
-        unique: name the shard by the time and chance instead of counting, so that the shards of many workers, on many
-            machines, can be made without looking at the others and brought together in one directory.
+        unique: name the shard by time and a random id instead of a number, so that many workers, on many machines, can
+            make theirs without looking at the others, and the files can be brought together in one directory.
 
     Raises:
         ConfigError: the directory cannot be made or written.
@@ -107,7 +107,7 @@ class TrajectoryWriter:
             self._abandon()
 
     def _abandon(self) -> None:
-        """Leave the shard as it is: what comes after a torn line goes to another."""
+        """Close the shard; later records go to another, because this one may end in a torn line."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -132,7 +132,7 @@ class TrajectoryWriter:
 
 
 def read(directory: str | Path) -> Iterator[Trajectory]:
-    """Every record of every shard, in order of writing, as it was written: without the labels that came later.
+    """Read every record of every shard, in order of writing and without the labels that came later.
 
     Raises:
         ConfigError: there is no such directory.
@@ -144,27 +144,27 @@ def read(directory: str | Path) -> Iterator[Trajectory]:
 
 
 def lookup(directory: str | Path, prefix: str) -> Trajectory:
-    """The one trajectory whose id begins with `prefix`, as it was written; the others' lines are not parsed.
+    """Find the trajectory whose id begins with `prefix`, as it was written, without parsing the lines of the others.
 
     Raises:
         ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
         RecordError, SchemaVersionError: as `read`.
     """
-    wanted = orjson.dumps(prefix)[1:-1]
-    likely = latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=wanted))
+    text = orjson.dumps(prefix)[1:-1]
+    likely = latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=text))
     if any(t.trajectory_id.startswith(prefix) for t in likely):
         return find(likely, prefix, str(directory))
     return find(latest(read(directory)), prefix, str(directory))
 
 
 def store_at(directory: str | Path) -> Path:
-    """The store that a directory is, or has as the run that it is."""
+    """Return the `trajectories/` of a run directory; any other directory as it is."""
     inside = Path(directory) / "trajectories"
     return inside if inside.is_dir() else Path(directory)
 
 
 def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
-    """The trajectory whose id begins with `prefix`.
+    """Find the trajectory whose id begins with `prefix`.
 
     Raises:
         ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
@@ -183,16 +183,17 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
 
 
 def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """Keep one trajectory for each id: the first without an error, else the last."""
     by_id: dict[str, Trajectory] = {}
     for trajectory in trajectories:
-        known = by_id.get(trajectory.trajectory_id)
-        if known is None or known.error is not None:
+        earlier = by_id.get(trajectory.trajectory_id)
+        if earlier is None or earlier.error is not None:
             by_id[trajectory.trajectory_id] = trajectory
     return list(by_id.values())
 
 
 def shards(directory: str | Path) -> list[Path]:
-    """The files of a store, in order of writing.
+    """List the files of a store, in order of writing.
 
     Raises:
         ConfigError: there is no such directory.

@@ -1,4 +1,4 @@
-"""The trajectories of a store, with the labels that came later, and as a dataset."""
+"""Reading a store: trajectories with the labels that came later, or a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(directory: str | Path) -> list[Trajectory]:
-    """One trajectory for each id, with its labels: an episode collected again replaces the one that errored.
+    """Read one trajectory for each id, with its labels; an episode collected again replaces the one that errored.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
@@ -25,7 +25,7 @@ def load(directory: str | Path) -> list[Trajectory]:
 
 
 def to_dataset(directory: str | Path) -> Dataset:
-    """The records as a `datasets.Dataset` with one row per trajectory; needs the `train` extra.
+    """Read the records as a `datasets.Dataset` with one row per trajectory; needs the `train` extra.
 
     Raises:
         RecordError: there is nothing to read.
@@ -39,7 +39,7 @@ def to_dataset(directory: str | Path) -> Dataset:
 
 
 def features() -> Features:
-    """The record's columns, for `datasets.load_dataset("json", data_files=..., features=features())`.
+    """Describe the record's columns for `datasets.load_dataset("json", data_files=..., features=features())`.
 
     Without them `datasets` takes a column that is empty in the first shard to be empty in all, and fails at the
     first error or tool call of a later one.
