@@ -60,7 +60,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
         extra = options.get("extra_json") or {}
         try:
             return RecordedCall(
-                context, {**body}, extra, version=version, tokens=tokens, refused=refused, secret=copied.api_key
+                context, {**body}, extra, version=version, tokens=tokens, refused=refused, key=copied.api_key
             )
         except (TypeError, ValueError) as error:  # what JSON cannot hold, or no messages: the endpoint may know better
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
@@ -110,7 +110,7 @@ class RecordedCall:
         version: str | None,
         tokens: bool,
         refused: set[str],
-        secret: Any,
+        key: Any,
     ) -> None:
         added: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if tokens else {}
         if tokens and body.get("stream"):
@@ -125,7 +125,7 @@ class RecordedCall:
         # As sent, and as it was then: the application may go on with the same list.
         sent = orjson.loads(orjson.dumps([body.get("messages"), self._request.get("tools") or []], default=_as_json))
         self._messages, self._tools = sent
-        context.episode.begin(self._messages, self._tools, secret if isinstance(secret, str) else "")
+        context.episode.begin(self._messages, self._tools, key if isinstance(key, str) else "")
         if body.get("stream"):
             context.episode.at_end(self.finish)
 

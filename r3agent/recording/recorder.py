@@ -16,23 +16,44 @@ queue and tears at most its own last line.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import threading
+import time
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from r3agent.errors import ConfigError
-from r3agent.recording.background_writer import BackgroundWriter, Counts
+from r3agent.errors import ConfigError, R3Error
 from r3agent.recording.redaction import Redact, redact_trajectory
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.shards import TrajectoryWriter
 
+logger = logging.getLogger(__name__)
+
 SHUTDOWN_S = 10.0
 """Time that `close` waits for the disk."""
 
+CountName: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
 
-class Recorder:
+
+class Counts(NamedTuple):
+    """Numbers of the trajectories that one process handed over; the rest is waiting."""
+
+    recorded: int
+    """Written to disk."""
+    sampled_out: int
+    """Left out by `sample_rate`."""
+    dropped: int
+    """Too many were waiting, or the recorder was closed."""
+    failed: int
+    """No trajectory, or `redact` raised, or the disk refused it."""
+
+
+class Recorder(AbstractContextManager["Recorder"]):
     """Stores trajectories of a running application; a context manager, else `close` it at shutdown.
 
     The exit of the interpreter closes it too, but a web server may end its workers without one.
@@ -65,13 +86,24 @@ class Recorder:
         self.queue_size = queue_size
         self._redact = redact
         TrajectoryWriter(self.directory).close()  # raises here rather than in the thread
-        self._writer = BackgroundWriter(self.directory, queue_size)
+        self._begin()
         _open.add(self)
+
+    def _begin(self) -> None:
+        """Start with an empty queue; the thread and its shard start with the first trajectory."""
+        self._changed = threading.Condition()  # released while the disk is written to
+        self._waiting: list[Trajectory] = []
+        self._n_writing = 0
+        """Number taken by the thread and not yet written."""
+        self._counts: Counter[CountName] = Counter()
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     @property
     def counts(self) -> Counts:
         """Counts of this process."""
-        return self._writer.counts()
+        with self._changed:
+            return Counts(*(self._counts[name] for name in get_args(CountName)))
 
     def record(self, trajectory: Trajectory | Mapping[str, Any]) -> None:
         """Take a trajectory, or its JSON as the graph returns it; never waits for the disk and never raises."""
@@ -79,27 +111,34 @@ class Recorder:
             is_record = isinstance(trajectory, Trajectory)
             trajectory_id = trajectory.trajectory_id if is_record else trajectory["trajectory_id"]
             if not self._keeps(trajectory_id):
-                self._writer.count("sampled_out")
+                self._count("sampled_out")
                 return
             record = trajectory if is_record else Trajectory.model_validate(trajectory)
-            if self._redact is not None:
-                record = redact_trajectory(record, self._redact)
-            self._writer.put(record)
+            self._put(record if self._redact is None else redact_trajectory(record, self._redact))
         except Exception as error:  # whatever was handed over, the request goes on
             # Without its message, which may quote what was to be redacted.
-            self._writer.count("failed", f"a {type(error).__name__} before it was queued")
+            self._count("failed", f"a {type(error).__name__} before it was queued")
 
     def flush(self, timeout_s: float = SHUTDOWN_S) -> bool:
         """Wait until everything taken is written; return False if that takes longer."""
-        return self._writer.flush(timeout_s)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._n_writing, timeout_s)
 
     def close(self, timeout_s: float = SHUTDOWN_S) -> bool:
         """Take nothing more and write what was taken; return False if that takes longer, which drops the rest."""
         _open.discard(self)
-        return self._writer.close(timeout_s)
-
-    def __enter__(self) -> Recorder:
-        return self
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        done = self.flush(timeout_s)
+        with self._changed:
+            n_dropped, self._waiting = len(self._waiting), []
+        if n_dropped:
+            self._count("dropped", f"the disk took longer than {timeout_s:g} s at shutdown", n_dropped)
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        return done
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -108,8 +147,57 @@ class Recorder:
         drawn = int.from_bytes(sha256(trajectory_id.encode()).digest()[:8], "big")
         return drawn < self.sample_rate * 2**64
 
-    def _begin_anew(self) -> None:
-        self._writer = BackgroundWriter(self.directory, self.queue_size)
+    def _count(self, name: CountName, why: str = "", n: int = 1) -> None:
+        """Count trajectories; the first loss of each kind is logged with `why`."""
+        with self._changed:
+            is_first = not self._counts[name]
+            self._counts[name] += n
+        if why and is_first:
+            logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self.directory, name, why)
+
+    def _put(self, trajectory: Trajectory) -> None:
+        with self._changed:
+            is_full = len(self._waiting) + self._n_writing >= self.queue_size
+            if not is_full and not self._closed:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._write, name="r3agent-recorder", daemon=True)
+                    self._thread.start()
+                self._waiting.append(trajectory)
+                self._changed.notify_all()
+                return
+        self._count("dropped", "the recorder is closed" if self._closed else f"{self.queue_size} wait for the disk")
+
+    # ---- the recorder's thread ----
+
+    def _write(self) -> None:
+        writer: TrajectoryWriter | None = None
+        while batch := self._next_batch():
+            for trajectory in batch:
+                try:
+                    writer = writer or TrajectoryWriter(self.directory, unique=True)
+                    writer.append(trajectory)
+                except (R3Error, OSError) as error:
+                    self._count("failed", str(error))
+                except Exception as error:  # a record that cannot be written as JSON; the thread goes on
+                    self._count("failed", f"a {type(error).__name__} when it was written")
+                else:
+                    self._count("recorded")
+                with self._changed:
+                    self._n_writing -= 1
+                    self._changed.notify_all()
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                logger.warning("%s: %s when the shard was closed", self.directory, error)
+
+    def _next_batch(self) -> list[Trajectory]:
+        """Wait for trajectories and take them all; an empty list means that the recorder is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            batch, self._waiting = self._waiting, []
+            self._n_writing = len(batch)
+            return batch
 
 
 _open: set[Recorder] = set()
@@ -122,7 +210,7 @@ def _close_all() -> None:
 
 def _after_fork() -> None:
     for recorder in list(_open):
-        recorder._begin_anew()  # pyright: ignore[reportPrivateUsage]
+        recorder._begin()  # pyright: ignore[reportPrivateUsage]
 
 
 atexit.register(_close_all)

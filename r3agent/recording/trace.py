@@ -57,7 +57,7 @@ def trace(
         ConfigError: `task` cannot be read as one.
         ConfigError, RecordError: where the block ends, `out` cannot be written.
     """
-    return Episode(None if task is None else Task.of(task), recorder, out, metadata)
+    return Episode(None if task is None else Task.of(task), recorder, out, {"metadata": dict(metadata or {})})
 
 
 @dataclass
@@ -90,27 +90,21 @@ def current_context() -> TraceContext | None:
     return None if context is None or context.episode.closed else context
 
 
+@dataclass(eq=False, repr=False)
 class Episode:
     """An episode that is being recorded; `trace` makes it."""
 
-    def __init__(
-        self,
-        task: Task | None,
-        recorder: Recorder | None,
-        out: str | Path | None,
-        metadata: Mapping[str, Any] | None,
-    ) -> None:
-        self.closed = False
-        self.secrets: set[str] = set()
-        """Keys of the clients that were used, which are never recorded."""
-        self._task = task
-        self._recorder = recorder
-        self._out = out
-        self._fields: dict[str, Any] = {"metadata": dict(metadata or {})}
-        self._spans: list[Span] = []
-        self._finishers: list[Callable[[], None]] = []
-        self._lock = threading.RLock()
-        self._token: Token[TraceContext | None] | None = None
+    _task: Task | None
+    _recorder: Recorder | None
+    _out: str | Path | None
+    _fields: dict[str, Any]
+    closed: bool = field(default=False, init=False)
+    _keys: set[str] = field(default_factory=set, init=False)
+    """Keys of the clients that were used, which are never recorded."""
+    _spans: list[Span] = field(default_factory=list, init=False)
+    _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _token: Token[TraceContext | None] | None = field(default=None, init=False)
 
     # ---- called by the traced code ----
 
@@ -181,10 +175,10 @@ class Episode:
 
     # ---- called by the instrumented client ----
 
-    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], secret: str) -> None:
+    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
         """Note that a call is made; the first one is the task, unless there is one."""
         with self._lock:
-            self.secrets |= {secret} if secret else set()
+            self._keys |= {key} if key else set()
             if self._task is None:
                 self._task = Task.model_validate({"messages": messages, "tools": tools})
 
@@ -248,8 +242,8 @@ class Episode:
         self.__exit__(kind, error, *rest)
 
     def _redact_keys(self, message: str) -> str:
-        for secret in self.secrets:
-            message = message.replace(secret, "[the API key]")
+        for key in self._keys:
+            message = message.replace(key, "[the API key]")
         return message
 
     def _find(self, ref: SpanRef) -> Span:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from errno import EACCES
@@ -59,7 +60,7 @@ def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R
                 ) from error
 
 
-class TrajectoryWriter:
+class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
     """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once.
 
     Several processes may write into one directory: each has a shard of its own.
@@ -113,19 +114,13 @@ class TrajectoryWriter:
             self._fd = None
 
     def _open_shard(self) -> int:
-        if self._unique:
-            path = self.directory / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}.jsonl"
-            return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        number = len(shards(self.directory))
+        number = 0 if self._unique else len(shards(self.directory))
         while True:
-            path = self.directory / f"{number:05d}.jsonl"
-            try:
-                return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-            except FileExistsError:
-                number += 1
-
-    def __enter__(self) -> TrajectoryWriter:
-        return self
+            name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
+            with suppress(FileExistsError):
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+                return os.open(self.directory / f"{name}.jsonl", flags, 0o644)
+            number += 1
 
     def __exit__(self, *_: object) -> None:
         self.close()

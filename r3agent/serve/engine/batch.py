@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from r3agent.serve.engine.cache import SlotCache
-from r3agent.serve.engine.lora_batch import AdapterSwitch
+from r3agent.serve.engine.lora import AdapterSwitch
 from r3agent.serve.engine.request import PromptToken, SequenceState, TopLogprobs
 from r3agent.serve.engine.sampling import sample_tokens
 

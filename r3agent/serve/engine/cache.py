@@ -7,8 +7,9 @@ again whenever a sequence joins or leaves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,76 +32,67 @@ class SlotCache(Cache):
         Args:
             source_N: the prompt of the forward that each slot gets; `None` when it is one to one.
         """
-        self._plan(Prefill(slice(first_slot, first_slot + n_slots), source_N))
+        for layer in self._slots:
+            layer.store = partial(layer.store_prompts, slice(first_slot, first_slot + n_slots), source_N)
 
     def decode(self, positions_B: Tensor, n_columns: int) -> None:
         """Prepare for a forward that reads one token of each of the B sequences, at `positions_B`."""
-        self._plan(Decode(torch.arange(len(positions_B), device=positions_B.device), positions_B, n_columns))
-
-    def _plan(self, plan: Prefill | Decode) -> None:
+        slots_B = torch.arange(len(positions_B), device=positions_B.device)
         for layer in self._slots:
-            layer.plan = plan
+            layer.store = partial(layer.store_tokens, slots_B, positions_B, n_columns)
 
     def move(self, source: int, target: int) -> None:
         """Copy a sequence into another slot."""
         for layer in self._slots:
-            for store in layer.stores:
-                store[target] = store[source]
+            for states in layer.states:
+                states[target] = states[source]
 
     def clear(self) -> None:
         """Give all memory back."""
         for layer in self._slots:
-            layer.stores.clear()
+            layer.states.clear()
 
 
-@dataclass(frozen=True)
-class Prefill:
-    slots: slice
-    source_N: Tensor | None
-
-
-@dataclass(frozen=True)
-class Decode:
-    rows_B: Tensor
-    positions_B: Tensor
-    n_columns: int
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""Keys and values."""
 
 
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, grown when needed."""
 
     is_sliding = False
-    plan: Prefill | Decode
+    store: Callable[[Pair], Pair]
+    """Stores the new states of the next forward; returns what its tokens attend to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stores: list[Tensor] = []
+        self.states: list[Tensor] = []
         """Keys and values, [slots, heads, columns, head size] each; empty until the first prefill."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the new states; returns what the new tokens attend to."""
-        both = key_states, value_states
-        match self.plan:
-            case Prefill(slots, source_N):
-                length = key_states.shape[2]
-                self._reserve(both, slots.stop, length)
-                for store, states in zip(self.stores, both, strict=True):
-                    store[slots, :, :length] = states if source_N is None else states[source_N]
-                return both
-            case Decode(rows_B, positions_B, n_columns):
-                self._reserve(both, len(rows_B), n_columns)
-                for store, states in zip(self.stores, both, strict=True):
-                    store[rows_B, :, positions_B] = states[:, :, 0]
-                keys, values = (store[: len(rows_B), :, :n_columns] for store in self.stores)
-                return keys, values
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
+        return self.store((key_states, value_states))
 
-    def _reserve(self, both: tuple[Tensor, Tensor], n_slots: int, n_columns: int) -> None:
-        stores = self.stores or [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in both]
-        slots_before, _, columns_before, _ = stores[0].shape
+    def store_prompts(self, slots: slice, source_N: Tensor | None, new: Pair) -> Pair:
+        length = new[0].shape[2]
+        self._reserve(new, slots.stop, length)
+        for stored, states in zip(self.states, new, strict=True):
+            stored[slots, :, :length] = states if source_N is None else states[source_N]
+        return new
+
+    def store_tokens(self, slots_B: Tensor, positions_B: Tensor, n_columns: int, new: Pair) -> Pair:
+        self._reserve(new, len(slots_B), n_columns)
+        for stored, states in zip(self.states, new, strict=True):
+            stored[slots_B, :, positions_B] = states[:, :, 0]
+        keys, values = (stored[: len(slots_B), :, :n_columns] for stored in self.states)
+        return keys, values
+
+    def _reserve(self, like: Pair, n_slots: int, n_columns: int) -> None:
+        before = self.states or [states.new_zeros(0, states.shape[1], 0, states.shape[3]) for states in like]
+        slots_before, _, columns_before, _ = before[0].shape
         if n_slots > slots_before or n_columns > columns_before:
             slots = max(slots_before, -(-n_slots // SLOT_STEP) * SLOT_STEP)
             columns = max(columns_before, -(-n_columns // COLUMN_STEP) * COLUMN_STEP)
-            self.stores = [_grow(store, slots, columns) for store in stores]
+            self.states = [_grow(states, slots, columns) for states in before]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: `update` reserves what it needs."""
@@ -116,8 +108,8 @@ class SlotLayer(CacheLayerMixin):
         return -1
 
 
-def _grow(store: Tensor, slots: int, columns: int) -> Tensor:
+def _grow(states: Tensor, slots: int, columns: int) -> Tensor:
     """Enlarge with zeros: what a mask hides must still be a number."""
-    grown = store.new_zeros(slots, store.shape[1], columns, store.shape[3])
-    grown[: store.shape[0], :, : store.shape[2]] = store
+    grown = states.new_zeros(slots, states.shape[1], columns, states.shape[3])
+    grown[: states.shape[0], :, : states.shape[2]] = states
     return grown

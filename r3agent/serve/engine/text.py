@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -66,15 +67,12 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._tokens: dict[int, tuple[str, list[int]]] = {}
+        self.token = cache(self._token)
+        """Text of a token and its UTF-8 bytes."""
 
     def text(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def token(self, token_id: int) -> tuple[str, list[int]]:
-        """Return a token's text and its UTF-8 bytes."""
-        token = self._tokens.get(token_id)
-        if token is None:
-            text = self._tokenizer.decode([token_id])
-            token = self._tokens[token_id] = (text, list(text.encode("utf-8", errors="replace")))
-        return token
+    def _token(self, token_id: int) -> tuple[str, list[int]]:
+        text = self._tokenizer.decode([token_id])
+        return text, list(text.encode("utf-8", errors="replace"))
