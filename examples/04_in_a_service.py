@@ -1,5 +1,7 @@
-"""In a FastAPI service: tokens as they come, health, graceful shutdown, always the live version. Needs `fastapi`,
-`uvicorn`, and a run whose policy is served: `r3agent serve bundled --port 8000`, `r3agent deploy --run runs/mine`.
+"""FastAPI service: streamed tokens, health, graceful shutdown, always the live version.
+
+Needs `fastapi`, `uvicorn`, and a run whose policy is served: `r3agent serve bundled --port 8000`,
+`r3agent deploy --run runs/mine`.
 
     R3AGENT_RUN=runs/mine python examples/04_in_a_service.py
     curl -N localhost:8080/stream --json '{"numbers": [2, 3, 4], "target": 20}'
@@ -22,7 +24,8 @@ from r3agent.tasks.countdown import make_task
 from r3agent.verifiers import find_verifier
 
 run = Run(os.environ.get("R3AGENT_RUN", "runs/default"))
-settings, live = run.config.policy, f"{run.ensure_live().name}@live"  # asked for by every request, so a deploy is seen
+settings = run.config.policy
+live = f"{run.ensure_live().name}@live"  # looked up by every request, so that a deploy takes effect
 policy = OpenAIPolicy(
     settings.base_url, live, api_key=run.api_key, registry=run.registry, sampling=Sampling(max_tokens=24), outage_s=5
 )
@@ -36,7 +39,7 @@ class Puzzle(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with policy:  # closed once uvicorn, told to stop, has finished the requests it had
+    async with policy:  # closed when uvicorn has finished the open requests at shutdown
         yield
 
 

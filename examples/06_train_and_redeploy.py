@@ -1,5 +1,7 @@
-"""Collect, train on the reflections, put the new weights onto the running server, and ask whether it got better; in
-about a minute, so with few episodes. Needs `r3agent[serve,train]`."""
+"""Collect, train on the reflections, deploy the new weights and evaluate them. Needs `r3agent[serve,train]`.
+
+It takes about a minute, so the episodes are few.
+"""
 
 import tempfile
 
@@ -24,7 +26,7 @@ with ServerProcess("bundled") as server, tempfile.TemporaryDirectory() as direct
 
     card = run.train()
     gap = card.metrics["mismatch"]["gap"]["mean"]  # between what the server recorded and what training computed
-    print(f"{card.version} comes of {card.parent}; gap {gap:.1e}")
+    print(f"{card.version} was trained from {card.parent}; gap {gap:.1e}")
 
     report = run.deploy()
     print(f"{report.served_name} is live, {report.previous} was before")

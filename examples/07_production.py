@@ -1,4 +1,4 @@
-"""In production: what users get is recorded, and how it went is known later. Needs `r3agent[serve]`."""
+"""Recording in production, with verdicts that arrive later. Needs `r3agent[serve]`."""
 
 import tempfile
 

@@ -1,7 +1,7 @@
-"""An agent that writes SQL, and is right when its query gives the right rows of a database.
+"""Agent that writes SQL, verified by the rows that its query gives.
 
-The policy in the package cannot write SQL, so a script answers in place of a model: first wrong, then right. With
-`R3AGENT_BASE_URL` and `R3AGENT_MODEL` it is a model of yours.
+The bundled policy cannot write SQL, so a script answers in place of a model: first wrong, then right. Set
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` to use a model of yours.
 """
 
 import os
@@ -18,11 +18,11 @@ WITH_FEEDBACK = (
 
 
 def script(body: dict, choice: int) -> str:
-    """Knows the answer to one question, once it has reflected."""
-    asked = body["messages"][-1]["content"]
-    if asked.startswith("Your query is wrong"):
+    """Answer one question, correctly after a reflection."""
+    prompt = body["messages"][-1]["content"]
+    if prompt.startswith("Your query is wrong"):
         return "An inner join leaves out the customers without an order."
-    join = "LEFT JOIN" if "reflection" in asked else "JOIN"
+    join = "LEFT JOIN" if "reflection" in prompt else "JOIN"
     query = f"SELECT name, count(o.id) FROM customers c {join} orders o ON customer_id = c.id GROUP BY 1 ORDER BY 1"
     return f"```sql\n{query}\n```"
 

@@ -1,4 +1,4 @@
-"""A shop's database and questions about it, with the queries that answer them: a task source of one's own.
+"""Task source of your own: questions about a shop's database, with the queries that answer them.
 
 r3agent collect --run runs/shop --task examples.shop:tasks --verifier sql --n 4 --set collect.reflections=4
 """
@@ -17,7 +17,7 @@ SYSTEM = f"Answer with one SQLite query in a ```sql block. The tables are:\n\n{T
 
 
 def make_task(question: str, answer: str, task_id: str) -> Task:
-    """`answer` is a query that gives the rows which are right; the policy never sees it."""
+    """Make a task whose `answer` is a query that gives the right rows; the policy never sees it."""
     return Task(
         id=task_id,
         messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": question}),

@@ -1,7 +1,8 @@
-"""Countdown: combine numbers to a target. The policy in the package plays it: `r3agent serve bundled --port 8000`.
+"""Countdown: combine numbers to a target.
 
-Input `{"numbers": [2, 3, 4], "target": 20}`. `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name another policy; with
-`R3AGENT_RUN`, the directory of a run, `NAME@live` is its live version.
+Input: `{"numbers": [2, 3, 4], "target": 20}`. The bundled policy plays it: `r3agent serve bundled --port 8000`.
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` name another policy; with `R3AGENT_RUN`, the directory of a run, the model
+`NAME@live` is its live version.
 """
 
 import os
@@ -40,8 +41,6 @@ policy = OpenAIPolicy(
 solve = build_graph(policy=policy, verifier=find_verifier("countdown"), max_attempts=3, stream=True)
 
 graph = StateGraph(State, context_schema=EpisodeContext, input_schema=Puzzle, output_schema=EpisodeOutput)
-graph.add_node("pose", pose)
-graph.add_node("solve", solve.compile())
+graph.add_sequence([("pose", pose), ("solve", solve.compile())])
 graph.add_edge(START, "pose")
-graph.add_edge("pose", "solve")
 graph = graph.compile(name="countdown")

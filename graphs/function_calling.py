@@ -1,8 +1,8 @@
-"""Function calling with tools of your own, verified against the calls that are right.
+"""Function calling with tools of your own, verified against the right calls.
 
-Input `{"task": {"messages": [...], "tools": [...], "info": {...}}}`; what `info` says of the right calls is documented
-in `r3agent/verifiers/function_call/verdict.py`. The policy in the package cannot call functions: `R3AGENT_BASE_URL` and
-`R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
+Input: `{"task": {"messages": [...], "tools": [...], "info": {...}}}`; the form of the right calls in `info` is
+documented in `r3agent/verifiers/function_call/verdict.py`. The bundled policy cannot call functions:
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
 """
 
 import os

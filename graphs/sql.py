@@ -1,7 +1,7 @@
-"""SQL about the shop in `examples/shop.sql`, verified by the rows that a query gives.
+"""SQL queries on the shop in `examples/shop.sql`, verified by the rows that they give.
 
-Input `{"question": "...", "gold": "SELECT ..."}`, where `gold` is a query that is known to be right. The policy in
-the package cannot write SQL: `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
+Input: `{"question": "...", "gold": "SELECT ..."}`, where `gold` is a right query. The bundled policy cannot write
+SQL: `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
 """
 
 import os
@@ -41,8 +41,6 @@ policy = OpenAIPolicy(
 solve = build_graph(policy=policy, verifier=find_verifier("sql"), **PROMPTS["code"].model_dump(), stream=True)
 
 graph = StateGraph(State, context_schema=EpisodeContext, input_schema=Question, output_schema=EpisodeOutput)
-graph.add_node("pose", pose)
-graph.add_node("solve", solve.compile())
+graph.add_sequence([("pose", pose), ("solve", solve.compile())])
 graph.add_edge(START, "pose")
-graph.add_edge("pose", "solve")
 graph = graph.compile(name="sql")
