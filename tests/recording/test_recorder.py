@@ -35,7 +35,7 @@ def numbered(n: int) -> list[Trajectory]:
     return [tree(span("attempt", passed=True, text=f"{i}")) for i in range(n)]
 
 
-def test_what_is_recorded_is_stored_as_a_record_or_as_the_graphs_json(tmp_path: Path) -> None:
+def test_recorder_stores_records_and_the_graphs_json(tmp_path: Path) -> None:
     one, other = numbered(2)
     with Recorder(tmp_path) as recorder:
         recorder.record(one)
@@ -117,9 +117,7 @@ class SlowDisk:
         return Waits(**dict(numbered(1)[0]))
 
 
-def test_a_disk_that_does_not_answer_blocks_no_request_and_what_overflows_is_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recorder_counts_overflow_while_the_disk_is_stuck(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     disk = SlowDisk()
     with Recorder(tmp_path, queue_size=3) as recorder:
         recorder.record(disk.trajectory())
@@ -149,9 +147,7 @@ def test_closing_waits_no_longer_than_it_may(tmp_path: Path) -> None:
     disk.release.set()
 
 
-def test_a_directory_that_vanished_is_counted_logged_once_and_survived(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recorder_survives_a_directory_that_vanished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = tmp_path / "store"
     with Recorder(store) as recorder:
         shutil.rmtree(store)
@@ -189,7 +185,7 @@ def worker(directory: Path, n: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_workers_write_side_by_side_and_a_killed_one_tears_no_line_but_its_own_last(tmp_path: Path) -> None:
+def test_killed_worker_tears_only_its_own_last_line(tmp_path: Path) -> None:
     workers = [worker(tmp_path, 200) for _ in range(3)]
     for process in workers:
         assert process.stdout is not None
@@ -237,7 +233,7 @@ def test_a_forked_worker_has_a_thread_and_a_shard_of_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_worker_forked_while_the_disk_is_stuck_does_not_inherit_the_wait(tmp_path: Path) -> None:
+def test_forked_worker_does_not_inherit_a_stuck_queue(tmp_path: Path) -> None:
     disk = SlowDisk()
     with Recorder(tmp_path) as recorder:
         recorder.record(disk.trajectory())
@@ -283,7 +279,7 @@ def test_no_text_that_is_redacted_reaches_the_disk(tmp_path: Path) -> None:
     assert kept.task.id == Task.model_validate({"messages": kept.task.messages}).id
 
 
-def test_tokens_go_with_the_text_they_spell_and_with_all_that_follows_it(tmp_path: Path) -> None:
+def test_redaction_removes_tokens_of_the_text_and_after_it(tmp_path: Path) -> None:
     clean = span("attempt", None, False, text="nobody", **EXACT)
     named = span("reflect", clean, text="she was meant", reasoning="Ada was", **EXACT)
     after, beside = (span("retry", above, True, text="yes", **EXACT) for above in (named, clean))
@@ -299,7 +295,7 @@ def test_tokens_go_with_the_text_they_spell_and_with_all_that_follows_it(tmp_pat
 
 
 @given(trajectories(), st.sampled_from(["", "0", "a", "request"]))
-def test_a_span_keeps_its_tokens_only_if_nothing_of_its_conversation_changed(episode: Trajectory, letter: str) -> None:
+def test_redaction_keeps_tokens_of_unchanged_conversations(episode: Trajectory, letter: str) -> None:
     kept = redact_trajectory(episode, lambda text: text.replace(letter, "·") if letter else text)
     for was, now in zip(episode.spans, kept.spans, strict=True):
         same = (episode.prompt(was), was.message) == (kept.prompt(now), now.message)

@@ -36,9 +36,7 @@ async def say(client: openai.AsyncOpenAI, messages: list[Any] = ASK, **fields: A
     return await client.chat.completions.create(model="scripted", messages=messages, **fields)
 
 
-async def test_a_reflection_and_its_retry_are_recorded_with_exact_tokens_and_paid(
-    endpoint: ScriptedEndpoint, tmp_path: Path
-) -> None:
+async def test_trace_records_a_reflection_that_earns_a_reward(endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
     async with a_client(endpoint) as client:
         with r3agent.trace(out=tmp_path, metadata={"app": "x"}) as episode:
             first = await say(client, temperature=0.5, user="someone")
@@ -70,7 +68,7 @@ async def test_a_reflection_and_its_retry_are_recorded_with_exact_tokens_and_pai
     assert "sk-hidden" not in shards(tmp_path)[0].read_text()
 
 
-async def test_a_conversation_that_goes_on_is_a_path_however_the_messages_are_given(endpoint: ScriptedEndpoint) -> None:
+async def test_trace_records_a_continued_conversation_as_a_path(endpoint: ScriptedEndpoint) -> None:
     messages = [*ASK]
     async with a_client(endpoint) as client, r3agent.trace() as episode:
         for question in ("more", "and more"):
@@ -96,7 +94,7 @@ async def test_outside_of_a_trace_the_client_is_the_plain_one(endpoint: Scripted
     assert len(episode.spans) == 1
 
 
-async def test_streams_are_recorded_as_they_are_read_and_give_the_user_what_was_asked_for(
+async def test_streams_are_recorded_as_they_are_read(
     endpoint: ScriptedEndpoint,
 ) -> None:
     async with a_client(endpoint) as client:
@@ -185,7 +183,7 @@ async def test_an_error_is_recorded_with_the_episode_and_raised(tmp_path: Path) 
     assert quoting.error.message == "[the API key]"
 
 
-async def test_an_answer_that_cannot_be_recorded_is_the_users_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+async def test_answer_that_cannot_be_recorded_reaches_the_user(caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedEndpoint("hi", edits=[lambda answer: answer.update(choices=[])]) as endpoint:
         async with a_client(endpoint) as client:
             with r3agent.trace() as episode:
@@ -330,7 +328,7 @@ def test_an_episode_without_a_span_is_stored_only_if_it_failed(tmp_path: Path) -
     assert failed.error is not None
 
 
-def test_an_unknown_label_and_a_task_that_is_none_are_refused_where_they_are_given() -> None:
+def test_trace_refuses_unknown_labels_and_malformed_tasks() -> None:
     unknown: Any = "critic"
     refused = pytest.raises(ConfigError, match=r"'critic'.* one of attempt, reflect, retry")
     with r3agent.trace() as episode, refused, episode.span(unknown):

@@ -116,7 +116,7 @@ class TestReload:
         assert answers[0].json()["choices"][0]["token_ids"] == expected
         assert self.reload(http, checkpoint).status_code == 200
 
-    def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(
+    def test_reload_of_weights_that_do_not_fit_keeps_the_old_ones(
         self, http: httpx.Client, checkpoint: Path, wider_checkpoint: Path, tmp_path: Path
     ) -> None:
         for path, message in ((wider_checkpoint, "only weights of the same architecture"), (tmp_path / "x", "no such")):
@@ -172,7 +172,7 @@ def test_wrong_routes_are_openai_errors_too(http: httpx.Client, method: str, pat
     assert (response.status_code, response.json()["error"]["code"]) == (status, status)
 
 
-def test_only_allowed_tokens_are_sampled_with_the_logprobs_of_all(http: httpx.Client, checkpoint: Path) -> None:
+def test_allowed_tokens_are_sampled_with_logprobs_over_all(http: httpx.Client, checkpoint: Path) -> None:
     scored = tiny.reference(checkpoint)(torch.tensor([PROMPTS[0]])).logits[0, -1].log_softmax(-1)
     for token in (7, 20, 41):
         choice = complete(http, max_tokens=1, temperature=1.0, allowed_token_ids=[token]).json()["choices"][0]

@@ -27,7 +27,7 @@ def test_weights_are_small_and_safetensors():
     assert not list(BUNDLED_DIR.glob("*.bin"))
 
 
-def test_a_good_hint_raises_success_sharply_and_a_bad_one_does_not(tokenizer):
+def test_bundled_policy_succeeds_after_a_good_hint_only(tokenizer):
     model = LlamaForCausalLM.from_pretrained(BUNDLED_DIR)
     table = measure(model, tokenizer, n=150)
     assert table["retry_after_oracle_hint"] > table["retry_after_own_reflection"] + 0.25

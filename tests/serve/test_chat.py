@@ -28,7 +28,7 @@ PROMPT = [4, 16, 27, 28, 29, 17, 41, 2, 5]
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_template_finds_earlier_thinking_by_its_own_name_for_it(served: ServedModel, field: str) -> None:
+def test_chat_prompt_has_reasoning_under_the_templates_name(served: ServedModel, field: str) -> None:
     tokenizer = copy(served.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.reasoning_content }} {{ m.content }} {% endfor %}"
     thought = {"role": "assistant", "content": "17", field: "3 4 5"}
@@ -139,7 +139,7 @@ def test_a_stream_adds_up_to_the_answer(client: openai.OpenAI, stop: list[str] |
         assert mine[-1].stop_reason == choice.stop_reason
 
 
-def test_tools_reach_the_template_and_calls_in_the_conversation_are_read(chat: Callable[..., httpx.Response]) -> None:
+def test_chat_prompt_has_tools_and_earlier_calls(chat: Callable[..., httpx.Response]) -> None:
     tools = [{"type": "function", "function": {"name": "Reflect", "parameters": {}}}]
     reflect = build_tokenizer().convert_tokens_to_ids("Reflect")
     assert chat(tools=tools, return_token_ids=True).json()["prompt_token_ids"] == [reflect, *PROMPT]

@@ -56,15 +56,13 @@ SIZES = {
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
-def test_other_architectures_equal_generate_within_one_attention_window(
-    config: PreTrainedConfig, context: int, tmp_path: Path
-) -> None:
+def test_engine_equals_generate_for_other_architectures(config: PreTrainedConfig, context: int, tmp_path: Path) -> None:
     directory = save(config, tmp_path / "model")
     served = load_model(str(directory))
     assert served.max_model_len == context
     engine = Engine(served)
     engine.start()
-    outcomes = [tiny.Outcome(engine, prompt_token_ids=p, max_tokens=9, temperature=0) for p in tiny.PROMPTS]
+    outcomes = [tiny.RunningRequest(engine, prompt_token_ids=p, max_tokens=9, temperature=0) for p in tiny.PROMPTS]
     for outcome, prompt in zip(outcomes, tiny.PROMPTS, strict=True):
         assert outcome.wait().sequences[0].token_ids == tiny.greedy(tiny.reference(directory), prompt, 9)[0]
     engine.close()

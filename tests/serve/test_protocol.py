@@ -45,7 +45,7 @@ def test_a_field_out_of_range_is_named_with_its_value_and_limit(field: str, valu
 
 
 @pytest.mark.parametrize("field", sorted(NEUTRAL))
-def test_a_field_that_would_change_the_result_is_refused_unless_neutral(field: str) -> None:
+def test_parse_refuses_fields_that_are_not_neutral(field: str) -> None:
     error = refused(ChatCompletionRequest, {**CHAT, field: "something"})
     assert error.param == field
     assert "would change the result" in str(error)

@@ -42,7 +42,7 @@ def test_what_is_shown_is_the_text(text: str) -> None:
 
 
 @given(st.text("ab€", max_size=20), st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3))
-def test_the_text_ends_before_the_stop_string_that_is_complete_first(text: str, stop: list[str]) -> None:
+def test_text_ends_before_the_first_complete_stop_string(text: str, stop: list[str]) -> None:
     kept, found, shown = feed(text, stop)
     assert shown == kept
     ends = [text.find(s) + len(s) for s in stop if s in text]
@@ -54,7 +54,7 @@ def test_the_text_ends_before_the_stop_string_that_is_complete_first(text: str, 
         assert len(kept + found) == min(ends)
 
 
-def test_an_incomplete_character_at_the_end_is_shown_as_the_tokenizer_decodes_it() -> None:
+def test_text_ends_with_an_incomplete_character_as_decoded() -> None:
     token_ids = TOKENIZER("a€")["input_ids"][:-1]
     stream = TextStream(TOKENIZER, [])
     for token_id in token_ids:

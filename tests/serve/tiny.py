@@ -1,4 +1,4 @@
-"""A tiny random policy, adapters for it, and what transformers itself says of them."""
+"""A tiny random policy, adapters for it, and the tokens that transformers generates with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from r3agent.serve.engine.request import Chunk, Event, GenerationRequest
 MAX_LENGTH = 256
 
 PROMPTS = [[4, 16, 27, 28, 29, 2, 5], [4, 50, 2, 5], [4, *range(30, 60), 2, 5], [4, 16, 90, 17, 41, 2, 5]]
-"""Of different lengths, so that a batch of them is ragged."""
+"""Prompts of different lengths, so that a batch of them is ragged."""
 
 
 def save_model(directory: Path, *, seed: int = 0, hidden_size: int = 64) -> Path:
@@ -78,8 +78,8 @@ def greedy(model: Any, prompt: Sequence[int], n_tokens: int) -> tuple[list[int],
     return token_ids, logprobs
 
 
-class Outcome:
-    """A request on its way through an engine; it does not end with the turn unless it is told to."""
+class RunningRequest:
+    """A request that an engine works on; it ends with the turn only if `stop_token_ids` are passed."""
 
     def __init__(self, engine: Engine, **fields: Any) -> None:
         self.chunks: list[Chunk] = []

@@ -134,7 +134,7 @@ def test_a_record_of_another_schema_is_refused_with_its_place(tmp_path: Path) ->
         load(tmp_path)
 
 
-def test_a_whole_line_that_is_no_record_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_read_names_a_whole_line_that_is_no_record(tmp_path: Path) -> None:
     shard = write(tmp_path, tree())
     shard.write_text(shard.read_text() + json.dumps({"task": 3}) + "\n")
     with pytest.raises(RecordError, match=rf"{shard}:2: not a trajectory"):
@@ -146,7 +146,7 @@ def test_a_missing_directory_is_not_an_empty_store(tmp_path: Path) -> None:
         load(tmp_path / "typo")
 
 
-def test_a_directory_that_cannot_be_made_is_found_before_anything_is_written(tmp_path: Path) -> None:
+def test_writer_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="choose another directory"):
         TrajectoryWriter(tmp_path / "file" / "store")

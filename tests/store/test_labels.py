@@ -71,7 +71,7 @@ def test_a_verifier_that_forgot_to_return_is_still_an_error() -> None:
         graph.invoke({"task": TASK})
 
 
-async def test_episodes_are_collected_without_verdicts_counted_and_trained_on_only_once_labelled(
+async def test_pending_episodes_are_trained_on_once_labelled(
     tmp_path: Path,
 ) -> None:
     policy = ScriptedPolicy("hm", model="m@v0000")
@@ -116,7 +116,7 @@ def test_a_reflection_is_paid_by_labels_of_its_retries(tmp_path: Path) -> None:
 # ---- labels ----
 
 
-def test_the_last_label_wins_and_what_the_verifier_had_said_is_kept(tmp_path: Path) -> None:
+def test_last_label_wins_and_the_verifiers_verdict_is_kept(tmp_path: Path) -> None:
     store(tmp_path, named("one", passed=True), named("two"))
     before = (tmp_path / "00000.jsonl").read_bytes()
     r3agent.label(tmp_path, "one", passed=True, by="ada")
@@ -229,13 +229,13 @@ def test_the_verb_labels_by_the_beginning_of_the_id(tmp_path: Path, capsys: pyte
     assert [t.passed for t in load(tmp_path / "trajectories")] == [False, True]
 
 
-def test_the_empty_beginning_names_no_episode_though_there_is_only_one(tmp_path: Path) -> None:
+def test_label_refuses_an_empty_prefix_even_of_one_episode(tmp_path: Path) -> None:
     store(tmp_path / "trajectories", named("one"))
     assert main(["label", str(tmp_path), "", "--passed"]) == 2
     assert load(tmp_path / "trajectories")[0].passed is None
 
 
-def test_a_run_and_its_store_are_labelled_alike_from_python_and_the_verb(
+def test_label_takes_a_run_or_its_store_and_so_does_the_verb(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = store(tmp_path / "trajectories", named("one"))
