@@ -147,9 +147,9 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
     """
     text = orjson.dumps(prefix)[1:-1]
     likely = latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=text))
-    if any(t.trajectory_id.startswith(prefix) for t in likely):
-        return find(likely, prefix, str(directory))
-    return find(latest(read(directory)), prefix, str(directory))
+    if not any(t.trajectory_id.startswith(prefix) for t in likely):
+        likely = latest(read(directory))  # to name the nearest id
+    return find(likely, prefix, str(directory))
 
 
 def store_at(directory: str | Path) -> Path:

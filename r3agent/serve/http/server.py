@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
 
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
@@ -15,7 +14,6 @@ from r3agent.serve.http.app import create_app
 from r3agent.serve.process.address import base_url, listen
 from r3agent.serve.process.flags import API_KEY_VARIABLE
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 5
 """Time that requests under way have to end after a stop signal."""
 KEEP_ALIVE_S = 60
@@ -64,11 +62,7 @@ def serve(
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
-        for number in STOP_SIGNALS:
-            signal.signal(number, _ignore)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda _number, _frame: None)
         print(f"serving {served.name} on {base_url(host, listener.getsockname()[1])}", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    pass
