@@ -50,11 +50,11 @@ class Counts(NamedTuple):
     dropped: int
     """Too many were waiting, or the recorder was closed."""
     failed: int
-    """No trajectory, or `redact` raised, or the disk refused it."""
+    """Refused by the disk or by `redact`, or no trajectory at all."""
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Stores trajectories of a running application; a context manager, else `close` it at shutdown.
+    """Store of a running application's trajectories; a context manager, else `close` it at shutdown.
 
     The exit of the interpreter closes it too, but a web server may end its workers without one.
 

@@ -61,7 +61,7 @@ def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R
 
 
 class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
-    """Appends trajectories to a fresh shard; use it as a context manager. Not for several threads at once.
+    """Writer that appends to a fresh shard; a context manager. Not for several threads at once.
 
     Several processes may write into one directory: each has a shard of its own.
 

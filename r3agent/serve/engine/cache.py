@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SLOT_STEP, COLUMN_STEP = 16, 64
-"""Slots and columns are allocated in multiples of these."""
+"""Multiples in which slots and columns are allocated."""
 
 
 class SlotCache(Cache):
@@ -62,7 +62,7 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     store: Callable[[Pair], Pair]
-    """Stores the new states of the next forward; returns what its tokens attend to."""
+    """Function that stores the new states of the next forward and returns what its tokens attend to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ PauseMode: TypeAlias = Literal["abort", "wait", "keep"]
 
 
 class Engine:
-    """Generates for many requests at once. Its public methods may be called from any thread.
+    """Batched generation for many requests at once. Its public methods may be called from any thread.
 
     Args:
         served: the model; from now on only the engine's thread touches its weights.

@@ -106,7 +106,7 @@ def _fit_to_base(path: str, model: Any, name: str, rank: int, down: Tensor, up: 
 
 
 class AdapterSwitch:
-    """Adds the adapters' deltas to the outputs of a model's linear layers. Used by the engine's thread only."""
+    """Hooks that add the adapters' deltas to a model's linear layers; only the engine's thread uses them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())

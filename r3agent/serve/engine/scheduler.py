@@ -76,7 +76,7 @@ class ControlOperation:
     is_ready: Callable[[], bool]
     run: Callable[[], None]
     blocks_admission: bool = False
-    """No sequence joins the batch before it has run."""
+    """Let no sequence join the batch before it has run."""
     done: Future[None] = field(default_factory=Future)
 
     def __call__(self) -> None:

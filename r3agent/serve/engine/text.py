@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """Decodes one sequence token by token and ends it before a stop string.
+    """Decoder of one sequence, token by token, which ends the text before a stop string.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
