@@ -58,7 +58,15 @@ class EndpointError(PolicyError):
 
 
 class RequestError(PolicyError):
-    """The endpoint refused this request, e.g. a prompt that is too long."""
+    """The endpoint refused this request, e.g. a prompt that is too long.
+
+    Args:
+        refusal: the server's own words in full, with the names of the fields that it refuses.
+    """
+
+    def __init__(self, message: str = "", *, refusal: str = "") -> None:
+        super().__init__(message)
+        self.refusal = refusal
 
 
 class AccessError(RequestError):

@@ -136,7 +136,7 @@ def _estimated(tasks: Sequence[Task]) -> Counted:
 
 async def _card(wire: Wire, model: str) -> dict[str, Any]:
     """What the endpoint's list says of the model."""
-    reply = await wire.call("GET", f"{wire.base_url}/models")
+    reply = await wire.call("/models")
     cards = reply.body.get("data") if isinstance(reply.body, dict) else None
     for card in cards if isinstance(cards, list) else ():
         if isinstance(card, dict) and card.get("id") == model:
@@ -160,7 +160,7 @@ async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> Counted
         body: dict[str, Any] = {"model": model, "messages": list(task.messages), "add_generation_prompt": True}
         body |= {"tools": list(task.tools)} if task.tools else {}
         async with slots:
-            reply = await wire.call("POST", f"{wire.root}/tokenize", body)
+            reply = await wire.call("/tokenize", body, of_server=True)
         if isinstance(reply.body, dict) and isinstance(reply.body.get("count"), int):
             return reply.body["count"]
         return str(reply) if reply.status == 400 else None

@@ -10,15 +10,16 @@ Nothing is retried: deploying is repeatable as a whole. Whatever goes wrong is a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from r3agent._util.urls import redact_url
 from r3agent.deploy.metrics import Busy, busy
 from r3agent.errors import ConfigError, DeployError
+from r3agent.http.client import ClientSettings
+from r3agent.http.errors import WRONG_KEY, no_answer, read_error
+from r3agent.http.urls import EXAMPLE, ApiURL, redact_url
 
 LORA_ROUTES = (
     "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment, or use `r3agent serve`"
@@ -45,21 +46,14 @@ class Server:
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
-        try:
-            url = httpx.URL(base_url.rstrip("/"))
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"base_url = {redact_url(base_url)!r}: {error}") from None
-        if url.scheme not in ("http", "https") or not url.host or not url.path.endswith("/v1"):
-            raise ConfigError(f"base_url = {redact_url(base_url)!r}: it must look like http://127.0.0.1:8000/v1")
+        self._url = ApiURL(base_url)
+        if not self._url.is_versioned:
+            raise ConfigError(f"base_url = {redact_url(base_url)!r}: it must end in /v1, as {EXAMPLE} does")
         self.base_url = base_url
         self._api_key = api_key
         self._timeout_s = timeout_s
-        self._client = httpx.Client(
-            base_url=url.copy_with(path=url.path.removesuffix("v1")),
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=timeout_s,
-        )
-        self.root = str(url.copy_with(path=url.path.removesuffix("/v1"), userinfo=b"")).rstrip("/")
+        self._client = ClientSettings(timeout_s=timeout_s, api_key=api_key).open()
+        self.root = self._url.root
         """Address of the server itself, without any password."""
 
         self._successors: list[Server] = []
@@ -171,28 +165,18 @@ class Server:
     def _call(self, method: str, route: str, *, remedy: str, **request: Any) -> httpx.Response:
         where = f"{self.root}/{route}"
         try:
-            response = self._client.request(method, route, **request)
-        except httpx.TimeoutException:
-            raise DeployError(
-                f"{where}: no answer within {self._timeout_s:g} s; look at the server's log, then deploy again"
-            ) from None
-        except httpx.HTTPError as error:
-            raise DeployError(f"{where}: {error or type(error).__name__}; is the server running?") from error
+            response = self._client.request(method, self._url.server_route(f"/{route}"), **request)
+        except httpx.RequestError as error:
+            timed_out = isinstance(error, httpx.TimeoutException)
+            remedy = "look at the server's log, then deploy again" if timed_out else "is the server running?"
+            raise DeployError(f"{where}: {no_answer(error, self._timeout_s)}; {remedy}") from error
         if response.is_success:
             return response
-        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        error = read_error(response)
+        where = f"{where}: HTTP {error.status}"
+        if error.status in WRONG_KEY:
             sent = "the API key that was sent is not the server's" if self._api_key else "no API key was sent"
-            raise DeployError(f"{where}: HTTP {response.status_code}: {sent}; pass the key the server was started with")
-        if (said := _said(response)) is None:
-            raise DeployError(f"{where}: HTTP {response.status_code}, the server has no such route; {remedy}")
-        raise DeployError(f"{where}: HTTP {response.status_code}: {said}")
-
-
-def _said(response: httpx.Response) -> str | None:
-    """The server's own words, `None` where the route itself is what is missing."""
-    try:
-        error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        missing = response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
-        return None if missing else response.text.strip()[:300] or response.reason_phrase
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+            raise DeployError(f"{where}: {sent}; pass the key the server was started with")
+        if error.has_no_route:
+            raise DeployError(f"{where}, the server has no such route; {remedy}")
+        raise DeployError(f"{where}: {error.message}")

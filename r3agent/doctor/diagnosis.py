@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from r3agent._util.urls import redact_url
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
 from r3agent.doctor.records import Check, Diagnosis
-from r3agent.doctor.routes import KEY_REFUSED, ROUTES, route_checks
+from r3agent.doctor.routes import ROUTES, route_checks
 from r3agent.doctor.wire import WORST_FIRST, Completion, Reply, Wire, candidates
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError
+from r3agent.http.errors import WRONG_KEY
 from r3agent.records.trajectory import Capability
 
 TIMEOUT_S = 60.0
@@ -50,8 +50,8 @@ async def diagnose(
 async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
     asked: list[tuple[Wire, Reply]] = []
     for wire in wires:
-        asked.append((wire, await wire.call("GET", f"{wire.base_url}/models")))
-        if _served(asked[-1][1]) or asked[-1][1].status in (None, *KEY_REFUSED):
+        asked.append((wire, await wire.call("/models")))
+        if _served(asked[-1][1]) or asked[-1][1].status in (None, *WRONG_KEY):
             break  # another path would not change it
     last, listing = asked[-1]
     names = _served(listing)
@@ -61,7 +61,7 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
     if listing.status is not None:
         checks.append(_models(asked, names))
     completions: list[Completion] = []
-    if model and listing.status not in (None, *KEY_REFUSED):
+    if model and listing.status not in (None, *WRONG_KEY):
         wire, chat = await _chat([wire] if names else [wire for wire, _ in asked], model)
         checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
@@ -75,8 +75,8 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
     why = "" if blocker is None else BLOCKED[blocker.name]
     checks = [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
     return Diagnosis(
-        base_url=redact_url(wire.base_url),
-        tried=tuple(redact_url(wire.base_url) for wire, _ in asked),
+        base_url=wire.base_url,
+        tried=tuple(wire.base_url for wire, _ in asked),
         model=model,
         tier=tier,
         checks=tuple(checks),
@@ -106,21 +106,21 @@ def _cards(reply: Reply) -> list[dict[str, Any]]:
 
 def _reachable(wire: Wire, reply: Reply) -> Check:
     if reply.status is None:
-        detail = f"GET {redact_url(wire.base_url)}/models: {reply.said}"
+        detail = f"GET {wire.base_url}/models: {reply.message}"
         return Check(name="reachable", status="no", detail=detail, remedy=NOT_RUNNING)
-    return Check(name="reachable", status="yes", detail=f"answers at {redact_url(wire.root)}")
+    return Check(name="reachable", status="yes", detail=f"answers at {wire.root}")
 
 
 def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
-    detail = "; ".join(f"GET {redact_url(wire.base_url)}/models: {reply}" for wire, reply in asked)
-    remedy = KEY if asked[-1][1].status in KEY_REFUSED else NO_API
+    detail = "; ".join(f"GET {wire.base_url}/models: {reply}" for wire, reply in asked)
+    remedy = KEY if asked[-1][1].status in WRONG_KEY else NO_API
     return Check(name="models", status="no", detail=detail, remedy=remedy)
 
 
 async def _version(wire: Wire, listing: Reply) -> Check:
-    reply = await wire.call("GET", f"{wire.root}/version")
+    reply = await wire.call("/version", of_server=True)
     if not (isinstance(reply.body, dict) and "version" in reply.body):
         return Check(name="version", status="unknown", detail=f"GET /version: {reply}")
     owner = next((card.get("owned_by") for card in _cards(listing)), None) or "server"

@@ -71,7 +71,7 @@ async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[C
     got: dict[str, Asked] = dict(zip(MODES, completions, strict=True))
     if isinstance(got[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
         got[TOOL_STREAM] = await wire.chat(model, **accepted, **TOOLS, stream=True)
-    rendered = await wire.call("POST", f"{wire.root}/tokenize", {"model": model, "messages": MESSAGES})
+    rendered = await wire.call("/tokenize", {"model": model, "messages": MESSAGES}, of_server=True)
     features = [
         _template(got[PLAIN], rendered),
         _logprobs(logprobs),

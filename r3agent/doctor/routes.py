@@ -14,10 +14,9 @@ from r3agent._util.aio import gather_all
 from r3agent.deploy.server import DEV_ROUTES, LOAD_REMEDIES, LORA_ROUTES
 from r3agent.doctor.records import Check
 from r3agent.doctor.wire import Reply, Wire
+from r3agent.http.errors import NO_ROUTE
 
 PROBE = "r3agent-doctor-probe"
-KEY_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 POSTED = {
     "weight reload": ("/collective_rpc", "/update_weight_version"),
@@ -32,7 +31,7 @@ ROUTES = ("LoRA load", "weight version", *POSTED)
 async def route_checks(wire: Wire) -> list[Check]:
     """What deploying to this server can use."""
     paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
-    replies = await gather_all(wire.call("GET", f"{wire.root}{path}") for path in paths)
+    replies = await gather_all(wire.call(path, of_server=True) for path in paths)
     by_path = dict(zip(paths, replies, strict=True))
     checks = [await _lora(wire), _weight_version(by_path["/weight_info"])]
     for name, needed in POSTED.items():
@@ -45,18 +44,18 @@ async def route_checks(wire: Wire) -> list[Check]:
 
 
 async def _lora(wire: Wire) -> Check:
-    name, url = "LoRA load", f"{wire.base_url}/load_lora_adapter"
+    name = "LoRA load"
     adapter = f"{PROBE}-{uuid4().hex[:8]}"
-    reply = await wire.call("POST", url, {"lora_name": adapter, "lora_path": f"/nonexistent/{adapter}"})
+    reply = await wire.call("/load_lora_adapter", {"lora_name": adapter, "lora_path": f"/nonexistent/{adapter}"})
     if reply.status is not None and reply.status < 300:
-        await wire.call("POST", f"{wire.base_url}/unload_lora_adapter", {"lora_name": adapter})
+        await wire.call("/unload_lora_adapter", {"lora_name": adapter})
         detail = "an adapter that does not exist was accepted"
         return Check(name=name, status="unknown", detail=f"{detail} ({reply}), and unloaded again")
-    if "not enabled" in reply.said:
+    if "not enabled" in reply.message:
         return Check(name=name, status="no", detail=str(reply), remedy=LOAD_REMEDIES["not enabled"])
-    if adapter in reply.said:  # it looked for it
+    if adapter in reply.message:  # it looked for it
         return Check(name=name, status="yes", detail="an adapter that does not exist is refused for that reason")
-    if reply.status in MISSING:
+    if reply.status in NO_ROUTE:
         return Check(name=name, status="no", detail=str(reply), remedy=LORA_ROUTES)
     return Check(name=name, status="unknown", detail=str(reply))
 
@@ -65,7 +64,7 @@ def _weight_version(reply: Reply) -> Check:
     name = "weight version"
     if isinstance(reply.body, dict) and "weight_version" in reply.body:
         return Check(name=name, status="yes", detail=repr(reply.body["weight_version"]))
-    if reply.status in MISSING:
+    if reply.status in NO_ROUTE:
         return Check(name=name, status="no", detail=str(reply), remedy=DEV_ROUTES)
     return Check(name=name, status="unknown", detail=str(reply))
 

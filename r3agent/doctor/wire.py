@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, NamedTuple
 
 import httpx
 import orjson
 
-from r3agent._util.urls import redact_url
-from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError
-from r3agent.policy.endpoint import CONNECT_TIMEOUT_S, Endpoint
+from r3agent.errors import EndpointError, PolicyError, ProtocolError
+from r3agent.http import client as http
+from r3agent.http.errors import ServerError, no_answer, policy_error, read_error, redact_key
+from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.openai import Sampling
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
@@ -32,11 +34,11 @@ class Reply(NamedTuple):
     """`None`: nothing came."""
     body: Any
     """`None` where it is not JSON."""
-    said: str
+    message: str
     """The server's own words, or why nothing came."""
 
     def __str__(self) -> str:
-        return self.said if self.status is None else f"HTTP {self.status}: {self.said}"
+        return self.message if self.status is None else f"HTTP {self.status}: {self.message}"
 
 
 class Completion(NamedTuple):
@@ -76,13 +78,7 @@ def candidates(url: str) -> tuple[str, ...]:
     Raises:
         ConfigError: it is no HTTP address.
     """
-    try:
-        given = httpx.URL(url.strip().rstrip("/")).copy_with(query=None, fragment=None)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"url = {redact_url(url)!r}: {error}; e.g. http://127.0.0.1:8000/v1") from None
-    if given.scheme not in ("http", "https") or not given.host or not 0 < (given.port or 80) < 2**16:
-        raise ConfigError(f"url = {redact_url(url)!r}: it must look like http://127.0.0.1:8000/v1")
-    base = str(given).rstrip("/")
+    base = str(ApiURL(url.strip(), setting="url").route("").copy_with(query=None, fragment=None)).rstrip("/")
     return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
 
 
@@ -98,58 +94,52 @@ class Wire:
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
-        if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise ConfigError("the API key has characters that no HTTP header can carry; was it copied whole?")
-        self.base_url = base_url
-        self.root = base_url.removesuffix("/v1")
-        """Where the routes are that are not OpenAI's."""
-        self._api_key = api_key
+        self._url = ApiURL(base_url)
+        self.base_url = redact_url(base_url)
+        self.root = self._url.root
+        self._api_key = api_key or http.NO_KEY
         self._timeout_s = timeout_s
-        key = api_key or "EMPTY"  # as `OpenAIPolicy` does
-        self._endpoint = Endpoint(base_url, api_key=key, concurrency=16, timeout_s=timeout_s, outage_s=0, max_tries=1)
         self._route_timeout_s = min(ROUTE_TIMEOUT_S, timeout_s)
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(self._route_timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
-        )
+        self._client = http.ClientSettings(timeout_s=timeout_s, api_key=self._api_key).open_async()
 
     async def aclose(self) -> None:
         await self._client.aclose()
-        await self._endpoint.aclose()
 
-    async def call(self, method: str, url: str, json: Any = None) -> Reply:
-        """One request to any route."""
+    async def call(self, path: str, body: Any = None, *, of_server: bool = False) -> Reply:
+        """GET a route of the API, or POST a body to it.
+
+        Args:
+            of_server: the route is beside the API, as `/health` is.
+        """
+        url = self._url.server_route(path) if of_server else self._url.route(path)
         try:
             async with asyncio.timeout(self._route_timeout_s):
-                response = await self._client.request(method, url, json=json)
-        except (httpx.TimeoutException, TimeoutError):
-            return Reply(None, None, f"no answer within {self._route_timeout_s:g} s")
-        except (httpx.HTTPError, ValueError, OSError) as error:  # a host that cannot be encoded is a ValueError
-            return Reply(None, None, self._without_key(str(error)) or type(error).__name__)
+                response = await http.send(self._client, "GET" if body is None else "POST", url, body)
+        except (httpx.RequestError, TimeoutError) as error:
+            return Reply(None, None, no_answer(error, self._route_timeout_s))
         try:
-            body = orjson.loads(response.content)
+            content = orjson.loads(response.content)
         except orjson.JSONDecodeError:
-            body = None
-        return Reply(response.status_code, body, self._without_key(_said(response, body)))
+            content = None
+        return Reply(response.status_code, content, read_error(response).message)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
-        """A few tokens; an error is returned, without the address and the model in front."""
+        """A few tokens; an error is returned."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._completion(body, n, stream)
-        except PolicyError as error:
-            said = str(error).removeprefix(f"{redact_url(self.base_url)}, model {model!r}: ")
-            return type(error)(self._without_key(said.replace(" (tried 1 times)", "")))
-        except TimeoutError:
-            return EndpointError(f"no answer within {self._timeout_s:g} s")
+        except ServerError as error:
+            return policy_error(error)
+        except (httpx.RequestError, TimeoutError) as error:
+            return EndpointError(no_answer(error, self._timeout_s))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            return ProtocolError(f"the answer is not a chat completion ({type(error).__name__}: {error})")
-        except httpx.HTTPError as error:  # openai 2 does not map what breaks a stream off
-            return EndpointError(f"broke off: {error or type(error).__name__}")
+            message = f"the answer is not a chat completion ({type(error).__name__}: {error})"
+            return ProtocolError(redact_key(message, self._api_key))
 
     async def _completion(self, body: dict[str, Any], n: int, stream: bool) -> Completion:
+        url, start = self._url.route("/chat/completions"), time.perf_counter()
         if stream:
             assembly = Assembly()
 
@@ -157,27 +147,16 @@ class Wire:
                 for _ in assembly.add(chunk):
                     pass
 
-            latency_s = await self._endpoint.stream("/chat/completions", body, take)
+            await http.stream(self._client, url, body, take)
             answer = assembly.body
             if not answer["choices"]:
-                raise ProtocolError("no stream came: the server ignores `stream`, or does not send events")
+                raise ValueError("no stream came: the server ignores `stream`, or does not send events")
         else:
-            content, latency_s = await self._endpoint.post("/chat/completions", body)
+            content = await http.fetch(self._client, "POST", url, body)
             try:
                 answer = orjson.loads(content)
             except orjson.JSONDecodeError:
-                raise ProtocolError(f"answered {content[:60].decode(errors='replace')!r}, which is not JSON") from None
+                raise ValueError(f"{content[:60].decode(errors='replace')!r} is not JSON") from None
+        latency_s = time.perf_counter() - start
         common = {"model": body["model"], "policy_version": versions.BASE}
         return Completion(answer, generations(answer, common, n), latency_s)
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._api_key, "[the API key]") if self._api_key else text
-
-
-def _said(response: httpx.Response, body: Any) -> str:
-    if response.has_redirect_location:
-        return f"redirects to {redact_url(response.headers['location'])}"
-    error = body.get("error", body.get("detail", body)) if isinstance(body, dict) else body
-    message = error.get("message", error) if isinstance(error, dict) else error
-    text = response.text if message is None else str(message)
-    return " ".join(text.split())[:200] or response.reason_phrase

@@ -18,11 +18,13 @@ import orjson
 from pydantic import Field
 
 from r3agent._util.aio import gather_all, run_sync
-from r3agent._util.urls import redact_url
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
+from r3agent.http.client import NO_KEY
+from r3agent.http.errors import refused_field
+from r3agent.http.urls import redact_url
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
-from r3agent.policy.parse import generations, is_constrained, refused_field
+from r3agent.policy.parse import generations, is_constrained
 from r3agent.policy.stream import Assembly, OnDelta, shifted
 from r3agent.records import versions
 from r3agent.records.trajectory import Generation, Message, Record
@@ -132,7 +134,7 @@ class OpenAIPolicy:
         self._pin: str | None = None
         self._refused: set[str] = set()
         self._settings: dict[str, Any] = {
-            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY",
+            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY,
             "concurrency": concurrency,
             "timeout_s": timeout_s,
             "outage_s": outage_s,
@@ -224,7 +226,7 @@ class OpenAIPolicy:
             except AccessError:
                 raise
             except RequestError as error:
-                named = refused_field(str(error), asked)
+                named = refused_field(error.refusal, asked)
                 if named is None:
                     raise
                 refused.add(named)

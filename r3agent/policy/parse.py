@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from r3agent.records.thinking import find_reasoning
@@ -14,11 +13,6 @@ Json = Mapping[str, Any]
 
 GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 """vLLM's own fields that constrain what is sampled."""
-
-
-def refused_field(message: str, asked: Iterable[str]) -> str | None:
-    """Which of the fields that were asked for an endpoint's refusal names."""
-    return next((field for field in asked if re.search(rf"(?<!\\)\b{field}\b", message)), None)
 
 
 def is_constrained(request: Json) -> bool:

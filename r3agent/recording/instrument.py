@@ -16,7 +16,8 @@ import orjson
 from openai.types.chat import ChatCompletionChunk
 
 from r3agent.errors import ConfigError
-from r3agent.policy.parse import generations, is_constrained, refused_field
+from r3agent.http.errors import refused_field
+from r3agent.policy.parse import generations, is_constrained
 from r3agent.policy.stream import Assembly
 from r3agent.recording.trace import TraceContext, current_context
 from r3agent.records import versions

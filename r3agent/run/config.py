@@ -16,10 +16,10 @@ import tomlkit
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from r3agent._util.templates import compile_template
-from r3agent._util.urls import redact_url
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
+from r3agent.http.urls import redact_url
 from r3agent.policy.openai import Sampling
 from r3agent.records.prompts import HIDDEN, KNOWN, PROMPTS, Kind
 from r3agent.records.trajectory import Record

@@ -19,8 +19,8 @@ from typing import Any
 
 from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
-from r3agent._util.urls import redact_url
 from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
+from r3agent.http.urls import redact_url
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import Answer

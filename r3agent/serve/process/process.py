@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,16 +14,20 @@ from tempfile import mkdtemp
 from types import TracebackType
 from typing import NoReturn, Self
 
+import httpx
+
 from r3agent._util.files import last_lines
 from r3agent._util.wait import wait_until
 from r3agent.errors import ConfigError, EndpointError
+from r3agent.http.client import ClientSettings
+from r3agent.http.urls import ApiURL
 from r3agent.serve.process import guard
 
 POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5
 
-_open_url = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-"""This machine's servers are not behind its proxy."""
+HEALTH = ClientSettings(timeout_s=5, trust_env=False)
+"""How this machine's servers are asked; they are not behind its proxy."""
 
 
 class LocalServer(ABC):
@@ -128,15 +130,18 @@ class LocalServer(ABC):
         return self.log_path.read_text(errors="replace")
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        def is_healthy() -> bool:
-            self.base_url = self._find_address(self._log())
-            if self.base_url and _is_healthy(self.base_url.removesuffix("/v1")):
-                return True
-            if (code := process.poll()) is not None:
-                self._ended(code)
-            return False
+        with HEALTH.open() as client:
 
-        if not wait_until(is_healthy, timeout_s=self._timeout_s, poll_s=POLL_S):
+            def is_healthy() -> bool:
+                self.base_url = self._find_address(self._log())
+                if self.base_url and _is_healthy(client, self.base_url):
+                    return True
+                if (code := process.poll()) is not None:
+                    self._ended(code)
+                return False
+
+            is_ready = wait_until(is_healthy, timeout_s=self._timeout_s, poll_s=POLL_S)
+        if not is_ready:
             raise EndpointError(
                 f"the server was not healthy within timeout_s = {self._timeout_s:g}; raise it, or look at "
                 f"{self.log_path}, which ends:\n{self.last_log_lines()}"
@@ -157,9 +162,8 @@ def _end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _is_healthy(root: str) -> bool:
+def _is_healthy(client: httpx.Client, base_url: str) -> bool:
     try:
-        with _open_url(f"{root}/health", timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
+        return client.get(ApiURL(base_url).server_route("/health")).is_success
+    except httpx.RequestError:
         return False

@@ -1,0 +1,141 @@
+"""Errors of servers: read in one way, and mapped onto `r3agent.errors`.
+
+{"error": {"message", "code", "param"}}     OpenAI; also {"error": "text"}, without "error", or in a list
+{"detail": "text" or [{"loc", "msg"}]}      FastAPI
+text, HTML, nothing                         gateways, proxies, servers that crash
+a redirect                                  sign-in pages
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import httpx
+import orjson
+
+from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.http.urls import redact_url
+
+MAX_MESSAGE = 500
+"""Characters of a server's message that are shown."""
+
+WRONG_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+NO_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+class _Body(NamedTuple):
+    """Error as the body of a response has it."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+    is_from_api: bool = False
+
+
+class ServerError(Exception):
+    """A response that reports an error, by its status or inside a success.
+
+    Attributes:
+        status: of the response.
+        message: the server's own words on one line, without the API key that was sent.
+        code: the server's name or number of the error.
+        param: the field of the request that is at fault.
+        is_from_api: the API itself answered, with an error object: the route exists.
+        retry_after: the header of this name.
+    """
+
+    def __init__(self, body: _Body, response: httpx.Response) -> None:
+        message = " ".join(redact_key(body.message, _sent_key(response)).split())
+        self.status = response.status_code
+        self.message = message or response.reason_phrase
+        self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
+        self.retry_after = response.headers.get("retry-after", "")
+        super().__init__(f"{self.status} {self.message[:MAX_MESSAGE]}")
+
+    @property
+    def is_transient(self) -> bool:
+        """Tell whether another try may succeed."""
+        return self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def has_no_route(self) -> bool:
+        """Tell whether the server lacks the route, rather than what was asked for on it."""
+        return self.status in NO_ROUTE and not self.is_from_api
+
+
+def read_error(response: httpx.Response) -> ServerError:
+    """Read the error that a response reports; its content has been read."""
+    if response.has_redirect_location:
+        return ServerError(_Body(f"redirects to {redact_url(response.headers['location'])}"), response)
+    try:
+        return ServerError(_read_body(orjson.loads(response.content)), response)
+    except orjson.JSONDecodeError:
+        return ServerError(_Body(response.text), response)
+
+
+def read_error_event(event: Any, response: httpx.Response) -> ServerError | None:
+    """Read the error that an event of a stream reports; `None` if it reports none."""
+    return ServerError(_read_body(event), response) if isinstance(event, dict) and event.get("error") else None
+
+
+def _read_body(body: Any) -> _Body:
+    if isinstance(body, list) and body and isinstance(body[0], dict) and "error" in body[0]:
+        body = body[0]
+    is_from_api = isinstance(body, dict) and ("error" in body or body.get("object") == "error")
+    error = body
+    for key in ("error", "detail"):
+        if isinstance(error, dict) and error.get(key):
+            error = error[key]
+    if isinstance(error, list) and error and all(isinstance(item, dict) for item in error):  # FastAPI's
+        places = [".".join(map(str, item.get("loc") or ("body",))) for item in error]
+        texts = (f"{place}: {item.get('msg')}" for place, item in zip(places, error, strict=True))
+        return _Body("; ".join(texts), param=places[0].rpartition(".")[2], is_from_api=is_from_api)
+    fields: dict[str, Any] = error if isinstance(error, dict) else {}
+    code, param = (None if fields.get(name) is None else str(fields[name]) for name in ("code", "param"))
+    message = fields.get("message") or error
+    return _Body("" if message is None else str(message), code, param, is_from_api)
+
+
+def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> PolicyError:
+    """Map an error of the API onto `r3agent.errors`, with what helps.
+
+    Args:
+        where: goes before the message.
+        tries: how often it was tried, for a message about what was tried again.
+    """
+    message = f"{where}{error}"
+    if error.status in WRONG_KEY:
+        return AccessError(f"{message}; check the API key")
+    if error.status in NO_ROUTE:
+        return AccessError(f"{message}; check the model's name and that base_url ends in /v1")
+    if error.is_transient:
+        return EndpointError(f"{message}{tries}")
+    if error.status < HTTPStatus.BAD_REQUEST:
+        return ProtocolError(message)
+    too_long = "context" in error.message or "max_model_len" in error.message
+    remedy = "; shorten the conversation or lower sampling.max_tokens" if too_long else ""
+    return RequestError(f"{message}{remedy}", refusal=" ".join(filter(None, [error.param, error.message])))
+
+
+def refused_field(refusal: str, fields: Iterable[str]) -> str | None:
+    """Find the first of the request's `fields` that an endpoint's refusal names."""
+    return next((field for field in fields if re.search(rf"(?<!\\)\b{field}\b", refusal)), None)
+
+
+def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:
+    """Say why no answer came."""
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return f"no answer within {timeout_s:g} s"
+    return str(error) or type(error).__name__
+
+
+def redact_key(text: str, api_key: str | None) -> str:
+    return text.replace(api_key, "[the API key]") if api_key else text
+
+
+def _sent_key(response: httpx.Response) -> str:
+    return response.request.headers.get("authorization", "").partition(" ")[2]

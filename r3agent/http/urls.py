@@ -1,0 +1,59 @@
+"""Addresses of OpenAI-compatible APIs: checked, joined with routes, and redacted for messages."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+
+from r3agent.errors import ConfigError
+
+EXAMPLE = "http://127.0.0.1:8000/v1"
+
+
+def redact_url(url: str) -> str:
+    """Remove user and password, if the URL has any."""
+    return re.sub(r"^([^/?#]*//)?[^/?#]*@", r"\1", url)
+
+
+class ApiURL:
+    """Base URL of an API, from which the URLs of all routes are made; they keep its query.
+
+    Args:
+        base_url: usually ends in `/v1`.
+        setting: what messages call it.
+
+    Raises:
+        ConfigError: it is not an HTTP address.
+    """
+
+    def __init__(self, base_url: str, *, setting: str = "base_url") -> None:
+        wrong = f"{setting} = {redact_url(base_url)!r}"
+        try:
+            self._url = httpx.URL(base_url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"{wrong}: {error}; e.g. {EXAMPLE}") from None
+        port = self._url.port
+        has_port = port is None or 0 < port < 2**16
+        if self._url.scheme not in ("http", "https") or not self._url.host or not has_port:
+            raise ConfigError(f"{wrong}: must start with http://, e.g. {EXAMPLE}")
+        path, _, self._query = self._url.raw_path.partition(b"?")
+        self._path = path.rstrip(b"/")
+        self.is_versioned = self._path.endswith(b"/v1")
+        """The path ends in `/v1`."""
+
+    @property
+    def root(self) -> str:
+        """Address of the server itself, without any password."""
+        return str(self._join(self._path.removesuffix(b"/v1"), b"").copy_with(userinfo=b"")).rstrip("/")
+
+    def route(self, path: str) -> httpx.URL:
+        """URL of a route of the API, e.g. `/chat/completions`."""
+        return self._join(self._path + path.encode(), self._query)
+
+    def server_route(self, path: str) -> httpx.URL:
+        """URL of a route beside the API, e.g. `/health`."""
+        return self._join(self._path.removesuffix(b"/v1") + path.encode(), self._query)
+
+    def _join(self, path: bytes, query: bytes) -> httpx.URL:
+        return self._url.copy_with(raw_path=(path or b"/") + (b"?" + query if query else b""))

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from r3agent.errors import ConfigError
+from r3agent.http.urls import ApiURL, redact_url
+
+
+@pytest.mark.parametrize(
+    ("url", "without"),
+    [
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("http://me:open-sesame@host:8000/v1", "http://host:8000/v1"),
+        ("https://me@host/v1", "https://host/v1"),
+        ("http://me:open@sesame@host/v1", "http://host/v1"),
+        ("http://me:open-sesame@[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("http://me:open-sesame@host/v1?a=b#c", "http://host/v1?a=b#c"),
+        ("localhost:8000/v1", "localhost:8000/v1"),
+        ("", ""),
+    ],
+)
+def test_an_address_is_shown_without_user_and_password(url: str, without: str) -> None:
+    assert redact_url(url) == without
+
+
+def test_what_is_no_address_is_no_obstacle_to_an_error_message() -> None:
+    assert "open-sesame" not in redact_url("http://me:open-sesame@[::1/v1")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "root", "models", "health"),
+    [
+        ("http://h:1/v1", "http://h:1", "http://h:1/v1/models", "http://h:1/health"),
+        ("http://h/p/v1/", "http://h/p", "http://h/p/v1/models", "http://h/p/health"),
+        ("http://h", "http://h", "http://h/models", "http://h/health"),
+        ("http://h/v1?api-version=3", "http://h", "http://h/v1/models?api-version=3", "http://h/health?api-version=3"),
+        ("http://h/a%2Fb/v1", "http://h/a%2Fb", "http://h/a%2Fb/v1/models", "http://h/a%2Fb/health"),
+    ],
+)
+def test_api_url_has_the_routes_of_api_and_server(base_url: str, root: str, models: str, health: str) -> None:
+    url = ApiURL(base_url)
+    assert (url.root, url.route("/models"), url.server_route("/health")) == (root, models, health)
+
+
+def test_api_url_keeps_the_password_for_requests_only() -> None:
+    url = ApiURL("http://me:open-sesame@h/v1")
+    assert url.root == "http://h"
+    assert url.route("/models").userinfo == b"me:open-sesame"
+
+
+@pytest.mark.parametrize("url", ["", "h:1/v1", "ftp://h/v1", "http://", "http://h:x", "http://h:0", "http://h:99999"])
+def test_api_url_refuses_what_is_no_http_address(url: str) -> None:
+    with pytest.raises(ConfigError, match="url = "):
+        ApiURL(url)
