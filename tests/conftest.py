@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in its background
@@ -12,3 +14,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a hub
 
 settings.register_profile("r3agent", deadline=None)  # how long a busy machine takes says nothing of the code
 settings.load_profile("r3agent")
+
+SLOWEST = (
+    "train/test_command_line.py",
+    "train/test_sharded.py",
+    "e2e/test_examples.py",
+    "e2e/test_loop.py",
+    "e2e/test_studio.py",
+    "serve/test_process.py",
+    "e2e/test_service.py",
+    "train/test_refusals.py",
+)
+"""Files that take longest: begun first, so that no worker is left with one at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    paths = [Path(__file__).parent / name for name in SLOWEST]
+    assert not (gone := [str(path) for path in paths if not path.is_file()]), f"SLOWEST: {gone}"
+    order = {path: index for index, path in enumerate(paths)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
