@@ -82,7 +82,7 @@ RESERVED = {"from", "class", "in", "is", "for", "import", "global", "lambda", "n
 
 
 class Theirs:
-    """What bfcl-eval says."""
+    """The verdict of bfcl-eval."""
 
     def __init__(self, category: str) -> None:
         directory = data_directory()
@@ -93,7 +93,8 @@ class Theirs:
         self.answers = {f"bfcl:{row['id']}": row["ground_truth"] for row in answers}
 
     def passes(self, task: Task, calls: Calls, calling: str) -> bool:
-        """
+        """Tell whether the calls pass.
+
         Raises:
             Exception: the checker does.
         """

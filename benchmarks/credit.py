@@ -1,5 +1,4 @@
-"""What should be paid? Arms that credit different labels, each with the same number of sampled tokens, on the bundled
-policy.
+"""Compare rewards: arms that credit different labels, with equally many sampled tokens, on the bundled policy.
 
     python benchmarks/credit.py [--seeds 5] [--rounds 4] [--tokens 40000] [--problems 600] [--arms reflection,distill]
 

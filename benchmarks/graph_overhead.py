@@ -1,4 +1,4 @@
-"""What an episode costs besides the model: r3agent's frontier nodes against one LangGraph `Send` for each span.
+"""Cost of an episode besides the model: r3agent's frontier nodes against one LangGraph `Send` for each span.
 
 Both grow the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers at once, in
 turns within one run. Milliseconds of CPU for each episode, from the fastest turn; the ratio is Send / frontier.
@@ -50,7 +50,7 @@ class SendState(TypedDict):
 
 
 class Grown(TypedDict):
-    """What one `Send` carries: the tree so far and the span to work on."""
+    """Payload of one `Send`: the tree so far and the span to work on."""
 
     task: Json
     spans: list[Json]

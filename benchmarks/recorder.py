@@ -1,4 +1,4 @@
-"""What recording costs a request: `Recorder.record` against writing the same trajectory in the request itself.
+"""Cost of recording to a request: `Recorder.record` against writing the same trajectory in the request itself.
 
 The trajectory is the one of a whole episode (18 spans of 20 tokens, prompts of 100), as the graph returns it. Requests
 come one after the other with a pause between, so that the recorder's thread writes beside them. Medians of the wall

@@ -1,4 +1,4 @@
-"""For how long does nobody get an answer when new weights go onto a real vLLM server, for each strategy?
+"""Longest time without an answer while new weights go onto a real vLLM server, for each strategy.
 
     python benchmarks/vllm_swap.py [--clients 4]
 

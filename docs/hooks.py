@@ -1,4 +1,6 @@
-"""What the pages take from elsewhere, so that it is written once. A line of a page that reads
+"""Text that the pages take from elsewhere, so that it is written once.
+
+A line of a page that reads
 
     <!-- section: FILE: HEADING -->    becomes that section of a file of the project
     <!-- settings -->                  every setting of r3.toml, from the config model

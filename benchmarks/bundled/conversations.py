@@ -1,4 +1,4 @@
-"""What the bundled policy learnt from: Countdown conversations with good and bad habits mixed in.
+"""Training data of the bundled policy: Countdown conversations with good and bad habits mixed in.
 
 The mixture is what leaves room for improvement: first tries are often careless, and a reflection names a first
 step that only sometimes leads to the target. What a retry does is follow the reflection, wherever it leads.
@@ -35,7 +35,7 @@ SKILL = Mixture(right_attempt=0.4, good_hint=0.8, habit_hint=0.05, blind=0.1)
 """Whole conversations of mostly good play: what the policy is able to do."""
 
 HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
-"""What the policy tends to do: its last lessons are careless."""
+"""Habits of the policy: its last lessons are careless."""
 
 
 @lru_cache(maxsize=100_000)

@@ -21,7 +21,7 @@ def task(i: int, **parts: Any) -> Task:
 
 
 def source(n: int | None, *, seed: int, split: str) -> Iterator[Task]:
-    """Without a defect."""
+    """No defect."""
     yield from (task(FIRST[split] + i) for i in range(4))
 
 
@@ -31,7 +31,7 @@ def wrong_gold(n: int | None, *, seed: int, split: str) -> Iterator[Task]:
 
 
 def right(task: Task, answer: str) -> bool:
-    """Without a defect."""
+    """No defect."""
     print("a verifier may print")
     return answer == f"it is {2 * int(re.findall(r'[0-9]+', task.messages[-1]['content'])[0])}"
 

@@ -1,4 +1,4 @@
-"""What the tasks say of each other, and how long they are."""
+"""Contents of tasks: what they give away about each other, and their lengths."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_a_tokenizer_counts_and_what_its_template_refuses_is_named() -> No
 
 
 async def checked_at(card: dict[str, Any], *, max_tokens: int, limit: int | None = None) -> Check:
-    """Against an endpoint that counts a token for each character and lists the model with this card."""
+    """An audit against an endpoint that counts a token for each character and lists the model with this card."""
 
     def respond(path: str, authorization: str | None, body: Any) -> Fault:
         if path == "/v1/models":

@@ -49,7 +49,7 @@ def save_adapter(directory: Path, seed: int, *, rank: int = RANK, size: int = SI
 
 
 def logprobs_of(directory: Path, token_ids: Sequence[int]) -> tuple[float, ...]:
-    """What the weights in a directory say of a sequence; position 0 has no predictor."""
+    """Logprobs of a sequence by the weights in a directory; position 0 has no predictor."""
     seed = zlib.crc32(b"".join(p.read_bytes() for p in sorted(directory.glob("*.safetensors"))))
     said = (random.Random(f"{seed}:{list(token_ids[: t + 1])}").uniform(-5, 0) for t in range(1, len(token_ids)))
     return (0.0, *said)
@@ -104,7 +104,7 @@ class Endpoint:
     """The state of a server with vLLM's routes, what was asked of it, and its faults."""
 
     weights: Path
-    """Of the base model, as the server has them in memory."""
+    """Weights of the base model, as the server has them in memory."""
     name: str = "tiny"
     api_key: str | None = None
     lora_routes: bool = True
@@ -162,7 +162,7 @@ class Endpoint:
         return 200, {"success": True}
 
     def metrics(self, _: dict[str, Any]) -> tuple[int, Any]:
-        """As vLLM's: one line for each set of adapters there ever was, the newest with the greatest value."""
+        """Metrics as vLLM's: one line for each set of adapters there ever was, the newest with the greatest value."""
         in_use = self.in_use.pop(0) if self.in_use else ""
         label = f'max_lora="2",running_lora_adapters="{in_use}",waiting_lora_adapters=""'
         return 200, (

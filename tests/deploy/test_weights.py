@@ -1,4 +1,4 @@
-"""What is wrong with weights is found before a server is touched."""
+"""Defects of weights are found before a server is touched."""
 
 from __future__ import annotations
 

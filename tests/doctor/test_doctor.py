@@ -145,7 +145,7 @@ async def test_nothing_is_called_that_changes_the_server() -> None:
 
 async def test_a_mode_that_loses_ids_is_named_with_the_numbers() -> None:
     def lose(body: dict[str, Any], answer: dict[str, Any]) -> None:
-        """As vLLM's streaming tool parsers did."""
+        """Drop a token, as vLLM's streaming tool parsers did."""
         if "tools" in body and body.get("stream") and "return_token_ids" in body:
             answer["choices"][0]["token_ids"].pop()
             answer["choices"][0]["logprobs"]["content"].pop()

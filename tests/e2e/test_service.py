@@ -91,7 +91,7 @@ def versions(responses: list[httpx.Response]) -> set[str | None]:
 
 
 async def events(response: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
-    """Of a stream of server-sent events: name and data."""
+    """Names and data of a stream of server-sent events."""
     name = ""
     async for line in response.aiter_lines():
         field, _, value = line.partition(": ")

@@ -70,9 +70,10 @@ class Studio:
 
 @contextmanager
 def studio(tmp_path: Path, base_url: str, model: str, **more: str) -> Iterator[Studio]:
-    """
+    """Run LangGraph Studio's server.
+
     Args:
-        more: of the environment.
+        more: variables of the environment.
     """
     port, log = free_port(), tmp_path / "studio.log"
     url = f"http://127.0.0.1:{port}"
@@ -101,7 +102,7 @@ def trajectory(output: Any) -> Trajectory:
 
 @pytest.fixture(scope="module")
 def countdown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """With the policy in the package."""
+    """Studio with the policy in the package."""
     tmp_path = tmp_path_factory.mktemp("studio")
     with (
         ServerProcess("bundled", log_path=tmp_path / "log", options=["--threads", "1"]) as server,
@@ -158,7 +159,7 @@ def script(body: dict[str, Any], choice: int) -> Any:
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """With a script in place of a model that can do more than the policy in the package."""
+    """Studio with a script in place of a model that can do more than the policy in the package."""
     with (
         ScriptedEndpoint(script) as endpoint,
         studio(tmp_path_factory.mktemp("studio"), endpoint.url, "scripted") as running,

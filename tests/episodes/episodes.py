@@ -1,4 +1,4 @@
-"""What the tests of this folder share: one small task, and a look at the tree that an episode grew."""
+"""Shared by the tests of this folder: one small task, and a look at the tree that an episode grew."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.episodes.episodes import INPUT, on_thread, right
 from tests.episodes.savers import Where, async_saver, saver
 
 PATIENCE_S = 120.0
-"""Of the parent: how long it waits for what is bound to come."""
+"""Patience of the parent: how long it waits for what is bound to come."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.episodes.mortal"])  # importing LangGraph anew takes seconds
@@ -70,7 +70,7 @@ def living(episode: Episode, *, is_new: bool = True) -> Iterator[Any]:
 
 
 def wait_for(process: Any, *wanted: str) -> None:
-    """Until it has reported all of `wanted`, each as often as it stands there."""
+    """Wait until it has reported all of `wanted`, each as often as it stands there."""
     missing = list(wanted)
     while missing:
         assert process.reports.poll(PATIENCE_S), f"no report of {missing}"

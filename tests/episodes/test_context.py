@@ -1,4 +1,4 @@
-"""What one run sets otherwise than the graph was built: `context`."""
+"""Settings of one run that differ from the graph's: `context`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ json_spans = st.lists(
     st.fixed_dictionaries({"span_id": st.sampled_from("abcd"), "text": st.text(max_size=2)}), max_size=6
 )
 merged = json_spans.map(lambda spans: merge_spans([], spans))
-"""What the state holds: every span once."""
+"""Contents of the state: every span once."""
 
 
 @given(merged, json_spans)

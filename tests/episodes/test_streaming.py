@@ -36,7 +36,7 @@ async def listed(chunks: Iterator[Any] | AsyncIterator[Any]) -> list[Any]:
 
 @pytest.fixture(params=["stream", "astream"])
 def stream(request: pytest.FixtureRequest) -> Any:
-    """Of a graph, sync and async."""
+    """Ways to stream a graph, sync and async."""
     return lambda app, *args, **settings: listed(getattr(app, request.param)(*args, **settings))
 
 

@@ -85,7 +85,7 @@ def test_order_of_tasks_does_not_matter(values: list[float], seed: int):
 
 
 def test_intervals_cover_the_truth():
-    """Over 400 experiments of 80 tasks, 2 samples each; a 95 % interval should miss about 20 times."""
+    """Count misses over 400 experiments of 80 tasks, 2 samples each; a 95 % interval should miss about 20 times."""
     rng = random.Random(0)
     missed_rate = missed_change = 0
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""What goes wrong on the wire: what is tried again, how often, and what is said in the end."""
+"""Failures on the wire: what is tried again, how often, and the message in the end."""
 
 from __future__ import annotations
 

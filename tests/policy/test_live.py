@@ -1,4 +1,4 @@
-"""Which version answers, when it changes while requests are under way."""
+"""The version that answers, when it changes while requests are under way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `OpenAIPolicy` asks for and what it records; `test_endpoint.py` has what goes wrong on the wire."""
+"""Requests of `OpenAIPolicy` and what it records; `test_endpoint.py` has what goes wrong on the wire."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the pages of docs/ say is so: their Python runs, their commands parse, their messages are real, their settings
-are all there."""
+"""Check the pages of docs/: their Python runs, their commands parse, messages are real, settings complete."""
 
 from __future__ import annotations
 
@@ -112,7 +111,7 @@ def test_every_directive_of_a_page_is_known() -> None:
 
 
 def headings(page: str) -> set[str]:
-    """What a link to one ends with, as Markdown's `toc` makes it."""
+    """The end of a link to one, as Markdown's `toc` makes it."""
     text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     return {
         re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)

@@ -1,4 +1,4 @@
-"""What an application's type checker sees: a file that uses every public name passes pyright's strict mode."""
+"""An application's type checker: a file that uses every public name passes pyright's strict mode."""
 
 from __future__ import annotations
 

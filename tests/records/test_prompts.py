@@ -42,7 +42,7 @@ def judged(task: Task, answer: str) -> Verdict:
 
 
 def asked_with(policy: ScriptedPolicy | None = None, **settings: Any) -> list[tuple[str, str]]:
-    """What was asked for, and the words."""
+    """Role and words of the last message of every request."""
     policy = policy or ScriptedPolicy(["bad", "hm", "worse", "hmm", "worst", "x"])
     build_graph(policy=policy, verifier=judged, **settings).compile().invoke(INPUT)  # pyright: ignore
     return [(str(c.messages[-1]["role"]), str(c.messages[-1]["content"])) for c in policy.calls]

@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 
 class Disk:
-    """What outlives a process: versions, the live pointer, comparisons; and a log of the stages that ended."""
+    """State that outlives a process: versions, the live pointer, comparisons; and a log of the stages that ended."""
 
     def __init__(self, directory: Path, skills: dict[str, int]) -> None:
         self.registry = Registry(directory)
@@ -39,7 +39,7 @@ class Disk:
 
 
 class FakeRun:
-    """What `run_loop` needs of a `Run`, in milliseconds."""
+    """The part of a `Run` that `run_loop` needs, in milliseconds."""
 
     def __init__(self, disk: Disk, settings: dict[str, Any], killed_after: str | None = None) -> None:
         self.config = load_config(None, {f"loop.{key}": value for key, value in settings.items()})

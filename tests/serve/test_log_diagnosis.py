@@ -1,4 +1,4 @@
-"""What the end of a vLLM log means. The excerpts are those of real servers that were started wrongly."""
+"""Meanings of the end of a vLLM log. The excerpts are those of real servers that were started wrongly."""
 
 from __future__ import annotations
 

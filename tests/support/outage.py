@@ -1,4 +1,4 @@
-"""What has to hold when a server dies in the middle of a collection and comes back."""
+"""Assert what has to hold when a server dies in the middle of a collection and comes back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def free_port() -> int:
 
 
 async def assert_collects_through_an_outage(server: Callable[[int, Path], LocalServer], tmp_path: Path) -> None:
-    """
+    """Kill the server of a collection, start another, and compare.
+
     Args:
         server: makes one that serves `bundled`, from a port and a log.
     """

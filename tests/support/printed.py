@@ -1,4 +1,4 @@
-"""What Markdown pages print, for tests that run it."""
+"""Code and output of Markdown pages, for tests that run it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import psutil
 from r3agent._util.wait import wait_until
 
 START_S = 300.0
-"""On a machine that has much else to do."""
+"""Patience with a machine that has much else to do, in seconds."""
 
 
 @contextmanager

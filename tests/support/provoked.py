@@ -28,7 +28,7 @@ ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 tim
 
 
 def matches(text: str, template: str, *, whole: bool = False) -> bool:
-    """Whether `text` is, or begins with, the template, in which `…` stands for anything."""
+    """Tell whether `text` is, or begins with, the template, in which `…` stands for anything."""
     pattern = ".*".join(re.escape(part) for part in template.split("…"))
     return (re.fullmatch if whole else re.match)(pattern, " ".join(text.split()), re.DOTALL) is not None
 

@@ -1,4 +1,4 @@
-"""What of the sandbox this machine can have: tests that need more are skipped, and say why."""
+"""Layers of the sandbox that this machine can have: tests that need more are skipped, and say why."""
 
 from __future__ import annotations
 

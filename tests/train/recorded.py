@@ -44,7 +44,7 @@ def load(directory: Path | str) -> PreTrainedModel:
 
 @torch.no_grad()
 def logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
-    """Of the completion tokens, without padding and without TRL."""
+    """Logprobs of the completion tokens, without padding and without TRL."""
     ids = torch.tensor([[*prompt, *completion]])
     table_TV = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     return table_TV[torch.arange(len(table_TV)), ids[0, 1:]].tolist()[len(prompt) - 1 :]
@@ -61,7 +61,9 @@ def record(
     seed: int = 0,
     **fields: Any,
 ) -> list[Trajectory]:
-    """`outcomes=[[1, 0], [0, 1, 1]]`: two failed attempts with 2 and 3 reflections, each with one retry that passed (1)
+    """Record trees with these verdicts.
+
+    `outcomes=[[1, 0], [0, 1, 1]]`: two failed attempts with 2 and 3 reflections, each with one retry that passed (1)
     or did not (0); `[[(1, 0)]]`: one reflection with two retries. Completions are random tokens of ragged length, their
     logprobs the model's own.
 

@@ -28,7 +28,7 @@ OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0], [0, 1], [1, 0, 1, 1, 0]]
 SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 4, "batch_size": 5, "beta": 0.1}
 STEPS = 12
 PATIENCE_S = 300
-"""What hangs fails."""
+"""Limit after which a process counts as hanging, in seconds."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the trainer takes from its libraries, and what it tells a person."""
+"""Conveniences that the trainer takes from its libraries, and its messages to a person."""
 
 from __future__ import annotations
 

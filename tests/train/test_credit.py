@@ -24,7 +24,7 @@ Record = Callable[..., list[Trajectory]]
 EVERYTHING = {"attempt": "success", "reflect": "retry_success", "retry": "success", "blind_retry": "success"}
 FIRST = (0, 1, 0)
 OUTCOMES = [[(1, 0), (0, 0)], [], [(1, 1), (1, 0)]]
-"""Of three samples of one task, the second passes at first."""
+"""Three samples of one task, of which the second passes at first."""
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_logprobs_are_those_of_unpadded_rows(
 def plain_gradients(
     start: PolicyStart, weights: dict[str, torch.Tensor], rows: list[Row], loss_type: str
 ) -> dict[str, torch.Tensor]:
-    """Of -w · log π with plain autograd, row by row, averaged over tokens and rows as the loss type says."""
+    """Gradients of -w · log π with plain autograd, row by row, averaged over tokens and rows as the loss type says."""
     model = recorded.load(start.model)
     model.load_state_dict(weights, strict=False)
     tokens = sum(len(row.completion_ids_T) for row in rows)

@@ -1,4 +1,4 @@
-"""What training refuses, with the number and the remedy, and without leaving a version behind."""
+"""Refusals of training, with the number and the remedy, and without leaving a version behind."""
 
 from __future__ import annotations
 

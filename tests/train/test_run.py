@@ -81,7 +81,7 @@ def test_accumulating_single_rows_equals_one_batch(
 
 @pytest.fixture(scope="module")
 def default(base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> PolicyCard:
-    """What the other settings are compared with."""
+    """The training that other settings are compared with."""
     start = PolicyStart(version="v0000", name="tiny", model=str(base))
     trajectories = recorded.record(recorded.load(base), tokenizer, OUTCOMES)
     return run(trajectories, start, tmp_path_factory.mktemp("run") / "v0001", batch_size=4)

@@ -26,7 +26,7 @@ FSDP2 = {
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-"""What `accelerate launch --config_file r3agent/train/accelerate/fsdp2.yaml` puts into the environment."""
+"""The environment made by `accelerate launch --config_file r3agent/train/accelerate/fsdp2.yaml`."""
 
 ZERO2 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -38,7 +38,7 @@ ZERO2 = {
     "DS_ACCELERATOR": "cpu",
     "TORCH_EXTENSIONS_DIR": f"{sys.prefix}/torch-extensions",  # compiled once, for a minute
 }
-"""What it puts there for `deepspeed_zero2.yaml`, and where to compile what."""
+"""The environment made for `deepspeed_zero2.yaml`, and the directory to compile in."""
 
 DEEPSPEED = Path(os.environ.get("R3AGENT_DEEPSPEED", f"{sys.prefix}/deepspeed"))
 """It has a place of its own, because transformers and accelerate do otherwise where they find it."""

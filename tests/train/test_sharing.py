@@ -50,7 +50,7 @@ def rows() -> list[Row]:
 
 
 class Gradients(TrainerCallback):
-    """Of a run's first optimizer step."""
+    """Gradients of a run's first optimizer step."""
 
     def __init__(self) -> None:
         self.seen: dict[str, torch.Tensor] = {}

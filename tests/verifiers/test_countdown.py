@@ -31,7 +31,7 @@ def leaves(tree: Any) -> list[int]:
 
 
 def value(tree: Any) -> Fraction | None:
-    """What the tree is worth, or `None` where it divides by zero."""
+    """Value of the tree, or `None` where it divides by zero."""
     if isinstance(tree, int):
         return Fraction(tree)
     left, right = value(tree[0]), value(tree[2])

@@ -1,4 +1,4 @@
-"""What a plain install says of verifiers and sources that need more."""
+"""Messages of a plain install about verifiers and sources that need more."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ async def judging(endpoint: ScriptedEndpoint, **settings: Any) -> AsyncIterator[
 async def verdict(
     endpoint: ScriptedEndpoint, answer: str | Message = "A cat.", task: Task = TASK, **settings: Any
 ) -> Verdict:
-    """What the judge at `endpoint` says of `answer`."""
+    """Verdict of the judge at `endpoint` on `answer`."""
     message = {"content": answer} if isinstance(answer, str) else answer
     asked = span("attempt", text=message.get("content") or "", tool_calls=message.get("tool_calls") or ())
     async with judging(endpoint, **settings) as verifier:

@@ -1,4 +1,4 @@
-"""What a real vLLM server sampled is what is recorded, in every mode; transformers gives the same logprobs.
+"""The tokens that a real vLLM server sampled are recorded, in every mode; transformers gives the same logprobs.
 
 The modes that lose tokens are known to the record: they are not trainable, and it says why.
 """
@@ -97,7 +97,7 @@ def speaker(bytes_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def thinker(bytes_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
-    """With a reasoning parser as well."""
+    """The bytes model with a reasoning parser as well."""
     log = tmp_path_factory.mktemp("thinker") / "log"
     with started(bytes_model, log, "--reasoning-parser", "deepseek_r1") as server:
         yield server

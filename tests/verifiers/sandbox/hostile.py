@@ -38,7 +38,7 @@ def said(outcome: Outcome) -> str:
 
 
 def is_running(name: str) -> bool:
-    """Whether a process called so is on this machine, whoever's child it has become."""
+    """Tell whether a process called so is on this machine, whoever's child it has become."""
     names: set[str] = set()
     for file in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # it has ended since

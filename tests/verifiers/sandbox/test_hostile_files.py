@@ -1,4 +1,4 @@
-"""Which files and which environment can be reached from the sandbox?"""
+"""Files and environment that can be reached from the sandbox."""
 
 from __future__ import annotations
 

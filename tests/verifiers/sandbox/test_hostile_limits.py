@@ -1,4 +1,4 @@
-"""What goes over the limits of the sandbox?"""
+"""Programs that try to go over the limits of the sandbox."""
 
 from __future__ import annotations
 

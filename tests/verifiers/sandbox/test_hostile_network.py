@@ -1,4 +1,4 @@
-"""Which connections get out of the sandbox, and what of its privileges comes back?"""
+"""Connections that try to get out of the sandbox, and attempts to regain privileges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which processes get out of the sandbox, or outlive it? Looked for from outside."""
+"""Processes that try to get out of the sandbox, or to outlive it. Looked for from outside."""
 
 from __future__ import annotations
 
