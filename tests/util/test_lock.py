@@ -12,7 +12,7 @@ from r3agent.errors import BusyError, ConfigError
 HOLD = """
 import sys
 from pathlib import Path
-from r3agent._util.lock import locked
+from r3agent._util.lock import file_lock
 with file_lock(Path(sys.argv[1]), "deploying v0001"):
     print("held", flush=True)
     sys.stdin.read()
