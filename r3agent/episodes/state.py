@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 from pydantic import Field, ValidationError
 from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
+from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
 from r3agent.policy.openai import Sampling
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Record, Span, Task, Trajectory, new_id
@@ -76,7 +77,10 @@ class EpisodeContext(Record):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise ConfigError("; ".join(map(_explained, error.errors()))) from None
+            raise ConfigError(
+                f"{explain(error, EpisodeContext, root='context')}; change it, or leave it out for what the graph was "
+                "built with"
+            ) from None
 
     @property
     def given(self) -> Json:
@@ -130,11 +134,3 @@ def tree_of(state: EpisodeState) -> Trajectory:
 
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
     return [span for span in tree.spans if span.span_id in state["frontier"]]
-
-
-def _explained(error: Any) -> str:
-    name = ".".join(["context", *map(str, error["loc"])])
-    if error["type"] == "extra_forbidden":
-        fields = Sampling.model_fields if len(error["loc"]) > 1 else EpisodeContext.model_fields
-        return f"{name} is unknown; known are {', '.join(fields)}"
-    return f"{name} = {error['input']!r}: {error['msg']}; change it, or leave it out for what the graph was built with"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from pydantic import model_validator
+from typing import Literal
 
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
 from r3agent.evaluate.statistics import Difference, difference
-from r3agent.records.trajectory import Record, Trajectory, known_schema
+from r3agent.records.trajectory import Record, Trajectory, VersionedRecord
 from r3agent.store.registry import read_record
 
 
@@ -110,18 +108,13 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
 # ---- kept by a run ----
 
 
-class StoredComparison(Record):
+class StoredComparison(VersionedRecord):
     """A file of `eval/`: two versions compared, and under which settings."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     settings: str
     """Fingerprint of what decides which episodes were compared."""
     comparison: Comparison
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_schema(cls, data: Any) -> Any:
-        return known_schema(data, 1)
 
 
 def store_comparison(path: Path, comparison: Comparison, settings: str) -> None:

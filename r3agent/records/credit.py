@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from statistics import fmean
 from typing import Literal, TypeAlias, get_args
 
+from r3agent._util.messages import did_you_mean
 from r3agent.records.trajectory import Record, Span, Trajectory, mean_success
 
 CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
@@ -70,9 +70,7 @@ def check_label(label: str) -> None:
     """
     labels = get_args(CreditLabel)
     if label not in labels:
-        near = get_close_matches(label, labels, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(labels)}"
-        raise ValueError(f"unknown label {label!r}; {hint}")
+        raise ValueError(f"unknown label {label!r}; {did_you_mean(label, labels)}")
 
 
 def check_source(label: str, source: str) -> None:

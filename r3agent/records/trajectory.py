@@ -10,7 +10,6 @@ Everything here is frozen, versioned and JSON-safe. Nothing here calls a model o
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,10 +20,9 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from r3agent._util.messages import explain
 from r3agent.errors import ConfigError, SchemaVersionError
 from r3agent.records.thinking import ReasoningField
-
-SCHEMA_VERSION = 1
 
 Message: TypeAlias = dict[str, Any]
 """One chat message in the shape of OpenAI's API: `{"role": ..., "content": ...}`."""
@@ -41,17 +39,23 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def known_schema(data: Any, known: int) -> Any:
-    """
+class VersionedRecord(Record):
+    """Base of the records that files hold: `schema_version`, which each declares, has the version that is read here.
+
     Raises:
-        SchemaVersionError: a record about to be validated is of another schema than the one that is read here.
+        SchemaVersionError: the data to validate is of another version.
     """
-    if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:
-        raise SchemaVersionError(
-            f"schema_version = {found!r}: this r3agent reads version {known}; "
-            "open the run with the version of r3agent that wrote it, or use a new directory"
-        )
-    return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_schema_version(cls, data: Any) -> Any:
+        known = cls.model_fields["schema_version"].default
+        if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:
+            raise SchemaVersionError(
+                f"schema_version = {found!r}: this r3agent reads version {known}; "
+                "open the run with the version of r3agent that wrote it, or use a new directory"
+            )
+        return data
 
 
 TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
@@ -90,10 +94,7 @@ class Task(Record):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            wrong = [f"{'.'.join(['task', *map(str, e['loc'])])}: {e['msg']}" for e in error.errors()[:3]]
-            raise ConfigError(
-                f"task = {reprlib.repr(given)}: {'; '.join(wrong)}; give one as in {TASK_EXAMPLE}"
-            ) from None
+            raise ConfigError(f"{explain(error, cls, root='task')}; give one as in {TASK_EXAMPLE}") from None
 
 
 class Verdict(Record):
@@ -214,10 +215,10 @@ class EpisodeError(Record):
     message: str
 
 
-class Trajectory(Record):
+class Trajectory(VersionedRecord):
     """One episode: a task and the tree of spans it grew."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     trajectory_id: str = Field(default_factory=new_id)
     task: Task
     sample: int = 0
@@ -228,11 +229,6 @@ class Trajectory(Record):
     verifier: str = ""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     metadata: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_version(cls, data: Any) -> Any:
-        return known_schema(data, SCHEMA_VERSION)
 
     @model_validator(mode="after")
     def _is_tree(self) -> Trajectory:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from r3agent._util.messages import explain
 from r3agent._util.templates import compile_template
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
@@ -183,7 +183,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         where = f"{path}: " if path else ""
-        raise ConfigError(where + "; ".join(_explained(e) for e in error.errors())) from None
+        raise ConfigError(where + explain(error, Config)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -240,20 +240,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; `r3agent init` writes one") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-
-
-def _explained(error: Any) -> str:
-    """One pydantic error as: key, value, limit, and for an unknown key the nearest known one."""
-    *parents, leaf = (str(part) for part in error["loc"])
-    key = ".".join([*parents, leaf])
-    if error["type"] == "value_error":  # of several keys together; the message names them
-        return f"{key}: {error['ctx']['error']}"
-    if error["type"] != "extra_forbidden":
-        return f"{key} = {error['input']!r}: {error['msg']}"
-    model: type[BaseModel] = Config
-    for parent in parents:
-        model = cast(type[BaseModel], model.model_fields[parent].annotation)
-    known = list(model.model_fields)
-    near = get_close_matches(leaf, known, n=1)
-    hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown key {key!r}; {hint}"

@@ -13,21 +13,19 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from r3agent.errors import ConfigError, RecordError
-from r3agent.records.trajectory import Record, Span, Trajectory, Verdict, known_schema
+from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord
 from r3agent.store.shards import lookup, records, store_at
 
-LABEL_SCHEMA = 1
 
-
-class SpanLabel(Record):
+class SpanLabel(VersionedRecord):
     """A verdict on one span, attached after the episode was stored."""
 
-    schema_version: Literal[1] = LABEL_SCHEMA
+    schema_version: Literal[1] = 1
     trajectory_id: str
     span_id: str
     passed: bool
@@ -35,11 +33,6 @@ class SpanLabel(Record):
     by: str
     """Name of the person or system whose verdict it is."""
     labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_version(cls, data: Any) -> Any:
-        return known_schema(data, LABEL_SCHEMA)
 
     def over(self, span: Span) -> Span:
         """Return the span with this verdict; the verifier's own is kept in `overruled` where the two differ."""

@@ -20,13 +20,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
+from r3agent._util.messages import explain
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records import versions
-from r3agent.records.trajectory import Record, known_schema
+from r3agent.records.trajectory import Record, VersionedRecord
 from r3agent.records.versions import version_number
 from r3agent.store.models import resolve_model
 
-CARD_SCHEMA_VERSION = 1
 CARD_FILE = "card.json"
 
 ADAPTER_DIR = "adapter"
@@ -53,10 +53,10 @@ class CanarySequence(Record):
         return self
 
 
-class PolicyCard(Record):
+class PolicyCard(VersionedRecord):
     """Description of a policy version: its kind, its origin and how to recognise it on a server."""
 
-    schema_version: int = CARD_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     version: str = Field(pattern=f"^{versions.PATTERN}$")
     """`v0000`, `v0001`, ..."""
     name: str
@@ -70,11 +70,6 @@ class PolicyCard(Record):
     settings: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     canary: tuple[CanarySequence, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_schema(cls, data: Any) -> Any:
-        return known_schema(data, CARD_SCHEMA_VERSION)
 
     @model_validator(mode="after")
     def _descends(self) -> PolicyCard:
@@ -93,19 +88,14 @@ class PolicyCard(Record):
         return resolve_model(self.base_model)
 
 
-class LivePointer(Record):
+class LivePointer(VersionedRecord):
     """Pointer to the version that answers users, and to the one before it."""
 
-    schema_version: int = CARD_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     version: str
     previous: str | None = None
     base_url: str | None = None
     """Address of the server that has it, if a restart moved it to another one."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_schema(cls, data: Any) -> Any:
-        return known_schema(data, CARD_SCHEMA_VERSION)
 
 
 def checkpoints_dir(version_dir: Path) -> Path:
@@ -278,4 +268,6 @@ def read_record(kind: type[_R], path: Path) -> _R:
     except SchemaVersionError as error:
         raise SchemaVersionError(f"{path}: {error}") from None
     except (ValidationError, OSError) as error:
-        raise RecordError(f"{path} is not a {kind.__name__}: {error}; restore it from a copy of the run") from error
+        raise RecordError(
+            f"{path} is not a {kind.__name__}: {explain(error, kind)}; restore it from a copy of the run"
+        ) from error

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from errno import EACCES
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +18,7 @@ from typing import TypeVar
 import orjson
 from pydantic import ValidationError
 
+from r3agent._util.messages import did_you_mean, explain
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import Record, Trajectory, new_id
 
@@ -52,10 +52,8 @@ def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R
             except SchemaVersionError as error:
                 raise SchemaVersionError(f"{where}: {error}") from None
             except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
                 raise RecordError(
-                    f"{where}: not a {kind.__name__.lower()}: {key}: {first['msg']}; "
+                    f"{where}: not a {kind.__name__.lower()}: {explain(error, kind)}; "
                     "remove the line or restore the file"
                 ) from error
 
@@ -172,9 +170,9 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
         return (exact or found)[0]
     if found:
         raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
-    near = get_close_matches(prefix, [t.trajectory_id for t in trajectories], n=1, cutoff=0)
-    hint = f"; the nearest id is {near[0]}" if near else "; collect some first"
-    raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}{hint}")
+    ids = [t.trajectory_id for t in trajectories]
+    hint = did_you_mean(prefix, ids, cutoff=0) if ids else "collect some first"
+    raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}; {hint}")
 
 
 def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:

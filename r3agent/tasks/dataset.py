@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
 
+from r3agent._util.messages import did_you_mean, explain
 from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
@@ -79,9 +79,7 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
 
     def column(key: str, name: str) -> Part:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {hint}it has {', '.join(known)}")
+            raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {did_you_mean(name, known)}")
         return lambda row: plain(row.values.get(name), f"{row.where}, column {name!r}")
 
     def filled(key: str, text: str, *, literal: bool) -> Part:
@@ -126,8 +124,7 @@ def _task(row: Row, *, info: dict[str, Any], answer: Any, **parts: Any) -> Task:
     try:
         return Task.model_validate({"info": info, **{k: v for k, v in parts.items() if v is not None}})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{row.where}: not a task: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{row.where}: not a task: {explain(error, Task)}") from error
 
 
 def _system(system: Part | None, row: Row) -> list[Message]:
@@ -181,9 +178,7 @@ def _checked(columns: dict[str, Any], further: Sequence[str] = ()) -> Columns:
     known = [field.name for field in fields(Columns)]
     for key, value in columns.items():
         if key not in known:
-            near = get_close_matches(key, [*known, *further], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join([*known, *further])}"
-            raise ConfigError(f"task.params.{key} is unknown; {hint}")
+            raise ConfigError(f"task.params.{key} is unknown; {did_you_mean(key, [*known, *further])}")
         texts = isinstance(value, list | tuple) and all(isinstance(c, str) for c in value)
         if not (texts if key == "info" else isinstance(value, str)):
             raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 
@@ -33,7 +34,7 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
             task = _task(orjson.loads(line))
         except ValueError as error:  # of orjson and pydantic too
             raise ConfigError(
-                f'{path}:{number}: not a task: {error}; a line is {{"prompt": "...", "answer": ...}} '
+                f'{path}:{number}: not a task: {explain(error, Task)}; a line is {{"prompt": "...", "answer": ...}} '
                 'or {"id": "...", "messages": [...], "info": {...}}; map other columns with task.params, e.g. '
                 "--set task.params.prompt=question"
             ) from error

@@ -12,6 +12,7 @@ from typing import Any
 from langgraph.types import interrupt
 from pydantic import ValidationError
 
+from r3agent._util.messages import explain
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import PENDING, Answer, Pending, verdict_of
 
@@ -33,7 +34,7 @@ def person(task: Task, answer: Answer) -> Verdict:
             return Verdict.model_validate(_filled(said)) if isinstance(said, dict) else verdict_of(said)
         except (TypeError, ValidationError) as error:
             # Not raised: LangGraph keeps a reply for good, and every later run of the step would meet it again.
-            question = {**question, "refused": f"{said!r} is no verdict: {error}"}
+            question = {**question, "refused": f"{said!r} is no verdict: {explain(error, Verdict)}"}
 
 
 def _filled(said: dict[str, Any]) -> dict[str, Any]:

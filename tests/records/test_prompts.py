@@ -94,7 +94,7 @@ def test_the_general_prompts_are_the_ones_the_bundled_policy_was_taught() -> Non
 # ---- what cannot work is found before any request ----
 
 WRONG = [
-    ({"reflect_prompt": "{{ gold }}"}, r"reflect_prompt: gold is unknown; it may name task\.messages, .*, attempt"),
+    ({"reflect_prompt": "{{ gold }}"}, r"reflect_prompt: gold is unknown; known are task\.messages, .*, attempt"),
     ({"reflect_prompt": "{{ task.info.answer }}"}, r"reflect_prompt: task\.info is unknown.*is hidden from the policy"),
     ({"reflect_prompt": "{{ reflection }}"}, "reflect_prompt: reflection is unknown"),
     ({"blind_retry_prompt": "{{ reflection }}"}, "blind_retry_prompt: reflection is unknown"),

@@ -151,9 +151,9 @@ def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ("abd", "the nearest id is abc"),
+        ("abd", "did you mean .abc"),
         ("abc", "begins the ids of 2"),
-        ("zzz", "the nearest id is"),
+        ("zzz", "did you mean"),
         ('"', "not among"),
         ("", "'': every id begins with that; give an id"),
     ],

@@ -179,7 +179,7 @@ def test_rows_that_repeat_one_another_are_one_task_and_in_one_split(tmp_path: Pa
     ("columns", "says"),
     [
         ({"prompt": "queston"}, r"task\.params\.prompt: .*rows\.json has no column 'queston'; did you mean 'question'"),
-        ({"prompt": "question", "answer": "answr"}, r"params\.answer: .*'answr'; it has question, solution, level"),
+        ({"prompt": "question", "answer": "answr"}, r"params\.answer: .*'answr'; known are question, solution, level"),
         ({"prompt": "question", "info": ["lvel"]}, r"params\.info: .*'lvel'; did you mean 'level'"),
         ({"prompt": "{{ queston }}"}, r"params\.prompt: queston is unknown; did you mean 'question'"),
         ({"prompt": "{{ question"}, r"params\.prompt: line 1: "),
@@ -189,7 +189,7 @@ def test_rows_that_repeat_one_another_are_one_task_and_in_one_split(tmp_path: Pa
         ({"subset": "hard", "prompt": "question"}, r"task\.params\.subset is unknown; known are prompt, system"),
         ({"info": "level"}, r"task\.params\.info = 'level': must be a list of columns"),
         ({"prompt": 7}, r"task\.params\.prompt = 7: must be text"),
-        ({}, r"has no column 'prompt'; it has question, solution, level"),
+        ({}, r"has no column 'prompt'; known are question, solution, level"),
     ],
 )
 def test_a_wrong_mapping_names_the_key_and_the_nearest_column(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, cast
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from r3agent._util.messages import explain, shorten
 from r3agent.serve.errors import APIError
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -144,19 +145,12 @@ def parse(kind: type[BodyT], body: bytes) -> BodyT:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None
-        where = ".".join(map(str, first["loc"])) or "the body"
-        value_text = "" if first["type"] == "missing" else f" = {_shorten(first['input'])}"
-        raise APIError(f"{where}{value_text}: {first['msg']}", param=param) from None
+        raise APIError(explain(error, kind), param=param) from None
     for field, value in (request.model_extra or {}).items():
         if field in NEUTRAL and value not in NEUTRAL[field]:
             raise APIError(
-                f"{field} = {_shorten(value)} is not supported and would change the result; leave it out, or serve "
+                f"{field} = {shorten(value)} is not supported and would change the result; leave it out, or serve "
                 "the model with vLLM",
                 param=field,
             )
     return request
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

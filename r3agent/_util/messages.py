@@ -1,0 +1,72 @@
+"""Wording that error messages share: the nearest known name, a shortened value, and pydantic's errors on one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+MAX_VALUE_CHARS = 80
+"""Longest rendering of a value in a message."""
+MAX_ERRORS = 5
+"""Most errors of one validation that a message names."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
+    """Suggest the nearest known name, or list all of them when none is near.
+
+    Args:
+        prefix: what stands before the suggested name, such as `collect.`.
+        cutoff: similarity from which a name is near, 0 to 1.
+    """
+    known = list(known)
+    nearest = get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+
+
+def shorten(value: object) -> str:
+    """Render a value in at most `MAX_VALUE_CHARS` characters."""
+    text = repr(value)
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
+
+
+def explain(error: Exception, model: type[BaseModel], *, root: str = "") -> str:
+    """Render a validation error on one line: each key with its value and limit, or the nearest known key.
+
+    Args:
+        error: pydantic's; any other is rendered as it is.
+        model: class that was validated.
+        root: key under which the caller gave the whole, such as `context`.
+    """
+    if not isinstance(error, ValidationError):
+        return str(error)
+    errors = error.errors(include_url=False)
+    lines = [_explain_one(each, model, root) for each in errors[:MAX_ERRORS]]
+    more = len(errors) - MAX_ERRORS
+    return "; ".join(lines + ([f"and {more} more errors"] if more > 0 else []))
+
+
+def _explain_one(error: Any, model: type[BaseModel], root: str) -> str:
+    path = [*filter(None, [root]), *map(str, error["loc"])]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        prefix = "".join(f"{parent}." for parent in path[:-1])
+        return f"unknown key {key!r}; {did_you_mean(path[-1], _fields_at(model, error['loc'][:-1]), prefix=prefix)}"
+    if error["type"] == "missing":
+        return f"{key}: {error['msg']}"
+    if error["type"] == "value_error":  # may be of several keys; the message names them
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key} = {shorten(error['input'])}: {error['msg']}" if key else f"{shorten(error['input'])}: {error['msg']}"
+
+
+def _fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:
+    """Names of the fields of the record at a path below `model`, through optional fields and lists."""
+    for name in path:
+        if name not in model.model_fields:
+            continue
+        annotation = model.model_fields[name].annotation
+        kinds = [annotation, *get_args(annotation)]
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
+    return list(model.model_fields)
