@@ -1,4 +1,4 @@
-"""Where the weights of a policy version are: the base model, full weights of its own, or an adapter on the base."""
+"""Location of a policy version's weights: the base model, full weights of its own, or an adapter on the base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, PolicyCard
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, and an adapter on it or none."""
+    """A model, and the adapter on it, if there is one."""
 
     card: PolicyCard
     model: str
@@ -19,12 +19,12 @@ class Checkpoint:
 
     @classmethod
     def of(cls, card: PolicyCard, version_dir: Path) -> Checkpoint:
-        """The checkpoint of a card whose version, unless it is the base, keeps its weights in `version_dir`."""
+        """Locate the weights of a card's version; unless it is the base, they are in `version_dir`."""
         model = str(version_dir / MODEL_DIR) if card.kind == "full" else card.base_path
         return cls(card, model, version_dir / ADAPTER_DIR if card.kind == "lora" else None)
 
     def absolute(self) -> Checkpoint:
-        """The same with absolute paths, as another process needs them; a hub id stays as it is."""
+        """Make the paths absolute, as another process needs them; a hub id stays as it is."""
         model, adapter_dir = Path(self.model), self.adapter_dir
         is_directory = self.card.kind == "full" or model.is_dir()
         return replace(
