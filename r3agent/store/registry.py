@@ -206,11 +206,8 @@ class Registry:
         if live is None:
             raise ConfigError(f"{self.live_path}: nothing is live, so there is nothing to roll back; deploy first")
         if to is None:
-            older = [
-                v
-                for v in (self.previous, self.card(live).parent)
-                if v is not None and version_number(v) < version_number(live)
-            ]
+            earlier = filter(None, (self.previous, self.card(live).parent))
+            older = [version for version in earlier if version_number(version) < version_number(live)]
             if not older:
                 raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
             return older[0]
