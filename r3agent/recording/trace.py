@@ -24,10 +24,12 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, RecordError
+from r3agent.http.errors import redact_key
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
@@ -221,7 +223,9 @@ class Episode:
             finish()
         self.closed = True
         if error is not None:
-            self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self._redact_keys(str(error)))
+            self._fields["error"] = EpisodeError(
+                kind=type(error).__name__, message=reduce(redact_key, self._keys, str(error))
+            )
         if self._task is None or not (self._spans or error is not None):
             return  # nothing was answered, and nothing went wrong: there is no episode
         if self._recorder is not None:
@@ -240,11 +244,6 @@ class Episode:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         self.__exit__(kind, error, *rest)
-
-    def _redact_keys(self, message: str) -> str:
-        for key in self._keys:
-            message = message.replace(key, "[the API key]")
-        return message
 
     def _find(self, ref: SpanRef) -> Span:
         match ref:
