@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from r3agent._util.messages import explain
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers import PENDING, Answer, Pending, verdict_of
+from r3agent.verifiers.interface import PENDING, Answer, Pending, verdict_of
 
 
 def person(task: Task, answer: Answer) -> Verdict:

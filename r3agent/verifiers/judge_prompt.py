@@ -15,7 +15,7 @@ from pydantic import StrictBool, ValidationError
 
 from r3agent._util.templates import Template
 from r3agent.records.trajectory import Message, Record, Task
-from r3agent.verifiers import Answer
+from r3agent.verifiers.interface import Answer
 
 RUBRIC = (
     "The answer must do what the task asks, correctly and completely."

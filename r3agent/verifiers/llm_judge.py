@@ -23,7 +23,7 @@ from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
 from r3agent.http.urls import redact_url
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers import Answer
+from r3agent.verifiers.interface import Answer
 from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, counted, messages, replies, vote_in
 
 MAX_FRUITLESS = 3

@@ -1,0 +1,157 @@
+"""Task sources by name; a source yields tasks.
+
+A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`, `hf:openai/gsm8k`), a file
+(`.jsonl`, `.json`, `.csv`, `.parquet`), the user's `module:callable`, or an entry point of the group `r3agent.tasks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+
+from r3agent._util.imports import entry_points, load_attribute
+from r3agent.errors import ConfigError, R3Error
+from r3agent.records.trajectory import Task
+from r3agent.tasks.jsonl import load_jsonl
+from r3agent.tasks.rows import ENDINGS
+from r3agent.tasks.splits import draw, unique
+
+TaskSource: TypeAlias = Callable[..., Iterable[Task]]
+"""Called as `source(n, seed=..., split=..., **params)`, a shipped one with `name=`, the text after its colon, as well;
+yields up to `n` tasks, all it has where `n` is `None`."""
+
+
+@dataclass(frozen=True)
+class ShippedSource:
+    """Task source of this package."""
+
+    source: str
+    """`module:callable`, imported when it is used."""
+    verifier: str
+    """Verifier of its tasks unless the user names another."""
+    finite: bool = False
+    """True if it has a fixed set of tasks, all yielded where `n` is `None`; else tasks are generated."""
+
+
+SOURCES: dict[str, ShippedSource] = {
+    "bfcl:CATEGORY": ShippedSource("r3agent.tasks.bfcl:load", verifier="function_call", finite=True),
+    "countdown": ShippedSource("r3agent.tasks.countdown:generate", verifier="countdown"),
+    "countdown:FILE": ShippedSource("r3agent.tasks.countdown:load", verifier="countdown", finite=True),
+    "reasoning-gym:NAME": ShippedSource("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
+    "hf:NAME": ShippedSource("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
+    "xlam:FILE": ShippedSource("r3agent.tasks.xlam:load", verifier="function_call", finite=True),
+}
+"""Names with placeholders in capitals, to be filled in. A new source is a file in this folder and a line here."""
+
+GROUP = "r3agent.tasks"
+"""Entry point group for packages that bring sources."""
+
+
+def find_tasks(
+    source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
+) -> list[Task]:
+    """Return the tasks of a source.
+
+    Args:
+        n: how many; `None` takes all of a source that is finite.
+        split: `train`, `gate`, `test` or `all`; see `splits.py`. No task is in two of the first three.
+        params: settings of the source, e.g. `max_number` of countdown.
+
+    Raises:
+        ConfigError: there is no such source, it does not take `params`, it holds no task, or two share an id.
+    """
+    tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
+    if not tasks:
+        raise ConfigError(f"task source {source!r} holds no task in split {split!r}, one of train, gate, test, all")
+    return tasks
+
+
+def read_tasks(
+    source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
+) -> list[Task]:
+    """Return the tasks of a source, which may be none or share ids; else as `find_tasks`.
+
+    Raises:
+        ConfigError: there is no such source, or it does not take `params`.
+    """
+    if n is not None and n < 1:
+        raise ConfigError(f"n = {n}: ask for at least 1 task")
+    if source.endswith(".jsonl") and _is_task_file(source) and not params:
+        return draw(load_jsonl(source), n, seed=seed, split=split)
+    return _call(source, n, seed=seed, split=split, **params)
+
+
+def is_finite(source: str) -> bool:
+    """Return True if all tasks of a source can be read; a source of the user's own may go on for ever."""
+    shipped = _shipped(source)
+    return shipped.finite if shipped else source.endswith(ENDINGS)
+
+
+def default_verifier(source: str) -> str:
+    """Return the verifier of a source's tasks, where the user names none.
+
+    Raises:
+        ConfigError: the source is the user's own, or there is none of that name.
+    """
+    if _is_task_file(source):
+        return "exact"
+    if (shipped := _shipped(source)) is None:
+        if ":" not in source and source not in entry_points(GROUP):
+            raise _unknown(source)
+        raise ConfigError(f"task {source!r}: name what decides success with --verifier, e.g. exact or module:callable")
+    return shipped.verifier
+
+
+def _call(source: str, n: int | None, **settings: Any) -> list[Task]:
+    """Call a source and check that it yields tasks."""
+    make, name = _find(source)
+    settings |= name
+    tasks: list[Task] = []
+    try:
+        for task in islice(make(n, **settings), n):
+            if not isinstance(task, Task):
+                raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
+            tasks.append(task)
+    except R3Error:
+        raise
+    except Exception as error:  # a user's source may raise anything
+        raise ConfigError(f"task {source!r} with {settings}: {type(error).__name__}: {error}") from error
+    return tasks
+
+
+def _shipped(source: str) -> ShippedSource | None:
+    head, _, name = source.partition(":")
+    for written, shipped in SOURCES.items():
+        known, _, needs = written.partition(":")
+        if head == known and bool(name) == bool(needs):
+            return shipped
+    return None
+
+
+def _is_task_file(source: str) -> bool:
+    return source.endswith(ENDINGS) and _shipped(source) is None
+
+
+def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
+    """Return the callable of a name, and the text after the colon as its `name`."""
+    head, _, name = source.partition(":")
+    if _is_task_file(source):
+        return load_attribute("r3agent.tasks.dataset:from_file"), {"name": source}
+    if (shipped := _shipped(source)) is not None:
+        return load_attribute(shipped.source), {"name": name} if name else {}
+    if head in {written.partition(":")[0] for written in SOURCES}:
+        raise _unknown(source)
+    if name:
+        return load_attribute(source), {}
+    if source in (own := entry_points(GROUP)):
+        return load_attribute(own[source]), {}
+    raise _unknown(source)
+
+
+def _unknown(source: str) -> ConfigError:
+    return ConfigError(
+        f"task {source!r} is unknown; use one of {sorted([*SOURCES, *entry_points(GROUP)])}, a file "
+        f"({', '.join(ENDINGS)}), or your own as module:callable"
+    )

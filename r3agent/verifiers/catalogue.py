@@ -1,0 +1,66 @@
+"""Verifiers by name: a shipped one, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`.
+
+The settings of a verifier are its keyword arguments; where it is a class they are those of making one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, cast
+
+from r3agent._util.imports import entry_points, load_attribute
+from r3agent.errors import ConfigError, R3Error
+from r3agent.records.prompts import Kind
+from r3agent.verifiers.interface import Verifier
+
+VERIFIERS: dict[str, str] = {
+    "code": "r3agent.verifiers.code:Code",
+    "countdown": "r3agent.verifiers.countdown:countdown",
+    "exact": "r3agent.verifiers.text:exact",
+    "function_call": "r3agent.verifiers.function_call:function_call",
+    "json_schema": "r3agent.verifiers.json_schema:JsonSchema",
+    "later": "r3agent.verifiers.human:later",
+    "llm_judge": "r3agent.verifiers.llm_judge:LLMJudge",
+    "math": "r3agent.verifiers.math_answer:Math",
+    "normalised": "r3agent.verifiers.text:normalised",
+    "person": "r3agent.verifiers.human:person",
+    "reasoning_gym": "r3agent.verifiers.reasoning_gym:ReasoningGym",
+    "regex": "r3agent.verifiers.text:Regex",
+    "sql": "r3agent.verifiers.sql:Sql",
+}
+"""Shipped verifiers by name, imported when they are used. A new one is a file in this folder and a line here."""
+
+KINDS: dict[str, Kind] = {"code": "code", "function_call": "function_call", "sql": "code"}
+"""Kind of the tasks of a verifier, which selects the default prompts; `general` for all others."""
+
+GROUP = "r3agent.verifiers"
+"""Entry point group for packages that bring verifiers."""
+
+
+def find_verifier(name: str, **params: Any) -> Verifier:
+    """Return a verifier by name, with its settings.
+
+    Raises:
+        ConfigError: there is no verifier of that name, or it does not take `params`.
+    """
+    known = {**entry_points(GROUP), **VERIFIERS}
+    if name not in known and ":" not in name:
+        raise ConfigError(f"verifier {name!r} is unknown; use one of {sorted(known)} or your own as module:callable")
+    found = load_attribute(known.get(name, name))
+    if not callable(found):
+        raise ConfigError(
+            f"verifier {name!r} is a {type(found).__name__}; it must be a callable (task, answer) -> bool"
+        )
+    try:
+        if isinstance(found, type):
+            return cast(Verifier, found(**params))
+        if params:
+            inspect.signature(found).bind("task", "answer", **params)
+    except R3Error:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(
+            f"verifier {name!r} with {params}: {type(error).__name__}: {error}; its settings are task.verifier_params"
+        ) from error
+    return cast(Verifier, partial(found, **params) if params else found)
