@@ -1,4 +1,4 @@
-"""Are the tasks and their verifier worth training on? Asked before anyone spends tokens; no policy is sampled."""
+"""Audit tasks and their verifier before anyone spends tokens: are they fit to train on? No policy is sampled."""
 
 from r3agent.audit.audit import audit
 from r3agent.audit.config import AuditConfig

@@ -1,4 +1,4 @@
-"""All checks of a task source and its verifier, in the order they are shown."""
+"""Run all checks of a task source and its verifier, in the order of the report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from r3agent.audit.config import AuditConfig
 from r3agent.audit.contents import Drawn, content_checks
 from r3agent.audit.lengths import Lengths, length_check
+from r3agent.audit.probes import judge_probes
 from r3agent.audit.records import Audit
-from r3agent.audit.verdicts import Outcome, Trial, trials, verdict_checks
-from r3agent.audit.workers import judged
+from r3agent.audit.verdicts import Trial, TrialResult, trials, verdict_checks
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, is_finite, read_tasks
@@ -34,42 +34,42 @@ async def audit(
 
     Args:
         verifier: default: the source's own.
-        lengths: what is known of the model.
+        lengths: the model's limits.
         progress: called with (done, total) after each verdict.
 
     Raises:
         ConfigError: the source or the verifier cannot be used at all, or there is no task.
     """
     verifier = verifier or default_verifier(source)
-    find_verifier(verifier, **verifier_params)  # what is wrong with it is said before tasks are made
+    find_verifier(verifier, **verifier_params)  # a wrong setting is reported before tasks are made
     n = None if is_finite(source) else settings.n
     drawn = {split: read_tasks(source, n, seed=seed, split=split, **params) for split in APART}
     tasks = _of_all_splits(drawn)
     if not tasks:
         raise ConfigError(f"task source {source!r} holds no task")
     tried = tasks[: settings.n]
-    outcomes = await _outcomes(trials(tried), verifier, verifier_params, settings, progress)
+    results = await _judge_trials(trials(tried), verifier, verifier_params, settings, progress)
     return Audit(
         source=source,
         verifier=verifier,
         tasks={split: len(found) for split, found in drawn.items()},
         checks=(
-            *verdict_checks(outcomes, tried, settings),
+            *verdict_checks(results, tried, settings),
             *content_checks(drawn),
             await length_check(tasks, lengths),
         ),
     )
 
 
-async def _outcomes(
+async def _judge_trials(
     tried: list[Trial],
     verifier: str,
     params: Mapping[str, Any],
     settings: AuditConfig,
     progress: Callable[[int, int], None] | None,
-) -> list[Outcome]:
+) -> list[TrialResult]:
     # One round after the other: the same answer then mostly goes to another process, with another hash seed.
-    said = await judged(
+    results = await judge_probes(
         [trial.probe for _ in range(settings.repeats) for trial in tried],
         verifier=verifier,
         params=params,
@@ -78,10 +78,10 @@ async def _outcomes(
         progress=progress,
     )
     step = len(tried)
-    return [Outcome(trial, tuple(s for s in said[i::step] if s is not None)) for i, trial in enumerate(tried)]
+    return [TrialResult(trial, tuple(r for r in results[i::step] if r is not None)) for i, trial in enumerate(tried)]
 
 
 def _of_all_splits(drawn: Drawn) -> list[Task]:
-    """One of each split in turn, so that the first `n` are of all of them; each task once."""
+    """Return one task of each split in turn, each once, so that the first `n` are of all of them."""
     turns = chain.from_iterable(zip_longest(*drawn.values()))
     return list({task.id: task for task in turns if task is not None}.values())

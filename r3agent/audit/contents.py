@@ -1,4 +1,4 @@
-"""What the tasks say of each other: repeated ones, ones on both sides of a split, and answers that are given away."""
+"""Checks of the tasks alone: repeated ones, ones on both sides of a split, and answers that stand in their prompt."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from r3agent.audit.records import Check, some
+from r3agent.audit.records import Check, check_of, some
 from r3agent.records.trajectory import Task
 
-MIN_TOLD = 4
-"""Shorter answers stand in a prompt by chance."""
+MIN_ANSWER_CHARS = 4
+"""Length below which an answer stands in a prompt by chance."""
 
 Drawn = Mapping[str, Sequence[Task]]
 """Tasks by the split that they were drawn from."""
 
 
 def content_checks(drawn: Drawn) -> list[Check]:
-    """Every check that needs neither the verifier nor a model."""
-    return [_ids(drawn), _prompts(drawn), _splits(drawn), _told(drawn)]
+    """Return every check that needs neither the verifier nor a model."""
+    return [_ids(drawn), _prompts(drawn), _splits(drawn), _answers_in_prompts(drawn)]
 
 
-def shown(task: Task) -> str:
-    """What the policy is shown, without case and spacing; equal for two tasks that are one."""
+def prompt_key(task: Task) -> str:
+    """Return the prompt without case and spacing; equal for two tasks that are one."""
     parts = [f"{m['role']} {_text(m.get('content'))}" for m in task.messages]
     tools = json.dumps(task.tools, sort_keys=True, default=str) if task.tools else ""
     return " ".join(unicodedata.normalize("NFKC", " ".join([*parts, tools])).casefold().split())
@@ -63,17 +63,16 @@ def _prompts(drawn: Drawn) -> Check:
     for tasks in drawn.values():
         by_prompt: defaultdict[str, list[str]] = defaultdict(list)
         for task in tasks:
-            by_prompt[shown(task)].append(task.id)
+            by_prompt[prompt_key(task)].append(task.id)
         alike = ((prompt, list(dict.fromkeys(ids))) for prompt, ids in by_prompt.items())
         found += [f"tasks {_few(ids)}: {prompt[:100]!r}" for prompt, ids in alike if len(ids) > 1]
     n = sum(map(len, drawn.values()))
-    return Check(
-        name="unique prompts",
-        status="failed" if found else "ok",
-        detail=f"{len(found)} prompts of {n} tasks have several ids in one split",
-        counts={"tried": n, "wrong": len(found)},
-        rate=len(found) / n if n else None,
-        examples=some(found),
+    return check_of(
+        "unique prompts",
+        "failed" if found else "ok",
+        f"{len(found)} prompts of {n} tasks have several ids in one split",
+        wrong=found,
+        n=n,
         remedy="drop all but one task of each prompt" if found else "",
     )
 
@@ -84,20 +83,19 @@ def _splits(drawn: Drawn) -> Check:
     for split, tasks in drawn.items():
         for task in tasks:
             ids[task.id].add(split)
-            prompts[shown(task)].setdefault(split, task.id)
+            prompts[prompt_key(task)].setdefault(split, task.id)
     leaks = [f"task {i!r} is in {' and '.join(sorted(splits))}" for i, splits in ids.items() if len(splits) > 1]
     alike = {prompt: of for prompt, of in prompts.items() if len(of) > 1 and len(set(of.values())) > 1}
     leaks += [f"{' = '.join(f'{s} {i!r}' for s, i in of.items())}: {prompt[:100]!r}" for prompt, of in alike.items()]
     empty = [split for split, tasks in drawn.items() if not tasks]
     n = sum(map(len, drawn.values()))
     sizes = ", ".join(f"{split} {len(tasks)}" for split, tasks in drawn.items())
-    return Check(
-        name="splits apart",
-        status="failed" if leaks else "warning" if empty else "ok",
-        detail=f"{len(leaks)} tasks or prompts in more than one of {sizes}",
-        counts={"tried": n, "wrong": len(leaks)},
-        rate=len(leaks) / n if n else None,
-        examples=some(leaks),
+    return check_of(
+        "splits apart",
+        "failed" if leaks else "warning" if empty else "ok",
+        f"{len(leaks)} tasks or prompts in more than one of {sizes}",
+        wrong=leaks,
+        n=n,
         remedy="drop all but one task of each prompt: what is trained on must not be what is measured"
         if leaks
         else f"no task in {' and '.join(empty)}: give the source more of them"
@@ -106,25 +104,24 @@ def _splits(drawn: Drawn) -> Check:
     )
 
 
-def _told(drawn: Drawn) -> Check:
+def _answers_in_prompts(drawn: Drawn) -> Check:
     golden = [(task, str(task.gold.get("content") or "")) for ts in drawn.values() for task in ts if task.gold]
-    found = [f"task {task.id!r}: {gold[:80]!r}" for task, gold in golden if _tells(shown(task), gold)]
-    return Check(
-        name="answer not told",
-        status="warning" if found else "ok" if golden else "skipped",
-        detail=f"{len(found)} of {len(golden)} prompts have the whole gold answer in them"
+    found = [f"task {task.id!r}: {gold[:80]!r}" for task, gold in golden if _contains(prompt_key(task), gold)]
+    return check_of(
+        "answer not told",
+        "warning" if found else "ok" if golden else "skipped",
+        f"{len(found)} of {len(golden)} prompts have the whole gold answer in them"
         if golden
         else "no task has a gold answer",
-        counts={"tried": len(golden), "wrong": len(found)},
-        rate=len(found) / len(golden) if golden else None,
-        examples=some(found),
+        wrong=found,
+        n=len(golden),
         remedy="fine where the answer is to be chosen or found in the text" if found else "",
     )
 
 
-def _tells(prompt: str, gold: str) -> bool:
+def _contains(prompt: str, gold: str) -> bool:
     gold = " ".join(unicodedata.normalize("NFKC", gold).casefold().split())
-    return len(gold) >= MIN_TOLD and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", prompt) is not None
+    return len(gold) >= MIN_ANSWER_CHARS and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", prompt) is not None
 
 
 def _few(ids: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""How long the prompts are for the model: by its tokenizer, by its endpoint, or estimated, and said so."""
+"""Check the length of prompts: counted by the model's tokenizer or its endpoint, or else estimated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TIMEOUT_S = 10.0
 CONCURRENCY = 8
 
 PromptTokens = Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]
-"""Tokens of messages and tools, as the model's chat template puts them. Raises `ValueError` where it does not."""
+"""Tokens of messages and tools, as the model's chat template renders them; raises `ValueError` where it does not."""
 
 
-class Endpoint(NamedTuple):
-    """Where to ask."""
+class EndpointAddress(NamedTuple):
+    """Address of a model's endpoint."""
 
     base_url: str
     model: str
@@ -30,34 +30,34 @@ class Endpoint(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """What is known of the model; with nothing, prompts are estimated and held against no limit."""
+    """Limits of the model and means to count its tokens; without them prompts are estimated, and have no limit."""
 
     max_tokens: int
-    """Of one completion."""
+    """Tokens of one completion."""
     limit: int | None = None
-    """Tokens of prompt and completion; default: what the endpoint says."""
+    """Tokens of prompt and completion; default: the endpoint's own."""
     tokenizer: PromptTokens | None = None
-    endpoint: Endpoint | None = None
+    endpoint: EndpointAddress | None = None
 
 
-class Counted(NamedTuple):
-    """Tokens of each task, or why its prompt is not taken."""
+class PromptSizes(NamedTuple):
+    """Tokens of each task's prompt, or why it is refused."""
 
-    of: list[int | str]
-    how: str
+    tokens: list[int | str]
+    method: str
 
 
 class Limit(NamedTuple):
-    """Tokens of prompt and completion together, and how the server takes a request that could go beyond."""
+    """Tokens of prompt and completion together, and whether the server refuses a request that could go beyond."""
 
     tokens: int
-    said_by: str
+    source: str
     strict: bool = False
-    """It is known to refuse one. r3agent's own server ends the completion there instead."""
+    """True if it is known to refuse one. r3agent's own server ends the completion there instead."""
 
 
 async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
-    """Whether every prompt leaves room for a completion, and for a whole retry."""
+    """Check that every prompt leaves room for a completion, and for a whole retry."""
     limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
     if lengths.endpoint is not None:
@@ -71,31 +71,31 @@ async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
     return _check(tasks, counted or _estimated(tasks), limit, lengths.max_tokens)
 
 
-def _check(tasks: Sequence[Task], counted: Counted, limit: Limit | None, max_tokens: int) -> Check:
-    sizes = [(n, task.id) for task, n in zip(tasks, counted.of, strict=True) if isinstance(n, int)]
+def _check(tasks: Sequence[Task], counted: PromptSizes, limit: Limit | None, max_tokens: int) -> Check:
+    sizes = [(n, task.id) for task, n in zip(tasks, counted.tokens, strict=True) if isinstance(n, int)]
     known = sorted(n for n, _ in sizes)
-    refused = [f"task {t.id!r}: {why}" for t, why in zip(tasks, counted.of, strict=True) if isinstance(why, str)]
+    refused = [f"task {t.id!r}: {why}" for t, why in zip(tasks, counted.tokens, strict=True) if isinstance(why, str)]
     spread = f"median {median(known):g}, longest {known[-1]}" if known else "none could be counted"
-    said = [f"{spread} tokens ({counted.how})"]
+    parts = [f"{spread} tokens ({counted.method})"]
     long: list[tuple[int, str]] = []
     short_of_room: list[tuple[int, str]] = []
     tight = 0
     strict = False
     if limit is None:
-        said.append("no limit is known: name --model-limit")
+        parts.append("no limit is known: name --model-limit")
     else:
         strict = limit.strict or max_tokens > limit.tokens  # which no server takes
         long = [size for size in sizes if size[0] >= limit.tokens]
         short_of_room = [size for size in sizes if limit.tokens - max_tokens < size[0] < limit.tokens]
         # A retry reads the failed try and the reflection before it answers.
         tight = sum(n + 3 * max_tokens > limit.tokens for n in known) - len(long) - len(short_of_room)
-        said.append(f"{limit.said_by} allows {limit.tokens}, of which a completion takes up to {max_tokens}")
-        said.append(f"{len(long)} too long")
+        parts.append(f"{limit.source} allows {limit.tokens}, of which a completion takes up to {max_tokens}")
+        parts.append(f"{len(long)} too long")
     if short_of_room:
         server = "the endpoint refuses" if strict else "vLLM refuses"
-        said.append(f"{len(short_of_room)} leave less room than that, and {server} such requests (HTTP 400)")
+        parts.append(f"{len(short_of_room)} leave less room than that, and {server} such requests (HTTP 400)")
     if tight > 0:
-        said.append(f"{tight} leave no room for the longest retry")
+        parts.append(f"{tight} leave no room for the longest retry")
     wrong = [*long, *(short_of_room if strict else [])]
     bad = wrong or refused
     remedies = ["drop them, shorten the template or serve more context"] if long or refused else []
@@ -104,7 +104,7 @@ def _check(tasks: Sequence[Task], counted: Counted, limit: Limit | None, max_tok
     return Check(
         name="prompt length",
         status="failed" if bad else "warning" if short_of_room or tight > 0 else "ok",
-        detail="; ".join(said),
+        detail="; ".join(parts),
         counts={
             "tried": len(tasks),
             "wrong": len(wrong),
@@ -118,24 +118,24 @@ def _check(tasks: Sequence[Task], counted: Counted, limit: Limit | None, max_tok
     )
 
 
-def _by_tokenizer(tasks: Sequence[Task], tokenizer: PromptTokens) -> Counted:
-    of: list[int | str] = []
+def _by_tokenizer(tasks: Sequence[Task], tokenizer: PromptTokens) -> PromptSizes:
+    sizes: list[int | str] = []
     for task in tasks:
         try:
-            of.append(tokenizer(task.messages, task.tools))
+            sizes.append(tokenizer(task.messages, task.tools))
         except ValueError as error:
-            of.append(str(error))
-    return Counted(of, "by the model's tokenizer")
+            sizes.append(str(error))
+    return PromptSizes(sizes, "by the model's tokenizer")
 
 
-def _estimated(tasks: Sequence[Task]) -> Counted:
+def _estimated(tasks: Sequence[Task]) -> PromptSizes:
     texts = [[m.get("content") for m in task.messages] + ([task.tools] if task.tools else []) for task in tasks]
     chars = [sum(len(p if isinstance(p, str) else json.dumps(p, default=str)) for p in parts) for parts in texts]
-    return Counted([-(-n // CHARS_PER_TOKEN) for n in chars], f"estimated: {CHARS_PER_TOKEN} characters a token")
+    return PromptSizes([-(-n // CHARS_PER_TOKEN) for n in chars], f"estimated: {CHARS_PER_TOKEN} characters a token")
 
 
 async def _card(wire: Wire, model: str) -> dict[str, Any]:
-    """What the endpoint's list says of the model."""
+    """Return the model's card in the endpoint's list of models."""
     reply = await wire.call("/models")
     cards = reply.body.get("data") if isinstance(reply.body, dict) else None
     for card in cards if isinstance(cards, list) else ():
@@ -152,8 +152,8 @@ def _limit(card: dict[str, Any], setting: Limit | None) -> Limit | None:
     return Limit(tokens, "the endpoint", strict) if isinstance(tokens, int) else None
 
 
-async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> Counted | None:
-    """`None` where it has no /tokenize, or is not there."""
+async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> PromptSizes | None:
+    """Count with the endpoint's /tokenize; `None` where there is none."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def count(task: Task) -> int | str | None:
@@ -168,4 +168,4 @@ async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> Counted
     if not tasks or await count(tasks[0]) is None:
         return None
     found = await gather_all(count(task) for task in tasks)
-    return Counted(["/tokenize gave no answer" if n is None else n for n in found], "by the endpoint's /tokenize")
+    return PromptSizes(["/tokenize gave no answer" if n is None else n for n in found], "by the endpoint's /tokenize")

@@ -1,4 +1,4 @@
-"""An audit as plain text."""
+"""Render an audit as plain text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from r3agent.audit.records import Audit
 
 
 def report(audit: Audit) -> str:
-    """The verdict, one line for each check, and below those that found something what they found."""
+    """Return the verdict and one line for each check, with examples and remedy below those that found something."""
     return "\n".join(_lines(audit))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from r3agent import audit as auditing
 from r3agent._util.aio import run_sync
-from r3agent.audit.lengths import Endpoint
+from r3agent.audit.lengths import EndpointAddress
 from r3agent.cli.inspect_view import shown
 from r3agent.cli.progress import Watcher
 from r3agent.deploy import DeployReport
@@ -97,7 +97,7 @@ def audit(options: Namespace) -> Outcome:
                 tokenizer = prompt_tokens(resolve_model(policy.base_model))
         endpoint = None
         if options.run or "policy.base_url" in overrides:
-            endpoint = Endpoint(policy.base_url, policy.model, os.environ.get(policy.api_key_env))
+            endpoint = EndpointAddress(policy.base_url, policy.model, os.environ.get(policy.api_key_env))
         found = asyncio.run(
             auditing.audit(
                 task.source,

@@ -9,8 +9,8 @@ import json
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.sandbox.worker import Worker
 from r3agent.verifiers.text import tagged
+from r3agent.verifiers.worker import Worker
 
 FENCE = "```"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.sandbox.worker import Worker
 from r3agent.verifiers.text import tagged
+from r3agent.verifiers.worker import Worker
 
 _compare = Worker("r3agent.verifiers.child.math_compare")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.sandbox.worker import Worker
 from r3agent.verifiers.text import tagged_or_all
+from r3agent.verifiers.worker import Worker
 
 gym = Worker("r3agent.verifiers.child.reasoning_gym")
 """Shared by the task source, the verifier and all their threads."""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from r3agent.audit import Audit, AuditConfig, Check, Lengths, audit, report
-from r3agent.audit.verdicts import Outcome, Trial, trials, verdict_checks
-from r3agent.audit.workers import Probe, Said
+from r3agent.audit.probes import Probe, ProbeResult
+from r3agent.audit.verdicts import Trial, TrialResult, trials, verdict_checks
 from r3agent.errors import ConfigError
 from tests.audit import planted
 
@@ -77,9 +77,9 @@ async def test_a_verifier_that_hangs_is_ended_and_reported() -> None:
 
 def test_a_share_that_is_allowed_is_a_warning() -> None:
     tasks = [planted.task(i) for i in range(10)]
-    said = [Said(passed=i > 0, score=float(i > 0)) for i in range(10)]
+    said = [ProbeResult(passed=i > 0, score=float(i > 0)) for i in range(10)]
     golds = [Trial("gold", Probe(task, task.gold or {})) for task in tasks]
-    outcomes = [Outcome(trial, (verdict,)) for trial, verdict in zip(golds, said, strict=True)]
+    outcomes = [TrialResult(trial, (verdict,)) for trial, verdict in zip(golds, said, strict=True)]
     for allowed, status in ((0.1, "warning"), (0.09, "failed")):
         checks = verdict_checks(outcomes, tasks, SETTINGS.model_copy(update={"max_gold_failing": allowed}))
         assert {c.name: c.status for c in checks}["gold passes"] == status

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from r3agent.audit.contents import content_checks
-from r3agent.audit.lengths import Endpoint, Lengths, length_check
+from r3agent.audit.lengths import EndpointAddress, Lengths, length_check
 from r3agent.audit.records import Check
 from r3agent.records.trajectory import Task
 from r3agent.testing.faults import Fault
@@ -91,7 +91,7 @@ async def checked_at(card: dict[str, Any], *, max_tokens: int, limit: int | None
     server = JsonServer(respond)
     server.start()
     try:
-        endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1", "m", None)
+        endpoint = EndpointAddress(f"http://127.0.0.1:{server.server_port}/v1", "m", None)
         return await length_check(TASKS, Lengths(max_tokens=max_tokens, limit=limit, endpoint=endpoint))
     finally:
         server.stop()
@@ -122,7 +122,9 @@ async def test_no_room_for_a_completion_fails_only_where_the_server_is_known_to_
 
 
 async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
-    check = await length_check(TASKS, Lengths(max_tokens=10, endpoint=Endpoint("http://127.0.0.1:9/v1", "m", None)))
+    check = await length_check(
+        TASKS, Lengths(max_tokens=10, endpoint=EndpointAddress("http://127.0.0.1:9/v1", "m", None))
+    )
     assert check.ok
     assert "estimated" in check.detail
     assert "no limit is known" in check.detail

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r3agent.verifiers.sandbox.worker import MAX_PROCESSES, Worker
+from r3agent.verifiers.worker import MAX_PROCESSES, Worker
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

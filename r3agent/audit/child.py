@@ -1,0 +1,51 @@
+"""Judge probes with the user's verifier, in a process of its own; `probes.py` has these functions called there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from functools import cache
+from typing import Any
+
+from r3agent.records.trajectory import Span, Task
+from r3agent.verifiers import Verifier, find_verifier, judge, warm_up
+
+
+@cache
+def _runner() -> asyncio.Runner:
+    """Return the one event loop of this process, in which an async verifier keeps its connections."""
+    return asyncio.Runner()
+
+
+@cache
+def _verifier(name: str, params: str) -> Verifier:
+    verifier = find_verifier(name, **json.loads(params))
+    warm_up(verifier)
+    return verifier
+
+
+def load(name: str, params: str) -> None:
+    """Find and warm up a verifier; `params` are JSON.
+
+    Raises:
+        ConfigError: there is none, or it does not take `params`.
+    """
+    _verifier(name, params)
+
+
+def judge_probe(name: str, params: str, task: Any, message: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `ProbeResult`, the verifier's exception as its `error`."""
+    calls = message.get("tool_calls") or ()
+    span = Span(label="attempt", model="audit", text=message.get("content") or "", tool_calls=calls)
+    start = time.perf_counter()
+    try:
+        (verdict,) = _runner().run(judge(_verifier(name, params), Task.model_validate(task), [span]))
+        result: dict[str, Any] = (
+            {"error": "the verdict is pending: what is decided later cannot be audited"}
+            if verdict is None
+            else {"passed": verdict.passed, "score": verdict.score}
+        )
+    except Exception as error:  # of the verifier
+        result = {"error": str(error)}
+    return {**result, "seconds": time.perf_counter() - start}

@@ -1,0 +1,94 @@
+"""Judge answers in processes of their own: a verifier that hangs, even inside a regular expression, is ended and
+reported, and so is one that takes its process down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from r3agent._util.aio import gather_all
+from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Message, Task
+from r3agent.verifiers.worker import Worker
+
+MAX_HANGS = 5
+"""Hangs after which the rest is not judged: it would take hours to find the same."""
+
+
+class Probe(NamedTuple):
+    """One answer to be judged."""
+
+    task: Task
+    message: Message
+
+
+class ProbeResult(NamedTuple):
+    """Verdict on a probe, or why there is none."""
+
+    passed: bool | None = None
+    score: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+    hung: bool = False
+
+
+async def judge_probes(
+    probes: Sequence[Probe],
+    *,
+    verifier: str,
+    params: Mapping[str, Any],
+    processes: int,
+    timeout_s: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ProbeResult | None]:
+    """Return the result of each probe; `None` where it was not judged, after too many hangs.
+
+    Raises:
+        ConfigError: the verifier does not start in a process of its own.
+    """
+    loop = asyncio.get_running_loop()
+    settings = (verifier, json.dumps(dict(params), default=str))
+    worker = Worker(
+        "r3agent.audit.child",
+        setup=("load", *settings),
+        max_processes=processes,
+        is_trusted=True,
+        name="the verifier's process",
+    )
+    done = hangs = 0
+
+    def judge_one(probe: Probe) -> ProbeResult | None:
+        nonlocal hangs
+        if hangs >= MAX_HANGS:
+            return None
+        try:
+            task = probe.task.model_dump(mode="json")
+            return ProbeResult(**worker("judge_probe", *settings, task, probe.message, wall_s=timeout_s))
+        except TimeoutError:
+            hangs += 1
+            return ProbeResult(seconds=timeout_s, hung=True)
+        except RuntimeError as error:
+            return ProbeResult(error=str(error))
+
+    async def in_thread(probe: Probe) -> ProbeResult | None:
+        nonlocal done
+        result = await loop.run_in_executor(threads, judge_one, probe)
+        done += result is not None
+        if progress and result is not None:
+            progress(done, len(probes))
+        return result
+
+    threads = ThreadPoolExecutor(processes)
+    try:
+        try:
+            await loop.run_in_executor(threads, worker.start)
+        except RuntimeError as error:
+            raise ConfigError(f"verifier {verifier!r} does not start in a process of its own: {error}") from error
+        return await gather_all(in_thread(probe) for probe in probes)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        worker.close()
+        threads.shutdown()
