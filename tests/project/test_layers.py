@@ -31,6 +31,13 @@ def test_rooms_of_agents_md_are_those_of_the_contract() -> None:
     assert table == dict(zip(range(len(floors), 0, -1), floors, strict=True))
 
 
+def test_paths_in_agents_md_exist() -> None:
+    paths = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|json)))`", (ROOT / "AGENTS.md").read_text())
+    assert len(paths) > 30
+    gone = [path for path in paths if not ((ROOT / path).exists() or (ROOT / "r3agent" / path).exists())]
+    assert not gone, gone
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = grimp.build_graph("r3agent", cache_dir=None)
     arrows = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
