@@ -26,8 +26,8 @@ from r3agent.serve.http.protocol import (
 )
 
 
-class ServedModels:
-    """The base model and the adapters loaded beside it; a name stands for the same weights as long as it is served."""
+class ModelRoutes:
+    """Handlers of the served models: the base, and adapters whose names always stand for the same weights."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -35,6 +35,7 @@ class ServedModels:
         self._created = int(time.time())
         self._adapters: dict[str, Adapter] = {}
         self._changing = asyncio.Lock()
+        self._weight_version = "default"
 
     def resolve(self, name: str | None) -> tuple[str, Adapter | None]:
         """Return the name to answer with, and the adapter behind it.
@@ -48,21 +49,20 @@ class ServedModels:
             raise APIError(f"The model `{name}` does not exist.", HTTPStatus.NOT_FOUND, "model")
         return name, self._adapters[name]
 
-    def cards(self) -> list[dict[str, Any]]:
-        """List the models in the shape of /v1/models, the base first."""
+    async def list_models(self, http: Request) -> Response:
         base = self._card(self._served.name, self._served.path, None, self._served.max_model_len)
-        return [base, *(self._card(a.name, a.path, self._served.name, None) for a in self._adapters.values())]
+        adapters = [self._card(a.name, a.path, self._served.name, None) for a in self._adapters.values()]
+        return json_response({"object": "list", "data": [base, *adapters]})
 
     def _card(self, name: str, root: str, parent: str | None, max_model_len: int | None) -> dict[str, Any]:
         card = {"id": name, "object": "model", "created": self._created, "owned_by": "r3agent"}
         return {**card, "root": root, "parent": parent, "max_model_len": max_model_len, "permission": []}
 
-    async def load_adapter(self, name: str, path: str) -> None:
-        """Serve an adapter under a name of its own.
-
-        Raises:
-            APIError: the name is taken, or the adapter is missing, incomplete or of another base.
-        """
+    async def load_adapter(self, http: Request) -> Response:
+        body = parse(LoadAdapterRequest, await http.body())
+        name = body.lora_name
+        if body.load_inplace:
+            raise APIError("load_inplace = True: a name never changes its weights here", param="load_inplace")
         async with self._changing:
             if name == self._served.name:
                 raise APIError(f"The lora adapter '{name}' conflicts with a served base model.", param="lora_name")
@@ -73,53 +73,57 @@ class ServedModels:
                     param="lora_name",
                 )
             try:
-                self._adapters[name] = await asyncio.to_thread(read_adapter, name, path, self._served.model)
+                self._adapters[name] = await asyncio.to_thread(read_adapter, name, body.lora_path, self._served.model)
             except FileNotFoundError as error:
                 message = f"Loading lora {name} failed: {error}"
                 raise APIError(message, HTTPStatus.NOT_FOUND, "lora_path") from error
             except ConfigError as error:
                 raise APIError(str(error), param="lora_path") from error
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
-    async def unload_adapter(self, name: str) -> None:
-        """Take the name away, and return when the requests that use it are done or held by a pause.
-
-        Raises:
-            APIError: there is no such adapter.
-        """
+    async def unload_adapter(self, http: Request) -> Response:
+        """Take the name away, and answer when the requests that use it are done or held by a pause."""
+        name = parse(UnloadAdapterRequest, await http.body()).lora_name
         if name not in self._adapters:
             raise APIError(f"The lora adapter '{name}' cannot be found.", HTTPStatus.NOT_FOUND, "lora_name")
         await asyncio.wrap_future(self._engine.when_unused(self._adapters.pop(name)))
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
-    async def reload(self, path: str | None) -> None:
-        """Read the base model's weights again, and put them in place when the batch is empty.
-
-        Raises:
-            APIError: they are missing, incomplete or of another shape, or adapters are loaded.
-        """
+    async def collective_rpc(self, http: Request) -> Response:
+        """Read the base model's weights again, and put them in place when the batch is empty."""
+        body = parse(CollectiveRPCRequest, await http.body())
+        if body.method != "reload_weights" or body.args:
+            raise APIError(f"method = {body.method!r}: only reload_weights, without args, is allowed", param="method")
+        path, model = body.kwargs.weights_path, self._served.model
         async with self._changing:
             if self._adapters:
                 raise APIError(
                     f"adapters are loaded on the present weights: {', '.join(self._adapters)}; unload them first"
                 )
-            source = path or self._served.path
             if path is not None and not Path(path).is_dir():
                 raise APIError(f"weights_path {path}: there is no such directory", param="weights_path")
-            model = self._served.model
+            source = path or self._served.path
             try:
                 fresh = await asyncio.to_thread(read_matching, model, source)
             except ConfigError as error:
                 raise APIError(str(error), param="weights_path") from error
             await asyncio.wrap_future(self._engine.when_empty(lambda: replace_weights(model, fresh)))
             self._served.path = source
+        return json_response({"results": [None]})
+
+    async def weight_info(self, http: Request) -> Response:
+        return json_response({"weight_version": self._weight_version})
+
+    async def update_weight_version(self, http: Request) -> Response:
+        self._weight_version = parse(WeightVersionRequest, await http.body()).new_version
+        return json_response({"success": True, "new_version": self._weight_version})
 
 
-class AdminRoutes:
-    """Handlers of all routes but generation."""
+class ControlRoutes:
+    """Handlers of the server's state: health, load, pause and resume."""
 
-    def __init__(self, engine: Engine, models: ServedModels) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._models = models
-        self._weight_version = "default"
 
     async def health(self, http: Request) -> Response:
         return Response(status_code=200 if self._engine.is_running else 503)
@@ -133,28 +137,6 @@ class AdminRoutes:
 
     async def load(self, http: Request) -> Response:
         return json_response({"server_load": self._engine.load})
-
-    async def models(self, http: Request) -> Response:
-        return json_response({"object": "list", "data": self._models.cards()})
-
-    async def load_adapter(self, http: Request) -> Response:
-        body = parse(LoadAdapterRequest, await http.body())
-        if body.load_inplace:
-            raise APIError("load_inplace = True: a name never changes its weights here", param="load_inplace")
-        await self._models.load_adapter(body.lora_name, body.lora_path)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
-
-    async def unload_adapter(self, http: Request) -> Response:
-        body = parse(UnloadAdapterRequest, await http.body())
-        await self._models.unload_adapter(body.lora_name)
-        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-    async def collective_rpc(self, http: Request) -> Response:
-        body = parse(CollectiveRPCRequest, await http.body())
-        if body.method != "reload_weights" or body.args:
-            raise APIError(f"method = {body.method!r}: only reload_weights, without args, is allowed", param="method")
-        await self._models.reload(body.kwargs.weights_path)
-        return json_response({"results": [None]})
 
     async def reset_prefix_cache(self, http: Request) -> Response:
         """Confirm, and do nothing: prefixes are shared within one request only, so nothing outlives it."""
@@ -175,10 +157,3 @@ class AdminRoutes:
 
     async def is_paused(self, http: Request) -> Response:
         return json_response({"is_paused": self._engine.is_paused})
-
-    async def weight_info(self, http: Request) -> Response:
-        return json_response({"weight_version": self._weight_version})
-
-    async def update_weight_version(self, http: Request) -> Response:
-        self._weight_version = parse(WeightVersionRequest, await http.body()).new_version
-        return json_response({"success": True, "new_version": self._weight_version})

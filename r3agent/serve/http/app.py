@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from r3agent.serve.engine.engine import Engine
 from r3agent.serve.errors import APIError, server_error
-from r3agent.serve.http.admin import AdminRoutes, ServedModels
+from r3agent.serve.http.admin import ControlRoutes, ModelRoutes
 from r3agent.serve.http.generation import GenerationRoutes
 
 OPEN_PATHS = {"/health", "/version"}
@@ -33,8 +33,8 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
         engine: generates what is asked for.
         api_key: demanded as `Authorization: Bearer KEY` on every route but /health and /version.
     """
-    models = ServedModels(engine)
-    generation, admin = GenerationRoutes(engine, models), AdminRoutes(engine, models)
+    models, control = ModelRoutes(engine), ControlRoutes(engine)
+    generation = GenerationRoutes(engine, models.resolve)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncGenerator[None, None]:
@@ -48,19 +48,19 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
         routes=[
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completion, methods=["POST"]),
-            Route("/v1/models", admin.models),
-            Route("/v1/load_lora_adapter", admin.load_adapter, methods=["POST"]),
-            Route("/v1/unload_lora_adapter", admin.unload_adapter, methods=["POST"]),
-            Route("/collective_rpc", admin.collective_rpc, methods=["POST"]),
-            Route("/reset_prefix_cache", admin.reset_prefix_cache, methods=["POST"]),
-            Route("/pause", admin.pause, methods=["POST"]),
-            Route("/resume", admin.resume, methods=["POST"]),
-            Route("/is_paused", admin.is_paused),
-            Route("/weight_info", admin.weight_info),
-            Route("/update_weight_version", admin.update_weight_version, methods=["POST"]),
-            Route("/health", admin.health),
-            Route("/version", admin.version),
-            Route("/load", admin.load),
+            Route("/v1/models", models.list_models),
+            Route("/v1/load_lora_adapter", models.load_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", models.unload_adapter, methods=["POST"]),
+            Route("/collective_rpc", models.collective_rpc, methods=["POST"]),
+            Route("/reset_prefix_cache", control.reset_prefix_cache, methods=["POST"]),
+            Route("/pause", control.pause, methods=["POST"]),
+            Route("/resume", control.resume, methods=["POST"]),
+            Route("/is_paused", control.is_paused),
+            Route("/weight_info", models.weight_info),
+            Route("/update_weight_version", models.update_weight_version, methods=["POST"]),
+            Route("/health", control.health),
+            Route("/version", control.version),
+            Route("/load", control.load),
         ],
         middleware=[Middleware(BearerAuth, api_key=api_key)] if api_key else [],
         exception_handlers=dict.fromkeys((APIError, HTTPException, Exception), _error_response),

@@ -16,7 +16,6 @@ from r3agent.serve.engine.lora import Adapter
 from r3agent.serve.engine.request import Chunk, Event, GenerationRequest
 from r3agent.serve.engine.text import Detokenizer
 from r3agent.serve.errors import APIError, json_response, server_error
-from r3agent.serve.http.admin import ServedModels
 from r3agent.serve.http.prompts import chat_prompt, completion_prompt
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields, parse
 from r3agent.serve.http.responses import Responses
@@ -28,9 +27,10 @@ CLIENT_LEFT = Response(status_code=499)
 class GenerationRoutes:
     """Handlers that turn HTTP requests into the engine's, and its events into response bodies."""
 
-    def __init__(self, engine: Engine, models: ServedModels) -> None:
+    def __init__(self, engine: Engine, resolve: Callable[[str | None], tuple[str, Adapter | None]]) -> None:
         self._engine = engine
-        self._models = models
+        self._resolve = resolve
+        """Function from a model's name to the name to answer with, and its adapter."""
         self._served = engine.served
         self._detokenizer = Detokenizer(engine.served.tokenizer)
 
@@ -38,7 +38,7 @@ class GenerationRoutes:
         body = parse(ChatCompletionRequest, await http.body())
         if body.top_logprobs and not body.logprobs:
             raise APIError("when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
-        model, adapter = self._models.resolve(body.model)
+        model, adapter = self._resolve(body.model)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         request = self._request(body, chat_prompt(self._served, body), limit, adapter, body.top_logprobs)
         responses = Responses(request, model, self._detokenizer, body.return_token_ids, body.logprobs)
@@ -51,7 +51,7 @@ class GenerationRoutes:
         body = parse(CompletionRequest, await http.body())
         if body.stream:
             raise APIError("stream = True: only chat completions are streamed", param="stream")
-        model, adapter = self._models.resolve(body.model)
+        model, adapter = self._resolve(body.model)
         prompt = completion_prompt(self._served, body)
         request = self._request(body, prompt, body.max_tokens, adapter, body.logprobs or 0)
         request.prompt_logprobs = body.prompt_logprobs

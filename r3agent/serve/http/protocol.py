@@ -143,9 +143,8 @@ def parse(kind: type[BodyT], body: bytes) -> BodyT:
     except orjson.JSONDecodeError as error:
         raise APIError(f"the body is not JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        param = str(first["loc"][0]) if first["loc"] else None
-        raise APIError(explain(error, kind), param=param) from None
+        path = error.errors(include_url=False)[0]["loc"]
+        raise APIError(explain(error, kind), param=str(path[0]) if path else None) from None
     for field, value in (request.model_extra or {}).items():
         if field in NEUTRAL and value not in NEUTRAL[field]:
             raise APIError(
