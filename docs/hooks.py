@@ -21,6 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from r3agent._util.lazy import public_names
 from r3agent.run.config import Config
 
 ROOT = Path(__file__).parents[1]
@@ -114,11 +115,11 @@ def api(words: str) -> str:
 
 
 def public(module: str) -> list[str]:
-    """What its `__all__` lists."""
+    """What its `__all__` lists, or, where names are imported when they are used, what it imports for type checkers."""
     for node in tree(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
-    raise LookupError(f"{module} has no __all__")
+    return list(public_names(module))
 
 
 def imported(module: str) -> Iterator[tuple[str, str]]:

@@ -3,72 +3,48 @@
     graph = build_graph(policy=OpenAIPolicy(url, model), verifier=check).compile()
     result = graph.invoke({"task": {"messages": [{"role": "user", "content": "..."}]}})
 
-Importing it loads no torch: training is in `r3agent.train`, the embedded server in `r3agent.serve`, fakes for tests in
-`r3agent.testing`.
+Importing it loads none of its dependencies: each name is imported when it is used. Training is in `r3agent.train`, the
+embedded server in `r3agent.serve`, fakes for tests in `r3agent.testing`.
 """
 
-from r3agent.episodes.collect import collect
-from r3agent.episodes.graph import build_graph
-from r3agent.episodes.state import EpisodeContext
-from r3agent.errors import (
-    AccessError,
-    BusyError,
-    ConfigError,
-    DeployError,
-    EndpointError,
-    PolicyError,
-    ProtocolError,
-    R3Error,
-    RecordError,
-    RequestError,
-    SchemaVersionError,
-    TrainingError,
-    VerifierError,
-)
-from r3agent.policy.openai import OpenAIPolicy, Policy, Sampling
-from r3agent.recording.instrument import instrument
-from r3agent.recording.recorder import Recorder
-from r3agent.recording.trace import trace
-from r3agent.records.credit import Group, groups
-from r3agent.records.summary import CollectSummary
-from r3agent.records.trajectory import Generation, Span, Task, Trajectory, Verdict
-from r3agent.store.labels import label
-from r3agent.store.trajectories import load
-from r3agent.verifiers import Answer, Verifier
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AccessError",
-    "Answer",
-    "BusyError",
-    "CollectSummary",
-    "ConfigError",
-    "DeployError",
-    "EndpointError",
-    "EpisodeContext",
-    "Generation",
-    "Group",
-    "OpenAIPolicy",
-    "Policy",
-    "PolicyError",
-    "ProtocolError",
-    "R3Error",
-    "RecordError",
-    "Recorder",
-    "RequestError",
-    "Sampling",
-    "SchemaVersionError",
-    "Span",
-    "Task",
-    "TrainingError",
-    "Trajectory",
-    "Verdict",
-    "Verifier",
-    "VerifierError",
-    "build_graph",
-    "collect",
-    "groups",
-    "instrument",
-    "label",
-    "load",
-    "trace",
-]
+from r3agent._util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from r3agent.episodes.collect import collect as collect
+    from r3agent.episodes.graph import build_graph as build_graph
+    from r3agent.episodes.state import EpisodeContext as EpisodeContext
+    from r3agent.errors import AccessError as AccessError
+    from r3agent.errors import BusyError as BusyError
+    from r3agent.errors import ConfigError as ConfigError
+    from r3agent.errors import DeployError as DeployError
+    from r3agent.errors import EndpointError as EndpointError
+    from r3agent.errors import PolicyError as PolicyError
+    from r3agent.errors import ProtocolError as ProtocolError
+    from r3agent.errors import R3Error as R3Error
+    from r3agent.errors import RecordError as RecordError
+    from r3agent.errors import RequestError as RequestError
+    from r3agent.errors import SchemaVersionError as SchemaVersionError
+    from r3agent.errors import TrainingError as TrainingError
+    from r3agent.errors import VerifierError as VerifierError
+    from r3agent.policy.openai import OpenAIPolicy as OpenAIPolicy
+    from r3agent.policy.openai import Policy as Policy
+    from r3agent.policy.openai import Sampling as Sampling
+    from r3agent.recording.instrument import instrument as instrument
+    from r3agent.recording.recorder import Recorder as Recorder
+    from r3agent.recording.trace import trace as trace
+    from r3agent.records.credit import Group as Group
+    from r3agent.records.credit import groups as groups
+    from r3agent.records.summary import CollectSummary as CollectSummary
+    from r3agent.records.trajectory import Generation as Generation
+    from r3agent.records.trajectory import Span as Span
+    from r3agent.records.trajectory import Task as Task
+    from r3agent.records.trajectory import Trajectory as Trajectory
+    from r3agent.records.trajectory import Verdict as Verdict
+    from r3agent.store.labels import label as label
+    from r3agent.store.trajectories import load as load
+    from r3agent.verifiers import Answer as Answer
+    from r3agent.verifiers import Verifier as Verifier
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -14,36 +14,31 @@ there is vLLM.
         policy = OpenAIPolicy(server.base_url, "bundled")
 """
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from r3agent.serve.process.embedded import ServerProcess
-from r3agent.serve.process.vllm import VLLMProcess
+from r3agent._util.imports import require_extra
+from r3agent._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from r3agent.serve.engine.engine import Engine
-    from r3agent.serve.engine.model import load_model
-    from r3agent.serve.http.app import create_app
-    from r3agent.serve.http.server import serve
-
-__all__ = ["Engine", "ServerProcess", "VLLMProcess", "create_app", "load_model", "serve"]
-
-_MODULES = {"Engine": "engine.engine", "create_app": "http.app", "load_model": "engine.model", "serve": "http.server"}
+    from r3agent.serve.engine.engine import Engine as Engine
+    from r3agent.serve.engine.model import load_model as load_model
+    from r3agent.serve.http.app import create_app as create_app
+    from r3agent.serve.http.server import serve as serve
+    from r3agent.serve.process.embedded import ServerProcess as ServerProcess
+    from r3agent.serve.process.vllm import VLLMProcess as VLLMProcess
 
 
-def __getattr__(name: str) -> Any:
-    """Names that need torch are imported when they are used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    from r3agent._util.imports import require_extra
-
+def _prepare(name: str) -> None:
+    """Check that what runs in this process has its packages, and set what torch reads when it is imported."""
+    if name in ("ServerProcess", "VLLMProcess"):
+        return
     if name == "serve":
         # OpenMP threads that spin while they wait starve the clients on the same cores, and so the server.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in ("torch", "transformers", "starlette", "uvicorn"):
         require_extra(module, "serve")
-    return getattr(import_module(f"r3agent.serve.{_MODULES[name]}"), name)
+
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _prepare)

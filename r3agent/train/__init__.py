@@ -1,25 +1,26 @@
 """Training on recorded spans. Importing this loads neither torch nor TRL; `train` does, when it is asked for."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r3agent._util.imports import require_extra
-from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.report import RowReport
-from r3agent.train.row import Row
-from r3agent.train.rows import build_rows, credit_spans, to_dataset
+from r3agent._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from r3agent.train.run import train
+    from r3agent.train.config import PolicyStart as PolicyStart
+    from r3agent.train.config import TrainConfig as TrainConfig
+    from r3agent.train.report import RowReport as RowReport
+    from r3agent.train.row import Row as Row
+    from r3agent.train.rows import build_rows as build_rows
+    from r3agent.train.rows import credit_spans as credit_spans
+    from r3agent.train.rows import to_dataset as to_dataset
+    from r3agent.train.run import train as train
 
-__all__ = ["PolicyStart", "Row", "RowReport", "TrainConfig", "build_rows", "credit_spans", "to_dataset", "train"]
+
+def _prepare(name: str) -> None:
+    """Check that what trains has its packages."""
+    if name == "train":
+        require_extra("trl", "train")
 
 
-def __getattr__(name: str) -> Any:
-    if name != "train":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_extra("trl", "train")
-    from r3agent.train.run import train
-
-    return train
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _prepare)

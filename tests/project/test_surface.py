@@ -1,123 +1,44 @@
-"""The public names: a change here is a change for users."""
+"""The public names: those that `typing/user.py` uses. A change there is a change for users."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import subprocess
+import sys
 import typing
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
-SURFACE: dict[str, list[str]] = {
-    "r3agent": [
-        "AccessError",
-        "Answer",
-        "BusyError",
-        "CollectSummary",
-        "ConfigError",
-        "DeployError",
-        "EndpointError",
-        "EpisodeContext",
-        "Generation",
-        "Group",
-        "OpenAIPolicy",
-        "Policy",
-        "PolicyError",
-        "ProtocolError",
-        "R3Error",
-        "RecordError",
-        "Recorder",
-        "RequestError",
-        "Sampling",
-        "SchemaVersionError",
-        "Span",
-        "Task",
-        "TrainingError",
-        "Trajectory",
-        "Verdict",
-        "Verifier",
-        "VerifierError",
-        "build_graph",
-        "collect",
-        "groups",
-        "instrument",
-        "label",
-        "load",
-        "trace",
-    ],
-    "r3agent.train": [
-        "PolicyStart",
-        "Row",
-        "RowReport",
-        "TrainConfig",
-        "build_rows",
-        "credit_spans",
-        "to_dataset",
-        "train",
-    ],
-    "r3agent.deploy": [
-        "CanaryReport",
-        "DeployConfig",
-        "DeployReport",
-        "LoadReport",
-        "deploy",
-        "load_version",
-        "rollback",
-    ],
-    "r3agent.evaluate": [
-        "CELLS",
-        "Cell",
-        "Comparison",
-        "Decision",
-        "Difference",
-        "Evaluation",
-        "Rate",
-        "compare",
-        "evaluate",
-        "gate",
-        "table",
-        "wilson",
-    ],
-    "r3agent.serve": ["Engine", "ServerProcess", "VLLMProcess", "create_app", "load_model", "serve"],
-    "r3agent.doctor": ["Check", "Diagnosis", "diagnose", "report"],
-    "r3agent.testing": [
-        "DROPPED",
-        "HANG",
-        "HTML_PAGE",
-        "MALFORMED_JSON",
-        "PROMPT_TOO_LONG",
-        "SERVER_ERROR",
-        "Call",
-        "Edit",
-        "Fault",
-        "Received",
-        "ScriptedEndpoint",
-        "ScriptedPolicy",
-        "Traffic",
-        "miscount",
-        "rate_limited",
-        "traffic_through",
-    ],
-}
-"""`__all__` of each module that has public names; a new one is added here, to its `__all__` and to
-`tests/project/typing/user.py`."""
-
-ALSO_PUBLIC: dict[str, list[str]] = {
-    "r3agent.store.registry": ["PolicyCard", "Registry"],
-    "r3agent.tasks": ["TaskSource", "find_tasks"],
-    "r3agent.verifiers": ["find_verifier"],
-}
-"""Public names of modules that have others too."""
-
-NAMES = [(module, name) for modules in (SURFACE, ALSO_PUBLIC) for module, names in modules.items() for name in names]
+USER = Path(__file__).parent / "typing" / "user.py"
 
 
-@pytest.mark.parametrize("module", SURFACE)
-def test_public_names_are_these_in_order(module: str) -> None:
+def surface() -> dict[str, list[str]]:
+    """What the user imports from each module of the package; that it is also used, pyright sees to."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for node in ast.walk(ast.parse(USER.read_text())):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("r3agent"):
+            names[str(node.module)] += [alias.name for alias in node.names]
+    return names
+
+
+SURFACE = surface()
+
+PACKAGES = ["r3agent", *(f"r3agent.{room}" for room in ("deploy", "doctor", "evaluate", "serve", "testing", "train"))]
+"""Modules all of whose `__all__` is public; the others have names that are not."""
+
+NAMES = [(module, name) for module, names in SURFACE.items() for name in names]
+
+
+@pytest.mark.parametrize("module", PACKAGES)
+def test_all_names_are_used_by_the_user_and_in_order(module: str) -> None:
     # Constants, classes, then functions, as `ruff` sorts `__all__`.
-    names = SURFACE[module]
+    names = sorted(SURFACE[module], key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert importlib.import_module(module).__all__ == names
-    assert names == sorted(names, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert set(names) <= set(dir(importlib.import_module(module)))
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module}.{name}" for module, name in NAMES])
@@ -126,3 +47,26 @@ def test_public_name_is_documented(module: str, name: str) -> None:
     is_type_alias = typing.get_origin(value) is not None
     own_docstring = vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__
     assert is_type_alias or own_docstring
+
+
+def test_import_of_the_package_loads_no_dependency() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import r3agent, r3agent.train, r3agent.serve; dir(r3agent)\n"
+        "from importlib.metadata import packages_distributions as known\n"
+        "print({name.split('.')[0] for name in set(sys.modules) - before} & set(known()) - {'r3agent'})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_lazy_package_gives_submodules_and_refuses_other_names() -> None:
+    import r3agent
+
+    names: dict[str, object] = {}
+    exec("from r3agent import *", names)
+    assert set(SURFACE["r3agent"]) <= set(names)
+    assert r3agent.errors.R3Error is r3agent.R3Error
+    with pytest.raises(AttributeError, match="module 'r3agent' has no attribute 'colect'"):
+        r3agent.colect  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'colect' from 'r3agent'"):
+        exec("from r3agent import colect")

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-from tests.project.test_surface import ALSO_PUBLIC, SURFACE
-
-USER = Path(__file__).parent / "typing" / "user.py"
-
-
-def imported_by_the_user() -> set[tuple[str, str]]:
-    nodes = ast.walk(ast.parse(USER.read_text()))
-    return {
-        (node.module or "", alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-
-
-@pytest.mark.parametrize(("module", "names"), (SURFACE | ALSO_PUBLIC).items(), ids=(SURFACE | ALSO_PUBLIC).keys())
-def test_user_uses_every_public_name(module: str, names: list[str]) -> None:
-    """That what is imported is also used, pyright sees to."""
-    missing = {(module, name) for name in names} - imported_by_the_user()
-    assert not missing, f"use it in {USER}"
+from tests.project.test_surface import USER
 
 
 def test_package_says_that_it_is_typed() -> None:
