@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from r3agent.audit.records import Audit
+from r3agent._util.console import columns
+from r3agent.audit.records import Audit, Check
 
 
 def report(audit: Audit) -> str:
@@ -18,10 +19,11 @@ def _lines(audit: Audit) -> Iterator[str]:
     failed = [check.name for check in audit.checks if not check.ok]
     yield f"not fit to train on: {', '.join(failed)}" if failed else "fit to train on, as far as this can tell"
     yield ""
-    name = max(len(check.name) for check in audit.checks)
-    status = max(len(check.status) for check in audit.checks)
-    for check in audit.checks:
-        yield f"{check.name:<{name}}  {check.status:<{status}}  {check.detail}".rstrip()
-        yield from (f"{'':<{name}}    {' '.join(example.split())}" for example in check.examples)
-        if check.remedy:
-            yield f"{'':<{name}}    -> {check.remedy}"
+    yield from columns(row for check in audit.checks for row in _rows(check))
+
+
+def _rows(check: Check) -> Iterator[tuple[str, str, str]]:
+    yield check.name, check.status, check.detail
+    yield from (("", "", " ".join(example.split())) for example in check.examples)
+    if check.remedy:
+        yield "", "", f"-> {check.remedy}"

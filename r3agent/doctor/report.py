@@ -1,9 +1,10 @@
-"""A diagnosis as plain text."""
+"""Plain text of a diagnosis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from r3agent._util.console import columns
 from r3agent.doctor.generation import MODES
 from r3agent.doctor.records import Diagnosis
 from r3agent.records.trajectory import Capability
@@ -23,7 +24,7 @@ MAX_DETAIL, MAX_NAMES = 160, 5
 
 
 def report(diagnosis: Diagnosis) -> str:
-    """The verdict, one line for each check that was made, and what would change the rest."""
+    """Render the verdict, one line for each check that was made, and what would change the rest."""
     return "\n".join(_lines(diagnosis))
 
 
@@ -36,9 +37,7 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"but not in every mode: no {'; no '.join(lossy)}"
     yield ""
     made = [check for check in diagnosis.checks if check.status != "skipped"]
-    name, status = (max(map(len, column)) for column in zip(*((c.name, c.status) for c in made), strict=True))
-    for check in made:
-        yield f"{check.name:<{name}}  {check.status:<{status}}  {_cut(check.detail)}".rstrip()
+    yield from columns((check.name, check.status, _cut(check.detail)) for check in made)
     for reason, names in _grouped((c.detail, c.name) for c in diagnosis.checks if c.status == "skipped"):
         yield f"skipped, {reason}: {'; '.join(names) if len(names) <= MAX_NAMES else f'the other {len(names)} checks'}"
     if diagnosis.next_steps:
@@ -51,7 +50,7 @@ def _lines(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """The names that have the same reason."""
+    """Group the names that have the same reason."""
     groups: dict[str, list[str]] = {}
     for reason, name in pairs:
         groups.setdefault(reason, []).append(name)

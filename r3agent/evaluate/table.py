@@ -1,9 +1,8 @@
-"""Evaluations and comparisons as plain text."""
+"""Plain text of evaluations and comparisons."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from r3agent._util.console import columns
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
 from r3agent.evaluate.statistics import Difference, Rate
@@ -12,7 +11,7 @@ ROWS = ("first_try", "after_reflection", "blind_retry", "lift_over_blind")
 
 
 def table(result: Evaluation | Comparison) -> str:
-    """One line for each cell: percent and percentage points, with 95 % intervals."""
+    """Render one line for each cell: percent and percentage points, with 95 % intervals."""
     return _of_comparison(result) if isinstance(result, Comparison) else _of_evaluation(result)
 
 
@@ -20,7 +19,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
     rows = [["", evaluation.policy]]
     rows += [[row.replace("_", " "), _cell(getattr(evaluation, row))] for row in ROWS]
     rows += [["errors", _cell(evaluation.errors)]]
-    return "\n".join([*_aligned(rows), _counts(evaluation)])
+    return "\n".join([*columns(rows), _counts(evaluation)])
 
 
 def _of_comparison(comparison: Comparison) -> str:
@@ -31,7 +30,7 @@ def _of_comparison(comparison: Comparison) -> str:
         p_value = "–" if change is None else f"{change.p_value:.2g}"
         rows += [[row.replace("_", " "), _cell(getattr(old, row)), _cell(getattr(new, row)), _cell(change), p_value]]
     rows += [["errors", _cell(old.errors), _cell(new.errors), "", ""]]
-    lines = [*_aligned(rows), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
+    lines = [*columns(rows), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
     for policy, only in ((old.policy, comparison.only_in_baseline), (new.policy, comparison.only_in_candidate)):
         if only:
             named = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
@@ -52,8 +51,3 @@ def _counts(evaluation: Evaluation) -> str:
     noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
     errors = f"; errors: {kinds}" if kinds else ""
     return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{errors}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

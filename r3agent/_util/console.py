@@ -1,0 +1,30 @@
+"""Text for people: aligned columns, and characters that a terminal does not obey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+WIDTH = 100_000
+"""Columns that output has room for: what is printed is cut or wrapped by the terminal, never here."""
+
+
+def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0) -> list[str]:
+    """Align the cells of rows; one plain line each, without markup, whatever it is printed on."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(Padding(table, (0, 0, 0, indent), expand=False))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would take for a command."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
