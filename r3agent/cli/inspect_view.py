@@ -1,4 +1,4 @@
-"""An inspected trajectory as text: colour is credit, brightness is logprob."""
+"""Views for people: a summary in columns, a trajectory as a conversation (colour is credit, brightness is logprob)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from r3agent._util.console import columns, printable
+from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message
 from r3agent.run.inspect import InspectedSpan, Inspection
 
@@ -14,8 +16,26 @@ SURE, UNSURE = -0.1, -2.3
 """Logprobs above which a token is dim, and below which it is bold: a probability of about 0.9, and of 0.1."""
 
 
-def shown(inspection: Inspection) -> str:
-    """The conversation, each span indented under its parent; in colour on a terminal, else logprobs in brackets."""
+def summary_lines(summary: CollectSummary) -> list[str]:
+    """Render rates, and what the spans are good for."""
+    shares = {
+        "first try": summary.first_try,
+        "retry after reflection": summary.retry_after_reflection,
+        "blind retry": summary.retry_blind,
+    }
+    rows = [
+        *((name, f"{share:.1%}") for name, share in shares.items() if share is not None),
+        *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
+        ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
+        *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
+        *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
+    ]
+    notes = [f"    {count} x {printable(note)}" for note, count in summary.notes.items()]
+    return [*columns(rows, gap=3, indent=2), *notes]
+
+
+def render(inspection: Inspection) -> str:
+    """Render the conversation, each span indented under its parent; without a terminal logprobs stand in brackets."""
     console = Console(highlight=False, soft_wrap=True)
     colour = console.is_terminal and not console.no_color
     text = Text(f"trajectory {inspection.trajectory_id}, credit as trained from {inspection.version}\n")
@@ -37,7 +57,7 @@ def shown(inspection: Inspection) -> str:
         text.append(_messages(span.request, "  " * depth), "dim")
         text.append("  " * depth + _headline(span) + "\n", _style(span))
         text.append("  " * (depth + 1))
-        text += _said(span, colour) + Text("\n")
+        text += _tokens(span, colour) + Text("\n")
     with console.capture() as capture:
         console.print(text, end="")
     return capture.get().rstrip("\n")
@@ -57,19 +77,19 @@ def _headline(span: InspectedSpan) -> str:
     return f"{span.label}{verdict} {credit}{earned}{further}{leak} [{span.policy_version}, {span.capability}]"
 
 
-def _said(span: InspectedSpan, colour: bool) -> Text:
-    said = Text()
+def _tokens(span: InspectedSpan, colour: bool) -> Text:
+    text = Text()
     for token in span.tokens:
         style = f"{_style(span)} {_sureness(token.logprob)}"
-        said.append(f" {token.id}" if token.text is None else _harmless(token.text), style)
+        text.append(f" {token.id}" if token.text is None else printable(token.text), style)
         if not colour and token.logprob is not None:
-            said.append(f"[{token.logprob:.2f}]")
+            text.append(f"[{token.logprob:.2f}]")
     if not span.tokens or span.tokens[0].text is None:
         thought = f"(thinking: {span.reasoning}) " if span.reasoning else ""
-        said.append(f"{' = ' if span.tokens else ''}{_harmless(thought + span.text)}", _style(span))
+        text.append(f"{' = ' if span.tokens else ''}{printable(thought + span.text)}", _style(span))
     for call in span.tool_calls:
-        said.append(f" {_harmless(str(call))}", _style(span))
-    return said
+        text.append(f" {printable(str(call))}", _style(span))
+    return text
 
 
 def _style(span: InspectedSpan) -> str:
@@ -83,9 +103,4 @@ def _sureness(logprob: float | None) -> str:
 
 
 def _messages(messages: Sequence[Message], indent: str) -> str:
-    return "".join(f"{indent}{m.get('role')}: {_harmless(str(m.get('content') or ''))}\n" for m in messages)
-
-
-def _harmless(text: str) -> str:
-    """Without what a terminal would take for a command."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(f"{indent}{m.get('role')}: {printable(str(m.get('content') or ''))}\n" for m in messages)

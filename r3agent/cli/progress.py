@@ -1,34 +1,80 @@
-"""What is told while a verb works."""
+"""Progress of a verb on stderr: a line for each stage, a bar on a terminal, and a line now and then in a file."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from r3agent._util.console import printable
+
+EVERY_S = 10.0
+"""Seconds between two lines about the same stage where there is no terminal."""
 
 
-class Watcher:
-    """Tells stages on stderr, and how far they are where that is a terminal; a context manager."""
+class ConsoleReporter:
+    """Reporter of stages for people; a context manager.
+
+    A stage that has a kind says about how long it will take: as long as the last one of that kind, or as `expect` says.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True, disable=not sys.stderr.isatty())
-        self._bar = self._progress.add_task("episodes", total=None)
+        columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, transient=True, disable=not sys.stderr.isatty()
+        )
+        self._bar = self._progress.add_task("", total=None)
+        self._seconds: dict[str, float] = {}
+        self._kind = ""
+        self._began = self._reported = time.monotonic()
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> ConsoleReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def stage(self, text: str) -> None:
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say how long the first stage of each kind takes."""
+        self._seconds |= seconds
+
+    def stage(self, text: str, kind: str = "") -> None:
+        """Report that a stage begins, or what came of one."""
         self._progress.stop()
-        self._console.print(f"[dim]r3agent[/dim] {text}", soft_wrap=True)
+        now = time.monotonic()
+        if self._kind:
+            self._seconds[self._kind] = now - self._began
+        self._kind, self._began, self._reported = kind, now, now
+        about = f" (about {_rounded(self._seconds[kind])})" if kind in self._seconds else ""
+        self._print(f"{text}{about}")
 
     def episodes(self, done: int, total: int) -> None:
+        """Report how many episodes of the stage are done."""
+        self._advance(done, total, "episodes")
+
+    def steps(self, done: int, total: int) -> None:
+        """Report how many optimizer steps of the stage are done."""
+        self._advance(done, total, "steps")
+
+    def _advance(self, done: int, total: int, unit: str) -> None:
         self._progress.start()
-        self._progress.update(self._bar, completed=done, total=total)
+        self._progress.update(self._bar, completed=done, total=total, description=unit)
         if done == total:
             self._progress.stop()
+        elif self._progress.disable and time.monotonic() - self._reported >= EVERY_S:
+            self._reported = time.monotonic()
+            self._print(f"  {done} of {total} {unit}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(Text.assemble(("r3agent", "dim"), f" {printable(text)}"), soft_wrap=True)
+
+
+def _rounded(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds / 60:.0f} min"
+    return f"{max(5, 5 * round(seconds / 5))} s"

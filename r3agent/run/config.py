@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
@@ -23,6 +23,7 @@ from r3agent.http.urls import redact_url
 from r3agent.policy.openai import Sampling
 from r3agent.records.prompts import HIDDEN, KNOWN, PROMPTS, Kind
 from r3agent.records.trajectory import Record
+from r3agent.serve.config import ServeConfig
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 
@@ -49,15 +50,6 @@ class PolicyConfig(Record):
                 f"{redact_url(url)} with a password in it would be written to r3.toml; pass it as the API key"
             )
         return url
-
-
-class ServeConfig(Record):
-    engine: Literal["embedded", "vllm"] = "embedded"
-    """What `r3agent serve --run` starts: a small server of r3agent's own, or vLLM."""
-    vllm_python: str = ""
-    """Python of the environment that has vLLM; empty means `$R3AGENT_VLLM_PYTHON`, then r3agent's own."""
-    options: tuple[str, ...] = ()
-    """Further options of vLLM's command line, e.g. `["--max-num-seqs", "64"]`."""
 
 
 class TaskConfig(Record):

@@ -104,8 +104,8 @@ def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_w
     script = (
         "from pathlib import Path; import r3agent.run.demo as demo\n"
         f"demo.SETTINGS.update({SMALL!r})\n"
-        "from r3agent.cli.progress import Watcher\n"
-        f"summary, text = demo.run_demo(Path({str(run)!r}), 0, Watcher())\n"
+        "from r3agent.cli.progress import ConsoleReporter\n"
+        f"summary, text = demo.run_demo(Path({str(run)!r}), 0, ConsoleReporter())\n"
         "print(summary.model_dump_json())\n"
     )
     for is_there in (collects, trains, has_deployed):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from r3agent.cli.main import VERBS, parser
+from r3agent.cli.main import VERBS, parse
 from r3agent.run.config import Config
 from r3agent.testing import ScriptedEndpoint
 from tests.project.test_surface import SURFACE
@@ -52,7 +52,7 @@ def test_python_prints_what_the_page_says(name: str, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands(page)])
 def test_commands_parse_as_printed(name: str) -> None:
     for words in commands(PAGES[name]):
-        assert parser().parse_args(words).verb in VERBS
+        assert parse(words).verb in VERBS
 
 
 MESSAGES = [" ".join(message.split()) for message in blocks(PAGES["faq"], "message")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.cli.main import VERBS, parser
+from r3agent.cli.main import VERBS, parse
 from r3agent.serve import ServerProcess
 from tests.support.printed import commands, scripts
 
@@ -29,7 +29,7 @@ def test_commands_parse_as_printed():
     ours = commands(README)
     assert {words[0] for words in ours} >= {"serve", "init", "loop"}
     for words in ours:
-        assert parser().parse_args(words).verb in VERBS
+        assert parse(words).verb in VERBS
 
 
 def test_every_verb_is_in_the_table():

@@ -46,7 +46,9 @@ def test_a_key_is_asked_for_and_a_stop_is_clean(checkpoint: Path, tmp_path: Path
 def test_the_end_of_the_log_says_why_it_did_not_start(checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(EndpointError, match=rf"exit code 2; .*\n(.*\n)*error: cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(
+            EndpointError, match=rf"exit code 2; .*\n(.*\n)*r3agent serve: cannot listen on 127.0.0.1:{port}"
+        ):
             ServerProcess(checkpoint, port=port).start()
 
 

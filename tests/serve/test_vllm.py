@@ -210,7 +210,7 @@ def test_the_command_fails_when_the_server_dies(python: Python, tmp_path: Path) 
         (["--engine", "vllm", "--max-batch", "4"], "--max-batch 4: only the embedded server has this"),
         (["--", "--max-num-seqs", "4"], "--max-num-seqs 4: only vLLM has this; pass --engine vllm"),
         (["--vllm-python", "python"], "--vllm-python python: only vLLM has this; pass --engine vllm"),
-        (["--engine", "vlm"], "invalid choice: 'vlm'"),
+        (["--engine", "vlm"], 'Invalid value "vlm" for --engine. Choose from: "embedded", "vllm"'),
         (["--set", "serve.engine=vlm"], "serve.engine = 'vlm'"),
     ],
 )

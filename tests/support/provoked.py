@@ -13,8 +13,7 @@ from typing import Any
 
 from r3agent import Answer, OpenAIPolicy, Sampling, Task, Trajectory, build_graph, collect, load
 from r3agent._util.lock import file_lock
-from r3agent.cli.commands import COMMANDS
-from r3agent.cli.main import parser
+from r3agent.cli.main import parse
 from r3agent.deploy.server import Server
 from r3agent.run.config import load_config
 from r3agent.run.stages import Run
@@ -94,7 +93,7 @@ def without(module: str, script: str) -> None:
 
 
 def verb(words: Sequence[str]) -> None:
-    COMMANDS[words[0]](parser().parse_args(words))
+    parse(words)()
 
 
 def of_another_task(directory: Path) -> None:

@@ -12,7 +12,7 @@ from r3agent.serve.engine.engine import Engine
 from r3agent.serve.engine.model import load_model
 from r3agent.serve.http.app import create_app
 from r3agent.serve.process.address import base_url, listen
-from r3agent.serve.process.flags import API_KEY_VARIABLE
+from r3agent.serve.process.options import API_KEY_VARIABLE
 
 GRACE_S = 5
 """Time that requests under way have to end after a stop signal."""

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r3agent.serve.process.flags import API_KEY_VARIABLE
+from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
 from r3agent.store.models import default_name
 
 
 class ServerProcess(LocalServer):
-    """`python -m r3agent.serve MODEL`, started, waited for and stopped; a context manager.
+    """`r3agent serve MODEL`, started, waited for and stopped; a context manager.
 
     Args:
         model: a checkpoint directory, a hub id or `bundled`.
@@ -37,7 +37,7 @@ class ServerProcess(LocalServer):
         options: Sequence[str] = (),
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
-        self._command = [sys.executable, "-m", "r3agent.serve", str(model), "--port", str(port)]
+        self._command = [sys.executable, "-m", "r3agent", "serve", str(model), "--port", str(port)]
         self._command += [*(["--name", name] if name else []), *options]
         self._environment = {API_KEY_VARIABLE: api_key} if api_key else {}
 

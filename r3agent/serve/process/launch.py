@@ -1,62 +1,70 @@
-"""What `r3agent serve` does with its flags: which engine, with which options, and whether as a child."""
+"""Start the server that `r3agent serve` asks for: its engine, its options, in this process or as a child."""
 
 from __future__ import annotations
 
 import json
 import os
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r3agent._util.files import disk_errors
 from r3agent.errors import ConfigError
+from r3agent.serve.config import ServeConfig
 from r3agent.serve.process.embedded import ServerProcess
-from r3agent.serve.process.flags import EMBEDDED, settings, words
+from r3agent.serve.process.options import EMBEDDED, ServerOptions
 from r3agent.serve.process.supervise import supervise
 from r3agent.serve.process.vllm import VLLMProcess
 
-BOTH = ("--host", "--dtype", "--max-model-len")
-"""Flags of both engines that go onto the server's command line as they are, like all of `EMBEDDED`."""
+PASSED_ON = ("host", "dtype", "max_model_len", *EMBEDDED)
+"""Options that go onto the server's command line as they are."""
 
 
-def launch(options: Namespace, *, engine: str, vllm_python: str, vllm_options: Sequence[str]) -> None:
+def launch(
+    model: str,
+    options: ServerOptions,
+    config: ServeConfig,
+    *,
+    further: Sequence[str] = (),
+    run_dir: Path | None = None,
+    log: Path | None = None,
+) -> None:
     """Serve until SIGINT, which `r3agent` makes of SIGTERM as well.
 
     Args:
-        options: of `r3agent serve`; `further` has what came after `--`.
-        engine: `embedded` or `vllm`; the embedded one is a child only if it has a log or belongs to a run.
-        vllm_python: empty means find it.
-        vllm_options: those of the run's settings.
+        model: a checkpoint directory, a hub id or `bundled`.
+        further: options for vLLM, after those of the config.
+        run_dir: the run that the server belongs to. The embedded server is a child only if it has a log or a run.
+        log: where the output of a child goes; default in the run, or a temporary file.
 
     Raises:
         EndpointError: the server did not start, or ended by itself.
-        ConfigError: it cannot be started like this, e.g. a flag belongs to the other engine.
+        ConfigError: it cannot be started like this, e.g. an option belongs to the other engine.
     """
-    if wrong := _of_the_other_engine(options, engine):
+    engine = config.engine
+    if wrong := _misplaced(options, config, further):
         raise ConfigError(wrong)
-    run_dir, log = (Path(path) if path else None for path in (options.run, options.log))
     if engine == "embedded" and run_dir is None and log is None:
         from r3agent.serve import serve
 
-        serve(**settings(options))
+        serve(model, **options.model_dump(exclude_none=True))
         return
     if log is None and run_dir is not None:
         log = run_dir / "servers" / f"{engine}-{os.getpid()}.log"
     if log is not None:
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
-    argv = ["--engine", engine, *words(options, [*BOTH, *EMBEDDED])]
+    argv = ["--engine", engine, *options.words(PASSED_ON)]
     common: dict[str, Any] = {"name": options.name, "port": options.port, "api_key": options.api_key, "log_path": log}
     if engine == "embedded":
-        server = ServerProcess(options.model, options=words(options, [*BOTH, *EMBEDDED]), **common)
+        server = ServerProcess(model, options=options.words(PASSED_ON), **common)
     else:
-        further = [*vllm_options, *options.further]
+        further = [*config.options, *further]
         server = VLLMProcess(
-            options.model,
+            model,
             host=options.host,
-            python=vllm_python,
-            options=[*words(options, [flag for flag in BOTH if flag != "--host"]), *further],
+            python=config.vllm_python,
+            options=[*options.words(name for name in PASSED_ON if name != "host"), *further],
             **common,
         )
         argv += ["--vllm-python", server.python, "--set", f"serve.options={json.dumps(further)}"]
@@ -65,10 +73,9 @@ def launch(options: Namespace, *, engine: str, vllm_python: str, vllm_options: S
     supervise(server, run_dir=run_dir, argv=argv)
 
 
-def _of_the_other_engine(options: Namespace, engine: str) -> str:
-    """What is wrong with the flags, if anything is."""
-    if engine == "vllm":
-        wrong = " ".join(words(options, EMBEDDED))
+def _misplaced(options: ServerOptions, config: ServeConfig, further: Sequence[str]) -> str:
+    """Name the options that belong to the other engine, if there are any."""
+    if config.engine == "vllm":
+        wrong = " ".join(options.words(EMBEDDED))
         return wrong and f"{wrong}: only the embedded server has this; vLLM's own options come after --"
-    further = [*options.further, *words(options, ["--vllm-python"])]
-    return " ".join(further) + ": only vLLM has this; pass --engine vllm" if further else ""
+    return f"{' '.join(further)}: only vLLM has this; pass --engine vllm" if further else ""

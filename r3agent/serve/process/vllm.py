@@ -12,8 +12,8 @@ from pathlib import Path
 
 from r3agent.errors import ConfigError
 from r3agent.serve.process.address import base_url, is_loopback, listen
-from r3agent.serve.process.flags import API_KEY_VARIABLE
 from r3agent.serve.process.log_diagnosis import likely_cause
+from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
 from r3agent.store.models import default_name, find_checkpoint
 

@@ -1,0 +1,28 @@
+"""Flags that several verbs share, each of a setting of r3.toml."""
+
+from __future__ import annotations
+
+from r3agent.audit.config import AuditConfig
+from r3agent.cli.command import flags_of
+from r3agent.run.config import CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
+
+URL = flags_of("policy", PolicyConfig, {"--url": "base_url"})
+SUBJECT = [
+    *flags_of("policy", PolicyConfig, {"--model": "model", "--base-model": "base_model"}),
+    *flags_of("task", TaskConfig, {"--task": "source", "--verifier": "verifier", "--seed": "seed"}),
+]
+COLLECT = flags_of(
+    "collect",
+    CollectConfig,
+    {
+        "--n": "n",
+        "--samples": "samples",
+        "--reflections": "reflections",
+        "--retries": "retries",
+        "--blind-retries": "blind_retries",
+        "--concurrency": "concurrency",
+    },
+)
+EVAL = flags_of("eval", EvalConfig, {"--n": "n"})
+ROUNDS = flags_of("loop", LoopConfig, {"--rounds": "rounds"})
+AUDIT = flags_of("audit", AuditConfig, {"--n": "n", "--model-limit": "model_limit"})

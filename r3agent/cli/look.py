@@ -1,0 +1,99 @@
+"""`r3agent inspect` and `r3agent label`: what a run has stored, and verdicts that come later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, switch, verb
+from r3agent.cli.inspect_view import render, summary_lines
+from r3agent.errors import ConfigError
+from r3agent.records.summary import summarise
+from r3agent.records.trajectory import Trajectory
+from r3agent.run.config import load_config
+from r3agent.run.inspect import inspect_trajectory
+from r3agent.run.stages import CONFIG_FILE
+from r3agent.store.labels import label as label_trajectory
+from r3agent.store.models import resolve_model
+from r3agent.store.registry import Registry
+from r3agent.store.shards import find, store_at
+from r3agent.store.trajectories import load
+
+MAX_IDS = 10
+"""Trajectories that are named as examples."""
+
+
+@verb()
+def inspect(
+    *words: Annotated[
+        str, Parameter(name="RUN [TRAJECTORY]", help=f"Run directory (default {DEFAULT_RUN}); id, or its beginning.")
+    ],
+    overrides: Overrides,
+    run: Annotated[
+        Path | None, Parameter(help="Run directory, as for other verbs; then only TRAJECTORY is named without a flag.")
+    ] = None,
+) -> Output:
+    rest = list(words)
+    run = run or Path(rest.pop(0) if rest else DEFAULT_RUN)
+    directory = run / "trajectories"
+    if len(rest) > 1:
+        raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
+    trajectories = load(directory) if directory.is_dir() else []
+    if not trajectories:
+        raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
+    if not rest:
+        return _overview(run, trajectories)
+    file = run / CONFIG_FILE
+    config = load_config(file if file.exists() else None, overrides)
+    inspection = inspect_trajectory(
+        find(trajectories, rest[0], str(directory)),
+        trajectories,
+        config=config.train,
+        model=resolve_model(config.policy.base_model),
+    )
+    return Output(inspection.model_dump(mode="json"), render(inspection))
+
+
+def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
+    whole = [t for t in trajectories if t.error is None]
+    failed = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
+    unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
+    summary, live = summarise(trajectories), Registry(run).live
+    lines = [
+        f"{len(trajectories)} trajectories in {run / 'trajectories'}, {summary.tokens_sampled} tokens sampled",
+        *summary_lines(summary),
+        f"live policy: {live}",
+    ]
+    if failed:
+        lines.append(f"failed first tries, e.g. (r3agent inspect {run} ID):")
+        lines += [f"  {trajectory_id}" for trajectory_id in failed[:MAX_IDS]]
+    if unlabelled:
+        lines.append(f"without a verdict, e.g. (r3agent label {run} ID --passed, or --failed):")
+        lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:MAX_IDS]]
+    data = {**summary.model_dump(), "live": live, "failed": failed, "unlabelled_ids": unlabelled}
+    return Output(data, "\n".join(lines))
+
+
+@verb()
+def label(
+    run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")],
+    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or its beginning.")],
+    /,
+    *,
+    passed: Annotated[bool, switch("It was right.")] = False,
+    failed: Annotated[bool, switch("It was not.")] = False,
+    span: Annotated[str | None, Parameter(help="Try that the verdict is on; default the one that answered.")] = None,
+    feedback: Annotated[str | None, Parameter(help="Reason, for people.")] = None,
+) -> Output:
+    if passed == failed:
+        raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
+    verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
+    store = store_at(run)
+    directory = store.parent if store.name == "trajectories" else store
+    return Output(
+        verdict.model_dump(mode="json"),
+        f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {'passed' if verdict.passed else 'failed'}, "
+        f"says {verdict.by}; next: r3agent inspect {directory} {verdict.trajectory_id}",
+    )

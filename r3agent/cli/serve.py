@@ -1,0 +1,50 @@
+"""`r3agent serve`: a model behind an endpoint, served by the embedded server or by vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from r3agent.cli.command import Output, Overrides, flags_of, verb
+from r3agent.errors import ConfigError
+from r3agent.serve.config import ServeConfig
+from r3agent.serve.process.launch import launch
+from r3agent.serve.process.options import ServerOptions
+
+ENGINE = flags_of("serve", ServeConfig, {"--engine": "engine", "--vllm-python": "vllm_python"})
+DEFAULTS = ServerOptions()
+
+
+@verb(*ENGINE)
+def serve(
+    model: Annotated[str, Parameter(help="Checkpoint directory, hub id, or `bundled`.")] = "bundled",
+    /,
+    *,
+    overrides: Overrides,
+    further: Annotated[tuple[str, ...], Parameter(parse=False)] = (),
+    options: Annotated[ServerOptions, Parameter(name="*", group="Server")] = DEFAULTS,
+    log: Annotated[
+        Path | None, Parameter(help="File for the server's output; vllm: default in the run or a temporary file.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        Parameter(help="Run directory: take [serve] of its r3.toml, and say in servers/ where the server is."),
+    ] = None,
+) -> Output:
+    config = _config(run, overrides)
+    if config.engine == "embedded" and (python := overrides.get("serve.vllm_python")):
+        raise ConfigError(f"--vllm-python {python}: only vLLM has this; pass --engine vllm")
+    launch(model, options, config, further=further, run_dir=run, log=log)
+    return Output({}, "stopped")
+
+
+def _config(run: Path | None, overrides: Overrides) -> ServeConfig:
+    if run is None and not overrides:
+        return ServeConfig()  # without the cost of importing every other section: servers start as children this way
+    from r3agent.run.config import load_config
+    from r3agent.run.stages import CONFIG_FILE
+
+    file = None if run is None else run / CONFIG_FILE
+    return load_config(file if file and file.exists() else None, overrides).serve

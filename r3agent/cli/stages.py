@@ -1,0 +1,143 @@
+"""The verbs that are stages of a run: collect, train, deploy, roll back, evaluate, and all of them in a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, switch, verb
+from r3agent.cli.flags import COLLECT, EVAL, ROUNDS, SUBJECT, URL
+from r3agent.cli.inspect_view import summary_lines
+from r3agent.cli.progress import ConsoleReporter
+from r3agent.deploy import DeployReport
+from r3agent.errors import ConfigError
+from r3agent.evaluate import table
+from r3agent.records.versions import BASE
+from r3agent.run.loop import run_loop
+from r3agent.run.stages import CONFIG_FILE, Run
+from r3agent.store.trajectories import load
+from r3agent.train.report import told
+from r3agent.train.rows import why_untrainable
+
+
+@verb(*URL, *SUBJECT, *COLLECT)
+def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+    opened = Run(run, overrides)
+    with ConsoleReporter() as reporter:
+        summary = opened.collect(reporter.episodes)
+    stored = load(opened.directory / "trajectories")
+    why_not = why_untrainable(stored, config=opened.config.train, version=opened.ensure_live().version)
+    lines = [
+        f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
+        *summary_lines(summary),
+        f"nothing to train on yet: {why_not}" if why_not else f"next: r3agent train --run {run}",
+    ]
+    return Output(summary.model_dump(), "\n".join(lines), ok=sum(summary.errors.values()) < summary.episodes)
+
+
+@verb(*URL)
+def train(
+    *,
+    overrides: Overrides,
+    run: RunFlag = DEFAULT_RUN,
+    resume: Annotated[bool, switch("Go on from the last checkpoint of an interrupted training.")] = False,
+    force: Annotated[bool, switch("Train on another policy's rows too; the card says so.")] = False,
+) -> Output:
+    opened = _open(run, overrides)
+    with ConsoleReporter() as reporter:
+        card = opened.train(lambda stage, values: reporter.stage(told(stage, values)), resume=resume, force=force)
+    rows = card.metrics["rows"]
+    lines = [
+        f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
+        f"  {told('rows', rows)}",
+        f"  rows by label: {_short(rows['labels'])}",
+        *(f"  no row of {label}: {why}" for label, why in rows["remedies"].items()),
+        f"  {told('mismatch', card.metrics['mismatch'])}",
+        *(f"  forced: {reason}" for reason in card.metrics["forced"]),
+        f"next: r3agent deploy {card.version} --run {run}",
+    ]
+    return Output(card.model_dump(mode="json", exclude={"canary"}), "\n".join(lines))
+
+
+@verb(*URL)
+def deploy(
+    version: Annotated[str | None, Parameter(help="Version, such as v0001; default the newest.")] = None,
+    /,
+    *,
+    overrides: Overrides,
+    run: RunFlag = DEFAULT_RUN,
+) -> Output:
+    return _deployment(_open(run, overrides).deploy(version))
+
+
+@verb(*URL)
+def rollback(
+    *,
+    overrides: Overrides,
+    to: Annotated[str | None, Parameter(help="Version to return to; default the one that was live before.")] = None,
+    run: RunFlag = DEFAULT_RUN,
+) -> Output:
+    return _deployment(_open(run, overrides).rollback(to))
+
+
+@verb(*URL, *EVAL)
+def evaluate(
+    *,
+    overrides: Overrides,
+    before: Annotated[str, Parameter(help="Version to compare with; v0000 is the base.")] = BASE,
+    after: Annotated[str | None, Parameter(help="Version to compare; default the live one.")] = None,
+    run: RunFlag = DEFAULT_RUN,
+) -> Output:
+    opened = _open(run, overrides)
+    after = after or opened.ensure_live().version
+    with ConsoleReporter() as reporter:
+        found = (
+            opened.measure(after, reporter.episodes)
+            if before == after
+            else opened.evaluate(before, after, reporter.episodes)
+        )
+    return Output(found.model_dump(mode="json"), table(found))
+
+
+@verb(*URL, *SUBJECT, *COLLECT, *ROUNDS)
+def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+    opened = Run(run, overrides)
+    with ConsoleReporter() as reporter:
+        report = run_loop(opened, reporter)
+    lines = [
+        f"round {r.round}\n{table(r.comparison)}\n"
+        f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
+        for r in report.rounds
+    ]
+    lines.append(f"{report.live} is live")
+    if opened.config.gate.split != opened.config.eval.split:
+        lines.append(f"next: r3agent eval --run {run}     the final word, on tasks that decided nothing")
+    return Output(report.model_dump(mode="json"), "\n".join(lines))
+
+
+def _open(run: str, overrides: Overrides) -> Run:
+    """Open a run that exists.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    path = Path(run) / CONFIG_FILE
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such run; collect into it first, or name another with --run")
+    return Run(run, overrides)
+
+
+def _deployment(report: DeployReport) -> Output:
+    nothing = "base, nothing to load" if report.version == BASE else "nothing to load, the server has it"
+    how = nothing if report.strategy == "none" else report.strategy
+    gap = "no canary" if report.canary is None else f"canary {report.canary.gap:.2g} nats"
+    lines = [f"{report.version} is live as {report.served_name} ({how}, {gap})", *report.warnings]
+    return Output(report.model_dump(mode="json"), "\n".join(lines))
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    """Put the numbers of a log on one line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))

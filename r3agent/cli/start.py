@@ -1,0 +1,42 @@
+"""`r3agent init` and `r3agent demo`: a run's settings, and a whole run on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, verb
+from r3agent.cli.flags import SUBJECT, URL
+from r3agent.cli.progress import ConsoleReporter
+from r3agent.errors import ConfigError
+from r3agent.run.config import load_config
+from r3agent.run.demo import SETTINGS, run_demo
+from r3agent.run.stages import CONFIG_FILE, Run
+
+
+@verb(*URL, *SUBJECT)
+def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+    path = Path(run) / CONFIG_FILE
+    if path.exists():
+        raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
+    key, note = "sampling.max_tokens", ""
+    config = load_config(None, overrides)
+    subject = {config.policy.model, config.policy.base_model, config.task.source}
+    if key not in overrides and subject == {"bundled", "countdown"}:
+        overrides[key] = SETTINGS[key]
+        note = f", with {key} = {SETTINGS[key]} for the bundled policy (another model needs more)"
+    Run(run, overrides)
+    return Output({"config": str(path)}, f"{path} written{note}; next: r3agent collect --run {run}")
+
+
+@verb()
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Run directory.")] = Path("runs/demo"),
+    seed: Annotated[int, Parameter(help="Seed of the tasks and of training.")] = 0,
+) -> Output:
+    with ConsoleReporter() as reporter:
+        summary, text = run_demo(out, seed, reporter)
+    return Output(summary.model_dump(), text)
