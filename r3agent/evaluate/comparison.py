@@ -113,7 +113,7 @@ class StoredComparison(VersionedRecord):
 
     schema_version: Literal[1] = 1
     settings: str
-    """Fingerprint of what decides which episodes were compared."""
+    """Digest of what decides which episodes were compared."""
     comparison: Comparison
 
 

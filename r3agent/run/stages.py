@@ -230,12 +230,12 @@ class Run:
         return len(whole) == len(tasks) * self.config.eval.samples
 
     def _evaluated_with(self, split: str) -> str:
-        return _fingerprint([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])
+        return _digest([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])
 
     def _drawn_with(self) -> str:
-        """Fingerprint of what an episode depends on besides its task and its policy."""
+        """Digest of what an episode depends on besides its task and its policy."""
         config = self.config
-        return _fingerprint([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
+        return _digest([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
 
     def _provenance(self) -> dict[str, Any]:
         """What every trajectory says of where it came from."""
@@ -305,5 +305,5 @@ class Run:
                 )
 
 
-def _fingerprint(settings: Any) -> str:
+def _digest(settings: Any) -> str:
     return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

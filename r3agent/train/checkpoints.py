@@ -26,7 +26,7 @@ from r3agent.store.registry import checkpoints_dir
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
 
-FINGERPRINT_FILE = "rows.sha256"
+DIGEST_FILE = "rows.sha256"
 
 WAYS_TO_COMPUTE = {"micro_batch_tokens", "share_prompt", "gradient_checkpointing", "save_steps", "report_to"}
 """Settings that may change between an interruption and its continuation, for they do not change what is learnt."""
@@ -38,7 +38,7 @@ class Checkpoints:
     def __init__(self, version_dir: Path) -> None:
         self.version = version_dir.name
         self.directory = checkpoints_dir(version_dir)
-        self.fingerprint = ""
+        self.digest = ""
         self.last: str | None = None
         """The checkpoint that training goes on from."""
 
@@ -51,13 +51,13 @@ class Checkpoints:
             ConfigError: there is nothing to resume, or it was another training.
         """
         what = [[tuple(row) for row in rows], config.model_dump(exclude=WAYS_TO_COMPUTE), start.version]
-        self.fingerprint = sha256(orjson.dumps(what)).hexdigest()
+        self.digest = sha256(orjson.dumps(what)).hexdigest()
         if not resume:
             return
         self.last = get_last_checkpoint(str(self.directory)) if self.directory.is_dir() else None
         if self.last is None:
             raise ConfigError(f"{self.directory}: no checkpoint of {self.version}; train without --resume")
-        if (self.directory / FINGERPRINT_FILE).read_text() != self.fingerprint:
+        if (self.directory / DIGEST_FILE).read_text() != self.digest:
             raise ConfigError(
                 f"{self.last} is of other rows or other settings than those of now: put the trajectories and [train] "
                 "back as they were, or train anew without --resume"
@@ -67,7 +67,7 @@ class Checkpoints:
         """Make the directory, and empty it unless training resumes."""
         if self.last is None:
             shutil.rmtree(self.directory, ignore_errors=True)
-            write_atomically(self.directory / FINGERPRINT_FILE, self.fingerprint)
+            write_atomically(self.directory / DIGEST_FILE, self.digest)
 
     @contextmanager
     def whole_or_none(self) -> Generator[None]:
