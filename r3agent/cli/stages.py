@@ -59,7 +59,7 @@ def train(
         *(f"  forced: {reason}" for reason in card.metrics["forced"]),
         f"next: r3agent deploy {card.version} --run {run}",
     ]
-    return Output(card.model_dump(mode="json", exclude={"canary"}), "\n".join(lines))
+    return Output(card.model_dump(mode="json", exclude={"fingerprint"}), "\n".join(lines))
 
 
 @verb(*URL)
@@ -133,7 +133,7 @@ def _open(run: str, overrides: Overrides) -> Run:
 def _deployment(report: DeployReport) -> Output:
     nothing = "base, nothing to load" if report.version == BASE else "nothing to load, the server has it"
     how = nothing if report.strategy == "none" else report.strategy
-    gap = "no canary" if report.canary is None else f"canary {report.canary.gap:.2g} nats"
+    gap = "no fingerprint" if report.fingerprint is None else f"fingerprint {report.fingerprint.gap:.2g} nats"
     lines = [f"{report.version} is live as {report.served_name} ({how}, {gap})", *report.warnings]
     return Output(report.model_dump(mode="json"), "\n".join(lines))
 

@@ -3,8 +3,19 @@
 One file for each way of changing a server's weights; the routes are vLLM's, which the embedded server has too.
 """
 
+from typing import Any
+from warnings import warn
+
 from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.deployment import DeployReport, LoadReport, deploy, load_version, rollback
-from r3agent.deploy.fingerprint import CanaryReport
+from r3agent.deploy.fingerprint import FingerprintReport
 
-__all__ = ["CanaryReport", "DeployConfig", "DeployReport", "LoadReport", "deploy", "load_version", "rollback"]
+__all__ = ["DeployConfig", "DeployReport", "FingerprintReport", "LoadReport", "deploy", "load_version", "rollback"]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that are deprecated."""
+    if name == "CanaryReport":
+        warn("CanaryReport is now FingerprintReport; CanaryReport is removed in 0.3", DeprecationWarning, stacklevel=2)
+        return FingerprintReport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The user's own way onto a cluster: a script that is told where the checkpoint is."""
+"""Bring weights onto a cluster by a script of the user's that gets the checkpoint's place."""
 
 from __future__ import annotations
 
@@ -8,41 +8,36 @@ from dataclasses import dataclass
 
 from r3agent._util.files import last_lines
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_checkpoint
+from r3agent.deploy.update import WeightUpdate
 from r3agent.errors import DeployError
-from r3agent.store.checkpoint import Checkpoint
 
 
 @dataclass
-class Command:
-    """Run a script; the canary then waits until the servers behind the address answer with the version.
+class Command(WeightUpdate):
+    """Run a script; the deploy then waits until the servers behind the address answer with the version's fingerprint.
 
     In its environment: `R3AGENT_VERSION`, `R3AGENT_SERVED_NAME`, `R3AGENT_CHECKPOINT` (the adapter's directory, or
     that of the full weights), `R3AGENT_BASE_MODEL`, `R3AGENT_KIND` and `R3AGENT_BASE_URL`. It has to be repeatable.
     """
 
     command: tuple[str, ...]
-    checkpoint: Checkpoint
     timeout_s: float
 
-    def check(self) -> None:
-        check_checkpoint(self.checkpoint)
-
     def apply(self, server: Server) -> Server:
-        card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir
-        told = {
+        card = self.checkpoint.card
+        variables = {
             "R3AGENT_VERSION": card.version,
             "R3AGENT_SERVED_NAME": card.served_name,
-            "R3AGENT_CHECKPOINT": str(adapter_dir or self.checkpoint.model),
+            "R3AGENT_CHECKPOINT": str(self.checkpoint.adapter_dir or self.checkpoint.model),
             "R3AGENT_BASE_MODEL": card.base_path,
             "R3AGENT_KIND": card.kind,
             "R3AGENT_BASE_URL": server.base_url,
         }
-        shown = " ".join(self.command)
+        name = f"deploy.command {' '.join(self.command)!r}"
         try:
             done = subprocess.run(
                 self.command,
-                env={**os.environ, **told},
+                env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -50,16 +45,13 @@ class Command:
                 check=False,
             )
         except OSError as error:
-            raise DeployError(f"deploy.command {shown!r}: {error.strerror}; check its path and mode") from error
+            raise DeployError(f"{name}: {error.strerror}; check its path and mode") from error
         except subprocess.TimeoutExpired:
-            raise DeployError(f"deploy.command {shown!r} did not end within {self.timeout_s:g} s") from None
+            raise DeployError(f"{name} did not end within {self.timeout_s:g} s") from None
         if done.returncode:
-            output = last_lines(done.stdout.decode(errors="replace"))
-            raise DeployError(f"deploy.command {shown!r} ended with exit code {done.returncode}; it said:\n{output}")
+            end = last_lines(done.stdout.decode(errors="replace"))
+            raise DeployError(f"{name} ended with exit code {done.returncode}; its output ends:\n{end}")
         return server
 
     def undo(self, server: Server) -> str:
         return f"what {self.command[0]} did stays; deploy the live version again to bring it back"
-
-    def finish(self, server: Server) -> None:
-        pass

@@ -1,58 +1,72 @@
-"""Deploy a version, or return to an earlier one: load, canary, and only then the live pointer."""
+"""Deploy a version, or return to an earlier one: load, compare the fingerprint, and only then move the live pointer."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from warnings import warn
+
+from pydantic import AliasChoices, ConfigDict, Field
 
 from r3agent._util.lock import file_lock
 from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
-from r3agent.deploy.fingerprint import CanaryReport, canary_of, check, measure
+from r3agent.deploy.fingerprint import FingerprintReport, check, fingerprint_of, measure
 from r3agent.deploy.lora import unload_old
 from r3agent.deploy.server import Server
-from r3agent.deploy.strategy import Change, Strategy, choose
+from r3agent.deploy.strategy import Strategy, choose
+from r3agent.deploy.update import UNCHANGED, WeightUpdate
 from r3agent.errors import ConfigError, DeployError
 from r3agent.records.trajectory import Record
-from r3agent.store.registry import CanarySequence, Registry
+from r3agent.store.registry import Registry
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
 
 
 class LoadReport(Record):
-    """A version that the server answers with."""
+    """A version that the server has loaded."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     version: str
     served_name: str
     """The model name that clients ask for."""
     base_url: str
-    """Of the server that has it, the first one of several."""
+    """Address of the server that has the version, the first one of several."""
     strategy: Strategy
-    canary: CanaryReport | None
-    """`None`: the version has none, so what the server answers with was not verified."""
+    fingerprint: FingerprintReport | None = Field(
+        validation_alias=AliasChoices("fingerprint", "canary"), serialization_alias="canary"
+    )
+    """`canary` in JSON; `None`: the version has no fingerprint, so nobody verified the server's weights."""
     warnings: tuple[str, ...]
+
+    @property
+    def canary(self) -> FingerprintReport | None:
+        """Deprecated: `fingerprint` has this."""
+        warn("LoadReport.canary is now fingerprint; canary is removed in 0.3", DeprecationWarning, stacklevel=2)
+        return self.fingerprint
 
 
 class DeployReport(LoadReport):
     """A version that is live now."""
 
     previous: str | None
-    """Live until then."""
+    """Version that was live until then."""
     unloaded: tuple[str, ...]
     """Served names of old versions that were taken off the server."""
 
 
-class Placed(NamedTuple):
+class Rollout(NamedTuple):
     """A version on one server."""
 
     report: LoadReport
-    change: Change | None
+    update: WeightUpdate | None
     old: Server
-    """Where it was asked for."""
+    """Server before the update."""
     new: Server
-    """Where it is."""
+    """Server that has the version; another one only after a restart."""
 
 
 def deploy(
@@ -66,7 +80,7 @@ def deploy(
     """Bring a version onto the running servers and make it live.
 
     The live pointer moves only when every server answers with the logprobs on the version's card; on failure the
-    servers are put back as they were. A version whose card has no canary, or that differs too little from the one
+    servers are put back as they were. A version whose card has no fingerprint, or that differs too little from the one
     before to be told apart, goes live with a warning. Deploying a version again is harmless.
 
     Args:
@@ -79,10 +93,10 @@ def deploy(
     """
     config = config or DeployConfig()
     with _servers(registry, base_url, api_key, config, f"deploying {version}") as servers:
-        placed = _roll_out(servers, registry, version, config)
-        previous, first = registry.live, placed[0]
+        rollouts = _roll_out(servers, registry, version, config)
+        previous, first = registry.live, rollouts[0]
         registry.set_live(version, base_url=first.new.base_url if first.new is not first.old else None)
-        unloaded, warnings = _tidy(placed, registry, config.keep)
+        unloaded, warnings = _clean_up(rollouts, registry, config.keep)
     report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings)})
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
 
@@ -112,7 +126,7 @@ def rollback(
     api_key: str | None = None,
     config: DeployConfig | None = None,
 ) -> DeployReport:
-    """Return to an earlier version, `to` or the one before: loaded again if it was unloaded, and with its canary.
+    """Return to an earlier version, `to` or the one before: loaded again if it was unloaded, and verified.
 
     Raises:
         ConfigError, BusyError, DeployError: as `deploy`; and there is no such earlier version.
@@ -138,91 +152,85 @@ def _servers(
         yield servers
 
 
-def _roll_out(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Placed]:
-    """One server after another; when one fails, those before it are put back too."""
-    placed: list[Placed] = []
+def _roll_out(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Rollout]:
+    """Update one server after another; when one fails, those before it are put back too."""
+    rollouts: list[Rollout] = []
     for server in servers:
         try:
-            placed.append(_place(server, registry, version, config))
+            rollouts.append(_update(server, registry, version, config))
         except DeployError as error:
-            where = f"{server.root}: " if len(servers) > 1 else ""
-            said = [f"{where}{error}", *(f"{p.old.root}: {_undone(p.change, p.old)}" for p in reversed(placed))]
-            raise DeployError(f"{'; '.join(said)}; {registry.live or 'nothing'} stays live") from error
-    return placed
+            failure = f"{server.root}: {error}" if len(servers) > 1 else str(error)
+            others = [f"{one.old.root}: {_undo(one.update, one.old)}" for one in reversed(rollouts)]
+            raise DeployError(f"{'; '.join([failure, *others])}; {registry.live or 'nothing'} stays live") from error
+    return rollouts
 
 
-def _place(server: Server, registry: Registry, version: str, config: DeployConfig) -> Placed:
+def _update(server: Server, registry: Registry, version: str, config: DeployConfig) -> Rollout:
     card = registry.card(version)
-    canary = canary_of(registry, version)
-    strategy, change = choose(
-        card, registry, wanted=config.strategy, command=config.command, timeout_s=config.timeout_s
-    )
-    if change is not None:
-        change.check()
+    fingerprint = fingerprint_of(registry, version)
+    strategy, update = choose(card, registry, config)
+    if update is not None:
+        update.check()
     if card.name not in (served := server.models()):
         raise DeployError(
             f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
             "serve it under this name or deploy to its own server"
         )
     try:
-        if strategy == "reload" and canary and _has_arrived(server, card.served_name, canary, config.tolerance):
-            strategy, change = "none", None
-        new = server if change is None else change.apply(server)
-        wait_s = config.timeout_s if strategy == "command" else 0.0
-        report = _checked(new, card.served_name, canary, config.tolerance, wait_s) if canary else None
+        if strategy == "reload" and fingerprint:
+            found = measure(server, card.served_name, fingerprint, tolerance=config.tolerance)
+            if found.verdict == "arrived":
+                strategy, update = "none", None
+        new = server if update is None else update.apply(server)
+        report = None
+        if fingerprint:
+            report = wait_until(
+                lambda: check(new, card.served_name, fingerprint, tolerance=config.tolerance),
+                timeout_s=config.timeout_s if strategy == "command" else 0.0,  # its weights may still be on their way
+                poll_s=POLL_S,
+                retry_on=DeployError,
+            )
     except DeployError as error:
-        raise DeployError(f"{error}; {_undone(change, server)}") from error
+        raise DeployError(f"{error}; {_undo(update, server)}") from error
     loaded = LoadReport(
         version=version,
         served_name=card.served_name,
         base_url=new.base_url,
         strategy=strategy,
-        canary=report,
-        warnings=_doubts(version, report),
+        fingerprint=report,
+        warnings=_warnings(version, report),
     )
-    return Placed(loaded, change, server, new)
+    return Rollout(loaded, update, server, new)
 
 
-def _checked(
-    server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float, wait_s: float
-) -> CanaryReport:
-    """The canary; asked again for `wait_s` seconds where weights may still be on their way."""
-    return wait_until(
-        lambda: check(server, served_name, canary, tolerance=tolerance),
-        timeout_s=wait_s,
-        poll_s=POLL_S,
-        retry_on=DeployError,
-    )
-
-
-def _has_arrived(server: Server, served_name: str, canary: Sequence[CanarySequence], tolerance: float) -> bool:
-    return measure(server, served_name, canary, tolerance=tolerance).verdict == "arrived"
-
-
-def _undone(change: Change | None, server: Server) -> str:
+def _undo(update: WeightUpdate | None, server: Server) -> str:
     try:
-        return "the server is as it was" if change is None else change.undo(server)
+        return UNCHANGED if update is None else update.undo(server)
     except DeployError as error:
         return f"and putting the server back failed: {error}"
 
 
-def _tidy(placed: Sequence[Placed], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
-    """The version is live; something old that stays is no reason to say otherwise."""
+def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
+    """Remove what was there before; since the version is live, a failure is a warning.
+
+    Returns:
+        The served names that were unloaded, and the warnings.
+    """
     unloaded: list[str] = []
     warnings: list[str] = []
-    for _, change, old, new in placed:
+    for _, update, old, new in rollouts:
         try:
-            if change is not None:
-                change.finish(old)
+            if update is not None:
+                update.finish(old)
             unloaded += [name for name in unload_old(new, registry, keep=keep) if name not in unloaded]
         except DeployError as error:
             warnings.append(f"what was there before could not be cleared away: {error}")
     return unloaded, warnings
 
 
-def _doubts(version: str, report: CanaryReport | None) -> tuple[str, ...]:
+def _warnings(version: str, report: FingerprintReport | None) -> tuple[str, ...]:
     if report is None:
-        return (f"{version} has no canary: nobody checked that the server answers with its weights",)
+        return (f"{version} has no fingerprint: nobody checked that the server answers with its weights",)
     if report.verdict == "indistinguishable":
         return (
             f"{version} differs too little from the weights it was trained from to tell them apart on this server: "

@@ -1,4 +1,4 @@
-"""Does the server answer with the weights that were trained? Its logprobs against the checkpoint's own.
+"""Tell whether a server answers with the weights that were trained: its logprobs against the checkpoint's own.
 
 The mean absolute gap tells weights apart: a server in bfloat16 is some 0.03 nats from a float32 checkpoint,
 weights that arrived in part, or not at all, are further away from the new weights than that or nearer to the old.
@@ -14,19 +14,19 @@ from typing import Literal, TypeAlias
 from r3agent.deploy.server import Server
 from r3agent.errors import DeployError
 from r3agent.records.trajectory import Record
-from r3agent.store.registry import CanarySequence, Registry
+from r3agent.store.registry import FingerprintSequence, Registry
 
 TOLERANCE = 0.05
 """Nats per token, mean."""
 MAX_POSITIONS = 16
-"""Of each sequence: every one is a request."""
+"""Tokens of each sequence that are asked for: every one is a request."""
 AT_ONCE = 8
 
 Recognition: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
 
 
-class CanaryReport(Record):
-    """What the server answered for a version's canary."""
+class FingerprintReport(Record):
+    """A server's logprobs compared with a version's fingerprint."""
 
     served_name: str
     verdict: Recognition
@@ -40,43 +40,40 @@ class CanaryReport(Record):
 
 
 def check(
-    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
-) -> CanaryReport:
-    """
+    server: Server, served_name: str, fingerprint: Sequence[FingerprintSequence], *, tolerance: float = TOLERANCE
+) -> FingerprintReport:
+    """Check that a server answers with the weights of a fingerprint.
+
     Raises:
         DeployError: the server serves the old weights, others, or cannot be asked.
     """
-    report = measure(server, served_name, canary, tolerance=tolerance)
+    report = measure(server, served_name, fingerprint, tolerance=tolerance)
     if report.verdict in ("old", "other"):
         raise DeployError(_failure(report))
     return report
 
 
 def measure(
-    server: Server, served_name: str, canary: Sequence[CanarySequence], *, tolerance: float = TOLERANCE
-) -> CanaryReport:
+    server: Server, served_name: str, fingerprint: Sequence[FingerprintSequence], *, tolerance: float = TOLERANCE
+) -> FingerprintReport:
     """Compare the server's logprobs with those on the card.
 
     Raises:
         DeployError: the server cannot be asked.
     """
-    asked = [(sequence, t) for sequence in canary for t in positions(len(sequence.token_ids_T))]
+    places = [(sequence, t) for sequence in fingerprint for t in positions(len(sequence.token_ids_T))]
 
-    def answered(place: tuple[CanarySequence, int]) -> float:
+    def served_logprob(place: tuple[FingerprintSequence, int]) -> float:
         token_ids_T, t = place[0].token_ids_T, place[1]
         return server.next_logprob(served_name, token_ids_T[:t], token_ids_T[t])
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        served = list(pool.map(answered, asked))
-    gaps = [abs(now - s.logprobs_T[t]) for now, (s, t) in zip(served, asked, strict=True)]
-    parent_gaps = [
-        abs(now - s.parent_logprobs_T[t])
-        for now, (s, t) in zip(served, asked, strict=True)
-        if s.parent_logprobs_T is not None
-    ]
+        served = list(zip(pool.map(served_logprob, places), places, strict=True))
+    gaps = [abs(logprob - s.logprobs_T[t]) for logprob, (s, t) in served]
+    parent_gaps = [abs(logprob - old[t]) for logprob, (s, t) in served if (old := s.parent_logprobs_T) is not None]
     gap = fmean(gaps)
     parent_gap = fmean(parent_gaps) if len(parent_gaps) == len(gaps) else None
-    return CanaryReport(
+    return FingerprintReport(
         served_name=served_name,
         verdict=_verdict(gap, parent_gap, tolerance),
         gap=gap,
@@ -87,21 +84,23 @@ def measure(
 
 
 def positions(length: int) -> list[int]:
-    """Which tokens of a sequence are asked for: all but the first, or `MAX_POSITIONS` of them, evenly spread."""
+    """Tokens of a sequence that are asked for: all but the first, or `MAX_POSITIONS` of them, evenly spread."""
     step = max(1, (length - 1) / MAX_POSITIONS)
     return sorted({round(length - 1 - i * step) for i in range(MAX_POSITIONS)} & set(range(1, length)))
 
 
-def canary_of(registry: Registry, version: str) -> tuple[CanarySequence, ...]:
-    """How to recognise a version: its own canary or, with the roles swapped, what the card of a version trained
-    from it says of its parent. Empty where neither exists."""
-    if own := registry.card(version).canary:
+def fingerprint_of(registry: Registry, version: str) -> tuple[FingerprintSequence, ...]:
+    """The fingerprint of a version: its own or, with the roles swapped, that of a version trained from it.
+
+    Empty where neither exists.
+    """
+    if own := registry.card(version).fingerprint:
         return own
     for card in map(registry.card, registry.versions()):
-        if card.parent == version and card.canary:
+        if card.parent == version and card.fingerprint:
             return tuple(
-                CanarySequence(token_ids_T=s.token_ids_T, logprobs_T=old, parent_logprobs_T=s.logprobs_T)
-                for s in card.canary
+                FingerprintSequence(token_ids_T=s.token_ids_T, logprobs_T=old, parent_logprobs_T=s.logprobs_T)
+                for s in card.fingerprint
                 if (old := s.parent_logprobs_T) is not None
             )
     return ()
@@ -118,7 +117,7 @@ def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Recognit
     return "indistinguishable"
 
 
-def _failure(report: CanaryReport) -> str:
+def _failure(report: FingerprintReport) -> str:
     numbers = f"{report.gap:.3g} nats per token from the checkpoint's, the limit is {report.tolerance:g}"
     if report.parent_gap is not None:
         numbers += f", and {report.parent_gap:.3g} from the old weights'"

@@ -1,16 +1,14 @@
-"""What vLLM's /metrics say of the requests under way."""
+"""Requests under way on a vLLM server, from its /metrics."""
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
-REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
-ADAPTERS = re.compile(r"^vllm:lora_requests_info\{([^}]*)\} (\S+)$", re.M)
-NAMES = re.compile(r'(?:running|waiting)_lora_adapters="([^"]*)"')
+REQUESTS = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+ADAPTERS = "vllm:lora_requests_info"
 
 
-class Busy(NamedTuple):
+class ServerLoad(NamedTuple):
     """Requests that are not finished."""
 
     requests: int
@@ -18,12 +16,19 @@ class Busy(NamedTuple):
     """Served names in use."""
 
 
-def busy(metrics: str) -> Busy | None:
-    """`None` where the text is not vLLM's metrics."""
-    counts = REQUESTS.findall(metrics)
+def read_load(metrics: str) -> ServerLoad | None:
+    """Read vLLM's metrics; `None` for any other text."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    except ValueError:
+        return None
+    counts = [sample.value for sample in samples if sample.name in REQUESTS]
     if not counts:
         return None
-    # One line for each combination of adapters there ever was; its value is when that was, in seconds since 1970.
-    latest = max(ADAPTERS.findall(metrics), key=lambda line: float(line[1]), default=("", "0"))[0]
-    names = {name for listed in NAMES.findall(latest) for name in listed.split(",") if name}
-    return Busy(int(sum(map(float, counts))), frozenset(names))
+    # One sample for each combination of adapters there ever was; its value is when that was, in seconds since 1970.
+    latest = max((s for s in samples if s.name == ADAPTERS), key=lambda s: s.value, default=None)
+    labels = latest.labels if latest else {}
+    names = ",".join(labels.get(f"{state}_lora_adapters", "") for state in ("running", "waiting")).split(",")
+    return ServerLoad(int(sum(counts)), frozenset(filter(None, names)))

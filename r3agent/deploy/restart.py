@@ -1,4 +1,4 @@
-"""Blue/green: a new server beside the old one, on another port; the old one goes when nobody needs it any more.
+"""Blue/green: start a new server beside the old one, on another port, and stop the old one when nobody needs it.
 
 The old one has to be supervised by `r3agent serve --run RUN`, which leaves `RUN/servers/PORT.json`. Clients find the
 new one through the live pointer, so they have to ask for `NAME@live`. The machine has to have room for both: on a CPU
@@ -21,31 +21,26 @@ from typing import Any
 from r3agent._util.files import last_lines
 from r3agent._util.wait import wait_until
 from r3agent.deploy.server import Server
-from r3agent.deploy.weights import check_checkpoint
+from r3agent.deploy.update import WeightUpdate
 from r3agent.errors import ConfigError, DeployError
-from r3agent.store.checkpoint import Checkpoint
 
 POLL_S = 0.2
 GRACE_S = 2.0
-"""Requests that were addressed before the pointer moved arrive at the old server within this time."""
+"""Time in which requests that were addressed before the pointer moved arrive at the old server."""
 DRAIN_S = 120.0
 
 _OUTLIVING: list[subprocess.Popen[bytes]] = []
-"""Servers that are to go on after this process: one that is forgotten while it runs is warned of."""
+"""Servers that go on after this process: Python warns of one that is forgotten while it runs."""
 
 
 @dataclass
-class Restart:
+class Restart(WeightUpdate):
     """Start a server with the version's weights, and stop the old one in the end."""
 
-    checkpoint: Checkpoint
     run_dir: Path
     timeout_s: float
     old: dict[str, Any] | None = None
     started: subprocess.Popen[bytes] | None = None
-
-    def check(self) -> None:
-        check_checkpoint(self.checkpoint)
 
     def apply(self, server: Server) -> Server:
         card, adapter_dir = self.checkpoint.card, self.checkpoint.adapter_dir
@@ -57,7 +52,7 @@ class Restart:
             self.started = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
-        successor = server.at(self._address(self.started, log))
+        successor = server.at(self._wait_for_address(self.started, log))
         if adapter_dir is not None:
             successor.load_adapter(card.served_name, adapter_dir)
         elif card.kind == "full":
@@ -77,7 +72,7 @@ class Restart:
         assert self.started is not None
         _OUTLIVING.append(self.started)
         time.sleep(GRACE_S)
-        wait_until(lambda: not ((busy := server.busy_with()) and busy.requests), timeout_s=DRAIN_S, poll_s=POLL_S)
+        wait_until(lambda: not ((load := server.load()) and load.requests), timeout_s=DRAIN_S, poll_s=POLL_S)
         with suppress(ProcessLookupError):
             os.kill(self.old["pid"], signal.SIGTERM)
 
@@ -93,11 +88,11 @@ class Restart:
         )
 
     def _entries(self) -> list[dict[str, Any]]:
-        """What the servers that are supervised for this run say of themselves."""
+        """Entries of the servers that are supervised for this run."""
         return [json.loads(path.read_bytes()) for path in sorted((self.run_dir / "servers").glob("*.json"))]
 
-    def _address(self, process: subprocess.Popen[bytes], log: Path) -> str:
-        """Of the new server, once it is healthy."""
+    def _wait_for_address(self, process: subprocess.Popen[bytes], log: Path) -> str:
+        """Wait until the new server is healthy; return its address."""
 
         def address() -> str | None:
             for entry in self._entries():

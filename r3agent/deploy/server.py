@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from r3agent.deploy.metrics import Busy, busy
+from r3agent.deploy.metrics import ServerLoad, read_load
 from r3agent.errors import ConfigError, DeployError
 from r3agent.http.client import ClientSettings
 from r3agent.http.errors import WRONG_KEY, no_answer, read_error
@@ -28,7 +28,7 @@ DEV_ROUTES = (
     "full weights are reloaded through vLLM's development routes: start it with VLLM_SERVER_DEV_MODE=1 in its "
     "environment, or train an adapter"
 )
-COMPLETIONS = "the canary needs /v1/completions with allowed_token_ids and logprobs: use vLLM or `r3agent serve`"
+COMPLETIONS = "the fingerprint needs /v1/completions with allowed_token_ids and logprobs: use vLLM or `r3agent serve`"
 LOAD_REMEDIES = {
     "max_lora_rank": "start the server with a --max-lora-rank of at least the adapter's",
     "not enabled": "start the server with --enable-lora",
@@ -109,10 +109,10 @@ class Server:
         """What the server says of its weights from now on, for clients that stamp what it answers."""
         self._call("POST", "update_weight_version", json={"new_version": version}, remedy=DEV_ROUTES)
 
-    def busy_with(self) -> Busy | None:
-        """What it is generating and has queued; `None` where it does not say."""
+    def load(self) -> ServerLoad | None:
+        """Requests that it generates for and has queued; `None` where it does not tell."""
         try:
-            return busy(self._call("GET", "metrics", remedy="").text)
+            return read_load(self._call("GET", "metrics", remedy="").text)
         except DeployError:
             return None
 

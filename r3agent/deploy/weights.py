@@ -1,4 +1,4 @@
-"""What is wrong with weights on disk, found before a server is touched.
+"""Check weights on disk before a server is touched.
 
 Only the headers of safetensors files are read. The server must see the directories under the same paths.
 """
@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 from safetensors import SafetensorError, safe_open
 
 from r3agent.errors import DeployError
-from r3agent.store.checkpoint import Checkpoint
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 """Tensor shapes by name."""
@@ -20,20 +19,9 @@ Shapes: TypeAlias = dict[str, tuple[int, ...]]
 INCOMPLETE = "the weights are incomplete, train the version again"
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> None:
-    """Check an adapter or full weights against the base model of their card.
-
-    Raises:
-        DeployError: as `check_adapter` and `check_weights`.
-    """
-    if checkpoint.adapter_dir is not None:
-        check_adapter(checkpoint.adapter_dir, checkpoint.card.base_path)
-    else:
-        check_weights(checkpoint.model, checkpoint.card.base_path)
-
-
 def check_adapter(adapter_dir: Path, base_model: str) -> None:
-    """
+    """Check the files and the shapes of an adapter against its base model.
+
     Raises:
         DeployError: a file is missing or cut short, the ranks are not the configured ones, a target module has no
             tensors, or the adapter belongs to another base model.
@@ -52,8 +40,9 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
     for module, (rank, n_in) in downs.items():
         n_out, up_rank = ups[module]
         if rank != up_rank or rank not in ranks:
-            said = ", ".join(map(str, ranks))
-            raise DeployError(f"{adapter_dir}: {module} has ranks {rank} and {up_rank}, its config says {said}")
+            raise DeployError(
+                f"{adapter_dir}: {module} has ranks {rank} and {up_rank}, its config says {', '.join(map(str, ranks))}"
+            )
         if base.get(f"{module}.weight", (n_out, n_in)) != (n_out, n_in):
             raise DeployError(
                 f"{adapter_dir}: {module} is {n_out} x {n_in}, in {base_model} it is "
@@ -67,7 +56,7 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
 
 
 def check_weights(weights: str, base_model: str) -> None:
-    """What is not an absolute path, such as a hub id, is left to the server.
+    """Check the files and the shapes of full weights; a hub id is left to the server.
 
     Raises:
         DeployError: a file is missing or cut short, or the tensors are not those of the base model.
@@ -87,7 +76,8 @@ def check_weights(weights: str, base_model: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
+    """Read a JSON object.
+
     Raises:
         DeployError: the file is missing or not a JSON object.
     """
@@ -103,7 +93,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_shapes(directory: Path) -> Shapes:
-    """
+    """Read the tensors' shapes from the headers of a directory's safetensors files.
+
     Raises:
         DeployError: there is no safetensors file, or one is cut short.
     """
@@ -120,7 +111,7 @@ def read_shapes(directory: Path) -> Shapes:
 
 
 def _base_shapes(base_model: str) -> Shapes:
-    """Empty where they cannot be compared: not a local directory, or stored quantized."""
+    """Shapes of the base model; empty where they cannot be compared: not a local directory, or stored quantized."""
     directory = Path(base_model)
     if not directory.is_dir() or "quantization_config" in read_json(directory / "config.json"):
         return {}

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
+from warnings import warn
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
 
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
@@ -36,7 +37,7 @@ MODEL_DIR = "model"
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
 
-class CanarySequence(Record):
+class FingerprintSequence(Record):
     """Part of a fingerprint of weights: a fixed token sequence with its logprobs, computed where they were trained."""
 
     token_ids_T: tuple[int, ...] = Field(min_length=2)
@@ -46,15 +47,17 @@ class CanarySequence(Record):
     """Logprobs under the weights training started from; a server that answers these serves the old weights."""
 
     @model_validator(mode="after")
-    def _aligned(self) -> CanarySequence:
+    def _aligned(self) -> FingerprintSequence:
         lengths = {len(x) for x in (self.token_ids_T, self.logprobs_T, self.parent_logprobs_T) if x is not None}
         if len(lengths) != 1:
-            raise ValueError(f"canary of lengths {sorted(lengths)}: ids and logprobs must align one to one")
+            raise ValueError(f"fingerprint of lengths {sorted(lengths)}: ids and logprobs must align one to one")
         return self
 
 
 class PolicyCard(VersionedRecord):
     """Description of a policy version: its kind, its origin and how to recognise it on a server."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: Literal[1] = 1
     version: str = Field(pattern=f"^{versions.PATTERN}$")
@@ -69,13 +72,22 @@ class PolicyCard(VersionedRecord):
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     settings: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
-    canary: tuple[CanarySequence, ...] = ()
+    fingerprint: tuple[FingerprintSequence, ...] = Field(
+        default=(), validation_alias=AliasChoices("fingerprint", "canary"), serialization_alias="canary"
+    )
+    """Sequences by which the version is recognised on a server; `canary` on disk."""
 
     @model_validator(mode="after")
     def _descends(self) -> PolicyCard:
         if self.parent is not None and version_number(self.parent) >= version_number(self.version):
             raise ValueError(f"parent {self.parent} of {self.version}: a parent is an earlier version")
         return self
+
+    @property
+    def canary(self) -> tuple[FingerprintSequence, ...]:
+        """Deprecated: `fingerprint` has this."""
+        warn("PolicyCard.canary is now fingerprint; canary is removed in 0.3", DeprecationWarning, stacklevel=2)
+        return self.fingerprint
 
     @property
     def served_name(self) -> str:

@@ -26,9 +26,9 @@ from r3agent.train.mismatch import check, measure
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import (
-    canary,
-    canary_logprobs,
-    canary_sequences,
+    fingerprint,
+    fingerprint_logprobs,
+    fingerprint_sequences,
     load_model,
     load_tokenizer,
     save_weights,
@@ -98,8 +98,8 @@ def train(
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)
 
-        sequences = canary_sequences(rows)
-        parent_logprobs = canary_logprobs(trainer, sequences)
+        sequences = fingerprint_sequences(rows)
+        parent_logprobs = fingerprint_logprobs(trainer, sequences)
         with stop.listening(trainer.accelerator), enough_memory(config):
             processes.wait_for_everyone()  # whoever is asked to stop now hears it
             if first:
@@ -122,7 +122,7 @@ def train(
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),
             },
-            canary=canary(sequences, canary_logprobs(trainer, sequences), parent_logprobs),
+            fingerprint=fingerprint(sequences, fingerprint_logprobs(trainer, sequences), parent_logprobs),
         )
         state = trainer.gathered()
         if first:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from r3agent.errors import ConfigError, TrainingError
-from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, CanarySequence
+from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, FingerprintSequence
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.row import Row
@@ -183,21 +183,21 @@ def _no_progress_bars() -> Generator[None]:
 # ---- the fingerprint ----
 
 
-def canary_sequences(rows: Iterable[Row]) -> list[list[int]]:
+def fingerprint_sequences(rows: Iterable[Row]) -> list[list[int]]:
     """Prompt and completion of one row of each of the shortest groups."""
     one_each = {row.group_id: [*row.prompt_ids_P, *row.completion_ids_T] for row in rows}
     return [ids[:MAX_TOKENS] for ids in sorted(one_each.values(), key=len)[:MAX_SEQUENCES]]
 
 
-def canary_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]]) -> list[tuple[float, ...]]:
+def fingerprint_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]]) -> list[tuple[float, ...]]:
     """For each sequence, log p(token t | tokens before t) under the weights as they are now; 0.0 at position 0."""
     return [(0.0, *logprobs) for logprobs in trainer.logprobs([(ids[:1], ids[1:]) for ids in sequences])]
 
 
-def canary(
+def fingerprint(
     sequences: Sequence[list[int]], trained: Sequence[tuple[float, ...]], parent: Sequence[tuple[float, ...]]
-) -> tuple[CanarySequence, ...]:
-    """The card's canary.
+) -> tuple[FingerprintSequence, ...]:
+    """The card's fingerprint.
 
     Raises:
         TrainingError: the trained weights give logprobs that are not finite.
@@ -205,6 +205,6 @@ def canary(
     if not all(math.isfinite(logprob) for logprobs in trained for logprob in logprobs):
         raise TrainingError("the trained weights give logprobs that are not finite; lower learning_rate")
     return tuple(
-        CanarySequence(token_ids_T=tuple(ids), logprobs_T=new, parent_logprobs_T=old)
+        FingerprintSequence(token_ids_T=tuple(ids), logprobs_T=new, parent_logprobs_T=old)
         for ids, new, old in zip(sequences, trained, parent, strict=True)
     )

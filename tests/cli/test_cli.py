@@ -253,7 +253,7 @@ def test_deploying_the_base_says_that_there_was_nothing_to_load(tmp_path, capsys
         call(capsys, "init", "--run", tmp_path / "run", "--url", endpoint.url, "--model", endpoint.model)
         code, out, _ = call(capsys, "deploy", "v0000", "--run", tmp_path / "run")
     assert code == 0
-    assert f"v0000 is live as {endpoint.model} (base, nothing to load, no canary)" in out
+    assert f"v0000 is live as {endpoint.model} (base, nothing to load, no fingerprint)" in out
 
 
 @pytest.mark.parametrize("verb", ["train", "deploy", "rollback", "eval", "inspect"])

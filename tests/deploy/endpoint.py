@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from r3agent.store.registry import CanarySequence, PolicyCard, Registry, create_version, write_card
+from r3agent.store.registry import FingerprintSequence, PolicyCard, Registry, create_version, write_card
 
 TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
 SIZE, RANK = 16, 4
@@ -55,9 +55,9 @@ def logprobs_of(directory: Path, token_ids: Sequence[int]) -> tuple[float, ...]:
     return (0.0, *said)
 
 
-def canary(new: Path, old: Path | None) -> tuple[CanarySequence, ...]:
+def fingerprint(new: Path, old: Path | None) -> tuple[FingerprintSequence, ...]:
     return tuple(
-        CanarySequence(
+        FingerprintSequence(
             token_ids_T=tokens,
             logprobs_T=logprobs_of(new, tokens),
             parent_logprobs_T=None if old is None else logprobs_of(old, tokens),
@@ -78,7 +78,7 @@ class Run:
         kinds = {"base": self.base, "lora": "adapter", "full": "model"}
         return self.registry.version_dir(version) / kinds[card.kind]
 
-    def train(self, kind: str, *, seed: int, parent: str | None = None, has_canary: bool = True) -> str:
+    def train(self, kind: str, *, seed: int, parent: str | None = None, has_fingerprint: bool = True) -> str:
         version = self.registry.next_version()
         parent = parent or self.registry.versions()[-1]
         save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
@@ -90,7 +90,7 @@ class Run:
                 kind=kind,
                 base_model=str(self.base),
                 parent=parent,
-                canary=canary(weights, self.weights(parent)) if has_canary else (),
+                fingerprint=fingerprint(weights, self.weights(parent)) if has_fingerprint else (),
             )
             write_card(directory, card)
         return version

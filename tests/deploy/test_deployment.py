@@ -1,4 +1,4 @@
-"""Load, canary, pointer: over HTTP, with weights that arrive, arrive in part, or do not arrive."""
+"""Load, fingerprint, pointer: over HTTP, with weights that arrive, arrive in part, or do not arrive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.deploy import DeployConfig, deploy, load_version, rollback
+from r3agent.deploy import DeployConfig, DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError, DeployError
 from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
 
@@ -17,9 +17,21 @@ def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
     assert run.registry.live == "v0001"
     assert endpoint.adapters == {"tiny@v0001": run.weights("v0001")}
     assert (report.served_name, report.strategy, report.previous, report.unloaded) == ("tiny@v0001", "lora", None, ())
-    assert report.canary is not None
-    assert report.canary.verdict == "arrived"
+    assert report.fingerprint is not None
+    assert report.fingerprint.verdict == "arrived"
     assert report.warnings == ()
+
+
+def test_reports_keep_the_key_and_the_names_of_old(run: Run, endpoint: Endpoint):
+    report = deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url)
+    values = report.model_dump(mode="json")
+    assert values["canary"]["verdict"] == "arrived"
+    assert "fingerprint" not in values
+    assert DeployReport.model_validate(values) == report
+    with pytest.deprecated_call(match="FingerprintReport"):
+        from r3agent.deploy import CanaryReport
+    with pytest.deprecated_call(match="now fingerprint"):
+        assert isinstance(report.canary, CanaryReport)
 
 
 def test_base_is_verified_and_nothing_is_loaded(run: Run, endpoint: Endpoint):
@@ -32,11 +44,11 @@ def test_base_is_verified_and_nothing_is_loaded(run: Run, endpoint: Endpoint):
         deploy("v0000", registry=run.registry, base_url=endpoint.url)
 
 
-def test_version_without_a_canary_is_deployed_with_a_warning(run: Run, endpoint: Endpoint):
-    run.train("lora", seed=1, has_canary=False)
+def test_version_without_a_fingerprint_is_deployed_with_a_warning(run: Run, endpoint: Endpoint):
+    run.train("lora", seed=1, has_fingerprint=False)
     report = deploy("v0001", registry=run.registry, base_url=endpoint.url)
-    assert report.canary is None
-    assert report.warnings == ("v0001 has no canary: nobody checked that the server answers with its weights",)
+    assert report.fingerprint is None
+    assert report.warnings == ("v0001 has no fingerprint: nobody checked that the server answers with its weights",)
 
 
 def test_deploying_again_is_harmless(run: Run, endpoint: Endpoint):
@@ -127,7 +139,7 @@ def test_version_is_loaded_beside_the_live_one(run: Run, endpoint: Endpoint):
     for seed in (1, 2, 3):
         deploy(run.train("lora", seed=seed), registry=run.registry, base_url=endpoint.url, config=DeployConfig(keep=1))
     report = load_version("v0001", registry=run.registry, base_url=endpoint.url)
-    assert report.canary is not None
+    assert report.fingerprint is not None
     assert set(endpoint.adapters) == {"tiny@v0001", "tiny@v0003"}
     assert run.registry.live == "v0003"
 

@@ -39,9 +39,9 @@ def test_adapters_go_live_roll_back_and_are_told_from_wrong_ones(trained: Traine
     assert deploy("v0000", **where).strategy == "none"
     for version in (first, second):
         report = deploy(version, config=DeployConfig(keep=1), **where)
-        assert report.canary is not None
-        assert report.canary.verdict == "arrived"
-        assert report.canary.gap < 1e-4
+        assert report.fingerprint is not None
+        assert report.fingerprint.verdict == "arrived"
+        assert report.fingerprint.gap < 1e-4
     assert served(server) == {"tiny", "tiny@v0002"}
 
     wrong = trained.publish("lora", seed=3, card_seed=4)
@@ -49,18 +49,18 @@ def test_adapters_go_live_roll_back_and_are_told_from_wrong_ones(trained: Traine
         deploy(wrong, **where)
     assert (trained.registry.live, served(server)) == ("v0002", {"tiny", "tiny@v0002"})
 
-    assert load_version(first, **where).canary is not None
+    assert load_version(first, **where).fingerprint is not None
     assert (trained.registry.live, served(server)) == ("v0002", {"tiny", "tiny@v0001", "tiny@v0002"})
     assert rollback(**where).version == first
     assert rollback(**where).version == "v0000"
 
 
 def test_an_adapter_of_another_run_is_not_taken_for_this_one_s(trained: Trained, server: ServerProcess, tmp_path: Path):
-    """Every run has a v0001, and two that have hardly learnt look alike to the canary."""
+    """Every run has a v0001, and two that have hardly learnt look alike to the fingerprint."""
     where = {"base_url": server.base_url, "api_key": "sk-test"}
     deploy(trained.publish("lora", seed=1), registry=trained.registry, **where)
     copied = Registry(shutil.copytree(trained.registry.run_dir, tmp_path / "copied"))
-    assert deploy("v0001", registry=copied, **where).canary is not None
+    assert deploy("v0001", registry=copied, **where).fingerprint is not None
 
     other = Trained(tmp_path / "other", trained.base, "tiny")
     says = rf"tiny@v0001 on .* is the adapter of another run, {trained.registry.run_dir}.*; nothing stays live"
@@ -73,11 +73,11 @@ def test_full_weights_are_swapped_in_place_and_put_back(trained: Trained, server
     where = {"registry": trained.registry, "base_url": server.base_url, "api_key": "sk-test"}
     right, wrong = trained.publish("full", seed=1), trained.publish("full", seed=2, card_seed=3)
     report = deploy(right, **where)
-    assert report.canary is not None
-    assert report.canary.gap < 1e-4
+    assert report.fingerprint is not None
+    assert report.fingerprint.gap < 1e-4
     with pytest.raises(DeployError, match=rf"policies/{right}/model again; {right} stays live"):
         deploy(wrong, **where)
     again = deploy(right, **where)
-    assert again.canary is not None
-    assert again.canary.gap < 1e-4
+    assert again.fingerprint is not None
+    assert again.fingerprint.gap < 1e-4
     assert rollback(**where).strategy == "reload"

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.deploy.fingerprint import canary_of, check
+from r3agent.deploy.fingerprint import check, fingerprint_of
 from r3agent.deploy.server import Server
 from r3agent.errors import DeployError
-from r3agent.store.registry import CanarySequence
-from tests.deploy.endpoint import TOKENS, Endpoint, Run, canary, logprobs_of, save_model
+from r3agent.store.registry import FingerprintSequence
+from tests.deploy.endpoint import TOKENS, Endpoint, Run, fingerprint, logprobs_of, save_model
 
 
-def near(old: Path, by: float) -> tuple[CanarySequence, ...]:
-    """The canary of weights that differ from `old` by `by` nats on every token."""
+def near(old: Path, by: float) -> tuple[FingerprintSequence, ...]:
+    """The fingerprint of weights that differ from `old` by `by` nats on every token."""
     return tuple(
-        CanarySequence(
+        FingerprintSequence(
             token_ids_T=tokens,
             logprobs_T=tuple(x + by * (-1) ** t for t, x in enumerate(logprobs_of(old, tokens))),
             parent_logprobs_T=logprobs_of(old, tokens),
@@ -26,7 +26,7 @@ def near(old: Path, by: float) -> tuple[CanarySequence, ...]:
 def test_right_weights_arrive(endpoint: Endpoint, tmp_path: Path):
     other = save_model(tmp_path / "other", seed=1)
     with Server(endpoint.url) as server:
-        report = check(server, "tiny", canary(endpoint.weights, other))
+        report = check(server, "tiny", fingerprint(endpoint.weights, other))
     assert report.verdict == "arrived"
     assert report.gap == pytest.approx(0, abs=1e-12)
     assert report.parent_gap is not None
@@ -38,24 +38,24 @@ def test_noise_within_the_tolerance_is_no_other_policy(endpoint: Endpoint, tmp_p
     endpoint.noise = 0.04
     old = save_model(tmp_path / "old", seed=1)
     with Server(endpoint.url) as server:
-        report = check(server, "tiny", canary(endpoint.weights, old))
+        report = check(server, "tiny", fingerprint(endpoint.weights, old))
         assert report.verdict == "arrived"
         assert report.gap == pytest.approx(0.04)
         with pytest.raises(DeployError, match=r"0\.04 nats per token from the checkpoint's, the limit is 0\.01"):
-            check(server, "tiny", canary(endpoint.weights, old), tolerance=0.01)
+            check(server, "tiny", fingerprint(endpoint.weights, old), tolerance=0.01)
 
 
 def test_old_weights_are_recognised(endpoint: Endpoint, tmp_path: Path):
     new = save_model(tmp_path / "new", seed=1)
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="tiny: the server still serves the old"):
-        check(server, "tiny", canary(new, endpoint.weights))
+        check(server, "tiny", fingerprint(new, endpoint.weights))
 
 
 def test_old_weights_are_recognised_through_noise(endpoint: Endpoint, tmp_path: Path):
     endpoint.noise = 0.04
     new = save_model(tmp_path / "new", seed=1)
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="still serves the old weights"):
-        check(server, "tiny", canary(new, endpoint.weights))
+        check(server, "tiny", fingerprint(new, endpoint.weights))
 
 
 def test_old_weights_within_the_tolerance_are_recognised(endpoint: Endpoint):
@@ -66,7 +66,7 @@ def test_old_weights_within_the_tolerance_are_recognised(endpoint: Endpoint):
 def test_half_of_the_weights_is_not_enough(endpoint: Endpoint, tmp_path: Path):
     endpoint.mix_with = save_model(tmp_path / "new", seed=1)
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="arrived in part, or are others"):
-        check(server, "tiny", canary(endpoint.mix_with, endpoint.weights))
+        check(server, "tiny", fingerprint(endpoint.mix_with, endpoint.weights))
 
 
 def test_weights_nobody_can_tell_apart(endpoint: Endpoint):
@@ -85,12 +85,13 @@ def test_unchanged_weights_are_indistinguishable(endpoint: Endpoint):
 def test_logprobs_that_are_no_numbers_are_not_right(endpoint: Endpoint, tmp_path: Path):
     endpoint.noise = float("nan")
     with Server(endpoint.url) as server, pytest.raises(DeployError, match="nan nats"):
-        check(server, "tiny", canary(endpoint.weights, save_model(tmp_path / "old", seed=1)))
+        check(server, "tiny", fingerprint(endpoint.weights, save_model(tmp_path / "old", seed=1)))
 
 
 def test_base_is_recognised_by_the_card_of_a_child(run: Run):
-    assert canary_of(run.registry, "v0000") == ()
+    assert fingerprint_of(run.registry, "v0000") == ()
     run.train("lora", seed=1)
-    for own, of_child in zip(canary_of(run.registry, "v0000"), run.registry.card("v0001").canary, strict=True):
+    child = run.registry.card("v0001").fingerprint
+    for own, of_child in zip(fingerprint_of(run.registry, "v0000"), child, strict=True):
         assert own.logprobs_T == of_child.parent_logprobs_T == logprobs_of(run.base, own.token_ids_T)
         assert own.parent_logprobs_T == of_child.logprobs_T

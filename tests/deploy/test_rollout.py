@@ -73,7 +73,7 @@ def test_a_script_of_the_user_brings_the_weights(run: Run, endpoint: Endpoint, t
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("echo no space left; exit 3", r"exit code 3; it said:\nno space left"), ("true", "does not exist")],
+    [("echo no space left; exit 3", r"exit code 3; its output ends:\nno space left"), ("true", "does not exist")],
 )
 def test_a_script_that_fails_or_does_nothing_leaves_the_live_version(
     run: Run, endpoint: Endpoint, tmp_path: Path, text: str, says: str

@@ -111,8 +111,8 @@ def test_answer_of_another_model_proves_nothing(endpoint: Endpoint):
 @pytest.mark.parametrize(
     ("lacks", "says"),
     [
-        ({"no_logprobs": True}, "gave no logprobs; the canary needs"),
-        ({"forces_nothing": True}, "does not know allowed_token_ids; the canary needs"),
+        ({"no_logprobs": True}, "gave no logprobs; the fingerprint needs"),
+        ({"forces_nothing": True}, "does not know allowed_token_ids; the fingerprint needs"),
     ],
 )
 def test_server_that_cannot_be_asked(endpoint: Endpoint, lacks: dict[str, bool], says: str):

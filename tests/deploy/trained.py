@@ -15,7 +15,7 @@ from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import (
     ADAPTER_DIR,
     MODEL_DIR,
-    CanarySequence,
+    FingerprintSequence,
     Kind,
     PolicyCard,
     Registry,
@@ -56,13 +56,18 @@ class Trained:
         version = self.registry.next_version()
         changed = self.changed(kind, seed, rank)
         described = changed if card_seed is None else self.changed(kind, card_seed, rank)
-        canary = CanarySequence(
+        fingerprint = FingerprintSequence(
             token_ids_T=TOKENS,
             logprobs_T=logprobs_of(described, TOKENS),
             parent_logprobs_T=logprobs_of(self.load(), TOKENS),
         )
         card = PolicyCard(
-            version=version, name=self.name, kind=kind, base_model=str(self.base), parent="v0000", canary=(canary,)
+            version=version,
+            name=self.name,
+            kind=kind,
+            base_model=str(self.base),
+            parent="v0000",
+            fingerprint=(fingerprint,),
         )
         with create_version(self.registry.version_dir(version)) as directory:
             if kind == "lora":

@@ -82,8 +82,8 @@ def test_rollback_and_deploy_again(finished):
     assert (report.version, report.previous, finished.registry.live) == ("v0000", "v0002", "v0000")
     report = finished.deploy("v0001")
     assert report.served_name == "bundled@v0001"
-    assert report.canary is not None
-    assert report.canary.gap < 1e-4
+    assert report.fingerprint is not None
+    assert report.fingerprint.gap < 1e-4
 
 
 def collects(run: Path) -> bool:

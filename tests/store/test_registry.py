@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r3agent.errors import BusyError, ConfigError, RecordError, SchemaVersionError
-from r3agent.store.registry import CanarySequence, PolicyCard, Registry, create_version, write_card
+from r3agent.store.registry import FingerprintSequence, PolicyCard, Registry, create_version, write_card
 
 
 def card(version: str, *, parent: str | None = "v0000", kind: str = "lora") -> PolicyCard:
@@ -167,9 +167,9 @@ def test_parent_is_earlier(parent: str):
 
 
 @pytest.mark.parametrize(("logprobs", "parent"), [((0.0,), None), ((0.0, -1.0), (0.0, -1.0, -2.0))])
-def test_canary_aligns(logprobs: tuple[float, ...], parent: tuple[float, ...] | None):
+def test_fingerprint_aligns(logprobs: tuple[float, ...], parent: tuple[float, ...] | None):
     with pytest.raises(ValidationError, match="must align one to one"):
-        CanarySequence(token_ids_T=(1, 2), logprobs_T=logprobs, parent_logprobs_T=parent)
+        FingerprintSequence(token_ids_T=(1, 2), logprobs_T=logprobs, parent_logprobs_T=parent)
 
 
 def test_nothing_is_live_at_first(tmp_path: Path):
@@ -229,3 +229,15 @@ def test_previous_is_the_last_other_version(tmp_path_factory: pytest.TempPathFac
     assert registry.live == moves[-1]
     assert registry.previous == next((v for v in reversed(moves) if v != moves[-1]), None)
     assert Registry(registry.run_dir).live == registry.live
+
+
+def test_card_keeps_its_fingerprint_under_the_key_canary(tmp_path: Path):
+    sequence = FingerprintSequence(token_ids_T=(1, 2), logprobs_T=(0.0, -1.0))
+    card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="base", fingerprint=(sequence,))
+    write_card(tmp_path, card)
+    on_disk = json.loads((tmp_path / "card.json").read_text())
+    assert on_disk["canary"] == [sequence.model_dump(mode="json")]
+    assert "fingerprint" not in on_disk
+    assert PolicyCard.model_validate(on_disk) == card
+    with pytest.deprecated_call(match=r"removed in 0\.3"):
+        assert card.canary == (sequence,)

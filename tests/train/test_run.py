@@ -89,7 +89,7 @@ def default(base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: py
 
 def test_the_same_seed_learns_the_same(record: Record, start: PolicyStart, default: PolicyCard, tmp_path: Path) -> None:
     again = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4)
-    assert again.canary == default.canary
+    assert again.fingerprint == default.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_setting_changes_what_is_learnt(
     record: Record, start: PolicyStart, default: PolicyCard, tmp_path: Path, values: dict[str, Any]
 ) -> None:
     other = run(record(OUTCOMES), start, tmp_path / "v0001", **{"batch_size": 4, **values})
-    assert other.canary != default.canary
+    assert other.fingerprint != default.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_ways_to_compute_do_not_change_what_is_learnt(
 ) -> None:
     other = run(record(OUTCOMES), start, tmp_path / "v0001", batch_size=4, **values)
     tolerance = 0.5 if "dtype" in values else 1e-2
-    for ours, theirs in zip(default.canary, other.canary, strict=True):
+    for ours, theirs in zip(default.fingerprint, other.fingerprint, strict=True):
         assert theirs.logprobs_T == pytest.approx(ours.logprobs_T, abs=tolerance)
 
 
@@ -151,9 +151,9 @@ def test_the_card_tells_how_to_recognise_the_weights(
     assert card.metrics["rows"]["rows"] == 8
     assert card.metrics["steps"] == 4
     assert {"loss", "grad_norm", "kl", "entropy"} <= card.metrics["train"].keys()
-    assert len(card.canary) == 3
+    assert len(card.fingerprint) == 3
     old, new = recorded.load(start.model), trained(start, tmp_path / "v0001")
-    for sequence in card.canary:
+    for sequence in card.fingerprint:
         ids = sequence.token_ids_T
         assert sequence.logprobs_T == pytest.approx([0.0, *recorded.logprobs(new, ids[:1], ids[1:])], abs=1e-4)
         assert sequence.parent_logprobs_T == pytest.approx([0.0, *recorded.logprobs(old, ids[:1], ids[1:])], abs=1e-4)

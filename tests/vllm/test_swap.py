@@ -89,7 +89,7 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
     assert {g.policy_version for g in drawn} == {"v0001", "v0002"}
     assert_stamps_are_true(trained, drawn)
     assert served(vllm) == {"bundled", "bundled@v0002"}
-    assert load_version("v0001", **where).canary is not None
+    assert load_version("v0001", **where).fingerprint is not None
     assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0002"}
     rollback(**where)
     rollback(to="v0000", **where)

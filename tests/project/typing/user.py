@@ -45,7 +45,7 @@ from r3agent import (
     load,
     trace,
 )
-from r3agent.deploy import CanaryReport, DeployConfig, DeployReport, LoadReport, deploy, load_version, rollback
+from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
     CELLS,
@@ -200,8 +200,8 @@ def make(run: Path) -> PolicyCard:
 def bring(run: Path) -> DeployReport:
     registry, config = Registry(run), DeployConfig(keep=3)
     loaded: LoadReport = load_version("v0001", registry=registry, base_url=URL, config=config)
-    canary: CanaryReport | None = loaded.canary
-    if canary is not None and canary.verdict == "arrived":
+    fingerprint: FingerprintReport | None = loaded.fingerprint
+    if fingerprint is not None and fingerprint.verdict == "arrived":
         return deploy("v0001", registry=registry, base_url=URL, config=config)
     return rollback(registry=registry, base_url=URL, to="v0000")
 

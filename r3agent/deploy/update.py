@@ -1,0 +1,41 @@
+"""One way of getting a version's weights onto a server: what all of them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from r3agent.deploy.server import Server
+from r3agent.deploy.weights import check_adapter, check_weights
+from r3agent.store.checkpoint import Checkpoint
+
+UNCHANGED = "the server is as it was"
+
+
+@dataclass
+class WeightUpdate(ABC):
+    """Change the weights of one server to those of a checkpoint."""
+
+    checkpoint: Checkpoint
+
+    def check(self) -> None:
+        """Check the weights on disk, before the server is touched.
+
+        Raises:
+            DeployError: a file is missing or cut short, or it belongs to another base model.
+        """
+        if self.checkpoint.adapter_dir is not None:
+            check_adapter(self.checkpoint.adapter_dir, self.checkpoint.card.base_path)
+        else:
+            check_weights(self.checkpoint.model, self.checkpoint.card.base_path)
+
+    @abstractmethod
+    def apply(self, server: Server) -> Server:
+        """Bring the weights onto the server; return the server that has them then."""
+
+    def undo(self, server: Server) -> str:
+        """Put back what was there, after a failure; return a message that says what the server has then."""
+        return UNCHANGED
+
+    def finish(self, server: Server) -> None:  # noqa: B027
+        """Clear away what was there before, once the live pointer has moved; most updates leave nothing."""
