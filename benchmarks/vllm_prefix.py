@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import time
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from r3agent import OpenAIPolicy, Sampling
 from r3agent.records.prompts import REFLECT
@@ -24,7 +24,6 @@ from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 
 G = 8
-COUNTER = r"^vllm:prefix_cache_{}_total\{{[^}}]*\}} (\S+)$"
 
 
 def conversations(n: int, seed: int) -> list[list[dict[str, Any]]]:
@@ -43,9 +42,9 @@ def conversations(n: int, seed: int) -> list[list[dict[str, Any]]]:
 
 def cache(root: str) -> tuple[float, float]:
     """Tokens looked up and found since the server started."""
-    metrics = httpx.get(f"{root}/metrics").text
-    queries, hits = (float(re.findall(COUNTER.format(name), metrics, re.M)[0]) for name in ("queries", "hits"))
-    return queries, hits
+    families = text_string_to_metric_families(httpx.get(f"{root}/metrics").text)
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    return values["vllm:prefix_cache_queries_total"], values["vllm:prefix_cache_hits_total"]
 
 
 async def measure(base_url: str, prompts: list[list[dict[str, Any]]], n: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,19 +43,27 @@ OPTIONS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
 
 
 @contextmanager
-def serving(run_dir: Path) -> Iterator[str]:
-    """The address of a server that `r3agent serve --run` supervises; ends it, or the one that took its place."""
+def supervised_vllm(run_dir: Path, options: Sequence[str]) -> Iterator[str]:
+    """Start vLLM with `r3agent serve --run`; yield its base URL; end it, or the server that took its place.
+
+    Args:
+        options: options of vLLM.
+    """
     words = ["serve", "bundled", "--engine", "vllm", "--name", "bundled", "--port", "0", "--run", str(run_dir)]
-    command = [sys.executable, "-m", "r3agent", *words, "--", *OPTIONS]
+    command = [sys.executable, "-m", "r3agent", *words, "--", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().split()[-1]
         finally:
-            for entry in (run_dir / "servers").glob("*.json"):
-                pid = json.loads(entry.read_text())["pid"]
+            for pid in supervisors(run_dir):
                 os.kill(pid, signal.SIGTERM)
                 psutil.Process(pid).wait(60)
+
+
+def supervisors(run_dir: Path) -> list[int]:
+    """Return the process ids of the supervisors that a run names."""
+    return [json.loads(entry.read_text())["pid"] for entry in (run_dir / "servers").glob("*.json")]
 
 
 async def measure(run: Run, change: Callable[[], object], clients: int) -> dict[str, float]:
@@ -92,7 +100,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         adapters, weights = Path(directory) / "adapters", Path(directory) / "weights"
-        with serving(weights) as base_url:
+        with supervised_vllm(weights, OPTIONS) as base_url:
             lora, full = (
                 Run(path, {**SETTINGS, "policy.base_url": base_url, "train.method": method})
                 for path, method in ((adapters, "lora"), (weights, "full"))

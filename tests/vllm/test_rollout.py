@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.vllm_swap import supervised_vllm, supervisors
 from r3agent.deploy import DeployConfig, deploy, rollback
 from r3agent.errors import DeployError
 from r3agent.serve.process.vllm import VLLMProcess
@@ -39,26 +35,16 @@ class Supervised(NamedTuple):
     base_url: str
 
     def supervisors(self) -> list[int]:
-        entries = (self.trained.registry.run_dir / "servers").glob("*.json")
-        return [json.loads(path.read_text())["pid"] for path in entries]
+        return supervisors(self.trained.registry.run_dir)
 
 
 @pytest.fixture(scope="module")
-def supervised(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     run_dir = tmp_path_factory.mktemp("restart") / "run"
     trained = Trained(run_dir, BUNDLED_DIR, "bundled")
     trained.registry.set_live("v0000")
-    words = [sys.executable, "-m", "r3agent", "serve", "bundled", "--engine", "vllm", "--vllm-python", vllm_python]
-    words += ["--name", "bundled", "--port", "0", "--run", str(run_dir), "--", *SMALL, *LOW_RANK]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        run = Supervised(trained, process.stdout.readline().split()[-1])
-        try:
-            yield run
-        finally:
-            for pid in run.supervisors():
-                os.kill(pid, signal.SIGTERM)
-                psutil.Process(pid).wait(STOP_S)
+    with supervised_vllm(run_dir, [*SMALL, *LOW_RANK]) as base_url:
+        yield Supervised(trained, base_url)
 
 
 @pytest.fixture
@@ -111,6 +97,6 @@ def test_replicas_get_an_adapter_in_turn_or_none_keeps_it(
 def test_a_script_of_the_user_brings_an_adapter(vllm: VLLMProcess, trained: Trained, tmp_path: Path) -> None:
     where = {"registry": trained.registry, "base_url": vllm.base_url}
     report = deploy(trained.publish("lora", seed=1), config=script(tmp_path / "roll_out.sh", LOAD), **where)
-    assert report.canary is not None
-    assert (report.strategy, report.canary.verdict, trained.registry.live) == ("command", "arrived", "v0001")
+    assert report.fingerprint is not None
+    assert (report.strategy, report.fingerprint.verdict, trained.registry.live) == ("command", "arrived", "v0001")
     unload_all(vllm)
