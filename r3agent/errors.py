@@ -24,7 +24,7 @@ class R3Error(Exception):
     """The root: `except R3Error` catches whatever r3agent raises on purpose."""
 
     exit_code = 1
-    """What the command line exits with: 1 failed, 2 wrong usage, configuration or rows to train on."""
+    """Exit code of the command line: 1 failed, 2 wrong usage, configuration or rows to train on."""
 
 
 class ConfigError(R3Error):

@@ -46,7 +46,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def is_run_sync() -> bool:
-    """Whether `run_sync` runs the caller."""
+    """Tell whether `run_sync` runs the caller."""
     try:
         return asyncio.get_running_loop() is _loop()
     except RuntimeError:

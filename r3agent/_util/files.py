@@ -12,7 +12,8 @@ from r3agent.errors import ConfigError
 
 @contextmanager
 def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
-    """
+    """Turn errors of writing into a `ConfigError` that names the path.
+
     Args:
         errors: what a library raises, besides `OSError`, when it cannot write.
 

@@ -37,7 +37,7 @@ def load_attribute(spec: str) -> Any:
 
 
 def entry_points(group: str) -> dict[str, str]:
-    """What installed packages bring under a group: name to `module:attribute`."""
+    """Entry points of installed packages under a group: name to `module:attribute`."""
     return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
 
 
@@ -54,16 +54,17 @@ def require_extra(module_name: str, extra: str) -> None:
 
 
 def require_package(name: str, setting: str) -> None:
-    """
+    """Check that a package that a setting asks for is installed.
+
     Raises:
-        ConfigError: a package that a setting asks for is not installed.
+        ConfigError: it is not.
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(f"{setting}: {name} is not installed; pip install {name}, or change the setting")
 
 
 def require_installed(module_name: str, extra: str) -> None:
-    """As `require_extra`, without the cost of the import.
+    """Check as `require_extra` does, without the cost of the import.
 
     Raises:
         ConfigError: a package of an extra is not installed, with the command that installs it.

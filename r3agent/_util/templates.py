@@ -21,7 +21,7 @@ from r3agent._util.messages import did_you_mean
 from r3agent.errors import ConfigError
 
 MAX_CHARS = 1_000_000
-"""Of a rendered text."""
+"""Limit of a rendered text."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Template:
 
     name: str
     used: frozenset[str]
-    """What it names of what it is given."""
+    """Names of the values that it uses."""
     _compiled: jinja2.Template
 
     def render(self, **given: Any) -> str:
-        """
+        """Fill in the values.
+
         Raises:
             ConfigError: it asks for what is not there or not allowed, or the text is longer than `MAX_CHARS`.
         """
@@ -50,7 +51,8 @@ class Template:
 
 
 def compile_template(text: str, *, name: str, known: Sequence[str], hidden: Sequence[str] = ()) -> Template:
-    """
+    """Compile a template that may name only what is listed.
+
     Args:
         name: of the template in messages.
         known: what it may name. A name with fields, such as `task.messages`, may be followed by these fields only.

@@ -23,8 +23,11 @@ CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 """A span's label, and whether a retry was blind."""
 
 RewardSource: TypeAlias = Literal["retry_success", "retry_score", "lift", "success", "score"]
-"""What pays a reflection: the success of its retries, their score, or their success minus that of the blind retries.
-What pays any other span: the success or the score of its own verdict."""
+"""Source of a span's reward.
+
+A reflection is paid the success of its retries, their score, or their success minus that of the blind retries; any
+other span the success or the score of its own verdict.
+"""
 
 SOURCES: Mapping[str, tuple[RewardSource, ...]] = {
     "attempt": ("success", "score"),
@@ -32,7 +35,7 @@ SOURCES: Mapping[str, tuple[RewardSource, ...]] = {
     "retry": ("success", "score"),
     "blind_retry": ("success", "score"),
 }
-"""Which sources fit which label; the first is what `groups` and `reward` take by default."""
+"""Sources that fit each label; the first is what `groups` and `reward` take by default."""
 
 
 class Group(Record):
@@ -52,8 +55,10 @@ class Group(Record):
 
     @property
     def group_id(self) -> str:
-        """Of the first trajectory, the parent if there is one, the label and the first span: children of one parent
-        may have been asked for in several ways."""
+        """Id made of the first trajectory, the parent if there is one, the label and the first span.
+
+        Children of one parent may have been asked for in several ways.
+        """
         parent = "" if self.parent is None else self.parent.span_id
         return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}/{self.spans_G[0].span_id}"
 
@@ -64,7 +69,8 @@ def credit_label(trajectory: Trajectory, span: Span) -> CreditLabel:
 
 
 def check_label(label: str) -> None:
-    """
+    """Check that a label exists.
+
     Raises:
         ValueError: there is no such label; with the nearest.
     """
@@ -74,7 +80,8 @@ def check_label(label: str) -> None:
 
 
 def check_source(label: str, source: str) -> None:
-    """
+    """Check that a source of reward fits a label.
+
     Raises:
         ValueError: there is no such label, or the source does not fit it; with what fits.
     """
@@ -86,7 +93,7 @@ def check_source(label: str, source: str) -> None:
 def reward(
     trajectory: Trajectory, span: Span, source: RewardSource | None = None, *, leaked: bool = False
 ) -> float | None:
-    """What a span earned; `None` when there is no verdict on it, on a retry of it or (`lift`) on the control.
+    """Reward of a span; `None` when there is no verdict on it, on a retry of it or (`lift`) on the control.
 
     Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
 
@@ -156,12 +163,12 @@ def _own(span: Span, source: str) -> float | None:
 
 
 def _asked(span: Span) -> str:
-    """What one parent's children were asked with: the graph asks all of them the same, plain Python may not."""
+    """Key of the request to one parent's children: the graph asks all of them the same, plain Python may not."""
     return json.dumps([span.standalone, span.request], sort_keys=True, default=str)
 
 
 def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:
-    """What makes first tries of several episodes siblings: one task, one prompt, one policy version."""
+    """Key that makes first tries of several episodes siblings: one task, one prompt, one policy version."""
     task = trajectory.task
     asked = json.dumps([trajectory.prompt(attempt), task.tools], sort_keys=True, default=str)
     return task.id, asked, attempt.policy_version

@@ -27,13 +27,13 @@ RETRY = "Now try the task again, using your reflection."
 BLIND_RETRY = "Your answer is wrong. Try the task again."
 
 Kind: TypeAlias = Literal["general", "function_call", "code"]
-"""What a task asks for."""
+"""Kind of answer that a task asks for."""
 
 OF_A_TRY = ("task.messages", "task.tools", "answer", "thinking", "feedback", "attempt")
 KNOWN = {"reflect_prompt": OF_A_TRY, "retry_prompt": (*OF_A_TRY, "reflection"), "blind_retry_prompt": OF_A_TRY}
-"""What each prompt may name."""
+"""Names that each prompt may use."""
 HIDDEN = ("task.gold", "task.info")
-"""What the verifier needs of a task."""
+"""Fields of a task that only the verifier may see."""
 
 
 class Prompts(Record):

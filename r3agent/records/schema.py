@@ -8,7 +8,7 @@ from r3agent.records.trajectory import Trajectory
 
 
 def record_schema() -> str:
-    """What `trajectory.schema.json` holds."""
+    """Text of `trajectory.schema.json`."""
     return json.dumps(Trajectory.model_json_schema(), indent=1) + "\n"
 
 

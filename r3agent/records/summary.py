@@ -1,4 +1,4 @@
-"""What a collection holds, in numbers."""
+"""Summary of a collection, in numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CollectSummary(Record):
 
     episodes: int
     resumed: int
-    """Of these, stored by an earlier call."""
+    """Episodes among these that an earlier call stored."""
     errors: dict[str, int]
     """Episodes that ended with an error, by its kind; they count nowhere below but in the spans they grew."""
     unlabelled: int
@@ -30,7 +30,7 @@ class CollectSummary(Record):
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
-    """Of these, what GRPO can learn from: not all reflections earned the same."""
+    """Groups among these that GRPO can learn from: not all reflections earned the same."""
     mixed_versions: int
     """Episodes that lived through a deploy: more than one policy version answered in them."""
     tokens_sampled: int

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 ReasoningField: TypeAlias = Literal["reasoning", "reasoning_content"]
 FIELDS: tuple[ReasoningField, ...] = ("reasoning", "reasoning_content")
-"""What vLLM calls it, and what it called it before, as others still do."""
+"""Names of the field: vLLM's, and its earlier one, which others still use."""
 
 OPEN, CLOSE = "<think>", "</think>"
 

@@ -30,7 +30,7 @@ Message: TypeAlias = dict[str, Any]
 Label: TypeAlias = Literal["attempt", "reflect", "retry"]
 
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
-"""What a generation is good for: its recorded tokens are trained on, its re-tokenised text is, or neither."""
+"""Use of a generation in training: its recorded tokens are trained on, its re-tokenised text is, or neither."""
 
 
 class Record(BaseModel):
@@ -72,7 +72,7 @@ class Task(Record):
     tools: tuple[dict[str, Any], ...] = ()
     """Tool definitions in the shape of OpenAI's API."""
     info: dict[str, Any] = {}
-    """Whatever the verifier needs; never shown to the policy."""
+    """Data for the verifier; never shown to the policy."""
     gold: Message | None = None
     """An assistant message that passes, where one is known; `audit` tries the verifier on it. Never shown either."""
 
@@ -98,7 +98,7 @@ class Task(Record):
 
 
 class Verdict(Record):
-    """What a verifier said of one answer."""
+    """A verifier's judgement of one answer."""
 
     passed: bool
     score: float = Field(ge=0, le=1)
@@ -106,11 +106,11 @@ class Verdict(Record):
     feedback: str | None = None
     """Why, for people; the policy does not see it unless a prompt puts it there."""
     noisy: bool = False
-    """Whoever gave it may err, e.g. a language model; then `feedback` has the votes."""
+    """True if its giver may err, e.g. a language model; then `feedback` has the votes."""
     by: str | None = None
-    """Who attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
+    """Name of whoever attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
     overruled: bool | None = None
-    """What the verifier had said, where a label says otherwise."""
+    """The verifier's own `passed`, where a label says otherwise."""
 
     @classmethod
     def failed(cls, feedback: str) -> Verdict:
@@ -125,7 +125,7 @@ class Generation(Record):
     reasoning: str | None = None
     """The thinking, where the server handed it over beside the text; its tokens are among `token_ids`."""
     reasoning_field: ReasoningField = "reasoning"
-    """What the server calls it."""
+    """The server's name for it."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
@@ -141,7 +141,7 @@ class Generation(Record):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     latency_s: float | None = None
-    """Of the request; the siblings of one `n > 1` request share it."""
+    """Latency of the request; the siblings of one `n > 1` request share it."""
     capability: Capability = "eval-only"
     capability_note: str | None = None
     """Why the capability is less than `trainable-exact`."""
@@ -200,7 +200,7 @@ class Span(Generation):
     standalone: bool = False
     """`request` is all that was sent: it does not go on with the parent's conversation."""
     verdict: Verdict | None = None
-    """On an attempt or a retry, once verified."""
+    """Verdict on an attempt or a retry, once verified."""
 
     @property
     def passed(self) -> bool | None:
@@ -222,7 +222,7 @@ class Trajectory(VersionedRecord):
     trajectory_id: str = Field(default_factory=new_id)
     task: Task
     sample: int = 0
-    """Which of several episodes of the same task this is."""
+    """Number of this episode among several of the same task."""
     spans: tuple[Span, ...] = ()
     """Parents before children."""
     error: EpisodeError | None = None
@@ -265,7 +265,7 @@ class Trajectory(VersionedRecord):
         return [c for c in self._children.get(span.span_id, []) if label in (None, c.label)]
 
     def path(self, span: Span) -> list[Span]:
-        """From the root to `span`, both included."""
+        """Spans from the root to `span`, both included."""
         path = [span]
         while (above := self.parent(path[-1])) is not None:
             path.append(above)

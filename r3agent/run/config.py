@@ -30,7 +30,7 @@ from r3agent.train.config import TrainConfig
 
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"
-    """Of an OpenAI-compatible server."""
+    """URL of an OpenAI-compatible server."""
     model: str = "bundled"
     """Name under which the server serves the base model; version v0007 of it is `MODEL@v0007`."""
     base_model: str = "bundled"
@@ -38,7 +38,7 @@ class PolicyConfig(Record):
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never written down."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """For one request."""
+    """Timeout of one request, in seconds."""
     outage_s: float = Field(default=600.0, ge=0)
     """How long to wait for a server that has answered before and is gone."""
 
@@ -58,13 +58,13 @@ class TaskConfig(Record):
     verifier: str = ""
     """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
     verifier_params: dict[str, Any] = {}
-    """What the verifier understands."""
+    """Parameters of the verifier."""
     seed: int = 0
     """Tasks of round k are drawn with `seed` and k."""
     params: dict[str, Any] = {}
-    """What the source understands, e.g. `max_number` of countdown. Of a file or `hf:NAME`: `prompt`, `system`, `gold`
+    """Parameters of the source, e.g. `max_number` of countdown. A file or `hf:NAME` has `prompt`, `system`, `gold`
     (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
-    of `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
+    `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
 
 
 class PromptConfig(Record):
@@ -86,7 +86,7 @@ class PromptConfig(Record):
         return text
 
     def filled(self, kind: Kind) -> PromptConfig:
-        """With the kind's own prompts where the settings have none."""
+        """Fill in the kind's own prompts where the settings have none."""
         own = {name: text for name, text in self.model_dump().items() if text}
         return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
 
@@ -112,18 +112,18 @@ class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
     """Frozen tasks, of an evaluation and of the gate."""
     split: Split = "test"
-    """Of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained on or
-    not."""
+    """Split of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained
+    on or not."""
     seed: int = 0
-    """Of the draw; the same tasks are taken with the same seed."""
+    """Seed of the draw; the same tasks are taken with the same seed."""
     samples: int = Field(default=1, ge=1)
     """Episodes of each task."""
 
 
 class GateConfig(Record):
     split: Split = "gate"
-    """Whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is right
-    where a single decision is made and its numbers are reported whatever it is."""
+    """Split whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is
+    right where a single decision is made and its numbers are reported whatever it is."""
     min_lift: float = 0.0
     """Points of after-reflection success that a new version must gain."""
     max_regression: float = Field(default=2.0, ge=0)
@@ -211,7 +211,7 @@ def to_toml(config: Config) -> str:
 
 
 def _table(*path: str) -> dict[str, Any]:
-    """What a key that the file does not have is added to: for one of a mapping such as `train.credit`, its default."""
+    """Table that a key missing from the file is added to: for one of a mapping such as `train.credit`, its default."""
     default: Any = Config()
     for name in path:
         default = getattr(default, name, None)
@@ -219,7 +219,7 @@ def _table(*path: str) -> dict[str, Any]:
 
 
 def _inline(mapping: dict[str, Any]) -> Any:
-    """On one line, so that the settings after it stay in their section."""
+    """Inline table on one line, so that the settings after it stay in their section."""
     inline = tomlkit.inline_table()
     inline.update(mapping)
     return inline

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "loop.rounds": 8,
     "loop.evaluate_every": 8,
 }
-"""What differs from the defaults: a tiny policy takes larger steps, and many of them, in little time.
+"""Settings that differ from the defaults: a tiny policy takes larger steps, and many of them, in little time.
 
 The test split may decide, because it does so once, at the end, and is shown whatever it decides: nothing was chosen by
 it. A second evaluation, on the gate split, would take as long again.
@@ -50,14 +50,14 @@ class DemoSummary(Record):
 
     seed: int
     seconds: float
-    """Of this call; a demo that was stopped and went on took longer."""
+    """Duration of this call; a demo that was stopped and went on took longer."""
     n_tasks: int
     before: Cells
     after: Cells
     lift_points: float
     """Change of `after_reflection`, in percentage points."""
     p_value: float
-    """Of that change: exact paired test."""
+    """P-value of that change, by an exact paired test."""
     policy_before: str
     policy_after: str
     tokens_sampled: int

@@ -13,14 +13,14 @@ from r3agent.train.rows import stand_in
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
 COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
-"""What an inspected span says as it was recorded."""
+"""Fields that an inspected span takes as recorded."""
 
 
 class InspectedToken(Record):
     id: int
     text: str | None
     logprob: float | None
-    """As recorded when it was sampled."""
+    """Logprob as recorded when it was sampled."""
 
 
 class InspectedSpan(Record):
@@ -38,7 +38,7 @@ class InspectedSpan(Record):
     tool_calls: tuple[dict[str, object], ...]
     verdict: Verdict | None
     reward: float | None
-    """By the label's source in `train.credit`, or else by the one that is the label's default."""
+    """Reward by the label's source in `train.credit`, or else by the one that is the label's default."""
     credit: float | None
     """The advantage that training on this run's trajectories gives it; `None` when it is not trained on."""
     no_credit: str | None
@@ -52,7 +52,7 @@ class InspectedSpan(Record):
 
 
 class Inspection(Record):
-    """What `r3agent inspect RUN TRAJECTORY --json` prints."""
+    """Output of `r3agent inspect RUN TRAJECTORY --json`."""
 
     trajectory_id: str
     task: Task
@@ -106,7 +106,7 @@ def inspect_trajectory(
 
 
 def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str | None]:
-    """What spells this trajectory's tokens, or why nothing does."""
+    """Function that spells this trajectory's tokens, or the reason why there is none."""
     try:
         texts = token_texts(model)
     except ConfigError as error:
@@ -118,7 +118,7 @@ def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str |
 
 
 def _solid(text: str) -> str:
-    """Without spaces, which a server may have stripped."""
+    """Remove spaces, which a server may have stripped."""
     return "".join(text.split())
 
 

@@ -1,4 +1,4 @@
-"""What is trained on decides nothing, and what decides is not the final word: no task of a run is in two splits.
+"""Guard against leakage between train, gate and test splits: no task of a run is in two of them.
 
 The shipped sources keep their splits apart by a hash of the id. A source of the user's own draws them as it likes, so
 every draw is checked against all that the run has drawn before, in this process or an earlier one.

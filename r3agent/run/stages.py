@@ -44,7 +44,7 @@ IDENTITY: dict[str, Callable[[Config], str]] = {
     "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
     "policy.base_model": lambda config: config.policy.base_model,
 }
-"""What a run is about; records of two tasks or two base models do not share a directory."""
+"""Subject of a run; records of two tasks or two base models do not share a directory."""
 
 EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries": 1}
 """The cells: a first try, after one reflection, and the blind control."""
@@ -145,7 +145,7 @@ class Run:
         return evaluate(episodes)
 
     def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
-        """What `evaluate` found, if it was called with the settings of now."""
+        """Result of `evaluate`, if it was called with the current settings."""
         split = split or self.config.eval.split
         return stored_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
 
@@ -171,7 +171,7 @@ class Run:
         return self.directory / "eval" / f"{before}-{after}.{split}.json"
 
     def _trajectories(self) -> list[Trajectory]:
-        """What was collected for training.
+        """Trajectories collected for training.
 
         Raises:
             ConfigError: some of it was collected for another task or judged by another verifier.
@@ -214,7 +214,7 @@ class Run:
         )
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
-        """What is stored of a version's episodes under the settings of now."""
+        """Stored episodes of a version under the current settings."""
         asked, drawn_with = {task.id for task in tasks}, self._drawn_with()
         return [
             t
@@ -223,7 +223,7 @@ class Run:
         ]
 
     def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
-        """Whether no episode is missing, so that no server is needed."""
+        """Tell whether no episode is missing, so that no server is needed."""
         if not (self.directory / "eval" / version).is_dir():
             return False
         whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
@@ -238,7 +238,7 @@ class Run:
         return _digest([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
 
     def _provenance(self) -> dict[str, Any]:
-        """What every trajectory says of where it came from."""
+        """Provenance recorded in every trajectory."""
         task = self.config.task
         settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
         return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}

@@ -10,7 +10,8 @@ from r3agent.errors import ConfigError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """
+    """Open a listening socket.
+
     Args:
         port: 0 takes a free one.
 
@@ -30,7 +31,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Tell whether only this machine can reach it."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

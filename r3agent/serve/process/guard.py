@@ -26,7 +26,7 @@ LINGER_S = 10.0
 
 
 def main(arguments: list[str]) -> int:
-    """Returns: the command's exit code, 128 + N if signal N ended it."""
+    """Run the command and return its exit code, 128 + N if signal N ended it."""
     parent, command = int(arguments[0]), arguments[2:]
     if os.getpgrp() != os.getpid():
         os.setsid()  # a group of its own, so that it can be killed as a whole

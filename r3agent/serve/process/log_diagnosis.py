@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cause:
-    """What a line of the log means, and what helps."""
+    """Meaning of a line of the log, and its remedy."""
 
     pattern: str
     """A regular expression, searched in the whole log; its first group, if there is one, completes the cause."""
@@ -92,11 +92,11 @@ CAUSES = (
         f"its traceback is in the log; if there is none, the system killed it: {LESS_MEMORY}",
     ),
 )
-"""In this order: what is found first is the most specific."""
+"""Causes from the most specific to the most general: the first that is found counts."""
 
 
 PREFIX = re.compile(r"^(\([^)]*\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?\s*")
-"""What vLLM puts before every line."""
+"""The prefix that vLLM puts before every line."""
 
 
 def likely_cause(log: str) -> str:

@@ -64,7 +64,7 @@ class LocalServer(ABC):
 
     @property
     def pid(self) -> int | None:
-        """Of the guard, which passes SIGTERM on; the server is its child."""
+        """Process id of the guard, which passes SIGTERM on; the server is its child."""
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class LocalServer(ABC):
             raise
 
     def watch(self) -> NoReturn:
-        """Until the server ends by itself.
+        """Wait until the server ends by itself.
 
         Raises:
             EndpointError: it has ended, as in `start`.
@@ -156,7 +156,7 @@ class LocalServer(ABC):
 
 
 def _end_group(leader: int) -> None:
-    """Of a leader that has ended or does not react: the rest may free what it holds, and is killed then."""
+    """Kill the rest of a group whose leader has ended or does not react, after a time to free what it holds."""
     with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
         wait_until(lambda: os.killpg(leader, 0), timeout_s=guard.LINGER_S, poll_s=POLL_S)
         os.killpg(leader, signal.SIGKILL)
