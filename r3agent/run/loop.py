@@ -8,7 +8,8 @@ rolled back, and the next round starts from the one that did. The final word is 
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from r3agent.evaluate import Comparison, Decision, gate
 from r3agent.records.trajectory import Record
@@ -17,14 +18,18 @@ from r3agent.run.stages import Run
 
 
 class Reporter(Protocol):
-    """Told what the loop is doing."""
+    """Reporter of what the loop is doing."""
 
-    def stage(self, text: str) -> None:
-        """A stage begins or has ended."""
+    def stage(self, text: str, kind: str = "") -> None:
+        """Report that a stage begins, of a kind whose stages take about as long, or what came of one."""
         ...
 
     def episodes(self, done: int, total: int) -> None:
-        """Episodes of the current stage."""
+        """Report how many episodes of the current stage are done."""
+        ...
+
+    def steps(self, done: int, total: int) -> None:
+        """Report how many optimizer steps of the current stage are done."""
         ...
 
 
@@ -65,7 +70,10 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
                 reporter.stage(f"{report.served_name} is live")
             if not evaluated:
                 continue
-            reporter.stage(f"comparing {version} with {champion} on frozen tasks of the {split} split")
+            reporter.stage(
+                f"comparing {version} with {champion} on {run.config.eval.n} frozen tasks of the {split} split",
+                "evaluate",
+            )
             comparison = run.evaluate(champion, version, reporter.episodes, split=split)
         decision = gate(comparison, **run.config.gate.model_dump(exclude={"split"}))
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision))
@@ -79,13 +87,21 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
 
 def _grow(run: Run, reporter: Reporter, round_: str) -> None:
     """Collect with the live policy and train the next version from it."""
-    reporter.stage(f"{round_}: collecting with {run.ensure_live().served_name}")
+    reporter.stage(
+        f"{round_}: collecting episodes of {run.config.collect.n} tasks with {run.ensure_live().served_name}", "collect"
+    )
     summary = run.collect(reporter.episodes)
     reporter.stage(
         f"{round_}: {summary.episodes} episodes, first try {summary.first_try or 0:.1%}, retry after reflection "
-        f"{summary.retry_after_reflection or 0:.1%}; training on {summary.groups_with_variance} groups"
+        f"{summary.retry_after_reflection or 0:.1%}; training on {summary.groups_with_variance} groups",
+        "train",
     )
     resume = run.registry.has_checkpoint(run.registry.next_version())
     if resume:
         reporter.stage(f"{round_}: going on with the training that was interrupted")
-    run.train(resume=resume)
+
+    def report_step(stage: str, values: Mapping[str, Any]) -> None:
+        if stage == "step":
+            reporter.steps(values["step"], values["steps"])
+
+    run.train(report_step, resume=resume)

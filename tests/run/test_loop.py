@@ -60,7 +60,8 @@ class FakeRun:
         progress(1, 1)
         return self._ended(f"collect with {self.registry.live} for {self.registry.next_version()}", summarise([]))
 
-    def train(self, *, resume: bool) -> PolicyCard:
+    def train(self, progress: Any, *, resume: bool) -> PolicyCard:
+        progress("step", {"step": 1, "steps": 1})
         version, parent = self.registry.next_version(), self.ensure_live().version
         if resume:
             self.disk.log.append(f"resume {version}")
@@ -103,10 +104,12 @@ class Told:
     def __init__(self) -> None:
         self.stages: list[str] = []
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, kind: str = "") -> None:
         self.stages.append(text)
 
     def episodes(self, done: int, total: int) -> None: ...
+
+    def steps(self, done: int, total: int) -> None: ...
 
 
 def loop(disk: Disk, killed_after: str | None = None, told: Told | None = None, **settings: int) -> LoopReport:

@@ -1,0 +1,101 @@
+"""Verbs from functions: what they load, what their help says, what a misspelt word is told, progress in a file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r3agent.cli import progress
+from r3agent.cli.main import main
+from r3agent.cli.progress import ConsoleReporter
+from r3agent.run.config import CollectConfig
+
+HEAVY = {"langgraph", "openai", "torch", "pydantic", "transformers", "scipy"}
+
+
+def loaded(words: list[str]) -> set[str]:
+    """Which of the heavy packages a command line loads, and the modules of its own."""
+    script = (
+        "import sys\nfrom r3agent.cli.main import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "print('\\n', *sys.modules, sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines())
+
+
+def test_help_loads_no_heavy_package_and_no_verb() -> None:
+    modules = loaded(["--help"])
+    assert not modules & HEAVY
+    assert not {name for name in modules if name.startswith(("r3agent.run", "r3agent.cli.s"))}
+
+
+def test_serve_loads_neither_other_stages_nor_clients() -> None:
+    assert not loaded(["serve", "--help"]) & {"langgraph", "openai", "torch", "r3agent.run.stages"}
+
+
+def test_flag_has_the_words_and_the_default_of_its_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["collect", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    field = CollectConfig.model_fields["n"]
+    assert f"--n INT {field.description} [default: {field.default}]" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["colect"], 'r3agent: Unknown command "colect". Did you mean "collect"?'),
+        (["collect", "--sampels", "2"], "r3agent collect: Unknown option: --sampels. Did you mean --samples?"),
+        (["collect", "--n", "five"], 'r3agent collect: Invalid value for --n: unable to convert "five" into int.'),
+        (["serve", "--engine", "vlm"], 'Did you mean "vllm"?'),
+        (["collect", "--", "--seed", "1"], "--seed 1: only serve takes options after --"),
+    ],
+)
+def test_usage_error_exits_2_and_names_the_nearest(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip().count(".") == 2
+
+
+def test_completion_script_can_be_made() -> None:
+    script = "from r3agent.cli.main import app; print(app().generate_completion(shell='bash'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "--blind-retries" in done.stdout
+
+
+def test_progress_in_a_file_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    with ConsoleReporter() as reporter:
+        reporter.expect({"collect": 21.0})
+        reporter.stage("collecting [bold]with\x1b[31m red", "collect")
+        reporter.episodes(1, 3)
+        reporter.steps(2, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "r3agent collecting [bold]with\N{REPLACEMENT CHARACTER}[31m red (about 20 s)",
+        "r3agent   1 of 3 episodes",
+        "r3agent   2 of 3 steps",
+    ]
+
+
+def test_json_of_a_failure_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--run", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"config": str(tmp_path / "r3.toml")}
+    assert main(["init", "--run", str(tmp_path), "--json"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "exists" in output.err
