@@ -172,10 +172,30 @@ class OfflineGRPOTrainer(GRPOTrainer):
         return loss * inputs["share"] if self.loss_type in ("grpo", "dr_grpo") else loss
 
     def _get_per_token_logps_and_entropies(
-        self, *args: Any, **kwargs: Any
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """As TRL's: (B, T) logprobs and entropies; in a loss they are also the old logprobs of distilled rows."""
-        logprobs_BT, entropies_BT, aux_loss = self._logprobs_and_entropies(*args, **kwargs)
+        """Compute (B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts if `packs`.
+
+        In a loss they are also the old logprobs of distilled rows.
+        """
+        if self.packs:
+            packed = pack(input_ids, attention_mask, logits_to_keep)
+            with self.accelerator.autocast():
+                outputs = model(**packed._asdict(), fused_lm_head=True)
+            completion_mask = attention_mask[:, -logits_to_keep:]
+            logprobs_BT, aux_loss = unpack(outputs.log_probs, completion_mask), None
+            entropies_BT = unpack(outputs.entropy, completion_mask) if compute_entropy else None
+        else:
+            logprobs_BT, entropies_BT, aux_loss = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
+            )
         if self.in_loss is not None:
             rows_B = self.in_loss["distilled"]
             old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it after this
@@ -185,36 +205,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
             if tokens:
                 self._metrics["train"]["ratio"].append((total / tokens).item())
         return logprobs_BT, entropies_BT, aux_loss
-
-    def _logprobs_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """As TRL's: (B, T) logprobs and entropies of the last `logits_to_keep` tokens, here with shared prompts."""
-        if not self.packs:
-            return super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **kwargs,
-            )
-        packed = pack(input_ids, attention_mask, logits_to_keep)
-        with self.accelerator.autocast():
-            outputs = model(**packed._asdict(), fused_lm_head=True)
-        completion_mask = attention_mask[:, -logits_to_keep:]
-        logprobs = unpack(outputs.log_probs, completion_mask)
-        return logprobs, unpack(outputs.entropy, completion_mask) if compute_entropy else None, None
 
     def _send_telemetry(self) -> None:
         """Training tells no one."""
