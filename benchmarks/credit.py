@@ -140,8 +140,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Any]
 
 def store(file: Path, command: str, text: str) -> None:
     """This benchmark's section of the results, in place of the one that was there."""
-    known = file.read_text() if file.exists() else "# Results\n"
-    kept = re.sub(r"\n## Credit by label\n.*?(?=\n## |\Z)", "", known, flags=re.DOTALL).rstrip("\n")
+    text_before = file.read_text() if file.exists() else "# Results\n"
+    kept = re.sub(r"\n## Credit by label\n.*?(?=\n## |\Z)", "", text_before, flags=re.DOTALL).rstrip("\n")
     file.write_text(f"{kept}\n\n## Credit by label\n\n`{command}`\n\n{text}\n")
 
 

@@ -224,13 +224,13 @@ def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: st
 def compare(case: str, options: argparse.Namespace) -> dict[str, float]:
     sides = {name: start(name, case, options) for name in ("stock", "ours")}
     try:
-        return measured(case, sides, options.rounds)
+        return measure(case, sides, options.rounds)
     finally:
         for process in sides.values():
             process.kill()
 
 
-def measured(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
+def measure(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
     logprobs = {name: json.loads(read(process)) for name, process in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -238,8 +238,8 @@ def measured(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) ->
             process.stdin.write("\n")
             process.stdin.flush()
             seconds[name].append(float(read(process)))
-        shown = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
-        print(f"{case} {'warm-up' if not turn else f'round {turn}'}: {shown}", flush=True)
+        times = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+        print(f"{case} {'warm-up' if not turn else f'round {turn}'}: {times}", flush=True)
     peak = {name: float(read(process)) for name, process in sides.items()}
     print(f"{case} peak above the model: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peak.items()))
     pairs = [

@@ -39,15 +39,15 @@ HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
 
 
 @lru_cache(maxsize=100_000)
-def first_steps(given: tuple[int, ...]) -> tuple[Step, ...]:
+def first_steps(numbers: tuple[int, ...]) -> tuple[Step, ...]:
     """First steps whose value the tokenizer has a token for."""
-    return tuple(step for step in steps(given) if step.value <= MAX_NUMBER)
+    return tuple(step for step in steps(numbers) if step.value <= MAX_NUMBER)
 
 
 @lru_cache(maxsize=100_000)
-def good_steps(given: tuple[int, ...], target: int) -> tuple[Step, ...]:
+def good_steps(numbers: tuple[int, ...], target: int) -> tuple[Step, ...]:
     """First steps of a three-number problem from which one more step reaches the target."""
-    return tuple(s for s in first_steps(given) if any(last.value == target for last in steps((s.value, *s.rest))))
+    return tuple(s for s in first_steps(numbers) if any(last.value == target for last in steps((s.value, *s.rest))))
 
 
 def play(first: Step, target: int | None, rng: random.Random) -> tuple[str, int]:
@@ -66,9 +66,9 @@ def hint(step: Step) -> str:
 
 def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Message]:
     """One conversation: an attempt, and after a wrong one a reflection and a retry, or a blind retry."""
-    given, target = tuple(task.info["numbers"]), task.info["target"]
-    good = good_steps(given, target)
-    every = first_steps(given)
+    numbers, target = tuple(task.info["numbers"]), task.info["target"]
+    good = good_steps(numbers, target)
+    every = first_steps(numbers)
 
     def attempt() -> tuple[str, int]:
         if good and rng.random() < mixture.right_attempt:
@@ -80,7 +80,7 @@ def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Messa
         if good and draw < mixture.good_hint:
             return rng.choice(good)
         if draw < mixture.good_hint + mixture.habit_hint:
-            return next(s for s in every if (s.left, s.op, s.right) == (given[0], "+", given[1]))
+            return next(s for s in every if (s.left, s.op, s.right) == (numbers[0], "+", numbers[1]))
         return rng.choice(every)
 
     first_try, value = attempt()
@@ -89,9 +89,9 @@ def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Messa
         return messages
     if rng.random() < mixture.blind:
         return [*messages, user(BLIND_RETRY), assistant(attempt()[0])]
-    named = reflection()
-    retry, _ = play(named, target, rng)
-    return [*messages, user(REFLECT), assistant(hint(named)), user(RETRY), assistant(retry)]
+    step = reflection()
+    retry, _ = play(step, target, rng)
+    return [*messages, user(REFLECT), assistant(hint(step)), user(RETRY), assistant(retry)]
 
 
 def user(content: str) -> Message:

@@ -31,10 +31,10 @@ def reply(
     prompts: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
-    drawn: dict[str, Any] = (
+    sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     )
-    out = cast(Any, model).generate(**prompts, max_new_tokens=24, **drawn)
+    out = cast(Any, model).generate(**prompts, max_new_tokens=24, **sampling)
     return tokenizer.batch_decode(out[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -50,23 +50,23 @@ def measure(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tasks = list(generate(n, seed=seed, split="test"))
-    asked: list[list[Message]] = [list(task.messages) for task in tasks]
-    first = reply(model, tokenizer, asked, temperature)
+    prompts: list[list[Message]] = [list(task.messages) for task in tasks]
+    first = reply(model, tokenizer, prompts, temperature)
     failed = [
         (task, [*task.messages, assistant(text)])
         for task, text in zip(tasks, first, strict=True)
         if not countdown(task, text).passed
     ]
-    given = [tuple(task.info["numbers"]) for task, _ in failed]
+    numbers = [tuple(task.info["numbers"]) for task, _ in failed]
     own = reply(model, tokenizer, [[*c, user(REFLECT)] for _, c in failed], temperature)
     oracle = [
         hint(rng.choice(good_steps(g, task.info["target"]) or first_steps(g)))
-        for g, (task, _) in zip(given, failed, strict=True)
+        for g, (task, _) in zip(numbers, failed, strict=True)
     ]
-    at_random = [hint(rng.choice(first_steps(g))) for g in given]
+    at_random = [hint(rng.choice(first_steps(g))) for g in numbers]
     good = [
         any(hint(s) == text for s in good_steps(g, task.info["target"]))
-        for g, (task, _), text in zip(given, failed, own, strict=True)
+        for g, (task, _), text in zip(numbers, failed, own, strict=True)
     ]
 
     def after(reflections: list[str]) -> float:

@@ -84,9 +84,9 @@ class Encoder:
         ids: list[int] = []
         mask: list[bool] = []
         for message in messages:
-            said = self._ids(f"{message['content']} <|end|>")
-            ids += [*self._ids(f"<|{message['role']}|>"), *said]
-            mask += [False, *([message["role"] == "assistant"] * len(said))]
+            content = self._ids(f"{message['content']} <|end|>")
+            ids += [*self._ids(f"<|{message['role']}|>"), *content]
+            mask += [False, *([message["role"] == "assistant"] * len(content))]
         return ids, mask
 
     def _ids(self, text: str) -> list[int]:
@@ -112,8 +112,8 @@ def batches(
 
 def shuffled(task: Task, rng: random.Random) -> Task:
     """The same problem with its numbers in another order."""
-    given = rng.sample(task.info["numbers"], k=len(task.info["numbers"]))
-    return make_task(given, task.info["target"])
+    numbers = rng.sample(task.info["numbers"], k=len(task.info["numbers"]))
+    return make_task(numbers, task.info["target"])
 
 
 def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:

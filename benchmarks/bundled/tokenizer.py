@@ -26,8 +26,8 @@ CHAT_TEMPLATE = (
 def build_tokenizer() -> PreTrainedTokenizerFast:
     words = [*SPECIAL, *SYMBOLS, *WORDS, *map(str, range(MAX_NUMBER + 1))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    known = rf"\d+|</?answer>|[-+*/()=]|\b(?:{'|'.join(WORDS)})\b"
-    tokenizer.pre_tokenizer = Split(Regex(known), behavior="removed", invert=True)
+    pattern = rf"\d+|</?answer>|[-+*/()=]|\b(?:{'|'.join(WORDS)})\b"
+    tokenizer.pre_tokenizer = Split(Regex(pattern), behavior="removed", invert=True)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

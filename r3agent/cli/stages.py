@@ -19,7 +19,7 @@ from r3agent.records.versions import BASE
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import CONFIG_FILE, Run
 from r3agent.store.trajectories import load
-from r3agent.train.report import told
+from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
 
@@ -48,14 +48,14 @@ def train(
 ) -> Output:
     opened = _open(run, overrides)
     with ConsoleReporter() as reporter:
-        card = opened.train(lambda stage, values: reporter.stage(told(stage, values)), resume=resume, force=force)
+        card = opened.train(lambda stage, values: reporter.stage(progress_line(stage, values)), resume=resume, force=force)
     rows = card.metrics["rows"]
     lines = [
         f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
-        f"  {told('rows', rows)}",
+        f"  {progress_line('rows', rows)}",
         f"  rows by label: {_short(rows['labels'])}",
         *(f"  no row of {label}: {why}" for label, why in rows["remedies"].items()),
-        f"  {told('mismatch', card.metrics['mismatch'])}",
+        f"  {progress_line('mismatch', card.metrics['mismatch'])}",
         *(f"  forced: {reason}" for reason in card.metrics["forced"]),
         f"next: r3agent deploy {card.version} --run {run}",
     ]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
-from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, minus
+from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, paired_differences
 from r3agent.evaluate.statistics import Difference, difference
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord
 from r3agent.store.registry import read_record
@@ -85,12 +85,12 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alph
 
 
 def _change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference | None:
-    changes = minus(candidate, baseline)
+    changes = paired_differences(candidate, baseline)
     return difference(list(changes.values()), bound) if changes else None
 
 
 def _lifts(means: dict[Cell, Means]) -> Means:
-    return minus(means["after_reflection"], means["blind_retry"])
+    return paired_differences(means["after_reflection"], means["blind_retry"])
 
 
 def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -> None:
@@ -117,12 +117,12 @@ class StoredComparison(VersionedRecord):
     comparison: Comparison
 
 
-def store_comparison(path: Path, comparison: Comparison, settings: str) -> None:
+def write_comparison(path: Path, comparison: Comparison, settings: str) -> None:
     stored = StoredComparison(settings=settings, comparison=comparison)
     write_atomically(path, stored.model_dump_json(indent=2))
 
 
-def stored_comparison(path: Path, settings: str) -> Comparison | None:
+def read_comparison(path: Path, settings: str) -> Comparison | None:
     """What was stored there, if it was under these settings.
 
     Raises:

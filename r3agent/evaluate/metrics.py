@@ -51,7 +51,7 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
     means = cell_means(trajectories)
     errors = [error_of(t) for t in trajectories]
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
-    lifts = minus(means["after_reflection"], means["blind_retry"])
+    lifts = paired_differences(means["after_reflection"], means["blind_retry"])
     rates = {cell: rate(list(means[cell].values()), errors.count(None)) for cell in CELLS if means[cell]}
     return Evaluation(
         policy=", ".join(sorted({s.policy_version or s.model for t in trajectories for s in t.spans})),
@@ -105,7 +105,7 @@ def error_of(trajectory: Trajectory) -> str | None:
     return "no verdict" if _first_try(trajectory) is None else None
 
 
-def minus(candidate: Means, baseline: Means) -> Means:
+def paired_differences(candidate: Means, baseline: Means) -> Means:
     """Candidate minus baseline, for the tasks in both."""
     return {task: candidate[task] - baseline[task] for task in sorted(candidate.keys() & baseline.keys())}
 

@@ -27,7 +27,7 @@ from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
-from r3agent.evaluate.comparison import store_comparison, stored_comparison
+from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.policy.openai import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE
@@ -136,7 +136,7 @@ class Run:
         """
         split = split or self.config.eval.split
         comparison = compare(*self._evaluations([before, after], split, progress))
-        store_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
+        write_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
@@ -147,7 +147,7 @@ class Run:
     def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
         """Result of `evaluate`, if it was called with the current settings."""
         split = split or self.config.eval.split
-        return stored_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
+        return read_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""

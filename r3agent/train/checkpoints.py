@@ -42,7 +42,7 @@ class Checkpoints:
         self.last: str | None = None
         """The checkpoint that training goes on from."""
 
-    def belong_to(self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, resume: bool) -> None:
+    def bind(self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, resume: bool) -> None:
         """
         Args:
             resume: go on from the last one; otherwise they are removed and training begins anew.
@@ -84,7 +84,7 @@ class Checkpoints:
             shutil.rmtree(self.directory)
 
 
-class StopWhenAsked(TrainerCallback):
+class StopOnSignal(TrainerCallback):
     """SIGTERM or Ctrl-C lets the step end, saves a checkpoint and stops; a second one stops a single process at once.
 
     Several processes agree on it after every step, since not all of them may have heard it before that step's end.
@@ -92,7 +92,7 @@ class StopWhenAsked(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.stop = False
         self.accelerator: Accelerator | None = None
 
     @contextmanager
@@ -112,21 +112,21 @@ class StopWhenAsked(TrainerCallback):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.asked:
+        if self.stop:
             raise TrainingInterrupted
 
     def _hear(self, *_: object) -> None:
         assert self.accelerator is not None
-        if self.asked and self.accelerator.num_processes == 1:
+        if self.stop and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.accelerator is not None
-        heard: Any = torch.tensor(float(self.asked), device=self.accelerator.device)
-        agreed: Any = self.accelerator.reduce(heard)
-        self.asked = agreed.item() > 0
-        if self.asked:
+        own: Any = torch.tensor(float(self.stop), device=self.accelerator.device)
+        agreed: Any = self.accelerator.reduce(own)
+        self.stop = agreed.item() > 0
+        if self.stop:
             control.should_save = control.should_training_stop = True
 
 

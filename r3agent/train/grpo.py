@@ -58,7 +58,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         prompts, completions = rows["prompt_ids_P"], rows["completion_ids_T"]
-        self.packs = config.share_prompt and _shares(model, max(map(len, prompts)) + max(map(len, completions)))
+        self.packs = config.share_prompt and _enable_sharing(model, max(map(len, prompts)) + max(map(len, completions)))
         processes = PartialState(cpu=not torch.accelerator.is_available())
         self.batches = MicroBatches(
             rows["group_id"],
@@ -72,7 +72,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         )
         super().__init__(
             model=model,
-            reward_funcs=_recorded,
+            reward_funcs=_recorded_rewards,
             args=_arguments(config, self.batches, max(map(len, completions)), output_dir),
             train_dataset=rows,
             processing_class=tokenizer,
@@ -124,7 +124,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 found.append((index, logprobs_T[: len(pairs[index][1])]))
         return [logprobs_T for _, logprobs_T in sorted(gather_object(found) if divided else found)]
 
-    def gathered(self) -> dict[str, torch.Tensor] | None:
+    def gather_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights where processes hold parts of them (FSDP, DeepSpeed); every process takes part."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
@@ -135,8 +135,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches of recorded rows; after the last row there is a blank one."""
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
-        laid_out = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
-        return _Epochs(rows, batch_sampler=self.batches, collate_fn=laid_out)
+        collate_rows = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
+        return _Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -220,7 +220,7 @@ class _Epochs(DataLoader[Any]):
         cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
-def _shares(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
+def _enable_sharing(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
     """Make the model share prompts if it can, and say why if it cannot."""
     inner = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
     if getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0):
@@ -232,7 +232,7 @@ def _shares(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
     return not reason
 
 
-def _recorded(**_: Any) -> list[float | None]:
+def _recorded_rewards(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
 
 

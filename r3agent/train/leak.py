@@ -42,15 +42,15 @@ def leak_share(trajectory: Trajectory, reflection: Span) -> float:
     recorded = reflection.prompt_token_ids and all(s.token_ids for s in (failed, reflection, *passed))
     prompt = reflection.prompt_token_ids if recorded else _words_of(trajectory.prompt(reflection))
     tokens = _ids if recorded else _words
-    known, said = _runs(prompt or ()), _runs(tokens(reflection))
-    return max(_share(tokens(retry), tokens(failed), known, said) for retry in passed)
+    prompt_runs, reflection_runs = _runs(prompt or ()), _runs(tokens(reflection))
+    return max(_share(tokens(retry), tokens(failed), prompt_runs, reflection_runs) for retry in passed)
 
 
-def _share(answer: Tokens, failed: Tokens, known: set[Tokens], said: set[Tokens]) -> float:
-    new = _runs(_unwrapped(answer, failed)) - known
+def _share(answer: Tokens, failed: Tokens, prompt_runs: set[Tokens], reflection_runs: set[Tokens]) -> float:
+    new = _runs(_unwrapped(answer, failed)) - prompt_runs
     if len(new) < MIN_RUNS:
-        new = _runs(answer) - known
-    return len(new & said) / len(new) if new else 0.0
+        new = _runs(answer) - prompt_runs
+    return len(new & reflection_runs) / len(new) if new else 0.0
 
 
 def _unwrapped(answer: Tokens, failed: Tokens) -> Tokens:
@@ -77,8 +77,8 @@ def _words(generation: Generation) -> Tokens:
 
 def _words_of(messages: Sequence[Message]) -> Tokens:
     """Words and signs of what the messages say and call; spacing does not count."""
-    said = [str(part) for m in messages for part in (m.get("content") or "", *_calls(m))]
-    return [word for text in said for word in re.findall(r"\w+|[^\w\s]", text)]
+    texts = [str(part) for m in messages for part in (m.get("content") or "", *_calls(m))]
+    return [word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)]
 
 
 def _calls(message: Message) -> list[str]:

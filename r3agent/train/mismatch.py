@@ -74,19 +74,19 @@ def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force:
     Raises:
         TrainingError: with the number, its limit and what to do.
     """
-    found: list[str] = []
+    reasons: list[str] = []
     if mismatch.gap is not None and not mismatch.gap.mean <= config.max_mismatch:
-        found.append(
+        reasons.append(
             f"mean |logprob gap| = {mismatch.gap.mean:.4f} over {mismatch.gap.tokens} tokens, limit "
             f"{config.max_mismatch}: the rows were sampled by other weights, another chat template or another "
             f"temperature scale than {start.version} ({start.adapter or start.model}); train from the version that "
             "sampled them, raise max_mismatch, or use --force"
         )
     if mismatch.ess is not None and not mismatch.ess >= config.min_ess:
-        found.append(
+        reasons.append(
             f"effective sample size = {mismatch.ess:.3f} of the rows, limit {config.min_ess}: they are too far from "
             f"{start.version}; collect with it, lower max_staleness or min_ess, or use --force"
         )
-    if found and not force:
-        raise TrainingError("; ".join(found))
-    return found
+    if reasons and not force:
+        raise TrainingError("; ".join(reasons))
+    return reasons

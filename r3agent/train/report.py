@@ -109,12 +109,12 @@ class RowReport(Record):
         )
 
 
-def remedies(wanted: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
+def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
     """For each wanted label without a row: why, and what to do."""
     trained_on = {row.label for row in rows}
     return {
         label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
-        for label in wanted
+        for label in labels
         if label not in trained_on
     }
 
@@ -129,7 +129,7 @@ def _remedy(label: str, reasons: Counter[str]) -> str:
 
 
 def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
-    rows, dropped, leaked, alike = credited
+    rows, dropped, leaked, zero_variance_groups = credited
     spans = dict.fromkeys(config.credit, 0)
     rewards: dict[CreditLabel, list[float]] = {}
     for trajectory in trajectories:
@@ -141,7 +141,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
             if earned is not None:
                 rewards.setdefault(label, []).append(earned)
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
-    wanted = [*config.credit, *(["distill"] if config.distill else [])]
+    labels = [*config.credit, *(["distill"] if config.distill else [])]
     return RowReport(
         trajectories=len(trajectories),
         errored=len(errors),
@@ -151,7 +151,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),
         groups=len({row.group_id for row in rows if row.label != "distill"}),
-        zero_variance_groups=alike,
+        zero_variance_groups=zero_variance_groups,
         dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
@@ -161,7 +161,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
         reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sum(len(row.completion_ids_T) for row in rows),
-        remedies=remedies(wanted, rows, dropped),
+        remedies=remedies(labels, rows, dropped),
     )
 
 
@@ -176,7 +176,7 @@ STEP = {
 """What is shown of TRL's log, and as what."""
 
 
-def told(stage: str, values: Mapping[str, Any]) -> str:
+def progress_line(stage: str, values: Mapping[str, Any]) -> str:
     """One line for a stage that `train` tells of."""
     return {"rows": rows_line, "mismatch": mismatch_line, "step": step_line}.get(stage, _other)(values)
 
@@ -207,9 +207,9 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
 
 def step_line(step: Mapping[str, Any]) -> str:
     """From what `train` tells of a step."""
-    shown = (f"{name} {step[key]:.3g}" for key, name in STEP.items() if step.get(key) is not None)
+    parts = (f"{name} {step[key]:.3g}" for key, name in STEP.items() if step.get(key) is not None)
     left = timedelta(seconds=round(step["seconds_left"]))
-    return f"step {step['step']}/{step['steps']}, {left} left: {', '.join(shown)}, {step['tokens_per_s']:.0f} tokens/s"
+    return f"step {step['step']}/{step['steps']}, {left} left: {', '.join(parts)}, {step['tokens_per_s']:.0f} tokens/s"
 
 
 def _other(values: Mapping[str, Any]) -> str:

@@ -109,13 +109,13 @@ class RowMaker(NamedTuple):
         age = versions.version_distance(span.policy_version, self.version)
         if age is not None and age > self.config.max_staleness:
             return "stale"
-        asked = prompt_of or span
-        capabilities = {span.capability, asked.capability}
+        prompt_span = prompt_of or span
+        capabilities = {span.capability, prompt_span.capability}
         if "eval-only" in capabilities:
             return "eval_only"
         logprobs = None
         if capabilities == {"trainable-exact"}:
-            prompt, completion = list(asked.prompt_token_ids or ()), list(span.token_ids or ())
+            prompt, completion = list(prompt_span.prompt_token_ids or ()), list(span.token_ids or ())
             logprobs = list(span.logprobs or ()) if prompt_of is None else None
         elif self.retokenise is None:
             return "retokenise_refused"

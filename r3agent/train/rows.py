@@ -69,7 +69,7 @@ def credit_spans(
     dropped = list(_without_reward(trajectories, config))
     leaked: set[tuple[str, str]] = set()
     kept: list[list[Row]] = []
-    alike = 0
+    zero_variance_groups = 0
     for label, source in config.credit.items():
         for group in groups(whole, label, source):
             made = list(_rows_of(group, make_row, leaked))
@@ -78,13 +78,13 @@ def credit_spans(
             if len({row.reward for row in rows_G}) > 1:
                 kept.append(rows_G)
                 continue
-            alike += len(rows_G) > 1
+            zero_variance_groups += len(rows_G) > 1
             reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
             dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
-    made = list(distilled(whole, make_row)) if config.distill else []
+    made = list(distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
     rows = [*_with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
-    return Credited(rows, dropped, leaked, alike)
+    return Credited(rows, dropped, leaked, zero_variance_groups)
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:
@@ -142,7 +142,7 @@ def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
     return rows
 
 
-def distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
+def distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
     """A row for each retry after a reflection that passed where the first try had failed.
 
     It is in the group of the task's first tries, whose prompt it shares; its advantage is its weight.

@@ -19,7 +19,7 @@ from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_package
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard, create_version, write_card
-from r3agent.train.checkpoints import Checkpoints, StopWhenAsked, enough_memory
+from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.mismatch import check, measure
@@ -72,7 +72,7 @@ def train(
         require_package(config.report_to, f"report_to = {config.report_to!r}")
     processes = PartialState(cpu=not torch.accelerator.is_available())
     first = processes.is_main_process
-    progress = progress if progress and first else _unwatched
+    progress = progress if progress and first else _ignore_progress
     began = time.perf_counter()
     checkpoints = Checkpoints(out_dir)
     with _growing(out_dir, checkpoints, first) as directory:
@@ -80,10 +80,10 @@ def train(
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         rows, report = build_rows(trajectories, config=config, version=start.version, retokenise=retokenise)
         progress("rows", report.model_dump())
-        checkpoints.belong_to(rows, config=config, start=start, resume=resume)
+        checkpoints.bind(rows, config=config, start=start, resume=resume)
 
         model = load_model(start, config)
-        stop = StopWhenAsked()
+        stop = StopOnSignal()
         trainer = OfflineGRPOTrainer(
             model,
             to_dataset(rows),
@@ -124,7 +124,7 @@ def train(
             },
             fingerprint=fingerprint(sequences, fingerprint_logprobs(trainer, sequences), parent_logprobs),
         )
-        state = trainer.gathered()
+        state = trainer.gather_weights()
         if first:
             with disk_errors(directory, SafetensorError):
                 save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start, state)
@@ -177,7 +177,7 @@ def _growing(out_dir: Path, checkpoints: Checkpoints, first: bool) -> Generator[
         yield directory
 
 
-def _unwatched(stage: str, values: Mapping[str, Any]) -> None:
+def _ignore_progress(stage: str, values: Mapping[str, Any]) -> None:
     pass
 
 

@@ -34,12 +34,12 @@ class Retokeniser:
         Raises:
             TrainingError: the policy has no chat template, or it does not take this conversation.
         """
-        asked = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
+        options = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
         tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as the graph offers them
         try:
             prompt = self.tokenizer.apply_chat_template(
                 [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
-                **{**asked, "tools": tools, "add_generation_prompt": True, "tokenize": False},
+                **{**options, "tools": tools, "add_generation_prompt": True, "tokenize": False},
             )
         except (ValueError, TemplateError) as error:
             raise TrainingError(
@@ -102,13 +102,13 @@ def token_texts(model: str) -> TokenTexts:
 
     def texts(ids_T: Sequence[int]) -> list[str]:
         pieces_T: list[str] = []
-        first = told = 0  # what lies before may change a token's text: the last piece is decoded with it
+        first = end_of_text = 0  # what lies before may change a token's text: the last piece is decoded with it
         for end in range(1, len(ids_T) + 1):
-            before, now = (tokenizer.decode(ids_T[first:to], skip_special_tokens=False) for to in (told, end))
+            before, now = (tokenizer.decode(ids_T[first:to], skip_special_tokens=False) for to in (end_of_text, end))
             whole = not now.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids_T)
             pieces_T.append(now[len(before) :] if whole else "")
             if whole:
-                first, told = told, end
+                first, end_of_text = end_of_text, end
         return pieces_T
 
     return texts

@@ -143,10 +143,10 @@ def _check_shape(lora: LoraConfig, config: TrainConfig, start: PolicyStart) -> N
     if config.lora_target_modules != "all-linear":
         shape["lora_target_modules"] = set(lora.target_modules or ())
     for setting, has in shape.items():
-        wanted = getattr(config, setting)
-        if (set(wanted) if isinstance(has, set) else wanted) != has:
+        value = getattr(config, setting)
+        if (set(value) if isinstance(has, set) else value) != has:
             raise ConfigError(
-                f"{setting} = {wanted}, but the adapter of {start.version} has {has} and goes on from itself; "
+                f"{setting} = {value}, but the adapter of {start.version} has {has} and goes on from itself; "
                 f"set {setting} = {has}, or start from the base model"
             )
 
@@ -171,12 +171,12 @@ def _loading(start: PolicyStart) -> Generator[None]:
 
 @contextmanager
 def _no_progress_bars() -> Generator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
+    enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             transformers_logging.enable_progress_bar()
 
 

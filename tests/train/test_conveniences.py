@@ -16,7 +16,7 @@ from r3agent.errors import ConfigError, TrainingError
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, TrainConfig
 from r3agent.train.checkpoints import enough_memory
-from r3agent.train.report import told
+from r3agent.train.report import progress_line
 from tests.train.versions import OUTCOMES, run
 
 Record = Callable[..., list[Trajectory]]
@@ -60,7 +60,7 @@ def test_a_person_is_told_of_rows_mismatch_and_every_step(record: Record, start:
         record([*OUTCOMES, [0, 0]]),
         start,
         tmp_path / "v0001",
-        progress=lambda stage, values: lines.append(told(stage, values)),
+        progress=lambda stage, values: lines.append(progress_line(stage, values)),
     )
     assert lines[0] == (
         "8 rows in 3 groups; in 25% of all groups the siblings earned the same; dropped: zero_variance 2; "

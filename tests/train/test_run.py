@@ -163,18 +163,18 @@ def test_the_card_tells_how_to_recognise_the_weights(
 def test_progress_is_told_in_order_and_nothing_is_printed(
     record: Record, start: PolicyStart, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[tuple[str, Mapping[str, Any]]] = []
+    stages: list[tuple[str, Mapping[str, Any]]] = []
     train(
         record(OUTCOMES),
         start=start,
         version="v0001",
         out_dir=tmp_path / "v0001",
         config=settings(),
-        progress=lambda stage, values: told.append((stage, values)),
+        progress=lambda stage, values: stages.append((stage, values)),
     )
-    assert [stage for stage, _ in told] == ["rows", "mismatch", "step", "step", "step", "step", "saved"]
-    assert (told[2][1]["step"], told[2][1]["steps"]) == (1, 4)
-    json.dumps(told)
+    assert [stage for stage, _ in stages] == ["rows", "mismatch", "step", "step", "step", "step", "saved"]
+    assert (stages[2][1]["step"], stages[2][1]["steps"]) == (1, 4)
+    json.dumps(stages)
     assert capfd.readouterr().out == ""
 
 
