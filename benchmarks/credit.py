@@ -58,7 +58,7 @@ ARMS: dict[str, dict[str, Any]] = {
 """Settings besides those of `r3agent demo`. `blind retry` and `first try` are controls: no reflection is trained."""
 
 PROBE = 32
-"""Tasks of a round from whose tokens their number is first reckoned."""
+"""Number of tasks from whose tokens the size of a round is first estimated."""
 CELLS = ("first_try", "after_reflection", "blind_retry")
 
 

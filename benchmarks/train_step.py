@@ -49,7 +49,7 @@ def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
 
 
 def side(name: str, options: argparse.Namespace) -> None:
-    """Prints the logprobs of the starting weights, then, for each line it reads, seconds of a step; at the end MiB."""
+    """Print the logprobs of the starting weights, then, for each line read, seconds of a step; at the end MiB."""
     import psutil
     import torch
     from tokenizers import Tokenizer
@@ -90,7 +90,7 @@ def side(name: str, options: argparse.Namespace) -> None:
 
 
 class Peak(threading.Thread):
-    """Watches resident memory; reads it often, for its maximum is not what `ru_maxrss` says once a model was loaded."""
+    """Watcher of peak resident memory; reads it often, for `ru_maxrss` also counts the loading of the model."""
 
     def __init__(self, process: Any) -> None:
         super().__init__(daemon=True)

@@ -1,1 +1,1 @@
-"""How the policy in the package was made and measured; see `model/README.md`."""
+"""Making and measuring the policy in the package; see `r3agent/serve/bundled/model/README.md`."""

@@ -18,7 +18,7 @@ from r3agent.tasks.countdown import Step, steps
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often each kind of behaviour is shown; what remains to 1 is a uniformly random move."""
+    """Shares of each kind of behaviour; what remains to 1 is a uniformly random move."""
 
     right_attempt: float
     good_hint: float
@@ -32,7 +32,7 @@ SOLVE = Mixture(right_attempt=1.0, good_hint=0.0, habit_hint=0.0, blind=0.0)
 """Nothing but right first tries: how to find a solution at all."""
 
 SKILL = Mixture(right_attempt=0.4, good_hint=0.8, habit_hint=0.05, blind=0.1)
-"""Whole conversations of mostly good play: what the policy is able to do."""
+"""Whole conversations of mostly good play: the skill of the policy."""
 
 HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
 """Habits of the policy: its last lessons are careless."""

@@ -1,4 +1,4 @@
-"""Does the policy use its hint? Success after an oracle's, its own, a random and no reflection, on unseen problems.
+"""Use of the hint by the policy: success after an oracle's, its own, a random and no reflection, on unseen problems.
 
 `python -m benchmarks.bundled.measure [MODEL_DIR]` prints the table of the model's card.
 """

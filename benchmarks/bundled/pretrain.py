@@ -128,8 +128,8 @@ def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Te
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
     start = time.monotonic()
     for step, (ids_BT, mask_BT) in enumerate(islice(data, lesson.n_steps), start=1):
-        hidden_BTH = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
-        logits_NV = model.lm_head(hidden_BTH[mask_BT[:, 1:]])
+        hidden_BTD = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+        logits_NV = model.lm_head(hidden_BTD[mask_BT[:, 1:]])
         loss = cross_entropy(logits_NV, ids_BT[:, 1:][mask_BT[:, 1:]])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

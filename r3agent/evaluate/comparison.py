@@ -1,4 +1,4 @@
-"""Two policy versions on the same tasks, whether the new one is promoted, and the file that a run keeps of it."""
+"""Comparison of two policy versions on the same tasks, the gate for promotion, and the file that a run keeps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Comparison(Record):
     after_reflection: Difference | None
     blind_retry: Difference | None
     lift_over_blind: Difference | None
-    """How much more reflecting is worth, beyond trying again, than it was: a difference of differences."""
+    """Change of the worth of reflecting beyond trying again: a difference of differences."""
     only_in_baseline: tuple[str, ...]
-    """Tasks that the candidate has no whole episode of; they are in no difference."""
+    """Tasks without a whole episode of the candidate; they are in no difference."""
     only_in_candidate: tuple[str, ...]
 
 
 class Decision(Record):
-    """Whether the candidate is promoted, and why."""
+    """Decision on promoting the candidate, with its reasons."""
 
     promote: bool
     reasons: tuple[str, ...]
@@ -109,11 +109,11 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
 
 
 class StoredComparison(VersionedRecord):
-    """A file of `eval/`: two versions compared, and under which settings."""
+    """A file of `eval/`: a comparison, and the settings it was made under."""
 
     schema_version: Literal[1] = 1
     settings: str
-    """Digest of what decides which episodes were compared."""
+    """Digest of the settings that decide which episodes are compared."""
     comparison: Comparison
 
 
@@ -123,7 +123,7 @@ def write_comparison(path: Path, comparison: Comparison, settings: str) -> None:
 
 
 def read_comparison(path: Path, settings: str) -> Comparison | None:
-    """What was stored there, if it was under these settings.
+    """Read the comparison stored there, or `None` if there is none or its settings were other ones.
 
     Raises:
         RecordError, SchemaVersionError: the file is damaged, or of another version of r3agent.

@@ -1,4 +1,4 @@
-"""What one policy version does on a set of tasks: first try, after a reflection, after a blind retry, errors."""
+"""Metrics of one policy version on a set of tasks: first try, after a reflection, after a blind retry, errors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Means: TypeAlias = Mapping[str, float]
 
 
 class Evaluation(Record):
-    """One policy version on a set of tasks. A cell is `None` where no episode tells."""
+    """One policy version on a set of tasks. A cell is `None` if no episode has it."""
 
     policy: str
-    """The version that sampled the episodes."""
+    """Version that sampled the episodes."""
     n_tasks: int
     n_episodes: int
     first_try: Rate | None
     after_reflection: Rate | None
-    """The first try, or else the retry after a reflection."""
+    """Success of the first try, or else of the retry after a reflection."""
     blind_retry: Rate | None
-    """The control: the first try, or else the retry without a reflection."""
+    """Control: success of the first try, or else of the retry without a reflection."""
     lift_over_blind: Difference | None
-    """after_reflection minus blind_retry on the same tasks: what reflecting is worth beyond trying again."""
+    """Difference after_reflection - blind_retry on the same tasks: the worth of reflecting beyond trying again."""
     errors: Rate
     """Share of episodes that errored; they are in none of the cells."""
     errors_by_kind: dict[str, int]
@@ -40,7 +40,7 @@ class Evaluation(Record):
 
 
 def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
-    """The cells of one policy version.
+    """Evaluate one policy version.
 
     Raises:
         ConfigError: there are no episodes, or some lack a kind of retry that others have.
@@ -68,7 +68,7 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
 
 
 def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
-    """Each cell averaged over the episodes of a task, errored ones left out; empty for a cell nobody collected.
+    """Average each cell over the episodes of a task, errored ones left out; empty for a cell that was not collected.
 
     Raises:
         ConfigError: some failed attempts lack a kind of retry that others have.
@@ -88,7 +88,7 @@ def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
 
 
 def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
-    """Success of one whole episode in a cell, between 0 and 1; `None` where it holds no such retry."""
+    """Return the success of one whole episode in a cell, between 0 and 1; `None` if it has no such retry."""
     attempt = trajectory.attempt
     if attempt is None or attempt.passed or cell == "first_try":
         return _first_try(trajectory)
@@ -99,14 +99,14 @@ def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
 
 
 def error_of(trajectory: Trajectory) -> str | None:
-    """Why an episode says nothing of the policy: the kind of its error, or that its attempt has no verdict."""
+    """Return why an episode says nothing of the policy: the kind of its error, or that its attempt has no verdict."""
     if trajectory.error is not None:
         return trajectory.error.kind
     return "no verdict" if _first_try(trajectory) is None else None
 
 
 def paired_differences(candidate: Means, baseline: Means) -> Means:
-    """Candidate minus baseline, for the tasks in both."""
+    """Subtract baseline from candidate, for the tasks in both."""
     return {task: candidate[task] - baseline[task] for task in sorted(candidate.keys() & baseline.keys())}
 
 

@@ -31,7 +31,7 @@ class Difference(Record):
     low: float
     high: float
     p_value: float
-    """Exact, two-sided: with one sample per task McNemar's test, else the sign test on the tasks' means."""
+    """Exact two-sided p-value: with one sample per task McNemar's test, else the sign test on the tasks' means."""
     n_tasks: int
     n_up: int
     """Tasks that got better."""
@@ -39,7 +39,10 @@ class Difference(Record):
 
 
 def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval for `k` successes of `n`; both may be fractional, as effective counts are."""
+    """Compute Wilson's score interval for `k` successes of `n`.
+
+    Both may be fractional, as effective counts are; `scipy.stats.binomtest` takes whole counts only.
+    """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p = k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -48,7 +51,7 @@ def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, f
 
 
 def rate(values_N: Sequence[float], n_samples: int) -> Rate:
-    """The mean of N tasks' success rates, from `n_samples` samples in all.
+    """Compute the mean of N tasks' success rates, from `n_samples` samples in all.
 
     The interval is Wilson's at the effective sample size: the number of independent samples whose mean would vary as
     much as the tasks' do, between N and `n_samples`. With one sample per task it is plain Wilson.
@@ -63,7 +66,7 @@ def rate(values_N: Sequence[float], n_samples: int) -> Rate:
 
 
 def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference:
-    """The mean of N tasks' differences, each within ±`bound`.
+    """Compute the mean of N tasks' differences, each within ±`bound`.
 
     The interval is Wald's after adding one task at +bound and one at -bound, which keeps it honest where few tasks
     changed. Source: D. Bonett and R. Price, Adjusted Wald confidence interval for a difference of binomial

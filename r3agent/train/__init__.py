@@ -1,4 +1,7 @@
-"""Training on recorded spans. Importing this loads neither torch nor TRL; `train` does, when it is asked for."""
+"""Training on recorded spans.
+
+Importing this loads neither torch nor TRL; the first use of `train` does.
+"""
 
 from typing import TYPE_CHECKING
 

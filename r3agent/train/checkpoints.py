@@ -1,6 +1,6 @@
-"""Checkpoints of one training, and what may end it early: a signal, or too little memory.
+"""Checkpoints of one training, stopping at a signal, and running out of memory.
 
-They lie beside the version that it makes, in `v0001.checkpoints/`, and are gone when the version is complete.
+Checkpoints lie beside the version in the making, in `v0001.checkpoints/`, and are gone when it is complete.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from r3agent.train.row import Row
 DIGEST_FILE = "rows.sha256"
 
 WAYS_TO_COMPUTE = {"micro_batch_tokens", "share_prompt", "gradient_checkpointing", "save_steps", "report_to"}
-"""Settings that may change between an interruption and its continuation, for they do not change what is learnt."""
+"""Settings that may change between an interruption and its continuation: the result does not depend on them."""
 
 
 class Checkpoints:
-    """The directory in which the training that makes `version_dir` keeps its checkpoints."""
+    """Directory in which the training that makes `version_dir` keeps its checkpoints."""
 
     def __init__(self, version_dir: Path) -> None:
         self.version = version_dir.name
         self.directory = checkpoints_dir(version_dir)
         self.digest = ""
         self.last: str | None = None
-        """The checkpoint that training goes on from."""
+        """Checkpoint that training goes on from."""
 
     def bind(self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, resume: bool) -> None:
-        """
+        """Bind the checkpoints to one training: its rows, settings and starting version.
+
         Args:
             resume: go on from the last one; otherwise they are removed and training begins anew.
 
         Raises:
             ConfigError: there is nothing to resume, or it was another training.
         """
-        what = [[tuple(row) for row in rows], config.model_dump(exclude=WAYS_TO_COMPUTE), start.version]
-        self.digest = sha256(orjson.dumps(what)).hexdigest()
+        identity = [[tuple(row) for row in rows], config.model_dump(exclude=WAYS_TO_COMPUTE), start.version]
+        self.digest = sha256(orjson.dumps(identity)).hexdigest()
         if not resume:
             return
         self.last = get_last_checkpoint(str(self.directory)) if self.directory.is_dir() else None
@@ -59,8 +60,8 @@ class Checkpoints:
             raise ConfigError(f"{self.directory}: no checkpoint of {self.version}; train without --resume")
         if (self.directory / DIGEST_FILE).read_text() != self.digest:
             raise ConfigError(
-                f"{self.last} is of other rows or other settings than those of now: put the trajectories and [train] "
-                "back as they were, or train anew without --resume"
+                f"{self.last} is of other rows or other settings than the current ones: put the trajectories and "
+                "[train] back as they were, or train anew without --resume"
             )
 
     def begin(self) -> None:
@@ -71,7 +72,7 @@ class Checkpoints:
 
     @contextmanager
     def whole_or_none(self) -> Generator[None]:
-        """A training that fails inside leaves its checkpoints, or nothing if it has none."""
+        """Leave the checkpoints of a training that fails inside, or nothing if it has none."""
         try:
             yield
         except BaseException:
@@ -85,7 +86,9 @@ class Checkpoints:
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C lets the step end, saves a checkpoint and stops; a second one stops a single process at once.
+    """Callback that stops training at SIGTERM or Ctrl-C, after the current step and with a checkpoint.
+
+    A second signal stops a single process at once.
 
     Several processes agree on it after every step, since not all of them may have heard it before that step's end.
     Their launcher repeats what it hears, so there a second signal says nothing.
@@ -97,7 +100,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self, accelerator: Accelerator) -> Generator[None]:
-        """Inside, signals are heard here.
+        """Listen for signals inside the block.
 
         Raises:
             TrainingInterrupted: at the end, if training stopped for one.
@@ -135,9 +138,10 @@ class StopOnSignal(TrainerCallback):
 
 @contextmanager
 def enough_memory(config: TrainConfig) -> Generator[None]:
-    """
+    """Name the settings that need less memory if the block runs out of it.
+
     Raises:
-        TrainingError: the block ran out of memory; with the settings that need less of it.
+        TrainingError: the block ran out of memory.
     """
     try:
         yield

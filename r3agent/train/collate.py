@@ -1,4 +1,4 @@
-"""Rows to tensors: which rows share a forward pass, and how they are laid out."""
+"""Rows to tensors: micro-batches by cost, and their layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Costs:
-    """How many tokens the model computes for rows in one forward pass.
+    """Number of tokens that the model computes for rows in one forward pass.
 
     Args:
         shares: prompts of neighbouring rows are computed once; otherwise rows are padded to the longest.
@@ -34,7 +34,7 @@ class Costs:
         return sum(heads) + sum(completions)
 
     def cut(self, rows: Sequence[int], budget: int) -> list[list[int]]:
-        """Consecutive parts within the budget: siblings together if they fit, a row that alone exceeds it alone."""
+        """Cut rows into parts within the budget: siblings together if they fit, a row that exceeds it alone."""
         parts: list[list[int]] = [[]]
         for _, group in groupby(rows, key=self.prompts.__getitem__):
             siblings = list(group)
@@ -48,13 +48,13 @@ class Costs:
         return parts
 
     def halves(self, rows: list[int]) -> list[list[int]]:
-        """Two parts, the heavier one as light as possible."""
+        """Cut rows into two parts, the heavier one as light as possible."""
         at = min(range(1, len(rows)), key=lambda i: max(self(rows[:i]), self(rows[i:])))
         return [rows[:at], rows[at:]]
 
 
 class MicroBatches:
-    """A batch sampler: lists of row indices, every row once an epoch, siblings side by side.
+    """Batch sampler: lists of row indices, every row once an epoch, siblings side by side.
 
     Groups are shuffled by seed and epoch; optimizer steps share the rows evenly. Every step of every epoch has the same
     number of micro-batches, `accumulate` for each process: as many as the step that needs the most. What several
@@ -110,7 +110,7 @@ class MicroBatches:
             yield order[len(order) * i // self.steps : len(order) * (i + 1) // self.steps]
 
     def _fill(self, parts: list[list[int]]) -> list[list[int]]:
-        """As many parts as every step has: the heaviest halved while there are rows to halve, then empty ones."""
+        """Halve the heaviest parts, then add empty ones, until there are as many as every step has."""
         while len(parts) < self.accumulate * self.processes:
             heaviest = max((part for part in parts if len(part) > 1), key=self.costs, default=None)
             if heaviest is None:
@@ -122,7 +122,7 @@ class MicroBatches:
 
 
 def blank_row(token: int) -> dict[str, Any]:
-    """A row of two tokens that counts for nothing."""
+    """Make a row of two tokens that counts for nothing."""
     return {
         "prompt_ids_P": [token],
         "completion_ids_T": [token],
@@ -135,7 +135,7 @@ def blank_row(token: int) -> dict[str, Any]:
 
 
 def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """B rows with prompts padded left and completions padded right, as `GRPOTrainer` lays them out.
+    """Lay out rows as `GRPOTrainer` does: prompts padded left, completions padded right.
 
     Returns:
         prompt_ids, prompt_mask (B, P); completion_ids, completion_mask (B, T).
@@ -154,7 +154,7 @@ def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, 
 def collate(
     rows: Sequence[Mapping[str, Any]], pad_id: int, importance_cap: float | None = None
 ) -> dict[str, torch.Tensor]:
-    """The batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
+    """Make the batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
 
     With a cap, the old logprobs are the starting policy's and each token's advantage carries the weight
     min(starting / recorded probability, cap): a weight is positive, so TRL's clipping applies as without it.

@@ -1,4 +1,4 @@
-"""The inputs of training beside trajectories: the starting policy and the settings.
+"""Starting policy and settings of a training.
 
 Values that the paper (arXiv 2505.24726) states are noted; it leaves the others open.
 """
@@ -22,7 +22,7 @@ class PolicyStart(Record):
 
     version: str
     name: str
-    """The base model's served name."""
+    """Served name of the base model."""
     model: str
     """Directory or hub id of a causal language model with its tokenizer."""
     base_model: str | None = None
@@ -32,7 +32,7 @@ class PolicyStart(Record):
 
     @classmethod
     def of(cls, card: PolicyCard, directory: Path) -> PolicyStart:
-        """The version with this card, whose weights (unless it is the base) are in `directory`."""
+        """Make the start from a card, whose weights (unless it is the base) are in `directory`."""
         checkpoint = Checkpoint.of(card, directory)
         return cls(
             version=card.version,
@@ -44,7 +44,7 @@ class PolicyStart(Record):
 
 
 class TrainConfig(Record):
-    """How recorded spans become an update of the policy."""
+    """Settings by which recorded spans become an update of the policy."""
 
     # ---- what is trained ----
 
@@ -59,7 +59,7 @@ class TrainConfig(Record):
     lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the layers that get an adapter. The output head cannot have one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation. With bfloat16 the frozen weights under an adapter are bfloat16 too; trained ones are not."""
+    """Precision of the computation. bfloat16 is also that of frozen weights under an adapter, not of trained ones."""
     gradient_checkpointing: bool = False
     """Compute activations a second time instead of keeping them: less memory, about 20 % more time."""
 
@@ -69,19 +69,19 @@ class TrainConfig(Record):
     # ---- which rows ----
 
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
-    """Which tokens are trained on, and what pays them. `reflect`: `retry_success`, the success of its retries (the
-    paper, which trains on nothing else), `retry_score`, or `lift`, what that is more than the success of the blind
+    """Labels whose tokens are trained on, and the source of their reward. `reflect`: `retry_success`, the success of
+    its retries (the paper, which trains on nothing else), `retry_score`, or `lift`, that success minus that of blind
     retries: siblings share these, so it changes the reported rewards, not which sibling is favoured. `attempt`,
     `retry` and `blind_retry`: `success` or `score`, of their own verdict. Siblings are compared, so there must be some:
     see `reflections`, `retries`, `blind_retries` and `samples` of `[collect]`."""
     credit_weights: dict[CreditLabel, Annotated[float, Field(gt=0)]] = {}
-    """Multiplies the advantages of a credited label, e.g. `{retry = 0.5}`; 1 where nothing is said."""
+    """Factors of the advantages of credited labels, e.g. `{retry = 0.5}`; 1 by default."""
     distill: float = Field(default=0.0, ge=0)
     """Weight of pushing a retry that passed back into the failed first try: (its success - the mean of the task's
     first tries) * log p(retry | prompt of the first try). 0 leaves it out, as the paper does."""
     leak: Literal["keep", "drop", "penalise"] = "keep"
-    """What becomes of a reflection that contains the answer of its own retry: it is paid like any other, dropped, or
-    paid as if its retries had failed. It is counted all the same."""
+    """Treatment of a reflection that contains the answer of its own retry: paid like any other, dropped, or paid as if
+    its retries had failed. It is counted all the same."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of rewards in the group, among all rows of the label, or not at all
     (Dr. GRPO)."""
@@ -90,7 +90,7 @@ class TrainConfig(Record):
     max_row_tokens: int = Field(default=4096, ge=2)
     """Rows with more tokens, prompt and completion together, are dropped."""
     retokenise: Literal["refuse", "allow"] = "refuse"
-    """What to do with spans whose token ids were not recorded: drop them, or tokenise their text with the policy's own
+    """Treatment of spans whose token ids were not recorded: drop them, or tokenise their text with the policy's own
     chat template and take the starting weights' logprobs for the recorded ones."""
     max_mismatch: float = Field(default=0.1, gt=0)
     """Limit of the mean |recorded - recomputed| logprob, in nats per token, over rows of the starting version."""
@@ -100,7 +100,7 @@ class TrainConfig(Record):
     # ---- the loss: see `trl.GRPOConfig` ----
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
-    """How token losses are averaged. `bnpo` averages over the tokens of a micro-batch, so its result depends on
+    """Average of token losses. `bnpo` averages over the tokens of a micro-batch, so its result depends on
     `micro_batch_tokens`; the others do not."""
     beta: float = Field(default=0.001, ge=0)
     """Weight of the KL divergence from the starting policy. The paper: 0.001."""
@@ -119,7 +119,7 @@ class TrainConfig(Record):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak of the schedule. The paper: 5e-7, over up to 1,750 steps."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """After the warmup. The paper: cosine."""
+    """Schedule after the warmup. The paper: cosine."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0. The paper: 0.03."""
     epochs: int = Field(default=1, ge=1)
@@ -132,14 +132,14 @@ class TrainConfig(Record):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     save_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between two checkpoints, from which `--resume` goes on; `None`: only when interrupted."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Where transformers sends the log of the steps, besides `steps.jsonl` in the version's directory; tensorboard
-    writes into `TENSORBOARD_LOGGING_DIR`."""
+    """Service that gets the log of the steps from transformers, besides `steps.jsonl` in the version's directory;
+    tensorboard writes into `TENSORBOARD_LOGGING_DIR`."""
     seed: int = Field(default=0, ge=0)
-    """Of a new adapter's weights, the order of the rows and dropout."""
+    """Seed of a new adapter's weights, the order of the rows and dropout."""
 
     @field_validator("credit", mode="before")
     @classmethod

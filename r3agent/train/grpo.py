@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 class OfflineGRPOTrainer(GRPOTrainer):
-    """Trains `model` on a dataset of rows (`to_dataset`); call `score` before `train`."""
+    """Trainer on a dataset of rows (`to_dataset`); call `score` before `train`."""
 
     model: Any
     args: GRPOConfig
     train_dataset: Any
     in_loss: dict[str, Any] | None = None
-    """The micro-batch whose loss is being computed."""
+    """Micro-batch whose loss is being computed."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     # ---- before the first step ----
 
     def score(self) -> list[list[float]]:
-        """Logprobs of every row's completion under the weights as they are now; they become the KL reference.
+        """Compute the logprobs of every row's completion under the current weights; they become the KL reference.
 
         Rows without recorded logprobs take these as recorded; for rows of `distill` they hold the place only.
         """
@@ -100,10 +100,10 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
-        """For each (prompt ids, completion ids), the logprob of each completion token.
+        """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
 
         Args:
-            divided: among the processes, each of which has a whole model, as before training.
+            divided: divide the pairs among the processes, each of which has a whole model, as before training.
         """
         self.model.eval()
         rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
@@ -125,7 +125,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         return [logprobs_T for _, logprobs_T in sorted(gather_object(found) if divided else found)]
 
     def gather_weights(self) -> dict[str, torch.Tensor] | None:
-        """Whole weights where processes hold parts of them (FSDP, DeepSpeed); every process takes part."""
+        """Gather the weights that processes hold parts of (FSDP, DeepSpeed); every process takes part."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         return cast(dict[str, torch.Tensor], self.accelerator.get_state_dict(self.model_wrapped))
@@ -133,7 +133,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     # ---- where TRL would generate ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """This process's micro-batches of recorded rows; after the last row there is a blank one."""
+        """Load this process's micro-batches of recorded rows; after the last row there is a blank one."""
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
         collate_rows = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
         return _Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
@@ -141,7 +141,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
-        """The micro-batches of one optimizer step, each told its share of the step's rows and tokens."""
+        """Draw the micro-batches of one optimizer step, and give each its share of the step's rows and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         local = [
             (batch["tool_mask"].any(1).sum(), batch["tool_mask"].sum(), batch["rewards"].sum()) for batch in batches
@@ -157,13 +157,13 @@ class OfflineGRPOTrainer(GRPOTrainer):
         return batches, None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch is whole as it is: past TRL's generation to `Trainer`, which moves it to the device."""
+        """Skip TRL's generation: `Trainer` moves the batch, which is whole as it is, to the device."""
         return Trainer._prepare_inputs(self, generation_batch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """TRL's loss; where that is a mean over the rows of a micro-batch, weighted by its share of the step's rows."""
+        """Compute TRL's loss; weigh one that is a mean over a micro-batch's rows by its share of the step's rows."""
         self.in_loss = inputs
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -207,21 +207,21 @@ class OfflineGRPOTrainer(GRPOTrainer):
         return logprobs_BT, entropies_BT, aux_loss
 
     def _send_telemetry(self) -> None:
-        """Training tells no one."""
+        """Send nothing."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint has no readme."""
+        """Write nothing: a checkpoint has no readme."""
 
 
 class _Epochs(DataLoader[Any]):
-    """Tells its batch sampler which epoch it is."""
+    """Data loader that tells its batch sampler the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
 def _enable_sharing(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
-    """Make the model share prompts if it can, and say why if it cannot."""
+    """Make the model share prompts if it can, and log the reason if it cannot."""
     inner = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
     if getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0):
         reason = "the loss of its experts' router is taken over padded rows"

@@ -1,4 +1,4 @@
-"""Does a reflection teach, or does it simply contain the answer of its own successful retry?
+"""Detection of reflections that contain the answer of their own successful retry.
 
 Measured on recorded token ids, or on words where a span has none, whatever the task and its verifier are. Of the
 accepted answer only what is new counts: runs of `RUN` tokens that the reflection's prompt, which holds the task and
@@ -29,12 +29,12 @@ Tokens: TypeAlias = Sequence[Hashable]
 
 
 def leaks(trajectory: Trajectory, reflection: Span) -> bool:
-    """Whether the reflection contains the answer of a retry of its own that passed."""
+    """Return True if the reflection contains the answer of a retry of its own that passed."""
     return leak_share(trajectory, reflection) >= LEAK_SHARE
 
 
 def leak_share(trajectory: Trajectory, reflection: Span) -> float:
-    """The largest share, over its retries that passed, of the answer's new runs that the reflection contains."""
+    """Compute the share of the answer's new runs that the reflection contains, the largest over retries that passed."""
     passed = [retry for retry in trajectory.children(reflection, "retry") if retry.passed]
     failed = trajectory.parent(reflection)
     if not passed or failed is None:
@@ -54,7 +54,7 @@ def _share(answer: Tokens, failed: Tokens, prompt_runs: set[Tokens], reflection_
 
 
 def _unwrapped(answer: Tokens, failed: Tokens) -> Tokens:
-    """The answer without what it begins and ends with in common with the failed try."""
+    """Cut off the beginning and end that the answer has in common with the failed try."""
     first = _common(answer, failed)
     return answer[first : len(answer) - _common(answer[first:][::-1], failed[::-1])]
 
@@ -76,7 +76,7 @@ def _words(generation: Generation) -> Tokens:
 
 
 def _words_of(messages: Sequence[Message]) -> Tokens:
-    """Words and signs of what the messages say and call; spacing does not count."""
+    """Split the text and calls of messages into words and signs; spacing does not count."""
     texts = [str(part) for m in messages for part in (m.get("content") or "", *_calls(m))]
     return [word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)]
 

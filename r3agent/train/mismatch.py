@@ -1,4 +1,4 @@
-"""Are these rows the starting policy's? Recorded logprobs against those of the starting weights."""
+"""Comparison of the rows' recorded logprobs with those of the starting weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Gap(Record):
 
 
 class Mismatch(Record):
-    """How far the starting weights are from those that sampled the rows. `None`: no row recorded any logprobs."""
+    """Distance of the starting weights from those that sampled the rows; `None`: no row recorded any logprobs."""
 
     gap: Gap | None
-    """Over rows that the starting version sampled, or over all rows when it sampled none."""
+    """Gap over the rows that the starting version sampled, or over all rows when it sampled none."""
     labels: dict[str, Gap]
-    """The same for the rows of each span label."""
+    """Gap over the same rows of each span label."""
     ess: float | None
     """Effective sample size (Σw)² / Σw² as a share of the rows with recorded logprobs, w being a row's probability
     under the starting weights divided by the recorded one: 1 when the starting version sampled them all."""
@@ -69,7 +69,7 @@ def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force:
     """Refuse rows that are another policy's, or too far from the starting one.
 
     Returns:
-        What would have been refused without `force`.
+        Reasons that would have refused them without `force`.
 
     Raises:
         TrainingError: with the number, its limit and what to do.

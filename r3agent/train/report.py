@@ -1,4 +1,4 @@
-"""What became of the credited spans on the way to rows: how many are trained on, and why the others are not."""
+"""Report of the rows of a training, the reasons for dropped spans, and progress lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLLECT = {
     "retry": "--retries 4",
     "blind_retry": "--blind-retries 4",
 }
-"""What makes groups of each label: GRPO compares siblings, so there must be at least 2."""
+"""Flags that make groups of each label: GRPO compares siblings, so there must be at least 2."""
 
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
@@ -44,28 +44,28 @@ REMEDIES = {
     "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
     "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
 }
-"""Every reason for which a span of a credited label is dropped, and what to do about it."""
+"""Reasons for dropping a span of a credited label, and the remedy for each."""
 
 
 class RowReport(Record):
-    """The account of one training's rows."""
+    """Number of spans that became rows in one training, and the reasons for the others."""
 
     trajectories: int
     errored: int
-    """Of these, ended with an error; they count neither as a success nor as a failure."""
+    """Trajectories that ended with an error; they count neither as a success nor as a failure."""
     last_error: str | None
     failures: int
     """First attempts that failed."""
     spans: dict[str, int]
     """Recorded spans of each credited label."""
     rows: int
-    """What is trained on: spans, and with `distill` also retries behind the first try's prompt."""
+    """Rows that are trained on: spans, and with `distill` also retries behind the first try's prompt."""
     labels: dict[str, int]
     """Rows by label."""
     groups: int
     """Groups of siblings that are trained on."""
     zero_variance_groups: int
-    """Groups that are not, because all their trainable siblings earned the same."""
+    """Groups that are not trained on, because all their trainable siblings earned the same."""
     dropped: dict[str, int]
     """Spans by the reason they are not trained on; the reasons are those of `REMEDIES`."""
     remedies: dict[str, str]
@@ -82,12 +82,12 @@ class RowReport(Record):
     """Rows by sampling temperature. Ratios are taken at temperature 1 whatever it was: rows sampled at another one
     teach the policy at temperature 1 from text that it would have drawn with other odds."""
     reward_means: dict[str, float]
-    """Of each label, over all its spans with a reward, trained on or not; before leaks are penalised."""
+    """Mean reward of each label over all its spans with one, trained on or not, before leaks are penalised."""
     prompt_tokens: int
     completion_tokens: int
 
     def why_empty(self) -> str:
-        """The message for a report without rows: counts, the main reason and its remedy."""
+        """Explain why there are no rows: counts, the main reason and its remedy."""
         why = [self._why_empty()] if not self.errored or self.errored < self.trajectories else []
         if self.errored:
             errored = f"{self.errored} of {self.trajectories} episodes errored"
@@ -110,7 +110,7 @@ class RowReport(Record):
 
 
 def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
-    """For each wanted label without a row: why, and what to do."""
+    """Give the main reason and its remedy for each label without a row."""
     trained_on = {row.label for row in rows}
     return {
         label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
@@ -173,16 +173,16 @@ STEP = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
 }
-"""What is shown of TRL's log, and as what."""
+"""Keys of TRL's log in the line of a step, and their names there."""
 
 
 def progress_line(stage: str, values: Mapping[str, Any]) -> str:
-    """One line for a stage that `train` tells of."""
+    """Render a stage that `train` reports as one line."""
     return {"rows": rows_line, "mismatch": mismatch_line, "step": step_line}.get(stage, _other)(values)
 
 
 def rows_line(report: Mapping[str, Any]) -> str:
-    """From a `RowReport`."""
+    """Render a `RowReport`."""
     dropped: Mapping[str, int] = report["dropped"]
     alike = report["zero_variance_groups"]
     parts = [
@@ -195,7 +195,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
 
 
 def mismatch_line(mismatch: Mapping[str, Any]) -> str:
-    """From a `Mismatch`."""
+    """Render a `Mismatch`."""
     if mismatch["gap"] is None:
         return "no row has recorded logprobs: the starting weights' own stand in for them"
     labels = {"all rows": mismatch["gap"], **(mismatch["labels"] if len(mismatch["labels"]) > 1 else {})}
@@ -206,7 +206,7 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
 
 
 def step_line(step: Mapping[str, Any]) -> str:
-    """From what `train` tells of a step."""
+    """Render the values of a `step`."""
     parts = (f"{name} {step[key]:.3g}" for key, name in STEP.items() if step.get(key) is not None)
     left = timedelta(seconds=round(step["seconds_left"]))
     return f"step {step['step']}/{step['steps']}, {left} left: {', '.join(parts)}, {step['tokens_per_s']:.0f} tokens/s"

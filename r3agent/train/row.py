@@ -1,4 +1,4 @@
-"""One row: the tokens of one span, as they are trained on; or the reason it has none."""
+"""One row: the tokens of one span as they are trained on, or the reason it has none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.config import TrainConfig
 
 RowLabel: TypeAlias = CreditLabel | Literal["distill"]
-"""The label that a row's span is credited by; `distill` is a retry behind the prompt of the first try."""
+"""Label that a row's span is credited by; `distill` is a retry behind the prompt of the first try."""
 
 Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
-"""The prompt's and the span's token ids under the policy's own tokenizer and chat template."""
+"""Function to the prompt's and the span's token ids under the policy's own tokenizer and chat template."""
 
 
 class Row(NamedTuple):
@@ -28,18 +28,18 @@ class Row(NamedTuple):
     prompt_ids_P: list[int]
     completion_ids_T: list[int]
     logprobs_T: list[float] | None
-    """Recorded by the policy that sampled them; `None` where the tokens were not recorded either, and in rows of
+    """Logprobs as the sampling policy recorded them; `None` where the tokens were not recorded either, and in rows of
     `distill`, whose tokens were sampled behind another prompt."""
     temperature: float | None
-    """They were sampled at; recorded logprobs are at temperature 1 all the same."""
+    """Sampling temperature; recorded logprobs are at temperature 1 all the same."""
     truncated: bool
-    """Stopped by the token limit. The paper says nothing of such reflections; they are kept and counted."""
+    """True if stopped by the token limit. The paper says nothing of such spans; they are kept and counted."""
     reward: float
     advantage: float
 
 
 class Dropped(NamedTuple):
-    """A span that was to be trained on and is not."""
+    """A credited span without a row."""
 
     trajectory_id: str
     span_id: str
@@ -49,10 +49,10 @@ class Dropped(NamedTuple):
 
 
 class Credited(NamedTuple):
-    """What credit makes of trajectories."""
+    """Rows of trajectories by credit, and the spans that were dropped."""
 
     rows: list[Row]
-    """Siblings side by side."""
+    """Rows, siblings side by side."""
     dropped: list[Dropped]
     """Every span of a credited label that is not in a row."""
     leaked: set[tuple[str, str]]
@@ -61,7 +61,7 @@ class Credited(NamedTuple):
 
 
 class RowMaker(NamedTuple):
-    """Makes the rows that the policy `version` is trained on."""
+    """Maker of the rows that the policy `version` is trained on."""
 
     config: TrainConfig
     version: str
@@ -78,10 +78,10 @@ class RowMaker(NamedTuple):
         advantage: float = 0.0,
         prompt_of: Span | None = None,
     ) -> Row | Dropped:
-        """The row of one span.
+        """Make the row of one span.
 
         Args:
-            prompt_of: the span whose prompt stands in front, if not its own.
+            prompt_of: span whose prompt stands in front, if not its own.
         """
         tokens = self._tokens(trajectory, span, prompt_of)
         if isinstance(tokens, str):
@@ -105,7 +105,7 @@ class RowMaker(NamedTuple):
     def _tokens(
         self, trajectory: Trajectory, span: Span, prompt_of: Span | None
     ) -> tuple[list[int], list[int], list[float] | None] | str:
-        """Prompt ids, completion ids and recorded logprobs, or why they are not to be had."""
+        """Prompt ids, completion ids and recorded logprobs, or the reason for dropping the span."""
         age = versions.version_distance(span.policy_version, self.version)
         if age is not None and age > self.config.max_staleness:
             return "stale"

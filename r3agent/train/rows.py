@@ -1,4 +1,4 @@
-"""Trajectories to rows: which spans are trained on, and with what advantage.
+"""Trajectories to rows: choose the spans that are trained on, and compute their advantages.
 
 Only the tokens of a credited span are completions; everything before them is prompt. Advantages are relative to the
 span's siblings, never to another failure's: that would bias the baseline (arXiv 2402.03300).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STD_EPSILON = 1e-4
-"""Added to the standard deviation that divides advantages, as in TRL."""
+"""Addend to the standard deviation that divides advantages, as in TRL."""
 
 
 def build_rows(
@@ -32,10 +32,10 @@ def build_rows(
     version: str,
     retokenise: Retokenise | None = None,
 ) -> tuple[list[Row], RowReport]:
-    """Rows to train the policy `version` on, siblings side by side, and the account of what was dropped.
+    """Make the rows to train the policy `version` on, siblings side by side, and report what was dropped.
 
     Args:
-        retokenise: what gives tokens to spans that were recorded without; `None` drops those.
+        retokenise: gives tokens to spans that were recorded without; `None` drops those.
 
     Raises:
         TrainingError: no row is left.
@@ -49,21 +49,21 @@ def build_rows(
 
 
 def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str) -> str | None:
-    """What `build_rows` would refuse these with, or `None`; nothing is tokenised."""
+    """Return the message that `build_rows` would refuse these with, or `None`; nothing is tokenised."""
     trajectories = list(trajectories)
     credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
     return None if credited.rows else report_rows(trajectories, credited, config, version).why_empty()
 
 
 def stand_in(config: TrainConfig) -> Retokenise | None:
-    """In place of tokenising again: credit depends on who has a row, not on the ids in it."""
+    """Stand in for tokenising again: credit depends on which spans have a row, not on the ids in it."""
     return (lambda trajectory, span: ([0], [0])) if config.retokenise == "allow" else None
 
 
 def credit_spans(
     trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
 ) -> Credited:
-    """As `build_rows`, with every single span that was dropped; no row at all is no error."""
+    """Credit spans as `build_rows` does, and keep every span that was dropped; no row at all is no error."""
     make_row = RowMaker(config, version, retokenise)
     whole = [t for t in trajectories if t.error is None]
     dropped = list(_without_reward(trajectories, config))
@@ -88,14 +88,14 @@ def credit_spans(
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:
-    """The rows as the `datasets.Dataset` that the trainer reads, one column per field; needs the `train` extra."""
+    """Make the `datasets.Dataset` that the trainer reads, one column per field; needs the `train` extra."""
     from datasets import Dataset
 
     return Dataset.from_list([row._asdict() for row in rows])
 
 
 def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> Iterator[Dropped]:
-    """Spans of credited labels that are in no group."""
+    """Find the spans of credited labels that are in no group."""
     for trajectory in trajectories:
         for span in trajectory.spans:
             label = credit_label(trajectory, span)
@@ -111,7 +111,7 @@ def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> 
 
 
 def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
-    """Rows without advantages; reflections that leak the answer go into `leaked`, and on as the config says."""
+    """Make rows without advantages; reflections that leak the answer go into `leaked`, and on as the config says."""
     config = make_row.config
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
         if group.label == "reflect" and leaks(trajectory, span):
@@ -125,8 +125,10 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
 
 
 def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
-    """Reward minus the mean of the siblings, scaled (sample standard deviation, as in TRL) and weighted as the config
-    says."""
+    """Compute advantages: reward minus the siblings' mean, scaled and weighted as the config says.
+
+    The scale is the sample standard deviation, as in TRL.
+    """
     every: dict[RowLabel, list[float]] = {}
     for rows_G in groups:
         every.setdefault(rows_G[0].label, []).extend(row.reward for row in rows_G)
@@ -143,9 +145,11 @@ def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
 
 
 def distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
-    """A row for each retry after a reflection that passed where the first try had failed.
+    """Make a row of each retry after a reflection that passed where the first try had failed.
 
     It is in the group of the task's first tries, whose prompt it shares; its advantage is its weight.
+    Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
+    importance weight, because nothing was sampled behind that prompt. The mean is over the task's first tries.
     """
     for group in groups(trajectories, "attempt"):
         mean = fmean(group.rewards_G)

@@ -35,10 +35,10 @@ from r3agent.train.weights import (
 )
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
-"""Told of each stage as it ends: `rows`, `mismatch`, every `step`, `saved`; with what is known of it."""
+"""Callback for each stage as it ends (`rows`, `mismatch`, every `step`, `saved`), with its values."""
 
 STEPS_FILE = "steps.jsonl"
-"""In the version's directory: what was logged of each optimizer step."""
+"""File in the version's directory with the log of each optimizer step."""
 
 
 def train(
@@ -52,11 +52,11 @@ def train(
     force: bool = False,
     progress: Progress | None = None,
 ) -> PolicyCard:
-    """Train `start` on the recorded spans that `config.credit` pays, and write the result, weights and
-    card, as `version` to `out_dir`.
+    """Train a policy on its recorded spans, and write a new version.
 
+    Spans are paid as `config.credit` says. The result, weights and card, is written as `version` to `out_dir`.
     `out_dir` appears in one rename when everything is in it, or not at all. Under a distributed launcher every process
-    calls this with the same arguments; the first one writes and tells.
+    calls this with the same arguments; the first one writes and reports progress.
 
     Args:
         resume: go on from the last checkpoint of a training that was interrupted.
@@ -65,7 +65,7 @@ def train(
     Raises:
         TrainingError: no row can be trained on, or the rows are another policy's.
         ConfigError: weights cannot be loaded, `out_dir` cannot be written, or there is nothing to resume.
-        KeyboardInterrupt: after SIGTERM or Ctrl-C; the step they came in has ended and a checkpoint is saved.
+        TrainingInterrupted: after SIGTERM or Ctrl-C; the step they came in has ended and a checkpoint is saved.
     """
     config = config or TrainConfig()
     if config.report_to != "none":
@@ -101,7 +101,7 @@ def train(
         sequences = fingerprint_sequences(rows)
         parent_logprobs = fingerprint_logprobs(trainer, sequences)
         with stop.listening(trainer.accelerator), enough_memory(config):
-            processes.wait_for_everyone()  # whoever is asked to stop now hears it
+            processes.wait_for_everyone()  # a signal to any process is heard from here on
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last)
@@ -139,7 +139,7 @@ def train(
 
 
 class StepProgress(TrainerCallback):
-    """Tells of each optimizer step what TRL logs of it, with its speed and the seconds that are left."""
+    """Callback that reports TRL's log of each optimizer step, with its speed and the seconds that are left."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -169,7 +169,7 @@ class StepProgress(TrainerCallback):
 
 @contextmanager
 def _growing(out_dir: Path, checkpoints: Checkpoints, first: bool) -> Generator[Path]:
-    """The directory that becomes the version; the first process makes it."""
+    """Yield the directory that becomes the version; the first process makes it."""
     if not first:
         yield out_dir
         return
@@ -182,7 +182,7 @@ def _ignore_progress(stage: str, values: Mapping[str, Any]) -> None:
 
 
 LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean")
-"""What the card keeps of TRL's log, as means over the steps."""
+"""Values of TRL's log that the card keeps, as means over the steps."""
 
 
 def _means(history: list[dict[str, Any]]) -> dict[str, float]:

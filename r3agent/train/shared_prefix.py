@@ -24,11 +24,11 @@ ATTENTION = "r3agent_shared_prefix"
 """Our attention's name among those of transformers."""
 
 MAX_GAP = {torch.float32: 1e-3}
-"""In nats, between packed and single rows on trial; more in half precision, where rounding alone gives more."""
+"""Limit in nats between packed and single rows on trial; rounding alone gives more in half precision."""
 
 
 class PackedGroup(NamedTuple):
-    """Where one prompt and its branches lie; groups follow each other without gaps."""
+    """Place of one prompt and its branches; groups follow each other without gaps."""
 
     head: int
     """Prompt tokens computed once: all but the last."""
@@ -39,7 +39,7 @@ class PackedGroup(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What attention and output head know of a packed sequence."""
+    """Layout of a packed sequence, for attention and output head."""
 
     groups: tuple[PackedGroup, ...]
     labelled_K: torch.Tensor
@@ -93,7 +93,7 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
 
 
 def unpack(values_1K: torch.Tensor, completion_mask_BT: torch.Tensor) -> torch.Tensor:
-    """Values of the labelled positions, as rows (B, T); 0 where the completion is padded."""
+    """Lay out values of the labelled positions as rows (B, T); 0 where the completion is padded."""
     blank_BT = values_1K.new_zeros(completion_mask_BT.shape)
     return blank_BT.masked_scatter(completion_mask_BT.bool(), values_1K)
 
@@ -108,7 +108,7 @@ def shared_attention(
     shared_prefix: Layout,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a packed sequence, as transformers calls it: (1, heads, L, D) each, gives (1, L, heads, D).
+    """Compute attention of a packed sequence, as transformers calls it: (1, heads, L, D) each to (1, L, heads, D).
 
     Prompts attend causally, without a mask. Branches are a batch whose keys are the prompt's and their own.
     """
@@ -130,7 +130,7 @@ def shared_attention(
 
 
 def _branches(states_HLD: torch.Tensor, lengths_G: tuple[int, ...]) -> torch.Tensor:
-    """(H, sum of lengths, D) to (G, H, T, D), padded right: later tokens, which no earlier one sees."""
+    """Split (H, sum of lengths, D) into (G, H, T, D), padded right: later tokens, which no earlier one sees."""
     return pad_sequence(list(states_HLD.transpose(0, 1).split(lengths_G)), batch_first=True).transpose(1, 2)
 
 
@@ -140,7 +140,7 @@ AttentionInterface.register(ATTENTION, shared_attention)
 
 
 def share(model: PreTrainedModel, longest_row: int) -> str | None:
-    """Make `model` take packed sequences (`prefix.Packed`), and nothing else from then on.
+    """Make `model` take packed sequences (`Packed`), and nothing else from then on.
 
     Returns:
         Why it cannot, and is left as it is, or `None`. Sliding windows do no harm while rows fit into them. A model
@@ -179,7 +179,7 @@ def _obstacle(model: PreTrainedModel, longest_row: int) -> str | None:
 
 
 def _labelled_only(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """After the backbone: positions without a label need no output head, a fifth of a small model's work."""
+    """Drop positions without a label after the backbone: the output head is a fifth of a small model's work."""
     layout: Layout = kwargs["shared_prefix"]
     output.last_hidden_state = output.last_hidden_state[:, layout.labelled_K]
     return output
@@ -192,7 +192,7 @@ LENGTHS = (3, 2, 3)
 
 
 def _rows(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 8) ids and mask."""
+    """Make ids and mask, (3, 8)."""
     ids = torch.arange(1, 1 + len(LENGTHS) * (PROMPT + WIDTH)).view(len(LENGTHS), -1) % model.config.vocab_size
     ids[1, :PROMPT] = ids[0, :PROMPT]
     mask = torch.tensor([[1] * (PROMPT + n) + [0] * (WIDTH - n) for n in LENGTHS])

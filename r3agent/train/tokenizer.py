@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 
 TokenTexts: TypeAlias = Callable[[Sequence[int]], list[str]]
-"""T token ids to T texts that joined are the text; a character of several tokens stands at the last of them."""
+"""Function from T token ids to T pieces of their text; a character of several tokens stands at the last of them."""
 
 
 class Retokeniser:
-    """Tokenises the conversation that a span answered, and its text with the end-of-turn token if it ended."""
+    """Tokeniser of the conversation that a span answered, and of its text with the end-of-turn token if it ended."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer: Any = tokenizer
 
     def __call__(self, trajectory: Trajectory, span: Span) -> tuple[list[int], list[int]]:
-        """Prompt ids and completion ids.
+        """Return prompt ids and completion ids.
 
         Raises:
             TrainingError: the policy has no chat template, or it does not take this conversation.
@@ -56,7 +56,10 @@ class Retokeniser:
 
 
 def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]:
-    """Counts messages and tools by the chat template of a model directory or a hub id that was downloaded before.
+    """Make a counter of the tokens of messages and tools, by the chat template of a model on this machine.
+
+    Args:
+        model: directory, or hub id that was downloaded before.
 
     The counter raises `ValueError` where the template does not take them.
 
@@ -84,7 +87,10 @@ def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str,
 
 
 def token_texts(model: str) -> TokenTexts:
-    """For the tokenizer of a model directory, or of a hub id that was downloaded before; nothing is downloaded.
+    """Make the function that spells token ids, with the tokenizer of a model on this machine.
+
+    Args:
+        model: directory, or hub id that was downloaded before; nothing is downloaded.
 
     Raises:
         ConfigError: there is no such tokenizer on this machine, or the extra is missing.

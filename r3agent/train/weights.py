@@ -35,7 +35,7 @@ MAX_TOKENS = 256
 
 
 def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
-    """The starting policy's tokenizer.
+    """Load the starting policy's tokenizer.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -45,7 +45,7 @@ def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
 
 
 def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | PeftModel:
-    """The starting policy, ready to train: with its adapter or a new one for LoRA, merged into one for full weights.
+    """Load the starting policy, ready to train: with its adapter or a new one for LoRA, merged for full weights.
 
     Raises:
         ConfigError: the weights cannot be loaded, or the adapter does not belong to them.
@@ -97,7 +97,7 @@ def save_weights(
             model.peft_config["default"].base_model_name_or_path = start.model
             model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False, state_dict=state)
         else:
-            if state is not None:  # gathered weights share no memory, by which tied ones are known otherwise
+            if state is not None:  # gathered weights share no memory, by which tied ones are recognised otherwise
                 tied: dict[str, str] = model.all_tied_weights_keys
                 state = {name: tensor for name, tensor in state.items() if name not in tied}
             model.save_pretrained(directory / MODEL_DIR, state_dict=state)
@@ -138,7 +138,7 @@ def _adapter_base(adapter: Path) -> str:
 
 
 def _check_shape(lora: LoraConfig, config: TrainConfig, start: PolicyStart) -> None:
-    """An adapter that goes on from itself keeps its shape: settings that say otherwise would have no effect."""
+    """Refuse settings of another shape: an adapter that goes on from itself keeps its own."""
     shape: dict[str, Any] = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if config.lora_target_modules != "all-linear":
         shape["lora_target_modules"] = set(lora.target_modules or ())
@@ -159,7 +159,7 @@ def _merged(model: PeftModel) -> PreTrainedModel:
 
 @contextmanager
 def _loading(start: PolicyStart) -> Generator[None]:
-    """Loading errors as ours."""
+    """Turn loading errors into a ConfigError."""
     try:
         with _no_progress_bars():
             yield
@@ -184,20 +184,20 @@ def _no_progress_bars() -> Generator[None]:
 
 
 def fingerprint_sequences(rows: Iterable[Row]) -> list[list[int]]:
-    """Prompt and completion of one row of each of the shortest groups."""
+    """Take the prompt and completion of one row of each of the shortest groups."""
     one_each = {row.group_id: [*row.prompt_ids_P, *row.completion_ids_T] for row in rows}
     return [ids[:MAX_TOKENS] for ids in sorted(one_each.values(), key=len)[:MAX_SEQUENCES]]
 
 
 def fingerprint_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]]) -> list[tuple[float, ...]]:
-    """For each sequence, log p(token t | tokens before t) under the weights as they are now; 0.0 at position 0."""
+    """Compute log p(token t | tokens before t) of each sequence under the current weights; 0.0 at position 0."""
     return [(0.0, *logprobs) for logprobs in trainer.logprobs([(ids[:1], ids[1:]) for ids in sequences])]
 
 
 def fingerprint(
     sequences: Sequence[list[int]], trained: Sequence[tuple[float, ...]], parent: Sequence[tuple[float, ...]]
 ) -> tuple[FingerprintSequence, ...]:
-    """The card's fingerprint.
+    """Make the fingerprint that the card of the trained weights keeps, beside that of their parent.
 
     Raises:
         TrainingError: the trained weights give logprobs that are not finite.
