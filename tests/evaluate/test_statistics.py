@@ -36,7 +36,7 @@ def test_rate_with_one_sample_per_task_is_wilsons():
 
 
 @given(values=rates, samples=st.integers(1, 4))
-def test_rate_lies_in_its_interval_and_more_samples_never_widen_it(values: list[float], samples: int):
+def test_rate_is_in_its_interval_that_samples_never_widen(values: list[float], samples: int):
     few, many = rate(values, len(values)), rate(values, samples * len(values))
     assert 0 <= many.low <= many.rate + 1e-9
     assert many.rate - 1e-9 <= many.high <= 1

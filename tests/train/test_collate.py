@@ -55,9 +55,7 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
 
 
 @given(groups(), st.floats(0.5, 9))
-def test_a_cap_moves_the_recorded_logprobs_from_the_ratio_into_the_weight(
-    rows: list[dict[str, Any]], cap: float
-) -> None:
+def test_cap_moves_recorded_logprobs_from_ratio_into_weight(rows: list[dict[str, Any]], cap: float) -> None:
     plain, capped = collate(rows, PAD), collate(rows, PAD, importance_cap=cap)
     assert torch.equal(capped["old_per_token_logps"], plain["ref_per_token_logps"])
     for i, row in enumerate(rows):
@@ -96,9 +94,7 @@ def cost_of(rows: list[dict[str, Any]], *, shares: bool = True) -> Costs:
 
 
 @given(groups(), st.integers(1, 40), st.booleans())
-def test_parts_keep_the_budget_and_siblings_that_fit_stay_together(
-    rows: list[dict[str, Any]], budget: int, shares: bool
-) -> None:
+def test_costs_cut_parts_within_budget_and_keep_siblings(rows: list[dict[str, Any]], budget: int, shares: bool) -> None:
     costs = cost_of(rows, shares=shares)
     parts = costs.cut(range(len(rows)), budget)
     assert [row for part in parts for row in part] == [*range(len(rows))]
@@ -115,7 +111,7 @@ def sampler(rows: list[dict[str, Any]], **values: Any) -> MicroBatches:
 
 
 @given(groups(), st.integers(1, 9), st.integers(1, 40), st.integers(1, 3))
-def test_processes_share_every_epoch_in_as_many_micro_batches_of_as_many_rows(
+def test_micro_batches_are_as_many_and_as_wide_in_each_process(
     rows: list[dict[str, Any]], batch_size: int, budget: int, processes: int
 ) -> None:
     ranks = [
@@ -136,7 +132,7 @@ def test_processes_share_every_epoch_in_as_many_micro_batches_of_as_many_rows(
             assert 0 < sum(len(batch) for mine in real for batch in mine[window]) <= batch_size
 
 
-def test_a_group_larger_than_the_budget_is_cut_into_parts_that_repeat_the_prompt() -> None:
+def test_micro_batches_cut_a_group_larger_than_the_budget() -> None:
     rows = [{"prompt_ids_P": [1] * 11, "completion_ids_T": [2] * 5}] * 8
     assert [len(batch) for batch in sampler(rows, batch_size=8, budget=20)] == [2, 2, 2, 2]
     assert [len(batch) for batch in sampler(rows, batch_size=8, budget=50)] == [8]
@@ -144,7 +140,7 @@ def test_a_group_larger_than_the_budget_is_cut_into_parts_that_repeat_the_prompt
     assert [len(batch) for batch in alone] == [3, 3, 2]
 
 
-def test_rows_are_shuffled_by_seed_and_epoch_and_groups_stay_together() -> None:
+def test_micro_batches_shuffle_groups_by_seed_and_epoch() -> None:
     rows = [{"prompt_ids_P": [i], "completion_ids_T": [1]} for i in range(8) for _ in range(4)]
     whole = {"batch_size": 99, "budget": 99}
     shuffled = sampler(rows, **whole)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from r3agent._util.wait import wait_until
+from r3agent.cli.main import main
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
@@ -45,15 +48,14 @@ def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
 def command(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> list[str]:
     launcher = [sys.executable, "-m"]
     if processes > 1:
-        launcher += [
-            "torch.distributed.run",
-            f"--nproc-per-node={processes}",
-            f"--master-port={free_port()}",
-            "-m",
-            "--",
-        ]
+        port = f"--master-port={free_port()}"
+        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", port, "-m", "--"]
+    return [*launcher, "r3agent", *arguments(run_dir, *flags, **values)]
+
+
+def arguments(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> list[str]:
     settings = [f"--set=train.{key}={value}" for key, value in {**SETTINGS, **values}.items()]
-    return [*launcher, "r3agent", "train", "--run", str(run_dir), "--json", *settings, *flags]
+    return ["train", "--run", str(run_dir), "--json", *settings, *flags]
 
 
 def environment() -> dict[str, str]:
@@ -63,15 +65,21 @@ def environment() -> dict[str, str]:
 def trained(
     run_dir: Path, *flags: str, distributed: str = "", extra_env: Mapping[str, str] = {}, **values: Any
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """The log of every step, and the weights."""
-    words = command(run_dir, *flags, **values)
-    env = {**environment(), **extra_env}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stderr
-    card = json.loads(done.stdout.splitlines()[-1])  # DeepSpeed prints too
-    assert card["metrics"]["processes"] == values.get("processes", 1)
-    alone = values.get("processes", 1) == 1
-    assert card["metrics"]["distributed"] == (distributed or ("NO" if alone else "MULTI_CPU"))
+    """The log of every step, and the weights. One process is this one, several are started by a launcher."""
+    processes = values.get("processes", 1)
+    if processes == 1:
+        with redirect_stdout(io.StringIO()) as output:
+            assert main(arguments(run_dir, *flags, **values)) == 0
+        printed = output.getvalue()
+    else:
+        env = {**environment(), **extra_env}
+        words = command(run_dir, *flags, **values)
+        done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    card = json.loads(printed.splitlines()[-1])  # DeepSpeed prints too
+    assert card["metrics"]["processes"] == processes
+    assert card["metrics"]["distributed"] == (distributed or ("NO" if processes == 1 else "MULTI_CPU"))
     directory = Registry(run_dir).version_dir(card["version"])
     assert not list(directory.parent.glob("*.checkpoints"))
     log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
@@ -89,21 +97,17 @@ def assert_same(one: Any, other: Any) -> None:
         torch.testing.assert_close(tensor, other_weights[name], rtol=0, atol=2e-4)
 
 
-def test_two_processes_give_the_same_curve(run_dir: Path) -> None:
-    whole = trained(run_dir, loss_type="dapo")
+@pytest.mark.parametrize(("processes", "loss_type"), [(1, "grpo"), (2, "dapo")])
+def test_an_interrupted_training_resumes_to_the_same_curve(run_dir: Path, processes: int, loss_type: str) -> None:
+    whole = trained(run_dir, loss_type=loss_type)
     assert max(abs(step["loss"]) for step in whole[0]) > 1e-3
-    assert_same(trained(run_dir, loss_type="dapo", micro_batch_tokens=150, processes=2), whole)
-
-
-def test_an_interrupted_training_saves_and_resumes_where_it_was(run_dir: Path) -> None:
-    whole = trained(run_dir)
-    for processes in (1, 2):
-        assert stopped(run_dir, processes=processes) != 0
-        (growing,) = (run_dir / "policies").glob("*.checkpoints")
-        (saved,) = growing.glob("checkpoint-*")
-        assert 0 < int(saved.name.removeprefix("checkpoint-")) < STEPS
-        assert growing.name.removesuffix(".checkpoints") not in Registry(run_dir).versions()
-        assert_same(trained(run_dir, "--resume", processes=processes, micro_batch_tokens=100), whole)
+    assert stopped(run_dir, processes=processes, loss_type=loss_type) != 0
+    (growing,) = (run_dir / "policies").glob("*.checkpoints")
+    (saved,) = growing.glob("checkpoint-*")
+    assert 0 < int(saved.name.removeprefix("checkpoint-")) < STEPS
+    assert growing.name.removesuffix(".checkpoints") not in Registry(run_dir).versions()
+    values = {"processes": processes, "loss_type": loss_type, "micro_batch_tokens": 100}
+    assert_same(trained(run_dir, "--resume", **values), whole)
 
 
 def stopped(run_dir: Path, **values: Any) -> int:
@@ -119,8 +123,8 @@ def stopped(run_dir: Path, **values: Any) -> int:
 
         assert wait_until(has_begun, timeout_s=PATIENCE_S, poll_s=0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, messages = process.communicate(timeout=PATIENCE_S)
     if values.get("processes", 1) == 1:
         assert process.returncode == 130
-        assert "interrupted; the same command with --resume goes on from here" in said
+        assert "interrupted; the same command with --resume goes on from here" in messages
     return process.returncode

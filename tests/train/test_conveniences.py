@@ -54,7 +54,7 @@ def test_a_reporter_that_is_not_installed_is_refused(record: Record, start: Poli
         run(record(OUTCOMES), start, tmp_path / "v0001", report_to="wandb")
 
 
-def test_a_person_is_told_of_rows_mismatch_and_every_step(record: Record, start: PolicyStart, tmp_path: Path) -> None:
+def test_progress_line_renders_rows_mismatch_and_every_step(record: Record, start: PolicyStart, tmp_path: Path) -> None:
     lines: list[str] = []
     run(
         record([*OUTCOMES, [0, 0]]),

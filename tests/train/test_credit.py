@@ -73,7 +73,7 @@ def test_other_labels_change_nothing_for_a_label(sampled: list[Trajectory]) -> N
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_siblings_share_their_control_so_lift_gives_the_same_advantages(record: Record, scale: str) -> None:
+def test_lift_gives_the_same_advantages_as_retry_success(record: Record, scale: str) -> None:
     trajectories = record([[(1, 0), (0, 0)], [(1, 1), (1, 0), (0, 0)]], blind=[1, 0, 0])
     success, lift = (
         build(trajectories, credit={"reflect": source}, scale_rewards=scale) for source in ("retry_success", "lift")
@@ -168,7 +168,7 @@ def test_the_report_counts_rows_by_label(sampled: list[Trajectory]) -> None:
         ({"policy_version": "v0009"}, "stale"),
     ],
 )
-def test_whatever_keeps_a_span_from_training_holds_for_every_label(
+def test_reasons_for_dropping_a_span_hold_for_every_label(
     sampled: list[Trajectory], fields: dict[str, Any], reason: str
 ) -> None:
     marred = [t.model_copy(update={"spans": tuple(s.model_copy(update=fields) for s in t.spans)}) for t in sampled]
@@ -194,7 +194,7 @@ def test_a_passed_retry_is_put_behind_the_first_trys_prompt(sampled: list[Trajec
     assert len({row.group_id for row in rows}) == 1
 
 
-def test_distilled_rows_are_beside_the_first_tries_whose_prompt_they_share(sampled: list[Trajectory]) -> None:
+def test_distilled_rows_are_beside_the_first_tries(sampled: list[Trajectory]) -> None:
     rows = build(sampled, credit={"attempt": "success"}, distill=1.0)
     assert {row.label for row in rows} == {"attempt", "distill"}
     assert len({row.group_id for row in rows}) == len({tuple(row.prompt_ids_P) for row in rows}) == 1
@@ -205,9 +205,7 @@ def test_without_a_passed_retry_there_is_nothing_to_distill(record: Record) -> N
         build(record([[0, 0]], blind=[1]), credit={}, distill=1.0)
 
 
-def test_distilled_text_is_tokenised_behind_the_first_trys_conversation(
-    record: Record, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_distilled_text_is_tokenised_behind_the_first_try(record: Record, tokenizer: PreTrainedTokenizerFast) -> None:
     (trajectory,) = record([[1]])
     bare = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
     spans = [s.model_copy(update={**bare, "text": "1 + 2"}) for s in trajectory.spans]

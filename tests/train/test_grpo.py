@@ -286,7 +286,7 @@ def plain_gradients(
 
 
 @pytest.mark.parametrize(("loss_type", "share_prompt"), [("grpo", True), ("grpo", False), ("dapo", True)])
-def test_distilling_is_the_plain_gradient_of_the_weighted_log_likelihood_in_every_epoch(
+def test_distilling_is_the_gradient_of_weighted_log_likelihood(
     start: PolicyStart,
     record: Callable[..., list[Trajectory]],
     trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
@@ -313,7 +313,7 @@ def test_distilling_is_the_plain_gradient_of_the_weighted_log_likelihood_in_ever
     assert logged == [0.0] * 3
 
 
-def test_beside_distilled_rows_the_others_keep_their_recorded_logprobs(
+def test_rows_beside_distilled_ones_keep_recorded_logprobs(
     record: Callable[..., list[Trajectory]], trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer]
 ) -> None:
     config = settings(method="full", beta=0.0, distill=0.7, batch_size=32)

@@ -83,7 +83,7 @@ def test_what_task_and_failed_try_contain_is_no_leak() -> None:
     assert leak_share(grown, grown.spans[1]) == 0
 
 
-def test_only_a_retry_of_its_own_that_passed_counts_and_one_is_enough() -> None:
+def test_leak_share_counts_own_retries_that_passed() -> None:
     failed = episode(FAR, WHOLE, ANSWER, passed=False)
     assert leak_share(failed, failed.spans[1]) == 0
     both = episode(FAR, WHOLE, "<answer> 2 * ( 5 + 3 ) </answer>", ANSWER)

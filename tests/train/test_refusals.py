@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from r3agent.errors import ConfigError, TrainingError
 from r3agent.records.trajectory import Trajectory
+from r3agent.store.registry import PolicyCard
 from r3agent.train import PolicyStart
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run
@@ -24,6 +26,24 @@ Record = Callable[..., list[Trajectory]]
 def made(directory: Path) -> list[str]:
     """Versions and what is left of them; the lock that their makers hold is always there."""
     return sorted(path.name for path in directory.iterdir() if path.suffix != ".lock")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PolicyCard, Path]:
+    """An adapter of the base policy, v0001, and its directory, which tests copy."""
+    directory = tmp_path_factory.mktemp("trained") / "v0001"
+    trajectories = recorded.record(recorded.load(base), tokenizer, OUTCOMES)
+    start = PolicyStart(version="v0000", name="tiny", model=str(base))
+    return run(trajectories, start, directory, epochs=1), directory
+
+
+@pytest.fixture
+def adapter_start(trained: tuple[PolicyCard, Path], tmp_path: Path) -> PolicyStart:
+    """The trained adapter as the start of another training, copied to `tmp_path / "v0001"`."""
+    card, directory = trained
+    return PolicyStart.of(card, Path(shutil.copytree(directory, tmp_path / "v0001")))
 
 
 def test_another_policys_rows_are_refused(
@@ -41,7 +61,7 @@ def test_another_policys_rows_are_refused(
     assert reason.startswith("mean |logprob gap| = ")
 
 
-def test_rows_of_an_older_version_are_held_to_the_ess_floor_not_to_the_mismatch(
+def test_rows_of_an_older_version_have_the_ess_floor_alone(
     start: PolicyStart, tokenizer: PreTrainedTokenizerFast, record: Record, tmp_path: Path
 ) -> None:
     old = recorded.record(recorded.tiny_model(tokenizer, seed=7).eval(), tokenizer, OUTCOMES, policy_version="v0003")
@@ -97,13 +117,16 @@ def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: Polic
 
 
 def test_an_adapter_of_another_base_model_is_refused(
-    record: Record, start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    record: Record,
+    start: PolicyStart,
+    adapter_start: PolicyStart,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
-    card = run(record(OUTCOMES), start, tmp_path / "v0001")
     wide = recorded.tiny_model(tokenizer, width=48)
     for name in ("other", "tiny"):  # by its name, and by the shape of its weights
         directory = recorded.save(wide, tokenizer, tmp_path / "elsewhere" / name)
-        other = PolicyStart.of(card, tmp_path / "v0001").model_copy(update={"model": str(directory)})
+        other = adapter_start.model_copy(update={"model": str(directory)})
         with pytest.raises(ConfigError, match=rf"adapter of {start.model}, not of {directory}: .*base model"):
             run(record(OUTCOMES), other, tmp_path / "v0002")
 
@@ -123,10 +146,14 @@ def test_an_adapter_of_another_base_model_is_refused(
     ],
 )
 def test_settings_that_do_not_fit_the_start_are_refused(
-    record: Record, start: PolicyStart, tmp_path: Path, update: dict[str, Any], values: dict[str, Any], message: str
+    record: Record,
+    adapter_start: PolicyStart,
+    tmp_path: Path,
+    update: dict[str, Any],
+    values: dict[str, Any],
+    message: str,
 ) -> None:
-    card = run(record(OUTCOMES), start, tmp_path / "v0001", epochs=1)
-    after = PolicyStart.of(card, tmp_path / "v0001").model_copy(update=update)
+    after = adapter_start.model_copy(update=update)
     with pytest.raises(ConfigError, match=message):
         run(record(OUTCOMES), after, tmp_path / "v0002", **values)
     assert made(tmp_path) == ["v0001"]
@@ -144,19 +171,20 @@ def test_weights_that_are_cut_short_are_named(record: Record, start: PolicyStart
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_an_adapter_that_is_cut_short_is_named(record: Record, start: PolicyStart, tmp_path: Path, method: str) -> None:
+def test_an_adapter_that_is_cut_short_is_named(
+    record: Record, adapter_start: PolicyStart, tmp_path: Path, method: str
+) -> None:
     trajectories = record(OUTCOMES)
-    after = PolicyStart.of(run(trajectories, start, tmp_path / "v0001", epochs=1), tmp_path / "v0001")
     adapter = tmp_path / "v0001" / "adapter"
     whole = (adapter / "adapter_model.safetensors").read_bytes()
     for n_bytes in (0, 4, 200, -1):
         cut(adapter / "adapter_model.safetensors", n_bytes)
         with pytest.raises(ConfigError, match=rf"{adapter}: .*the adapter is cut short, train the version again"):
-            run(trajectories, after, tmp_path / "v0002", method=method)
+            run(trajectories, adapter_start, tmp_path / "v0002", method=method)
         (adapter / "adapter_model.safetensors").write_bytes(whole)
     (adapter / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(ConfigError, match=rf"{adapter}: not a LoRA adapter"):
-        run(trajectories, after, tmp_path / "v0002", method=method)
+        run(trajectories, adapter_start, tmp_path / "v0002", method=method)
     assert made(tmp_path) == ["v0001"]
 
 
@@ -176,49 +204,34 @@ def test_versions_are_immutable_and_directories_must_be_writable(
         run(record(OUTCOMES), start, tmp_path / "file" / "v0002")
 
 
-def test_a_full_disk_is_named_and_leaves_no_version(start: PolicyStart, tmp_path: Path) -> None:
-    code = f"""
-import resource
-from pathlib import Path
-from r3agent.errors import ConfigError
-from r3agent.train import PolicyStart
-from tests.train import recorded
-from tests.train.versions import OUTCOMES, run
-from transformers import AutoTokenizer
-base, out = {start.model!r}, Path({str(tmp_path)!r})
-start = PolicyStart(version="v0000", name="tiny", model=base)
-sampled = recorded.record(recorded.load(base), AutoTokenizer.from_pretrained(base), OUTCOMES)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-for method in ("full", "lora"):
+@pytest.mark.parametrize(
+    ("method", "message"), [("full", "full.partial: Error while serializing"), ("lora", r"lora.partial: \[Errno 27\]")]
+)
+def test_a_full_disk_is_named_and_leaves_no_version(
+    record: Record, start: PolicyStart, tmp_path: Path, method: str, message: str
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(stage: str, values: Mapping[str, Any]) -> None:
+        if values.get("step") == values.get("steps", 0):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+
     try:
-        run(sampled, start, out / method, method=method)
-    except ConfigError as error:
-        print(error)
-"""
-    full, lora = python(code).splitlines()
-    assert "full.partial: Error while serializing" in full
-    assert "free space" in full
-    assert "lora.partial: [Errno 27]" in lora
+        with pytest.raises(ConfigError, match=rf"{message}.*free space"):
+            run(record(OUTCOMES), start, tmp_path / method, method=method, epochs=1, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert made(tmp_path) == []
 
 
 # ---- what it loads ----
 
 
-def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_importing_train_loads_neither_torch_nor_trl() -> None:
-    loaded = (
-        "import sys, r3agent.train; print([m for m in ('torch', 'trl', 'transformers', 'peft') if m in sys.modules])"
-    )
-    assert python(loaded) == "[]"
-
-
-def test_without_the_extra_the_install_command_is_named() -> None:
+def test_importing_train_loads_nothing_of_the_extra_and_names_it() -> None:
     code = """
 import sys
+import r3agent.train
+print([m for m in ("torch", "trl", "transformers", "peft") if m in sys.modules])
 sys.modules["trl"] = None
 from r3agent.errors import ConfigError
 try:
@@ -226,4 +239,7 @@ try:
 except ConfigError as error:
     print(error)
 """
-    assert "pip install 'r3agent[train]'" in python(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, refusal = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert "pip install 'r3agent[train]'" in refusal

@@ -49,7 +49,7 @@ def test_an_adapter_goes_on_from_itself(
     assert second.metrics["mismatch"]["ess"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_full_weights_go_on_from_an_adapter_and_from_full_weights(
+def test_full_weights_go_on_from_adapters_and_full_weights(
     record: Record, start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     card = run(record(OUTCOMES), start, tmp_path / "v0001")
@@ -160,7 +160,7 @@ def test_the_card_tells_how_to_recognise_the_weights(
         assert sequence.logprobs_T != pytest.approx(sequence.parent_logprobs_T, abs=1e-2)
 
 
-def test_progress_is_told_in_order_and_nothing_is_printed(
+def test_progress_is_reported_in_order_and_nothing_is_printed(
     record: Record, start: PolicyStart, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stages: list[tuple[str, Mapping[str, Any]]] = []
@@ -212,9 +212,7 @@ def test_a_tokenizer_without_padding_will_do(
 # ---- credit by label ----
 
 
-def test_what_any_label_earned_and_what_is_distilled_becomes_likelier(
-    record: Record, start: PolicyStart, tmp_path: Path
-) -> None:
+def test_train_makes_credited_and_distilled_rows_likelier(record: Record, start: PolicyStart, tmp_path: Path) -> None:
     trajectories = record([[(1, 0), (0, 0)], [], [(0, 1)]], first=[0, 1, 0], blind=[1, 0], one_task=True)
     every = {"attempt": "success", "reflect": "retry_success", "retry": "success", "blind_retry": "success"}
     values: dict[str, Any] = {"credit": every, "distill": 1.0}

@@ -47,10 +47,10 @@ FSDP_ON = "            elif self.distributed_type in [\n                Distribu
 GLOO_ON = "            distributed_type is None\n            and cpu\n"
 
 
-@pytest.fixture
-def accelerate_on_cpu(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def accelerate_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an accelerate that admits FSDP and DeepSpeed on a CPU."""
-    copy = tmp_path / "patched"
+    copy = tmp_path_factory.mktemp("patched")
     shutil.copytree(Path(accelerate.__file__).parent, copy / "accelerate", ignore=shutil.ignore_patterns("*.pyc"))
     state = copy / "accelerate" / "state.py"
     source = state.read_text()

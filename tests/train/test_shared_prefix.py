@@ -141,7 +141,7 @@ class Recent(torch.nn.Module):
         return self.inner(hidden_NLH + hidden_NLH.roll(1, dims=1))
 
 
-def test_a_model_that_only_looks_as_if_it_could_share_is_found_out_and_left_as_it_was() -> None:
+def test_share_finds_out_a_model_that_cannot_and_leaves_it() -> None:
     model = tiny("llama")
     model.model.layers[0].mlp = Recent(model.model.layers[0].mlp)
     ids = torch.arange(1, 9)[None]

@@ -108,7 +108,7 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
     assert RowReport.model_validate_json(report.model_dump_json()) == report
 
 
-def test_siblings_that_cannot_be_trained_on_are_not_in_the_baseline(record: Record) -> None:
+def test_baseline_leaves_out_siblings_that_are_dropped(record: Record) -> None:
     (trajectory,) = record([[1, 0, 1]])
     spans = [
         span.model_copy(update={"capability": "eval-only"}) if span.span_id == "r2" else span
@@ -157,9 +157,7 @@ def test_episodes_that_errored_are_no_first_attempts_that_passed(record: Record)
         build([*passed, *lost])
 
 
-def test_text_is_tokenised_with_the_policys_template_when_allowed(
-    record: Record, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_retokeniser_uses_the_policys_template_when_allowed(record: Record, tokenizer: PreTrainedTokenizerFast) -> None:
     exact, _ = build(record([[1, 0]]))
     text_only = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
     rows, report = build_rows(
@@ -172,7 +170,7 @@ def test_text_is_tokenised_with_the_policys_template_when_allowed(
     assert [row.logprobs_T for row in rows] == [None, None]
 
 
-def test_tokens_are_not_made_up_for_tool_calls_or_broken_templates(
+def test_retokeniser_refuses_tool_calls_and_broken_templates(
     record: Record, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config, calls = TrainConfig(), ({"id": "1", "function": {"name": "f", "arguments": "{}"}},)
