@@ -48,7 +48,9 @@ def train(
 ) -> Output:
     opened = _open(run, overrides)
     with ConsoleReporter() as reporter:
-        card = opened.train(lambda stage, values: reporter.stage(progress_line(stage, values)), resume=resume, force=force)
+        card = opened.train(
+            lambda stage, values: reporter.stage(progress_line(stage, values)), resume=resume, force=force
+        )
     rows = card.metrics["rows"]
     lines = [
         f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
