@@ -1,4 +1,4 @@
-"""Code: does a Python answer pass its unit tests?
+"""Judge Python code by its unit tests.
 
 The answer is the last ```python block of the reply, or all of it. `task.info` has the tests in one of three forms:
 
@@ -26,14 +26,16 @@ import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.sandbox import LAYERS, Layer, Limits, Outcome, run_dialogue, run_python
+from r3agent.verifiers.sandbox import IMAGE, LAYERS, Layer, Limits, Outcome, engine_command, run_dialogue, run_python
 from r3agent.verifiers.text import block_or_all
 
 _CHILD = Path(__file__).parent / "child"
+
+Runner: TypeAlias = Literal["sandbox", "container"]
 
 _PROGRAM = """
 import sys, types
@@ -51,8 +53,10 @@ class Code:
         timeout_s: for all tests of one answer.
         memory_mb: address space of each process.
         processes: that the answer may have, threads included.
-        layers: of the sandbox; see `r3agent.verifiers.sandbox`. Fewer than all are a decision to be held less.
-        command: starts a Python in a container, instead of the sandbox.
+        runner: `sandbox`, or `container`, which is recommended where docker or podman is on `PATH`.
+        image: of the container; it is not pulled.
+        layers: of the sandbox; `r3agent/verifiers/sandbox/README.md` explains them. Fewer than all hold less.
+        command: starts a Python in a container of your own, instead of the runner.
 
     Raises:
         ConfigError: a setting cannot be, or this machine does not have what holds an answer.
@@ -64,21 +68,29 @@ class Code:
         timeout_s: float = 10.0,
         memory_mb: int = 512,
         processes: int = 8,
+        runner: Runner = "sandbox",
+        image: str = IMAGE,
         layers: Sequence[Layer] = LAYERS,
         command: Sequence[str] = (),
     ) -> None:
+        if runner not in get_args(Runner):
+            raise ConfigError(f"{runner=}: the runners are {', '.join(get_args(Runner))}")
+        if runner == "container" and command:
+            raise ConfigError('runner = "container" and a command: give one of them')
         self.limits = Limits(wall_s=timeout_s, cpu_s=max(1, int(timeout_s)), memory_mb=memory_mb, processes=processes)
-        self._held: dict[str, Any] = {"layers": tuple(layers), "command": tuple(command)}
-        tried = run_python("print('held')", limits=Limits(wall_s=60.0), **self._held)
-        if tried.stdout != b"held\n":
-            said = tried.stderr[-500:].decode(errors="replace")
-            raise ConfigError(f"code: the sandbox cannot run Python here: {tried.overrun or tried.exit_code} {said}")
+        if runner == "container":
+            command = engine_command(image, self.limits)
+        self._runner: dict[str, Any] = {"layers": tuple(layers), "command": tuple(command)}
+        trial = run_python("print('ready')", limits=Limits(wall_s=60.0), **self._runner)
+        if trial.stdout != b"ready\n":
+            last = trial.stderr[-500:].decode(errors="replace")
+            raise ConfigError(f"code: the {runner} cannot run Python here: {trial.overrun or trial.exit_code} {last}")
 
     def __call__(self, task: Task, answer: str) -> Verdict:
         tests = _tests(task)
         source = code_of(answer)
         judged, tried = run_dialogue(
-            _program("judging", **tests), _program("answering", source=source), limits=self.limits, **self._held
+            _program("judging", **tests), _program("answering", source=source), limits=self.limits, **self._runner
         )
         return self._verdict(judged, tried)
 
@@ -87,16 +99,16 @@ class Code:
             if outcome.overrun and (outcome is judged or outcome.overrun != "wall"):
                 return Verdict.failed(self._limit(outcome))
         try:
-            said: dict[str, Any] = json.loads(judged.stderr)
+            report: dict[str, Any] = json.loads(judged.stderr)
         except ValueError:
             why = judged.stderr[-500:].decode(errors="replace")
             raise VerifierError(f"the tests ended with {judged.exit_code} and no verdict: {why}") from None
-        if "unfit" in said:
-            raise ValueError(f"the tests cannot be run: {said['unfit']}")
-        if said["passed"]:
+        if "unfit" in report:
+            raise ValueError(f"the tests cannot be run: {report['unfit']}")
+        if report["passed"]:
             return Verdict(passed=True, score=1.0)
-        why = said["feedback"]
-        if said.get("hung_up"):
+        why = report["feedback"]
+        if report.get("hung_up"):
             if tried.wall_s >= self.limits.wall_s:  # it was ended a moment before its tests were
                 return Verdict.failed(self._limit(tried))
             why = f"{why}, with exit code {tried.exit_code}: {tried.stderr[-200:].decode(errors='replace')}"
@@ -115,12 +127,12 @@ class Code:
 
 
 def code_of(reply: str) -> str:
-    """The last Python block of a reply, or all of it where there is none."""
+    """Return the last Python block of a reply, or all of it where there is none."""
     return block_or_all(reply, "python", "python3", "py")
 
 
 def _tests(task: Task) -> dict[str, str | None]:
-    """What `judging.main` takes.
+    """Return the arguments of `judging.main`.
 
     Raises:
         ValueError: there are no tests, or they are not Python.
@@ -138,10 +150,10 @@ def _tests(task: Task) -> dict[str, str | None]:
         raise ValueError(f"info has {sorted(info)}: give tests, test_list, or test and entry_point")
     ast.parse(setup)
     nodes = list(ast.walk(ast.parse(tests)))
-    named = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
-    if entry_point and "check" not in named:
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+    if entry_point and "check" not in names:
         raise ValueError("test defines no check(candidate)")
-    if not any(isinstance(node, ast.Assert) for node in nodes) and not any(n.startswith("test_") for n in named):
+    if not any(isinstance(node, ast.Assert) for node in nodes) and not any(n.startswith("test_") for n in names):
         raise ValueError("the tests have no assert and no test_ function: every answer would pass")
     return {"setup": setup, "tests": tests, "entry_point": entry_point}
 

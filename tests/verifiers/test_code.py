@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,7 +263,53 @@ def test_it_runs_in_what_a_command_starts() -> None:
     assert not judged(code, "def f(x): return 4", tests=SQUARES).passed
 
 
+ENGINE = """#!{python}
+import json, os, sys
+with open({record!r}, "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + chr(10))
+command = sys.argv[sys.argv.index("some/image") + 1 :]
+os.execvp(command[0], [*command[:4], {python!r}, *command[5:]])
+"""
+"""A stand-in for docker, which records its arguments and runs the command without a container."""
+
+
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_code_runs_in_a_container_of_an_engine(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, record = tmp_path / name, tmp_path / "calls"
+    engine.write_text(ENGINE.format(python=sys.executable, record=str(record)))
+    engine.chmod(0o755)
+    (tmp_path / "timeout").symlink_to(shutil.which("timeout") or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code = Code(runner="container", image="some/image", timeout_s=29.5, memory_mb=300, processes=5)
+    assert judged(code, "def f(x): return x * x", tests=SQUARES).passed
+    assert not judged(code, "def f(x): return 4", tests=SQUARES).passed
+    calls = [json.loads(line) for line in record.read_text().splitlines()]
+    assert len(calls) == 5  # a trial, and two for each answer
+    for call in calls:
+        place = call.index("some/image")
+        assert call[: place + 6] == [
+            *("run", "--rm", "--interactive", "--init", "--pull", "never"),
+            *("--network", "none", "--read-only", "--user", "65534:65534"),
+            *("--tmpfs", "/tmp:rw,noexec,nosuid,nodev,size=16m"),
+            *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+            *("--memory", "380m", "--memory-swap", "380m", "--cpus", "1", "--pids-limit", "7"),
+            *("some/image", "timeout", "-k", "1", "30", "python"),
+        ]
+        assert call[place + 6 :][:4] == ["-I", "-X", "utf8", "-c"]
+
+
+def test_a_container_needs_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r'neither docker nor podman is on PATH.*or use runner = "sandbox"'):
+        find_verifier("code", runner="container")
+
+
 def test_settings_that_cannot_be_are_refused() -> None:
-    for settings, says in (({"layers": ["seccomp"]}, "hold nothing"), ({"command": ["false"]}, "cannot run Python")):
+    for settings, says in (
+        ({"layers": ["seccomp"]}, "hold nothing"),
+        ({"command": ["false"]}, "cannot run Python"),
+        ({"runner": "luck"}, "the runners are sandbox, container"),
+        ({"runner": "container", "command": ["python"]}, "give one of them"),
+    ):
         with pytest.raises(ConfigError, match=says):
             find_verifier("code", **settings)

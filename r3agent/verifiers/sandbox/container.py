@@ -1,15 +1,23 @@
-"""The command line of a program that a container holds. A program too long for one is refused."""
+"""Build the command line of a program in a container. A program too long for one is refused."""
 
 from __future__ import annotations
 
 import base64
+import math
+import shutil
 import zlib
 
-from r3agent.errors import VerifierError
+from r3agent.errors import ConfigError, VerifierError
 from r3agent.verifiers.sandbox.limits import Limits
 
 MAX_ARGUMENT_BYTES = 120_000
-"""Of one argument of a command; Linux takes 128 KiB."""
+"""Length of one argument of a command; Linux takes 128 KiB."""
+
+ENGINES = ("docker", "podman")
+IMAGE = "python:3.12-slim"
+NOBODY = "65534:65534"
+OWN_MB, OWN_PROCESSES = 64, 2
+"""What init and `timeout` take besides the program."""
 
 _IN_CONTAINER = """
 import resource as r
@@ -20,8 +28,32 @@ del r
 """
 
 
+def engine_command(image: str, limits: Limits) -> list[str]:
+    """Return the command that starts Python in a container, with the limits of one program as those of its cgroup.
+
+    Raises:
+        ConfigError: this machine has neither docker nor podman.
+    """
+    engine = next(filter(None, map(shutil.which, ENGINES)), None)
+    if engine is None:
+        raise ConfigError(
+            f'runner = "container": neither {" nor ".join(ENGINES)} is on PATH; install one, name your own command, '
+            'or use runner = "sandbox"'
+        )
+    memory = f"{limits.memory_mb + limits.disk_mb + OWN_MB}m"  # what lies in /tmp counts too
+    return [
+        *(engine, "run", "--rm", "--interactive", "--init", "--pull", "never"),
+        *("--network", "none", "--read-only", "--user", NOBODY),
+        *("--tmpfs", f"/tmp:rw,noexec,nosuid,nodev,size={limits.disk_mb}m"),
+        *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--memory", memory, "--memory-swap", memory, "--cpus", "1"),
+        *("--pids-limit", str(limits.processes + OWN_PROCESSES)),
+        *(image, "timeout", "-k", "1", str(math.ceil(limits.wall_s)), "python"),
+    ]
+
+
 def options(source: str, limits: Limits) -> list[str]:
-    """Options of Python that run a program; they set the limits that a process sets on itself."""
+    """Return the options of Python that run a program; they set the limits that a process sets on itself."""
     own = {
         "RLIMIT_CPU": limits.cpu_s,
         "RLIMIT_AS": limits.memory_mb << 20,

@@ -1,4 +1,4 @@
-"""What may hold a program, and what to do on a machine that lacks it. Sets that hold nothing are refused."""
+"""Layers of the sandbox, and the remedy on a machine that lacks one. Sets that hold nothing are refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ Layer: TypeAlias = Literal["namespaces", "landlock", "seccomp"]
 
 LAYERS: tuple[Layer, ...] = ("namespaces", "landlock", "seccomp")
 ENOUGH: tuple[frozenset[Layer], ...] = (frozenset({"namespaces"}), frozenset({"landlock", "seccomp"}))
-"""Sets of layers of which one at least has to be there for a program to be held."""
+"""Sets of layers of which one at least is needed to hold a program."""
 
 
 def check(layers: Sequence[Layer]) -> None:
+    """Check that the layers hold a program here.
+
+    Raises:
+        ConfigError: they do not, there is no such layer, or this is not Linux.
+    """
     if sys.platform != "linux":
         raise ConfigError(lacking("sandbox", f"it needs Linux, this is {sys.platform}"))
     if unknown := set(layers) - set(LAYERS):
@@ -26,9 +31,10 @@ def check(layers: Sequence[Layer]) -> None:
 
 
 def lacking(layer: str, why: str) -> str:
+    """Return the message that this machine lacks a layer, with what helps."""
     rest = [name for name in LAYERS if name != layer]
     less = f", or go on with less: layers = {json.dumps(rest)}" if layer in LAYERS else ""
     return (
-        f"this machine does not let the sandbox have its {layer}: {why}; allow it, run in a container with "
-        f'command = ["docker", "run", "--rm", "-i", "--network", "none", "IMAGE", "python"]{less}'
+        f"this machine does not let the sandbox have its {layer}: {why}; allow it, or run in a container "
+        f'with runner = "container"{less}'
     )

@@ -1,4 +1,4 @@
-"""What a program may use, and how it ended."""
+"""Limits of a program, and the outcome of running it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Overrun: TypeAlias = Literal["wall", "cpu", "output"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use."""
+    """Limits of one program."""
 
     wall_s: float = 10.0
-    """From start to end."""
+    """Seconds from start to end."""
     cpu_s: int = 10
-    """Of each process."""
+    """Seconds of CPU time of each process."""
     memory_mb: int = 512
     """Address space of each process."""
     processes: int = 8
-    """And threads, the first included."""
+    """Processes and threads, the first included."""
     disk_mb: int = 16
-    """All that it writes; it lies in memory. Without namespaces: each file."""
+    """Size of all that it writes, which lies in memory. Without namespaces: size of each file."""
     open_files: int = 64
     output_bytes: int = 1 << 20
-    """Of its stdout and stderr, each."""
+    """Length of its stdout and of its stderr."""
 
     def __post_init__(self) -> None:
         least = {"wall_s": 0.0, "cpu_s": 1, "memory_mb": 64, "processes": 1, "disk_mb": 1, "open_files": 8}
@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a program ended."""
+    """Outcome of a program."""
 
     exit_code: int | None = None
     """Minus the signal that ended it; `None` where a limit of wall time or output did."""

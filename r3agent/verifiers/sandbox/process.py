@@ -1,4 +1,4 @@
-"""Programs in the sandbox, seen from outside: started, listened to, ended and reported."""
+"""Start programs in the sandbox, collect their output, end them and report."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from r3agent.verifiers.sandbox.layers import LAYERS, Layer, check, lacking
 from r3agent.verifiers.sandbox.limits import Limits, Outcome, Overrun
 
 GRACE_S = 5.0
-"""How long a supervisor may take to end everything after a limit, before it is killed itself."""
+"""Seconds for a supervisor to end everything after a limit, before it is killed itself."""
 CLOSING_S = 0.5
-"""How long a container's command may take to end once its output has."""
+"""Seconds for a container's command to end once its output has."""
 
 _BOOT = "import sys; sys.path.append(sys.argv.pop()); from inside.launch import main; main()"
 
@@ -42,7 +42,7 @@ def run_python(
 
     Args:
         layers: what has to hold it; without one of them it is not run. Fewer than all are a decision to be held less.
-        command: starts a Python with the options that are appended; see the package's docstring.
+        command: starts a Python with the options that are appended; see `README.md`.
 
     Raises:
         ConfigError: this machine lacks a layer.
@@ -68,7 +68,7 @@ def run_dialogue(
     layers: Sequence[Layer] = LAYERS,
     command: Sequence[str] = (),
 ) -> tuple[Outcome, Outcome]:
-    """Two programs at once, each in a sandbox of its own: the stdout of each is the stdin of the other.
+    """Run two programs at once, each in a sandbox of its own: the stdout of each is the stdin of the other.
 
     When the first has ended, the second is ended. Raises what `run_python` does.
     """
@@ -88,7 +88,7 @@ def run_dialogue(
 
 
 class _Program:
-    """One program under way; left, it is ended with all that it started."""
+    """Running program; leaving it as a context ends it with all that it started."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _Program:
         command: Sequence[str],
     ) -> None:
         self.limits = limits
-        self.heard: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
+        self.received: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
         self.overrun: Overrun | None = None
         self._began = time.monotonic()
         self.is_contained = bool(command)
@@ -162,7 +162,7 @@ class _Program:
         return {name: stream for name, stream in found.items() if stream is not None}
 
     def end(self) -> None:
-        """Its supervisor ends it, or the container's command does, asked politely; then whoever is left is killed."""
+        """End it through its supervisor, or the container's command with SIGTERM; then kill what is left."""
         if self.process.returncode is not None:
             return
         if not self.is_contained:
@@ -181,26 +181,26 @@ class _Program:
     def outcome(self) -> Outcome:
         self.end()
         if not self.is_contained:
-            self.heard["report"] += self._report.read() or b""
+            self.received["report"] += self._report.read() or b""
         report: dict[str, Any] = {}
         if self.is_contained:
             report = {"exit_code": self.process.returncode, "wall_s": time.monotonic() - self._began}
-        elif self.heard["report"]:
-            report = json.loads(self.heard["report"])
+        elif self.received["report"]:
+            report = json.loads(self.received["report"])
         elif self.overrun is None:
-            said = self.heard["stderr"][-500:].decode(errors="replace")
-            raise VerifierError(f"the sandbox ended with {self.process.returncode} and no report: {said}")
+            last = self.received["stderr"][-500:].decode(errors="replace")
+            raise VerifierError(f"the sandbox ended with {self.process.returncode} and no report: {last}")
         if "missing" in report:
             raise ConfigError(lacking(report["missing"], report["why"]))
         if "broken" in report:
             raise VerifierError(f"the sandbox broke down: {report['broken']}")
         if self.overrun:
             report |= {"overrun": self.overrun, "exit_code": None}
-        return Outcome(stdout=bytes(self.heard["stdout"]), stderr=bytes(self.heard["stderr"]), **report)
+        return Outcome(stdout=bytes(self.received["stdout"]), stderr=bytes(self.received["stderr"]), **report)
 
 
 def _listen(programs: Sequence[_Program], limits: Limits) -> None:
-    """Until the first program has ended, or one has gone over a limit."""
+    """Collect output until the first program has ended, or one has gone over a limit."""
     deadline = time.monotonic() + limits.wall_s + (0.0 if programs[0].is_contained else GRACE_S)
     with selectors.DefaultSelector() as selector:
         for program in programs:
@@ -214,7 +214,7 @@ def _listen(programs: Sequence[_Program], limits: Limits) -> None:
                 return
             for key, _ in ready:
                 program, name = key.data
-                if not _hear(program, name, key.fd):
+                if not _read(program, name, key.fd):
                     selector.unregister(key.fileobj)
                     if program is programs[0]:
                         first.discard(name)
@@ -222,11 +222,11 @@ def _listen(programs: Sequence[_Program], limits: Limits) -> None:
                     return
 
 
-def _hear(program: _Program, name: str, fd: int) -> bool:
-    """Whether there may be more. No more than the limit is kept, whatever is written."""
-    piece, heard = os.read(fd, 65536), program.heard[name]
-    heard += piece[: program.limits.output_bytes - len(heard)] if name != "report" else piece
-    if name != "report" and piece and len(heard) >= program.limits.output_bytes:
+def _read(program: _Program, name: str, fd: int) -> bool:
+    """Read what there is, keep it up to the limit, and return True if there may be more."""
+    piece, kept = os.read(fd, 65536), program.received[name]
+    kept += piece[: program.limits.output_bytes - len(kept)] if name != "report" else piece
+    if name != "report" and piece and len(kept) >= program.limits.output_bytes:
         program.overrun = "output"
     return bool(piece)
 

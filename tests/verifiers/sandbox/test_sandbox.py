@@ -113,7 +113,7 @@ def test_a_layer_that_the_machine_lacks_is_named_with_what_helps() -> None:
     script = NO_NAMESPACES.format(start=SANDBOX_ONLY, unshare={"x86_64": 272, "aarch64": 97}[os.uname().machine])
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert "have its namespaces: [Errno 1] unshare: Operation not permitted" in said
-    assert 'command = ["docker"' in said
+    assert 'runner = "container"' in said
     assert 'or go on with less: layers = ["landlock", "seccomp"]' in said
     assert said.endswith("b'7\\n'\n")
 
