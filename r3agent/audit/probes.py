@@ -1,5 +1,7 @@
-"""Judge answers in processes of their own: a verifier that hangs, even inside a regular expression, is ended and
-reported, and so is one that takes its process down."""
+"""Judge answers in processes of their own.
+
+A verifier that hangs, even inside a regular expression, is ended and reported, and so is one that ends its process.
+"""
 
 from __future__ import annotations
 

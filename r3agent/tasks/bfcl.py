@@ -1,4 +1,4 @@
-"""The single-turn function-calling problems of the Berkeley leaderboard (BFCL), read from the package `bfcl-eval`.
+"""Read the single-turn function-calling problems of the Berkeley leaderboard (BFCL) from the package `bfcl-eval`.
 
 `bfcl:CATEGORY` is one of `CATEGORIES`. Not offered are `simple_java` and `simple_javascript`, whose arguments are
 written in the syntax of these languages, and what takes several turns. Four of the live tasks ask for what their
@@ -63,7 +63,7 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
 
 
 def data_directory() -> Path:
-    """Where `bfcl-eval` keeps its files.
+    """Return the directory of the files of `bfcl-eval`.
 
     Raises:
         ConfigError: it is not installed.

@@ -1,4 +1,4 @@
-"""What tasks of function calling share: the functions as OpenAI's `tools` or in the system prompt, and the gold answer.
+"""Make function-calling tasks: functions as OpenAI's `tools` or in the system prompt, and the gold answer.
 
 The sources `bfcl` and `xlam` bring the functions and the accepted arguments; the verifier `function_call` reads
 `Task.info`, whose fields `r3agent/verifiers/function_call/verdict.py` documents.
@@ -15,7 +15,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 
 Calls: TypeAlias = Literal["native", "text"]
-"""Functions are offered as `tools` and called by `tool_calls`, or told and called in text."""
+"""Functions are offered as `tools` and called by `tool_calls`, or described and called in text."""
 
 SYSTEM = """You can call these functions:
 {functions}
@@ -36,7 +36,8 @@ JSON_TYPES = {
 
 
 def check_calls(calls: str) -> None:
-    """
+    """Check the way in which functions are called.
+
     Raises:
         ConfigError: it is neither `native` nor `text`.
     """
@@ -82,13 +83,13 @@ def make_task(
     if calls == "native":
         tools = tuple({"type": "function", "function": offered} for offered in functions)
         return Task(id=task_id, messages=tuple(messages), tools=tools, info=info, gold=gold)
-    told = SYSTEM.format(functions="\n".join(json.dumps(offered, ensure_ascii=False) for offered in functions))
+    system = SYSTEM.format(functions="\n".join(json.dumps(offered, ensure_ascii=False) for offered in functions))
     first, *rest = messages
     if first["role"] == "system":
-        told = f"{told}\n\n{first['content']}"
+        system = f"{system}\n\n{first['content']}"
     else:
         rest = list(messages)
-    return Task(id=task_id, messages=({"role": "system", "content": told}, *rest), info=info, gold=gold)
+    return Task(id=task_id, messages=({"role": "system", "content": system}, *rest), info=info, gold=gold)
 
 
 def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
@@ -112,7 +113,7 @@ def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
 
 
 def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:
-    """Whether what is accepted can be given, and what is required is accepted."""
+    """Return True if what is accepted can be given, and what is required is accepted."""
     accepts: dict[str, Sequence[Any]] = call["accepts"]
     return all(name in accepts for name in signature["required"]) and all(
         "" in accepted or (accepted and signature["types"][name]) for name, accepted in accepts.items()
@@ -120,7 +121,7 @@ def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:
 
 
 def arguments_of(call: dict[str, Any], signature: dict[str, Any]) -> dict[str, Any]:
-    """Parameters that cannot be given, or may be left out and have no other accepted value, are left out."""
+    """Return arguments of an accepted call, without those that cannot be given or need not be."""
     types = signature["types"]
     return {
         name: _plain(accepted, types[name])

@@ -28,11 +28,11 @@ PROMPT = (
 FILE_ENDINGS = (".jsonl", ".parquet")
 
 MAX_FRUITLESS = 20_000
-"""Problems drawn in a row without a new one, after which there are taken to be no more."""
+"""Problems drawn in a row without a new one, after which no more are expected."""
 
 
-class Problem(NamedTuple):
-    """A row of the file."""
+class FileProblem(NamedTuple):
+    """Problem in a row of a file."""
 
     id: str
     given: list[int]
@@ -58,7 +58,7 @@ def generate(
     max_number: int = 10,
     max_target: int = 60,
 ) -> Iterator[Task]:
-    """`n` distinct solvable problems.
+    """Yield `n` distinct solvable problems.
 
     Args:
         numbers: how many numbers a problem gives.
@@ -82,7 +82,7 @@ def generate(
 
 
 def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = False) -> Iterator[Task]:
-    """The problems of a file, `n` of them drawn by seed.
+    """Yield the problems of a file, `n` of them drawn by seed.
 
     Args:
         name: a `.jsonl` or `.parquet` file.
@@ -97,10 +97,12 @@ def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = Fals
 
 
 def problem_id(given: list[int], target: int) -> str:
+    """Return the id of a problem, the same in whatever order its numbers are."""
     return f"countdown:{'-'.join(map(str, sorted(given)))}={target}"
 
 
 def make_task(given: list[int], target: int, solution: str | None = None) -> Task:
+    """Return the task of a problem, with a gold answer where there is a solution."""
     return Task(
         id=problem_id(given, target),
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
@@ -110,7 +112,7 @@ def make_task(given: list[int], target: int, solution: str | None = None) -> Tas
 
 
 def steps(given: tuple[int, ...]) -> Iterator[Step]:
-    """Every operation on two of the numbers whose result is a positive integer."""
+    """Yield every operation on two of the numbers whose result is a positive integer."""
     for i, j in permutations(range(len(given)), 2):
         left, right = given[i], given[j]
         rest = tuple(x for k, x in enumerate(given) if k not in (i, j))
@@ -124,7 +126,7 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
 
 
 def solve(given: list[int], target: int) -> str | None:
-    """An expression that equals the target, or `None` where positive integers on the way do not do."""
+    """Return an expression that equals the target, or `None` where positive integers on the way do not do."""
     return _solve([(number, str(number)) for number in given], target, set())
 
 
@@ -136,14 +138,14 @@ def _solve(pool: list[tuple[int, str]], target: int, tried: set[tuple[int, ...]]
         return None
     tried.add(known)
     for step in steps(values):
-        found = _solve(_played(pool, step), target, tried)
+        found = _solve(_apply_step(pool, step), target, tried)
         if found is not None:
             return found
     return None
 
 
-def _played(pool: list[tuple[int, str]], step: Step) -> list[tuple[int, str]]:
-    """Values and their expressions after an operation on two of them."""
+def _apply_step(pool: list[tuple[int, str]], step: Step) -> list[tuple[int, str]]:
+    """Return the values and their expressions after an operation on two of them."""
     rest, sides = [*pool], list[str]()
     for side in (step.left, step.right):
         used = next(entry for entry in rest if entry[0] == side)
@@ -159,14 +161,14 @@ def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Itera
 
 
 def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
-    """Where random operations on the numbers lead, and the expression that they make."""
+    """Return the value that random operations on the numbers lead to, and its expression."""
     pool = [(number, str(number)) for number in given]  # values, and the expressions that have them
     while len(pool) > 1:
-        pool = _played(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
+        pool = _apply_step(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
     return pool[0]
 
 
-def _problems(path: str) -> Iterator[Problem]:
+def _problems(path: str) -> Iterator[FileProblem]:
     if not path.endswith(FILE_ENDINGS):
         raise ConfigError(f"countdown:{path}: the file is none of {', '.join(FILE_ENDINGS)}")
     for where, row in file_rows(path).rows:
@@ -178,7 +180,7 @@ def _problems(path: str) -> Iterator[Problem]:
             ) from error
 
 
-def _problem(row: dict[str, Any]) -> Problem:
+def _problem(row: dict[str, Any]) -> FileProblem:
     if not {"nums", "target"} <= row.keys():
         raise ValueError("it has not the columns nums and target")
     given, target = row["nums"], row["target"]
@@ -188,7 +190,7 @@ def _problem(row: dict[str, Any]) -> Problem:
         )
     if not _is_number(target):
         raise ValueError(f"target = {target!r}: a whole number")
-    return Problem(problem_id(given, target), given, target)
+    return FileProblem(problem_id(given, target), given, target)
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Tasks from somebody else's rows: which column, or template over the columns, becomes which part of a task.
+"""Make tasks of foreign rows: a column, or a template over columns, becomes a part of a task.
 
 A task's id is a hash of what the policy is shown, so that rows which repeat one another fall into one split; a column
 named with `id` overrides that.
@@ -17,12 +17,12 @@ from r3agent._util.messages import did_you_mean, explain
 from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
-from r3agent.tasks.json_values import plain
+from r3agent.tasks.json_values import json_value
 from r3agent.tasks.rows import Row, Rows, file_rows, hub_rows
 from r3agent.tasks.splits import draw
 
 Part = Callable[[Row], Any]
-"""What a row gives for one part of its task."""
+"""Function from a row to one part of its task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +57,20 @@ def from_hub(
     data_files: str | list[str] | None = None,
     **columns: Any,
 ) -> list[Task]:
-    """Tasks of a data set of the hub, or of a local directory; as `hub_rows`, and `columns` as `Columns`."""
-    mapping = _checked(columns, further=("subset", "hf_split", "revision", "data_files"))
+    """Return tasks of a data set of the hub, or of a local directory; as `hub_rows`, and `columns` as `Columns`."""
+    mapping = _columns(columns, further=("subset", "hf_split", "revision", "data_files"))
     rows = hub_rows(name, subset=subset, hf_split=hf_split, revision=revision, data_files=data_files)
     return draw(tasks_of(rows, mapping, where=f"hf:{name}"), n, seed=seed, split=split)
 
 
 def from_file(n: int | None, *, seed: int, split: str, name: str, **columns: Any) -> list[Task]:
-    """Tasks of one file; `columns` as `Columns`."""
-    mapping = _checked(columns)
+    """Return tasks of one file; `columns` as `Columns`."""
+    mapping = _columns(columns)
     return draw(tasks_of(file_rows(name), mapping, where=name), n, seed=seed, split=split)
 
 
 def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
-    """One task for each row.
+    """Yield one task for each row.
 
     Raises:
         ConfigError: a column is not there, or a row does not make a task; says file, row and column.
@@ -80,16 +80,16 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
     def column(key: str, name: str) -> Part:
         if name not in known:
             raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {did_you_mean(name, known)}")
-        return lambda row: plain(row.values.get(name), f"{row.where}, column {name!r}")
+        return lambda row: json_value(row.values.get(name), f"{row.where}, column {name!r}")
 
-    def filled(key: str, text: str, *, literal: bool) -> Part:
+    def template_or_column(key: str, text: str, *, literal: bool) -> Part:
         if text in known or not (literal or "{{" in text or "{%" in text):
             return column(key, text)
         template = compile_template(text, name=f"task.params.{key}", known=[*filter(str.isidentifier, known), "row"])
         used = known if "row" in template.used else template.used
 
         def render(row: Row) -> str:
-            given = {c: plain(row.values[c], f"{row.where}, column {c!r}") for c in used if c in row.values}
+            given = {c: json_value(row.values[c], f"{row.where}, column {c!r}") for c in used if c in row.values}
             try:
                 return template.render(**{**given, "row": given})
             except ConfigError as error:
@@ -97,14 +97,14 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
 
         return render
 
-    prompt = filled("prompt", columns.prompt, literal=False)
-    system = filled("system", columns.system, literal=True) if columns.system else None
-    answered = columns.answer or ("answer" if "answer" in known else "")
-    answer = column("answer", answered) if answered else None
-    gold = filled("gold", columns.gold, literal=False) if columns.gold else answer
-    named = column("id", columns.id) if columns.id else None
+    prompt = template_or_column("prompt", columns.prompt, literal=False)
+    system = template_or_column("system", columns.system, literal=True) if columns.system else None
+    answer_column = columns.answer or ("answer" if "answer" in known else "")
+    answer = column("answer", answer_column) if answer_column else None
+    gold = template_or_column("gold", columns.gold, literal=False) if columns.gold else answer
+    task_id = column("id", columns.id) if columns.id else None
     tools = column("tools", columns.tools) if columns.tools else None
-    taken = {columns.prompt, columns.system, columns.gold, columns.id, columns.tools, answered}
+    taken = {columns.prompt, columns.system, columns.gold, columns.id, columns.tools, answer_column}
     kept = [c for c in known if c not in taken] if columns.info is None else columns.info
     info = {c: column("info", c) for c in kept}
     for row in rows.rows:
@@ -112,9 +112,9 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
             row,
             messages=[*_system(system, row), *_messages(prompt(row), row)],
             info={c: part(row) for c, part in info.items()},
-            answer=None if answer is None else _there(answer(row), answered, row),
+            answer=None if answer is None else _required(answer(row), answer_column, row),
             gold=None if gold is None else _gold(gold(row)),
-            id=None if named is None else str(_there(named(row), columns.id, row)),
+            id=None if task_id is None else str(_required(task_id(row), columns.id, row)),
             tools=None if tools is None else _tools(tools(row), row),
         )
 
@@ -133,7 +133,7 @@ def _system(system: Part | None, row: Row) -> list[Message]:
 
 
 def _messages(value: Any, row: Row) -> list[Message]:
-    """Text as the user's message; whole messages as they are."""
+    """Return text as the user's message, and whole messages as they are."""
     if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
         messages = [{key: part for key, part in m.items() if part is not None} for m in value]
         if messages[-1]["role"] in ("user", "tool"):
@@ -144,7 +144,7 @@ def _messages(value: Any, row: Row) -> list[Message]:
     return [{"role": "user", "content": str(value)}]
 
 
-def _there(value: Any, column: str, row: Row) -> Any:
+def _required(value: Any, column: str, row: Row) -> Any:
     if value is None:
         raise ConfigError(f"{row.where}, column {column!r} is empty; drop the row, or name another column")
     return value
@@ -168,13 +168,13 @@ def _tools(value: Any, row: Row) -> list[Any] | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Rows of a table have every field of every row, those of other tools as null."""
+    """Drop null fields: rows of a table have every field of every row, those of other tools as null."""
     if isinstance(value, dict):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _checked(columns: dict[str, Any], further: Sequence[str] = ()) -> Columns:
+def _columns(columns: dict[str, Any], further: Sequence[str] = ()) -> Columns:
     known = [field.name for field in fields(Columns)]
     for key, value in columns.items():
         if key not in known:

@@ -1,4 +1,4 @@
-"""Values of any column as JSON: dates as ISO text, numbers of numpy as numbers, what is missing as `None`."""
+"""Convert values of any column to JSON: dates as ISO text, numbers of numpy as numbers, what is missing as `None`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from uuid import UUID
 from r3agent.errors import ConfigError
 
 MAX_INTEGER = 2**63
-"""Records are JSON that other programs read; beyond this they differ."""
+"""Bound of integers: beyond it the programs that read records differ."""
 
 
-def plain(value: Any, where: str) -> Any:
-    """
+def json_value(value: Any, where: str) -> Any:
+    """Return a value as JSON.
+
     Args:
         where: row and column, for the message.
 
@@ -38,16 +39,16 @@ def plain(value: Any, where: str) -> Any:
         case Decimal() | UUID():
             return str(value)
         case dict():
-            return {str(key): plain(item, where) for key, item in value.items()}
+            return {str(key): json_value(item, where) for key, item in value.items()}
         case list() | tuple():
-            return [plain(item, where) for item in value]
+            return [json_value(item, where) for item in value]
         case bytes():
             try:
                 return value.decode()
             except UnicodeDecodeError:
                 pass
         case _ if hasattr(value, "tolist"):  # an array or a scalar of numpy
-            return plain(value.tolist(), where)
+            return json_value(value.tolist(), where)
         case _:
             pass
     raise ConfigError(

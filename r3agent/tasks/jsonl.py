@@ -1,4 +1,4 @@
-"""Tasks from a JSON Lines file in r3agent's own form, which needs no further package.
+"""Read tasks from a JSON Lines file in r3agent's own form, which needs no further package.
 
 Each line is a `Task`, or `{"prompt": "...", "answer": ...}` and what else the verifier needs; the answer is then taken
 for a reply that passes. Files with columns of their own are read by `dataset.py`.

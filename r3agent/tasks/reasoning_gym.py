@@ -1,7 +1,8 @@
-"""Any generator of reasoning-gym by name: `reasoning-gym:chain_sum`, with its own settings as params.
+"""Generate problems with reasoning-gym, by the name of a generator: `reasoning-gym:chain_sum`, its settings as params.
 
 A problem's id is a hash of the generator and the question, so that a problem is on the same side of the splits
-whichever seed it comes from. Generators whose scorers cannot be relied on are refused; `verifiers/gym.py` lists them.
+whichever seed it comes from. Generators whose scorers cannot be relied on are refused;
+`verifiers/child/reasoning_gym.py` lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from r3agent._util.imports import require_installed
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks.splits import Split, distinct
-from r3agent.verifiers.reasoning_gym import gym
+from r3agent.verifiers.reasoning_gym import child
 
 SUFFIX = "Give the final answer alone, in the format that is asked for, between <answer> and </answer> tags."
 
@@ -33,7 +34,7 @@ GENERATION_S = 600.0
 def generate(
     n: int | None, /, *, seed: int = 0, split: Split = "train", name: str, suffix: str = SUFFIX, **params: Any
 ) -> Iterator[Task]:
-    """`n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
+    """Yield `n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
 
     Args:
         name: of the generator.
@@ -55,7 +56,7 @@ def _entries(name: str, params: dict[str, Any], seed: int) -> Iterator[dict[str,
         size = min(FIRST_CHUNK * 2**chunk, LAST_CHUNK)
         chunk_seed = int.from_bytes(sha256(f"{seed}:{chunk}".encode()).digest()[:4], "big")
         try:
-            made = gym("entries", name, params, chunk_seed, size, cpu_s=GENERATION_S)
+            made = child("entries", name, params, chunk_seed, size, cpu_s=GENERATION_S)
         except (TimeoutError, RuntimeError) as error:
             raise ConfigError(f"reasoning-gym:{name} with {params}: {error}; change its params") from error
         if "refused" in made:

@@ -1,8 +1,8 @@
-"""Rows of somebody else's data: a file of JSON, CSV or Parquet, a directory of them, or a data set of the hub.
+"""Read rows of foreign data: a file of JSON, CSV or Parquet, a directory of them, or a data set of the hub.
 
 JSON is read as it is written, because `datasets` takes text that looks like a date for one; cells of CSV stay text, as
 they are in the file. The rest is read by `datasets`, with the types that it finds. Data is never run: there are no
-loading scripts and no pickles, and `trust_remote_code` is not to be had.
+loading scripts and no pickles, and `trust_remote_code` is not offered.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-"""Of files that are read."""
+"""Endings of files that are read."""
 
 FORMATS = ("arrow", "csv", "json", "parquet", "text")
-"""What a directory or a data set of the hub may consist of."""
+"""Formats that a directory or a data set of the hub may consist of."""
 
 
 class Row(NamedTuple):
-    """One row and where it stands."""
+    """Row of a data source, and where it stands."""
 
     where: str
     values: dict[str, Any]
 
 
 class Rows(NamedTuple):
-    """All rows, to be gone through once."""
+    """All rows of a source; they can be iterated over once."""
 
     columns: tuple[str, ...]
     rows: Iterable[Row]
 
 
 def file_rows(path: str) -> Rows:
-    """
+    """Read a file.
+
     Raises:
         ConfigError: the file is missing, or is not what its ending says.
     """
@@ -63,7 +64,7 @@ def hub_rows(
     revision: str | None = None,
     data_files: str | list[str] | None = None,
 ) -> Rows:
-    """A data set by its name on the hub, or of a local directory.
+    """Read a data set by its name on the hub, or of a local directory.
 
     Args:
         hf_split: which of its own splits, e.g. `train+test` or `train[:1000]`; default `train`, or the only one.
@@ -75,13 +76,13 @@ def hub_rows(
 
 
 def _table(where: str, kind: str, hf_split: str | None = None, **settings: Any) -> Rows:
-    """Read by `datasets`; `kind` is what it calls the path."""
+    """Read with `datasets`; `kind` is the path or the name of a format."""
     require_extra("datasets", "data")
     import datasets
     from datasets import load_dataset_builder
 
     files = {} if where.startswith("hf:") else {"data_files": where}
-    with _named(where), _without_bars(datasets):
+    with _naming(where), _without_bars(datasets):
         builder = load_dataset_builder(kind, **files, **settings)
         found = [base.__module__ for base in type(builder).__mro__]
         if not any(module.startswith(f"datasets.packaged_modules.{known}.") for module in found for known in FORMATS):
@@ -97,16 +98,16 @@ def _table(where: str, kind: str, hf_split: str | None = None, **settings: Any) 
 
 
 def _numbered(where: str, table: Iterable[dict[str, Any]]) -> Iterator[Row]:
-    with _named(where):
+    with _naming(where):
         for number, values in enumerate(table, start=1):
             yield Row(f"{where} row {number}", values)
 
 
 def _json_rows(path: str) -> Iterator[Row]:
-    with _named(path):
+    with _naming(path):
         content = gzip.decompress(Path(path).read_bytes()) if path.endswith(".gz") else Path(path).read_bytes()
     if path.endswith(".json"):
-        with _named(path):
+        with _naming(path):
             data = orjson.loads(content)
         if not isinstance(data, list):
             raise ConfigError(
@@ -123,16 +124,16 @@ def _json_rows(path: str) -> Iterator[Row]:
 
 
 def _parsed(where: str, line: bytes) -> Any:
-    with _named(where):
+    with _naming(where):
         return orjson.loads(line)
 
 
 def _all_text(path: str) -> Any:
-    """Every column of a CSV file as text: else 007 becomes a number and NA becomes nothing."""
+    """Return features that make every column of a CSV file text: else 007 becomes a number and NA becomes nothing."""
     require_extra("datasets", "data")
     from datasets import Features, Value
 
-    with _named(path), Path(path).open(newline="", encoding="utf-8-sig") as file:
+    with _naming(path), Path(path).open(newline="", encoding="utf-8-sig") as file:
         header = next(csv.reader(file), [])
     if not header or len(set(header)) < len(header) or not all(header):
         raise ConfigError(f"{path}: the first line must name every column once, and is {header}")
@@ -140,8 +141,8 @@ def _all_text(path: str) -> Any:
 
 
 @contextmanager
-def _named(where: str) -> Generator[None]:
-    """Whatever a reader raises, as an error that says what was read."""
+def _naming(where: str) -> Generator[None]:
+    """Raise what a reader raises as an error that says what was read."""
     try:
         yield
     except ConfigError:
@@ -150,17 +151,17 @@ def _named(where: str) -> Generator[None]:
         cause = error.__cause__ or error
         reaching = where.startswith("hf:") and isinstance(error, OSError)
         remedy = "check the name and the network; what was downloaded before is taken from the cache"
-        said = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
-        raise ConfigError(f"{where}: {said}; {remedy if reaching else 'mend it, or name another'}") from error
+        reason = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
+        raise ConfigError(f"{where}: {reason}; {remedy if reaching else 'mend it, or name another'}") from error
 
 
 @contextmanager
 def _without_bars(datasets: Any) -> Generator[None]:
-    """Its progress bars are not for a program's log."""
-    shown = datasets.is_progress_bar_enabled()
+    """Switch off progress bars, which are not for a program's log."""
+    were_enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             datasets.enable_progress_bars()

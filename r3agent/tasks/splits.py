@@ -1,5 +1,7 @@
-"""Which tasks are trained on, which decide on a promotion and which are kept for the final word: a hash of the id
-decides, for ever."""
+"""Splits of tasks: trained on, deciding on promotions, or kept for the final word.
+
+A hash of the id decides, for ever.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ TEST_SHARE, GATE_SHARE = 0.25, 0.1
 
 
 def split_of(task_id: str) -> Split:
-    """`train`, `gate` or `test`."""
+    """Return `train`, `gate` or `test`."""
     place = zlib.crc32(task_id.encode()) / 2**32
     return "test" if place < TEST_SHARE else "gate" if place < TEST_SHARE + GATE_SHARE else "train"
 
 
 class Identified(Protocol):
-    """A task, or what one can be made of."""
+    """Task, or something that one can be made of."""
 
     @property
     def id(self) -> str: ...
@@ -37,24 +39,24 @@ T = TypeVar("T", bound=Identified)
 
 
 def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]:
-    """`n` tasks of the split, others with every seed; all of them where there are no more.
+    """Return `n` tasks of the split, others with every seed; all of them where there are no more.
 
     `None` gives every row of the split, those that repeat another too, for whoever wants to look at them.
 
     Raises:
         ConfigError: as `unique`, unless `n` is `None`.
     """
-    held = [task for task in tasks if split in ("all", split_of(task.id))]
+    in_split = [task for task in tasks if split in ("all", split_of(task.id))]
     if n is None:
-        return held
-    held = unique(held)
-    return held if n >= len(held) else random.Random(seed).sample(held, n)
+        return in_split
+    in_split = unique(in_split)
+    return in_split if n >= len(in_split) else random.Random(seed).sample(in_split, n)
 
 
 def distinct(
     made: Iterator[T | None], n: int | None, *, split: str, max_fruitless: int, source: str, settings: str
 ) -> Iterator[T]:
-    """The first `n` of the split from a generator that repeats itself, each once.
+    """Yield the first `n` of the split from a generator that repeats itself, each once.
 
     Args:
         made: tasks without end, and `None` for what does not do as one.
@@ -70,8 +72,8 @@ def distinct(
         raise ConfigError(f"{split=}: {source} has the splits {', '.join(get_args(Split))}")
     seen: set[str] = set()
     for _ in range(n):
-        tried = islice(made, max_fruitless)
-        fresh = (task for task in tried if task and task.id not in seen and split in ("all", split_of(task.id)))
+        candidates = islice(made, max_fruitless)
+        fresh = (task for task in candidates if task and task.id not in seen and split in ("all", split_of(task.id)))
         task = next(fresh, None)
         if task is None:
             raise ConfigError(
@@ -83,7 +85,7 @@ def distinct(
 
 
 def unique(tasks: Iterable[T]) -> list[T]:
-    """Each task once: a row that is the same in all is the same task.
+    """Return each task once: a row that is the same in all is the same task.
 
     Raises:
         ConfigError: two tasks that differ share an id.

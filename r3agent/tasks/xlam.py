@@ -1,4 +1,4 @@
-"""Function-calling problems in the format of APIGen (xLAM-60k), which the paper trains on: `xlam:FILE.jsonl`.
+"""Read function-calling problems in the format of APIGen (xLAM-60k), which the paper trains on: `xlam:FILE.jsonl`.
 
 A line has `query`, `tools` and `answers`, the latter two as JSON or as text that holds JSON, and perhaps an `id`. The
 types of parameters are Python's (`List[int], optional`). The answer's calls are the accepted ones, in any order; what
@@ -36,28 +36,34 @@ KINDS = {
 
 
 class Tool(BaseModel):
+    """Function that is offered."""
+
     name: str
     description: str = ""
     parameters: dict[str, dict[str, Any]] = {}
 
 
-class Answer(BaseModel):
+class ExpectedCall(BaseModel):
+    """Call that the answer makes."""
+
     name: str
     arguments: dict[str, Any] = {}
 
 
-class Row(BaseModel):
+class XlamRow(BaseModel):
+    """One line of the file."""
+
     id: int | str | None = None
     query: str
     tools: list[Tool] | Json[list[Tool]]
-    answers: list[Answer] | Json[list[Answer]]
+    answers: list[ExpectedCall] | Json[list[ExpectedCall]]
 
 
-_ROW = TypeAdapter(Row)
+_ROW = TypeAdapter(XlamRow)
 
 
 def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "native") -> list[Task]:
-    """Tasks of the file `name`.
+    """Return tasks of the file `name`.
 
     Args:
         calls: as of the source `bfcl`.
@@ -95,7 +101,7 @@ def _lines(path: str) -> Iterator[tuple[int, Any]]:
     yield from ((number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip())
 
 
-def _task(row: Row, number: int, calls: Calls) -> Task:
+def _task(row: XlamRow, number: int, calls: Calls) -> Task:
     tools = {tool_name(tool.name) if calls == "native" else tool.name: tool for tool in row.tools}
     expected: list[dict[str, Any]] = []
     signed: dict[str, Any] = {}
@@ -117,8 +123,8 @@ def _task(row: Row, number: int, calls: Calls) -> Task:
     )
 
 
-def _accepts(tool: Tool, answer: Answer) -> dict[str, list[Any]]:
-    """Each parameter's right values, with `""` where it may be left out."""
+def _accepts(tool: Tool, answer: ExpectedCall) -> dict[str, list[Any]]:
+    """Return each parameter's right values, with `""` where it may be left out."""
     accepted: dict[str, list[Any]] = {}
     for key, document in tool.parameters.items():
         has_default = "default" in document
@@ -132,18 +138,18 @@ def _accepts(tool: Tool, answer: Answer) -> dict[str, list[Any]]:
 
 
 def _choices(value: Any, types: list[str]) -> Any:
-    """A dict as the verifier takes it, which is with the list of accepted values of each key."""
+    """Return a dict as the verifier takes it: with the list of accepted values of each key."""
     if types[0] == "dict" and isinstance(value, dict):
         return {key: [inner] for key, inner in value.items()}
     return value
 
 
 def _types(document: dict[str, Any]) -> list[str]:
-    return [_documented(document)["type"]]
+    return [_document_of(document)["type"]]
 
 
-def _documented(document: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's document with the type in the terms of `calling.py`."""
+def _document_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a parameter's document with the type in the terms of `calling.py`."""
     declared = re.sub(r",\s*optional$|^Optional\[(.*)\]$", r"\1", str(document.get("type", "")).strip())
     outer, _, inner = declared.partition("[")
     kind = KINDS.get(outer.strip().lower(), "any")
@@ -158,4 +164,4 @@ def _document(tool: Tool) -> dict[str, Any]:
         for name, document in tool.parameters.items()
         if "default" not in document and "optional" not in str(document.get("type", "")).lower()
     ]
-    return {"properties": {name: _documented(d) for name, d in tool.parameters.items()}, "required": required}
+    return {"properties": {name: _document_of(d) for name, d in tool.parameters.items()}, "required": required}

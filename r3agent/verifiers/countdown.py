@@ -1,4 +1,4 @@
-"""Countdown: does the answer use exactly the given numbers and equal the target?
+"""Judge Countdown: the answer must use exactly the given numbers and equal the target.
 
 An expression is parsed to Python's syntax tree and walked; only the four operators, parentheses and plain
 decimal integers are evaluated, in exact rational arithmetic. Nothing is ever passed to `eval`, and length and
@@ -42,7 +42,7 @@ def countdown(task: Task, answer: str) -> Verdict:
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """Value and numbers of an arithmetic expression.
+    """Return value and numbers of an arithmetic expression.
 
     Raises:
         ValueError: it is not one: empty, too long, other characters or syntax, or a division by zero.

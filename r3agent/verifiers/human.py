@@ -18,7 +18,7 @@ from r3agent.verifiers.interface import PENDING, Answer, Pending, verdict_of
 
 
 def person(task: Task, answer: Answer) -> Verdict:
-    """Asks with `{"task": id, "messages": [...], "answer": text, "tool_calls": [...]}`, all of it JSON.
+    """Ask with `{"task": id, "messages": [...], "answer": text, "tool_calls": [...]}`, all of it JSON.
 
     Asked again, it also has `refused`: what was wrong with the last reply.
     """
@@ -29,19 +29,19 @@ def person(task: Task, answer: Answer) -> Verdict:
         "tool_calls": list(answer.tool_calls),
     }
     while True:
-        said: Any = interrupt(question)
+        reply: Any = interrupt(question)
         try:
-            return Verdict.model_validate(_filled(said)) if isinstance(said, dict) else verdict_of(said)
+            return Verdict.model_validate(_with_score(reply)) if isinstance(reply, dict) else verdict_of(reply)
         except (TypeError, ValidationError) as error:
             # Not raised: LangGraph keeps a reply for good, and every later run of the step would meet it again.
-            question = {**question, "refused": f"{said!r} is no verdict: {explain(error, Verdict)}"}
+            question = {**question, "refused": f"{reply!r} is no verdict: {explain(error, Verdict)}"}
 
 
-def _filled(said: dict[str, Any]) -> dict[str, Any]:
-    """A person's word for passed or failed is a score too."""
-    return {"score": float(said.get("passed") is True), **said}
+def _with_score(reply: dict[str, Any]) -> dict[str, Any]:
+    """Add the score of passed or failed to a reply without one."""
+    return {"score": float(reply.get("passed") is True), **reply}
 
 
 def later(task: Task, answer: str) -> Pending:
-    """The episode ends after its first try, without a verdict; it is not trained on before it has one."""
+    """Leave the verdict open: the episode ends after its first try, and is not trained on before it has one."""
     return PENDING

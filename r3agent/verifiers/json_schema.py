@@ -1,4 +1,4 @@
-"""Structured output: is the answer JSON that fits a JSON Schema?
+"""Judge structured output: the answer must be JSON that fits a JSON Schema.
 
 It is checked in a worker process, because a `pattern` of the schema may never end on a hostile answer.
 """
@@ -36,7 +36,8 @@ class JsonSchema:
         _check.start()
 
     def __call__(self, task: Task, answer: str) -> Verdict:
-        """
+        """Judge an answer.
+
         Raises:
             RuntimeError: `schema` is not a JSON Schema, or refers to one that it does not contain: nothing is fetched.
         """

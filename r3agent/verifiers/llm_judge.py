@@ -1,4 +1,4 @@
-"""A language model decides: for open tasks, where no program can. Its verdicts are marked as noisy.
+"""Ask a language model to judge, for open tasks that no program can. Its verdicts are marked as noisy.
 
     [task]
     verifier = "llm_judge"
@@ -24,7 +24,7 @@ from r3agent.http.urls import redact_url
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.interface import Answer
-from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, counted, messages, replies, vote_in
+from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, messages, replies, vote_in, vote_summary
 
 MAX_FRUITLESS = 3
 """Requests in a row that bring no vote; then the judge is taken to be unable to."""
@@ -92,7 +92,8 @@ class LLMJudge:
         )
 
     async def __call__(self, task: Task, answer: Answer) -> Verdict:
-        """
+        """Judge an answer by votes.
+
         Raises:
             VerifierError: the judge did not give its votes.
             PolicyError: its endpoint did not answer.
@@ -112,7 +113,7 @@ class LLMJudge:
                 )
             votes += good
         score = sum(vote.passed for vote in votes) / len(votes)
-        return Verdict(passed=score > self.threshold, score=score, feedback=counted(votes), noisy=True)
+        return Verdict(passed=score > self.threshold, score=score, feedback=vote_summary(votes), noisy=True)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -123,19 +124,19 @@ class LLMJudge:
         run_sync(self.aclose())
 
     async def _ask(self, body: dict[str, Any], n: int) -> list[str]:
-        """Replies to one request, up to `n`; what the endpoint refuses is left out from then on."""
-        wanted = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), "max_tokens": self._max_tokens}
+        """Return replies to one request, up to `n`; what the endpoint refuses is left out from then on."""
+        optional = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), "max_tokens": self._max_tokens}
         refused = set(self._refused)
         while True:
-            asked = {field: value for field, value in wanted.items() if field not in refused}
+            fields = {field: value for field, value in optional.items() if field not in refused}
             if "max_tokens" in refused:
-                asked["max_completion_tokens"] = self._max_tokens  # as OpenAI's newer models have it
+                fields["max_completion_tokens"] = self._max_tokens  # as OpenAI's newer models have it
             try:
-                reply = await self._endpoint.post("/chat/completions", {**asked, **body})
+                reply = await self._endpoint.post("/chat/completions", {**fields, **body})
             except AccessError:
                 raise
             except RequestError as error:
-                left = [field for field in wanted if field not in refused]
+                left = [field for field in optional if field not in refused]
                 if not left:
                     raise
                 refused.add(next((field for field in left if re.search(rf"\b{field}\b", str(error))), left[0]))

@@ -1,4 +1,4 @@
-"""Mathematics: is the answer equal to the expected one? math-verify parses both, LaTeX or plain, and compares them.
+"""Judge mathematics: math-verify parses answer and expected answer, LaTeX or plain, and compares them.
 
 It runs in a worker process, because some expressions never end simplifying and math-verify's own limit works in the
 main thread alone.
@@ -34,7 +34,8 @@ class Math:
         _compare.start()
 
     def __call__(self, task: Task, answer: str) -> Verdict:
-        """
+        """Judge an answer.
+
         Raises:
             RuntimeError: an expected answer is no mathematics that math-verify can parse.
         """

@@ -1,7 +1,7 @@
-"""reasoning-gym's own scorers as a verifier; an answer passes at score 1, and lesser scores are kept.
+"""Judge by reasoning-gym's own scorers; an answer passes at score 1, and lesser scores are kept.
 
-They run in a worker process, which is ended if an answer costs too much time or memory; see `gym.py` for what they
-are never given.
+They run in a worker process, which is ended if an answer costs too much time or memory; `child/reasoning_gym.py`
+says what they are never given.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.text import tagged_or_all
 from r3agent.verifiers.worker import Worker
 
-gym = Worker("r3agent.verifiers.child.reasoning_gym")
-"""Shared by the task source, the verifier and all their threads."""
+child = Worker("r3agent.verifiers.child.reasoning_gym")
+"""Worker shared by the task source, the verifier and all their threads."""
 
 
 class ReasoningGym:
@@ -28,7 +28,7 @@ class ReasoningGym:
         self.max_chars, self.cpu_s = max_chars, cpu_s
 
     def warm_up(self) -> None:
-        gym.start()
+        child.start()
 
     def __call__(self, task: Task, answer: str) -> Verdict:
         generator, params, entry = (task.info[key] for key in ("generator", "params", "entry"))
@@ -36,10 +36,10 @@ class ReasoningGym:
         if len(given) > max(self.max_chars, 4 * len(entry["answer"] or "")):
             return Verdict.failed(f"{len(given)} characters; an answer has at most {self.max_chars}")
         try:
-            said = gym("score", generator, params, entry, given, cpu_s=self.cpu_s)
+            report = child("score", generator, params, entry, given, cpu_s=self.cpu_s)
         except TimeoutError as error:
             return Verdict.failed(f"scoring the answer {error}")
-        if "why" in said:
-            return Verdict.failed(said["why"])
-        score = said["score"]
+        if "why" in report:
+            return Verdict.failed(report["why"])
+        score = report["score"]
         return Verdict(passed=score == 1, score=score, feedback=None if score == 1 else f"scores {score:.2f}")

@@ -1,4 +1,4 @@
-"""SQL: does the answer's query give the expected rows on SQLite?
+"""Judge SQL: the answer's query must give the expected rows on SQLite.
 
 The query is the last ```sql block of the reply, or all of it. `task.info` has the database, as `{"database": PATH}` or
 as `{"schema": SCRIPT}` that makes one in memory, and the expectation: `{"answer": QUERY}` or `{"answer": ROWS}`.
@@ -9,7 +9,7 @@ but no number is a text, and NULL is only NULL. Rows that ORDER BY leaves tied a
 
 A file is opened read-only and as one that nobody changes. One statement is run, and SQLite itself refuses all but
 reading: no ATTACH, no PRAGMA, no extension. It is run in a process of its own, with limits on time, rows, memory and
-the length of a value, which is ended when it goes over them. That process is held by SQLite's authorizer and its
+the length of a value, which is ended when it goes over them. That process is confined by SQLite's authorizer and its
 resource limits and not by the sandbox: it runs no code but SQLite's. The database must be trusted, as the tests of code
 must be.
 """
@@ -31,7 +31,7 @@ from r3agent.verifiers.text import block_or_all
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")
 START_S = 5.0
-"""What the process may take besides its two queries."""
+"""Seconds that the process may take besides its two queries."""
 
 
 class Sql:
@@ -57,10 +57,10 @@ class Sql:
         self._settings = {"timeout_s": timeout_s, "max_rows": row_limit, "tolerance": tolerance}
 
     def __call__(self, task: Task, answer: str) -> Verdict:
-        request = {**self._settings, **_asked(task), "query": query_of(answer)}
+        request = {**self._settings, **_expectation(task), "query": query_of(answer)}
         outcome = run_python(_PROGRAM, stdin=json.dumps(request).encode(), limits=self.limits, command=_PYTHON)
-        said = [json.loads(line) for line in outcome.stdout.splitlines()]
-        match said:
+        lines = [json.loads(line) for line in outcome.stdout.splitlines()]
+        match lines:
             case [{"expected": int()}, {"passed": True}]:
                 return Verdict(passed=True, score=1.0)
             case [{"expected": int()}, {"passed": False, "feedback": why}]:
@@ -74,19 +74,19 @@ class Sql:
                 raise ValueError(f"the database or the expected query: {outcome.overrun or ''} {why}")
 
     def _limit(self, outcome: Outcome) -> str:
-        """The process is gone, and the expected query is not why."""
+        """Return the limit that ended the process, which is not the expected query's fault."""
         if outcome.overrun or outcome.exit_code == -signal.SIGALRM:
             return f"over timeout_s = {self._settings['timeout_s']:g}"
         return f"over memory_mb = {self.limits.memory_mb}, or another limit: ended with {outcome.exit_code}"
 
 
 def query_of(reply: str) -> str:
-    """The last SQL block of a reply, or all of it where there is none."""
+    """Return the last SQL block of a reply, or all of it where there is none."""
     return block_or_all(reply, "sql", "sqlite").strip()
 
 
-def _asked(task: Task) -> dict[str, Any]:
-    """The database and what is expected of it.
+def _expectation(task: Task) -> dict[str, Any]:
+    """Return the database and what is expected of it.
 
     Raises:
         ValueError: one is missing; or the database is no file.

@@ -24,8 +24,10 @@ def exact(task: Task, answer: str) -> bool:
 
 
 def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
-    """Compare with `task.info["answer"]`, a text or a list of which any will do, but for case, white space, articles,
-    punctuation and ways of writing the same letters; of the last `<answer>…</answer>`, or the whole reply.
+    """Compare with `task.info["answer"]`, a text or a list of which any will do, as a person would read it.
+
+    Ignored are case, white space, articles, punctuation and ways of writing the same letters. The last
+    `<answer>…</answer>` is compared, or the whole reply.
 
     Signs of arithmetic count, and so does what stands within a number: 3.5 is not 35. An answer that is nothing but
     punctuation or articles is compared as it is.
@@ -35,27 +37,28 @@ def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
         articles: a, an and the count.
     """
     accepted = task.info["answer"]
-    said = normal_form(tagged_or_all(answer), articles=articles)
+    answer = normal_form(tagged_or_all(answer), articles=articles)
     texts = accepted if isinstance(accepted, list) else [accepted]
-    return any(said == normal_form(str(text), articles=articles) for text in texts)
+    return any(answer == normal_form(str(text), articles=articles) for text in texts)
 
 
 def normal_form(text: str, *, articles: bool = False) -> str:
-    """The text as `normalised` compares it."""
+    """Return the text as `normalised` compares it."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = " ".join(unicodedata.normalize("NFKC", folded).replace("\N{MINUS SIGN}", "-").split())
-    bare = " ".join(_MARKS.sub(_kept, folded).split())
+    bare = " ".join(_MARKS.sub(_keep, folded).split())
     without = bare if articles else " ".join(_ARTICLES.sub(" ", bare).split())
     return without or bare or folded
 
 
-def _kept(mark: re.Match[str]) -> str:
+def _keep(mark: re.Match[str]) -> str:
     return mark[0] if mark["of_a_number"] or unicodedata.category(mark[0]) == "Sm" else ""
 
 
 class Regex:
-    """Match `task.info["pattern"]` with RE2, whose time is linear in the answer whatever the pattern: it has no
-    look-around and no back references.
+    """Match `task.info["pattern"]` with RE2.
+
+    Its time is linear in the answer whatever the pattern: it has no look-around and no back references.
 
     Args:
         search: anywhere in the reply; otherwise the pattern must match all of the last `<answer>…</answer>`, or of the
@@ -69,7 +72,8 @@ class Regex:
         self.search, self.ignore_case, self.max_chars = search, ignore_case, max_chars
 
     def __call__(self, task: Task, answer: str) -> Verdict:
-        """
+        """Judge an answer.
+
         Raises:
             re2.error: `pattern` is none that RE2 knows.
         """
@@ -96,20 +100,20 @@ def _compiled(pattern: str, ignore_case: bool) -> Any:
 
 
 def tagged(reply: str) -> str | None:
-    """The content of the last closed tag, or `None`; in one pass, however many tags a hostile reply opens."""
+    """Return the content of the last closed tag, or `None`; in one pass, however many tags a hostile reply opens."""
     before, closed, _ = reply.rpartition("</answer>")
     _, opened, content = before.rpartition("<answer>")
     return content if closed and opened else None
 
 
 def tagged_or_all(reply: str) -> str:
-    """The content of the last closed tag, the whole reply where there is none; stripped."""
+    """Return the content of the last closed tag, the whole reply where there is none; stripped."""
     content = tagged(reply)
     return (reply if content is None else content).strip()
 
 
 def block_or_all(reply: str, *languages: str) -> str:
-    """The last Markdown code block in one of the languages, closed or not; the whole reply where there is none."""
+    """Return the last Markdown code block in one of the languages, closed or not; else the whole reply."""
     pattern = _BLOCK.format(languages="|".join(languages))
     blocks: list[str] = re.findall(pattern, reply, re.DOTALL | re.MULTILINE | re.IGNORECASE)
     return blocks[-1] if blocks else reply

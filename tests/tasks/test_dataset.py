@@ -24,7 +24,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks, is_finite, read_tasks
 from r3agent.tasks.dataset import Columns, tasks_of
-from r3agent.tasks.json_values import plain
+from r3agent.tasks.json_values import json_value
 from r3agent.tasks.rows import Row, Rows
 from r3agent.tasks.splits import split_of
 
@@ -298,9 +298,9 @@ VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionarie
 
 @given(VALUES)
 def test_what_becomes_plain_survives_a_record(value: Any) -> None:
-    found = plain(value, "here")
+    found = json_value(value, "here")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert plain(found, "here") == found
+    assert json_value(found, "here") == found
 
 
 def test_values_of_columns_become_the_json_that_is_meant() -> None:
@@ -323,5 +323,5 @@ def test_values_of_columns_become_the_json_that_is_meant() -> None:
         "f": Decimal("1.10"),
         "g": np.float64("nan"),
     }
-    assert plain(given_, "here") == meant
-    assert orjson.loads(orjson.dumps(plain(given_, "here"))) == meant
+    assert json_value(given_, "here") == meant
+    assert orjson.loads(orjson.dumps(json_value(given_, "here"))) == meant

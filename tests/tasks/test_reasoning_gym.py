@@ -10,7 +10,7 @@ from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.tasks.reasoning_gym import SUFFIX
 from r3agent.tasks.splits import split_of
-from r3agent.verifiers.reasoning_gym import ReasoningGym, gym
+from r3agent.verifiers.reasoning_gym import ReasoningGym, child
 
 pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed: it needs a C compiler")
 
@@ -22,10 +22,10 @@ def ids(source: str, n: int, **settings: Any) -> list[str]:
 
 
 def test_every_generator_that_is_not_refused_makes_tasks_whose_gold_passes_after_storage() -> None:
-    names, without_gold = gym("names", cpu_s=60), set[str]()
+    names, without_gold = child("names", cpu_s=60), set[str]()
     assert len(names) > 90
     for name in names:
-        entry = gym("entries", name, {}, 6, 1, cpu_s=60)["entries"][0]  # as the source does, but only one
+        entry = child("entries", name, {}, 6, 1, cpu_s=60)["entries"][0]  # as the source does, but only one
         if entry["answer"] is None:
             without_gold.add(name)
             continue
@@ -48,7 +48,7 @@ def test_a_seed_gives_the_same_problems_in_every_process_and_more_of_them_begin_
         "isomorphic_strings",
     ]  # but for the first they go through sets
     first = [ids(name, 3, seed=1) for name in names]
-    gym.close()
+    child.close()
     assert [ids(name, 9, seed=1)[:3] for name in names] == first
     assert [ids(name, 3, seed=2) for name in names] != first
 

@@ -16,7 +16,7 @@ from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.verifiers import Answer, find_verifier, judge
 from r3agent.verifiers.function_call import function_call
 from r3agent.verifiers.function_call.arguments import fault
-from r3agent.verifiers.function_call.calls import MAX_CHARS, Call, Unreadable, native_calls, text_calls
+from r3agent.verifiers.function_call.calls import MAX_CHARS, FunctionCall, Unreadable, native_calls, text_calls
 
 USER = {"role": "user", "content": "?"}
 TOOLS = tuple({"type": "function", "function": {"name": name, "parameters": {}}} for name in ("f", "g"))
@@ -199,7 +199,7 @@ def test_no_call_and_some_call(reply: str, none: bool, some: bool) -> None:
     ],
 )
 def test_ways_to_write_a_call(text: str) -> None:
-    assert text_calls(text) == [Call("a.f", {"i": 1, "b": True, "n": None})]
+    assert text_calls(text) == [FunctionCall("a.f", {"i": 1, "b": True, "n": None})]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_ways_to_write_a_call(text: str) -> None:
     ],
 )
 def test_ways_to_write_several(text: str) -> None:
-    assert text_calls(text) == [Call("f", {"i": 1}), Call("g", {})]
+    assert text_calls(text) == [FunctionCall("f", {"i": 1}), FunctionCall("g", {})]
 
 
 identifiers = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
@@ -227,7 +227,7 @@ values = st.recursive(
 @settings(max_examples=50)
 @given(st.lists(st.tuples(identifiers, st.dictionaries(identifiers, values, max_size=4)), min_size=1, max_size=3))
 def test_what_is_written_is_read(calls: list[tuple[str, dict[str, Any]]]) -> None:
-    read = [Call(name, arguments) for name, arguments in calls]
+    read = [FunctionCall(name, arguments) for name, arguments in calls]
     assert native_calls(called(*calls).tool_calls) == read
     assert text_calls(json.dumps([{"name": n, "arguments": a} for n, a in calls])) == read
     python = [f"{n}({', '.join(f'{k}={v!r}' for k, v in a.items())})" for n, a in calls]
@@ -326,7 +326,7 @@ def test_a_broken_tool_call_fails(tool_call: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("arguments", ["", None, {}, "{}"])
 def test_a_call_without_arguments_is_written_in_several_ways(arguments: Any) -> None:
-    assert native_calls([{"function": {"name": "f", "arguments": arguments}}]) == [Call("f", {})]
+    assert native_calls([{"function": {"name": "f", "arguments": arguments}}]) == [FunctionCall("f", {})]
 
 
 def test_length_is_bounded_over_all_calls() -> None:
@@ -339,7 +339,7 @@ def test_length_is_bounded_over_all_calls() -> None:
 def test_an_odd_escape_is_text_and_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert text_calls(r"f(s='\d')") == [Call("f", {"s": r"\d"})]
+        assert text_calls(r"f(s='\d')") == [FunctionCall("f", {"s": r"\d"})]
 
 
 SIGNS = [*"[]{}()=,.:'\"`\\\n -09eE_fgis", "<tool_call>", "</tool_call>", '"name": "f"', '"arguments": {', "NaN"]

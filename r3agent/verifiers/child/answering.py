@@ -1,4 +1,4 @@
-"""The answer's side: runs the answer's code, then does what the tests ask of it."""
+"""The answer's side of a code verdict: run the answer's code, then do what the tests ask of it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MUTABLE = (list, dict, set, bytearray)
 
 
 class OfTest:
-    """A function of the test, which the answer may call."""
+    """Function of the test, which the answer may call."""
 
-    def __init__(self, side: Side, index: int) -> None:
+    def __init__(self, side: AnswerSide, index: int) -> None:
         self.side, self.index = side, index
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -38,8 +38,8 @@ class OfTest:
         return value
 
 
-class Side(Peer):
-    """What has been referred to is kept, so that a reference means the same object as long as the process lives."""
+class AnswerSide(Peer):
+    """Side of the answer; objects referred to are kept, so that a reference always means the same object."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Side(Peer):
             return self._raised(error)
 
     def _changed(self, args: list[Any], before: list[Any]) -> list[Any]:
-        """Arguments that the call has changed in place, with their places."""
+        """Return arguments that the call has changed in place, with their places."""
         after = [(place, self.packed(arg)) for place, arg in enumerate(args) if isinstance(arg, MUTABLE)]
         return [[place, packed] for place, packed in after if packed != before[place]]
 
@@ -123,12 +123,12 @@ class Side(Peer):
 
 
 def _items(of_test: OfTest) -> Iterator[Any]:
-    """What an iterator of the test yields: each time a list of one item, or of none at its end."""
+    """Iterate over an iterator of the test, which gives a list of one item each time, or of none at its end."""
     while item := of_test():
         yield item[0]
 
 
 def main(source: str) -> None:
-    side = Side(source)
+    side = AnswerSide(source)
     while True:
         side.send(side.answer(side.receive()))

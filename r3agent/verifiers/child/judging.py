@@ -1,4 +1,4 @@
-"""The tests' side: runs them against references to what the answer defines, and makes the verdict.
+"""The tests' side of a code verdict: run them against references to what the answer defines, and make the verdict.
 
 A reference compares equal to no plain value, whatever the answer's `__eq__` says, and arithmetic of it with a plain
 value never gives a plain one: else `abs(f(x) - expected) < 1e-6` would be asked of the answer itself.
@@ -23,13 +23,13 @@ TESTS = "<tests>"
 
 
 class Unfit(BaseException):
-    """The tests cannot be run across processes, which is no fault of the answer's."""
+    """Tests that cannot be run across processes, which is no fault of the answer's."""
 
 
 class Reference:
-    """An object of the answer's."""
+    """Object of the answer's."""
 
-    def __init__(self, side: Side, index: int) -> None:
+    def __init__(self, side: TestSide, index: int) -> None:
         self.__dict__.update(_side=side, _index=index)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -101,7 +101,7 @@ Reference.__neg__ = _unary("neg", Reference)  # type: ignore[attr-defined]
 
 
 class Items:
-    """Iterates over an iterator of the answer's."""
+    """Iterator over an iterator of the answer's."""
 
     def __init__(self, iterator: Any) -> None:
         self.iterator = iterator
@@ -113,12 +113,14 @@ class Items:
         return next(self.iterator)
 
 
-class Side(Peer):
+class TestSide(Peer):
+    """Side of the tests."""
+
     def __init__(self) -> None:
         super().__init__()
         self.references: dict[int, Reference] = {}
         self.exceptions: dict[int, type[Exception]] = {}
-        self.given: list[Callable[..., Any]] = []
+        self.passed: list[Callable[..., Any]] = []
 
     def do(self, what: str, *args: Any) -> Any:
         return self.value(self.ask(what, self.packed(list(args))), may_stop=what == "next")
@@ -130,12 +132,12 @@ class Side(Peer):
         return self.value(reply)
 
     def answer(self, request: list[Any]) -> list[Any]:
-        """Only one thing can be asked here: to call a function that a test has given."""
+        """Answer the only request there is: to call a function that a test has passed."""
         what, index, args, kwargs = request
-        if what != "call" or not isinstance(index, int) or not 0 <= index < len(self.given):
+        if what != "call" or not isinstance(index, int) or not 0 <= index < len(self.passed):
             raise HungUp(f"asked for {what}")
         try:
-            return ["ok", self.packed(self.given[index](*self.unpacked(args), **self.unpacked(kwargs)))]
+            return ["ok", self.packed(self.passed[index](*self.unpacked(args), **self.unpacked(kwargs)))]
         except Exception as error:
             kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
             return ["raise", ["builtin", kind.__name__]]
@@ -177,16 +179,16 @@ class Side(Peer):
         raise Unfit(f"they pass a {kind.__module__}.{kind.__qualname__}; only plain values and functions can be passed")
 
     def _give(self, function: Callable[..., Any]) -> int:
-        self.given.append(function)
-        return len(self.given) - 1
+        self.passed.append(function)
+        return len(self.passed) - 1
 
     def _resolve(self, data: list[Any]) -> Any:
         tag, name = data[:2]
         if isinstance(name, int):
             if tag == "mine":
                 return self.references.setdefault(name, Reference(self, name))
-            if tag == "yours" and 0 <= name < len(self.given):
-                return self.given[name]
+            if tag == "yours" and 0 <= name < len(self.passed):
+                return self.passed[name]
         elif tag == "builtin" and isinstance(found := getattr(builtins, name, None), type):
             return found
         elif tag == "module" and name.partition(".")[0] in sys.stdlib_module_names:
@@ -201,7 +203,7 @@ class Side(Peer):
 
 
 def _become(argument: Any, value: Any) -> None:
-    """In place what the answer has made of an argument."""
+    """Change an argument in place as the answer has changed it."""
     if type(argument) is not type(value):
         raise HungUp("an argument changed its type")
     if isinstance(argument, (list, bytearray)):
@@ -211,8 +213,8 @@ def _become(argument: Any, value: Any) -> None:
         argument.update(value)
 
 
-def run_tests(side: Side, *, setup: str, tests: str, entry_point: str | None) -> None:
-    """Every test, until one fails.
+def run_tests(side: TestSide, *, setup: str, tests: str, entry_point: str | None) -> None:
+    """Run every test, until one fails.
 
     Raises:
         BaseException: it failed; the answer, that is.
@@ -221,9 +223,9 @@ def run_tests(side: Side, *, setup: str, tests: str, entry_point: str | None) ->
     space: dict[str, Any] = {"__name__": TESTS}
     exec(compile(setup, "<setup>", "exec"), space)
     used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    wanted = sorted({*used, *([entry_point] if entry_point else [])} - set(space) - set(dir(builtins)))
-    for name in side.value(side.ask("has", wanted)):
-        if name in wanted:
+    names = sorted({*used, *([entry_point] if entry_point else [])} - set(space) - set(dir(builtins)))
+    for name in side.value(side.ask("has", names)):
+        if name in names:
             space[name] = side.value(side.ask("global", name))
     if entry_point and entry_point not in space:
         raise NameError(f"the answer defines no {entry_point!r}")
@@ -253,7 +255,7 @@ def _run_cases(values: list[Any]) -> None:
 
 def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
     verdict_fd = os.dup(2)
-    side = Side()
+    side = TestSide()
     os.dup2(1, 2)
     linecache.cache[TESTS] = (len(tests), None, tests.splitlines(keepends=True), TESTS)
     try:
@@ -272,7 +274,7 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
 
 
 def _explained(error: BaseException) -> str:
-    """The error, and the line of the tests that it came through."""
+    """Render the error, and the line of the tests that it came through."""
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TESTS]
     where = f" in: {lines[-1]}" if lines and lines[-1] else ""
     try:

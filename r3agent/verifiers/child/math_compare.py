@@ -1,4 +1,4 @@
-"""math-verify in a worker process. Only a worker imports this.
+"""Compare with math-verify in a worker process. Only a worker imports this.
 
 An answer in LaTeX is parsed by a grammar. A plain one comes to sympy's `parse_expr`, which evaluates Python, only as
 what math-verify's pattern lets through: digits, points, the signs + - * / ^ and parentheses.
@@ -14,11 +14,11 @@ from math_verify import parse, verify
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off
 
 MARKS = ("$", "\\boxed", "\\(", "\\[")
-"""By which LaTeX is found in a text."""
+"""Marks by which LaTeX is found in a text."""
 
 
 def compare(expected: list[str], given: str, is_answer: bool, digits: int) -> tuple[bool, str]:
-    """Whether `given` equals one of `expected`, and what was read in it.
+    """Tell whether `given` equals one of `expected`, and what was read in it.
 
     Args:
         is_answer: it is nothing but the answer, rather than a reply that holds one.

@@ -1,4 +1,4 @@
-"""Two queries against one database, in a process that may be killed: does the answer give what is expected?"""
+"""Compare two queries against one database, in a process that may be killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 Rows: TypeAlias = Sequence[Sequence[Any]]
 
 READS = {20, 21, 33}
-"""What the authorizer allows: SQLITE_READ, SQLITE_SELECT, SQLITE_RECURSIVE."""
+"""Actions that the authorizer allows: SQLITE_READ, SQLITE_SELECT, SQLITE_RECURSIVE."""
 FUNCTION = 31
 REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
 
@@ -37,11 +37,11 @@ LAST_STEP_S = 0.5
 
 
 class Refused(Exception):
-    """The query is not one that may be run, or it fails or goes over a limit."""
+    """Query that may not be run, or fails, or goes over a limit."""
 
 
 def opened(database: str | None, schema: str) -> sqlite3.Connection:
-    """The file, read-only and untouched, or a new database in memory; from here on only for reading."""
+    """Open the file, read-only and untouched, or a new database in memory; from here on only for reading."""
     if database is None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         connection.executescript(schema)
@@ -68,7 +68,7 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
 def rows_of(
     connection: sqlite3.Connection, query: str, *, timeout_s: float, max_rows: int, alone: bool = False
 ) -> tuple[int, Rows]:
-    """The number of columns, and the rows.
+    """Return the number of columns, and the rows.
 
     Args:
         alone: the process may be ended if need be.
@@ -98,7 +98,7 @@ def rows_of(
 
 
 def same_rows(one: Rows, other: Rows, *, ordered: bool, tolerance: float) -> bool:
-    """Whether two results are equal; a row counts as often as it is there.
+    """Tell whether two results are equal; a row counts as often as it is there.
 
     Two numbers are equal when they are, or when one is no integer and they differ by less than `tolerance` times the
     larger of 1 and their size. Numbers that such steps connect are one number, so order does not matter.
@@ -117,7 +117,7 @@ def _key(cell: Any, names: dict[float, int]) -> tuple[str, Any]:
 
 
 def _names(numbers: Sequence[float], tolerance: float) -> dict[float, int]:
-    """Equal numbers get the same name."""
+    """Give equal numbers the same name."""
     names: dict[float, int] = {}
     inexact = {n for n in numbers if isinstance(n, float)}
     before: float | None = None
@@ -133,7 +133,7 @@ def _names(numbers: Sequence[float], tolerance: float) -> dict[float, int]:
 
 
 def top_level(query: str) -> Iterator[str]:
-    """The words of a query that stand in no string, comment or parentheses, in lower case."""
+    """Yield the words of a query that stand in no string, comment or parentheses, in lower case."""
     word, depth, i = "", 0, 0
     closing_of = {"'": "'", '"': '"', "`": "`", "[": "]"}
     while i < len(query):
@@ -159,13 +159,13 @@ def top_level(query: str) -> Iterator[str]:
 
 
 def is_ordered(query: str) -> bool:
-    """Whether the query itself says in which order its rows come."""
+    """Return True if the query itself says in which order its rows come."""
     words = list(top_level(query))
     return ("order", "by") in pairwise(words)
 
 
 def main() -> None:
-    """A request on stdin; a line on stdout once the expectation is known, then the verdict."""
+    """Read a request on stdin; write a line on stdout once the expectation is known, then the verdict."""
     request: dict[str, Any] = json.load(sys.stdin)
     limits: dict[str, Any] = {"timeout_s": request["timeout_s"], "max_rows": request["max_rows"], "alone": True}
     connection = opened(request["database"], request["schema"])

@@ -1,4 +1,4 @@
-"""reasoning-gym in a worker process: what it generates and what its scorers say of an answer. Only a worker imports it.
+"""Generate and score with reasoning-gym in a worker process. Only a worker imports it.
 
 Some of its scorers hand the answer to `eval`, straight or through sympy's `parse_expr`. An answer reaches those only if
 it is one of the accepted ones, a Python literal, or arithmetic of numbers, one-letter names and known functions; any
@@ -27,7 +27,7 @@ REFUSED = {
 SET_HERE = ("seed", "size")
 
 EVALUATED = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
-"""Their scorers call `eval`."""
+"""Generators whose scorers call `eval`."""
 
 FUNCTIONS = "exp|log|ln|sqrt|Abs|a?(?:sin|cos|tan|sec|csc|cot)h?|pi"
 SYMBOLIC = re.compile(rf"(?:\d+(?:\.\d+)?(?![\w.])|(?:{FUNCTIONS}|[A-Za-z])(?!\w)|[-+*/()\s])*", re.ASCII)
@@ -38,29 +38,29 @@ PARSED = {
     "polynomial_multiplication": SYMBOLIC,
     "simple_integration": SYMBOLIC,
 }
-"""Their scorers call `parse_expr`, which evaluates Python."""
+"""Generators whose scorers call `parse_expr`, which evaluates Python."""
 
 NO_NAN = {"complex_arithmetic", "number_sorting"}
-"""Their scorers find nothing wrong with what is not a number."""
+"""Generators whose scorers find nothing wrong with what is not a number."""
 
 TUPLES = {"arc_agi", "rearc"}
-"""Their scorers compare a grid with tuples, which JSON has made lists."""
+"""Generators whose scorers compare a grid with tuples, which JSON has made lists."""
 
 
 def names() -> list[str]:
-    """Of the generators that can be used."""
+    """Return the generators that can be used."""
     return sorted(set(DATASETS) - set(REFUSED))
 
 
 def entries(name: str, params: dict[str, Any], seed: int, size: int) -> dict[str, Any]:
-    """`{"entries": [...]}`, without those whose own answer does not pass; or `{"refused": why}`."""
+    """Return `{"entries": [...]}`, without those whose own answer does not pass; or `{"refused": why}`."""
     if name not in DATASETS:
         near = get_close_matches(name, names()) or names()
         return {"refused": f"reasoning-gym has no such generator; use one of {near}"}
     if name in REFUSED:
         return {"refused": REFUSED[name]}
-    if given := [key for key in SET_HERE if key in params]:
-        return {"refused": f"{given} cannot be set: the seed of the tasks and n decide"}
+    if fixed := [key for key in SET_HERE if key in params]:
+        return {"refused": f"{fixed} cannot be set: the seed of the tasks and n decide"}
     try:
         dataset = create_dataset(name, **params, seed=seed, size=size)
     except (TypeError, ValueError, AssertionError) as error:
@@ -71,7 +71,7 @@ def entries(name: str, params: dict[str, Any], seed: int, size: int) -> dict[str
 
 
 def score(name: str, params: dict[str, Any], entry: dict[str, Any], answer: str) -> dict[str, Any]:
-    """`{"score": ...}`, or `{"why": ...}` of an answer that is wrong without a score.
+    """Return `{"score": ...}`, or `{"why": ...}` of an answer that is wrong without a score.
 
     Raises:
         ValueError: the generator is refused.
@@ -108,7 +108,7 @@ def _scorer(name: str, params: str) -> Any:
 
 
 def _unfit(name: str, entry: dict[str, Any], answer: str) -> str:
-    """Why the scorer must not see the answer, or nothing."""
+    """Return why the scorer must not see the answer, or nothing."""
     if name in EVALUATED:
         accepted = {str(entry["answer"]).strip(), *entry["metadata"].get("valid_answers", ())}
         if answer not in accepted and not _is_literal(answer):

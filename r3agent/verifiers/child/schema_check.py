@@ -1,4 +1,4 @@
-"""jsonschema in a worker process. Only a worker imports this."""
+"""Check with jsonschema in a worker process. Only a worker imports this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonschema_specifications import REGISTRY
 
 
 def check(schema: str, formats: bool, text: str) -> str:
-    """What is wrong with a text, or nothing.
+    """Return what is wrong with a text, or nothing.
 
     Raises:
         jsonschema.SchemaError: the schema is none.

@@ -1,4 +1,4 @@
-"""What both sides speak: requests and replies as JSON, in which values are plain or a reference to the other side's."""
+"""Protocol of both sides: requests and replies as JSON, whose values are plain or a reference to the other side's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 
 class HungUp(BaseException):
-    """The other side ended, or said what is no message; no `except Exception` of a test holds it up."""
+    """The other side ended, or sent something that is no message; no `except Exception` of a test catches it."""
 
 
 class Peer:
-    """One end. A request may come while one's own is unanswered, as when an answer calls a function of the test."""
+    """One end of the connection.
+
+    A request may come while one's own is unanswered, as when an answer calls a function of the test.
+    """
 
     def __init__(self) -> None:
         self.reading, self.writing = os.dup(0), os.dup(1)
@@ -24,7 +27,7 @@ class Peer:
         os.dup2(nowhere, 1)
 
     def ask(self, *request: Any) -> list[Any]:
-        """The reply to a request: `["ok", ...]` or `["raise", ...]`."""
+        """Send a request and return its reply: `["ok", ...]` or `["raise", ...]`."""
         self.send(request)
         while (message := self.receive())[0] not in ("ok", "raise"):
             self.send(self.answer(message))
@@ -65,7 +68,7 @@ class Peer:
 
 
 def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
-    """A value as JSON; `other` packs what is not plain. Types are compared exactly: a subclass is not plain."""
+    """Return a value as JSON; `other` packs what is not plain. Types are compared exactly: a subclass is not plain."""
 
     def each(values: Any) -> list[Any]:
         return [pack(v, other) for v in values]
@@ -93,7 +96,7 @@ def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
 
 
 def unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
-    """The value; `other` unpacks references.
+    """Return the value; `other` unpacks references.
 
     Raises:
         HungUp: it is none.

@@ -1,4 +1,4 @@
-"""Are the arguments of a call right? The rules of the Berkeley function-calling leaderboard for Python.
+"""Judge the arguments of a call by the rules of the Berkeley function-calling leaderboard for Python.
 
 - Every required parameter is there, no other than the accepted ones, and each has one of its accepted values; the
   accepted value `""` says that the parameter may be left out.
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from reprlib import Repr
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["string", "integer", "float", "boolean", "array", "tuple", "dict", "any"]
+ParameterType: TypeAlias = Literal["string", "integer", "float", "boolean", "array", "tuple", "dict", "any"]
 
-PYTHON: dict[Kind, type] = {
+PYTHON: dict[ParameterType, type] = {
     "string": str,
     "integer": int,
     "float": float,
@@ -41,9 +41,9 @@ def fault(
     *,
     required: Iterable[str],
     accepts: Mapping[str, Sequence[Any]],
-    types: Mapping[str, Sequence[Kind]],
+    types: Mapping[str, Sequence[ParameterType]],
 ) -> str | None:
-    """What is wrong with the arguments of a call; `None` where they are right.
+    """Return what is wrong with the arguments of a call; `None` where they are right.
 
     Args:
         accepts: for each parameter the values that are right.
@@ -54,21 +54,21 @@ def fault(
             return f"{name} is missing"
     for name, value in arguments.items():
         if name not in accepts or not types[name]:
-            return f"{shown(name)} is not to be given"
+            return f"{render(name)} is not to be given"
         if not _accepted(value, accepts[name], *types[name]):
-            return f"{name} = {shown(value)} is wrong"
+            return f"{name} = {render(value)} is wrong"
     for name, accepted in accepts.items():
         if name not in arguments and "" not in accepted:
             return f"{name} is missing"
     return None
 
 
-def shown(value: object) -> str:
-    """A value for people: short, and ASCII so that any record can hold it."""
+def render(value: object) -> str:
+    """Render a value for people: short, and ASCII so that any record can hold it."""
     return ascii(_repr.repr(value))[1:-1]
 
 
-def _accepted(value: Any, accepted: Sequence[Any], kind: Kind, items: Kind | None = None) -> bool:
+def _accepted(value: Any, accepted: Sequence[Any], kind: ParameterType, items: ParameterType | None = None) -> bool:
     if kind == "tuple" and isinstance(value, tuple):
         value = list(value)  # JSON, and so the accepted values, have no tuples
     if kind == "float" and type(value) is int:
@@ -104,7 +104,7 @@ def _type_of(accepted: Iterable[Any]) -> type | None:
 
 
 def _items_fit(values: Iterable[Any], option: Any, declared: type) -> bool:
-    """All items have the declared type or that of the option's first; an option that is no list asks for nothing."""
+    """Return True if all items have the declared type, or that of the option's first if it is a list."""
     if not isinstance(option, list):
         return True
     meant = _type_of(option)

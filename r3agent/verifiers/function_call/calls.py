@@ -1,4 +1,4 @@
-"""The function calls of a reply: the endpoint's `tool_calls`, or calls written as text.
+"""Read the function calls of a reply: the endpoint's `tool_calls`, or calls written as text.
 
 As text they are `<tool_call>` blocks with anything around them, or the whole reply (a code fence and what stands before
 `</think>` put aside) is a JSON list `[{"name": ..., "arguments": {...}}]`, one such object, or calls as in Python.
@@ -17,23 +17,25 @@ from typing import Any, NoReturn
 from r3agent.verifiers.function_call.python_calls import parse_python
 
 MAX_CHARS = 50_000
-"""Of a text that is parsed, or of all arguments of native calls together."""
+"""Length of a text that is parsed, or of all arguments of native calls together."""
 
 OPEN, CLOSE, FENCE = "<tool_call>", "</tool_call>", "```"
 
 
 class Unreadable(ValueError):
-    """What was written is no list of calls."""
+    """Text that is no list of calls."""
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
+    """Call of a function, as a reply makes it."""
+
     name: str
     arguments: dict[str, Any]
 
 
-def native_calls(tool_calls: Sequence[Any]) -> list[Call]:
-    """The calls in an assistant message's `tool_calls`.
+def native_calls(tool_calls: Sequence[Any]) -> list[FunctionCall]:
+    """Return the calls in an assistant message's `tool_calls`.
 
     Raises:
         Unreadable: one has no name, or arguments that are no JSON object.
@@ -44,8 +46,8 @@ def native_calls(tool_calls: Sequence[Any]) -> list[Call]:
     return [_native(function) for function in functions]
 
 
-def text_calls(text: str) -> list[Call]:
-    """The calls written in a text; none where it is empty or an empty list.
+def text_calls(text: str) -> list[FunctionCall]:
+    """Return the calls written in a text; none where it is empty or an empty list.
 
     Raises:
         Unreadable: it is something else, such as prose.
@@ -59,8 +61,8 @@ def text_calls(text: str) -> list[Call]:
     return _calls(text)
 
 
-def tagged_calls(text: str) -> list[Call]:
-    """The calls in the `<tool_call>` blocks of a text; the last block may lack its end.
+def tagged_calls(text: str) -> list[FunctionCall]:
+    """Return the calls in the `<tool_call>` blocks of a text; the last block may lack its end.
 
     Raises:
         Unreadable: a block holds something else.
@@ -72,7 +74,7 @@ def tagged_calls(text: str) -> list[Call]:
     return [call for block in blocks for call in _calls(block)]
 
 
-def _calls(text: str) -> list[Call]:
+def _calls(text: str) -> list[FunctionCall]:
     if not text:
         return []
     if text[0] in "[{":
@@ -83,12 +85,12 @@ def _calls(text: str) -> list[Call]:
         else:
             return [_object(item) for item in (data if isinstance(data, list) else [data])]
     try:
-        return [Call(name, arguments) for name, arguments in parse_python(text)]
+        return [FunctionCall(name, arguments) for name, arguments in parse_python(text)]
     except ValueError as error:
         raise Unreadable(str(error)) from None
 
 
-def _native(function: Any) -> Call:
+def _native(function: Any) -> FunctionCall:
     if not isinstance(function, dict):
         raise Unreadable("a tool call without a function")
     arguments = function.get("arguments") or {}  # servers write a call without arguments in several ways
@@ -100,17 +102,18 @@ def _native(function: Any) -> Call:
     return _object({"name": function.get("name"), "arguments": arguments})
 
 
-def _object(item: Any) -> Call:
+def _object(item: Any) -> FunctionCall:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise Unreadable('a call is {"name": ..., "arguments": {...}}')
     arguments = item.get("arguments", item.get("parameters", {}))  # Llama says parameters
     if not isinstance(arguments, dict):
         raise Unreadable("arguments that are not a JSON object")
-    return Call(item["name"], arguments)
+    return FunctionCall(item["name"], arguments)
 
 
 def _json(text: str) -> Any:
-    """
+    """Parse JSON.
+
     Raises:
         json.JSONDecodeError: it is not JSON.
         Unreadable: it is, but too deep, or with a key twice or a number out of bounds.

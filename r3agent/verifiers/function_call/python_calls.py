@@ -1,4 +1,4 @@
-"""Function calls written as Python: `f(a=1)`, `[f(a=1), g(b="x")]`, or one on each line.
+"""Parse function calls written as Python: `f(a=1)`, `[f(a=1), g(b="x")]`, or one on each line.
 
 The text is parsed to Python's syntax tree and walked; nothing of it is run. Arguments have names, and their values are
 literals: text, numbers, True, False, None (and JSON's true, false, null), lists, tuples and dicts of them.
@@ -16,13 +16,13 @@ WORDS = {"true": True, "false": False, "null": None}
 """JSON's names of what Python writes otherwise."""
 
 MAX_BITS = 4096
-"""Of an integer."""
+"""Bits of an integer."""
 
 _QUIET = threading.Lock()
 
 
 def parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments of the calls. The caller bounds the length of `text`.
+    """Return names and arguments of the calls. The caller bounds the length of `text`.
 
     Raises:
         ValueError: it is anything else than calls with literal arguments.
@@ -93,7 +93,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _bounded(number: float) -> bool:
-    """Finite, and not an integer that Python refuses to print, as hexadecimal ones may be."""
+    """Return True if it is finite, and not an integer that Python refuses to print, as hexadecimal ones may be."""
     return number.bit_length() <= MAX_BITS if isinstance(number, int) else math.isfinite(number)
 
 

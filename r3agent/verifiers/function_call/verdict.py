@@ -1,4 +1,4 @@
-"""Function calls: does the reply make exactly the calls that the task asks for, in any order?
+"""Judge whether a reply makes exactly the calls that the task asks for, in any order.
 
 `task.info` is an `Expectation`; one that is malformed is an error of the task, whatever a model writes is not. Where
 the task offers `tools`, calls are the reply's `tool_calls`, or `<tool_call>` blocks of a server that does not parse
@@ -14,27 +14,29 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import linear_sum_assignment
 
 from r3agent.records.trajectory import Record, Task, Verdict
-from r3agent.verifiers.function_call.arguments import Kind, fault, shown
-from r3agent.verifiers.function_call.calls import OPEN, Call, Unreadable, native_calls, tagged_calls, text_calls
+from r3agent.verifiers.function_call.arguments import ParameterType, fault, render
+from r3agent.verifiers.function_call.calls import OPEN, FunctionCall, Unreadable, native_calls, tagged_calls, text_calls
 
 
 class Signature(Record):
-    """What is declared of a function."""
+    """Declaration of a function."""
 
     required: tuple[str, ...] = ()
-    types: dict[str, Annotated[tuple[Kind, ...], Field(max_length=2)]] = {}
-    """Of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to be
-    given."""
+    types: dict[str, Annotated[tuple[ParameterType, ...], Field(max_length=2)]] = {}
+    """Type of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to
+    be given."""
 
 
 class ExpectedCall(Record):
+    """Call that is right."""
+
     name: str
     accepts: dict[str, tuple[Any, ...]] = {}
-    """For each parameter the values that are right; `""` among them says that it may be left out."""
+    """Right values of each parameter; `""` among them says that it may be left out."""
 
 
 class Expectation(BaseModel):
-    """What the verifier reads in `task.info`."""
+    """Expectation of a task, read from `task.info`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -65,32 +67,32 @@ def function_call(task: Task, answer: str) -> Verdict:
     expectation = Expectation.model_validate(task.info)
     tool_calls: Sequence[Any] = getattr(answer, "tool_calls", ())
     if expectation.expect == "no_call" and not tool_calls and not answer.strip():
-        return _judged("an empty reply")
+        return _verdict("an empty reply")
     read = tagged_calls if task.tools else text_calls
     try:
         calls = native_calls(tool_calls) if tool_calls else read(answer)
     except Unreadable as error:
         # Broken calls are calls; prose that is none is what a task without a fitting function asks for.
         if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:
-            return _judged(None)
-        return _judged(str(error))
-    return _judged(_wrong(expectation, calls))
+            return _verdict(None)
+        return _verdict(str(error))
+    return _verdict(_wrong(expectation, calls))
 
 
-def _wrong(expectation: Expectation, calls: list[Call]) -> str | None:
+def _wrong(expectation: Expectation, calls: list[FunctionCall]) -> str | None:
     match expectation.expect:
         case "no_call":
             return f"{len(calls)} calls, where no function fits" if calls else None
         case "some_call":
             if not calls:
                 return "no call, where a function fits"
-            return next((f"no function {shown(c.name)}" for c in calls if c.name not in expectation.functions), None)
+            return next((f"no function {render(c.name)}" for c in calls if c.name not in expectation.functions), None)
         case "calls":
             return _mismatch(expectation, calls)
 
 
-def _mismatch(expectation: Expectation, calls: list[Call]) -> str | None:
-    """Why the calls are not the expected ones in some order."""
+def _mismatch(expectation: Expectation, calls: list[FunctionCall]) -> str | None:
+    """Return why the calls are not the expected ones in some order."""
     if len(calls) != len(expectation.calls):
         return f"{len(calls)} calls, not {len(expectation.calls)}"
     faults = [[_fault(expectation, expected, call) for call in calls] for expected in expectation.calls]
@@ -101,12 +103,12 @@ def _mismatch(expectation: Expectation, calls: list[Call]) -> str | None:
     return next((wrong for i, j in zip(rows, columns, strict=True) if (wrong := faults[i][j]) is not None), None)
 
 
-def _fault(expectation: Expectation, expected: ExpectedCall, call: Call) -> str | None:
+def _fault(expectation: Expectation, expected: ExpectedCall, call: FunctionCall) -> str | None:
     if call.name != expected.name:
-        return f"calls {shown(call.name)}, not {expected.name}"
+        return f"calls {render(call.name)}, not {expected.name}"
     signature = expectation.functions[expected.name]
     return fault(call.arguments, required=signature.required, accepts=expected.accepts, types=signature.types)
 
 
-def _judged(wrong: str | None) -> Verdict:
+def _verdict(wrong: str | None) -> Verdict:
     return Verdict(passed=wrong is None, score=float(wrong is None), feedback=wrong)

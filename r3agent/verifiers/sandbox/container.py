@@ -17,7 +17,7 @@ ENGINES = ("docker", "podman")
 IMAGE = "python:3.12-slim"
 NOBODY = "65534:65534"
 OWN_MB, OWN_PROCESSES = 64, 2
-"""What init and `timeout` take besides the program."""
+"""Memory and processes of init and `timeout`, besides the program's."""
 
 _IN_CONTAINER = """
 import resource as r

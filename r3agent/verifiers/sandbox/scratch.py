@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 
 
 def make() -> tuple[str, str]:
-    """A directory, and the one in it that the program is given."""
+    """Make a directory, and one in it for the program; return both."""
     outer = mkdtemp(prefix="r3agent-sandbox-")
     inner = os.path.join(outer, "own")
     os.mkdir(inner, 0o700)
@@ -16,8 +16,11 @@ def make() -> tuple[str, str]:
 
 
 def remove(outer: str) -> None:
-    """With all that is in it. A tree may be deeper than `shutil.rmtree` can descend, and closed to its owner: so every
-    directory is opened up, and lifted to the top before what it holds is looked at."""
+    """Remove a directory with all that is in it.
+
+    A tree may be deeper than `shutil.rmtree` can descend, and closed to its owner: so every
+    directory is opened up, and lifted to the top before what it holds is looked at.
+    """
     names, left = (os.path.join(outer, str(n)) for n in count()), [os.path.join(outer, "own")]
     while left:
         place = left.pop()

@@ -1,4 +1,4 @@
-"""The calls to the kernel that Python has no name for."""
+"""Calls to the kernel that Python has no name for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class _CapHeader(ctypes.Structure):
 
 
 def checked(result: int, call: str) -> int:
-    """
+    """Return the result of a call to the C library.
+
     Raises:
         OSError: the call failed; the message names it.
     """
@@ -65,7 +66,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def make_read_only(path: str) -> None:
-    """The mount at a path and all below it."""
+    """Make the mount at a path and all below it read-only."""
     attributes = _MountAttr(set=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
     size = ctypes.sizeof(attributes)
     arguments = (AT_FDCWD, path.encode(), AT_RECURSIVE, ctypes.byref(attributes), size)
@@ -73,7 +74,7 @@ def make_read_only(path: str) -> None:
 
 
 def pivot_to(root: str) -> None:
-    """`root` becomes `/`, and what was `/` is gone."""
+    """Make `root` the root directory, and detach the old one."""
     os.chdir(root)
     syscall(PIVOT_ROOT, b".", b".", call="pivot_root")
     checked(LIBC.umount2(b".", MNT_DETACH), "umount the old root")

@@ -19,7 +19,7 @@ VERSION, PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 TRUNCATE = 1 << 14
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
-"""Of the file system, by version of the interface; later ones have 16."""
+"""Rights on the file system, by version of the interface; later ones have 16."""
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 TCP_BIND_CONNECT, ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 
@@ -34,7 +34,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def restrict(*, readable: Iterable[str], writable: Iterable[str]) -> None:
-    """From now on, for this process and all that it starts; needs `no_new_privs`.
+    """Restrict this process and all that it starts, for good; needs `no_new_privs`.
 
     Raises:
         OSError: the kernel has no Landlock, or it is not enabled.

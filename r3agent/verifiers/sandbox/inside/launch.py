@@ -1,4 +1,4 @@
-"""The supervisor: sets up what holds a program, runs it, ends all that it started, and reports.
+"""Supervise a program: set up what holds it, run it, end all that it started, and report.
 
     supervisor ── keeper ── init, process 1 of its namespace ── program
     supervisor ── init ── program                                          without namespaces
@@ -28,9 +28,9 @@ from . import kernel, landlock, mounts, seccomp
 INSIDE_ID = 1000
 """User and group of the program, as it sees them."""
 NOBODY = 65534
-"""Whom the program runs as where the supervisor is root, so that limits hold for it."""
+"""User that the program runs as where the supervisor is root, so that limits hold for it."""
 PASSING = {EAGAIN, EINTR, ENOMEM, ENOSPC, EUSERS}
-"""What fails with these is for want of something just now."""
+"""Errors that say that something is short just now, and not missing."""
 N_OWN = 2
 """Processes of the supervisor that the kernel may count with the program's."""
 MIB = 1 << 20
@@ -43,10 +43,10 @@ def main() -> None:
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1, "subreaper")
     with open(spec["program_fd"], "rb") as file:
         program = file.read()
-    told, tell = os.pipe()
+    reports, tell = os.pipe()
     own, child = os.pipe(), os.fork()
     if child == 0:
-        _on_failure_tell(tell)
+        _report_failure(tell)
         os.close(spec["life_fd"])
         os.close(spec["report_fd"])
         os.setpgid(0, 0)
@@ -54,26 +54,26 @@ def main() -> None:
     os.close(tell)
     with contextlib.suppress(OSError):  # the child does it too: whoever comes first
         os.setpgid(child, child)
-    report = _supervise(spec, child, go=own[1], told=told)
+    report = _supervise(spec, child, go=own[1], reports=reports)
     os.write(spec["report_fd"], json.dumps(report).encode())
 
 
-def _supervise(spec: dict[str, Any], child: int, *, go: int, told: int) -> dict[str, Any]:
+def _supervise(spec: dict[str, Any], child: int, *, go: int, reports: int) -> dict[str, Any]:
     began = time.monotonic()
-    heard = b""
+    received = b""
     report: dict[str, Any] = {}
     while not report:
         left = began + spec["wall_s"] - time.monotonic()
-        ready, _, _ = select.select([told, spec["life_fd"]], [], [], max(0.0, left))
-        if told in ready:
-            piece = os.read(told, 65536)
-            heard += piece
-            *lines, heard = heard.split(b"\n")
-            for said in map(json.loads, lines):
-                if said == "namespaces":
+        ready, _, _ = select.select([reports, spec["life_fd"]], [], [], max(0.0, left))
+        if reports in ready:
+            piece = os.read(reports, 65536)
+            received += piece
+            *lines, received = received.split(b"\n")
+            for message in map(json.loads, lines):
+                if message == "namespaces":
                     _write_id_maps(child, go)
                 else:
-                    report = said
+                    report = message
             if not piece:
                 report = report or {"broken": "it ended without a word"}
         elif ready or left <= 0:
@@ -92,7 +92,7 @@ def _end(child: int) -> None:
 
 
 def _write_id_maps(child: int, go: int) -> None:
-    """From outside, because only there may root give the program another user than itself."""
+    """Write the id maps from outside, because only there may root give the program another user than itself."""
     answer = b"ok"
     try:
         if os.geteuid() == 0 and _is_mapped(NOBODY):
@@ -120,7 +120,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoReturn:
-    """The keeper: makes the namespaces, and waits for the init in them."""
+    """Be the keeper: make the namespaces, and wait for the init in them."""
     if "namespaces" in spec["layers"]:
         with _layer("namespaces"):
             with open("/proc/sys/user/max_user_namespaces") as file:
@@ -130,7 +130,7 @@ def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoRetu
                 kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
                 | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
             )  # fmt: skip
-            _say(tell, "namespaces")
+            _send(tell, "namespaces")
             if (answer := os.read(go, 4096)) != b"ok":
                 raise OSError(f"user id map: {answer.decode()}")
         _die_with_parent()
@@ -148,7 +148,7 @@ def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoRetu
 
 
 def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> NoReturn:
-    """The init: reaps what is orphaned until the program itself has ended."""
+    """Be the init: reap what is orphaned until the program itself has ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # from inside; SIGKILL from inside does not reach an init
     child = os.fork()
@@ -166,12 +166,12 @@ def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> 
     report: dict[str, Any] = {"exit_code": code, "cpu_s": cpu_s}
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_s >= spec["cpu_s"]):
         report["overrun"] = "cpu"
-    _say(tell, report)
+    _send(tell, report)
     os._exit(0)
 
 
 def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
-    """In the program's own process: everything it cannot take back."""
+    """Restrict the program in its own process, so that it cannot take it back."""
     layers, scratch = spec["layers"], spec["scratch"]
     alone = "namespaces" not in layers
     if alone:
@@ -210,8 +210,8 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
 
 
 def _run(program: bytes) -> NoReturn:
-    """As a script is run, but that threads which go on are not waited for."""
-    _on_failure_tell(None)
+    """Run the program as a script is run, but without waiting for threads that go on."""
+    _report_failure(None)
     os.closerange(3, MAX_FDS)
     sys.argv[:] = [""]
     sys.path.pop()
@@ -243,7 +243,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _layer(name: str) -> Generator[None, None, None]:
-    """What fails inside is said to be this layer's."""
+    """Name this layer as the one that failed."""
     try:
         yield
     except OSError as error:
@@ -251,18 +251,18 @@ def _layer(name: str) -> Generator[None, None, None]:
         raise
 
 
-def _on_failure_tell(tell: int | None) -> None:
-    """A process that fails says so and ends at once, with nothing left to run."""
+def _report_failure(tell: int | None) -> None:
+    """Make a process that fails report it and end at once, with nothing left to run."""
 
     def hook(kind: type[BaseException], error: BaseException, at: object) -> NoReturn:
         if tell is not None:
             layer = getattr(error, "layer", None)
             passing = not isinstance(error, OSError) or error.errno in PASSING
-            _say(tell, {"missing": layer, "why": str(error)} if layer and not passing else {"broken": repr(error)})
+            _send(tell, {"missing": layer, "why": str(error)} if layer and not passing else {"broken": repr(error)})
         os._exit(1)
 
     sys.excepthook = hook
 
 
-def _say(tell: int, what: object) -> None:
+def _send(tell: int, what: object) -> None:
     os.write(tell, json.dumps(what).encode() + b"\n")

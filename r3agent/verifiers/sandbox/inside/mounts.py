@@ -1,4 +1,4 @@
-"""A root of its own: what a Python needs, read-only, and one empty directory in memory that can be written."""
+"""Make a root of its own: what a Python needs, read-only, and one empty directory in memory that can be written."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 SHARED_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 
 _STAGE = "/proc"
-"""Where the new root is put together: a directory that is everywhere, and that nothing inside needs."""
+"""Directory in which the new root is put together: one that is everywhere, and that nothing inside needs."""
 
 
 def readable(base_prefix: str) -> list[str]:
-    """The standard library of the interpreter, and the shared libraries that its modules may need."""
+    """Return the standard library of the interpreter, and the shared libraries that its modules may need."""
     own = [os.path.join(os.path.realpath(base_prefix), name) for name in ("lib", "lib64")]
     paths = [path for path in dict.fromkeys([*own, *SHARED_LIBRARIES]) if os.path.exists(path)]
     return [path for path in paths if not any(path.startswith(f"{above}/") for above in paths)]
 
 
 def enter_root(paths: list[str], *, disk_mb: int) -> None:
-    """In a mount namespace of its own."""
+    """Make the root of a mount namespace of its own."""
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", _STAGE, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,nr_inodes=512,mode=755")
     scratch = _STAGE + SCRATCH
@@ -31,15 +31,15 @@ def enter_root(paths: list[str], *, disk_mb: int) -> None:
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("tmpfs", scratch, "tmpfs", flags, f"size={disk_mb}m,nr_inodes=4096,mode=1777")
     for path in [*paths, *DEVICES]:  # after the scratch directory: an interpreter may live below it
-        _show(path, writable=path in DEVICES)
+        _bind(path, writable=path in DEVICES)
     kernel.pivot_to(_STAGE)
     flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount(None, "/", None, flags)
     os.chdir(SCRATCH)
 
 
-def _show(path: str, *, writable: bool) -> None:
-    """The same path, in the new root."""
+def _bind(path: str, *, writable: bool) -> None:
+    """Mount the same path in the new root."""
     target = _STAGE + path
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(path):

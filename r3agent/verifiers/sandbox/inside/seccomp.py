@@ -1,4 +1,4 @@
-"""Seccomp: system calls that a program under test has no use for fail with EPERM.
+"""Refuse system calls that a program under test has no use for, with EPERM.
 
 No socket but pairs of streams, no other program, no tracing, no namespace, no mount, no limits of others, no memory
 that the limits do not count. A process without namespaces around it is besides alone: it cannot make a process, leave
@@ -155,7 +155,7 @@ class _Program(ctypes.Structure):
 
 
 def forbid(*, alone: bool) -> None:
-    """From now on, for this process and all that it starts; needs `no_new_privs`.
+    """Forbid calls to this process and all that it starts, for good; needs `no_new_privs`.
 
     Raises:
         OSError: the kernel has no seccomp filters, or this kind of machine is not known here.
@@ -169,7 +169,7 @@ def forbid(*, alone: bool) -> None:
 
 
 def _filter(machine: str, *, alone: bool) -> bytes:
-    """In the kernel's BPF: a jump says how many instructions it skips where it holds, and where it does not."""
+    """Return the filter in the kernel's BPF; a jump has the number of lines to skip if so and if not."""
     column = 0 if machine == "x86_64" else 1
     lines = [_line(LOAD, ARCH), _line(EQUAL, AUDIT_ARCH[machine], 1, 0), _line(RETURN, KILL), _line(LOAD, NUMBER)]
     if machine == "x86_64":
@@ -186,7 +186,7 @@ def _filter(machine: str, *, alone: bool) -> bytes:
 
 
 def _checks(*, alone: bool) -> dict[tuple[int, int], list[bytes]]:
-    """What is refused of a call, by its arguments."""
+    """Return checks of calls by their arguments."""
     refuse = _line(RETURN, ERRNO | EPERM)
     checks = {
         # Of itself only: its keeper may be the same user's.
