@@ -275,7 +275,7 @@ async def test_an_answer_that_knows_the_mark_of_another_gains_nothing() -> None:
         ({"votes": 0}, "votes = 0: the judge must be asked at least once"),
         ({"votes": 3, "temperature": 0}, "votes = 3 with temperature = 0: all would be the same vote"),
         ({"threshold": 1}, "threshold = 1: a share from 0 to below 1"),
-        ({"rubric": "{{ task.info }}"}, r"rubric: task\.info is unknown; it may name task\.messages"),
+        ({"rubric": "{{ task.info }}"}, r"rubric: task\.info is unknown; known are task\.messages"),
         ({"rubric": "{{ gold }}"}, "rubric: gold is unknown"),
         ({"base_url": "judge"}, "base_url = 'judge': must start with http://"),
         ({"base_url": "http://me:pw@judge/v1"}, "base_url = 'http://judge/v1' with a password"),
