@@ -333,7 +333,7 @@ def test_trace_refuses_unknown_labels_and_malformed_tasks() -> None:
     refused = pytest.raises(ConfigError, match=r"'critic'.* one of attempt, reflect, retry")
     with r3agent.trace() as episode, refused, episode.span(unknown):
         raise AssertionError("not entered")
-    with pytest.raises(ConfigError, match=r"task.prompt: Extra .*; give one as in"):
+    with pytest.raises(ConfigError, match=r"unknown key 'task.prompt'; .*; give one as in"):
         r3agent.trace({"prompt": "x"})
 
 
