@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from r3agent.errors import SchemaVersionError as SchemaVersionError
     from r3agent.errors import TrainingError as TrainingError
     from r3agent.errors import VerifierError as VerifierError
-    from r3agent.policy.openai import OpenAIPolicy as OpenAIPolicy
-    from r3agent.policy.openai import Policy as Policy
-    from r3agent.policy.openai import Sampling as Sampling
+    from r3agent.policy import OpenAIPolicy as OpenAIPolicy
+    from r3agent.policy import Policy as Policy
+    from r3agent.policy import Sampling as Sampling
     from r3agent.recording.instrument import instrument as instrument
     from r3agent.recording.recorder import Recorder as Recorder
     from r3agent.recording.trace import trace as trace

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from r3agent._util.aio import gather_all
 from r3agent.audit.records import Check, some
-from r3agent.doctor.wire import Wire
+from r3agent.doctor.probe import EndpointProbe
 from r3agent.records.trajectory import Message, Task
 
 CHARS_PER_TOKEN = 4
@@ -61,13 +61,13 @@ async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
     limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
     if lengths.endpoint is not None:
-        wire = Wire(lengths.endpoint.base_url, api_key=lengths.endpoint.api_key, timeout_s=TIMEOUT_S)
+        probe = EndpointProbe(lengths.endpoint.base_url, api_key=lengths.endpoint.api_key, timeout_s=TIMEOUT_S)
         try:
-            limit = _limit(await _card(wire, lengths.endpoint.model), limit)
+            limit = _limit(await _card(probe, lengths.endpoint.model), limit)
             if counted is None:
-                counted = await _by_endpoint(tasks, wire, lengths.endpoint.model)
+                counted = await _by_endpoint(tasks, probe, lengths.endpoint.model)
         finally:
-            await wire.aclose()
+            await probe.aclose()
     return _check(tasks, counted or _estimated(tasks), limit, lengths.max_tokens)
 
 
@@ -134,9 +134,9 @@ def _estimated(tasks: Sequence[Task]) -> PromptSizes:
     return PromptSizes([-(-n // CHARS_PER_TOKEN) for n in chars], f"estimated: {CHARS_PER_TOKEN} characters a token")
 
 
-async def _card(wire: Wire, model: str) -> dict[str, Any]:
+async def _card(probe: EndpointProbe, model: str) -> dict[str, Any]:
     """Return the model's card in the endpoint's list of models."""
-    reply = await wire.call("/models")
+    reply = await probe.call("/models")
     cards = reply.body.get("data") if isinstance(reply.body, dict) else None
     for card in cards if isinstance(cards, list) else ():
         if isinstance(card, dict) and card.get("id") == model:
@@ -152,7 +152,7 @@ def _limit(card: dict[str, Any], setting: Limit | None) -> Limit | None:
     return Limit(tokens, "the endpoint", strict) if isinstance(tokens, int) else None
 
 
-async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> PromptSizes | None:
+async def _by_endpoint(tasks: Sequence[Task], probe: EndpointProbe, model: str) -> PromptSizes | None:
     """Count with the endpoint's /tokenize; `None` where there is none."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -160,7 +160,7 @@ async def _by_endpoint(tasks: Sequence[Task], wire: Wire, model: str) -> PromptS
         body: dict[str, Any] = {"model": model, "messages": list(task.messages), "add_generation_prompt": True}
         body |= {"tools": list(task.tools)} if task.tools else {}
         async with slots:
-            reply = await wire.call("/tokenize", body, of_server=True)
+            reply = await probe.call("/tokenize", body, of_server=True)
         if isinstance(reply.body, dict) and isinstance(reply.body.get("count"), int):
             return reply.body["count"]
         return str(reply) if reply.status == 400 else None

@@ -1,6 +1,6 @@
 """What an endpoint can do, found out with a few cheap requests that leave it as it was.
 
-wire       the requests        generation  tokens, logprobs and their lengths, mode by mode
+probe      the requests        generation  tokens, logprobs and their lengths, mode by mode
 routes     changing weights    diagnosis   all of it, and the tier
 report     as a table
 """

@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Any
 
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
+from r3agent.doctor.probe import WORST_FIRST, Completion, EndpointProbe, RouteReply, candidates
 from r3agent.doctor.records import Check, Diagnosis
 from r3agent.doctor.routes import ROUTES, route_checks
-from r3agent.doctor.wire import WORST_FIRST, Completion, Reply, Wire, candidates
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError
 from r3agent.http.errors import WRONG_KEY
 from r3agent.records.trajectory import Capability
@@ -39,44 +39,44 @@ async def diagnose(
     Raises:
         ConfigError: the URL is none, or the key cannot be sent. An endpoint that cannot be used is a result.
     """
-    wires = [Wire(url, api_key=api_key, timeout_s=timeout_s) for url in candidates(base_url)]
+    probes = [EndpointProbe(url, api_key=api_key, timeout_s=timeout_s) for url in candidates(base_url)]
     try:
-        return await _diagnose(wires, model)
+        return await _diagnose(probes, model)
     finally:
-        for wire in wires:
-            await wire.aclose()
+        for probe in probes:
+            await probe.aclose()
 
 
-async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
-    asked: list[tuple[Wire, Reply]] = []
-    for wire in wires:
-        asked.append((wire, await wire.call("/models")))
+async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagnosis:
+    asked: list[tuple[EndpointProbe, RouteReply]] = []
+    for probe in probes:
+        asked.append((probe, await probe.call("/models")))
         if _served(asked[-1][1]) or asked[-1][1].status in (None, *WRONG_KEY):
             break  # another path would not change it
     last, listing = asked[-1]
     names = _served(listing)
     model = model or next(iter(names), None)
-    wire = last if names else asked[0][0]
+    probe = last if names else asked[0][0]
     checks = [_reachable(last, listing)]
     if listing.status is not None:
         checks.append(_models(asked, names))
     completions: list[Completion] = []
     if model and listing.status not in (None, *WRONG_KEY):
-        wire, chat = await _chat([wire] if names else [wire for wire, _ in asked], model)
+        probe, chat = await _chat([probe] if names else [probe for probe, _ in asked], model)
         checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
-            more, completions = await generation_checks(wire, model)
+            more, completions = await generation_checks(probe, model)
             checks += more
             completions = completions or [chat]  # without tokens and logprobs, if it takes them only one by one
     if names or completions:
-        checks += [await _version(wire, listing), *await route_checks(wire)]
+        checks += [await _version(probe, listing), *await route_checks(probe)]
     tier, blocker = _tier(completions), _blocker(checks)
     made = {check.name: check for check in checks}
     why = "" if blocker is None else BLOCKED[blocker.name]
     checks = [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
     return Diagnosis(
-        base_url=wire.base_url,
-        tried=tuple(wire.base_url for wire, _ in asked),
+        base_url=probe.base_url,
+        tried=tuple(probe.base_url for probe, _ in asked),
         model=model,
         tier=tier,
         checks=tuple(checks),
@@ -84,43 +84,43 @@ async def _diagnose(wires: Sequence[Wire], model: str | None) -> Diagnosis:
     )
 
 
-async def _chat(wires: Sequence[Wire], model: str) -> tuple[Wire, Completion | PolicyError]:
+async def _chat(probes: Sequence[EndpointProbe], model: str) -> tuple[EndpointProbe, Completion | PolicyError]:
     """Where no address lists its models, the first that chats is the one."""
-    tries: list[tuple[Wire, Completion | PolicyError]] = []
-    for wire in wires:
-        tries.append((wire, await wire.chat(model)))
+    tries: list[tuple[EndpointProbe, Completion | PolicyError]] = []
+    for probe in probes:
+        tries.append((probe, await probe.chat(model)))
         if isinstance(tries[-1][1], Completion | EndpointError):
             return tries[-1]
     return tries[0]
 
 
-def _served(reply: Reply) -> list[str]:
+def _served(reply: RouteReply) -> list[str]:
     """The names in a list of models; none where it is not such a list."""
     return [str(card["id"]) for card in _cards(reply)]
 
 
-def _cards(reply: Reply) -> list[dict[str, Any]]:
+def _cards(reply: RouteReply) -> list[dict[str, Any]]:
     cards = reply.body.get("data") if isinstance(reply.body, dict) and reply.status == HTTPStatus.OK else None
     return [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
 
 
-def _reachable(wire: Wire, reply: Reply) -> Check:
+def _reachable(probe: EndpointProbe, reply: RouteReply) -> Check:
     if reply.status is None:
-        detail = f"GET {wire.base_url}/models: {reply.message}"
+        detail = f"GET {probe.base_url}/models: {reply.message}"
         return Check(name="reachable", status="no", detail=detail, remedy=NOT_RUNNING)
-    return Check(name="reachable", status="yes", detail=f"answers at {wire.root}")
+    return Check(name="reachable", status="yes", detail=f"answers at {probe.root}")
 
 
-def _models(asked: Sequence[tuple[Wire, Reply]], names: Sequence[str]) -> Check:
+def _models(asked: Sequence[tuple[EndpointProbe, RouteReply]], names: Sequence[str]) -> Check:
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
-    detail = "; ".join(f"GET {wire.base_url}/models: {reply}" for wire, reply in asked)
+    detail = "; ".join(f"GET {probe.base_url}/models: {reply}" for probe, reply in asked)
     remedy = KEY if asked[-1][1].status in WRONG_KEY else NO_API
     return Check(name="models", status="no", detail=detail, remedy=remedy)
 
 
-async def _version(wire: Wire, listing: Reply) -> Check:
-    reply = await wire.call("/version", of_server=True)
+async def _version(probe: EndpointProbe, listing: RouteReply) -> Check:
+    reply = await probe.call("/version", of_server=True)
     if not (isinstance(reply.body, dict) and "version" in reply.body):
         return Check(name="version", status="unknown", detail=f"GET /version: {reply}")
     owner = next((card.get("owned_by") for card in _cards(listing)), None) or "server"

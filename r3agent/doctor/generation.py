@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from r3agent._util.aio import gather_all
+from r3agent.doctor.probe import MAX_TOKENS, MESSAGES, Completion, EndpointProbe, RouteReply
 from r3agent.doctor.records import Check
-from r3agent.doctor.wire import MAX_TOKENS, MESSAGES, Completion, Reply, Wire
 from r3agent.errors import EndpointError, PolicyError
 
 TOOL = {
@@ -59,19 +59,19 @@ LOOK = "look at the server's log"
 JSON_SCHEMA = "use vLLM, which follows response_format"
 TEMPLATE = "find what changes the prompt between client and model: training would see other tokens than were sampled on"
 
-Asked: TypeAlias = Completion | PolicyError
+ChatResult: TypeAlias = Completion | PolicyError
 
 
-async def generation_checks(wire: Wire, model: str) -> tuple[list[Check], list[Completion]]:
+async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Check], list[Completion]]:
     """All checks of completions, and those completions that make the tier: plain, and n = 2."""
-    logprobs, ids = await gather_all(wire.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
+    logprobs, ids = await gather_all(probe.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
     wanted = {"logprobs": logprobs, "return_token_ids": ids}
     accepted = {field: True for field, got in wanted.items() if isinstance(got, Completion)}
-    completions = await gather_all(wire.chat(model, **accepted, **fields) for fields in MODES.values())
-    got: dict[str, Asked] = dict(zip(MODES, completions, strict=True))
+    completions = await gather_all(probe.chat(model, **accepted, **fields) for fields in MODES.values())
+    got: dict[str, ChatResult] = dict(zip(MODES, completions, strict=True))
     if isinstance(got[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
-        got[TOOL_STREAM] = await wire.chat(model, **accepted, **TOOLS, stream=True)
-    rendered = await wire.call("/tokenize", {"model": model, "messages": MESSAGES}, of_server=True)
+        got[TOOL_STREAM] = await probe.chat(model, **accepted, **TOOLS, stream=True)
+    rendered = await probe.call("/tokenize", {"model": model, "messages": MESSAGES}, of_server=True)
     features = [
         _template(got[PLAIN], rendered),
         _logprobs(logprobs),
@@ -101,11 +101,11 @@ def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
     return Check(name=name, status="no", detail=str(error), remedy=remedy)
 
 
-def _works(name: str, got: Asked, remedy: str) -> Check:
+def _works(name: str, got: ChatResult, remedy: str) -> Check:
     return failed(name, got, remedy) if isinstance(got, PolicyError) else Check(name=name, status="yes")
 
 
-def _logprobs(got: Asked) -> Check:
+def _logprobs(got: ChatResult) -> Check:
     if isinstance(got, PolicyError):
         return failed("logprobs", got, RETURN_LOGPROBS)
     scored = (got.body["choices"][0].get("logprobs") or {}).get("content")
@@ -114,7 +114,7 @@ def _logprobs(got: Asked) -> Check:
     return Check(name="logprobs", status="yes", detail=f"{len(scored)} of sampled tokens")
 
 
-def _token_ids(got: Asked) -> Check:
+def _token_ids(got: ChatResult) -> Check:
     if isinstance(got, PolicyError):
         return failed("token ids", got, RETURN_TOKEN_IDS)
     prompt, sampled = got.generations[0].prompt_token_ids, got.generations[0].token_ids
@@ -124,7 +124,7 @@ def _token_ids(got: Asked) -> Check:
     return Check(name="token ids", status="no", detail=f"asked for, and got {detail}", remedy=RETURN_TOKEN_IDS)
 
 
-def _n(got: Asked) -> Check:
+def _n(got: ChatResult) -> Check:
     remedy = "r3agent asks again for each of the rest; vLLM and `r3agent serve` compute the prompt once for all"
     if isinstance(got, PolicyError):
         return failed("n", got, remedy)
@@ -133,7 +133,7 @@ def _n(got: Asked) -> Check:
     return Check(name="n", status="yes" if given == 2 else "no", detail=detail, remedy=remedy if given < 2 else None)
 
 
-def _tool_calls(got: Asked) -> Check:
+def _tool_calls(got: ChatResult) -> Check:
     if isinstance(got, PolicyError):
         return failed("tool calls", got, TOOL_PARSER)
     if got.generations[0].tool_calls:
@@ -142,7 +142,7 @@ def _tool_calls(got: Asked) -> Check:
     return Check(name="tool calls", status="unknown", detail="tools are accepted; the model made no call")
 
 
-def _json_schema(got: Asked) -> Check:
+def _json_schema(got: ChatResult) -> Check:
     if isinstance(got, PolicyError):
         return failed("JSON schema", got, JSON_SCHEMA)
     text = got.generations[0].text
@@ -151,7 +151,7 @@ def _json_schema(got: Asked) -> Check:
     return Check(name="JSON schema", status="no", detail=f"ignored: answered {text[:40]!r}", remedy=JSON_SCHEMA)
 
 
-def _exact(name: str, got: Asked, has_all: bool) -> Check:
+def _exact(name: str, got: ChatResult, has_all: bool) -> Check:
     """The verdict is the one that is recorded on spans; the numbers behind it are shown.
 
     Args:
@@ -169,7 +169,7 @@ def _exact(name: str, got: Asked, has_all: bool) -> Check:
     return Check(name=name, status="no", detail=detail, remedy=remedy)
 
 
-def _template(got: Asked, rendered: Reply) -> Check:
+def _template(got: ChatResult, rendered: RouteReply) -> Check:
     """Whether the tokens of the prompt can be known, and every source says the same."""
     name = "chat template"
     if isinstance(got, PolicyError):

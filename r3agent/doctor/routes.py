@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from r3agent._util.aio import gather_all
 from r3agent.deploy.server import DEV_ROUTES, LOAD_REMEDIES, LORA_ROUTES
+from r3agent.doctor.probe import EndpointProbe, RouteReply
 from r3agent.doctor.records import Check
-from r3agent.doctor.wire import Reply, Wire
 from r3agent.http.errors import NO_ROUTE
 
 PROBE = "r3agent-doctor-probe"
@@ -28,12 +28,12 @@ POSTED = {
 ROUTES = ("LoRA load", "weight version", *POSTED)
 
 
-async def route_checks(wire: Wire) -> list[Check]:
+async def route_checks(probe: EndpointProbe) -> list[Check]:
     """What deploying to this server can use."""
     paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
-    replies = await gather_all(wire.call(path, of_server=True) for path in paths)
+    replies = await gather_all(probe.call(path, of_server=True) for path in paths)
     by_path = dict(zip(paths, replies, strict=True))
-    checks = [await _lora(wire), _weight_version(by_path["/weight_info"])]
+    checks = [await _lora(probe), _weight_version(by_path["/weight_info"])]
     for name, needed in POSTED.items():
         checks.append(_posted(name, {path: by_path[path] for path in needed}, control=by_path[f"/{PROBE}"]))
     paused = by_path["/is_paused"].body
@@ -43,12 +43,12 @@ async def route_checks(wire: Wire) -> list[Check]:
     return checks
 
 
-async def _lora(wire: Wire) -> Check:
+async def _lora(probe: EndpointProbe) -> Check:
     name = "LoRA load"
     adapter = f"{PROBE}-{uuid4().hex[:8]}"
-    reply = await wire.call("/load_lora_adapter", {"lora_name": adapter, "lora_path": f"/nonexistent/{adapter}"})
+    reply = await probe.call("/load_lora_adapter", {"lora_name": adapter, "lora_path": f"/nonexistent/{adapter}"})
     if reply.status is not None and reply.status < 300:
-        await wire.call("/unload_lora_adapter", {"lora_name": adapter})
+        await probe.call("/unload_lora_adapter", {"lora_name": adapter})
         detail = "an adapter that does not exist was accepted"
         return Check(name=name, status="unknown", detail=f"{detail} ({reply}), and unloaded again")
     if "not enabled" in reply.message:
@@ -60,7 +60,7 @@ async def _lora(wire: Wire) -> Check:
     return Check(name=name, status="unknown", detail=str(reply))
 
 
-def _weight_version(reply: Reply) -> Check:
+def _weight_version(reply: RouteReply) -> Check:
     name = "weight version"
     if isinstance(reply.body, dict) and "weight_version" in reply.body:
         return Check(name=name, status="yes", detail=repr(reply.body["weight_version"]))
@@ -69,7 +69,7 @@ def _weight_version(reply: Reply) -> Check:
     return Check(name=name, status="unknown", detail=str(reply))
 
 
-def _posted(name: str, replies: dict[str, Reply], control: Reply) -> Check:
+def _posted(name: str, replies: dict[str, RouteReply], control: RouteReply) -> Check:
     detail = ", ".join(f"GET {path}: HTTP {r.status}" if r.status else f"{path}: {r}" for path, r in replies.items())
     statuses = {reply.status for reply in replies.values()}
     if HTTPStatus.NOT_FOUND in statuses:

@@ -20,7 +20,7 @@ from langgraph.graph.state import CompiledStateGraph
 from r3agent._util.aio import gather_all
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
-from r3agent.policy.openai import Policy, Sampling
+from r3agent.policy import Policy, Sampling
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory

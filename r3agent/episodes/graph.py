@@ -25,7 +25,7 @@ from r3agent._util.templates import compile_template
 from r3agent.episodes.nodes import Nodes, Telling
 from r3agent.episodes.state import EpisodeContext, EpisodeInput, EpisodeOutput, EpisodeState
 from r3agent.errors import ConfigError
-from r3agent.policy.openai import Policy, Sampling
+from r3agent.policy import Policy, Sampling
 from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
 from r3agent.verifiers import Verifier
 

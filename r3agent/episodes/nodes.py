@@ -14,7 +14,7 @@ from r3agent._util.templates import Template
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.state import EpisodeContext, EpisodeState, Place, frontier_of, task_of, tree_of
 from r3agent.errors import ConfigError
-from r3agent.policy.openai import Pinnable, Policy, Sampling
+from r3agent.policy import Pinnable, Policy, Sampling
 from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 

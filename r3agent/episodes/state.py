@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # that of typing has no JSON Schema bef
 
 from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
-from r3agent.policy.openai import Sampling
+from r3agent.policy import Sampling
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Record, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from r3agent._util.aio import gather_all
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
-from r3agent.policy.openai import Sampling
+from r3agent.policy.base import Sampling
 from r3agent.records import versions
 from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
@@ -74,7 +74,7 @@ class ChatModelPolicy:
                 raise self._mapped(error) from None
             return self._generation(answer, drawn, round(time.perf_counter() - start, 4))
 
-        return await gather_all(one(sampling and sampling.of_choice(i)) for i in range(n))
+        return await gather_all(one(sampling and sampling.for_choice(i)) for i in range(n))
 
     async def aclose(self) -> None:
         """Nothing: the model is its owner's."""
@@ -85,7 +85,7 @@ class ChatModelPolicy:
         reason = next((str(told[k]) for k in ("finish_reason", "stop_reason", "done_reason") if told.get(k)), None)
         name = str(told.get("model_name") or told.get("model") or getattr(self.model, "model_name", "unknown"))
         text, calls, thought = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
-        capability, note = _worth(answer, text, calls)
+        capability, note = _grade(answer, text, calls)
         return Generation(
             text=text,
             reasoning=None if thought is None else thought[1],
@@ -117,7 +117,7 @@ class ChatModelPolicy:
         return EndpointError(message)
 
 
-def _worth(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capability, str]:
+def _grade(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capability, str]:
     if not text and not calls:
         return "eval-only", "the completion is empty"
     blocks = answer.content if isinstance(answer.content, list) else ()

@@ -11,85 +11,24 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import orjson
-from pydantic import Field
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
 from r3agent.http.client import NO_KEY
 from r3agent.http.errors import refused_field
 from r3agent.http.urls import redact_url
+from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
 from r3agent.policy.parse import generations, is_constrained
-from r3agent.policy.stream import Assembly, OnDelta, shifted
+from r3agent.policy.stream import Assembly, OnDelta, shift_choices
 from r3agent.records import versions
-from r3agent.records.trajectory import Generation, Message, Record
+from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
-
-
-class Sampling(Record):
-    """How completions are drawn; sent with every request and stored on every span."""
-
-    temperature: float = Field(default=1.0, ge=0)
-    """0 takes the most likely token."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """The smallest set of most likely tokens with this much probability is drawn from."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Per completion."""
-    seed: int | None = None
-    """Choice i of a request is drawn with seed + i, as vLLM numbers them."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a completion."""
-    extra: dict[str, Any] = {}
-    """Further fields of the request body, for options only this endpoint knows."""
-
-    def body(self) -> dict[str, Any]:
-        """The fields of a chat completion request."""
-        body = self.model_dump(exclude={"extra"}, exclude_none=True, mode="json")
-        if not self.stop:
-            del body["stop"]
-        return {**body, **self.extra}
-
-    def of_choice(self, i: int) -> Sampling:
-        """What draws choice i alone: a seeded request that is merely repeated gives the same completion again."""
-        return self if self.seed is None else self.model_copy(update={"seed": self.seed + i})
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What the graph needs of a model."""
-
-    async def sample(
-        self,
-        messages: Sequence[Message],
-        *,
-        n: int = 1,
-        tools: Sequence[dict[str, Any]] = (),
-        sampling: Sampling | None = None,
-    ) -> list[Generation]:
-        """Draw `n` completions of one conversation.
-
-        Raises:
-            PolicyError: the endpoint did not give them.
-        """
-        ...
-
-    async def aclose(self) -> None:
-        """Release connections; the policy is not used afterwards."""
-        ...
-
-
-@runtime_checkable
-class Pinnable(Protocol):
-    """A policy whose version may change between two calls."""
-
-    def pinned(self, model: str) -> Policy:
-        """The same policy with the version that answered as `model`, as long as it is served."""
-        ...
 
 
 class OpenAIPolicy:
@@ -186,7 +125,7 @@ class OpenAIPolicy:
             target = now
             drawings = await self._complete(target, body, drawn, n, on_delta)
         rest = (
-            self._complete(target, body, drawn.of_choice(i), 1, on_delta and shifted(on_delta, i))
+            self._complete(target, body, drawn.for_choice(i), 1, on_delta and shift_choices(on_delta, i))
             for i in range(len(drawings), n)
         )
         return drawings + [generation for one in await gather_all(rest) for generation in one]

@@ -60,7 +60,7 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     logprobs = None if scored is None else [entry["logprob"] for entry in scored]
     text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
     thought = find_reasoning(message)
-    capability, note = _worth(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
+    capability, note = _grade(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
     if thought is not None and capability == "trainable-retokenised":
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
     return Generation.model_validate(
@@ -79,11 +79,11 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     )
 
 
-def _worth(
-    said_something: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
+def _grade(
+    has_content: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
 ) -> tuple[Capability, str | None]:
     """What it is good for, and what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
-    if not ids and not said_something:
+    if not ids and not has_content:
         return "eval-only", "the completion is empty"
     if shared.get("policy_version") is None:
         return "eval-only", "the weights were swapped while it was generated: nobody knows which version it is of"

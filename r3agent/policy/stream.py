@@ -12,7 +12,7 @@ OnDelta: TypeAlias = Callable[[int, str], object]
 the piece."""
 
 
-def shifted(on_delta: OnDelta, by: int) -> OnDelta:
+def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
     """For choices that another request draws: its first is number `by` of all."""
     return lambda index, text: on_delta(index + by, text)
 

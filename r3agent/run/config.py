@@ -20,7 +20,7 @@ from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.errors import ConfigError
 from r3agent.http.urls import redact_url
-from r3agent.policy.openai import Sampling
+from r3agent.policy import Sampling
 from r3agent.records.prompts import HIDDEN, KNOWN, PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.serve.config import ServeConfig

@@ -28,7 +28,7 @@ from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
-from r3agent.policy.openai import OpenAIPolicy
+from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import Config, load_config, to_toml

@@ -13,7 +13,7 @@ from r3agent.testing.http import JsonServer
 from r3agent.testing.stream import as_stream
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 
-Answer: TypeAlias = str | Message
+ScriptedAnswer: TypeAlias = str | Message
 """The text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""
 
 
@@ -39,7 +39,7 @@ class ScriptedEndpoint:
 
     def __init__(
         self,
-        answer: Answer | Callable[[Json, int], Answer] = "",
+        answer: ScriptedAnswer | Callable[[Json, int], ScriptedAnswer] = "",
         *,
         faults: Iterable[Fault | None] = (),
         edits: Sequence[Edit] = (),

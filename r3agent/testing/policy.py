@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from r3agent.policy.openai import Sampling
+from r3agent.policy import Sampling
 from r3agent.policy.stream import OnDelta
 from r3agent.records.prompts import PROMPTS
 from r3agent.records.trajectory import Generation, Message
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, pieces
 
-Asked: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
+CallKind: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 
 Reply: TypeAlias = str | Generation | Exception
 """What one completion is; an exception is raised."""
@@ -20,17 +20,17 @@ Reply: TypeAlias = str | Generation | Exception
 Script: TypeAlias = Reply | Sequence[Reply] | Callable[[Sequence[Message]], Reply | Awaitable[Reply]]
 """The same reply every time, replies in order, or a function (sync or async) of the conversation."""
 
-_ASKED_BY: dict[object, Asked] = {}
+_KIND_OF_REQUEST: dict[object, CallKind] = {}
 for _prompts in PROMPTS.values():
-    _ASKED_BY[_prompts.reflect_prompt] = "reflect"
-    _ASKED_BY[_prompts.retry_prompt] = "retry"
-    _ASKED_BY[_prompts.blind_retry_prompt] = "blind_retry"
+    _KIND_OF_REQUEST[_prompts.reflect_prompt] = "reflect"
+    _KIND_OF_REQUEST[_prompts.retry_prompt] = "retry"
+    _KIND_OF_REQUEST[_prompts.blind_retry_prompt] = "blind_retry"
 
 
 class Call(NamedTuple):
     """One call of `sample`."""
 
-    asked: Asked
+    asked: CallKind
     messages: list[Message]
     n: int
     tools: list[dict[str, Any]]
@@ -47,7 +47,9 @@ class ScriptedPolicy:
         model: the name it answers with.
     """
 
-    def __init__(self, script: Script | Mapping[Asked, Script], *, exact: bool = True, model: str = "scripted") -> None:
+    def __init__(
+        self, script: Script | Mapping[CallKind, Script], *, exact: bool = True, model: str = "scripted"
+    ) -> None:
         self.calls: list[Call] = []
         self.closed = False
         self.exact = exact
@@ -55,7 +57,7 @@ class ScriptedPolicy:
         if isinstance(script, Mapping):
             self._reply = {asked: _as_function(part) for asked, part in script.items()}
         else:
-            self._reply = dict.fromkeys(("attempt", *_ASKED_BY.values()), _as_function(script))
+            self._reply = dict.fromkeys(("attempt", *_KIND_OF_REQUEST.values()), _as_function(script))
 
     async def sample(
         self,
@@ -71,7 +73,7 @@ class ScriptedPolicy:
         Raises:
             LookupError: the script has none.
         """
-        asked = _ASKED_BY.get(messages[-1]["content"], "attempt")
+        asked = _KIND_OF_REQUEST.get(messages[-1]["content"], "attempt")
         self.calls.append(Call(asked, list(messages), n, list(tools), sampling))
         if asked not in self._reply:
             raise LookupError(f"the script says nothing to {asked!r}, only to {sorted(self._reply)}")
@@ -85,7 +87,7 @@ class ScriptedPolicy:
     async def aclose(self) -> None:
         self.closed = True
 
-    async def _generation(self, asked: Asked, messages: Sequence[Message]) -> Generation:
+    async def _generation(self, asked: CallKind, messages: Sequence[Message]) -> Generation:
         reply = self._reply[asked](messages)
         if inspect.isawaitable(reply):
             reply = await reply

@@ -10,7 +10,7 @@ from langgraph.types import interrupt
 
 from r3agent.episodes.collect import HOPELESS, collect
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError, VerifierError
-from r3agent.policy.openai import OpenAIPolicy, Sampling
+from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Task
 from r3agent.store.shards import shards

@@ -15,7 +15,7 @@ from langgraph.types import Command, interrupt
 
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, EndpointError, VerifierError
-from r3agent.policy.openai import Sampling
+from r3agent.policy import Sampling
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Label, Span, Task, Trajectory, Verdict
 from r3agent.testing import ScriptedPolicy

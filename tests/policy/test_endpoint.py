@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError
-from r3agent.policy.openai import OpenAIPolicy
+from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Generation
 from r3agent.testing import (
     DROPPED,

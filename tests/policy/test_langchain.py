@@ -14,8 +14,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from r3agent import AccessError, EndpointError, RequestError, Sampling, Trajectory, build_graph
+from r3agent.policy import Policy
 from r3agent.policy.langchain import NO_IDS, ChatModelPolicy
-from r3agent.policy.openai import Policy
 from r3agent.testing import PROMPT_TOO_LONG, SERVER_ERROR, ScriptedEndpoint
 
 ASK = [{"role": "system", "content": "be short"}, {"role": "user", "content": "hi"}]

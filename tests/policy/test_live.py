@@ -12,8 +12,8 @@ import pytest
 from r3agent import Task, build_graph
 from r3agent.episodes.collect import run_episode
 from r3agent.errors import ConfigError
+from r3agent.policy import OpenAIPolicy
 from r3agent.policy.live import WeightVersion
-from r3agent.policy.openai import OpenAIPolicy
 from r3agent.records.summary import summarise
 from r3agent.store.registry import PolicyCard, Registry, create_version, write_card
 from r3agent.testing import ScriptedEndpoint

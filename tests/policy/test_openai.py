@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from r3agent._util.aio import run_sync
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ProtocolError, RequestError
-from r3agent.policy.openai import OpenAIPolicy, Policy, Sampling
+from r3agent.policy import OpenAIPolicy, Policy, Sampling
 from r3agent.records import versions
 from r3agent.records.trajectory import Generation, Task
 from r3agent.testing import PROMPT_TOO_LONG, Edit, ScriptedEndpoint, ScriptedPolicy, miscount

@@ -9,7 +9,7 @@ import pytest
 
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError
-from r3agent.policy.openai import OpenAIPolicy
+from r3agent.policy import OpenAIPolicy
 from r3agent.records.prompts import BLIND_RETRY, KNOWN, PROMPTS, REFLECT, RETRY, Kind
 from r3agent.records.trajectory import Task, Trajectory, Verdict
 from r3agent.run.config import load_config

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.episodes.graph import build_graph
-from r3agent.policy.openai import OpenAIPolicy, Sampling
+from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.stream import Assembly
 from r3agent.records.thinking import FIELDS, fill_reasoning_fields, split_thinking
 from r3agent.records.trajectory import Generation, Task, Trajectory

@@ -13,7 +13,7 @@ from r3agent.errors import EndpointError, PolicyError, ProtocolError
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error, read_error, redact_key
 from r3agent.http.urls import ApiURL, redact_url
-from r3agent.policy.openai import Sampling
+from r3agent.policy import Sampling
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.records import versions
@@ -27,7 +27,7 @@ ROUTE_TIMEOUT_S = 10.0
 WORST_FIRST: tuple[Capability, ...] = ("eval-only", "trainable-retokenised", "trainable-exact")
 
 
-class Reply(NamedTuple):
+class RouteReply(NamedTuple):
     """What a route said."""
 
     status: int | None
@@ -82,7 +82,7 @@ def candidates(url: str) -> tuple[str, ...]:
     return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
 
 
-class Wire:
+class EndpointProbe:
     """One base URL.
 
     Args:
@@ -105,7 +105,7 @@ class Wire:
     async def aclose(self) -> None:
         await self._client.aclose()
 
-    async def call(self, path: str, body: Any = None, *, of_server: bool = False) -> Reply:
+    async def call(self, path: str, body: Any = None, *, of_server: bool = False) -> RouteReply:
         """GET a route of the API, or POST a body to it.
 
         Args:
@@ -116,12 +116,12 @@ class Wire:
             async with asyncio.timeout(self._route_timeout_s):
                 response = await http.send(self._client, "GET" if body is None else "POST", url, body)
         except (httpx.RequestError, TimeoutError) as error:
-            return Reply(None, None, no_answer(error, self._route_timeout_s))
+            return RouteReply(None, None, no_answer(error, self._route_timeout_s))
         try:
             content = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             content = None
-        return Reply(response.status_code, content, read_error(response).message)
+        return RouteReply(response.status_code, content, read_error(response).message)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
         """A few tokens; an error is returned."""
