@@ -20,7 +20,7 @@ from langgraph.types import Command, Send
 
 from r3agent.episodes.graph import build_graph
 from r3agent.episodes.state import Json, merge_spans
-from r3agent.policy.openai import Policy
+from r3agent.policy import Policy
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Generation, Label, Span, Task, Trajectory
 from r3agent.testing import ScriptedPolicy

@@ -1,4 +1,4 @@
-"""What an endpoint can do, found out with a few cheap requests that leave it as it was.
+"""Probe what an endpoint can do, with a few cheap requests that leave it as it was.
 
 probe      the requests        generation  tokens, logprobs and their lengths, mode by mode
 routes     changing weights    diagnosis   all of it, and the tier

@@ -1,4 +1,4 @@
-"""All checks in order, each only where the ones before it leave a question; then what the endpoint is good for."""
+"""Run all checks in order, each only where it still matters, and grade the endpoint."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from r3agent.records.trajectory import Capability
 
 TIMEOUT_S = 60.0
 NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)
-"""Every check, in the order they are shown."""
+"""Names of all checks, in the order of the report."""
 
 NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
 NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
 KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
 BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat": "no chat completion"}
-"""Check to why the others are skipped where it fails."""
+"""Reason for skipping the others, by the check that failed."""
 
 
 async def diagnose(
@@ -85,7 +85,7 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
 
 
 async def _chat(probes: Sequence[EndpointProbe], model: str) -> tuple[EndpointProbe, Completion | PolicyError]:
-    """Where no address lists its models, the first that chats is the one."""
+    """Chat at each address until one answers: the one to use where none lists its models."""
     tries: list[tuple[EndpointProbe, Completion | PolicyError]] = []
     for probe in probes:
         tries.append((probe, await probe.chat(model)))
@@ -95,7 +95,7 @@ async def _chat(probes: Sequence[EndpointProbe], model: str) -> tuple[EndpointPr
 
 
 def _served(reply: RouteReply) -> list[str]:
-    """The names in a list of models; none where it is not such a list."""
+    """Names in a list of models; none where it is not such a list."""
     return [str(card["id"]) for card in _cards(reply)]
 
 
@@ -144,7 +144,7 @@ def _tier(completions: Sequence[Completion]) -> Capability | None:
 
 
 def _blocker(checks: Sequence[Check]) -> Check | None:
-    """The check without which the others make no sense, where it failed."""
+    """Find the failed check without which the others make no sense."""
     needed = ("reachable", "chat") if any(check.name == "chat" for check in checks) else ("reachable", "models")
     return next((check for check in checks if check.name in needed and check.status != "yes"), None)
 

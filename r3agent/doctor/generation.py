@@ -1,4 +1,4 @@
-"""What completions carry: tokens, logprobs and their lengths, in every mode that applications use."""
+"""Check tokens, logprobs and their lengths in completions of every mode that applications use."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "exact tokens, JSON schema": FORMAT,
     "exact tokens, JSON schema streamed": FORMAT | {"stream": True},
 }
-"""Check to what its request has besides tokens and logprobs; a forced call is sure to pass the tool parser, which may
-drop tokens of streams."""
+"""Further fields of the request, by check; a forced call is sure to pass the tool parser, which may drop tokens."""
 
 PLAIN, N, STREAMED, TOOL_MODE, TOOL_STREAM, SCHEMA_MODE, _ = MODES
 NEEDS = {
@@ -41,7 +40,7 @@ NEEDS = {
     "tools": ("tool calls", TOOL_MODE),
     "response_format": ("JSON schema", SCHEMA_MODE),
 }
-"""Field of a request to the check that says whether it works at all, and the mode that has nothing else."""
+"""Check of whether a field works at all and the mode with nothing else, by field of the request."""
 
 FEATURES = ("chat template", "logprobs", "token ids", "n", "streaming", "tool calls", "JSON schema")
 
@@ -63,7 +62,7 @@ ChatResult: TypeAlias = Completion | PolicyError
 
 
 async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Check], list[Completion]]:
-    """All checks of completions, and those completions that make the tier: plain, and n = 2."""
+    """Run the checks of completions; return them with the completions that decide the tier, plain and n = 2."""
     logprobs, ids = await gather_all(probe.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
     wanted = {"logprobs": logprobs, "return_token_ids": ids}
     accepted = {field: True for field, got in wanted.items() if isinstance(got, Completion)}
@@ -95,7 +94,7 @@ async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Chec
 
 
 def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
-    """A request without a completion: a refusal is a no; silence or a failure of the server is not."""
+    """Check of a request without a completion: a refusal is a no; silence or a failure of the server is not."""
     if isinstance(error, EndpointError):
         return Check(name=name, status="unknown", detail=str(error), remedy=LOOK)
     return Check(name=name, status="no", detail=str(error), remedy=remedy)
@@ -152,7 +151,7 @@ def _json_schema(got: ChatResult) -> Check:
 
 
 def _exact(name: str, got: ChatResult, has_all: bool) -> Check:
-    """The verdict is the one that is recorded on spans; the numbers behind it are shown.
+    """Check the grade that is recorded on spans, with the numbers behind it.
 
     Args:
         has_all: the endpoint returns token ids and logprobs, so that what this mode lacks was lost.
@@ -170,7 +169,7 @@ def _exact(name: str, got: ChatResult, has_all: bool) -> Check:
 
 
 def _template(got: ChatResult, rendered: RouteReply) -> Check:
-    """Whether the tokens of the prompt can be known, and every source says the same."""
+    """Check that the tokens of the prompt can be known, and that all sources agree."""
     name = "chat template"
     if isinstance(got, PolicyError):
         return failed(name, got)

@@ -1,4 +1,4 @@
-"""The doctor's requests: each tried once, bounded in time, answered with what came instead of an exception."""
+"""Requests of the doctor: tried once, bounded in time, and answered with a result instead of an exception."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from r3agent.records.trajectory import Capability, Generation, Message
 MESSAGES: list[Message] = [{"role": "user", "content": "Say hello."}]
 MAX_TOKENS = 16
 ROUTE_TIMEOUT_S = 10.0
-"""For everything but completions."""
+"""Timeout of everything but completions, in seconds."""
 
 WORST_FIRST: tuple[Capability, ...] = ("eval-only", "trainable-retokenised", "trainable-exact")
 
 
 class RouteReply(NamedTuple):
-    """What a route said."""
+    """Response of one route."""
 
     status: int | None
-    """`None`: nothing came."""
+    """HTTP status; `None` if no answer came."""
     body: Any
-    """`None` where it is not JSON."""
+    """Parsed JSON; `None` where it is not JSON."""
     message: str
-    """The server's own words, or why nothing came."""
+    """Message of the server, or why no answer came."""
 
     def __str__(self) -> str:
         return self.message if self.status is None else f"HTTP {self.status}: {self.message}"
 
 
 class Completion(NamedTuple):
-    """A chat completion, as the JSON it came as and as the generations it is recorded as."""
+    """Chat completion, as JSON and as the generations that are recorded."""
 
     body: dict[str, Any]
     generations: list[Generation]
@@ -54,12 +54,12 @@ class Completion(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Some choice has neither tokens nor text: nothing can be said of its kind."""
+        """Tell whether some choice has neither tokens nor text, and so proves nothing."""
         return any(not (g.token_ids or g.text or g.reasoning or g.tool_calls) for g in self.generations)
 
     @property
     def lengths(self) -> str:
-        """The numbers that must be equal."""
+        """Numbers that must be equal."""
         choices = self.body["choices"]
         ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
         logprobs = sum(len((choice.get("logprobs") or {}).get("content") or ()) for choice in choices)
@@ -68,12 +68,12 @@ class Completion(NamedTuple):
 
     @property
     def counted(self) -> int | None:
-        """`usage.completion_tokens`, of all choices."""
+        """Tokens of all choices, by `usage.completion_tokens`."""
         return (self.body.get("usage") or {}).get("completion_tokens")
 
 
 def candidates(url: str) -> tuple[str, ...]:
-    """The base URLs that an address may mean.
+    """List the base URLs that an address may mean.
 
     Raises:
         ConfigError: it is no HTTP address.
@@ -83,7 +83,7 @@ def candidates(url: str) -> tuple[str, ...]:
 
 
 class EndpointProbe:
-    """One base URL.
+    """Client that probes one base URL.
 
     Args:
         api_key: sent with every request, never shown.
@@ -124,7 +124,7 @@ class EndpointProbe:
         return RouteReply(response.status_code, content, read_error(response).message)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
-        """A few tokens; an error is returned."""
+        """Sample a few tokens; an error is returned, not raised."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
         try:

@@ -1,4 +1,4 @@
-"""What the doctor finds."""
+"""Records of a diagnosis."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Literal, TypeAlias
 from r3agent.records.trajectory import Capability, Record
 
 Status: TypeAlias = Literal["yes", "no", "unknown", "skipped"]
-"""`unknown`: it was tried, and the answer does not tell. `skipped`: it needs something that failed."""
+"""Result of a check; `unknown`: the answer does not tell; `skipped`: it needs something that failed."""
 
 
 class Check(Record):
-    """One thing an endpoint can do, or not."""
+    """Result of one check of an endpoint."""
 
     name: str
     status: Status
     detail: str = ""
-    """What was seen: numbers, or the server's own words."""
+    """Evidence: numbers, or the message of the server."""
     remedy: str | None = None
-    """What would change it."""
+    """Change that would turn the check into a yes."""
 
 
 class Diagnosis(Record):
-    """What is known of an endpoint after all checks."""
+    """Result of all checks of an endpoint."""
 
     base_url: str
-    """What `OpenAIPolicy` takes, without any password."""
+    """Base URL for `OpenAIPolicy`, without any password."""
     tried: tuple[str, ...]
-    """The addresses that were asked for their models, in order."""
+    """Addresses that were asked for their models, in order."""
     model: str | None
-    """The served name that was asked; `None` when none is known."""
+    """Served name that was probed; `None` when none is known."""
     tier: Capability | None
-    """What a span recorded there is good for, from a plain request and from one with n = 2; `None`: no use at all."""
+    """Capability of spans recorded there, by a plain request and one with n = 2; `None`: no use at all."""
     checks: tuple[Check, ...]
     next_steps: tuple[str, ...]
-    """What to change to reach the next tier."""
+    """Changes that lead to the next tier."""

@@ -1,4 +1,4 @@
-"""Which routes that change weights a server has, found out without calling any of them for real.
+"""Probe the routes that change weights, without calling any of them for real.
 
 GET on a route that only takes POST is answered with 405 where it exists and with 404 where it does not. An adapter
 whose directory does not exist is refused in other words where loading is possible than where it is not; vLLM writes
@@ -23,13 +23,13 @@ POSTED = {
     "pause and resume": ("/pause", "/resume"),
     "prefix-cache reset": ("/reset_prefix_cache",),
 }
-"""Check to the routes it needs."""
+"""Routes that a check needs, by check."""
 
 ROUTES = ("LoRA load", "weight version", *POSTED)
 
 
 async def route_checks(probe: EndpointProbe) -> list[Check]:
-    """What deploying to this server can use."""
+    """Check the routes that deploying to this server can use."""
     paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
     replies = await gather_all(probe.call(path, of_server=True) for path in paths)
     by_path = dict(zip(paths, replies, strict=True))

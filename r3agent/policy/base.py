@@ -11,36 +11,36 @@ from r3agent.records.trajectory import Generation, Message, Record
 
 
 class Sampling(Record):
-    """How completions are drawn; sent with every request and stored on every span."""
+    """Settings of sampling; sent with every request and stored on every span."""
 
     temperature: float = Field(default=1.0, ge=0)
-    """0 takes the most likely token."""
+    """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """The smallest set of most likely tokens with this much probability is drawn from."""
+    """Probability of the smallest set of most likely tokens that is sampled from."""
     max_tokens: int = Field(default=512, ge=1)
-    """Per completion."""
+    """Limit of one completion, in tokens."""
     seed: int | None = None
-    """Choice i of a request is drawn with seed + i, as vLLM numbers them."""
+    """Seed of the first choice; choice i of a request has seed + i, as vLLM numbers them."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, for options only this endpoint knows."""
 
     def body(self) -> dict[str, Any]:
-        """The fields of a chat completion request."""
+        """Return the fields of a chat completion request."""
         body = self.model_dump(exclude={"extra"}, exclude_none=True, mode="json")
         if not self.stop:
             del body["stop"]
         return {**body, **self.extra}
 
     def for_choice(self, i: int) -> Sampling:
-        """What draws choice i alone: a seeded request that is merely repeated gives the same completion again."""
+        """Return the settings that sample choice i alone: the same seed would give the same completion again."""
         return self if self.seed is None else self.model_copy(update={"seed": self.seed + i})
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """What the graph needs of a model."""
+    """Interface between the graph and a model."""
 
     async def sample(
         self,
@@ -50,7 +50,7 @@ class Policy(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
     ) -> list[Generation]:
-        """Draw `n` completions of one conversation.
+        """Sample `n` completions of one conversation.
 
         Raises:
             PolicyError: the endpoint did not give them.
@@ -67,5 +67,5 @@ class Pinnable(Protocol):
     """A policy whose version may change between two calls."""
 
     def pinned(self, model: str) -> Policy:
-        """The same policy with the version that answered as `model`, as long as it is served."""
+        """Return this policy fixed to the version that answered as `model`, as long as it is served."""
         ...

@@ -43,11 +43,11 @@ class Connection(NamedTuple):
 
     client: httpx.AsyncClient
     slots: asyncio.Semaphore
-    """Requests queue here rather than in the HTTP pool, where waiting would count as a timeout."""
+    """Queue of requests: waiting in the HTTP pool would count as a timeout."""
 
 
 class Endpoint:
-    """Posts JSON to an OpenAI-compatible endpoint; usable from several event loops. `OpenAIPolicy` has the settings.
+    """Post JSON to an OpenAI-compatible endpoint; usable from several event loops. `OpenAIPolicy` has the settings.
 
     Args:
         is_current: returns False when another server has taken its place, so that trying again is of no use.

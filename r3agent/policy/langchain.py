@@ -1,4 +1,4 @@
-"""A LangChain chat model as the policy.
+"""LangChain chat-model adapter: any chat model as a policy.
 
     graph = build_graph(policy=ChatModelPolicy(ChatOpenAI(model="gpt-4.1-mini", logprobs=True)), verifier=check)
 
@@ -26,12 +26,14 @@ from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
+FINISH_REASONS = ("finish_reason", "stop_reason", "done_reason")
+"""Keys under which providers tell why a completion ended."""
 CUT = {"max_tokens", "max_output_tokens", "length"}
-"""What providers call a completion that the token limit ended."""
+"""Finish reasons, as providers call them, of a completion that the token limit ended."""
 
 
 class ChatModelPolicy:
-    """Any `BaseChatModel` where an `OpenAIPolicy` could be.
+    """Policy that samples from any `BaseChatModel`.
 
     Args:
         model: with its own retries and timeouts; r3agent adds none.
@@ -56,7 +58,7 @@ class ChatModelPolicy:
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
     ) -> list[Generation]:
-        """Draw `n` completions with `n` calls at once.
+        """Sample `n` completions with `n` calls at once.
 
         Raises:
             AccessError: the provider refuses the key or does not know the model.
@@ -64,12 +66,12 @@ class ChatModelPolicy:
             EndpointError: anything else that the model raises.
         """
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
-        asked = convert_to_messages(list(messages))
+        prompt = convert_to_messages(list(messages))
 
         async def one(drawn: Sampling | None) -> Generation:
             start = time.perf_counter()
             try:
-                answer = await model.ainvoke(asked, **({} if drawn is None else drawn.body()))
+                answer = await model.ainvoke(prompt, **({} if drawn is None else drawn.body()))
             except Exception as error:  # every provider has its own
                 raise self._mapped(error) from None
             return self._generation(answer, drawn, round(time.perf_counter() - start, 4))
@@ -77,13 +79,13 @@ class ChatModelPolicy:
         return await gather_all(one(sampling and sampling.for_choice(i)) for i in range(n))
 
     async def aclose(self) -> None:
-        """Nothing: the model is its owner's."""
+        """Do nothing: the model belongs to the application."""
 
     def _generation(self, answer: AIMessage, drawn: Sampling | None, latency_s: float) -> Generation:
-        told, usage = answer.response_metadata, answer.usage_metadata
-        scored = (told.get("logprobs") or {}).get("content")
-        reason = next((str(told[k]) for k in ("finish_reason", "stop_reason", "done_reason") if told.get(k)), None)
-        name = str(told.get("model_name") or told.get("model") or getattr(self.model, "model_name", "unknown"))
+        metadata, usage = answer.response_metadata, answer.usage_metadata
+        scored = (metadata.get("logprobs") or {}).get("content")
+        reason = next((str(metadata[k]) for k in FINISH_REASONS if metadata.get(k)), None)
+        name = str(metadata.get("model_name") or metadata.get("model") or getattr(self.model, "model_name", "unknown"))
         text, calls, thought = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
         capability, note = _grade(answer, text, calls)
         return Generation(
@@ -104,7 +106,7 @@ class ChatModelPolicy:
         )
 
     def _mapped(self, error: Exception) -> PolicyError:
-        """A provider's error as ours, without the model's keys, which it may quote."""
+        """Map a provider's error onto `r3agent.errors`, without the model's keys, which it may quote."""
         message = f"{type(self.model).__name__}: {type(error).__name__}: {error}"
         for value in vars(self.model).values():
             if isinstance(value, SecretStr) and value.get_secret_value():
@@ -129,7 +131,7 @@ def _grade(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capabili
 
 
 def _tool_calls(answer: AIMessage) -> tuple[dict[str, Any], ...]:
-    """In the shape of OpenAI's API; those whose arguments are no JSON too, for the verifier to see."""
+    """Tool calls in the shape of OpenAI's API; the verifier sees those whose arguments are not JSON too."""
     called = [(call.get("id"), call["name"], json.dumps(call["args"])) for call in answer.tool_calls]
     called += [(call.get("id"), call["name"] or "", call["args"] or "") for call in answer.invalid_tool_calls]
     return tuple(

@@ -1,4 +1,4 @@
-"""Which version answers: the live pointer of a registry, and the version of the weights that a server has in place."""
+"""Live version of a policy, and the version of the weights that a server has in place."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ LIVE = "live"
 
 
 class Target(NamedTuple):
-    """What to ask, and where."""
+    """Served name, and the server that has it."""
 
     model: str
     base_url: str | None
-    """`None`: where the policy was told."""
+    """Base URL of the server; `None` for the policy's own."""
     in_place: bool
-    """The name does not tell the version: weights are reloaded under it."""
+    """Weights are reloaded under one name, which therefore does not tell the version."""
 
 
 class LivePolicy:
-    """The live version of one name, read again when the pointer has moved.
+    """Live version of one name, read again when the pointer has moved.
 
     Raises:
         ConfigError: the registry is of another policy, or nothing is live.
@@ -56,23 +56,25 @@ class LivePolicy:
 
 
 def has_weights_in_place(registry: Registry) -> bool:
-    """Whether one name stands for several versions, one after the other."""
+    """Tell whether one name stands for several versions, one after the other."""
     return any(registry.card(version).kind == "full" for version in registry.versions())
 
 
 class WeightVersion:
-    """The version of the weights that a server has now, asked with few requests: callers share those that begin late
-    enough for them. Belongs to one event loop."""
+    """Version of the weights that a server has now; belongs to one event loop.
+
+    Few requests are made: callers share those that begin late enough for them.
+    """
 
     def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
         self.last: str | None = None
-        """What was answered last."""
+        """Version of the last answer."""
         self._ask = ask
         self._running: asyncio.Task[str | None] | None = None
         self._next: asyncio.Task[str | None] | None = None
 
     async def now(self) -> str | None:
-        """As of after this call; `None` where the server does not say."""
+        """Return the version as of after this call; `None` where the server does not tell."""
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running))
         return await asyncio.shield(self._next)
@@ -86,7 +88,7 @@ class WeightVersion:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Changes when the file does: it is replaced, never written in place."""
+    """Identify the state of a file that is replaced, never written in place."""
     try:
         found = path.stat()
     except OSError:

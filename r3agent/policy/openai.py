@@ -1,7 +1,7 @@
-"""A policy turns a conversation into sampled completions and reports the exact tokens where it can.
+"""Policy that samples completions from an OpenAI-compatible endpoint and reports the exact tokens.
 
-`OpenAIPolicy` talks to any OpenAI-compatible endpoint. It asks for logprobs and for vLLM's token ids, goes on
-without what the endpoint refuses, and says on every generation what it is good for and which version answered.
+It asks for logprobs and for vLLM's token ids and goes on without what the endpoint refuses. Every generation tells how
+trainable it is and which version answered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from r3agent.store.registry import Registry
 
 
 class OpenAIPolicy:
-    """A model behind an OpenAI-compatible endpoint.
+    """Model behind an OpenAI-compatible endpoint.
 
     Args:
         base_url: ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
@@ -100,7 +100,7 @@ class OpenAIPolicy:
         sampling: Sampling | None = None,
         on_delta: OnDelta | None = None,
     ) -> list[Generation]:
-        """Draw `n` completions with one request; an endpoint that gives fewer is asked again for each of the rest.
+        """Sample `n` completions with one request; the rest, where the endpoint gives fewer, with one each.
 
         Args:
             on_delta: streams, and is told of each piece; the record is the same.
@@ -131,7 +131,7 @@ class OpenAIPolicy:
         return drawings + [generation for one in await gather_all(rest) for generation in one]
 
     def pinned(self, model: str) -> OpenAIPolicy:
-        """The version that answered as `model`: an episode goes on with the version it began with."""
+        """Return this policy fixed to the version that answered as `model`, for an episode to go on with."""
         if self._live is None:
             return self
         kept = copy(self)
@@ -176,7 +176,7 @@ class OpenAIPolicy:
     async def _ask(
         self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
-        """One request, with the version of the weights before it and after it where the name does not tell."""
+        """Send one request, with the version of the weights before it and after it where the name does not tell."""
         endpoint = self._endpoint(target)
         weights = self._weight_version(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
@@ -234,7 +234,7 @@ class OpenAIPolicy:
         return of_loop[endpoint.base_url]
 
     def _version_of(self, answered: str, before: str | None, after: str | None) -> str | None:
-        """`None`: the weights changed between the two looks."""
+        """Return the version that answered; `None` if the weights changed while it did."""
         if named := versions.served_version(answered):
             return named
         if before != after:

@@ -1,4 +1,4 @@
-"""What a chat completion response is worth: its choices as generations, with the exact tokens or the reason why not."""
+"""Parse a chat completion and grade how trainable it is."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ Json = Mapping[str, Any]
 
 
 GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-"""vLLM's own fields that constrain what is sampled."""
+"""Fields of vLLM that constrain what is sampled."""
 
 
 def is_constrained(request: Json) -> bool:
-    """Whether a grammar has a say in what is sampled: the logprobs are then those of what it left, as vLLM gives them,
-    and not the policy's own."""
+    """Tell whether a grammar constrains what is sampled.
+
+    The logprobs are then those of the tokens that the grammar allows, not the policy's own.
+    """
     forced_tool = request.get("tool_choice") not in (None, "auto", "none")
     shaped = (request.get("response_format") or {}).get("type", "text") != "text"
     return forced_tool or shaped or any(request.get(field) is not None for field in GRAMMARS)
 
 
 def generations(answer: Json, common: Json, n: int, *, constrained: bool = False) -> list[Generation]:
-    """The first `n` choices of a response body.
+    """Parse the first `n` choices of a response body.
 
     Args:
         constrained: see `is_constrained`.
@@ -82,7 +84,7 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
 def _grade(
     has_content: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
 ) -> tuple[Capability, str | None]:
-    """What it is good for, and what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
+    """Grade a choice, with what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
     if not ids and not has_content:
         return "eval-only", "the completion is empty"
     if shared.get("policy_version") is None:

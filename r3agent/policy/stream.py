@@ -1,4 +1,4 @@
-"""A streamed chat completion, put together into the body that the same request without streaming would have had."""
+"""Assemble a streamed chat completion into the body that the same request without streaming has."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any, TypeAlias
 from r3agent.records.thinking import find_reasoning
 
 OnDelta: TypeAlias = Callable[[int, str], object]
-"""Told of every piece of text of a streamed completion, not of thinking that comes beside it: the choice's number and
-the piece."""
+"""Callback for each piece of text of a streamed completion, without thinking: number of the choice, and the piece."""
 
 
 def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
-    """For choices that another request draws: its first is number `by` of all."""
+    """Renumber the choices of a further request, whose first is number `by` of all."""
     return lambda index, text: on_delta(index + by, text)
 
 
 class Assembly:
-    """Add the chunks in order, then take the `body`."""
+    """Body of a completion, assembled from chunks that are added in order."""
 
     def __init__(self) -> None:
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
     def add(self, chunk: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-        """Take in one chunk; yields choice and text of what it adds.
+        """Add one chunk, and yield choice and text of what it adds.
 
         Raises:
             KeyError, TypeError, AttributeError: it is not a chunk of a chat completion.
@@ -53,11 +52,12 @@ class Assembly:
 
     @property
     def body(self) -> dict[str, Any]:
+        """Body of the chunks until now."""
         return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}
 
 
 def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
-    """The first part of a tool call has its id and name, all of them pieces of its arguments."""
+    """Add a part of a tool call: the first has its id and name, each a piece of its arguments."""
     index = part.get("index", len(calls))
     while len(calls) <= index:
         calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})

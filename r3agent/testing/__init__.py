@@ -1,4 +1,4 @@
-"""What to test applications with: a policy without a model, an endpoint that fails on cue, traffic through a change.
+"""Doubles for tests of applications: a policy without a model, an endpoint that fails on cue, traffic.
 
 Nothing is patched: `ScriptedPolicy` goes where an `OpenAIPolicy` goes, `ScriptedEndpoint` is a real server.
 """

@@ -1,4 +1,4 @@
-"""A real HTTP server on 127.0.0.1 that speaks the OpenAI API, with a script of what goes wrong."""
+"""HTTP server on 127.0.0.1 that speaks the OpenAI API, with a script of what goes wrong."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from r3agent.testing.stream import as_stream
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 
 ScriptedAnswer: TypeAlias = str | Message
-"""The text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""
+"""Text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""
 
 
 class Received(NamedTuple):
-    """One chat completion request."""
+    """Chat completion request, as it arrived."""
 
     body: Json
     authorization: str | None
 
 
 class ScriptedEndpoint:
-    """Serves `/v1/chat/completions`, streamed or not, and `/v1/models` from a thread; use it as a context manager.
+    """Server of `/v1/chat/completions`, streamed or not, and `/v1/models`; use it as a context manager.
 
     Args:
         answer: of every completion, or a function of the request's body and the number of the choice.
@@ -52,9 +52,9 @@ class ScriptedEndpoint:
         self.adapters: list[str] = []
         """Further names that are served."""
         self.weight_version: str | None = None
-        """What `/weight_info` says; without it there is no such route."""
+        """Answer of `/weight_info`; without it there is no such route."""
         self.received: list[Received] = []
-        """Every chat completion request, in order of arrival."""
+        """Chat completion requests, in order of arrival."""
         self._answer = answer
         self._faults = iter(faults)
         self._edits = edits
@@ -66,11 +66,11 @@ class ScriptedEndpoint:
 
     @property
     def url(self) -> str:
-        """What `OpenAIPolicy` takes as its `base_url`."""
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
+        """Base URL for `OpenAIPolicy`."""
+        return f"{self._server.url}/v1"
 
     def wait_for_hanging(self, n: int, timeout_s: float = 30.0) -> None:
-        """Until exactly `n` clients wait on a `HANG`; 0 shows that none was left behind.
+        """Wait until exactly `n` clients wait on a `HANG`; 0 shows that none was left behind.
 
         Raises:
             TimeoutError: there are more or fewer after `timeout_s`.
@@ -78,11 +78,11 @@ class ScriptedEndpoint:
         self._server.wait_for_hanging(n, timeout_s)
 
     def __enter__(self) -> ScriptedEndpoint:
-        self._server.start()
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.stop()
+        self._server.__exit__()
 
     def _respond(self, path: str, authorization: str | None, body: Json | None) -> Fault:
         if self._api_key is not None and authorization != f"Bearer {self._api_key}":
@@ -139,7 +139,7 @@ class ScriptedEndpoint:
 
 
 def _sampled(message: Json) -> str:
-    """Thinking that is handed over apart was sampled too."""
+    """Return the sampled text, with thinking that has a field of its own."""
     return str(message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong at an endpoint: a `Fault` takes the place of an answer, an `Edit` spoils a healthy one."""
+"""Faults of endpoints: a `Fault` takes the place of an answer, an `Edit` spoils a healthy one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeAlias
 Json: TypeAlias = dict[str, Any]
 
 Edit: TypeAlias = Callable[[Json], None]
-"""Changes a chat completion in place, as the JSON it is sent as."""
+"""Function that changes the JSON of a chat completion in place."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What one request gets in place of a completion."""
+    """Response to one request in place of a completion."""
 
     status: int = 200
     body: str = ""
@@ -33,12 +33,12 @@ SERVER_ERROR = Fault(500, '{"error": {"message": "out of memory"}}')
 
 
 def rate_limited(retry_after_s: float) -> Fault:
-    """429, with how long to wait in the header that says so."""
+    """Make a 429 whose Retry-After header tells how long to wait."""
     return Fault(429, '{"error": {"message": "slow down"}}', headers={"Retry-After": str(retry_after_s)})
 
 
 def miscount(answer: Json) -> None:
-    """Loses a token id and its logprob, where there are any, as vLLM's streaming tool parsers do."""
+    """Lose a token id and its logprob, where there are any, as vLLM's streaming tool parsers do."""
     choice = answer["choices"][0]
     for tokens in (choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")):
         if tokens:

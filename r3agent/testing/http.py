@@ -1,4 +1,4 @@
-"""The HTTP under the scripted endpoint: JSON in, a scripted response out, connections that hang or drop on cue."""
+"""HTTP server of the doubles: JSON in, a scripted response out, connections that hang or drop on cue."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from r3agent.testing.faults import Fault, Json
 
 Respond: TypeAlias = Callable[[str, str | None, Json | None], Fault]
-"""Path, Authorization header and JSON body to a response."""
+"""Function from path, Authorization header and JSON body to a response."""
 
 
 class JsonServer(ThreadingHTTPServer):
-    """Answers with what `respond` returns, on a free port of 127.0.0.1, from threads of its own."""
+    """Server on a free port of 127.0.0.1 that answers with what `respond` returns; a context manager."""
 
-    daemon_threads = False  # so that `stop` waits for them
+    daemon_threads = False  # so that the end waits for them
     request_queue_size = 256
 
     def __init__(self, respond: Respond) -> None:
@@ -30,10 +30,16 @@ class JsonServer(ThreadingHTTPServer):
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
 
-    def start(self) -> None:
-        self._thread.start()
+    @property
+    def url(self) -> str:
+        """Address of the server, without a path."""
+        return f"http://127.0.0.1:{self.server_port}"
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close every connection, those that hang too, and wait for the threads."""
         self.shutdown()
         self._thread.join()
@@ -82,13 +88,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(None)
 
     def do_POST(self) -> None:
-        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self._answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"))
 
     def _answer(self, body: Json | None) -> None:
         fault = self.server.respond(self.path, self.headers["Authorization"], body)
         if fault.kind == "hang":
             with self.server.hanging():
-                self.connection.recv(1)  # until the client leaves, or `stop`
+                self.connection.recv(1)  # until the client leaves, or the end
         if fault.kind != "answer":
             self.close_connection = True
             return

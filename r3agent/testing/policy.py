@@ -1,4 +1,4 @@
-"""A policy without a model, which answers from a script."""
+"""Policy without a model, which answers from a script."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, pieces
 
 CallKind: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 
-Reply: TypeAlias = str | Generation | Exception
-"""What one completion is; an exception is raised."""
+ScriptedReply: TypeAlias = str | Generation | Exception
+"""Script of one completion; an exception is raised."""
 
-Script: TypeAlias = Reply | Sequence[Reply] | Callable[[Sequence[Message]], Reply | Awaitable[Reply]]
-"""The same reply every time, replies in order, or a function (sync or async) of the conversation."""
+Script: TypeAlias = (
+    ScriptedReply | Sequence[ScriptedReply] | Callable[[Sequence[Message]], ScriptedReply | Awaitable[ScriptedReply]]
+)
+"""One reply every time, replies in order, or a function (sync or async) of the conversation."""
 
 _KIND_OF_REQUEST: dict[object, CallKind] = {}
 for _prompts in PROMPTS.values():
@@ -28,7 +30,7 @@ for _prompts in PROMPTS.values():
 
 
 class Call(NamedTuple):
-    """One call of `sample`."""
+    """Arguments of one call of `sample`."""
 
     asked: CallKind
     messages: list[Message]
@@ -38,7 +40,7 @@ class Call(NamedTuple):
 
 
 class ScriptedPolicy:
-    """Answers from a script and keeps what it was asked in `calls`.
+    """Policy that answers from a script and keeps its calls in `calls`.
 
     Args:
         script: one for everything, or one for each of `attempt`, `reflect`, `retry` and `blind_retry`, told apart by
@@ -68,7 +70,7 @@ class ScriptedPolicy:
         sampling: Sampling | None = None,
         on_delta: OnDelta | None = None,
     ) -> list[Generation]:
-        """The next `n` replies, told word by word to `on_delta`.
+        """Return the next `n` replies, handed word by word to `on_delta`.
 
         Raises:
             LookupError: the script has none.
@@ -111,7 +113,7 @@ class ScriptedPolicy:
         )
 
 
-def _as_function(script: Script) -> Callable[[Sequence[Message]], Reply | Awaitable[Reply]]:
+def _as_function(script: Script) -> Callable[[Sequence[Message]], ScriptedReply | Awaitable[ScriptedReply]]:
     if callable(script):
         return script
     if isinstance(script, str | Generation | Exception):

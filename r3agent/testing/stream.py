@@ -1,4 +1,4 @@
-"""A chat completion as the server-sent events of its stream."""
+"""Server-sent events of a streamed chat completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from r3agent.testing.tokens import pieces
 
 
 def as_stream(completion: Json, *, usage: bool) -> str:
-    """The events, word by word with the tokens, one choice after the other.
+    """Render the events, word by word with the tokens, one choice after the other.
 
     Args:
         usage: a last chunk without choices has the usage, as `stream_options.include_usage` asks for.
@@ -29,7 +29,7 @@ def as_stream(completion: Json, *, usage: bool) -> str:
 
 
 def _piece(choice: Json, word: str, i: int, n: int) -> Json:
-    """The i-th of `n`, with its share of the tokens; the first also has the rest of the message."""
+    """Make the i-th piece of `n`, with its share of the tokens; the first also has the rest of the message."""
     apart = {key: value for key, value in choice["message"].items() if key not in ("content", "tool_calls")}
     piece: Json = {"index": choice["index"], "delta": {**(apart if i == 0 else {}), "content": word}}
     if (ids := choice.get("token_ids")) is not None:

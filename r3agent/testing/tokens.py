@@ -1,4 +1,4 @@
-"""The tokenizer of the fakes: one token a UTF-8 byte, and one that ends the turn."""
+"""Tokenizer of the doubles: one token a UTF-8 byte, and one that ends the turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from r3agent.records.trajectory import Message
 
 END_OF_TURN = 256
 LOGPROB = -0.5
-"""Of every token."""
+"""Log probability of every token."""
 
 
 def encode(text: str) -> list[int]:
@@ -22,5 +22,5 @@ def encode_prompt(messages: Sequence[Message]) -> list[int]:
 
 
 def pieces(text: str) -> list[str]:
-    """What a stream of `text` comes in: words, each with the space after it."""
+    """Split `text` into the pieces of its stream: words, each with the space after it."""
     return re.findall(r"\s*\S+\s*|\s+", text)

@@ -1,4 +1,4 @@
-"""Steady traffic through a change of the server: does anything fail, and for how long does nobody get an answer?"""
+"""Steady traffic through a change of the server, which shows failures and gaps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 class Traffic(NamedTuple, Generic[T]):
-    """What was answered before, during and after the change, in order."""
+    """Answers before, during and after the change, in order."""
 
     answers: list[T]
     gap_s: float
-    """The longest time without any answer."""
+    """Longest time without any answer."""
     usual_gap_s: float
-    """The same before the change began."""
+    """Longest time without any answer before the change began."""
 
 
 async def traffic_through(

@@ -88,13 +88,9 @@ async def checked_at(card: dict[str, Any], *, max_tokens: int, limit: int | None
             return Fault(body=json.dumps({"data": [{"id": "other", "max_model_len": 9}, {"id": "m", **card}]}))
         return Fault(body=json.dumps({"count": len(body["messages"][0]["content"])}))
 
-    server = JsonServer(respond)
-    server.start()
-    try:
-        endpoint = EndpointAddress(f"http://127.0.0.1:{server.server_port}/v1", "m", None)
+    with JsonServer(respond) as server:
+        endpoint = EndpointAddress(f"{server.url}/v1", "m", None)
         return await length_check(TASKS, Lengths(max_tokens=max_tokens, limit=limit, endpoint=endpoint))
-    finally:
-        server.stop()
 
 
 async def test_an_endpoint_counts_and_says_its_limit() -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from r3agent.store.registry import FingerprintSequence, PolicyCard, Registry, create_version, write_card
+from r3agent.testing import HANG, Fault
+from r3agent.testing.http import JsonServer
 
 TOKENS = ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 8, 9, 7))
 SIZE, RANK = 16, 4
@@ -117,7 +119,6 @@ class Endpoint:
     in_use: list[str] = field(default_factory=list)
     """Adapters that requests use, at one look at /metrics after another."""
     url: str = ""
-    released: threading.Event = field(default_factory=threading.Event)
 
     html: bool = False
     hangs_on: str | None = None
@@ -134,14 +135,23 @@ class Endpoint:
     mix_with: Path | None = None
     """Answers half with these weights."""
 
+    def respond(self, path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
+        """The response of the HTTP server, see `serving`."""
+        if path == self.hangs_on:
+            return HANG
+        if self.api_key and body is not None and authorization != f"Bearer {self.api_key}":
+            return Fault(401, json.dumps({"error": "Unauthorized"}))
+        status, answer = self.answer(path, body or {})
+        if isinstance(answer, bytes):
+            return Fault(status, answer.decode(), "text/html")
+        return Fault(status, answer, "text/plain") if isinstance(answer, str) else Fault(status, json.dumps(answer))
+
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and body; `str` is plain text, `bytes` HTML."""
         route = path.partition("?")[0]
         self.calls.append(path)
         if self.html:
             return 200, b"<!doctype html><title>Sign in</title>"
-        if route == self.hangs_on:
-            self.released.wait(30)
         if route == self.fails_on:
             return 500, error("EngineCore encountered an issue.")
         handlers = {"/v1/models": self.list_models, "/v1/completions": self.complete, "/metrics": self.metrics}
@@ -217,6 +227,17 @@ class Endpoint:
         if not self.ignores_loads:
             self.weights = Path(body["kwargs"]["weights_path"])
         return 200, {"results": [None]}
+
+
+State = TypeVar("State", bound=Endpoint)
+
+
+@contextmanager
+def serving(state: State) -> Iterator[State]:
+    """`state` as a real server on a free port, which is in `state.url`."""
+    with JsonServer(state.respond) as server:
+        state.url = f"{server.url}/v1"
+        yield state
 
 
 def error(message: str) -> dict[str, Any]:

@@ -26,12 +26,8 @@ ROUTES = ("LoRA load", "weight version", "weight reload", "pause and resume", "p
 @contextmanager
 def serving(respond: Respond) -> Iterator[str]:
     """The address of a server that answers with what `respond` returns."""
-    server = JsonServer(respond)
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.stop()
+    with JsonServer(respond) as server:
+        yield server.url
 
 
 def said(body: Any, status: int = 200) -> Fault:

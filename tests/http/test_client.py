@@ -16,15 +16,11 @@ from r3agent.testing.http import JsonServer
 
 
 async def stream(body: str) -> list[Any]:
-    server = JsonServer(lambda *_: Fault(body=body, content_type="text/event-stream"))
-    server.start()
     chunks: list[Any] = []
-    try:
+    with JsonServer(lambda *_: Fault(body=body, content_type="text/event-stream")) as server:
         async with http.ClientSettings(timeout_s=30).open_async() as client:
-            url = ApiURL(f"http://127.0.0.1:{server.server_port}/v1").route("/chat/completions")
+            url = ApiURL(f"{server.url}/v1").route("/chat/completions")
             await http.stream(client, url, {}, chunks.append)
-    finally:
-        server.stop()
     return chunks
 
 

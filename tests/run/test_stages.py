@@ -18,7 +18,8 @@ from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
 from r3agent.testing import ScriptedEndpoint
 from tests.deploy import endpoint as weights
-from tests.support.chatting import ChattingEndpoint, serving
+from tests.deploy.endpoint import serving
+from tests.support.chatting import ChattingEndpoint
 
 N_TASKS = 8
 EXACT = {"eval.n": N_TASKS, "eval.split": "all", "task.verifier": "exact", "collect.reflections": 2}

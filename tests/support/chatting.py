@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from r3agent.testing import Fault
 from tests.deploy.endpoint import Endpoint, error
 
 Reply = Callable[[dict[str, Any]], str]
@@ -26,6 +23,10 @@ class ChattingEndpoint(Endpoint):
     keys: set[str | None] = field(default_factory=set)
     """`Authorization` of every request of any route."""
 
+    def respond(self, path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
+        self.keys.add(authorization)
+        return super().respond(path, authorization, body)
+
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         return self.chat(body) if path == "/v1/chat/completions" else super().answer(path, body)
 
@@ -38,37 +39,3 @@ class ChattingEndpoint(Endpoint):
             for i in range(body.get("n", 1))
         ]
         return 200, {"object": "chat.completion", "model": body["model"], "choices": choices, "usage": {}}
-
-
-@contextmanager
-def serving(state: ChattingEndpoint) -> Iterator[ChattingEndpoint]:
-    """`state` as a real server on a free port, which is in `state.url`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one packet
-
-        def do_GET(self) -> None:
-            self.respond({})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.respond(json.loads(body) if body else {})
-
-        def respond(self, body: dict[str, Any]) -> None:
-            state.keys.add(self.headers.get("Authorization"))
-            status, said = state.answer(self.path, body)
-            content = (said if isinstance(said, str) else json.dumps(said)).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(said, str) else "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}/v1"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield state
-        server.shutdown()

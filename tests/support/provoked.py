@@ -114,13 +114,9 @@ def seeded(directory: Path) -> None:
 
 
 def onto_a_server_without_adapters() -> None:
-    http = JsonServer(lambda path, key, body: Fault(404, '{"detail": "Not Found"}'))  # as vLLM says it
-    http.start()
-    try:
-        with Server(f"http://127.0.0.1:{http.server_port}/v1") as server:
-            server.load_adapter("my-model@v0001", Path())
-    finally:
-        http.stop()
+    missing = Fault(404, '{"detail": "Not Found"}')  # as vLLM says it
+    with JsonServer(lambda path, key, body: missing) as http, Server(f"{http.url}/v1") as server:
+        server.load_adapter("my-model@v0001", Path())
 
 
 def onto_no_server() -> None:
