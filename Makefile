@@ -43,7 +43,7 @@ demo: setup
 
 # One worker per core; a file's tests stay together and share its servers.
 WORKERS ?= logical
-XDIST := --numprocesses $(WORKERS) --maxprocesses 4 --no-loadscope-reorder
+XDIST := --numprocesses $(WORKERS) --maxprocesses 4 --max-worker-restart 0 --no-loadscope-reorder
 test: setup extras
 	-$(MAKE) studio
 	$(BIN)/python -m pytest $(XDIST) --dist loadfile --ignore tests/vllm
