@@ -8,7 +8,7 @@ from r3agent.records.trajectory import Record
 
 
 class ServeConfig(Record):
-    """Which server `r3agent serve` starts."""
+    """Choice of the server that `r3agent serve` starts."""
 
     engine: Literal["embedded", "vllm"] = "embedded"
     """Server that `r3agent serve` starts: a small one of r3agent's own, or vLLM, whose own options come after `--`."""

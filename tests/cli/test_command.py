@@ -18,7 +18,7 @@ HEAVY = {"langgraph", "openai", "torch", "pydantic", "transformers", "scipy"}
 
 
 def loaded(words: list[str]) -> set[str]:
-    """Which of the heavy packages a command line loads, and the modules of its own."""
+    """The heavy packages that a command line loads, and the modules of its own."""
     script = (
         "import sys\nfrom r3agent.cli.main import main\n"
         f"try: main({words!r})\nexcept SystemExit: pass\n"

@@ -17,7 +17,7 @@ USER = Path(__file__).parent / "typing" / "user.py"
 
 
 def surface() -> dict[str, list[str]]:
-    """What the user imports from each module of the package; that it is also used, pyright sees to."""
+    """Names that the user imports from each module of the package; that each is also used, pyright sees to."""
     names: dict[str, list[str]] = defaultdict(list)
     for node in ast.walk(ast.parse(USER.read_text())):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("r3agent"):

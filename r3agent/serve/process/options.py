@@ -18,7 +18,7 @@ class EngineOptions(Record):
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     name: str | None = None
-    """What the model is served as; default the directory's name."""
+    """Name that the model is served under; default the directory's name."""
     api_key: str | None = None
     """Key that clients must send; default $R3AGENT_SERVE_API_KEY, which other users cannot see."""
     dtype: str | None = None
