@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,8 @@ LESSONS = (
     Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
 )
 WARMUP_STEPS = 30
+N_PROBLEMS = 5200
+"""Problems to learn from; the train split has few more with numbers to 15 and targets to 100."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -140,14 +142,14 @@ def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Te
             logger.info("step %d/%d loss %.4f %.0f s", step, lesson.n_steps, loss.item(), time.monotonic() - start)
 
 
-def pretrain(out: Path, *, seed: int = 0) -> None:
+def pretrain(out: Path, *, seed: int = 0, lessons: Sequence[Lesson] = LESSONS) -> None:
     """Train from scratch and save to `out` after each lesson."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    tasks = list(generate(5500, seed=seed, max_number=15, max_target=100))
-    for number, lesson in enumerate(LESSONS, start=1):
-        logger.info("lesson %d of %d", number, len(LESSONS))
+    tasks = list(generate(N_PROBLEMS, seed=seed, max_number=15, max_target=100))
+    for number, lesson in enumerate(lessons, start=1):
+        logger.info("lesson %d of %d", number, len(lessons))
         data = batches(Encoder(tokenizer), lesson.mixture, tasks, random.Random(f"{seed}:{number}"))
         teach(model, lesson, data)
         untied(model).save_pretrained(out)

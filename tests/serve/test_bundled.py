@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, conversation, good_steps, play
 from benchmarks.bundled.measure import measure
-from benchmarks.bundled.pretrain import Encoder
+from benchmarks.bundled.pretrain import LESSONS, Encoder, pretrain
 from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.store.models import BUNDLED_DIR
@@ -50,6 +50,13 @@ def test_the_trainer_sees_what_the_chat_template_makes(tokenizer):
         assert ids == tokenizer.apply_chat_template(messages)["input_ids"]
         said = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m], skip_special_tokens=True)
         assert said.split() == " ".join(m["content"] for m in messages if m["role"] == "assistant").split()
+
+
+def test_pretrain_saves_a_policy_with_its_tokenizer(tmp_path):
+    pretrain(tmp_path, lessons=[LESSONS[0]._replace(n_steps=1)])
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert model.num_parameters() == LlamaForCausalLM.from_pretrained(BUNDLED_DIR).num_parameters()
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == model.config.vocab_size
 
 
 def test_every_prompt_of_the_loop_has_words_it_knows(tokenizer):
