@@ -11,7 +11,7 @@ from r3agent.records.trajectory import Record
 
 
 class DeployConfig(Record):
-    """How new weights get onto the servers."""
+    """Settings of bringing new weights onto the servers."""
 
     strategy: Literal["auto", "restart", "command"] = "auto"
     """`auto` loads an adapter beside the base and reloads full weights in place; `restart` replaces a server that
@@ -25,4 +25,4 @@ class DeployConfig(Record):
     tolerance: float = Field(default=TOLERANCE, gt=0)
     """Most mean |server - checkpoint| logprob of the fingerprint, in nats per token."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """How long a restart, a command and the fingerprint after it may take, and one request to a server."""
+    """Longest time for a restart, a command and the fingerprint check after it, and for one request to a server."""

@@ -51,8 +51,9 @@ class LoraLoad(WeightUpdate):
 
 
 def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float = 60.0) -> list[str]:
-    """Unload adapters of this run beyond `keep`, each when its requests are done: the live one and the one before stay
-    first, then the newest.
+    """Unload adapters of this run beyond `keep`, each when its requests are done.
+
+    The live one and the one before stay first, then the newest.
 
     Returns:
         The served names that are gone; one that is still in use after `drain_s` seconds stays.

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
-from r3agent.deploy.metrics import ServerLoad, read_load
 from r3agent.errors import ConfigError, DeployError
 from r3agent.http.client import ClientSettings
 from r3agent.http.errors import WRONG_KEY, no_answer, read_error
@@ -34,7 +33,18 @@ LOAD_REMEDIES = {
     "not enabled": "start the server with --enable-lora",
     "No adapter found": "the server must see the directory under the same path: share the file system",
 }
-"""What vLLM says when it refuses an adapter, and what helps."""
+"""Remedies, by a part of the message with which vLLM refuses an adapter."""
+
+LOAD_METRICS = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+ADAPTERS_METRIC = "vllm:lora_requests_info"
+
+
+class ServerLoad(NamedTuple):
+    """Requests that are not finished."""
+
+    requests: int
+    adapters: frozenset[str]
+    """Served names in use."""
 
 
 class Server:
@@ -71,11 +81,11 @@ class Server:
             server._client.close()
 
     def models(self) -> list[str]:
-        """Served names: the base and its adapters."""
+        """Return the served names: the base and its adapters."""
         return list(self.sources())
 
     def sources(self) -> dict[str, str | None]:
-        """What each served name was loaded from, its `root`; `None` where the server does not say."""
+        """Map each served name to its source, the `root`; `None` where the server does not name it."""
         answer = self._json("GET", "v1/models", remedy="base_url must be the API's, ending in /v1")
         try:
             return {model["id"]: model.get("root") for model in answer["data"]}
@@ -87,7 +97,7 @@ class Server:
         try:
             self._call("POST", "v1/load_lora_adapter", json=body, remedy=LORA_ROUTES)
         except DeployError as error:
-            remedies = [remedy for said, remedy in LOAD_REMEDIES.items() if said in str(error)]
+            remedies = [remedy for part, remedy in LOAD_REMEDIES.items() if part in str(error)]
             raise DeployError("; ".join([str(error), *remedies])) from error
 
     def unload_adapter(self, name: str) -> None:
@@ -106,13 +116,13 @@ class Server:
         self._call("POST", "collective_rpc", json=body, remedy=DEV_ROUTES)
 
     def set_weight_version(self, version: str) -> None:
-        """What the server says of its weights from now on, for clients that stamp what it answers."""
+        """Set the version that the server reports with each response, for clients that record it."""
         self._call("POST", "update_weight_version", json={"new_version": version}, remedy=DEV_ROUTES)
 
     def load(self) -> ServerLoad | None:
         """Requests that it generates for and has queued; `None` where it does not tell."""
         try:
-            return read_load(self._call("GET", "metrics", remedy="").text)
+            return _read_load(self._call("GET", "metrics", remedy="").text)
         except DeployError:
             return None
 
@@ -125,7 +135,7 @@ class Server:
             )
 
     def next_logprob(self, model: str, before_T: Sequence[int], token: int) -> float:
-        """log p(token | tokens before it): one token is generated, and no other is allowed.
+        """Return log p(token | tokens before it): one token is generated, and no other is allowed.
 
         `prompt_logprobs` would give all with one request, but on a server with adapters vLLM leaves them out of it
         (vllm#51594), or its engine dies of it when other requests are under way (vllm#29955).
@@ -180,3 +190,21 @@ class Server:
         if error.has_no_route:
             raise DeployError(f"{where}, the server has no such route; {remedy}")
         raise DeployError(f"{where}: {error.message}")
+
+
+def _read_load(metrics: str) -> ServerLoad | None:
+    """Read vLLM's metrics; `None` for any other text."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    except ValueError:
+        return None
+    counts = [sample.value for sample in samples if sample.name in LOAD_METRICS]
+    if not counts:
+        return None
+    # One sample for each combination of adapters there ever was; its value is when that was, in seconds since 1970.
+    latest = max((s for s in samples if s.name == ADAPTERS_METRIC), key=lambda s: s.value, default=None)
+    labels = latest.labels if latest else {}
+    names = ",".join(labels.get(f"{state}_lora_adapters", "") for state in ("running", "waiting")).split(",")
+    return ServerLoad(int(sum(counts)), frozenset(filter(None, names)))

@@ -16,7 +16,7 @@ from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import PolicyCard, Registry
 
 Strategy: TypeAlias = Literal["none", "lora", "reload", "restart", "command"]
-"""How the weights got onto the server; `none`: it had them in place already."""
+"""Way of the weights onto the server; `none`: it had them in place already."""
 
 
 def choose(card: PolicyCard, registry: Registry, config: DeployConfig) -> tuple[Strategy, WeightUpdate | None]:

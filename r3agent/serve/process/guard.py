@@ -20,9 +20,9 @@ from types import FrameType
 
 POLL_S = 0.5
 GRACE_S = 10.0
-"""How long the command may take to stop before it is killed."""
+"""Time for the command to stop before it is killed."""
 LINGER_S = 10.0
-"""How long what it has started may take after it: to free shared memory, which SIGKILL would leave behind."""
+"""Time for the command's own processes to end after it: to free shared memory, which SIGKILL would leave behind."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A server as a process of its own, for programs that need one for a while: what all of them have in common."""
+"""Run a server as a process of its own: what the embedded server and vLLM have in common."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5
 
 HEALTH = ClientSettings(timeout_s=5, trust_env=False)
-"""How this machine's servers are asked; they are not behind its proxy."""
+"""Client settings for health checks: this machine's servers are not behind its proxy."""
 
 
 class LocalServer(ABC):
@@ -52,14 +52,14 @@ class LocalServer(ABC):
 
     @abstractmethod
     def _launch(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        """The command, and its environment."""
+        """Return the command and its environment."""
 
     def _find_address(self, log: str) -> str:
-        """The address, once it is known, from what the server has said until now."""
+        """Return the API's address, from the log so far; empty until it is known."""
         return self.base_url
 
     def _explain(self, log: str) -> str:
-        """Why the server ended and what helps, if its log shows it."""
+        """Explain why the server ended and what helps; empty where its log does not show it."""
         return ""
 
     @property
@@ -75,7 +75,7 @@ class LocalServer(ABC):
         self.stop()
 
     def start(self) -> None:
-        """Returns when the server is healthy.
+        """Start the server and wait until it is healthy.
 
         Raises:
             EndpointError: it ended or did not get there in time; the message has the end of its log and, where it
@@ -106,10 +106,10 @@ class LocalServer(ABC):
             EndpointError: it has ended, as in `start`.
         """
         assert self._process is not None, "watch follows start"
-        self._ended(self._process.wait())
+        self._fail(self._process.wait())
 
     def stop(self) -> None:
-        """Ask it to stop, and after a while insist. Nothing it has started is left."""
+        """Ask the server to stop, and kill it after a while; nothing that it has started is left."""
         if self._process is None:
             return
         process = self._process
@@ -137,7 +137,7 @@ class LocalServer(ABC):
                 if self.base_url and _is_healthy(client, self.base_url):
                     return True
                 if (code := process.poll()) is not None:
-                    self._ended(code)
+                    self._fail(code)
                 return False
 
             is_ready = wait_until(is_healthy, timeout_s=self._timeout_s, poll_s=POLL_S)
@@ -147,7 +147,7 @@ class LocalServer(ABC):
                 f"{self.log_path}, which ends:\n{self.last_log_lines()}"
             )
 
-    def _ended(self, code: int) -> NoReturn:
+    def _fail(self, code: int) -> NoReturn:
         cause = self._explain(f"{self._log()}\nexit code {code}")
         raise EndpointError(
             f"the server ended with exit code {code}; {self.log_path} ends:\n{self.last_log_lines()}"

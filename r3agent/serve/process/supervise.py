@@ -28,7 +28,7 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
     """
     try:
         print(f"starting {server.name}; its output goes to {server.log_path}", file=sys.stderr)
-        with server, _announced(server, run_dir, argv):
+        with server, _registered(server, run_dir, argv):
             print(f"serving {server.name} on {server.base_url}", flush=True)
             server.watch()
     except KeyboardInterrupt:
@@ -36,7 +36,8 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
 
 
 @contextmanager
-def _announced(server: LocalServer, run_dir: Path | None, argv: Sequence[str]) -> Generator[None]:
+def _registered(server: LocalServer, run_dir: Path | None, argv: Sequence[str]) -> Generator[None]:
+    """Keep the server's entry in its run, `servers/PORT.json`, while the block runs."""
     if run_dir is None:
         yield
         return

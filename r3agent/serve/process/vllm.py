@@ -20,7 +20,7 @@ from r3agent.store.models import default_name, find_checkpoint
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
-"""So that new versions can be loaded beside the base, two of them in use at the same time."""
+"""Options with which new versions can be loaded beside the base, two of them in use at the same time."""
 CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
 """vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch, and an unloaded one
 keeps its place until another needs it: there the last place is to stay empty."""
@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, and takes half of the memory by default
 }
 NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped) |See https://nanobind|.*resource_tracker|  warnings\.warn\(")
-"""Lines of libraries that are being torn down; behind them is what vLLM said last."""
-OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
+"""Lines of libraries that are being torn down; they follow the last lines of vLLM itself."""
+RESERVED = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 """Options of vLLM that r3agent sets itself."""
 
 
@@ -73,7 +73,7 @@ class VLLMProcess(LocalServer):
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
         for option in options:
-            if option.split("=")[0] in OURS:
+            if option.split("=")[0] in RESERVED:
                 raise ConfigError(f"vLLM option {option}: r3agent sets it; pass it as r3agent's own")
         self.python = find_python(python)
         self._model = find_checkpoint(str(model))
@@ -111,7 +111,7 @@ class VLLMProcess(LocalServer):
 
 
 def find_python(python: str | Path | None = None) -> str:
-    """The Python that has vLLM: the one given, else `$R3AGENT_VLLM_PYTHON`, else this one if it has vLLM.
+    """Find the Python that has vLLM: `python`, else `$R3AGENT_VLLM_PYTHON`, else this one if it has vLLM.
 
     Raises:
         ConfigError: there is none, or what is named is no program.
