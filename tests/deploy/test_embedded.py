@@ -1,4 +1,4 @@
-"""Deploying to the embedded server: a process of its own, real weights, canaries computed by transformers."""
+"""Deploying to the embedded server: a process of its own, real weights, fingerprints computed by transformers."""
 
 from __future__ import annotations
 

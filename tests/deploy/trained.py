@@ -16,8 +16,8 @@ from r3agent.store.registry import (
     ADAPTER_DIR,
     MODEL_DIR,
     FingerprintSequence,
-    Kind,
     PolicyCard,
+    PolicyKind,
     Registry,
     create_version,
     write_card,
@@ -51,7 +51,7 @@ class Trained:
         self.registry = Registry(run_dir)
         self.registry.add_base(name, str(base))
 
-    def publish(self, kind: Kind, *, seed: int, card_seed: int | None = None, rank: int = 8) -> str:
+    def publish(self, kind: PolicyKind, *, seed: int, card_seed: int | None = None, rank: int = 8) -> str:
         """A version from the base; with `card_seed`, its card describes other weights than it has."""
         version = self.registry.next_version()
         changed = self.changed(kind, seed, rank)
@@ -84,7 +84,7 @@ class Trained:
         adapter_dir = checkpoint.adapter_dir
         return model if adapter_dir is None else peft.PeftModel.from_pretrained(model, adapter_dir)
 
-    def changed(self, kind: Kind, seed: int, rank: int = 8) -> Any:
+    def changed(self, kind: PolicyKind, seed: int, rank: int = 8) -> Any:
         model = self.load()
         if kind == "lora":
             model = peft.get_peft_model(
