@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from r3agent import OpenAIPolicy, Sampling, collect
-from r3agent.policy.endpoint import Endpoint, Reply
+from r3agent.policy.endpoint import Endpoint, TimedContent
 from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
@@ -37,7 +37,7 @@ async def collected(base_url: str, model: str, n: int, seed: int) -> tuple[float
     bodies: list[bytes] = []
 
     class Kept(Endpoint):
-        async def post(self, path: str, body: dict[str, Any]) -> Reply:
+        async def post(self, path: str, body: dict[str, Any]) -> TimedContent:
             bodies.append(orjson.dumps(body))
             return await super().post(path, body)
 
