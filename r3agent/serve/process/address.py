@@ -1,4 +1,4 @@
-"""Where a server of this machine listens, and how it is reached there."""
+"""Addresses of servers on this machine: listen on one, and tell how it is reached."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ def listen(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: must be 0 to 65535")
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}: must be 0 to 65535")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -39,6 +37,6 @@ def is_loopback(host: str) -> bool:
 
 
 def base_url(host: str, port: int) -> str:
-    """The API of a server that listens there, ending in /v1; as this machine reaches it if that is every address."""
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}/v1"
+    """Return the base URL, ending in /v1, at which this machine reaches a server that listens there."""
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{target}]' if ':' in target else target}:{port}/v1"

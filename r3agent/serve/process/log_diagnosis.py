@@ -1,4 +1,4 @@
-"""Why a vLLM server ended, read from its log."""
+"""Diagnose from its log why a vLLM server ended."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Cause:
     remedy: str
 
 
-LINE = 300
-"""Characters of a line of the log that are shown."""
+MAX_CHARS = 300
+"""Longest part of a log line that a diagnosis quotes."""
 LESS_MEMORY = (
     "give it less: -- --gpu-memory-utilization 0.7 on a GPU, VLLM_CPU_KVCACHE_SPACE=2 (GiB) on a CPU; a smaller "
     "--max-model-len helps too"
@@ -100,10 +100,10 @@ PREFIX = re.compile(r"^(\([^)]*\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?\s*")
 
 
 def likely_cause(log: str) -> str:
-    """The first of `CAUSES` that the log shows, as `cause; remedy` and the last line that shows it; empty for none."""
+    """Return the first of `CAUSES` that the log shows, its remedy and the last line that shows it; empty for none."""
     for known in CAUSES:
         if found := [*re.finditer(known.pattern, log, re.MULTILINE)]:
             start, end = log.rfind("\n", 0, found[-1].start()) + 1, log.find("\n", found[-1].end())
-            line = PREFIX.sub("", log[start : end if end >= 0 else len(log)])[:LINE]
+            line = PREFIX.sub("", log[start : end if end >= 0 else len(log)])[:MAX_CHARS]
             return f"{known.cause.format(*found[-1].groups())}; {known.remedy}\nit says: {line}"
     return ""
