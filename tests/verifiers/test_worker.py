@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,3 +100,45 @@ def test_threads_share_a_few_processes(system: Worker) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert 1 <= len(set(pool.map(ask, range(8)))) <= MAX_PROCESSES
+
+
+def test_a_call_has_a_limit_by_the_clock() -> None:
+    worker = Worker("time", name="the clock's process")
+    with pytest.raises(TimeoutError, match=r"took more than 0\.3 s"):
+        worker("sleep", 60, wall_s=0.3)
+    assert worker("sleep", 0, wall_s=30) is None
+    worker.close()
+
+
+def test_a_process_that_died_idle_is_replaced(system: Worker) -> None:
+    pid = system("getpid", cpu_s=10)
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(30)
+    assert system("getpid", cpu_s=10) != pid
+
+
+def test_a_setup_that_fails_is_reported() -> None:
+    with pytest.raises(RuntimeError, match=r"the process of math did not start: ValueError"):
+        Worker("math", setup=("sqrt", -1)).start()
+
+
+def test_closing_ends_a_call_under_way() -> None:
+    worker = Worker("time", name="the clock's process")
+    worker.start()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(worker, "sleep", 600, wall_s=600)
+        while not call.done():
+            worker.close()
+            time.sleep(0.05)
+        with pytest.raises(RuntimeError, match="the clock's process ended with -9"):
+            call.result(30)
+
+
+def test_a_trusted_process_has_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    worker = Worker("os", is_trusted=True)
+    assert worker("getenv", "OPENAI_API_KEY", wall_s=60) == "sk-secret"
+    assert worker("getenv", "PYTHONHASHSEED", wall_s=60) is None
+    worker.close()
