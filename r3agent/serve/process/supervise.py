@@ -38,7 +38,6 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
 @contextmanager
 def _registered(server: LocalServer, run_dir: Path | None, argv: Sequence[str]) -> Generator[None]:
     """Keep the server's entry in its run, `servers/PORT.json`, while the block runs."""
-    """Keep the server's entry in its run, `servers/PORT.json`, while the block runs."""
     if run_dir is None:
         yield
         return
