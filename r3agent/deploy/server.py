@@ -189,7 +189,7 @@ class Server:
             raise DeployError(f"{where}: {sent}; pass the key the server was started with")
         if error.has_no_route:
             raise DeployError(f"{where}, the server has no such route; {remedy}")
-        raise DeployError(f"{where}: {error.message}")
+        raise DeployError(f"{where}: {error.brief}")
 
 
 def _read_load(metrics: str) -> ServerLoad | None:

@@ -48,21 +48,21 @@ async def diagnose(
 
 
 async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagnosis:
-    asked: list[tuple[EndpointProbe, RouteReply]] = []
+    listings: list[tuple[EndpointProbe, RouteReply]] = []
     for probe in probes:
-        asked.append((probe, await probe.call("/models")))
-        if _served(asked[-1][1]) or asked[-1][1].status in (None, *WRONG_KEY):
+        listings.append((probe, await probe.call("/models")))
+        if _served(listings[-1][1]) or listings[-1][1].status in (None, *WRONG_KEY):
             break  # another path would not change it
-    last, listing = asked[-1]
+    last, listing = listings[-1]
     names = _served(listing)
     model = model or next(iter(names), None)
-    probe = last if names else asked[0][0]
+    probe = last if names else listings[0][0]
     checks = [_reachable(last, listing)]
     if listing.status is not None:
-        checks.append(_models(asked, names))
+        checks.append(_models(listings, names))
     completions: list[Completion] = []
     if model and listing.status not in (None, *WRONG_KEY):
-        probe, chat = await _chat([probe] if names else [probe for probe, _ in asked], model)
+        probe, chat = await _chat([probe] if names else [probe for probe, _ in listings], model)
         checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
             more, completions = await generation_checks(probe, model)
@@ -71,12 +71,12 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
     if names or completions:
         checks += [await _version(probe, listing), *await route_checks(probe)]
     tier, blocker = _tier(completions), _blocker(checks)
-    made = {check.name: check for check in checks}
+    by_name = {check.name: check for check in checks}
     why = "" if blocker is None else BLOCKED[blocker.name]
-    checks = [made.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
+    checks = [by_name.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
     return Diagnosis(
         base_url=probe.base_url,
-        tried=tuple(probe.base_url for probe, _ in asked),
+        tried=tuple(probe.base_url for probe, _ in listings),
         model=model,
         tier=tier,
         checks=tuple(checks),
@@ -111,11 +111,11 @@ def _reachable(probe: EndpointProbe, reply: RouteReply) -> Check:
     return Check(name="reachable", status="yes", detail=f"answers at {probe.root}")
 
 
-def _models(asked: Sequence[tuple[EndpointProbe, RouteReply]], names: Sequence[str]) -> Check:
+def _models(listings: Sequence[tuple[EndpointProbe, RouteReply]], names: Sequence[str]) -> Check:
     if names:
         return Check(name="models", status="yes", detail=", ".join(names))
-    detail = "; ".join(f"GET {probe.base_url}/models: {reply}" for probe, reply in asked)
-    remedy = KEY if asked[-1][1].status in WRONG_KEY else NO_API
+    detail = "; ".join(f"GET {probe.base_url}/models: {reply}" for probe, reply in listings)
+    remedy = KEY if listings[-1][1].status in WRONG_KEY else NO_API
     return Check(name="models", status="no", detail=detail, remedy=remedy)
 
 
@@ -129,18 +129,18 @@ async def _version(probe: EndpointProbe, listing: RouteReply) -> Check:
 
 def _chats(chat: Completion | PolicyError, model: str, names: Sequence[str]) -> Check:
     if isinstance(chat, Completion):
-        counted = chat.generations[0].completion_tokens
-        return Check(name="chat", status="yes", detail=f"completion_tokens {counted}, {chat.latency_s:.2f} s")
+        n_tokens = chat.generations[0].completion_tokens
+        return Check(name="chat", status="yes", detail=f"completion_tokens {n_tokens}, {chat.latency_s:.2f} s")
     if names and model not in names:
         return failed("chat", chat, f"ask for a model that it lists: {', '.join(names)}")
     return failed("chat", chat, NO_API if isinstance(chat, AccessError | ProtocolError) else None)
 
 
 def _tier(completions: Sequence[Completion]) -> Capability | None:
-    told = [completion for completion in completions if not completion.is_empty] or completions
-    worst = (completion.worst for completion in told)
-    found = min(worst, key=lambda generation: WORST_FIRST.index(generation.capability), default=None)
-    return None if found is None else found.capability
+    informative = [completion for completion in completions if not completion.is_empty] or completions
+    worst = (completion.worst for completion in informative)
+    worst_generation = min(worst, key=lambda generation: WORST_FIRST.index(generation.capability), default=None)
+    return None if worst_generation is None else worst_generation.capability
 
 
 def _blocker(checks: Sequence[Check]) -> Check | None:

@@ -64,33 +64,33 @@ ChatResult: TypeAlias = Completion | PolicyError
 async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Check], list[Completion]]:
     """Run the checks of completions; return them with the completions that decide the tier, plain and n = 2."""
     logprobs, ids = await gather_all(probe.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
-    wanted = {"logprobs": logprobs, "return_token_ids": ids}
-    accepted = {field: True for field, got in wanted.items() if isinstance(got, Completion)}
+    single_fields = {"logprobs": logprobs, "return_token_ids": ids}
+    accepted = {field: True for field, result in single_fields.items() if isinstance(result, Completion)}
     completions = await gather_all(probe.chat(model, **accepted, **fields) for fields in MODES.values())
-    got: dict[str, ChatResult] = dict(zip(MODES, completions, strict=True))
-    if isinstance(got[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
-        got[TOOL_STREAM] = await probe.chat(model, **accepted, **TOOLS, stream=True)
+    results: dict[str, ChatResult] = dict(zip(MODES, completions, strict=True))
+    if isinstance(results[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
+        results[TOOL_STREAM] = await probe.chat(model, **accepted, **TOOLS, stream=True)
     rendered = await probe.call("/tokenize", {"model": model, "messages": MESSAGES}, of_server=True)
     features = [
-        _template(got[PLAIN], rendered),
+        _template(results[PLAIN], rendered),
         _logprobs(logprobs),
         _token_ids(ids),
-        _n(got[N]),
-        _works("streaming", got[STREAMED], "use vLLM or `r3agent serve`, which stream"),
-        _tool_calls(got[TOOL_MODE]),
-        _json_schema(got[SCHEMA_MODE]),
+        _n(results[N]),
+        _works("streaming", results[STREAMED], "use vLLM or `r3agent serve`, which stream"),
+        _tool_calls(results[TOOL_MODE]),
+        _json_schema(results[SCHEMA_MODE]),
     ]
     works = {check.name: check.status for check in features}
     has_all = works["logprobs"] == works["token ids"] == "yes"
     exact: list[Check] = []
-    for name, completion in got.items():
+    for name, completion in results.items():
         needed = [NEEDS[field] for field in MODES[name] if field in NEEDS]
-        lacking = [feature for feature, alone in needed if isinstance(got[alone], PolicyError)]
+        lacking = [feature for feature, alone in needed if isinstance(results[alone], PolicyError)]
         if lacking:
             exact.append(Check(name=name, status="skipped", detail=f"no {lacking[0]}"))
         else:
             exact.append(_exact(name, completion, has_all))
-    return features + exact, [c for c in (got[PLAIN], got[N]) if isinstance(c, Completion)]
+    return features + exact, [c for c in (results[PLAIN], results[N]) if isinstance(c, Completion)]
 
 
 def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
@@ -100,86 +100,88 @@ def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
     return Check(name=name, status="no", detail=str(error), remedy=remedy)
 
 
-def _works(name: str, got: ChatResult, remedy: str) -> Check:
-    return failed(name, got, remedy) if isinstance(got, PolicyError) else Check(name=name, status="yes")
+def _works(name: str, result: ChatResult, remedy: str) -> Check:
+    return failed(name, result, remedy) if isinstance(result, PolicyError) else Check(name=name, status="yes")
 
 
-def _logprobs(got: ChatResult) -> Check:
-    if isinstance(got, PolicyError):
-        return failed("logprobs", got, RETURN_LOGPROBS)
-    scored = (got.body["choices"][0].get("logprobs") or {}).get("content")
-    if not scored:
+def _logprobs(result: ChatResult) -> Check:
+    if isinstance(result, PolicyError):
+        return failed("logprobs", result, RETURN_LOGPROBS)
+    token_logprobs = (result.body["choices"][0].get("logprobs") or {}).get("content")
+    if not token_logprobs:
         return Check(name="logprobs", status="no", detail="asked for and not returned", remedy=RETURN_LOGPROBS)
-    return Check(name="logprobs", status="yes", detail=f"{len(scored)} of sampled tokens")
+    return Check(name="logprobs", status="yes", detail=f"{len(token_logprobs)} of sampled tokens")
 
 
-def _token_ids(got: ChatResult) -> Check:
-    if isinstance(got, PolicyError):
-        return failed("token ids", got, RETURN_TOKEN_IDS)
-    prompt, sampled = got.generations[0].prompt_token_ids, got.generations[0].token_ids
+def _token_ids(result: ChatResult) -> Check:
+    if isinstance(result, PolicyError):
+        return failed("token ids", result, RETURN_TOKEN_IDS)
+    prompt, sampled = result.generations[0].prompt_token_ids, result.generations[0].token_ids
     detail = f"{len(prompt or ())} of the prompt, {len(sampled or ())} sampled"
     if prompt and sampled:
         return Check(name="token ids", status="yes", detail=detail)
     return Check(name="token ids", status="no", detail=f"asked for, and got {detail}", remedy=RETURN_TOKEN_IDS)
 
 
-def _n(got: ChatResult) -> Check:
+def _n(result: ChatResult) -> Check:
     remedy = "r3agent asks again for each of the rest; vLLM and `r3agent serve` compute the prompt once for all"
-    if isinstance(got, PolicyError):
-        return failed("n", got, remedy)
-    given = len(got.body["choices"])
-    detail = f"{given} of 2 completions in one request"
-    return Check(name="n", status="yes" if given == 2 else "no", detail=detail, remedy=remedy if given < 2 else None)
+    if isinstance(result, PolicyError):
+        return failed("n", result, remedy)
+    n_choices = len(result.body["choices"])
+    detail = f"{n_choices} of 2 completions in one request"
+    return Check(
+        name="n", status="yes" if n_choices == 2 else "no", detail=detail, remedy=remedy if n_choices < 2 else None
+    )
 
 
-def _tool_calls(got: ChatResult) -> Check:
-    if isinstance(got, PolicyError):
-        return failed("tool calls", got, TOOL_PARSER)
-    if got.generations[0].tool_calls:
+def _tool_calls(result: ChatResult) -> Check:
+    if isinstance(result, PolicyError):
+        return failed("tool calls", result, TOOL_PARSER)
+    if result.generations[0].tool_calls:
         return Check(name="tool calls", status="yes")
     # With so few tokens, and from a small model, no call proves nothing.
     return Check(name="tool calls", status="unknown", detail="tools are accepted; the model made no call")
 
 
-def _json_schema(got: ChatResult) -> Check:
-    if isinstance(got, PolicyError):
-        return failed("JSON schema", got, JSON_SCHEMA)
-    text = got.generations[0].text
+def _json_schema(result: ChatResult) -> Check:
+    if isinstance(result, PolicyError):
+        return failed("JSON schema", result, JSON_SCHEMA)
+    text = result.generations[0].text
     if text.lstrip()[:1] in ("{", ""):
         return Check(name="JSON schema", status="yes" if text.strip() else "unknown", detail=f"answered {text[:40]!r}")
     return Check(name="JSON schema", status="no", detail=f"ignored: answered {text[:40]!r}", remedy=JSON_SCHEMA)
 
 
-def _exact(name: str, got: ChatResult, has_all: bool) -> Check:
+def _exact(name: str, result: ChatResult, has_all: bool) -> Check:
     """Check the grade that is recorded on spans, with the numbers behind it.
 
     Args:
         has_all: the endpoint returns token ids and logprobs, so that what this mode lacks was lost.
     """
-    if isinstance(got, PolicyError):
-        return failed(name, got)
-    if got.is_empty:
-        return Check(name=name, status="unknown", detail=f"nothing came ({got.lengths})", remedy=EMPTY)
-    worst = got.worst
+    if isinstance(result, PolicyError):
+        return failed(name, result)
+    if result.is_empty:
+        return Check(name=name, status="unknown", detail=f"nothing came ({result.lengths})", remedy=EMPTY)
+    worst = result.worst
     if worst.capability == "trainable-exact":
-        return Check(name=name, status="unknown" if got.counted is None else "yes", detail=got.lengths)
-    detail = f"{worst.capability}: {worst.capability_note} ({got.lengths})"
+        return Check(name=name, status="unknown" if result.usage_tokens is None else "yes", detail=result.lengths)
+    detail = f"{worst.capability}: {worst.capability_note} ({result.lengths})"
     remedy = LOST if has_all or worst.capability == "eval-only" else None
     return Check(name=name, status="no", detail=detail, remedy=remedy)
 
 
-def _template(got: ChatResult, rendered: RouteReply) -> Check:
+def _template(result: ChatResult, rendered: RouteReply) -> Check:
     """Check that the tokens of the prompt can be known, and that all sources agree."""
     name = "chat template"
-    if isinstance(got, PolicyError):
-        return failed(name, got)
-    ids = got.generations[0].prompt_token_ids
+    if isinstance(result, PolicyError):
+        return failed(name, result)
+    ids = result.generations[0].prompt_token_ids
     by_tokenize = rendered.body.get("tokens") if isinstance(rendered.body, dict) else None
     by_tokenize = by_tokenize if isinstance(by_tokenize, list) else None
     lengths = {
         "in prompt_token_ids": None if ids is None else len(ids),
         "by /tokenize": None if by_tokenize is None else len(by_tokenize),
-        "in usage": got.generations[0].prompt_tokens,
+        "in usage": result.generations[0].prompt_tokens,
     }
     known = {source: length for source, length in lengths.items() if length is not None}
     detail = "prompt tokens: " + (", ".join(f"{length} {source}" for source, length in known.items()) or "none known")

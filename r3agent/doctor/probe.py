@@ -63,11 +63,11 @@ class Completion(NamedTuple):
         choices = self.body["choices"]
         ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
         logprobs = sum(len((choice.get("logprobs") or {}).get("content") or ()) for choice in choices)
-        counted = "nothing" if self.counted is None else self.counted
-        return f"{ids} token ids, {logprobs} logprobs, usage says {counted}"
+        usage_tokens = "nothing" if self.usage_tokens is None else self.usage_tokens
+        return f"{ids} token ids, {logprobs} logprobs, usage says {usage_tokens}"
 
     @property
-    def counted(self) -> int | None:
+    def usage_tokens(self) -> int | None:
         """Tokens of all choices, by `usage.completion_tokens`."""
         return (self.body.get("usage") or {}).get("completion_tokens")
 
@@ -121,7 +121,7 @@ class EndpointProbe:
             content = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             content = None
-        return RouteReply(response.status_code, content, read_error(response).message)
+        return RouteReply(response.status_code, content, read_error(response).brief)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
         """Sample a few tokens; an error is returned, not raised."""

@@ -56,11 +56,11 @@ class ClientSettings:
         headers = {"Accept": "application/json", "User-Agent": "r3agent"}
         headers |= {name: os.environ[v] for name, v in HEADER_VARIABLES.items() if os.environ.get(v)}
         headers |= {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        kept = self.max_connections
+        most = self.max_connections
         return {
             "headers": headers,
             "timeout": httpx.Timeout(self.timeout_s, connect=min(CONNECT_TIMEOUT_S, self.timeout_s)),
-            "limits": httpx.Limits(max_connections=kept, max_keepalive_connections=kept),
+            "limits": httpx.Limits(max_connections=most, max_keepalive_connections=most),
             "trust_env": self.trust_env,
         }
 

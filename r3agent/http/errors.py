@@ -42,6 +42,7 @@ class ServerError(Exception):
     Attributes:
         status: of the response.
         message: the server's own words on one line, without the API key that was sent.
+        brief: the beginning of the message, to be shown.
         code: the server's name or number of the error.
         param: the field of the request that is at fault.
         is_from_api: the API itself answered, with an error object: the route exists.
@@ -54,7 +55,8 @@ class ServerError(Exception):
         self.message = message or response.reason_phrase
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
         self.retry_after = response.headers.get("retry-after", "")
-        super().__init__(f"{self.status} {self.message[:MAX_MESSAGE]}")
+        self.brief = self.message[:MAX_MESSAGE]
+        super().__init__(f"{self.status} {self.brief}")
 
     @property
     def is_transient(self) -> bool:

@@ -68,35 +68,37 @@ class ChatModelPolicy:
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
         prompt = convert_to_messages(list(messages))
 
-        async def one(drawn: Sampling | None) -> Generation:
+        async def one(settings: Sampling | None) -> Generation:
             start = time.perf_counter()
             try:
-                answer = await model.ainvoke(prompt, **({} if drawn is None else drawn.body()))
+                answer = await model.ainvoke(prompt, **({} if settings is None else settings.body()))
             except Exception as error:  # every provider has its own
                 raise self._mapped(error) from None
-            return self._generation(answer, drawn, round(time.perf_counter() - start, 4))
+            return self._generation(answer, settings, round(time.perf_counter() - start, 4))
 
         return await gather_all(one(sampling and sampling.for_choice(i)) for i in range(n))
 
     async def aclose(self) -> None:
         """Do nothing: the model belongs to the application."""
 
-    def _generation(self, answer: AIMessage, drawn: Sampling | None, latency_s: float) -> Generation:
+    def _generation(self, answer: AIMessage, settings: Sampling | None, latency_s: float) -> Generation:
         metadata, usage = answer.response_metadata, answer.usage_metadata
-        scored = (metadata.get("logprobs") or {}).get("content")
+        token_logprobs = (metadata.get("logprobs") or {}).get("content")
         reason = next((str(metadata[k]) for k in FINISH_REASONS if metadata.get(k)), None)
         name = str(metadata.get("model_name") or metadata.get("model") or getattr(self.model, "model_name", "unknown"))
-        text, calls, thought = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
+        text, calls, reasoning = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
         capability, note = _grade(answer, text, calls)
         return Generation(
             text=text,
-            reasoning=None if thought is None else thought[1],
-            reasoning_field="reasoning" if thought is None else thought[0],
+            reasoning=None if reasoning is None else reasoning[1],
+            reasoning_field="reasoning" if reasoning is None else reasoning[0],
             tool_calls=calls,
-            logprobs=None if scored is None or capability == "eval-only" else tuple(e["logprob"] for e in scored),
+            logprobs=None
+            if token_logprobs is None or capability == "eval-only"
+            else tuple(e["logprob"] for e in token_logprobs),
             model=name,
             policy_version=versions.served_version(name) or self._version,
-            sampling={} if drawn is None else drawn.model_dump(mode="json"),
+            sampling={} if settings is None else settings.model_dump(mode="json"),
             finish_reason="length" if reason is not None and reason.lower() in CUT else reason,
             prompt_tokens=None if usage is None else usage["input_tokens"],
             completion_tokens=None if usage is None else usage["output_tokens"],

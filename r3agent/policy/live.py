@@ -90,7 +90,7 @@ class WeightVersion:
 def _stamp(path: Path) -> tuple[int, ...] | None:
     """Identify the state of a file that is replaced, never written in place."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

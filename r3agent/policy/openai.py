@@ -112,20 +112,20 @@ class OpenAIPolicy:
             ProtocolError: the answer is not an OpenAI response.
         """
         body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
-        drawn = sampling or self.sampling
+        settings = sampling or self.sampling
         target = await self._target()
         if self._pin is not None:
             target = target._replace(model=self._pin)
         try:
-            drawings = await self._complete(target, body, drawn, n, on_delta)
+            drawings = await self._complete(target, body, settings, n, on_delta)
         except (AccessError, EndpointError):
             # The version was taken off the server, or the server away, for what is live now: the stamp tells.
             if self._live is None or (now := await self._target()) == target:
                 raise
             target = now
-            drawings = await self._complete(target, body, drawn, n, on_delta)
+            drawings = await self._complete(target, body, settings, n, on_delta)
         rest = (
-            self._complete(target, body, drawn.for_choice(i), 1, on_delta and shift_choices(on_delta, i))
+            self._complete(target, body, settings.for_choice(i), 1, on_delta and shift_choices(on_delta, i))
             for i in range(len(drawings), n)
         )
         return drawings + [generation for one in await gather_all(rest) for generation in one]
@@ -134,9 +134,9 @@ class OpenAIPolicy:
         """Return this policy fixed to the version that answered as `model`, for an episode to go on with."""
         if self._live is None:
             return self
-        kept = copy(self)
-        kept._pin = model
-        return kept
+        policy = copy(self)
+        policy._pin = model
+        return policy
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -154,27 +154,27 @@ class OpenAIPolicy:
         await self.aclose()
 
     async def _complete(
-        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+        self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
-        wanted = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
+        optional_fields = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
         refused = set(self._refused)
         while True:
-            asked = {field: value for field, value in wanted.items() if field not in refused}
+            fields = {field: value for field, value in optional_fields.items() if field not in refused}
             try:
-                drawings = await self._ask(target, {**body, **drawn.body(), **asked}, drawn, n, on_delta)
+                drawings = await self._ask(target, {**body, **settings.body(), **fields}, settings, n, on_delta)
             except AccessError:
                 raise
             except RequestError as error:
-                named = refused_field(error.refusal, asked)
-                if named is None:
+                name = refused_field(error.refusal, fields)
+                if name is None:
                     raise
-                refused.add(named)
+                refused.add(name)
             else:
                 self._refused |= refused  # remembered once going without has helped
                 return drawings
 
     async def _ask(
-        self, target: Target, body: dict[str, Any], drawn: Sampling, n: int, on_delta: OnDelta | None
+        self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
         """Send one request, with the version of the weights before it and after it where the name does not tell."""
         endpoint = self._endpoint(target)
@@ -196,11 +196,11 @@ class OpenAIPolicy:
                 latency_s = await endpoint.stream("/chat/completions", body, take)
                 answer = assembly.body
             after = None if weights is None else await weights.now()
-            answered = answer.get("model") or target.model
+            served_name = answer.get("model") or target.model
             common = {
                 "model": target.model,
-                "policy_version": self._version_of(answered, before, after),
-                "sampling": drawn.model_dump(mode="json"),
+                "policy_version": self._version_of(served_name, before, after),
+                "sampling": settings.model_dump(mode="json"),
                 "latency_s": round(latency_s, 4),
             }
             return generations(answer, common, n, constrained=is_constrained(body))
@@ -233,10 +233,10 @@ class OpenAIPolicy:
             of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
         return of_loop[endpoint.base_url]
 
-    def _version_of(self, answered: str, before: str | None, after: str | None) -> str | None:
+    def _version_of(self, served_name: str, before: str | None, after: str | None) -> str | None:
         """Return the version that answered; `None` if the weights changed while it did."""
-        if named := versions.served_version(answered):
-            return named
+        if name := versions.served_version(served_name):
+            return name
         if before != after:
             return None
         return after if versions.is_version(after) else self._version or versions.BASE

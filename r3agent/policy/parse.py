@@ -58,18 +58,18 @@ def generations(answer: Json, common: Json, n: int, *, constrained: bool = False
 
 def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
     message, ids = choice["message"], choice.get("token_ids")
-    scored = (choice.get("logprobs") or {}).get("content")
-    logprobs = None if scored is None else [entry["logprob"] for entry in scored]
+    token_logprobs = (choice.get("logprobs") or {}).get("content")
+    logprobs = None if token_logprobs is None else [entry["logprob"] for entry in token_logprobs]
     text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    thought = find_reasoning(message)
-    capability, note = _grade(bool(text or tool_calls or thought), ids, logprobs, shared, flaw)
-    if thought is not None and capability == "trainable-retokenised":
+    reasoning = find_reasoning(message)
+    capability, note = _grade(bool(text or tool_calls or reasoning), ids, logprobs, shared, flaw)
+    if reasoning is not None and capability == "trainable-retokenised":
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
     return Generation.model_validate(
         {
             **shared,
             "text": text,
-            **({} if thought is None else {"reasoning_field": thought[0], "reasoning": thought[1]}),
+            **({} if reasoning is None else {"reasoning_field": reasoning[0], "reasoning": reasoning[1]}),
             "tool_calls": tool_calls,
             "token_ids": ids,
             "logprobs": None if capability == "eval-only" else logprobs,

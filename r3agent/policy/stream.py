@@ -38,15 +38,15 @@ class Assembly:
             if text := delta.get("content"):
                 choice["message"]["content"] += text
                 yield part["index"], text
-            if thought := find_reasoning(delta):
-                field, piece = thought
+            if reasoning := find_reasoning(delta):
+                field, piece = reasoning
                 choice["message"][field] = choice["message"].get(field, "") + piece
             for call in delta.get("tool_calls") or ():
                 _add_call(choice["message"].setdefault("tool_calls", []), call)
             if part.get("token_ids"):
                 choice.setdefault("token_ids", []).extend(part["token_ids"])
-            if scored := (part.get("logprobs") or {}).get("content"):
-                choice.setdefault("logprobs", {"content": []})["content"].extend(scored)
+            if token_logprobs := (part.get("logprobs") or {}).get("content"):
+                choice.setdefault("logprobs", {"content": []})["content"].extend(token_logprobs)
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
 

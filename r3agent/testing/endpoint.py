@@ -110,8 +110,8 @@ class ScriptedEndpoint:
         return Fault(body=json.dumps(completion))
 
     def _completion(self, body: Json) -> Json:
-        asked = {name: value for name, value in body.items() if name not in self._ignores}
-        choices = [self._choice(body, asked, i) for i in range(asked.get("n", 1))]
+        fields = {name: value for name, value in body.items() if name not in self._ignores}
+        choices = [self._choice(body, fields, i) for i in range(fields.get("n", 1))]
         prompt_ids = encode_prompt(body["messages"])
         sampled = sum(len(encode(_sampled(choice["message"]))) for choice in choices)
         completion: Json = {
@@ -119,13 +119,13 @@ class ScriptedEndpoint:
             "model": body["model"],
             "choices": choices,
             "usage": {"prompt_tokens": len(prompt_ids), "completion_tokens": sampled},
-            **({"prompt_token_ids": prompt_ids} if "return_token_ids" in asked else {}),
+            **({"prompt_token_ids": prompt_ids} if "return_token_ids" in fields else {}),
         }
         for edit in self._edits:
             edit(completion)
         return completion
 
-    def _choice(self, body: Json, asked: Json, i: int) -> Json:
+    def _choice(self, body: Json, fields: Json, i: int) -> Json:
         answer: Any = self._answer(body, i) if callable(self._answer) else self._answer
         message = {"role": "assistant", **(answer if isinstance(answer, dict) else {"content": answer})}
         ids = encode(_sampled(message))
@@ -133,8 +133,8 @@ class ScriptedEndpoint:
             "index": i,
             "message": message,
             "finish_reason": "tool_calls" if "tool_calls" in message else "stop",
-            "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in asked else None,
-            **({"token_ids": ids} if "return_token_ids" in asked else {}),
+            "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in fields else None,
+            **({"token_ids": ids} if "return_token_ids" in fields else {}),
         }
 
 
