@@ -18,8 +18,7 @@ from r3agent.cli.flags import AUDIT, SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
-from r3agent.run.config import load_config
-from r3agent.run.stages import CONFIG_FILE
+from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.store.models import resolve_model
 from r3agent.train.tokenizer import prompt_tokens
 

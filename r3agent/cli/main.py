@@ -61,12 +61,12 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "--rounds 3 --task countdown",
     ),
     "inspect": (
-        "look:inspect",
+        "inspect:inspect",
         "Show a run, or one trajectory as a conversation with every token's label, credit and logprob.",
         "runs/mine 3f2a9c0d",
     ),
     "label": (
-        "look:label",
+        "label:label",
         "Attach a verdict to a stored episode whose truth came later.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),

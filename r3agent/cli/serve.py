@@ -43,8 +43,7 @@ def serve(
 def _config(run: Path | None, overrides: Overrides) -> ServeConfig:
     if run is None and not overrides:
         return ServeConfig()  # without the cost of importing every other section: servers start as children this way
-    from r3agent.run.config import load_config
-    from r3agent.run.stages import CONFIG_FILE
+    from r3agent.run.config import CONFIG_FILE, load_config
 
     file = None if run is None else run / CONFIG_FILE
     return load_config(file if file and file.exists() else None, overrides).serve

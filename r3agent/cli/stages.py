@@ -16,8 +16,9 @@ from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
 from r3agent.evaluate import table
 from r3agent.records.versions import BASE
+from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
-from r3agent.run.stages import CONFIG_FILE, Run
+from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable

@@ -11,9 +11,9 @@ from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, verb
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
-from r3agent.run.config import load_config
-from r3agent.run.demo import SETTINGS, run_demo
-from r3agent.run.stages import CONFIG_FILE, Run
+from r3agent.run.config import CONFIG_FILE, load_config
+from r3agent.run.demo import SECONDS, SETTINGS, run_demo
+from r3agent.run.stages import Run
 
 
 @verb(*URL, *SUBJECT)
@@ -38,5 +38,6 @@ def demo(
     seed: Annotated[int, Parameter(help="Seed of the tasks and of training.")] = 0,
 ) -> Output:
     with ConsoleReporter() as reporter:
+        reporter.expect(SECONDS)
         summary, text = run_demo(out, seed, reporter)
     return Output(summary.model_dump(), text)

@@ -27,6 +27,9 @@ from r3agent.serve.config import ServeConfig
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 
+CONFIG_FILE = "r3.toml"
+"""Settings of a run, in its directory."""
+
 
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"

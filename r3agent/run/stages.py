@@ -31,14 +31,13 @@ from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE
-from r3agent.run.config import Config, load_config, to_toml
+from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SPLIT, SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import default_verifier, find_tasks, read_tasks
 from r3agent.verifiers import KINDS, close, find_verifier
 
-CONFIG_FILE = "r3.toml"
 IDENTITY: dict[str, Callable[[Config], str]] = {
     "task.source": lambda config: config.task.source,
     "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),

@@ -31,7 +31,7 @@ def loaded(words: list[str]) -> set[str]:
 def test_help_loads_no_heavy_package_and_no_verb() -> None:
     modules = loaded(["--help"])
     assert not modules & HEAVY
-    assert not {name for name in modules if name.startswith(("r3agent.run", "r3agent.cli.s"))}
+    assert not {name for name in modules if name.startswith(("r3agent.run", "r3agent.cli.st"))}
 
 
 def test_serve_loads_neither_other_stages_nor_clients() -> None:

@@ -1,4 +1,4 @@
-"""`r3agent inspect` and `r3agent label`: what a run has stored, and verdicts that come later."""
+"""`r3agent inspect`: what a run has stored, as a summary or one trajectory as a conversation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, switch, verb
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, verb
 from r3agent.cli.inspect_view import render, summary_lines
 from r3agent.errors import ConfigError
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Trajectory
-from r3agent.run.config import load_config
+from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.inspect import inspect_trajectory
-from r3agent.run.stages import CONFIG_FILE
-from r3agent.store.labels import label as label_trajectory
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.shards import find, store_at
+from r3agent.store.shards import find
 from r3agent.store.trajectories import load
 
 MAX_IDS = 10
@@ -74,26 +72,3 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
         lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:MAX_IDS]]
     data = {**summary.model_dump(), "live": live, "failed": failed, "unlabelled_ids": unlabelled}
     return Output(data, "\n".join(lines))
-
-
-@verb()
-def label(
-    run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")],
-    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or its beginning.")],
-    /,
-    *,
-    passed: Annotated[bool, switch("It was right.")] = False,
-    failed: Annotated[bool, switch("It was not.")] = False,
-    span: Annotated[str | None, Parameter(help="Try that the verdict is on; default the one that answered.")] = None,
-    feedback: Annotated[str | None, Parameter(help="Reason, for people.")] = None,
-) -> Output:
-    if passed == failed:
-        raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
-    verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
-    store = store_at(run)
-    directory = store.parent if store.name == "trajectories" else store
-    return Output(
-        verdict.model_dump(mode="json"),
-        f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {'passed' if verdict.passed else 'failed'}, "
-        f"says {verdict.by}; next: r3agent inspect {directory} {verdict.trajectory_id}",
-    )

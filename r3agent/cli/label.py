@@ -1,0 +1,35 @@
+"""`r3agent label`: a verdict for a stored episode whose truth came later."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from r3agent.cli.command import Output, switch, verb
+from r3agent.errors import ConfigError
+from r3agent.store.labels import label as label_trajectory
+from r3agent.store.shards import store_at
+
+
+@verb()
+def label(
+    run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")],
+    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or its beginning.")],
+    /,
+    *,
+    passed: Annotated[bool, switch("It was right.")] = False,
+    failed: Annotated[bool, switch("It was not.")] = False,
+    span: Annotated[str | None, Parameter(help="Try that the verdict is on; default the one that answered.")] = None,
+    feedback: Annotated[str | None, Parameter(help="Reason, for people.")] = None,
+) -> Output:
+    if passed == failed:
+        raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
+    verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
+    store = store_at(run)
+    directory = store.parent if store.name == "trajectories" else store
+    return Output(
+        verdict.model_dump(mode="json"),
+        f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {'passed' if verdict.passed else 'failed'}, "
+        f"says {verdict.by}; next: r3agent inspect {directory} {verdict.trajectory_id}",
+    )
