@@ -13,8 +13,8 @@ from r3agent._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from r3agent.episodes.collect import collect as collect
+    from r3agent.episodes.config import EpisodeContext as EpisodeContext
     from r3agent.episodes.graph import build_graph as build_graph
-    from r3agent.episodes.state import EpisodeContext as EpisodeContext
     from r3agent.errors import AccessError as AccessError
     from r3agent.errors import BusyError as BusyError
     from r3agent.errors import ConfigError as ConfigError

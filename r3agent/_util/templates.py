@@ -50,7 +50,7 @@ class Template:
         return "".join(pieces)
 
 
-def compile_template(text: str, *, name: str, known: Sequence[str], hidden: Sequence[str] = ()) -> Template:
+def compile_template(text: str, *, name: str = "", known: Sequence[str], hidden: Sequence[str] = ()) -> Template:
     """Compile a template that may name only what is listed.
 
     Args:
@@ -61,6 +61,7 @@ def compile_template(text: str, *, name: str, known: Sequence[str], hidden: Sequ
     Raises:
         ConfigError: it is not a template, or names what it is not given.
     """
+    where = f"{name}: " if name else ""
     fields: defaultdict[str, set[str]] = defaultdict(set)
     for path in known:
         head, _, field = path.partition(".")
@@ -69,12 +70,12 @@ def compile_template(text: str, *, name: str, known: Sequence[str], hidden: Sequ
         tree = _ENVIRONMENT.parse(text)
         compiled = _ENVIRONMENT.from_string(tree)
     except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"{name}: line {error.lineno}: {error.message}; it must be a Jinja template") from error
+        raise ConfigError(f"{where}line {error.lineno}: {error.message}; it must be a Jinja template") from error
     used = meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys()
     wrong = used - fields.keys() or {path for path, head, field in _paths(tree) if field not in (fields[head] or field)}
     if wrong:
         hint = did_you_mean(min(wrong), known, cutoff=0.75)  # task.info is not near task.tools
-        message = f"{name}: {', '.join(sorted(wrong))} is unknown; {hint}"
+        message = f"{where}{', '.join(sorted(wrong))} is unknown; {hint}"
         if secret := sorted(wrong & set(hidden)):
             message += f"; {', '.join(secret)} may hold the answer and is hidden from the policy on purpose"
         raise ConfigError(message)

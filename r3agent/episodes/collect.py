@@ -1,4 +1,4 @@
-"""Tasks to trajectories: the graph run over many tasks at once, each episode stored as it ends.
+"""Collection of trajectories: the graph run over many tasks at once, each episode stored as it ends.
 
 What is stored stays: the same call again does the episodes that are missing or errored, and no other. An error
 of one episode (a prompt too long, a verifier that raises) is recorded with it. An error of the endpoint ends the
@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import orjson
 from langgraph.graph.state import CompiledStateGraph
+from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
+from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeOptions
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
-from r3agent.policy import Policy, Sampling
-from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
+from r3agent.policy import Policy
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 from r3agent.store.shards import TrajectoryWriter
@@ -30,11 +31,11 @@ from r3agent.verifiers import Verifier
 
 ENDPOINT_ERRORS = (EndpointError, AccessError, ProtocolError)
 HOPELESS = 16
-"""When this many first episodes all errored, the rest would too."""
+"""Number of first episodes after which, if all errored, the rest would too."""
 
 
 class Job(NamedTuple):
-    """One episode to be had."""
+    """One episode to run."""
 
     trajectory_id: str
     task: Task
@@ -50,17 +51,10 @@ async def collect(
     policy_name: str = "",
     verifier_name: str = "",
     samples: int = 1,
-    max_attempts: int = 2,
-    reflections: int = 8,
-    retries: int = 1,
-    blind_retries: int = 0,
-    reflect_prompt: str = REFLECT,
-    retry_prompt: str = RETRY,
-    blind_retry_prompt: str = BLIND_RETRY,
-    sampling: Sampling | None = None,
     concurrency: int = 64,
     metadata: dict[str, Any] | None = None,
     on_episode: Callable[[int, int], None] | None = None,
+    **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
 
@@ -68,10 +62,10 @@ async def collect(
         policy_name: served name with its version; episodes of another are not mistaken for done.
         verifier_name: recorded, and likewise.
         samples: episodes of each task.
-        max_attempts, reflections, retries, blind_retries, *_prompt, sampling: as in `build_graph`.
         concurrency: episodes under way at once.
         metadata: recorded with each trajectory.
         on_episode: called with (done, total) after each.
+        options: as in `build_graph`; 8 reflections by default.
 
     Raises:
         ConfigError: the tasks, the limits or the directory do not work.
@@ -80,26 +74,18 @@ async def collect(
         RecordError: the store cannot be read, or the disk is full.
         R3Error: the first episodes all errored.
     """
-    limits: dict[str, Any] = {
-        "max_attempts": max_attempts,
-        "reflections": reflections,
-        "retries": retries,
-        "blind_retries": blind_retries,
-        "reflect_prompt": reflect_prompt,
-        "retry_prompt": retry_prompt,
-        "blind_retry_prompt": blind_retry_prompt,
-        "sampling": sampling,
-    }
-    graph = build_graph(policy=policy, verifier=verifier, **limits).compile()
-    graph = graph.with_config(recursion_limit=3 * max_attempts + 2)
+    config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
+    graph = build_graph(policy=policy, verifier=verifier, **config.options()).compile()
+    graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
-    if samples > 1 and sampling is not None and sampling.seed is not None:
+    seed = config.sampling and config.sampling.seed
+    if samples > 1 and seed is not None:
         raise ConfigError(
-            f"samples = {samples} and sampling.seed = {sampling.seed}: a seed makes the samples of a task identical; "
+            f"samples = {samples} and sampling.seed = {seed}: a seed makes the samples of a task identical; "
             "leave it out or take 1 sample"
         )
-    jobs = _jobs(tasks, samples, {"policy": policy_name, "verifier": verifier_name, **limits})
+    jobs = _jobs(tasks, samples, {"policy": policy_name, "verifier": verifier_name, **_identity(config)})
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
@@ -132,7 +118,7 @@ async def collect(
 
 
 async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task) -> Trajectory:
-    """One episode; an error of its own ends it and is recorded with the spans it grew until then.
+    """Run one episode; an error of its own ends it and is recorded with the spans it grew until then.
 
     Raises:
         EndpointError, AccessError, ProtocolError: no episode can do without the endpoint.
@@ -158,9 +144,14 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
 
 
 def episode_id(task: Task, sample: int, identity: dict[str, Any]) -> str:
-    """The same for the same task, sample, policy and settings, so that a resumed collection knows what is done."""
+    """Hash task, sample, policy and settings, so that a resumed collection finds what is done."""
     key = orjson.dumps([task.id, sample, identity], default=dict, option=orjson.OPT_SORT_KEYS)
     return sha256(key).hexdigest()[:16]
+
+
+def _identity(config: EpisodeConfig) -> dict[str, Any]:
+    """List the settings that an episode's id is made of; one that was added later counts only where it is set."""
+    return {name: value for name, value in config if name != "reflect_sampling" or value is not None}
 
 
 def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> list[Job]:

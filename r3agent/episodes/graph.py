@@ -1,4 +1,4 @@
-"""The loop: attempt -> verify -> reflect -> retry -> verify ..., as an uncompiled LangGraph `StateGraph`.
+"""Loop of the graph: attempt -> verify -> reflect -> retry -> verify ..., as an uncompiled LangGraph `StateGraph`.
 
 In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
 `blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
@@ -11,7 +11,6 @@ but for the answers that `r3agent.episodes.checkpointed` has kept.
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -19,14 +18,15 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import get_runtime
+from typing_extensions import Unpack
 
 from r3agent._util.aio import run_sync
-from r3agent._util.templates import compile_template
-from r3agent.episodes.nodes import Nodes, Telling
-from r3agent.episodes.state import EpisodeContext, EpisodeInput, EpisodeOutput, EpisodeState
+from r3agent._util.messages import shorten
+from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
+from r3agent.episodes.nodes import Nodes, Streamer
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState
 from r3agent.errors import ConfigError
-from r3agent.policy import Policy, Sampling
-from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
+from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
 
 T = TypeVar("T")
@@ -38,33 +38,19 @@ def build_graph(
     *,
     policy: Policy,
     verifier: Verifier,
-    max_attempts: int = 2,
-    reflections: int = 1,
-    retries: int = 1,
-    blind_retries: int = 0,
-    reflect_prompt: str = REFLECT,
-    retry_prompt: str = RETRY,
-    blind_retry_prompt: str = BLIND_RETRY,
-    sampling: Sampling | None = None,
-    reflect_sampling: Sampling | None = None,
     stream: bool = False,
+    **options: Unpack[EpisodeOptions],
 ) -> StateGraph[EpisodeState, EpisodeContext, EpisodeInput, EpisodeOutput]:
     """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
 
     Input `{"task": {...}}`, output `{"answer", "passed", "trajectory"}`; both are JSON. `invoke` and `ainvoke` work.
-    A run may set limits and sampling otherwise, with `context={...}`: see `EpisodeContext`.
+    A run overrides limits and sampling with `context={...}`: see `EpisodeContext`.
 
     Args:
-        max_attempts: tries on one path, the first included.
-        reflections: G, drawn of each failed try; 0 retries without reflecting.
-        retries: M, drawn after each reflection.
-        blind_retries: B, drawn of each failed try without a reflection, as a control.
-        reflect_prompt, retry_prompt, blind_retry_prompt: Jinja templates; `r3agent.records.prompts` has what they may
-            name, and defaults for further kinds of task.
-        sampling: of attempts and retries; default the policy's own.
-        reflect_sampling: of reflections; default `sampling`.
-        stream: draw with streaming requests, for callers that show tokens as they come; see
+        stream: sample with streaming requests, for callers that show tokens as they come; see
             `r3agent.episodes.token_stream`.
+        options: fields of `EpisodeConfig`: the limits `max_attempts`, `reflections`, `retries` and `blind_retries`;
+            the templates `reflect_prompt`, `retry_prompt` and `blind_retry_prompt`; `sampling` and `reflect_sampling`.
 
     Raises:
         ConfigError: `policy` cannot sample, or not stream; `verifier` cannot be called; a limit is no whole number or
@@ -77,21 +63,13 @@ def build_graph(
     name `retry_on=EndpointError` to sit out an outage.
     """
     _check_collaborators(policy, verifier)
-    texts = {"reflect_prompt": reflect_prompt, "retry_prompt": retry_prompt, "blind_retry_prompt": blind_retry_prompt}
-    prompts = {
-        name: compile_template(text, name=name, known=KNOWN[name], hidden=HIDDEN) for name, text in texts.items()
-    }
+    config = EpisodeConfig.of(options)
     nodes = Nodes(
         policy=policy,
         verifier=verifier,
-        max_attempts=max_attempts,
-        reflections=reflections,
-        retries=retries,
-        blind_retries=blind_retries,
-        **prompts,
-        sampling=sampling,
-        reflect_sampling=reflect_sampling,
-        telling=_telling(policy) if stream else None,
+        config=config,
+        templates=config.templates(),
+        streamer=_streamer(policy) if stream else None,
     )
 
     graph = StateGraph(
@@ -108,14 +86,14 @@ def build_graph(
 
 
 async def after_verify(nodes: Nodes, state: EpisodeState) -> Next:
-    """The router."""
+    """Route: reflect on the failed tries or retry them, or end."""
     if not state["frontier"]:
         return "__end__"
-    return "reflect" if nodes.reflections else "retry"
+    return "reflect" if nodes.config.reflections else "retry"
 
 
 class AsyncStep(Runnable[EpisodeState, T]):
-    """An async node or router, with what the run's context says, that `invoke` can run too.
+    """Async node or router under the run's context, which `invoke` can run too.
 
     LangGraph would run a sync router in a thread, and LangChain's `RunnableLambda` inspects itself at every step.
     """
@@ -143,23 +121,23 @@ def _check_collaborators(policy: object, verifier: object) -> None:
     if not callable(getattr(policy, "sample", None)):
         model = repr(policy) if isinstance(policy, str) else "model"
         raise ConfigError(
-            f"policy = {reprlib.repr(policy)}: it has no sample(); pass OpenAIPolicy(base_url, {model}), "
+            f"policy = {shorten(policy)}: it has no sample(); pass OpenAIPolicy(base_url, {model}), "
             "or what implements r3agent.policy.openai.Policy"
         )
     if not callable(verifier):
         name = repr(verifier) if isinstance(verifier, str) else "name"
         raise ConfigError(
-            f"verifier = {reprlib.repr(verifier)}: it is no callable (task, answer) -> bool; pass your own, "
+            f"verifier = {shorten(verifier)}: it is no callable (task, answer) -> bool; pass your own, "
             f"or r3agent.verifiers.find_verifier({name})"
         )
 
 
-def _telling(policy: Policy) -> Telling:
+def _streamer(policy: Policy) -> Streamer:
     if "on_delta" not in inspect.signature(policy.sample).parameters:
         raise ConfigError(
             f"stream = True: {type(policy).__name__}.sample takes no on_delta; give it one as OpenAIPolicy has, "
             "or leave stream out"
         )
-    from r3agent.episodes.token_stream import told
+    from r3agent.episodes.token_stream import stream_spans
 
-    return told
+    return stream_spans

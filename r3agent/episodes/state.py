@@ -1,4 +1,4 @@
-"""The graph's state and context: plain JSON, so that any checkpointer, store or HTTP API can carry it.
+"""State of the graph: plain JSON, so that any checkpointer, store or HTTP API can carry it.
 
 Nodes read it as records (`Task`, `Span`) and write it as their JSON.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
-from pydantic import Field, ValidationError
 from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
 
-from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
-from r3agent.policy import Sampling
-from r3agent.records.trajectory import TASK_EXAMPLE, Label, Record, Span, Task, Trajectory, new_id
+from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
@@ -37,84 +34,48 @@ class EpisodeOutput(TypedDict):
     answer: str
     """Text of the try that passed, else of the last one; without its thinking."""
     passed: bool | None
-    """`None`: the verifier does not know yet."""
+    """Verdict on the answer; `None`: the verifier does not know yet."""
     trajectory: Json
     """A `Trajectory` as JSON; `Trajectory.model_validate(...)` gives the record. Written when the episode ends."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
     spans: Annotated[list[Json], merge_spans]
-    """Of all episodes of the thread, one after the other; an `attempt` begins a new one."""
+    """Spans of all episodes of the thread, one after the other; an `attempt` begins a new one."""
     frontier: list[str]
     """Ids of the failed tries that may be tried again: `verify` decides it, the router and the nodes follow it."""
 
 
-class EpisodeContext(Record):
-    """What one run sets otherwise than `build_graph` did; what is left out stays as it was built.
-
-    `graph.invoke(input, context={"max_attempts": 3})`, an instance does as well; in LangGraph Studio it is a form. A
-    larger graph passes its own context on to the graphs in it, so in one that is embedded only an instance counts.
-
-    Raises:
-        ConfigError: a setting is unknown or does not fit.
-    """
-
-    max_attempts: int | None = Field(default=None, ge=1)
-    """Tries on one path, the first included."""
-    reflections: int | None = Field(default=None, ge=0)
-    """Drawn of each failed try; 0 retries without reflecting."""
-    retries: int | None = Field(default=None, ge=1)
-    """Drawn after each reflection."""
-    blind_retries: int | None = Field(default=None, ge=0)
-    """Drawn of each failed try without a reflection, as a control."""
-    sampling: Sampling | None = None
-    """Of attempts and retries, as a whole; of reflections too, where nothing says otherwise."""
-    reflect_sampling: Sampling | None = None
-    """Of reflections, as a whole."""
-
-    def __init__(self, **settings: Any) -> None:
-        # LangGraph makes it of a caller's JSON, and a caller should read one line of what to change.
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError(
-                f"{explain(error, EpisodeContext, root='context')}; change it, or leave it out for what the graph was "
-                "built with"
-            ) from None
-
-    @property
-    def given(self) -> Json:
-        return {name: value for name, value in self if value is not None}
-
-
-class Place(NamedTuple):
-    """Where a span that is about to be drawn will stand."""
+class SpanSlot(NamedTuple):
+    """Position in the tree of a span that is about to be sampled."""
 
     label: Label
     parent_id: str | None
     choice: int
-    """Its number among the siblings that one request draws."""
+    """Number among the siblings that one request samples."""
     span_id: str
 
     @classmethod
-    def several(cls, n: int, label: Label, parent_id: str | None) -> list[Place]:
+    def siblings(cls, n: int, label: Label, parent_id: str | None) -> list[SpanSlot]:
+        """Make the slots of the `n` spans that one request samples."""
         return [cls(label, parent_id, choice, new_id()) for choice in range(n)]
 
 
-class Delta(TypedDict):
-    """A piece of a span's text; what `stream_mode="custom"` yields of a graph built with `stream=True`."""
+class TokenDelta(TypedDict):
+    """Piece of a span's text, which `stream_mode="custom"` yields of a graph built with `stream=True`."""
 
     label: Label
     parent_id: str | None
     choice: int
-    """Its number among the siblings that one request draws."""
+    """Number among the siblings that one request samples."""
     span_id: str
-    """The span's in the trajectory, once it is complete."""
+    """Id of the span in the trajectory, once it is complete."""
     delta: str
 
 
 def task_of(state: EpisodeState) -> Task:
-    """
+    """Read the task of the state.
+
     Raises:
         ConfigError: the graph was given none, or none that can be read.
     """
@@ -124,7 +85,7 @@ def task_of(state: EpisodeState) -> Task:
 
 
 def tree_of(state: EpisodeState) -> Trajectory:
-    """What the episode has grown so far; its id is that of its first span, the same however much has grown."""
+    """Build the trajectory so far; its id is that of its first span, the same however much has grown."""
     spans = state["spans"]
     root = max(i for i, span in enumerate(spans) if span["label"] == "attempt")
     return Trajectory.model_validate(
@@ -133,4 +94,5 @@ def tree_of(state: EpisodeState) -> Trajectory:
 
 
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
+    """List the failed tries that may be tried again."""
     return [span for span in tree.spans if span.span_id in state["frontier"]]

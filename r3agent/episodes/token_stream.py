@@ -1,10 +1,10 @@
-"""Spans while they are drawn: each piece of text, labelled with its span, through LangGraph's streams.
+"""Token streaming: each piece of text, labelled with its span, through LangGraph's streams.
 
 `build_graph(..., stream=True)` draws with streaming requests, and every piece is seen
 
-- as a `Delta` by `stream_mode="custom"`;
+- as a `TokenDelta` by `stream_mode="custom"`;
 - as a chunk of a chat model's message by `stream_mode="messages"`, `astream_events` of any version, and tracers. The
-  message's id is the span's; its run is named after the label and its metadata are the `Delta` without the piece.
+  message's id is the span's; its run is named after the label and its metadata are the `TokenDelta` without the piece.
 
 The record is the same as without. Importing this loads LangChain's chat models, so `build_graph` does it when asked to
 stream.
@@ -26,19 +26,19 @@ from langgraph.config import get_stream_writer
 from pydantic import PrivateAttr
 
 from r3agent._util.aio import gather_all
-from r3agent.episodes.state import Delta, Place
+from r3agent.episodes.state import SpanSlot, TokenDelta
 from r3agent.records.trajectory import Generation, Message
 
 
-async def told(
-    sample: Callable[..., Awaitable[list[Generation]]], messages: Sequence[Message], places: Sequence[Place]
+async def stream_spans(
+    sample: Callable[..., Awaitable[list[Generation]]], messages: Sequence[Message], slots: Sequence[SpanSlot]
 ) -> list[Generation]:
-    """What `sample` draws, one for each place, telling of every piece as it comes."""
+    """Sample one generation for each slot, and stream every piece of text as it comes."""
     write = get_stream_writer()
-    runs = [_SpanModel.of(place) for place in places]
+    runs = [_SpanModel(span_id=slot.span_id) for slot in slots]
 
     def on_delta(choice: int, text: str) -> None:
-        write(Delta(**places[choice]._asdict(), delta=text))
+        write(TokenDelta(**slots[choice]._asdict(), delta=text))
         runs[choice].take(text)
 
     async def draw() -> list[Generation]:
@@ -52,27 +52,23 @@ async def told(
             run.take(generation)
         return drawn
 
-    async def follow(run: _SpanModel, place: Place) -> list[Generation]:
-        await run.ainvoke(list(messages), {"run_name": place.label, "metadata": place._asdict()})
+    async def follow(run: _SpanModel, slot: SpanSlot) -> list[Generation]:
+        await run.ainvoke(list(messages), {"run_name": slot.label, "metadata": slot._asdict()})
         return []
 
-    drawn, *_ = await gather_all([draw(), *(follow(run, place) for run, place in zip(runs, places, strict=True))])
+    drawn, *_ = await gather_all([draw(), *(follow(run, slot) for run, slot in zip(runs, slots, strict=True))])
     return drawn
 
 
 class _SpanModel(BaseChatModel):
-    """A chat model to LangChain's eyes, which says what the policy says of one span."""
+    """LangChain chat-model adapter that replays one span's tokens."""
 
     cache: BaseCache | bool | None = False  # an answer of the policy is never another's
     span_id: str
     _pieces: asyncio.Queue[str | Generation | Exception] = PrivateAttr(default_factory=asyncio.Queue)
 
-    @classmethod
-    def of(cls, place: Place) -> _SpanModel:
-        return cls(span_id=place.span_id)
-
     def take(self, piece: str | Generation | Exception) -> None:
-        """A piece of text; the whole generation, or what went wrong, is the last."""
+        """Add a piece of text; the whole generation, or an error, is the last."""
         self._pieces.put_nowait(piece)
 
     @property
@@ -108,7 +104,7 @@ class _SpanModel(BaseChatModel):
 
 
 def _last(generation: Generation, span_id: str) -> AIMessageChunk:
-    """What follows the text: tool calls, and what the endpoint said of the whole."""
+    """Make the chunk behind the text: tool calls, model and finish reason."""
     calls = [
         ToolCallChunk(id=call.get("id"), index=index, **_function(call))
         for index, call in enumerate(generation.tool_calls)

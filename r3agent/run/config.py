@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import tomlkit
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from r3agent._util.messages import explain
-from r3agent._util.templates import compile_template
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
+from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
 from r3agent.errors import ConfigError
 from r3agent.http.urls import redact_url
 from r3agent.policy import Sampling
-from r3agent.records.prompts import HIDDEN, KNOWN, PROMPTS, Kind
+from r3agent.records.prompts import PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.serve.config import ServeConfig
 from r3agent.tasks.splits import Split
@@ -70,23 +70,12 @@ class TaskConfig(Record):
     `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
 
 
-class PromptConfig(Record):
-    reflect_prompt: str = ""
-    """Asks for a reflection, after a failed try. A Jinja template, which may name task.messages, task.tools, answer,
-    thinking, feedback and attempt; empty means the one for the verifier's kind of task."""
-    retry_prompt: str = ""
-    """Asks for another try, after a reflection; likewise, and it may name the reflection too."""
-    blind_retry_prompt: str = ""
-    """Asks for another try without a reflection; likewise."""
+class PromptConfig(EpisodePrompts):
+    """Requests of the loop; an empty one means the default for the verifier's kind of task."""
 
-    @field_validator("*")
-    @classmethod
-    def _is_template(cls, text: str, info: ValidationInfo) -> str:
-        try:
-            compile_template(text, name="as a template", known=KNOWN[str(info.field_name)], hidden=HIDDEN)
-        except ConfigError as error:
-            raise ValueError(error) from error  # so that it is told with the file's other errors
-        return text
+    reflect_prompt: str = field_of("reflect_prompt", "", note=" Empty: the one for the verifier's kind of task.")
+    retry_prompt: str = field_of("retry_prompt", "", note=" Empty: likewise.")
+    blind_retry_prompt: str = field_of("blind_retry_prompt", "", note=" Empty: likewise.")
 
     def filled(self, kind: Kind) -> PromptConfig:
         """Fill in the kind's own prompts where the settings have none."""
@@ -94,19 +83,12 @@ class PromptConfig(Record):
         return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
 
 
-class CollectConfig(Record):
+class CollectConfig(EpisodeLimits):
     n: int = Field(default=512, ge=1)
     """Tasks of one collection."""
     samples: int = Field(default=1, ge=1)
     """Episodes of each task; crediting `attempt` needs at least 2."""
-    max_attempts: int = Field(default=2, ge=1)
-    """Tries on one path, the first included."""
-    reflections: int = Field(default=8, ge=0)
-    """G: reflections of each failed try; a GRPO group."""
-    retries: int = Field(default=1, ge=1)
-    """M: retries after each reflection; crediting `retry` needs at least 2."""
-    blind_retries: int = Field(default=0, ge=0)
-    """B: retries without a reflection, as a control; the reward `lift` needs at least 1, crediting them at least 2."""
+    reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
     concurrency: int = Field(default=64, ge=1)
     """Episodes under way at once."""
 

@@ -25,6 +25,7 @@ import orjson
 from r3agent._util.files import write_atomically
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.episodes.collect import CollectSummary, collect
+from r3agent.episodes.config import EpisodeLimits
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
@@ -45,8 +46,8 @@ IDENTITY: dict[str, Callable[[Config], str]] = {
 }
 """Subject of a run; records of two tasks or two base models do not share a directory."""
 
-EVALUATION = {"max_attempts": 2, "reflections": 1, "retries": 1, "blind_retries": 1}
-"""The cells: a first try, after one reflection, and the blind control."""
+EVALUATION = EpisodeLimits(blind_retries=1)
+"""Limits of an evaluation, for its cells: a first try, after one reflection, and the blind control."""
 
 Progress = Callable[[int, int], None]
 
@@ -208,7 +209,7 @@ class Run:
             self.directory / "eval" / version,
             progress,
             samples=self.config.eval.samples,
-            **EVALUATION,
+            **EVALUATION.model_dump(),
             concurrency=self.config.collect.concurrency,
         )
 

@@ -253,7 +253,7 @@ async def test_no_more_episodes_are_under_way_than_concurrency(tmp_path: Path) -
         ({"n": 0}, "nothing to collect, with samples = 1; check --n"),
         ({"samples": 0}, "nothing to collect, with samples = 0"),
         ({"concurrency": 0}, "concurrency = 0: must be at least 1"),
-        ({"retries": 0}, "retries = 0: must be at least 1"),
+        ({"retries": 0}, "retries = 0: .* greater than or equal to 1"),
         ({"samples": 2, "sampling": Sampling(seed=1)}, "samples = 2 and sampling.seed = 1: a seed makes the samples"),
     ],
 )

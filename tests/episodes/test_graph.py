@@ -177,15 +177,15 @@ def test_reflections_are_sampled_like_tries_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_attempts": 0}, "max_attempts = 0: must be at least 1"),
-        ({"reflections": -1}, "reflections = -1: must be at least 0"),
-        ({"retries": 0}, "retries = 0: must be at least 1"),
-        ({"blind_retries": -1}, "blind_retries = -1: must be at least 0"),
+        ({"max_attempts": 0}, "max_attempts = 0: .* greater than or equal to 1; change it"),
+        ({"reflections": -1}, "reflections = -1: .* greater than or equal to 0"),
+        ({"retries": 0}, "retries = 0: .* greater than or equal to 1; change it"),
+        ({"blind_retries": -1}, "blind_retries = -1: .* greater than or equal to 0"),
         ({"reflections": 0}, "nothing would retry, with max_attempts = 2; pass reflections=1"),
-        ({"max_attempts": "3"}, "max_attempts = '3': must be a whole number, at least 1"),
-        ({"retries": None}, "retries = None: must be a whole number"),
-        ({"blind_retries": True}, "blind_retries = True: must be a whole number"),
-        ({"reflections": 1.0}, "reflections = 1.0: must be a whole number"),
+        ({"max_attempts": "3"}, "max_attempts = '3': .* valid integer"),
+        ({"retries": None}, "retries = None: .* valid integer"),
+        ({"blind_retries": True}, "blind_retries = True: .* valid integer"),
+        ({"reflections": 1.0}, "reflections = 1.0: .* valid integer"),
         ({"sampling": {"top_p": 1}}, r"sampling = {'top_p': 1}: must be a Sampling, such as Sampling\(temperature"),
         ({"verifier": "exact"}, r"verifier = 'exact': .*r3agent.verifiers.find_verifier\('exact'\)"),
         ({"verifier": None}, r"verifier = None: .*find_verifier\(name\)"),
@@ -204,9 +204,9 @@ def test_what_cannot_work_is_refused_before_anything_runs(wrong: Any, message: s
     [
         ({}, 'the input has no "task"'),
         ({"messages": [{"role": "user", "content": "hi"}]}, 'the input has no "task"'),
-        ({"task": "hi"}, "task = 'hi': task: .* valid dictionary"),
-        ({"task": {"prompt": "x"}}, "task = {'prompt': 'x'}: task.messages: Field required; task.prompt: Extra"),
-        ({"task": {"messages": "hi"}}, "task = {'messages': 'hi'}: task.messages: Input should be"),
+        ({"task": "hi"}, "task = 'hi': .* valid dictionary"),
+        ({"task": {"prompt": "x"}}, "task.messages: Field required; unknown key 'task.prompt'; known are id, messages"),
+        ({"task": {"messages": "hi"}}, "task.messages = 'hi': Input should be"),
     ],
 )
 async def test_an_input_without_a_task_is_refused_with_one_that_works(given: Any, message: str) -> None:
