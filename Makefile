@@ -13,7 +13,7 @@ STUDIO_READY := $(STUDIO)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock
+.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -97,6 +97,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+
+# The JSON Schema of the record, as the package ships it.
+schema: setup
+	$(BIN)/python -c "import json; from r3agent import Trajectory; print(json.dumps(Trajectory.model_json_schema(), indent=1))" > r3agent/records/trajectory.schema.json
 
 # Not --quiet: a warning that is not shown does not count for --strict.
 docs: setup
