@@ -30,7 +30,7 @@ def test_what_is_none_by_default_is_commented_out():
 
 def test_an_explanation_is_the_settings_docstring():
     text = to_toml(Config())
-    assert "# G: reflections of each failed try; a GRPO group.\nreflections = 8" in text
+    assert "# G: reflections of each failed try, a GRPO group; 0 retries without reflecting.\nreflections = 8" in text
     assert "# Weight of the KL divergence from the starting policy. The paper: 0.001.\nbeta = " in text
 
 
