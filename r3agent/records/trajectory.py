@@ -9,184 +9,36 @@ Everything here is frozen, versioned and JSON-safe. Nothing here calls a model o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
-from hashlib import sha256
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
-from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from r3agent._util.messages import explain
-from r3agent.errors import ConfigError, SchemaVersionError
-from r3agent.records.thinking import ReasoningField
+from r3agent.records.generation import Capability, Generation, Verdict
+from r3agent.records.record import Record, VersionedRecord, new_id
+from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
-Message: TypeAlias = dict[str, Any]
-"""One chat message in the shape of OpenAI's API: `{"role": ..., "content": ...}`."""
+__all__ = [
+    "TASK_EXAMPLE",
+    "Capability",
+    "EpisodeError",
+    "Generation",
+    "Label",
+    "Message",
+    "Record",
+    "Span",
+    "Task",
+    "Trajectory",
+    "Verdict",
+    "VersionedRecord",
+    "mean_success",
+    "new_id",
+]
 
 Label: TypeAlias = Literal["attempt", "reflect", "retry"]
-
-Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
-"""Use of a generation in training: its recorded tokens are trained on, its re-tokenised text is, or neither."""
-
-
-class Record(BaseModel):
-    """Base of all records: frozen, and unknown fields are an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class VersionedRecord(Record):
-    """Base of the records that files hold: `schema_version`, which each declares, has the version that is read here.
-
-    Raises:
-        SchemaVersionError: the data to validate is of another version.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_schema_version(cls, data: Any) -> Any:
-        known = cls.model_fields["schema_version"].default
-        if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:
-            raise SchemaVersionError(
-                f"schema_version = {found!r}: this r3agent reads version {known}; "
-                "open the run with the version of r3agent that wrote it, or use a new directory"
-            )
-        return data
-
-
-TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
-"""The least that a task is, to show where one was given wrong."""
-
-
-class Task(Record):
-    """One problem: what the policy is shown and what the verifier needs."""
-
-    id: str = Field(default_factory=str)  # for type checkers; `_default_id` gives one before this is asked
-    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
-    messages: tuple[Message, ...] = Field(min_length=1)
-    """The conversation so far, ending with the user's request."""
-    tools: tuple[dict[str, Any], ...] = ()
-    """Tool definitions in the shape of OpenAI's API."""
-    info: dict[str, Any] = {}
-    """Data for the verifier; never shown to the policy."""
-    gold: Message | None = None
-    """An assistant message that passes, where one is known; `audit` tries the verifier on it. Never shown either."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_id(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "id" not in data and "messages" in data:
-            shown = json.dumps(data["messages"], sort_keys=True, default=str)
-            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
-        return data
-
-    @classmethod
-    def of(cls, given: object) -> Task:
-        """The task that a caller gave, as a record or as its JSON.
-
-        Raises:
-            ConfigError: it cannot be read as one.
-        """
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            raise ConfigError(f"{explain(error, cls, root='task')}; give one as in {TASK_EXAMPLE}") from None
-
-
-class Verdict(Record):
-    """A verifier's judgement of one answer."""
-
-    passed: bool
-    score: float = Field(ge=0, le=1)
-    """How good it is; the sources `score` and `retry_score` of `train.credit` pay it, all else looks at `passed`."""
-    feedback: str | None = None
-    """Why, for people; the policy does not see it unless a prompt puts it there."""
-    noisy: bool = False
-    """True if its giver may err, e.g. a language model; then `feedback` has the votes."""
-    by: str | None = None
-    """Name of whoever attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
-    overruled: bool | None = None
-    """The verifier's own `passed`, where a label says otherwise."""
-
-    @classmethod
-    def failed(cls, feedback: str) -> Verdict:
-        """Not passed, with no part of it right."""
-        return cls(passed=False, score=0.0, feedback=feedback)
-
-
-class Generation(Record):
-    """One sampled completion, exactly as the endpoint gave it."""
-
-    text: str
-    reasoning: str | None = None
-    """The thinking, where the server handed it over beside the text; its tokens are among `token_ids`."""
-    reasoning_field: ReasoningField = "reasoning"
-    """The server's name for it."""
-    tool_calls: tuple[dict[str, Any], ...] = ()
-    prompt_token_ids: tuple[int, ...] | None = None
-    token_ids: tuple[int, ...] | None = None
-    """T sampled tokens, the end-of-turn token included where the server counts it."""
-    logprobs: tuple[float, ...] | None = None
-    """T natural-log probabilities under the policy and the sampling temperature the server scored with."""
-    model: str
-    """The name the endpoint answered with."""
-    policy_version: str | None = None
-    """The registry's version behind that name, where it is known."""
-    sampling: dict[str, Any] = {}
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    latency_s: float | None = None
-    """Latency of the request; the siblings of one `n > 1` request share it."""
-    capability: Capability = "eval-only"
-    capability_note: str | None = None
-    """Why the capability is less than `trainable-exact`."""
-
-    @model_validator(mode="after")
-    def _aligned(self) -> Generation:
-        ids, logprobs = self.token_ids, self.logprobs
-        if ids is not None and logprobs is not None and len(ids) != len(logprobs):
-            raise ValueError(f"{len(ids)} token ids but {len(logprobs)} logprobs: they must align one to one")
-        if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
-            raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
-        return self
-
-    @property
-    def message(self) -> Message:
-        """The generation as the assistant message that follows its prompt."""
-        message: Message = {"role": "assistant", "content": self.text}
-        if self.reasoning is not None:
-            message[self.reasoning_field] = self.reasoning
-        if self.tool_calls:
-            message["tool_calls"] = list(self.tool_calls)
-        return message
-
-    @property
-    def turn(self) -> Message:
-        """`message` as it is sent back: servers refuse calls whose arguments are no JSON object, so these are text."""
-        broken = [call for call in self.tool_calls if not _is_readable(call)]
-        if not broken:
-            return self.message
-        texts = [self.text, *(json.dumps(call.get("function", call)) for call in broken)]
-        message = {**self.message, "content": "\n".join(text for text in texts if text)}
-        calls = [call for call in self.tool_calls if call not in broken]
-        return {**message, "tool_calls": calls} if calls else {k: v for k, v in message.items() if k != "tool_calls"}
-
-
-def _is_readable(call: Message) -> bool:
-    try:
-        return isinstance(json.loads(call["function"]["arguments"]), dict)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return False
-
-
-def new_id() -> str:
-    """A fresh id for a span or a trajectory."""
-    return uuid4().hex[:16]
 
 
 class Span(Generation):

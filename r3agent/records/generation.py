@@ -1,0 +1,102 @@
+"""One sampled completion, and the verdict of a verifier on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from r3agent.records.record import Record
+from r3agent.records.task import Message
+from r3agent.records.thinking import ReasoningField
+
+Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
+"""Use of a generation in training: its recorded tokens are trained on, its re-tokenised text is, or neither."""
+
+
+class Verdict(Record):
+    """A verifier's judgement of one answer."""
+
+    passed: bool
+    score: float = Field(ge=0, le=1)
+    """How good it is; the sources `score` and `retry_score` of `train.credit` pay it, all else looks at `passed`."""
+    feedback: str | None = None
+    """Why, for people; the policy does not see it unless a prompt puts it there."""
+    noisy: bool = False
+    """True if its giver may err, e.g. a language model; then `feedback` has the votes."""
+    by: str | None = None
+    """Name of whoever attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
+    overruled: bool | None = None
+    """The verifier's own `passed`, where a label says otherwise."""
+
+    @classmethod
+    def failed(cls, feedback: str) -> Verdict:
+        """Not passed, with no part of it right."""
+        return cls(passed=False, score=0.0, feedback=feedback)
+
+
+class Generation(Record):
+    """One sampled completion, exactly as the endpoint gave it."""
+
+    text: str
+    reasoning: str | None = None
+    """The thinking, where the server handed it over beside the text; its tokens are among `token_ids`."""
+    reasoning_field: ReasoningField = "reasoning"
+    """The server's name for it."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    """T sampled tokens, the end-of-turn token included where the server counts it."""
+    logprobs: tuple[float, ...] | None = None
+    """T natural-log probabilities under the policy and the sampling temperature the server scored with."""
+    model: str
+    """The name the endpoint answered with."""
+    policy_version: str | None = None
+    """The registry's version behind that name, where it is known."""
+    sampling: dict[str, Any] = {}
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float | None = None
+    """Latency of the request; the siblings of one `n > 1` request share it."""
+    capability: Capability = "eval-only"
+    capability_note: str | None = None
+    """Why the capability is less than `trainable-exact`."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Generation:
+        ids, logprobs = self.token_ids, self.logprobs
+        if ids is not None and logprobs is not None and len(ids) != len(logprobs):
+            raise ValueError(f"{len(ids)} token ids but {len(logprobs)} logprobs: they must align one to one")
+        if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
+            raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
+        return self
+
+    @property
+    def message(self) -> Message:
+        """The generation as the assistant message that follows its prompt."""
+        message: Message = {"role": "assistant", "content": self.text}
+        if self.reasoning is not None:
+            message[self.reasoning_field] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = list(self.tool_calls)
+        return message
+
+    @property
+    def turn(self) -> Message:
+        """`message` as it is sent back: servers refuse calls whose arguments are no JSON object, so these are text."""
+        broken = [call for call in self.tool_calls if not _is_readable(call)]
+        if not broken:
+            return self.message
+        texts = [self.text, *(json.dumps(call.get("function", call)) for call in broken)]
+        message = {**self.message, "content": "\n".join(text for text in texts if text)}
+        calls = [call for call in self.tool_calls if call not in broken]
+        return {**message, "tool_calls": calls} if calls else {k: v for k, v in message.items() if k != "tool_calls"}
+
+
+def _is_readable(call: Message) -> bool:
+    try:
+        return isinstance(json.loads(call["function"]["arguments"]), dict)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False

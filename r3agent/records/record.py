@@ -1,0 +1,40 @@
+"""Base classes of all records: frozen, strict about unknown fields, and versioned where files hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from r3agent.errors import SchemaVersionError
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class VersionedRecord(Record):
+    """Base of the records that files hold: `schema_version`, which each declares, has the version that is read here.
+
+    Raises:
+        SchemaVersionError: the data to validate is of another version.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_schema_version(cls, data: Any) -> Any:
+        known = cls.model_fields["schema_version"].default
+        if isinstance(data, dict) and (found := data.get("schema_version", known)) != known:
+            raise SchemaVersionError(
+                f"schema_version = {found!r}: this r3agent reads version {known}; "
+                "open the run with the version of r3agent that wrote it, or use a new directory"
+            )
+        return data
+
+
+def new_id() -> str:
+    """A fresh id for a span or a trajectory."""
+    return uuid4().hex[:16]

@@ -1,0 +1,54 @@
+"""Problem that an episode is about, as the policy and the verifier see it."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+from pydantic import Field, ValidationError, model_validator
+
+from r3agent._util.messages import explain
+from r3agent.errors import ConfigError
+from r3agent.records.record import Record
+
+Message: TypeAlias = dict[str, Any]
+"""One chat message in the shape of OpenAI's API: `{"role": ..., "content": ...}`."""
+
+TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
+"""The least that a task is, to show where one was given wrong."""
+
+
+class Task(Record):
+    """One problem: what the policy is shown and what the verifier needs."""
+
+    id: str = Field(default_factory=str)  # for type checkers; `_default_id` gives one before this is asked
+    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
+    messages: tuple[Message, ...] = Field(min_length=1)
+    """The conversation so far, ending with the user's request."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tool definitions in the shape of OpenAI's API."""
+    info: dict[str, Any] = {}
+    """Data for the verifier; never shown to the policy."""
+    gold: Message | None = None
+    """An assistant message that passes, where one is known; `audit` tries the verifier on it. Never shown either."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "id" not in data and "messages" in data:
+            shown = json.dumps(data["messages"], sort_keys=True, default=str)
+            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
+        return data
+
+    @classmethod
+    def of(cls, given: object) -> Task:
+        """The task that a caller gave, as a record or as its JSON.
+
+        Raises:
+            ConfigError: it cannot be read as one.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigError(f"{explain(error, cls, root='task')}; give one as in {TASK_EXAMPLE}") from None
