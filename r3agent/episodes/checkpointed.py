@@ -1,4 +1,4 @@
-"""Model calls that outlive the process: the checkpointer keeps each answer as soon as it is there.
+"""Checkpointed model calls: the checkpointer keeps each answer as soon as it is there.
 
 LangGraph saves what a node returns, once it returns. Where a node has several requests under way, each one is made a
 LangGraph `task` besides, whose result is saved on its own: a run that is resumed asks only for what is missing. What it
@@ -25,7 +25,7 @@ from r3agent.episodes.state import Json
 from r3agent.records.trajectory import Span
 
 LEAST_CONCURRENCY = 3
-"""Of LangGraph's `max_concurrency`: node, stream and a task run at once; with less they would wait for ever."""
+"""Least `max_concurrency` of LangGraph: node, stream and a task run at once; with less they would wait for ever."""
 
 Drawing: TypeAlias = Callable[[], Coroutine[Any, Any, list[Span]]]
 """One request that has not been sent yet."""
@@ -55,7 +55,7 @@ async def _kept(drawing: Drawing) -> list[Span]:
 
 
 async def _from_thread(sample: Callable[[], Coroutine[Any, Any, dict[str, list[Json]]]]) -> dict[str, list[Json]]:
-    """Under `graph.invoke` a task is sync: LangGraph's thread waits for what is awaited here."""
+    """Run a task under `graph.invoke`, where it is sync: LangGraph's thread waits for this loop."""
     loop, running, is_cancelled = asyncio.get_running_loop(), list[Future[dict[str, list[Json]]]](), False
 
     @task(name="sample")

@@ -37,7 +37,7 @@ class EpisodeOptions(TypedDict, total=False):
 
 
 class EpisodeLimits(Record):
-    """How many spans an episode may grow."""
+    """Limits on the spans that an episode may grow."""
 
     max_attempts: int = Field(default=2, ge=1, strict=True)
     """Tries on one path, the first included."""

@@ -45,7 +45,7 @@ class Group(Record):
     parent: Span | None
     """The span they all follow; `None` for attempts, which follow the task."""
     trajectories_G: tuple[Trajectory, ...]
-    """Where each span is: one and the same trajectory, unless they are attempts."""
+    """Trajectory of each span: one and the same, unless they are attempts."""
     spans_G: tuple[Span, ...]
     rewards_G: tuple[float, ...]
 

@@ -20,9 +20,9 @@ class Verdict(Record):
 
     passed: bool
     score: float = Field(ge=0, le=1)
-    """How good it is; the sources `score` and `retry_score` of `train.credit` pay it, all else looks at `passed`."""
+    """Quality of the answer; the sources `score` and `retry_score` of `train.credit` pay it, all else uses `passed`."""
     feedback: str | None = None
-    """Why, for people; the policy does not see it unless a prompt puts it there."""
+    """Reason, for people; the policy does not see it unless a prompt puts it there."""
     noisy: bool = False
     """True if its giver may err, e.g. a language model; then `feedback` has the votes."""
     by: str | None = None
@@ -62,7 +62,7 @@ class Generation(Record):
     """Latency of the request; the siblings of one `n > 1` request share it."""
     capability: Capability = "eval-only"
     capability_note: str | None = None
-    """Why the capability is less than `trainable-exact`."""
+    """Reason that the capability is less than `trainable-exact`."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Generation:

@@ -37,7 +37,7 @@ class CollectSummary(Record):
     capabilities: dict[str, int]
     """Spans by what they are good for."""
     notes: dict[str, int]
-    """Why spans are less than trainable-exact."""
+    """Reasons that spans are less than trainable-exact, counted."""
     seconds: float
 
 

@@ -60,7 +60,7 @@ class Span(Generation):
 
 
 class EpisodeError(Record):
-    """Why an episode ended early: data, never a score of 0."""
+    """Error that ended an episode early: data, never a score of 0."""
 
     kind: str
     """The class of the exception, e.g. `VerifierError`."""

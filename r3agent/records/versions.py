@@ -23,7 +23,7 @@ def version_number(version: str) -> int:
 
 
 def version_distance(one: str | None, other: str) -> int | None:
-    """How far two numbers are apart; `None` where one of them is not a version."""
+    """Count the versions from one to the other; `None` where one of them is not a version."""
     if one == other:
         return 0
     return abs(version_number(one) - version_number(other)) if one and is_version(one) and is_version(other) else None

@@ -42,13 +42,13 @@ class InspectedSpan(Record):
     credit: float | None
     """The advantage that training on this run's trajectories gives it; `None` when it is not trained on."""
     no_credit: str | None
-    """Why it is not: one of `train.report.REMEDIES`, or `not credited`."""
+    """Reason that it is not trained on: one of `train.report.REMEDIES`, or `not credited`."""
     distill: float | None
     """The weight of this retry behind the first try's prompt."""
     leaked: bool
     """A reflection that contains the answer of its own retry."""
     tokens: tuple[InspectedToken, ...]
-    """None where the endpoint gave no ids."""
+    """Tokens of the span; none where the endpoint gave no ids."""
 
 
 class Inspection(Record):
@@ -60,14 +60,14 @@ class Inspection(Record):
     version: str
     """Credit is what the version that sampled this trajectory is trained with."""
     no_texts: str | None
-    """Why the tokens have no texts."""
+    """Reason that the tokens have no texts."""
     spans: tuple[InspectedSpan, ...]
 
 
 def inspect_trajectory(
     trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str
 ) -> Inspection:
-    """Credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
+    """Inspect a trajectory: credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=version_number, default=BASE)
     rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))

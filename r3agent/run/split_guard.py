@@ -21,7 +21,7 @@ SPLIT = "split"
 
 
 class SplitGuard:
-    """The splits of a run's tasks.
+    """Check that no task of a run is drawn from two splits.
 
     Args:
         stores: directories of trajectories, as far as they are there.
@@ -32,7 +32,7 @@ class SplitGuard:
         self._split_of: dict[str, str] | None = None
 
     def check(self, tasks: Sequence[Task], split: str) -> None:
-        """Tasks drawn from `all` are of no split: whoever asks for that wants them mixed.
+        """Check tasks that were drawn from a split; those drawn from `all` are meant to be mixed.
 
         Raises:
             ConfigError: one of them was drawn from another split before.
@@ -50,7 +50,7 @@ class SplitGuard:
 
 
 def _stored(directory: Path) -> Iterator[tuple[str, str]]:
-    """Id and split of the tasks of a store, whatever else its records hold."""
+    """Yield id and split of the tasks of a store, whatever else its records hold."""
     for shard in shards(directory) if directory.is_dir() else ():
         for line in shard.read_bytes().splitlines():
             try:

@@ -84,7 +84,7 @@ class Run:
     # ---- the stages ----
 
     def collect(self, progress: Progress | None = None) -> CollectSummary:
-        """Episodes of this round's tasks with the live policy, into `trajectories/`."""
+        """Collect episodes of this round's tasks with the live policy, into `trajectories/`."""
         card = self.ensure_live()
         if len(self.registry.versions()) > 1:  # it may have been restarted, or hold what an evaluation left
             self.serve_live()
@@ -101,7 +101,7 @@ class Run:
         resume: bool = False,
         force: bool = False,
     ) -> PolicyCard:
-        """A new policy version from the trajectories that the live one sampled, or the rest of an interrupted one."""
+        """Train a new policy version on what the live one sampled, or go on with an interrupted training."""
         parent, trajectories = self.ensure_live(), self._trajectories()
         from r3agent.train import PolicyStart, train  # after what is refused without torch
 
@@ -129,7 +129,7 @@ class Run:
     def evaluate(
         self, before: str, after: str, progress: Progress | None = None, *, split: str | None = None
     ) -> Comparison:
-        """Two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
+        """Compare two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
 
         Args:
             split: where the tasks are from; default `eval.split`.
@@ -140,7 +140,7 @@ class Run:
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
-        """One version on the frozen tasks of `eval.split`: the cells of `evaluate`, with nothing to compare them to."""
+        """Measure one version on the frozen tasks of `eval.split`: the cells of `evaluate`, compared to nothing."""
         (episodes,) = self._evaluations([version], self.config.eval.split, progress)
         return evaluate(episodes)
 
@@ -156,7 +156,7 @@ class Run:
     # ---- what the stages need ----
 
     def ensure_live(self) -> PolicyCard:
-        """The live version; in a new run the base becomes v0000 and live."""
+        """Return the card of the live version; in a new run the base becomes v0000 and live."""
         base = self.config.policy
         self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
@@ -187,7 +187,7 @@ class Run:
         return trajectories
 
     def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
-        """Episodes of each version on the frozen tasks of a split: those that are stored, and the missing ones now."""
+        """Load the episodes of each version on the frozen tasks of a split; collect those that are missing."""
         self.ensure_live()
         tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
         missing = [version for version in versions if not self._is_evaluated(version, tasks)]
