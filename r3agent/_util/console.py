@@ -9,14 +9,15 @@ WIDTH = 100_000
 """Columns that output has room for: what is printed is cut or wrapped by the terminal, never here."""
 
 
-def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0) -> list[str]:
-    """Align the cells of rows; one plain line each, without markup, whatever it is printed on."""
+def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, first: int = 0) -> list[str]:
+    """Align the cells of rows, the first at least so wide; one plain line each, without markup, never wrapped."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    table.add_column(min_width=first)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)

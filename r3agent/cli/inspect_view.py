@@ -31,7 +31,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
     ]
     notes = [f"    {count} x {printable(note)}" for note, count in summary.notes.items()]
-    return [*columns(rows, gap=3, indent=2), *notes]
+    return [*columns(rows, gap=3, indent=2, first=22), *notes]
 
 
 def render(inspection: Inspection) -> str:
