@@ -1,6 +1,6 @@
 """HTTP clients of servers: key, headers, timeouts, connections and proxies of all of them, and their async requests.
 
-A request is sent once here; `r3agent.policy.endpoint` decides what is tried again.
+A request is sent once here; `r3agent.http.retry` decides what is tried again.
 """
 
 from __future__ import annotations

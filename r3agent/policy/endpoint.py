@@ -1,31 +1,21 @@
-"""Requests to one OpenAI-compatible endpoint: pooled connections, retries in one layer, errors mapped at one seam.
-
-Tried again are timeouts, refused and dropped connections, 408, 409, 429 and 5xx: after as long as the server's
-Retry-After says, else with exponential backoff. Never 400, 401, 403 or 404, and never a stream that has begun. A server
-that has answered before and is gone is waited for.
-"""
+"""Requests to one OpenAI-compatible endpoint: pooled connections, retries, errors mapped at one seam."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import httpx
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
-from tenacity.asyncio import retry_if_exception
 
 from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestError
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
+from r3agent.http.retry import Retry
 from r3agent.http.urls import ApiURL, redact_url
-
-MAX_BACKOFF_S = 30.0
-MAX_RETRY_AFTER_S = 300.0
 
 T = TypeVar("T")
 
@@ -70,10 +60,7 @@ class Endpoint:
         self.base_url = base_url
         self._url = ApiURL(base_url)
         self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key, max_connections=concurrency)
-        self._outage_s = outage_s
-        self._max_tries = max_tries
-        self._is_current = is_current
-        self._has_answered = False
+        self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
 
     async def post(self, path: str, body: dict[str, Any]) -> TimedContent:
@@ -88,7 +75,7 @@ class Endpoint:
         async def once(client: httpx.AsyncClient) -> bytes:
             return await http.fetch(client, "POST", self._url.route(path), body)
 
-        return TimedContent(*await self._retry(once, body.get("model")))
+        return TimedContent(*await self._request(once, body.get("model")))
 
     async def stream(self, path: str, body: dict[str, Any], take: Callable[[Any], None]) -> float:
         """Post `body` and hand each chunk of the streamed response, parsed, to `take`; returns its latency in seconds.
@@ -107,7 +94,7 @@ class Endpoint:
         async def once(client: httpx.AsyncClient) -> None:
             await http.stream(client, self._url.route(path), body, take_first)
 
-        _, latency_s = await self._retry(once, body.get("model"), may_repeat=lambda: not has_begun)
+        _, latency_s = await self._request(once, body.get("model"), may_repeat=lambda: not has_begun)
         return latency_s
 
     async def weight_version(self) -> str | None:
@@ -117,7 +104,7 @@ class Endpoint:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
 
         try:
-            content, _ = await self._retry(once, None)
+            content, _ = await self._request(once, None)
             return orjson.loads(content)["weight_version"]
         except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
             return None
@@ -128,7 +115,7 @@ class Endpoint:
         if connection is not None:
             await connection.client.aclose()
 
-    async def _retry(
+    async def _request(
         self,
         once: Callable[[httpx.AsyncClient], Awaitable[T]],
         model: object,
@@ -140,31 +127,12 @@ class Endpoint:
         async def timed() -> tuple[T, float]:
             async with slots:
                 start = time.perf_counter()
-                result = await once(client)
-                self._has_answered = True
-                return result, time.perf_counter() - start
+                return await once(client), time.perf_counter() - start
 
-        async def is_worthwhile(error: BaseException) -> bool:
-            passes = error.is_transient if isinstance(error, ServerError) else isinstance(error, httpx.RequestError)
-            return passes and may_repeat() and (self._is_current is None or await self._is_current())
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(is_worthwhile),
-            stop=self._gives_up,
-            wait=_wait_s,
-            reraise=True,
-        )
         try:
-            return await retrying(timed)
+            return await self._retry.run(timed, may_repeat)
         except (ServerError, httpx.RequestError) as error:
             raise self._policy_error(error, model) from None
-
-    def _gives_up(self, state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        is_gone = isinstance(error, httpx.RequestError) and not isinstance(error, httpx.TimeoutException)
-        if is_gone and self._has_answered:
-            return state.seconds_since_start is not None and state.seconds_since_start > self._outage_s
-        return state.attempt_number >= self._max_tries
 
     def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -175,29 +143,11 @@ class Endpoint:
 
     def _policy_error(self, error: ServerError | httpx.RequestError, model: object) -> PolicyError:
         where = f"{redact_url(self.base_url)}, model {model!r}: "
-        tries = f" (tried {self._max_tries} times)"
+        tries = f" (tried {self._retry.max_tries} times)"
         if isinstance(error, ServerError):
             return policy_error(error, where=where, tries=tries)
         timeout_s = self._settings.timeout_s
         if isinstance(error, httpx.TimeoutException):
             return EndpointError(f"{where}no answer within timeout_s = {timeout_s:g}{tries}; raise it or ask for less")
-        waited = f" (waited {self._outage_s:g} s)" if self._has_answered else tries
+        waited = f" (waited {self._retry.outage_s:g} s)" if self._retry.has_answered else tries
         return EndpointError(f"{where}{no_answer(error, timeout_s)}{waited}; is the server running?")
-
-
-def _wait_s(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    retry_after_s = _retry_after_s(error.retry_after) if isinstance(error, ServerError) else None
-    if retry_after_s is not None:
-        return min(retry_after_s, MAX_RETRY_AFTER_S)
-    return wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)(state)
-
-
-def _retry_after_s(header: str) -> float | None:
-    """Read seconds, or a date as RFC 9110 also allows; `None` for anything else."""
-    if header.isdecimal() or header.replace(".", "", 1).isdecimal():
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
-        return None

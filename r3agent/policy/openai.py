@@ -45,7 +45,7 @@ class OpenAIPolicy:
         concurrency: connections kept open, and the most requests under way at once.
         timeout_s: for one request.
         outage_s: how long to wait for a server that has answered before and is gone.
-        max_tries: for one request; `r3agent.policy.endpoint` says what is tried again.
+        max_tries: for one request; `r3agent.http.retry` says what is tried again.
 
     Raises:
         ConfigError: the URL is none, `NAME@live` has no registry, or nothing is live.
