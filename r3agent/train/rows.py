@@ -1,28 +1,24 @@
-"""Trajectories to rows: choose the spans that are trained on, and compute their advantages.
+"""Trajectories to rows: choose the spans that are trained on.
 
-Only the tokens of a credited span are completions; everything before them is prompt. Advantages are relative to the
-span's siblings, never to another failure's: that would bias the baseline (arXiv 2402.03300).
+Only the tokens of a credited span are completions; everything before them is prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.trajectory import Trajectory
+from r3agent.train.advantages import distill_rows, with_advantages
 from r3agent.train.config import TrainConfig
 from r3agent.train.leak import leaks
 from r3agent.train.report import RowReport, report_rows
-from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowLabel, RowMaker
+from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowMaker
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-STD_EPSILON = 1e-4
-"""Addend to the standard deviation that divides advantages, as in TRL."""
 
 
 def build_rows(
@@ -83,7 +79,7 @@ def credit_spans(
             dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
     made = list(distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
-    rows = [*_with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
+    rows = [*with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
     return Credited(rows, dropped, leaked, zero_variance_groups)
 
 
@@ -122,48 +118,3 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
             if config.leak == "penalise":
                 earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
         yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
-
-
-def _with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
-    """Compute advantages: reward minus the siblings' mean, scaled and weighted as the config says.
-
-    The scale is the sample standard deviation, as in TRL.
-    """
-    every: dict[RowLabel, list[float]] = {}
-    for rows_G in groups:
-        every.setdefault(rows_G[0].label, []).extend(row.reward for row in rows_G)
-    weights: dict[Any, float] = config.credit_weights
-    rows: list[Row] = []
-    for rows_G in groups:
-        label, rewards_G = rows_G[0].label, [row.reward for row in rows_G]
-        mean, scale = fmean(rewards_G), 1.0
-        if config.scale_rewards != "none":
-            scale = stdev(rewards_G if config.scale_rewards == "group" else every[label]) + STD_EPSILON
-        weight = weights.get(label, 1.0)
-        rows += [row._replace(advantage=weight * (row.reward - mean) / scale) for row in rows_G]
-    return rows
-
-
-def distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
-    """Make a row of each retry after a reflection that passed where the first try had failed.
-
-    It is in the group of the task's first tries, whose prompt it shares; its advantage is its weight.
-    Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
-    importance weight, because nothing was sampled behind that prompt. The mean is over the task's first tries.
-    """
-    for group in groups(trajectories, "attempt"):
-        mean = fmean(group.rewards_G)
-        for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
-            for span in trajectory.spans:
-                if attempt.passed or credit_label(trajectory, span) != "retry" or not span.passed:
-                    continue
-                earned = reward(trajectory, span) or 0.0
-                yield make_row(
-                    trajectory,
-                    span,
-                    label="distill",
-                    group_id=group.group_id,
-                    reward=earned,
-                    advantage=(earned - mean) * make_row.config.distill,
-                    prompt_of=attempt,
-                )
