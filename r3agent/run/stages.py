@@ -14,37 +14,22 @@ called again.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from r3agent._util.files import write_atomically
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.episodes.config import EpisodeLimits
-from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
-from r3agent.records.versions import BASE
-from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
-from r3agent.run.split_guard import SPLIT, SplitGuard
-from r3agent.store.registry import PolicyCard, Registry
+from r3agent.run.directory import RunDirectory, digest
+from r3agent.run.split_guard import SPLIT
+from r3agent.store.registry import PolicyCard
 from r3agent.store.trajectories import load
-from r3agent.tasks import default_verifier, find_tasks, read_tasks
-from r3agent.verifiers import KINDS, close, find_verifier
-
-IDENTITY: dict[str, Callable[[Config], str]] = {
-    "task.source": lambda config: config.task.source,
-    "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
-    "policy.base_model": lambda config: config.policy.base_model,
-}
-"""Subject of a run; records of two tasks or two base models do not share a directory."""
+from r3agent.verifiers import close
 
 EVALUATION = EpisodeLimits(blind_retries=1)
 """Limits of an evaluation, for its cells: a first try, after one reflection, and the blind control."""
@@ -52,36 +37,8 @@ EVALUATION = EpisodeLimits(blind_retries=1)
 Progress = Callable[[int, int], None]
 
 
-class Run:
-    """An open run directory.
-
-    Args:
-        directory: made if missing.
-        overrides: dotted keys that count more than the directory's `r3.toml`.
-
-    Raises:
-        ConfigError: a setting does not work, the directory cannot be written or is of another task or base model.
-    """
-
-    def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
-        self.directory = Path(directory)
-        path = self.directory / CONFIG_FILE
-        known = path if path.exists() else None
-        config = load_config(known, overrides or {})
-        self.verifier_name = IDENTITY["task.verifier"](config)
-        prompts = config.prompts.filled(KINDS.get(self.verifier_name, "general"))
-        self.config = config.model_copy(update={"prompts": prompts})
-        if known:
-            self._refuse_another_identity(load_config(known, {}))
-        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
-        self.registry = Registry(self.directory)
-        evaluations = (self.directory / "eval" / version for version in self.registry.versions())
-        self._apart = SplitGuard([self.directory / "trajectories", *evaluations])
-        if not known:
-            read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
-            self._write_config(path)
-
-    # ---- the stages ----
+class Run(RunDirectory):
+    """The stages of a run, in its directory."""
 
     def collect(self, progress: Progress | None = None) -> CollectSummary:
         """Collect episodes of this round's tasks with the live policy, into `trajectories/`."""
@@ -90,7 +47,7 @@ class Run:
             self.serve_live()
         settings = self.config.collect
         round_ = len(self.registry.versions())
-        tasks = self._tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
+        tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
         limits = settings.model_dump(exclude={"n"})
         return self._collect(card, tasks, "train", self.directory / "trajectories", progress, **limits)
 
@@ -102,7 +59,7 @@ class Run:
         force: bool = False,
     ) -> PolicyCard:
         """Train a new policy version on what the live one sampled, or go on with an interrupted training."""
-        parent, trajectories = self.ensure_live(), self._trajectories()
+        parent, trajectories = self.ensure_live(), self.trajectories()
         from r3agent.train import PolicyStart, train  # after what is refused without torch
 
         version = self.registry.next_version()
@@ -120,11 +77,11 @@ class Run:
     def deploy(self, version: str | None = None) -> DeployReport:
         """Bring a version, by default the newest, onto the server and make it live."""
         self.ensure_live()
-        return deploy(version or self.registry.versions()[-1], **self._server())
+        return deploy(version or self.registry.versions()[-1], **self.server_settings())
 
     def rollback(self, to: str | None = None) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, **self._server())
+        return rollback(to=to, **self.server_settings())
 
     def evaluate(
         self, before: str, after: str, progress: Progress | None = None, *, split: str | None = None
@@ -151,45 +108,15 @@ class Run:
 
     def serve_live(self) -> None:
         """Make sure the server has the live version, e.g. after it was restarted."""
-        load_version(self.ensure_live().version, **self._server())
-
-    # ---- what the stages need ----
-
-    def ensure_live(self) -> PolicyCard:
-        """Return the card of the live version; in a new run the base becomes v0000 and live."""
-        base = self.config.policy
-        self.registry.add_base(base.model, base.base_model)
-        if self.registry.live is None:
-            self.registry.set_live(BASE)
-        return self.registry.card(self.registry.live or BASE)
-
-    @property
-    def api_key(self) -> str | None:
-        return os.environ.get(self.config.policy.api_key_env)
+        load_version(self.ensure_live().version, **self.server_settings())
 
     def _comparison_path(self, before: str, after: str, split: str) -> Path:
         return self.directory / "eval" / f"{before}-{after}.{split}.json"
 
-    def _trajectories(self) -> list[Trajectory]:
-        """Trajectories collected for training.
-
-        Raises:
-            ConfigError: some of it was collected for another task or judged by another verifier.
-        """
-        folder = self.directory / "trajectories"
-        trajectories = load(folder)
-        for key, asked in self._provenance().items():
-            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, asked) != asked}:
-                raise ConfigError(
-                    f"{key} = {asked!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
-                    f"{CONFIG_FILE}, or collect into another directory with --run"
-                )
-        return trajectories
-
     def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
         """Load the episodes of each version on the frozen tasks of a split; collect those that are missing."""
         self.ensure_live()
-        tasks = self._tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
+        tasks = self.draw_tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
         missing = [version for version in versions if not self._is_evaluated(version, tasks)]
         replaced = "full" in {self.registry.card(version).kind for version in missing}
         try:
@@ -201,7 +128,7 @@ class Run:
         return [self._evaluated(version, tasks) for version in versions]
 
     def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
-        load_version(version, **self._server())
+        load_version(version, **self.server_settings())
         self._collect(
             self.registry.card(version),
             tasks,
@@ -215,11 +142,11 @@ class Run:
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
         """Stored episodes of a version under the current settings."""
-        asked, drawn_with = {task.id for task in tasks}, self._drawn_with()
+        ids, current = {task.id for task in tasks}, self.episode_digest()
         return [
             t
             for t in load(self.directory / "eval" / version)
-            if t.task.id in asked and t.sample < self.config.eval.samples and t.metadata.get("settings") == drawn_with
+            if t.task.id in ids and t.sample < self.config.eval.samples and t.metadata.get("settings") == current
         ]
 
     def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
@@ -230,24 +157,7 @@ class Run:
         return len(whole) == len(tasks) * self.config.eval.samples
 
     def _evaluated_with(self, split: str) -> str:
-        return _digest([{**self.config.eval.model_dump(), "split": split}, self._drawn_with()])
-
-    def _drawn_with(self) -> str:
-        """Digest of what an episode depends on besides its task and its policy."""
-        config = self.config
-        return _digest([config.sampling.model_dump(), config.prompts.model_dump(), self._provenance()])
-
-    def _provenance(self) -> dict[str, Any]:
-        """Provenance recorded in every trajectory."""
-        task = self.config.task
-        settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
-        return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
-
-    def _tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
-        task = self.config.task
-        tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
-        self._apart.check(tasks, split)
-        return tasks
+        return digest([{**self.config.eval.model_dump(), "split": split}, self.episode_digest()])
 
     def _collect(
         self, card: PolicyCard, tasks: list[Task], split: str, out: Path, progress: Progress | None, **limits: Any
@@ -273,7 +183,7 @@ class Run:
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
                     sampling=self.config.sampling,
-                    metadata={**self._provenance(), SPLIT: split, "settings": self._drawn_with()},
+                    metadata={**self.provenance(), SPLIT: split, "settings": self.episode_digest()},
                     on_episode=progress,
                     **self.config.prompts.model_dump(),
                     **limits,
@@ -283,27 +193,3 @@ class Run:
                 await close(self.verifier)
 
         return asyncio.run(run())
-
-    def _server(self) -> dict[str, Any]:
-        return {
-            "registry": self.registry,
-            "base_url": self.config.policy.base_url,
-            "api_key": self.api_key,
-            "config": self.config.deploy,
-        }
-
-    def _write_config(self, path: Path) -> None:
-        write_atomically(path, to_toml(self.config))
-
-    def _refuse_another_identity(self, on_file: Config) -> None:
-        for key, of in IDENTITY.items():
-            known, asked = of(on_file), of(self.config)
-            if known != asked:
-                raise ConfigError(
-                    f"{key} = {asked!r}, but {self.directory} is a run of {known!r}; "
-                    "choose another directory with --run"
-                )
-
-
-def _digest(settings: Any) -> str:
-    return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -1,0 +1,132 @@
+"""A run directory: its settings, its identity, and what every stage takes from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from r3agent._util.files import write_atomically
+from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.versions import BASE
+from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
+from r3agent.run.split_guard import SplitGuard
+from r3agent.store.registry import PolicyCard, Registry
+from r3agent.store.trajectories import load
+from r3agent.tasks import default_verifier, find_tasks, read_tasks
+from r3agent.verifiers import KINDS, find_verifier
+
+IDENTITY: dict[str, Callable[[Config], str]] = {
+    "task.source": lambda config: config.task.source,
+    "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
+    "policy.base_model": lambda config: config.policy.base_model,
+}
+"""Subject of a run; records of two tasks or two base models do not share a directory."""
+
+
+class RunDirectory:
+    """An open run directory.
+
+    Args:
+        directory: made if missing.
+        overrides: dotted keys that count more than the directory's `r3.toml`.
+
+    Raises:
+        ConfigError: a setting does not work, the directory cannot be written or is of another task or base model.
+    """
+
+    def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.directory = Path(directory)
+        path = self.directory / CONFIG_FILE
+        file = path if path.exists() else None
+        config = load_config(file, overrides or {})
+        self.verifier_name = IDENTITY["task.verifier"](config)
+        prompts = config.prompts.filled(KINDS.get(self.verifier_name, "general"))
+        self.config = config.model_copy(update={"prompts": prompts})
+        if file:
+            self._refuse_another_identity(load_config(file, {}))
+        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
+        self.registry = Registry(self.directory)
+        evaluations = (self.directory / "eval" / version for version in self.registry.versions())
+        self._split_guard = SplitGuard([self.directory / "trajectories", *evaluations])
+        if not file:
+            read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
+            self._write_config(path)
+
+    def ensure_live(self) -> PolicyCard:
+        """Return the card of the live version; in a new run the base becomes v0000 and live."""
+        base = self.config.policy
+        self.registry.add_base(base.model, base.base_model)
+        if self.registry.live is None:
+            self.registry.set_live(BASE)
+        return self.registry.card(self.registry.live or BASE)
+
+    @property
+    def api_key(self) -> str | None:
+        """Key of the endpoint, from the variable that `policy.api_key_env` names."""
+        return os.environ.get(self.config.policy.api_key_env)
+
+    def trajectories(self) -> list[Trajectory]:
+        """Trajectories collected for training.
+
+        Raises:
+            ConfigError: some of it was collected for another task or judged by another verifier.
+        """
+        folder = self.directory / "trajectories"
+        trajectories = load(folder)
+        for key, expected in self.provenance().items():
+            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, expected) != expected}:
+                raise ConfigError(
+                    f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
+                    f"{CONFIG_FILE}, or collect into another directory with --run"
+                )
+        return trajectories
+
+    def episode_digest(self) -> str:
+        """Digest of what an episode depends on besides its task and its policy."""
+        config = self.config
+        return digest([config.sampling.model_dump(), config.prompts.model_dump(), self.provenance()])
+
+    def provenance(self) -> dict[str, Any]:
+        """Provenance recorded in every trajectory."""
+        task = self.config.task
+        settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
+        return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
+
+    def draw_tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
+        """Draw `n` tasks of a split, none of which another split has used."""
+        task = self.config.task
+        tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        self._split_guard.check(tasks, split)
+        return tasks
+
+    def server_settings(self) -> dict[str, Any]:
+        """Arguments that deploying takes besides the version."""
+        return {
+            "registry": self.registry,
+            "base_url": self.config.policy.base_url,
+            "api_key": self.api_key,
+            "config": self.config.deploy,
+        }
+
+    def _write_config(self, path: Path) -> None:
+        write_atomically(path, to_toml(self.config))
+
+    def _refuse_another_identity(self, on_file: Config) -> None:
+        for key, of in IDENTITY.items():
+            stored, given = of(on_file), of(self.config)
+            if stored != given:
+                raise ConfigError(
+                    f"{key} = {given!r}, but {self.directory} is a run of {stored!r}; "
+                    "choose another directory with --run"
+                )
+
+
+def digest(settings: Any) -> str:
+    """Digest of settings, 16 hexadecimal digits."""
+    return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
