@@ -1,4 +1,4 @@
-"""Every error r3agent raises on purpose.
+"""Exceptions of r3agent.
 
     R3Error
     |-- ConfigError            a setting, a file or a combination that cannot work; found before any work starts
@@ -8,23 +8,23 @@
     |-- PolicyError            the endpoint did not give a generation
     |   |-- EndpointError      unreachable, timed out, or failing on its side; worth trying again later
     |   |-- RequestError       the endpoint refused this request, e.g. a prompt that is too long
-    |   |   `-- AccessError    ... and will refuse every other: wrong key, wrong model, wrong URL
-    |   `-- ProtocolError      the endpoint answered something that is not an OpenAI response
-    |-- VerifierError          the verifier raised or returned nonsense; says nothing about the model
-    |-- TrainingError          the rows cannot be trained on, and why
-    `-- DeployError            the weights did not arrive; the live pointer did not move
+    |   |   `-- AccessError    ... and will refuse all others: wrong key, wrong model, wrong URL
+    |   `-- ProtocolError      the endpoint's response is not an OpenAI response
+    |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
+    |-- TrainingError          training failed, or the rows cannot be trained on
+    `-- DeployError            the weights did not reach the server; the live pointer did not move
 
-Messages name the value, the limit and the remedy. `TrainingInterrupted` is no error but a `KeyboardInterrupt`.
+Messages name the value, the limit and the remedy. `TrainingInterrupted` is a `KeyboardInterrupt`, not an `R3Error`.
 """
 
 from __future__ import annotations
 
 
 class R3Error(Exception):
-    """The root: `except R3Error` catches whatever r3agent raises on purpose."""
+    """Base class of all errors that r3agent raises on purpose."""
 
     exit_code = 1
-    """Exit code of the command line: 1 failed, 2 wrong usage, configuration or rows to train on."""
+    """Exit code of the command line: 1 for a failure, 2 for wrong usage, configuration or training rows."""
 
 
 class ConfigError(R3Error):
@@ -42,14 +42,14 @@ class RecordError(R3Error):
 
 
 class SchemaVersionError(RecordError):
-    """A record was written under a schema this version of r3agent does not read."""
+    """A record has a schema version that this version of r3agent cannot read."""
 
 
 class PolicyError(R3Error, RuntimeError):
     """The endpoint did not give a generation.
 
-    Whatever is worth trying again has been tried again by then: as a `RuntimeError` it is left alone by LangGraph's
-    default `RetryPolicy`, of the application's own nodes too.
+    It is raised after all retries. It is a `RuntimeError`, so LangGraph's default `RetryPolicy` does not retry it, not
+    even in the application's own nodes.
     """
 
 
@@ -61,7 +61,7 @@ class RequestError(PolicyError):
     """The endpoint refused this request, e.g. a prompt that is too long.
 
     Args:
-        refusal: the server's own words in full, with the names of the fields that it refuses.
+        refusal: the server's full message, with the names of the fields that it refuses.
     """
 
     def __init__(self, message: str = "", *, refusal: str = "") -> None:
@@ -74,22 +74,22 @@ class AccessError(RequestError):
 
 
 class ProtocolError(PolicyError):
-    """The endpoint answered something that is not an OpenAI response."""
+    """The endpoint's response is not an OpenAI response."""
 
 
 class VerifierError(R3Error):
-    """The verifier raised or returned nonsense; says nothing about the model."""
+    """The verifier raised, or returned an invalid value; says nothing about the model."""
 
 
 class TrainingError(R3Error):
-    """Training failed, or its rows cannot be trained on, and why."""
+    """Training failed, or its rows cannot be trained on."""
 
     exit_code = 2
 
 
 class DeployError(R3Error):
-    """The weights did not arrive at the server; the live pointer did not move."""
+    """The weights did not reach the server; the live pointer did not move."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped because it was asked to, with a checkpoint from which `resume` goes on."""
+    """Training was stopped by a signal, and left a checkpoint from which `resume` continues."""

@@ -1,6 +1,6 @@
-"""New weights onto a running server: load, compare with the checkpoint's own logprobs, then move the live pointer.
+"""Deploy new weights to a running server: load, compare with the checkpoint's own logprobs, move the live pointer.
 
-One file for each way of changing a server's weights; the routes are vLLM's, which the embedded server has too.
+Each way of changing a server's weights has its own module. The routes are vLLM's; the embedded server has them too.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["DeployConfig", "DeployReport", "FingerprintReport", "LoadReport", "d
 
 
 def __getattr__(name: str) -> Any:
-    """Names that are deprecated."""
+    """Resolve deprecated names."""
     if name == "CanaryReport":
         warn("CanaryReport is now FingerprintReport; CanaryReport is removed in 0.3", DeprecationWarning, stacklevel=2)
         return FingerprintReport

@@ -1,4 +1,4 @@
-"""Bring weights onto a cluster by a script of the user's that gets the checkpoint's place."""
+"""Deploy weights to a cluster through a user's script, which gets the checkpoint's path."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from r3agent.errors import DeployError
 class Command(WeightUpdate):
     """Run a script; the deploy then waits until the servers behind the address answer with the version's fingerprint.
 
-    In its environment: `R3AGENT_VERSION`, `R3AGENT_SERVED_NAME`, `R3AGENT_CHECKPOINT` (the adapter's directory, or
-    that of the full weights), `R3AGENT_BASE_MODEL`, `R3AGENT_KIND` and `R3AGENT_BASE_URL`. It has to be repeatable.
+    The script's environment has `R3AGENT_VERSION`, `R3AGENT_SERVED_NAME`, `R3AGENT_CHECKPOINT` (the directory of the
+    adapter or the full weights), `R3AGENT_BASE_MODEL`, `R3AGENT_KIND` and `R3AGENT_BASE_URL`. It must be repeatable.
     """
 
     command: tuple[str, ...]

@@ -26,47 +26,47 @@ POLL_S = 1.0
 
 
 class LoadReport(Record):
-    """A version that the server has loaded."""
+    """Report of a version that is loaded on the server."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     version: str
     served_name: str
-    """The model name that clients ask for."""
+    """Model name for clients to request."""
     base_url: str
-    """Address of the server that has the version, the first one of several."""
+    """Address of the server that has the version; the first if there are several."""
     strategy: Strategy
     fingerprint: FingerprintReport | None = Field(
         validation_alias=AliasChoices("fingerprint", "canary"), serialization_alias="canary"
     )
-    """`canary` in JSON; `None`: the version has no fingerprint, so nobody verified the server's weights."""
+    """Named `canary` in JSON. `None` if the version has no fingerprint, so the server's weights were not verified."""
     warnings: tuple[str, ...]
 
     @property
     def canary(self) -> FingerprintReport | None:
-        """Deprecated: `fingerprint` has this."""
+        """Deprecated alias of `fingerprint`."""
         warn("LoadReport.canary is now fingerprint; canary is removed in 0.3", DeprecationWarning, stacklevel=2)
         return self.fingerprint
 
 
 class DeployReport(LoadReport):
-    """A version that is live now."""
+    """Report of a version that is now live."""
 
     previous: str | None
-    """Version that was live until then."""
+    """Version that was live before."""
     unloaded: tuple[str, ...]
-    """Served names of old versions that were taken off the server."""
+    """Served names of the old versions that were unloaded from the server."""
 
 
 class Rollout(NamedTuple):
-    """A version on one server."""
+    """Rollout of a version to one server."""
 
     report: LoadReport
     update: WeightUpdate | None
     old: Server
     """Server before the update."""
     new: Server
-    """Server that has the version; another one only after a restart."""
+    """Server that has the version; differs from `old` only after a restart."""
 
 
 def deploy(
@@ -77,19 +77,19 @@ def deploy(
     api_key: str | None = None,
     config: DeployConfig | None = None,
 ) -> DeployReport:
-    """Bring a version onto the running servers and make it live.
+    """Load a version onto the running servers and make it live.
 
     The live pointer moves only when every server answers with the logprobs on the version's card; on failure the
-    servers are put back as they were. A version whose card has no fingerprint, or that differs too little from the one
-    before to be told apart, goes live with a warning. Deploying a version again is harmless.
+    servers are restored. A version goes live with a warning if its card has no fingerprint, or if the fingerprint
+    cannot distinguish it from the previous weights. Deploying a version again is harmless.
 
     Args:
-        base_url: of the OpenAI API, ending in `/v1`; where a restart moved the live version, that address counts.
+        base_url: OpenAI API, ending in `/v1`; if a restart moved the live version, its new address is used instead.
 
     Raises:
         ConfigError: there is no such version, or a setting does not work.
-        BusyError: another deploy of this run is under way, and whose.
-        DeployError: the version is not live; what was is still.
+        BusyError: another deploy of this run is in progress; the message says whose.
+        DeployError: the version is not live; the previous one still is.
     """
     config = config or DeployConfig()
     with _servers(registry, base_url, api_key, config, f"deploying {version}") as servers:
@@ -109,9 +109,9 @@ def load_version(
     api_key: str | None = None,
     config: DeployConfig | None = None,
 ) -> LoadReport:
-    """Bring a version onto the servers without making it live, e.g. to evaluate it: as `deploy`, but for the pointer.
+    """Load a version as `deploy` does, but without moving the live pointer, e.g. to evaluate it.
 
-    An adapter is served beside the live version; full weights take its place until the next `deploy`.
+    An adapter is served beside the live version; full weights replace it until the next `deploy`.
     """
     config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
     with _servers(registry, base_url, api_key, config, f"loading {version}") as servers:
@@ -126,10 +126,10 @@ def rollback(
     api_key: str | None = None,
     config: DeployConfig | None = None,
 ) -> DeployReport:
-    """Return to an earlier version, `to` or the one before: loaded again if it was unloaded, and verified.
+    """Return to an earlier version, `to` or else the previous one; load it again if needed, and verify it.
 
     Raises:
-        ConfigError, BusyError, DeployError: as `deploy`; and there is no such earlier version.
+        ConfigError, BusyError, DeployError: as `deploy`, or there is no such earlier version.
     """
     target = registry.rollback_target(to)
     return deploy(target, registry=registry, base_url=base_url, api_key=api_key, config=config)
@@ -139,7 +139,7 @@ def rollback(
 def _servers(
     registry: Registry, base_url: str, api_key: str | None, config: DeployConfig, purpose: str
 ) -> Generator[list[Server]]:
-    """All servers of the run, for one deploy at a time."""
+    """Yield all servers of the run under a lock, for one deploy at a time."""
     if config.strategy == "restart" and config.replicas:
         raise ConfigError(
             f'deploy.strategy = "restart" with {len(config.replicas)} replicas: it replaces one supervised server; '
@@ -153,7 +153,7 @@ def _servers(
 
 
 def _roll_out(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Rollout]:
-    """Update one server after another; when one fails, those before it are put back too."""
+    """Update one server after another; if one fails, restore the earlier ones too."""
     rollouts: list[Rollout] = []
     for server in servers:
         try:
@@ -186,7 +186,7 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
         if fingerprint:
             report = wait_until(
                 lambda: check(new, card.served_name, fingerprint, tolerance=config.tolerance),
-                timeout_s=config.timeout_s if strategy == "command" else 0.0,  # its weights may still be on their way
+                timeout_s=config.timeout_s if strategy == "command" else 0.0,  # its servers may still be loading
                 poll_s=POLL_S,
                 retry_on=DeployError,
             )
@@ -211,10 +211,10 @@ def _undo(update: WeightUpdate | None, server: Server) -> str:
 
 
 def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
-    """Remove what was there before; since the version is live, a failure is a warning.
+    """Remove the old versions; the new one is already live, so a failure is only a warning.
 
     Returns:
-        The served names that were unloaded, and the warnings.
+        The unloaded served names, and the warnings.
     """
     unloaded: list[str] = []
     warnings: list[str] = []
@@ -224,7 +224,7 @@ def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tup
                 update.finish(old)
             unloaded += [name for name in unload_old(new, registry, keep=keep) if name not in unloaded]
         except DeployError as error:
-            warnings.append(f"what was there before could not be cleared away: {error}")
+            warnings.append(f"the old versions could not be removed: {error}")
     return unloaded, warnings
 
 

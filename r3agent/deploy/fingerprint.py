@@ -1,7 +1,7 @@
-"""Tell whether a server answers with the weights that were trained: its logprobs against the checkpoint's own.
+"""Verify that a server serves the trained weights, by comparing its logprobs with the checkpoint's own.
 
-The mean absolute gap tells weights apart: a server in bfloat16 is some 0.03 nats from a float32 checkpoint,
-weights that arrived in part, or not at all, are further away from the new weights than that or nearer to the old.
+The mean absolute gap identifies the weights. A server in bfloat16 is about 0.03 nats from a float32 checkpoint.
+Weights that arrived in part, or not at all, are further than that from the new weights, or nearer to the old ones.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from r3agent.records.trajectory import Record
 from r3agent.store.registry import FingerprintSequence, Registry
 
 TOLERANCE = 0.05
-"""Nats per token, mean."""
+"""Default limit of the mean gap, in nats per token."""
 MAX_POSITIONS = 16
-"""Tokens of each sequence that are asked for: every one is a request."""
+"""Tokens to measure in each sequence; each takes one request."""
 AT_ONCE = 8
 
 Recognition: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
 
 
 class FingerprintReport(Record):
-    """A server's logprobs compared with a version's fingerprint."""
+    """Comparison of a server's logprobs with a version's fingerprint."""
 
     served_name: str
     verdict: Recognition
-    """`indistinguishable`: within the tolerance, but the old weights are as near; nobody can tell which it serves."""
+    """`indistinguishable`: within the tolerance, but as near to the old weights, so the server may have either."""
     gap: float
-    """Mean |server - checkpoint| in nats per token."""
+    """Mean |server - checkpoint| logprob gap, in nats per token."""
     parent_gap: float | None
-    """The same against the weights that training started from."""
+    """The same gap to the weights that training started from."""
     tolerance: float
     n_tokens: int
 
@@ -45,7 +45,7 @@ def check(
     """Check that a server answers with the weights of a fingerprint.
 
     Raises:
-        DeployError: the server serves the old weights, others, or cannot be asked.
+        DeployError: the server has the old weights or other ones, or it cannot be queried.
     """
     report = measure(server, served_name, fingerprint, tolerance=tolerance)
     if report.verdict in ("old", "other"):
@@ -59,7 +59,7 @@ def measure(
     """Compare the server's logprobs with those on the card.
 
     Raises:
-        DeployError: the server cannot be asked.
+        DeployError: the server cannot be queried.
     """
     places = [(sequence, t) for sequence in fingerprint for t in positions(len(sequence.token_ids_T))]
 
@@ -84,15 +84,15 @@ def measure(
 
 
 def positions(length: int) -> list[int]:
-    """Tokens of a sequence that are asked for: all but the first, or `MAX_POSITIONS` of them, evenly spread."""
+    """Choose the positions to measure: all but the first, or `MAX_POSITIONS` of them, evenly spread."""
     step = max(1, (length - 1) / MAX_POSITIONS)
     return sorted({round(length - 1 - i * step) for i in range(MAX_POSITIONS)} & set(range(1, length)))
 
 
 def fingerprint_of(registry: Registry, version: str) -> tuple[FingerprintSequence, ...]:
-    """The fingerprint of a version: its own or, with the roles swapped, that of a version trained from it.
+    """Return a version's own fingerprint or, with the roles swapped, that of a version trained from it.
 
-    Empty where neither exists.
+    Empty if neither exists.
     """
     if own := registry.card(version).fingerprint:
         return own
@@ -107,7 +107,7 @@ def fingerprint_of(registry: Registry, version: str) -> tuple[FingerprintSequenc
 
 
 def _verdict(gap: float, parent_gap: float | None, tolerance: float) -> Recognition:
-    """Weights are recognised within the tolerance, and when they are at least twice as near as the others."""
+    """Recognise weights within the tolerance that are at least twice as near as the other weights."""
     if parent_gap is not None and parent_gap <= tolerance and 2 * parent_gap < gap:
         return "old"
     if not gap <= tolerance:

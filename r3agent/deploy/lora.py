@@ -1,8 +1,8 @@
-"""Load a LoRA adapter beside the base under a name that no other version ever gets, and unload old ones.
+"""Load a LoRA adapter beside the base model under a name that is never reused, and unload old adapters.
 
-Immutable names keep a server from answering with the cached keys and values of another version (vllm#42125), and
-let the requests under way end on the version they began with. vLLM reads an adapter again from its directory when
-it has dropped it from memory, so a version's directory stays where it is as long as it is served.
+With immutable names a server never answers from another version's KV cache (vllm#42125), and running requests finish
+on the version that they started with. vLLM reads an adapter again after dropping it from memory, so a version's
+directory must stay in place while it is served.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 @dataclass
 class LoraLoad(WeightUpdate):
-    """Load one adapter; one that is served already is left for the fingerprint to judge, unless it is another run's."""
+    """Load one adapter; if one of that name is served already, refuse another run's and let the fingerprint decide."""
 
     was_served: bool = False
     loaded: bool = False
@@ -51,12 +51,12 @@ class LoraLoad(WeightUpdate):
 
 
 def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float = 60.0) -> list[str]:
-    """Unload adapters of this run beyond `keep`, each when its requests are done.
+    """Unload this run's adapters beyond `keep`, each after its requests have finished.
 
-    The live one and the one before stay first, then the newest.
+    The live adapter and the previous one have priority, then the newest.
 
     Returns:
-        The served names that are gone; one that is still in use after `drain_s` seconds stays.
+        The unloaded served names; an adapter that is still in use after `drain_s` seconds stays loaded.
     """
     order = [registry.live, registry.previous, *reversed(registry.versions())]
     cards = [registry.card(version) for version in dict.fromkeys(order) if version is not None]
@@ -64,7 +64,7 @@ def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float 
     adapters = [card.served_name for card in cards if card.kind == "lora" and card.served_name in served]
 
     def is_unused(name: str) -> bool:
-        # A server that does not tell its load drains by itself, as the embedded one does.
+        # A server that does not report its load, such as the embedded one, drains by itself.
         return (load := server.load()) is None or name not in load.adapters
 
     unused = [n for n in adapters[keep:] if wait_until(partial(is_unused, n), timeout_s=drain_s, poll_s=POLL_S)]
@@ -74,11 +74,11 @@ def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float 
 
 
 def _refuse_adapter_of_another_run(name: str, source: str | None, adapter_dir: Path, server: Server) -> None:
-    """The fingerprint cannot tell versions apart that have hardly learnt, and every run has a v0001."""
+    """Refuse a name that another run uses: every run has a v0001, and fingerprints of barely trained ones agree."""
     theirs, ours = Path(source or "") / ADAPTER_FILE, adapter_dir / ADAPTER_FILE
-    # One that is not there any more may be this run's own, before it was moved.
+    # A directory that no longer exists may be this run's own, before it was moved.
     if source and theirs.is_file() and not filecmp.cmp(theirs, ours, shallow=False):
         raise DeployError(
             f"{name} on {server.root} is the adapter of another run, {source}; "
-            "serve every run by a server of its own, or under another policy.model"
+            "give each run its own server, or another policy.model"
         )

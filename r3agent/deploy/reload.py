@@ -1,8 +1,8 @@
 """Reload full weights in place, on the running server.
 
-Needs vLLM's development routes. A failed read can leave vLLM without a working engine, so the checkpoint is compared
-with the base model before the server is touched. vLLM 0.32 on CPUs keeps a packed copy of a tied output head: there,
-a model with tied embeddings arrives in part, which the fingerprint shows.
+This needs vLLM's development routes. A failed read can leave vLLM without a working engine, so the checkpoint is
+compared with the base model before the server is touched. On CPUs, vLLM 0.32 keeps a packed copy of a tied output
+head, so a model with tied embeddings is updated only in part; the fingerprint detects this.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from r3agent.errors import DeployError
 
 @dataclass
 class WeightReload(WeightUpdate):
-    """Swap the weights of the server's model, in place, for those of a directory or hub id."""
+    """Replace the weights of the server's model, in place, with those of a directory or hub id."""
 
     previous: str
-    """Weights that the server has now; they go back if the new ones are not right."""
+    """Current weights of the server, restored if the new ones are wrong."""
     previous_version: str
     changed: bool = False
 
@@ -48,7 +48,7 @@ class WeightReload(WeightUpdate):
 
     @staticmethod
     def _reload(server: Server, weights: str, version: str) -> None:
-        """Read the weights on a paused server; it is resumed, whatever happens."""
+        """Read the weights while the server is paused, and always resume it."""
         try:
             server.reload_weights(weights)
             server.reset_prefix_cache()

@@ -1,8 +1,8 @@
-"""Blue/green: start a new server beside the old one, on another port, and stop the old one when nobody needs it.
+"""Blue/green deployment: start a new server on another port, then stop the old one when its requests are done.
 
-The old one has to be supervised by `r3agent serve --run RUN`, which leaves `RUN/servers/PORT.json`. Clients find the
-new one through the live pointer, so they have to ask for `NAME@live`. The machine has to have room for both: on a CPU
-vLLM binds its threads to the first cores, where two of them are slow; `VLLM_CPU_OMP_THREADS_BIND` names others.
+`r3agent serve --run RUN` must supervise the old server; it writes `RUN/servers/PORT.json`. Clients find the new server
+through the live pointer, so they must request `NAME@live`. The machine needs room for both: on a CPU, vLLM binds its
+threads to the first cores, where two servers are slow; set other cores with `VLLM_CPU_OMP_THREADS_BIND`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from r3agent.errors import ConfigError, DeployError
 
 POLL_S = 0.2
 GRACE_S = 2.0
-"""Time in which requests that were addressed before the pointer moved arrive at the old server."""
+"""Time for requests that were sent before the pointer moved to reach the old server."""
 DRAIN_S = 120.0
 
 _OUTLIVING: list[subprocess.Popen[bytes]] = []
-"""Servers that go on after this process: Python warns of one that is forgotten while it runs."""
+"""Servers that outlive this process; without a reference to them, Python warns of a running child."""
 
 
 @dataclass
 class Restart(WeightUpdate):
-    """Start a server with the version's weights, and stop the old one in the end."""
+    """Start a server with the version's weights, and finally stop the old one."""
 
     run_dir: Path
     timeout_s: float
@@ -56,7 +56,7 @@ class Restart(WeightUpdate):
         if adapter_dir is not None:
             successor.load_adapter(card.served_name, adapter_dir)
         elif card.kind == "full":
-            with suppress(DeployError):  # only vLLM in development mode and the embedded server keep it
+            with suppress(DeployError):  # only the embedded server and vLLM in development mode store it
                 successor.set_weight_version(card.version)
         return successor
 
@@ -67,7 +67,7 @@ class Restart(WeightUpdate):
         return f"{server.root} was not touched"
 
     def finish(self, server: Server) -> None:
-        """Stop the old server when its requests are done, or after `DRAIN_S` seconds."""
+        """Stop the old server when its requests have finished, or after `DRAIN_S` seconds."""
         assert self.old is not None
         assert self.started is not None
         _OUTLIVING.append(self.started)
@@ -88,7 +88,7 @@ class Restart(WeightUpdate):
         )
 
     def _entries(self) -> list[dict[str, Any]]:
-        """Entries of the servers that are supervised for this run."""
+        """Return the entries of this run's supervised servers."""
         return [json.loads(path.read_bytes()) for path in sorted((self.run_dir / "servers").glob("*.json"))]
 
     def _wait_for_address(self, process: subprocess.Popen[bytes], log: Path) -> str:

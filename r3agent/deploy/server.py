@@ -1,10 +1,10 @@
-"""The side of an OpenAI-compatible server that changes its weights: vLLM's routes, over HTTP.
+"""HTTP client of the routes that change a server's weights, as vLLM defines them.
 
     /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter     under the base URL
     /pause, /collective_rpc, /reset_prefix_cache, /update_weight_version, /resume   at the server's root
     /metrics, /health
 
-Nothing is retried: deploying is repeatable as a whole. Whatever goes wrong is a `DeployError`.
+Nothing is retried, since a whole deploy can be repeated. Every failure is a `DeployError`.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ LOAD_REMEDIES = {
     "not enabled": "start the server with --enable-lora",
     "No adapter found": "the server must see the directory under the same path: share the file system",
 }
-"""Remedies, by a part of the message with which vLLM refuses an adapter."""
+"""Remedies by a part of vLLM's message when it refuses an adapter."""
 
 LOAD_METRICS = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 ADAPTERS_METRIC = "vllm:lora_requests_info"
 
 
 class ServerLoad(NamedTuple):
-    """Requests that are not finished."""
+    """Unfinished requests of a server."""
 
     requests: int
     adapters: frozenset[str]
-    """Served names in use."""
+    """Served names of the adapters in use."""
 
 
 class Server:
-    """One server; use it as a context manager.
+    """Client of one server; use it as a context manager.
 
     Args:
-        base_url: the OpenAI one, ending in `/v1`.
-        timeout_s: for one request; a pause waits this long for the generations under way.
+        base_url: OpenAI base URL, ending in `/v1`.
+        timeout_s: limit for one request; a pause waits this long for running generations.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
@@ -69,7 +69,7 @@ class Server:
         self._successors: list[Server] = []
 
     def at(self, base_url: str) -> Server:
-        """Another server with the same key; closed with this one."""
+        """Return a client of another server with the same key; closing this one closes it too."""
         self._successors.append(Server(base_url, api_key=self._api_key, timeout_s=self._timeout_s))
         return self._successors[-1]
 
@@ -81,11 +81,11 @@ class Server:
             server._client.close()
 
     def models(self) -> list[str]:
-        """Return the served names: the base and its adapters."""
+        """Return the served names of the base model and its adapters."""
         return list(self.sources())
 
     def sources(self) -> dict[str, str | None]:
-        """Map each served name to its source, the `root`; `None` where the server does not name it."""
+        """Map each served name to its source, the `root`; `None` if the server does not report it."""
         answer = self._json("GET", "v1/models", remedy="base_url must be the API's, ending in /v1")
         try:
             return {model["id"]: model.get("root") for model in answer["data"]}
@@ -101,11 +101,11 @@ class Server:
             raise DeployError("; ".join([str(error), *remedies])) from error
 
     def unload_adapter(self, name: str) -> None:
-        """Take the name away; generations under way end undisturbed."""
+        """Unload an adapter; its running generations finish undisturbed."""
         self._call("POST", "v1/unload_lora_adapter", json={"lora_name": name}, remedy=LORA_ROUTES)
 
     def pause(self) -> None:
-        """Let the generations under way end and hold back new ones."""
+        """Let running generations finish, and hold back new ones."""
         self._call("POST", "pause", params={"mode": "wait"}, remedy=DEV_ROUTES)
 
     def resume(self) -> None:
@@ -120,14 +120,14 @@ class Server:
         self._call("POST", "update_weight_version", json={"new_version": version}, remedy=DEV_ROUTES)
 
     def load(self) -> ServerLoad | None:
-        """Requests that it generates for and has queued; `None` where it does not tell."""
+        """Return the running and queued requests; `None` if the server does not report them."""
         try:
             return _read_load(self._call("GET", "metrics", remedy="").text)
         except DeployError:
             return None
 
     def reset_prefix_cache(self) -> None:
-        """Forget keys and values that the old weights computed."""
+        """Drop the keys and values that the old weights computed."""
         if not self._json("POST", "reset_prefix_cache", remedy=DEV_ROUTES).get("success", True):
             raise DeployError(
                 f"{self.root}/reset_prefix_cache: success = false, generations still hold the cache of the old "
@@ -135,10 +135,10 @@ class Server:
             )
 
     def next_logprob(self, model: str, before_T: Sequence[int], token: int) -> float:
-        """Return log p(token | tokens before it): one token is generated, and no other is allowed.
+        """Return log p(token | tokens before it), by generating one token with no other allowed.
 
-        `prompt_logprobs` would give all with one request, but on a server with adapters vLLM leaves them out of it
-        (vllm#51594), or its engine dies of it when other requests are under way (vllm#29955).
+        `prompt_logprobs` would return all of them in one request. But on a server with adapters, vLLM leaves an adapter
+        out of them (vllm#51594), or its engine crashes if other requests are running (vllm#29955).
         """
         body = {
             "model": model,
@@ -193,7 +193,7 @@ class Server:
 
 
 def _read_load(metrics: str) -> ServerLoad | None:
-    """Read vLLM's metrics; `None` for any other text."""
+    """Parse vLLM's metrics; `None` for any other text."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -203,7 +203,7 @@ def _read_load(metrics: str) -> ServerLoad | None:
     counts = [sample.value for sample in samples if sample.name in LOAD_METRICS]
     if not counts:
         return None
-    # One sample for each combination of adapters there ever was; its value is when that was, in seconds since 1970.
+    # There is one sample for each combination of adapters so far; its value is a Unix time in seconds.
     latest = max((s for s in samples if s.name == ADAPTERS_METRIC), key=lambda s: s.value, default=None)
     labels = latest.labels if latest else {}
     names = ",".join(labels.get(f"{state}_lora_adapters", "") for state in ("running", "waiting")).split(",")

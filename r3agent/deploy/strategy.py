@@ -1,4 +1,4 @@
-"""Choose the way that a version's weights take to the server."""
+"""Choice of the method that loads a version's weights onto a server."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import PolicyCard, Registry
 
 Strategy: TypeAlias = Literal["none", "lora", "reload", "restart", "command"]
-"""Way of the weights onto the server; `none`: it had them in place already."""
+"""Method of loading the weights; `none` if the server already has them."""
 
 
 def choose(card: PolicyCard, registry: Registry, config: DeployConfig) -> tuple[Strategy, WeightUpdate | None]:
-    """Choose how this version gets onto a server.
+    """Choose how to load a version onto a server.
 
     Raises:
-        ConfigError: `deploy.strategy` is `command`, and there is no script to run.
+        ConfigError: `deploy.strategy` is `command`, and `deploy.command` is empty.
     """
     checkpoint = _checkpoint(card, registry)
     if config.strategy == "restart":

@@ -1,4 +1,4 @@
-"""One way of getting a version's weights onto a server: what all of them have in common."""
+"""Base class of the methods that load a version's weights onto a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ UNCHANGED = "the server is as it was"
 
 @dataclass
 class WeightUpdate(ABC):
-    """Change the weights of one server to those of a checkpoint."""
+    """Update of one server to the weights of a checkpoint."""
 
     checkpoint: Checkpoint
 
     def check(self) -> None:
-        """Check the weights on disk, before the server is touched.
+        """Check the weights on disk before the server is touched.
 
         Raises:
             DeployError: a file is missing or cut short, or it belongs to another base model.
@@ -31,11 +31,11 @@ class WeightUpdate(ABC):
 
     @abstractmethod
     def apply(self, server: Server) -> Server:
-        """Bring the weights onto the server; return the server that has them then."""
+        """Load the weights; return the server that has them."""
 
     def undo(self, server: Server) -> str:
-        """Put back what was there, after a failure; return a message that says what the server has then."""
+        """Restore the server after a failure; return a message about its state."""
         return UNCHANGED
 
     def finish(self, server: Server) -> None:  # noqa: B027
-        """Clear away what was there before, once the live pointer has moved; most updates leave nothing."""
+        """Clean up after the live pointer has moved; most updates have nothing to do."""

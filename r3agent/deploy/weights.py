@@ -23,7 +23,7 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
     """Check the files and the shapes of an adapter against its base model.
 
     Raises:
-        DeployError: a file is missing or cut short, the ranks are not the configured ones, a target module has no
+        DeployError: a file is missing or truncated, the ranks are not the configured ones, a target module has no
             tensors, or the adapter belongs to another base model.
     """
     config = read_json(adapter_dir / "adapter_config.json")
@@ -56,17 +56,17 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
 
 
 def check_weights(weights: str, base_model: str) -> None:
-    """Check the files and the shapes of full weights; a hub id is left to the server.
+    """Check the files and the shapes of full weights; the server checks a hub id.
 
     Raises:
-        DeployError: a file is missing or cut short, or the tensors are not those of the base model.
+        DeployError: a file is missing or truncated, or the tensors are not those of the base model.
     """
     if not Path(weights).is_absolute():
         return
     read_json(Path(weights) / "config.json")
     shapes = read_shapes(Path(weights))
     for name, shape in _base_shapes(base_model).items():
-        # A tied output head is saved or left out at will.
+        # Checkpoints may or may not include a tied output head.
         found = shapes.get(name, shape if name == "lm_head.weight" else None)
         if found != shape:
             raise DeployError(
@@ -96,7 +96,7 @@ def read_shapes(directory: Path) -> Shapes:
     """Read the tensors' shapes from the headers of a directory's safetensors files.
 
     Raises:
-        DeployError: there is no safetensors file, or one is cut short.
+        DeployError: there is no safetensors file, or one is truncated.
     """
     shapes: Shapes = {}
     for path in sorted(directory.glob("*.safetensors")):
@@ -111,7 +111,7 @@ def read_shapes(directory: Path) -> Shapes:
 
 
 def _base_shapes(base_model: str) -> Shapes:
-    """Shapes of the base model; empty where they cannot be compared: not a local directory, or stored quantized."""
+    """Read the base model's shapes; empty if they cannot be compared: not a local directory, or quantized."""
     directory = Path(base_model)
     if not directory.is_dir() or "quantization_config" in read_json(directory / "config.json"):
         return {}
@@ -119,7 +119,7 @@ def _base_shapes(base_model: str) -> Shapes:
 
 
 def _modules(shapes: Shapes, suffix: str) -> dict[str, tuple[int, int]]:
-    """Two-dimensional tensors by the name of their module in the base model."""
+    """Map each module's name in the base model to the shape of its two-dimensional tensor."""
     return {
         name.removeprefix("base_model.model.").removesuffix(suffix): (shape[0], shape[1])
         for name, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""Comparison of policies: rates with intervals, paired differences on the same tasks, the gate for promotion."""
+"""Comparison of policies: rates with intervals, paired differences on the same tasks, and the promotion gate."""
 
 from r3agent.evaluate.comparison import Comparison, Decision, compare, gate
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, evaluate

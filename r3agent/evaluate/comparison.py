@@ -1,4 +1,4 @@
-"""Comparison of two policy versions on the same tasks, the gate for promotion, and the file that a run keeps."""
+"""Comparison of two policy versions on the same tasks, the promotion gate, and the comparison's file."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ class Comparison(Record):
     after_reflection: Difference | None
     blind_retry: Difference | None
     lift_over_blind: Difference | None
-    """Change of the worth of reflecting beyond trying again: a difference of differences."""
+    """Change in the gain of reflecting over a blind retry: a difference of differences."""
     only_in_baseline: tuple[str, ...]
-    """Tasks without a whole episode of the candidate; they are in no difference."""
+    """Tasks without a complete episode of the candidate; no difference includes them."""
     only_in_candidate: tuple[str, ...]
 
 
 class Decision(Record):
-    """Decision on promoting the candidate, with its reasons."""
+    """Decision to promote the candidate or not, with its reasons."""
 
     promote: bool
     reasons: tuple[str, ...]
-    """One for each condition, met or not."""
+    """One reason for each condition, met or not."""
 
 
 def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory]) -> Comparison:
-    """Compare two policy versions by the episodes each had of the same tasks.
+    """Compare two policy versions by their episodes on the same tasks.
 
     Raises:
-        ConfigError: they have no task in common, a task is not the same in both, or as `evaluate`.
+        ConfigError: they have no task in common, a task differs between them, or as `evaluate`.
     """
     baseline, candidate = list(baseline), list(candidate)
     _check_same_tasks(baseline, candidate)
@@ -61,10 +61,10 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alph
     """Promote a candidate that is better after a reflection, and not worse elsewhere.
 
     Args:
-        min_lift: percentage points that after_reflection has to gain at least.
-        max_regression: percentage points that the first try may lose, and errors may gain, at most.
-        alpha: the gain's p-value has to be below this, and more tasks have to gain than lose: in the mean of several
-            samples a few large gains can outweigh many small losses, which the sign test does not call a gain.
+        min_lift: smallest gain of after_reflection, in percentage points.
+        max_regression: largest loss of the first try and largest increase of errors, in percentage points.
+        alpha: limit of the gain's p-value. More tasks must also gain than lose: with several samples a task, a few
+            large gains can outweigh many small losses in the mean, which the sign test does not count as a gain.
     """
     lift, first = comparison.after_reflection, comparison.first_try
     if lift is None or first is None:
@@ -105,11 +105,11 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
         raise ConfigError(f"task {changed[0]} is not the same in both: its messages, tools or info differ")
 
 
-# ---- kept by a run ----
+# ---- files of a run ----
 
 
 class StoredComparison(VersionedRecord):
-    """A file of `eval/`: a comparison, and the settings it was made under."""
+    """File in `eval/`: a comparison and the settings that produced it."""
 
     schema_version: Literal[1] = 1
     settings: str
@@ -123,10 +123,10 @@ def write_comparison(path: Path, comparison: Comparison, settings: str) -> None:
 
 
 def read_comparison(path: Path, settings: str) -> Comparison | None:
-    """Read the comparison stored there, or `None` if there is none or its settings were other ones.
+    """Read the stored comparison; `None` if there is none, or if its settings differ.
 
     Raises:
-        RecordError, SchemaVersionError: the file is damaged, or of another version of r3agent.
+        RecordError, SchemaVersionError: the file is damaged, or another version of r3agent wrote it.
     """
     stored = read_record(StoredComparison, path) if path.exists() else None
     return stored.comparison if stored is not None and stored.settings == settings else None

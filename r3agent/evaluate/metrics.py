@@ -19,24 +19,24 @@ Means: TypeAlias = Mapping[str, float]
 
 
 class Evaluation(Record):
-    """One policy version on a set of tasks. A cell is `None` if no episode has it."""
+    """Metrics of one policy version on a set of tasks. A cell is `None` if no episode has it."""
 
     policy: str
-    """Version that sampled the episodes."""
+    """Policy version that sampled the episodes."""
     n_tasks: int
     n_episodes: int
     first_try: Rate | None
     after_reflection: Rate | None
-    """Success of the first try, or else of the retry after a reflection."""
+    """Success rate of the first try, or else of the retry after a reflection."""
     blind_retry: Rate | None
-    """Control: success of the first try, or else of the retry without a reflection."""
+    """Control: success rate of the first try, or else of the retry without a reflection."""
     lift_over_blind: Difference | None
-    """Difference after_reflection - blind_retry on the same tasks: the worth of reflecting beyond trying again."""
+    """Difference after_reflection - blind_retry on the same tasks: the gain of reflecting over a blind retry."""
     errors: Rate
-    """Share of episodes that errored; they are in none of the cells."""
+    """Share of episodes that errored; no cell includes them."""
     errors_by_kind: dict[str, int]
     noisy_verdicts: int = 0
-    """Verdicts of whoever may err, such as an LLM judge; no interval above knows of it."""
+    """Number of verdicts that may be wrong, such as an LLM judge's; the intervals above do not account for it."""
 
 
 def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
@@ -68,7 +68,7 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
 
 
 def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
-    """Average each cell over the episodes of a task, errored ones left out; empty for a cell that was not collected.
+    """Average each cell over the episodes of a task, without errored ones; empty for a cell that was not collected.
 
     Raises:
         ConfigError: some failed attempts lack a kind of retry that others have.
@@ -88,7 +88,7 @@ def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
 
 
 def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
-    """Return the success of one whole episode in a cell, between 0 and 1; `None` if it has no such retry."""
+    """Return the success of one complete episode in a cell, between 0 and 1; `None` if it has no such retry."""
     attempt = trajectory.attempt
     if attempt is None or attempt.passed or cell == "first_try":
         return _first_try(trajectory)
@@ -99,14 +99,14 @@ def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
 
 
 def error_of(trajectory: Trajectory) -> str | None:
-    """Return why an episode says nothing of the policy: the kind of its error, or that its attempt has no verdict."""
+    """Return why an episode cannot be evaluated: the kind of its error, or a missing verdict; otherwise `None`."""
     if trajectory.error is not None:
         return trajectory.error.kind
     return "no verdict" if _first_try(trajectory) is None else None
 
 
 def paired_differences(candidate: Means, baseline: Means) -> Means:
-    """Subtract baseline from candidate, for the tasks in both."""
+    """Subtract the baseline from the candidate, for the tasks in both."""
     return {task: candidate[task] - baseline[task] for task in sorted(candidate.keys() & baseline.keys())}
 
 

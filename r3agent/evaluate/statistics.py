@@ -1,7 +1,7 @@
 """Rates and paired differences over tasks, with 95 % intervals and an exact test.
 
-The task is the unit of observation: several samples of one task are averaged first, because they are not
-independent. `values` are one number for each of N tasks.
+The unit of observation is the task. Several samples of one task are not independent, so they are averaged first.
+`values` has one number for each of N tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 
 class Rate(Record):
-    """A share of successes with its interval, all between 0 and 1."""
+    """Share of successes with its interval, all between 0 and 1."""
 
     rate: float
     low: float
@@ -25,23 +25,23 @@ class Rate(Record):
 
 
 class Difference(Record):
-    """A paired change over the same tasks, in percentage points."""
+    """Paired change over the same tasks, in percentage points."""
 
     points: float
     low: float
     high: float
     p_value: float
-    """Exact two-sided p-value: with one sample per task McNemar's test, else the sign test on the tasks' means."""
+    """Exact two-sided p-value: McNemar's test for one sample per task, else the sign test on the tasks' means."""
     n_tasks: int
     n_up: int
-    """Tasks that got better."""
+    """Number of tasks that improved."""
     n_down: int
 
 
 def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Compute Wilson's score interval for `k` successes of `n`.
 
-    Both may be fractional, as effective counts are; `scipy.stats.binomtest` takes whole counts only.
+    Both may be fractional, as effective counts are; `scipy.stats.binomtest` takes only whole counts.
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p = k / n
@@ -54,7 +54,7 @@ def rate(values_N: Sequence[float], n_samples: int) -> Rate:
     """Compute the mean of N tasks' success rates, from `n_samples` samples in all.
 
     The interval is Wilson's at the effective sample size: the number of independent samples whose mean would vary as
-    much as the tasks' do, between N and `n_samples`. With one sample per task it is plain Wilson.
+    much as the tasks' mean, between N and `n_samples`. With one sample per task it is plain Wilson.
     Source: N. Dean and M. Pagano, Evaluating confidence interval methods for binomial proportions in clustered
     surveys, 2015.
     """
@@ -68,7 +68,7 @@ def rate(values_N: Sequence[float], n_samples: int) -> Rate:
 def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference:
     """Compute the mean of N tasks' differences, each within ±`bound`.
 
-    The interval is Wald's after adding one task at +bound and one at -bound, which keeps it honest where few tasks
+    The interval is Wald's after adding one task at +bound and one at -bound, which keeps its coverage where few tasks
     changed. Source: D. Bonett and R. Price, Adjusted Wald confidence interval for a difference of binomial
     proportions based on paired data, 2012.
     """

@@ -1,4 +1,4 @@
-"""Plain text of evaluations and comparisons."""
+"""Plain-text tables of evaluations and comparisons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROWS = ("first_try", "after_reflection", "blind_retry", "lift_over_blind")
 
 
 def table(result: Evaluation | Comparison) -> str:
-    """Render one line for each cell: percent and percentage points, with 95 % intervals."""
+    """Render one line per cell, in percent and percentage points, with 95 % intervals."""
     return _of_comparison(result) if isinstance(result, Comparison) else _of_evaluation(result)
 
 
