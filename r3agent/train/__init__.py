@@ -1,6 +1,6 @@
 """Training on recorded spans.
 
-Importing this loads neither torch nor TRL; the first use of `train` does.
+Importing this package loads neither torch nor TRL; the first use of `train` does.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _prepare(name: str) -> None:
-    """Check that what trains has its packages."""
+    """Check that the packages that `train` needs are installed."""
     if name == "train":
         require_extra("trl", "train")
 

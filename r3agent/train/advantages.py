@@ -1,6 +1,6 @@
 """Advantages of rows.
 
-They are relative to the span's siblings, never to another failure's: that would bias the baseline (arXiv 2402.03300).
+The baseline is the mean of the span's siblings. Spans of another failure would bias it (arXiv 2402.03300).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from r3agent.train.config import TrainConfig
 from r3agent.train.row import Dropped, Row, RowLabel, RowMaker
 
 STD_EPSILON = 1e-4
-"""Addend to the standard deviation that divides advantages, as in TRL."""
+"""Added to the standard deviation that divides advantages, as in TRL."""
 
 
 def with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
-    """Compute advantages: reward minus the siblings' mean, scaled and weighted as the config says.
+    """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
 
     The scale is the sample standard deviation, as in TRL.
     """
@@ -39,11 +39,11 @@ def with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
 
 
 def distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
-    """Make a row of each retry after a reflection that passed where the first try had failed.
+    """Make a row from each retry after a reflection that passed although the first try had failed.
 
-    It is in the group of the task's first tries, whose prompt it shares; its advantage is its weight.
+    The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
     Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
-    importance weight, because nothing was sampled behind that prompt. The mean is over the task's first tries.
+    importance weight, because the retry was not sampled from that prompt. The mean is over the task's first tries.
     """
     for group in groups(trajectories, "attempt"):
         mean = fmean(group.rewards_G)

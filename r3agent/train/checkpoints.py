@@ -1,6 +1,6 @@
-"""Checkpoints of one training, stopping at a signal, and running out of memory.
+"""Checkpoints of a training, stopping at a signal, and out-of-memory errors.
 
-Checkpoints lie beside the version in the making, in `v0001.checkpoints/`, and are gone when it is complete.
+Checkpoints are beside the version, in `v0001.checkpoints/`, and are removed when the version is complete.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from r3agent.train.row import Row
 DIGEST_FILE = "rows.sha256"
 
 WAYS_TO_COMPUTE = {"micro_batch_tokens", "share_prompt", "gradient_checkpointing", "save_steps", "report_to"}
-"""Settings that may change between an interruption and its continuation: the result does not depend on them."""
+"""Settings that may change when a training resumes, because the result does not depend on them."""
 
 
 class Checkpoints:
-    """Directory in which the training that makes `version_dir` keeps its checkpoints."""
+    """Directory of the checkpoints of the training that writes `version_dir`."""
 
     def __init__(self, version_dir: Path) -> None:
         self.version = version_dir.name
         self.directory = checkpoints_dir(version_dir)
         self.digest = ""
         self.last: str | None = None
-        """Checkpoint that training goes on from."""
+        """Checkpoint to resume from."""
 
     def bind(self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, resume: bool) -> None:
         """Bind the checkpoints to one training: its rows, settings and starting version.
 
         Args:
-            resume: go on from the last one; otherwise they are removed and training begins anew.
+            resume: continue from the last checkpoint; otherwise all are removed and training starts again.
 
         Raises:
-            ConfigError: there is nothing to resume, or it was another training.
+            ConfigError: there is nothing to resume, or the checkpoints are of another training.
         """
         identity = [[tuple(row) for row in rows], config.model_dump(exclude=WAYS_TO_COMPUTE), start.version]
         self.digest = sha256(orjson.dumps(identity)).hexdigest()
@@ -65,14 +65,14 @@ class Checkpoints:
             )
 
     def begin(self) -> None:
-        """Make the directory, and empty it unless training resumes."""
+        """Create the directory, and empty it unless training resumes."""
         if self.last is None:
             shutil.rmtree(self.directory, ignore_errors=True)
             write_atomically(self.directory / DIGEST_FILE, self.digest)
 
     @contextmanager
     def whole_or_none(self) -> Generator[None]:
-        """Leave the checkpoints of a training that fails inside, or nothing if it has none."""
+        """Keep the checkpoints if training fails in the block; remove the directory if it has none."""
         try:
             yield
         except BaseException:
@@ -90,8 +90,8 @@ class StopOnSignal(TrainerCallback):
 
     A second signal stops a single process at once.
 
-    Several processes agree on it after every step, since not all of them may have heard it before that step's end.
-    Their launcher repeats what it hears, so there a second signal says nothing.
+    Several processes agree after every step, since the signal may not have reached all of them by then. Their launcher
+    repeats signals, so a second signal has no meaning there.
     """
 
     def __init__(self) -> None:
@@ -100,14 +100,14 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self, accelerator: Accelerator) -> Generator[None]:
-        """Listen for signals inside the block.
+        """Handle signals inside the block.
 
         Raises:
-            TrainingInterrupted: at the end, if training stopped for one.
+            TrainingInterrupted: at the end of the block, if a signal stopped training.
         """
         self.accelerator = accelerator
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread hears signals
+            yield  # only the main thread receives signals
             return
         before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -138,7 +138,7 @@ class StopOnSignal(TrainerCallback):
 
 @contextmanager
 def enough_memory(config: TrainConfig) -> Generator[None]:
-    """Name the settings that need less memory if the block runs out of it.
+    """Suggest settings that need less memory if the block runs out of it.
 
     Raises:
         TrainingError: the block ran out of memory.
@@ -146,7 +146,7 @@ def enough_memory(config: TrainConfig) -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        # a GPU's has a class of its own, main memory's only a message
+        # the error has its own class on a GPU, and only a message on the CPU
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise TrainingError(f"out of memory ({str(error).splitlines()[0]}); {_remedy(config)}") from error

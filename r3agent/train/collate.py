@@ -1,4 +1,4 @@
-"""Rows to tensors: micro-batches by cost, and their layout."""
+"""Conversion of rows to tensors: micro-batches by cost, and their layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 class Costs:
-    """Number of tokens that the model computes for rows in one forward pass.
+    """Cost of rows: the number of tokens that the model computes for them in one forward pass.
 
     Args:
-        shares: prompts of neighbouring rows are computed once; otherwise rows are padded to the longest.
+        shares: compute a prompt that adjacent rows share once; otherwise rows are padded to the longest.
     """
 
     def __init__(self, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]], *, shares: bool) -> None:
@@ -34,7 +34,7 @@ class Costs:
         return sum(heads) + sum(completions)
 
     def cut(self, rows: Sequence[int], budget: int) -> list[list[int]]:
-        """Cut rows into parts within the budget: siblings together if they fit, a row that exceeds it alone."""
+        """Split rows into parts within the budget; siblings stay together if they fit, an oversized row is alone."""
         parts: list[list[int]] = [[]]
         for _, group in groupby(rows, key=self.prompts.__getitem__):
             siblings = list(group)
@@ -48,22 +48,23 @@ class Costs:
         return parts
 
     def halves(self, rows: list[int]) -> list[list[int]]:
-        """Cut rows into two parts, the heavier one as light as possible."""
+        """Split rows into two parts so that the larger cost is as small as possible."""
         at = min(range(1, len(rows)), key=lambda i: max(self(rows[:i]), self(rows[i:])))
         return [rows[:at], rows[at:]]
 
 
 class MicroBatches:
-    """Batch sampler: lists of row indices, every row once an epoch, siblings side by side.
+    """Batch sampler of row indices: every row once per epoch, siblings adjacent.
 
-    Groups are shuffled by seed and epoch; optimizer steps share the rows evenly. Every step of every epoch has the same
-    number of micro-batches, `accumulate` for each process: as many as the step that needs the most. What several
-    processes compute at the same time has the same number of rows, which TRL's metrics ask for. What is missing is made
-    up with the index after the last row, a blank (`blank_row`).
+    Groups are shuffled by seed and epoch, and the rows are divided evenly among optimizer steps. Every step of every
+    epoch has the same number of micro-batches, `accumulate` for each process: as many as the largest step needs.
+    Micro-batches that processes compute at the same time have the same number of rows, as TRL's metrics require. They
+    are padded with the index after the last row, which is a blank row (`blank_row`).
 
     Args:
-        batch_size: limit of the rows in a step. budget: of the tokens in a micro-batch.
-        rank: of this process among `processes`.
+        batch_size: limit of the rows in a step.
+        budget: limit of the tokens in a micro-batch.
+        rank: index of this process among `processes`.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class MicroBatches:
             yield order[len(order) * i // self.steps : len(order) * (i + 1) // self.steps]
 
     def _fill(self, parts: list[list[int]]) -> list[list[int]]:
-        """Halve the heaviest parts, then add empty ones, until there are as many as every step has."""
+        """Halve the costliest parts, then add empty ones, until there are as many as in every step."""
         while len(parts) < self.accumulate * self.processes:
             heaviest = max((part for part in parts if len(part) > 1), key=self.costs, default=None)
             if heaviest is None:
@@ -122,7 +123,7 @@ class MicroBatches:
 
 
 def blank_row(token: int) -> dict[str, Any]:
-    """Make a row of two tokens that counts for nothing."""
+    """Make a row of two tokens that contributes nothing to the loss."""
     return {
         "prompt_ids_P": [token],
         "completion_ids_T": [token],
@@ -135,7 +136,7 @@ def blank_row(token: int) -> dict[str, Any]:
 
 
 def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Lay out rows as `GRPOTrainer` does: prompts padded left, completions padded right.
+    """Pad rows as `GRPOTrainer` does: prompts on the left, completions on the right.
 
     Returns:
         prompt_ids, prompt_mask (B, P); completion_ids, completion_mask (B, T).
@@ -154,15 +155,15 @@ def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, 
 def collate(
     rows: Sequence[Mapping[str, Any]], pad_id: int, importance_cap: float | None = None
 ) -> dict[str, torch.Tensor]:
-    """Make the batch that `GRPOTrainer` computes its loss from; every row has its logprobs by now.
+    """Make the batch from which `GRPOTrainer` computes its loss; every row must have logprobs.
 
-    With a cap, the old logprobs are the starting policy's and each token's advantage carries the weight
-    min(starting / recorded probability, cap): a weight is positive, so TRL's clipping applies as without it.
+    With a cap, the old logprobs are the starting policy's, and each token's advantage is multiplied by the weight
+    min(starting / recorded probability, cap). Weights are positive, so TRL's clipping is unchanged.
 
     Returns:
-        What `collate_tokens` gives; advantages (B,), or with a cap (B, T); rewards and distilled, which rows are,
-        (B,); old_per_token_logps, ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which TRL's loss and
-        metrics are masked with besides, 0 in blank rows.
+        The tensors of `collate_tokens`; advantages (B,), or (B, T) with a cap; rewards and distilled (B,);
+        old_per_token_logps and ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which also masks TRL's
+        loss and metrics, 0 in blank rows.
     """
     batch = collate_tokens(rows, pad_id)
     real_B = torch.tensor([not row.get("blank", False) for row in rows])

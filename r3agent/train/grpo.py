@@ -1,15 +1,15 @@
-"""GRPO on recorded rows: TRL's `GRPOTrainer` with its generation replaced by the record.
+"""GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Five things are not:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Five things differ:
 
-- A batch is made of recorded tokens and advantages, and the *recorded* logprobs are its `old_per_token_logps`. TRL
-  itself takes the current policy for the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
-- The KL reference is the starting policy, as it is in TRL for full weights and for an adapter that goes on from
-  itself. Its logprobs of all rows are computed once, before the first step, so no second copy of it is kept.
-- Rows of `distill` have no behaviour logprobs: their old ones are the current ones, so that the ratio is 1, is never
+- A batch holds recorded tokens and advantages, and its `old_per_token_logps` are the *recorded* logprobs. TRL itself
+  uses the current policy as the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
+- The KL reference is the starting policy, as in TRL for full weights and for an adapter that is trained further. Its
+  logprobs of all rows are computed once, before the first step, so no second copy of the model is needed.
+- Rows of `distill` have no behaviour logprobs. Their old logprobs are the current ones, so the ratio is 1 and never
   clipped, and the gradient of ratio · advantage is that of advantage · log π.
-- Every row of a step weighs the same, also when micro-batches differ in size.
-- The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are cut by tokens.
+- Every row of a step has the same weight, even if micro-batches differ in size.
+- The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are split by tokens.
 
 Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
 """
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 
 class OfflineGRPOTrainer(GRPOTrainer):
-    """Trainer on a dataset of rows (`to_dataset`); call `score` before `train`."""
+    """GRPO trainer on a dataset of rows (`to_dataset`); call `score` before `train`."""
 
     model: Any
     args: GRPOConfig
     train_dataset: Any
     in_loss: dict[str, Any] | None = None
-    """Micro-batch whose loss is being computed."""
+    """Micro-batch whose loss is being computed; `None` outside the loss."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
     # ---- before the first step ----
 
     def score(self) -> list[list[float]]:
-        """Compute the logprobs of every row's completion under the current weights; they become the KL reference.
+        """Compute the logprobs of every row's completion under the current weights, as the KL reference.
 
-        Rows without recorded logprobs take these as recorded; for rows of `distill` they hold the place only.
+        They also serve as the recorded logprobs of rows that have none; in rows of `distill` they are placeholders.
         """
         rows = self.train_dataset
         pairs = list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True))
@@ -103,7 +103,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
 
         Args:
-            divided: divide the pairs among the processes, each of which has a whole model, as before training.
+            divided: divide the pairs among the processes; before training each of them has the whole model.
         """
         self.model.eval()
         rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
@@ -125,15 +125,15 @@ class OfflineGRPOTrainer(GRPOTrainer):
         return [logprobs_T for _, logprobs_T in sorted(gather_object(found) if divided else found)]
 
     def gather_weights(self) -> dict[str, torch.Tensor] | None:
-        """Gather the weights that processes hold parts of (FSDP, DeepSpeed); every process takes part."""
+        """Gather weights that are sharded over processes (FSDP, DeepSpeed); every process must call this."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         return cast(dict[str, torch.Tensor], self.accelerator.get_state_dict(self.model_wrapped))
 
-    # ---- where TRL would generate ----
+    # ---- in place of TRL's generation ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Load this process's micro-batches of recorded rows; after the last row there is a blank one."""
+        """Load this process's micro-batches of recorded rows; a blank row follows the last one."""
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
         collate_rows = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
         return _Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
@@ -152,18 +152,18 @@ class OfflineGRPOTrainer(GRPOTrainer):
         everywhere = len(batches) * self.accelerator.num_processes
         for batch in batches:
             batch["share"] = len(batch["advantages"]) * everywhere / rows
-            # TRL expects the tokens of a generation batch, and takes this step's part of them
+            # TRL expects the tokens of a generation batch, and uses this step's share of them
             batch["num_items_in_batch"] = tokens * cast(int, self.args.steps_per_generation) / len(batches)
         return batches, None
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
-        """Skip TRL's generation: `Trainer` moves the batch, which is whole as it is, to the device."""
+        """Skip TRL's generation: the batch is complete, so `Trainer` only moves it to the device."""
         return Trainer._prepare_inputs(self, generation_batch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Compute TRL's loss; weigh one that is a mean over a micro-batch's rows by its share of the step's rows."""
+        """Compute TRL's loss; if it is a mean over a micro-batch's rows, weight it by their share of the step."""
         self.in_loss = inputs
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -183,7 +183,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute (B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts if `packs`.
 
-        In a loss they are also the old logprobs of distilled rows.
+        In a loss, the logprobs are also the old logprobs of distilled rows.
         """
         if self.packs:
             packed = pack(input_ids, attention_mask, logits_to_keep)
@@ -198,7 +198,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
             )
         if self.in_loss is not None:
             rows_B = self.in_loss["distilled"]
-            old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it after this
+            old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it afterwards
             old_BT[rows_B] = logprobs_BT.detach()[rows_B].to(old_BT.dtype)
             ratios = (logprobs_BT.detach() - old_BT).exp()[self.in_loss["tool_mask"].bool()]
             total, tokens = self.accelerator.reduce(torch.stack([ratios.sum(), ratios.new_tensor(ratios.numel())]))
@@ -214,21 +214,21 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
 
 class _Epochs(DataLoader[Any]):
-    """Data loader that tells its batch sampler the epoch."""
+    """Data loader that passes the epoch to its batch sampler."""
 
     def set_epoch(self, epoch: int) -> None:
         cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
 def _enable_sharing(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
-    """Make the model share prompts if it can, and log the reason if it cannot."""
+    """Enable prompt sharing if the model supports it; otherwise log the reason."""
     inner = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
     if getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0):
-        reason = "the loss of its experts' router is taken over padded rows"
+        reason = "its experts' router loss is computed over padded rows"
     else:
         reason = share(inner, longest_row)
     if reason:
-        logger.warning("every row computes its prompt anew: %s", reason)
+        logger.warning("prompts are not shared, every row computes its own: %s", reason)
     return not reason
 
 
@@ -248,7 +248,7 @@ def _arguments(config: TrainConfig, batches: MicroBatches, width_T: int, output_
         # the optimizer
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
-        # rounded down: given the ratio, transformers rounds up, and the first step of a warmup has learning rate 0
+        # rounded down: transformers would round the ratio up, and the first warmup step has learning rate 0
         warmup_steps=int(config.warmup_ratio * batches.steps * config.epochs),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -258,14 +258,14 @@ def _arguments(config: TrainConfig, batches: MicroBatches, width_T: int, output_
         use_cpu=not torch.accelerator.is_available(),
         bf16=config.dtype == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
-        # TRL wants whole groups of at least 2 in what it would generate at once; nothing is generated
+        # TRL requires complete groups of at least 2 in a generation batch, although nothing is generated
         per_device_train_batch_size=1,
         num_generations=2,
         steps_per_generation=2 * batches.accumulate,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
         save_total_limit=1,
-        # no progress bar: `train` does its own
+        # no progress bar: `train` reports progress itself
         logging_steps=1,
         disable_tqdm=True,
         report_to=config.report_to,

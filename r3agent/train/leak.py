@@ -1,17 +1,16 @@
 """Detection of reflections that contain the answer of their own successful retry.
 
-Measured on recorded token ids, or on words where a span has none, whatever the task and its verifier are. Of the
-accepted answer only what is new counts: runs of `RUN` tokens that the reflection's prompt, which holds the task and
-the failed try, does not contain yet. A reflection that contains `LEAK_SHARE` of them, or more, gives the answer away.
+It compares recorded token ids, or words where a span has none, independently of the task and its verifier. Only new
+parts of the accepted answer count: runs of `RUN` tokens that are not in the reflection's prompt, which contains the
+task and the failed try. A reflection leaks if it contains at least `LEAK_SHARE` of these runs.
 
-- Runs of 3: a single operation such as `3 + 5` is one of them, so a hint that names the first step has one of the
-  answer's runs; two tokens would also be shared by what merely speaks of the same things.
-- Half of them: a whole expression copied has all but those at its ends, a first step has a third at most.
-- How the answer is wrapped is not part of it: what it begins and ends with as the failed try did, such as
-  `<answer>` and `</answer>`, is left out, unless fewer than `MIN_RUNS` new runs remain: then one step would be most
-  of what is left.
+- Runs of 3: a single operation such as `3 + 5` is one run, so a hint at the first step contains one of the answer's
+  runs. Runs of 2 would also match text that merely has the same subject.
+- A share of half: a copy of a whole expression contains all runs but those at its ends, a first step at most a third.
+- The answer's wrapping is ignored: the beginning and end that it shares with the failed try, such as `<answer>` and
+  `</answer>`, are cut off, unless fewer than `MIN_RUNS` new runs remain, of which one step would be the larger part.
 
-It sees copying, not knowledge: a final number named in other words, or an answer of one operation, is not a leak here.
+It detects copying, not knowledge: it misses a final number in other words, or an answer of one operation.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ Tokens: TypeAlias = Sequence[Hashable]
 
 
 def leaks(trajectory: Trajectory, reflection: Span) -> bool:
-    """Return True if the reflection contains the answer of a retry of its own that passed."""
+    """Return True if the reflection contains the answer of one of its passed retries."""
     return leak_share(trajectory, reflection) >= LEAK_SHARE
 
 
 def leak_share(trajectory: Trajectory, reflection: Span) -> float:
-    """Compute the share of the answer's new runs that the reflection contains, the largest over retries that passed."""
+    """Compute the share of an answer's new runs in the reflection, the maximum over its passed retries."""
     passed = [retry for retry in trajectory.children(reflection, "retry") if retry.passed]
     failed = trajectory.parent(reflection)
     if not passed or failed is None:
@@ -54,7 +53,7 @@ def _share(answer: Tokens, failed: Tokens, prompt_runs: set[Tokens], reflection_
 
 
 def _unwrapped(answer: Tokens, failed: Tokens) -> Tokens:
-    """Cut off the beginning and end that the answer has in common with the failed try."""
+    """Cut off the beginning and end that the answer shares with the failed try."""
     first = _common(answer, failed)
     return answer[first : len(answer) - _common(answer[first:][::-1], failed[::-1])]
 
@@ -76,7 +75,7 @@ def _words(generation: Generation) -> Tokens:
 
 
 def _words_of(messages: Sequence[Message]) -> Tokens:
-    """Split the text and calls of messages into words and signs; spacing does not count."""
+    """Split the text and tool calls of messages into words and punctuation; spacing is ignored."""
     texts = [str(part) for m in messages for part in (m.get("content") or "", *_calls(m))]
     return [word for text in texts for word in re.findall(r"\w+|[^\w\s]", text)]
 

@@ -13,7 +13,7 @@ from r3agent.train.row import Row
 
 
 class Gap(Record):
-    """|recorded - recomputed| in nats over completion tokens."""
+    """Statistics of |recorded - recomputed| logprobs over completion tokens, in nats."""
 
     tokens: int
     mean: float
@@ -22,15 +22,15 @@ class Gap(Record):
 
 
 class Mismatch(Record):
-    """Distance of the starting weights from those that sampled the rows; `None`: no row recorded any logprobs."""
+    """Distance of the starting weights from those that sampled the rows; `None` if no row recorded logprobs."""
 
     gap: Gap | None
-    """Gap over the rows that the starting version sampled, or over all rows when it sampled none."""
+    """Gap over the rows that the starting version sampled, or over all rows if it sampled none."""
     labels: dict[str, Gap]
-    """Gap over the same rows of each span label."""
+    """Gap over the same rows, by span label."""
     ess: float | None
-    """Effective sample size (Σw)² / Σw² as a share of the rows with recorded logprobs, w being a row's probability
-    under the starting weights divided by the recorded one: 1 when the starting version sampled them all."""
+    """Effective sample size (Σw)² / Σw² as a share of the rows with recorded logprobs, where w is a row's probability
+    under the starting weights divided by the recorded one; 1 if the starting version sampled all of them."""
 
 
 def measure(rows: Sequence[Row], scores: Sequence[Sequence[float]], version: str) -> Mismatch:
@@ -66,13 +66,13 @@ def _gap(gaps: Sequence[torch.Tensor]) -> Gap:
 
 
 def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force: bool = False) -> list[str]:
-    """Refuse rows that are another policy's, or too far from the starting one.
+    """Refuse rows of another policy, or of one too far from the starting one.
 
     Returns:
-        Reasons that would have refused them without `force`.
+        The reasons to refuse them that `force` overrides.
 
     Raises:
-        TrainingError: with the number, its limit and what to do.
+        TrainingError: a limit is exceeded; the message has the number, the limit and the remedy.
     """
     reasons: list[str] = []
     if mismatch.gap is not None and not mismatch.gap.mean <= config.max_mismatch:

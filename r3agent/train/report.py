@@ -1,4 +1,4 @@
-"""Report of the rows of a training, the reasons for dropped spans, and progress lines."""
+"""Report of a training's rows, reasons for dropped spans, and progress lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLLECT = {
     "retry": "--retries 4",
     "blind_retry": "--blind-retries 4",
 }
-"""Flags that make groups of each label: GRPO compares siblings, so there must be at least 2."""
+"""Flags that collect groups for each label: GRPO compares siblings, so it needs at least 2."""
 
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
@@ -44,50 +44,50 @@ REMEDIES = {
     "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
     "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
 }
-"""Reasons for dropping a span of a credited label, and the remedy for each."""
+"""Remedies by the reason for dropping a span of a credited label."""
 
 
 class RowReport(Record):
-    """Number of spans that became rows in one training, and the reasons for the others."""
+    """Report of how many spans became rows, and why the rest were dropped."""
 
     trajectories: int
     errored: int
-    """Trajectories that ended with an error; they count neither as a success nor as a failure."""
+    """Trajectories that ended with an error, neither successes nor failures."""
     last_error: str | None
     failures: int
-    """First attempts that failed."""
+    """Failed first attempts."""
     spans: dict[str, int]
-    """Recorded spans of each credited label."""
+    """Recorded spans by credited label."""
     rows: int
-    """Rows that are trained on: spans, and with `distill` also retries behind the first try's prompt."""
+    """Rows to train on: spans and, with `distill`, retries with the first try's prompt."""
     labels: dict[str, int]
     """Rows by label."""
     groups: int
-    """Groups of siblings that are trained on."""
+    """Groups of siblings to train on."""
     zero_variance_groups: int
-    """Groups that are not trained on, because all their trainable siblings earned the same."""
+    """Groups left out because all their trainable siblings have the same reward."""
     dropped: dict[str, int]
-    """Spans by the reason they are not trained on; the reasons are those of `REMEDIES`."""
+    """Dropped spans by reason, a key of `REMEDIES`."""
     remedies: dict[str, str]
-    """Credited labels without a single row: the main reason and what to do about it."""
+    """Main reason and its remedy for each credited label without any row."""
     leaked: int
-    """Credited reflections that contain the answer of their own retry; `train.leak` says what becomes of them."""
+    """Credited reflections that contain the answer of their own retry; `train.leak` sets their treatment."""
     retokenised: int
-    """Rows whose tokens were not recorded: their behaviour logprobs are the starting weights' own."""
+    """Rows without recorded tokens; their behaviour logprobs are the starting weights'."""
     truncated: int
-    """Rows stopped by the token limit."""
+    """Rows that ended at the token limit."""
     ages: dict[str, int]
-    """Rows by how many versions lie between the policy that sampled them and the starting one, or `None`."""
+    """Rows by the number of versions between the sampling and the starting policy, or `None`."""
     temperatures: dict[str, int]
-    """Rows by sampling temperature. Ratios are taken at temperature 1 whatever it was: rows sampled at another one
-    teach the policy at temperature 1 from text that it would have drawn with other odds."""
+    """Rows by sampling temperature. Ratios are always at temperature 1; they do not correct for rows sampled at another
+    temperature."""
     reward_means: dict[str, float]
-    """Mean reward of each label over all its spans with one, trained on or not, before leaks are penalised."""
+    """Mean reward by label, over all spans with a reward, dropped ones included, before leaks are penalised."""
     prompt_tokens: int
     completion_tokens: int
 
     def why_empty(self) -> str:
-        """Explain why there are no rows: counts, the main reason and its remedy."""
+        """Explain why there are no rows, with counts, the main reason and its remedy."""
         why = [self._why_empty()] if not self.errored or self.errored < self.trajectories else []
         if self.errored:
             errored = f"{self.errored} of {self.trajectories} episodes errored"
@@ -110,7 +110,7 @@ class RowReport(Record):
 
 
 def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
-    """Give the main reason and its remedy for each label without a row."""
+    """Return the main reason and its remedy for each label without a row."""
     trained_on = {row.label for row in rows}
     return {
         label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
@@ -173,11 +173,11 @@ STEP = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
 }
-"""Keys of TRL's log in the line of a step, and their names there."""
+"""Names in a step's progress line, by key of TRL's log."""
 
 
 def progress_line(stage: str, values: Mapping[str, Any]) -> str:
-    """Render a stage that `train` reports as one line."""
+    """Render a stage's values as one progress line."""
     return {"rows": rows_line, "mismatch": mismatch_line, "step": step_line}.get(stage, _other)(values)
 
 
@@ -197,7 +197,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
 def mismatch_line(mismatch: Mapping[str, Any]) -> str:
     """Render a `Mismatch`."""
     if mismatch["gap"] is None:
-        return "no row has recorded logprobs: the starting weights' own stand in for them"
+        return "no row has recorded logprobs: the starting weights' own are used instead"
     labels = {"all rows": mismatch["gap"], **(mismatch["labels"] if len(mismatch["labels"]) > 1 else {})}
     gaps = (f"{label} mean {gap['mean']:.2g}, p99 {gap['p99']:.2g}" for label, gap in labels.items())
     return (

@@ -1,4 +1,4 @@
-"""One row: the tokens of one span as they are trained on, or the reason it has none."""
+"""Training row: the tokens of one span, or the reason for dropping it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.config import TrainConfig
 
 RowLabel: TypeAlias = CreditLabel | Literal["distill"]
-"""Label that a row's span is credited by; `distill` is a retry behind the prompt of the first try."""
+"""Credit label of a row's span; `distill` is a retry with the prompt of the first try."""
 
 Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
-"""Function to the prompt's and the span's token ids under the policy's own tokenizer and chat template."""
+"""Function that returns the prompt's and the span's token ids under the policy's tokenizer and chat template."""
 
 
 class Row(NamedTuple):
-    """One span to train on: P prompt tokens without loss, T completion tokens with loss."""
+    """Span to train on: P prompt tokens without loss, T completion tokens with loss."""
 
     group_id: str
     trajectory_id: str
@@ -28,40 +28,40 @@ class Row(NamedTuple):
     prompt_ids_P: list[int]
     completion_ids_T: list[int]
     logprobs_T: list[float] | None
-    """Logprobs as the sampling policy recorded them; `None` where the tokens were not recorded either, and in rows of
-    `distill`, whose tokens were sampled behind another prompt."""
+    """Logprobs recorded from the sampling policy; `None` if the tokens were not recorded, and in rows of `distill`,
+    whose tokens were sampled from another prompt."""
     temperature: float | None
-    """Sampling temperature; recorded logprobs are at temperature 1 all the same."""
+    """Sampling temperature; recorded logprobs are always at temperature 1."""
     truncated: bool
-    """True if stopped by the token limit. The paper says nothing of such spans; they are kept and counted."""
+    """True if the span ended at the token limit. The paper does not mention such spans; they are kept and counted."""
     reward: float
     advantage: float
 
 
 class Dropped(NamedTuple):
-    """A credited span without a row."""
+    """Credited span without a row."""
 
     trajectory_id: str
     span_id: str
     label: RowLabel
     reason: str
-    """One of `report.REMEDIES`."""
+    """Key of `report.REMEDIES`."""
 
 
 class Credited(NamedTuple):
-    """Rows of trajectories by credit, and the spans that were dropped."""
+    """Rows made from trajectories, and the dropped spans."""
 
     rows: list[Row]
-    """Rows, siblings side by side."""
+    """Rows with siblings adjacent."""
     dropped: list[Dropped]
-    """Every span of a credited label that is not in a row."""
+    """All spans of credited labels that are not in a row."""
     leaked: set[tuple[str, str]]
-    """Trajectory id and span id of credited reflections that contain their retry's answer, in a row or not."""
+    """Trajectory and span ids of all credited reflections that contain their retry's answer, dropped ones included."""
     zero_variance_groups: int
 
 
 class RowMaker(NamedTuple):
-    """Maker of the rows that the policy `version` is trained on."""
+    """Maker of rows for training the policy `version`."""
 
     config: TrainConfig
     version: str
@@ -81,7 +81,7 @@ class RowMaker(NamedTuple):
         """Make the row of one span.
 
         Args:
-            prompt_of: span whose prompt stands in front, if not its own.
+            prompt_of: span whose prompt replaces its own.
         """
         tokens = self._tokens(trajectory, span, prompt_of)
         if isinstance(tokens, str):
@@ -105,7 +105,7 @@ class RowMaker(NamedTuple):
     def _tokens(
         self, trajectory: Trajectory, span: Span, prompt_of: Span | None
     ) -> tuple[list[int], list[int], list[float] | None] | str:
-        """Prompt ids, completion ids and recorded logprobs, or the reason for dropping the span."""
+        """Return prompt ids, completion ids and recorded logprobs, or the reason for dropping the span."""
         age = versions.version_distance(span.policy_version, self.version)
         if age is not None and age > self.config.max_staleness:
             return "stale"

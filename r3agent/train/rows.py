@@ -1,6 +1,6 @@
-"""Trajectories to rows: choose the spans that are trained on.
+"""Conversion of trajectories to rows: the choice of spans to train on.
 
-Only the tokens of a credited span are completions; everything before them is prompt.
+Only the tokens of a credited span are the completion; everything before them is the prompt.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def build_rows(
     version: str,
     retokenise: Retokenise | None = None,
 ) -> tuple[list[Row], RowReport]:
-    """Make the rows to train the policy `version` on, siblings side by side, and report what was dropped.
+    """Make the rows for training the policy `version`, with siblings adjacent, and a report of dropped spans.
 
     Args:
-        retokenise: gives tokens to spans that were recorded without; `None` drops those.
+        retokenise: tokenises spans without recorded tokens; `None` drops them.
 
     Raises:
         TrainingError: no row is left.
@@ -45,21 +45,21 @@ def build_rows(
 
 
 def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str) -> str | None:
-    """Return the message that `build_rows` would refuse these with, or `None`; nothing is tokenised."""
+    """Return the message of the error that `build_rows` would raise, or `None`, without tokenising."""
     trajectories = list(trajectories)
     credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
     return None if credited.rows else report_rows(trajectories, credited, config, version).why_empty()
 
 
 def stand_in(config: TrainConfig) -> Retokenise | None:
-    """Stand in for tokenising again: credit depends on which spans have a row, not on the ids in it."""
+    """Return a placeholder for tokenising: credit depends on which spans have a row, not on its token ids."""
     return (lambda trajectory, span: ([0], [0])) if config.retokenise == "allow" else None
 
 
 def credit_spans(
     trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
 ) -> Credited:
-    """Credit spans as `build_rows` does, and keep every span that was dropped; no row at all is no error."""
+    """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
     make_row = RowMaker(config, version, retokenise)
     whole = [t for t in trajectories if t.error is None]
     dropped = list(_without_reward(trajectories, config))
@@ -84,7 +84,7 @@ def credit_spans(
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:
-    """Make the `datasets.Dataset` that the trainer reads, one column per field; needs the `train` extra."""
+    """Make the trainer's `datasets.Dataset`, with one column per field; needs the `train` extra."""
     from datasets import Dataset
 
     return Dataset.from_list([row._asdict() for row in rows])
@@ -107,7 +107,7 @@ def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> 
 
 
 def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
-    """Make rows without advantages; reflections that leak the answer go into `leaked`, and on as the config says."""
+    """Make rows without advantages; add reflections that leak the answer to `leaked`, and treat them as configured."""
     config = make_row.config
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
         if group.label == "reflect" and leaks(trajectory, span):

@@ -1,4 +1,4 @@
-"""One training: trajectories and the policy that sampled them in, a new policy version out."""
+"""Training of a new policy version from trajectories and the policy that sampled them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from r3agent.train.weights import (
 )
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
-"""Callback for each stage as it ends (`rows`, `mismatch`, every `step`, `saved`), with its values."""
+"""Callback at the end of each stage (`rows`, `mismatch`, every `step`, `saved`), with the stage's values."""
 
 STEPS_FILE = "steps.jsonl"
 """File in the version's directory with the log of each optimizer step."""
@@ -54,18 +54,18 @@ def train(
 ) -> PolicyCard:
     """Train a policy on its recorded spans, and write a new version.
 
-    Spans are paid as `config.credit` says. The result, weights and card, is written as `version` to `out_dir`.
-    `out_dir` appears in one rename when everything is in it, or not at all. Under a distributed launcher every process
-    calls this with the same arguments; the first one writes and reports progress.
+    `config.credit` sets the rewards of spans. The weights and the card of `version` are written to `out_dir`, which
+    appears in one rename when it is complete, or not at all. Under a distributed launcher, every process calls this
+    with the same arguments; the first one writes and reports progress.
 
     Args:
-        resume: go on from the last checkpoint of a training that was interrupted.
-        force: train on rows that are another policy's all the same; the card says so.
+        resume: continue from the last checkpoint of an interrupted training.
+        force: train even on rows of another policy; the card records it.
 
     Raises:
         TrainingError: no row can be trained on, or the rows are another policy's.
         ConfigError: weights cannot be loaded, `out_dir` cannot be written, or there is nothing to resume.
-        TrainingInterrupted: after SIGTERM or Ctrl-C; the step they came in has ended and a checkpoint is saved.
+        TrainingInterrupted: SIGTERM or Ctrl-C arrived; the current step was finished and a checkpoint saved.
     """
     config = config or TrainConfig()
     if config.report_to != "none":
@@ -101,7 +101,7 @@ def train(
         sequences = fingerprint_sequences(rows)
         parent_logprobs = fingerprint_logprobs(trainer, sequences)
         with stop.listening(trainer.accelerator), enough_memory(config):
-            processes.wait_for_everyone()  # a signal to any process is heard from here on
+            processes.wait_for_everyone()  # from here on, a signal to any process is handled
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last)
@@ -139,7 +139,7 @@ def train(
 
 
 class StepProgress(TrainerCallback):
-    """Callback that reports TRL's log of each optimizer step, with its speed and the seconds that are left."""
+    """Callback that reports TRL's log of each optimizer step, with the speed and the remaining seconds."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -169,7 +169,7 @@ class StepProgress(TrainerCallback):
 
 @contextmanager
 def _growing(out_dir: Path, checkpoints: Checkpoints, first: bool) -> Generator[Path]:
-    """Yield the directory that becomes the version; the first process makes it."""
+    """Yield the directory that becomes the version; the first process creates it."""
     if not first:
         yield out_dir
         return
@@ -182,7 +182,7 @@ def _ignore_progress(stage: str, values: Mapping[str, Any]) -> None:
 
 
 LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean")
-"""Values of TRL's log that the card keeps, as means over the steps."""
+"""Keys of TRL's log whose means over the steps go on the card."""
 
 
 def _means(history: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,13 +1,13 @@
-"""One forward pass over a prompt for all its completions.
+"""Shared prompts: one forward pass over a prompt for all its completions.
 
-The siblings of a group share their prompt. Instead of B rows of P + T tokens, all groups lie in one sequence
+The siblings of a group share their prompt. Instead of B rows of P + T tokens, all groups are packed into one sequence
 
     prompt[:-1]  prompt[-1] completion_0[:-1]  prompt[-1] completion_1[:-1]  ...  next prompt[:-1]  ...
 
-whose branches see their prompt and themselves but not each other, at the positions they have in their own row. The last
-prompt token heads every branch, so that each completion's first token has its own predictor. Nothing is padded and no
-mask over the whole sequence exists: attention goes group by group (`shared_attention`), so that time and memory grow
-with the tokens of the sequence, not with their square.
+whose branches attend to their prompt and themselves but not to each other, at the positions of their own row. The last
+prompt token is repeated at the start of every branch, to predict that completion's first token. There is no padding and
+no mask over the whole sequence: attention is computed group by group (`shared_attention`), so time and memory grow
+with the length of the sequence, not with its square.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION = "r3agent_shared_prefix"
-"""Our attention's name among those of transformers."""
+"""Name under which this attention is registered in transformers."""
 
 MAX_GAP = {torch.float32: 1e-3}
-"""Limit in nats between packed and single rows on trial; rounding alone gives more in half precision."""
+"""Limit in nats between the logprobs of packed and single rows in the trial; half precision rounds by more."""
 
 
 class PackedGroup(NamedTuple):
-    """Place of one prompt and its branches; groups follow each other without gaps."""
+    """Layout of one prompt and its branches; groups are contiguous."""
 
     head: int
-    """Prompt tokens computed once: all but the last."""
+    """Number of prompt tokens that are computed once: all but the last."""
     lengths_G: tuple[int, ...]
-    """Tokens of each branch."""
+    """Number of tokens of each branch."""
     sees: torch.Tensor
-    """(T, head + T), True where a branch's token sees the column's, of the prompt or of its own branch."""
+    """(T, head + T) mask, True where a branch's token attends to a token of the prompt or of its own branch."""
 
 
 class Layout(NamedTuple):
-    """Layout of a packed sequence, for attention and output head."""
+    """Layout of a packed sequence, for the attention and the output head."""
 
     groups: tuple[PackedGroup, ...]
     labelled_K: torch.Tensor
-    """Positions that predict a completion token; no others reach the output head."""
+    """Positions that predict a completion token; only these reach the output head."""
 
 
 class Packed(NamedTuple):
-    """Groups in one sequence of L tokens with K labels: the arguments of the model's forward."""
+    """Arguments of the model's forward: groups packed into one sequence of L tokens with K labels."""
 
     input_ids: torch.Tensor
     """(1, L)"""
     position_ids: torch.Tensor
     """(1, L)"""
     shift_labels: torch.Tensor
-    """(1, K): the completions' tokens, one completion after the other."""
+    """(1, K) tokens of the completions, one after another."""
     shared_prefix: Layout
 
 
 def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) -> Packed:
-    """Pack rows (B, P + T), prompts padded left and completions right; consecutive rows with one prompt are a group."""
+    """Pack rows (B, P + T), padded left and right; consecutive rows with the same prompt form a group."""
     rows: list[tuple[list[int], list[int]]] = []
     for ids_PT, mask_PT in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
         first, end = mask_PT.index(1), len(ids_PT) - width_T
@@ -93,7 +93,7 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
 
 
 def unpack(values_1K: torch.Tensor, completion_mask_BT: torch.Tensor) -> torch.Tensor:
-    """Lay out values of the labelled positions as rows (B, T); 0 where the completion is padded."""
+    """Arrange values of the labelled positions as rows (B, T), 0 where the completion is padded."""
     blank_BT = values_1K.new_zeros(completion_mask_BT.shape)
     return blank_BT.masked_scatter(completion_mask_BT.bool(), values_1K)
 
@@ -110,7 +110,7 @@ def shared_attention(
 ) -> tuple[torch.Tensor, None]:
     """Compute attention of a packed sequence, as transformers calls it: (1, heads, L, D) each to (1, L, heads, D).
 
-    Prompts attend causally, without a mask. Branches are a batch whose keys are the prompt's and their own.
+    Prompts use causal attention without a mask. Branches form a batch; their keys are the prompt's and their own.
     """
     outputs: list[torch.Tensor] = []
     first = 0
@@ -130,21 +130,21 @@ def shared_attention(
 
 
 def _branches(states_HLD: torch.Tensor, lengths_G: tuple[int, ...]) -> torch.Tensor:
-    """Split (H, sum of lengths, D) into (G, H, T, D), padded right: later tokens, which no earlier one sees."""
+    """Split (H, sum of lengths, D) into (G, H, T, D), padded right, where no earlier token attends."""
     return pad_sequence(list(states_HLD.transpose(0, 1).split(lengths_G)), batch_first=True).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, shared_attention)
 
-# ---- making a model take packed groups ----
+# ---- enabling packed groups in a model ----
 
 
 def share(model: PreTrainedModel, longest_row: int) -> str | None:
-    """Make `model` take packed sequences (`Packed`), and nothing else from then on.
+    """Make `model` accept packed sequences (`Packed`), and only these from then on.
 
     Returns:
-        Why it cannot, and is left as it is, or `None`. Sliding windows do no harm while rows fit into them. A model
-        that looks as if it could is tried: packed rows must have the logprobs that they have alone.
+        `None`, or the reason that it cannot, with the model unchanged. Sliding windows are fine if rows fit into them.
+        A model that qualifies is tested: packed rows must have the same logprobs as single rows.
     """
     if reason := _obstacle(model, longest_row):
         return reason
@@ -156,7 +156,7 @@ def share(model: PreTrainedModel, longest_row: int) -> str | None:
     try:
         gap = (_packed(model) - alone).abs().max().item()
         reason = f"packed rows get other logprobs, by {gap:.2g}" if not gap < MAX_GAP.get(model.dtype, 0.25) else None
-    except Exception as error:  # whatever goes wrong inside a model that we do not know
+    except Exception as error:  # an unknown model may fail in any way
         reason = f"packed rows fail: {error!r}"
     if reason:
         hook.remove()
@@ -179,20 +179,20 @@ def _obstacle(model: PreTrainedModel, longest_row: int) -> str | None:
 
 
 def _labelled_only(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Drop positions without a label after the backbone: the output head is a fifth of a small model's work."""
+    """Drop unlabelled positions after the backbone: the output head is a fifth of a small model's compute."""
     layout: Layout = kwargs["shared_prefix"]
     output.last_hidden_state = output.last_hidden_state[:, layout.labelled_K]
     return output
 
 
-# ---- the trial: two siblings and a stranger ----
+# ---- the trial: two siblings and an unrelated row ----
 
 PROMPT, WIDTH = 5, 3
 LENGTHS = (3, 2, 3)
 
 
 def _rows(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make ids and mask, (3, 8)."""
+    """Make the ids and the mask, each (3, 8)."""
     ids = torch.arange(1, 1 + len(LENGTHS) * (PROMPT + WIDTH)).view(len(LENGTHS), -1) % model.config.vocab_size
     ids[1, :PROMPT] = ids[0, :PROMPT]
     mask = torch.tensor([[1] * (PROMPT + n) + [0] * (WIDTH - n) for n in LENGTHS])

@@ -1,4 +1,4 @@
-"""A policy's own tokenizer and chat template: conversations to ids, and ids to text."""
+"""Policy's own tokenizer and chat template: conversations to ids, and ids to text."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 TOKENIZER_FILE = "tokenizer.json"
 
 TokenTexts: TypeAlias = Callable[[Sequence[int]], list[str]]
-"""Function from T token ids to T pieces of their text; a character of several tokens stands at the last of them."""
+"""Function from T token ids to T pieces of text; a character of several tokens is in the last one's piece."""
 
 
 class Retokeniser:
-    """Tokeniser of the conversation that a span answered, and of its text with the end-of-turn token if it ended."""
+    """Tokeniser of a span's conversation and of its text, with the end-of-turn token unless the span was truncated."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer: Any = tokenizer
@@ -32,10 +32,10 @@ class Retokeniser:
         """Return prompt ids and completion ids.
 
         Raises:
-            TrainingError: the policy has no chat template, or it does not take this conversation.
+            TrainingError: the policy has no chat template, or the template rejects this conversation.
         """
         options = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
-        tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as the graph offers them
+        tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as in the graph
         try:
             prompt = self.tokenizer.apply_chat_template(
                 [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
@@ -56,12 +56,12 @@ class Retokeniser:
 
 
 def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]:
-    """Make a counter of the tokens of messages and tools, by the chat template of a model on this machine.
+    """Make a function that counts the tokens of messages and tools, by the chat template of a local model.
 
     Args:
-        model: directory, or hub id that was downloaded before.
+        model: directory or hub id; nothing is downloaded.
 
-    The counter raises `ValueError` where the template does not take them.
+    The function raises `ValueError` if the template rejects the messages or tools.
 
     Raises:
         ConfigError: there is no such tokenizer on this machine, or the extra is missing.
@@ -87,10 +87,10 @@ def prompt_tokens(model: str) -> Callable[[Sequence[Message], Sequence[dict[str,
 
 
 def token_texts(model: str) -> TokenTexts:
-    """Make the function that spells token ids, with the tokenizer of a model on this machine.
+    """Make a function that decodes token ids with the tokenizer of a local model.
 
     Args:
-        model: directory, or hub id that was downloaded before; nothing is downloaded.
+        model: directory or hub id; nothing is downloaded.
 
     Raises:
         ConfigError: there is no such tokenizer on this machine, or the extra is missing.
@@ -108,7 +108,7 @@ def token_texts(model: str) -> TokenTexts:
 
     def texts(ids_T: Sequence[int]) -> list[str]:
         pieces_T: list[str] = []
-        first = end_of_text = 0  # what lies before may change a token's text: the last piece is decoded with it
+        first = end_of_text = 0  # a token's text may depend on the tokens before it: decode it with the last piece
         for end in range(1, len(ids_T) + 1):
             before, now = (tokenizer.decode(ids_T[first:to], skip_special_tokens=False) for to in (end_of_text, end))
             whole = not now.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids_T)

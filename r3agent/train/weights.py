@@ -1,6 +1,6 @@
-"""Weights in, weights out: the starting policy as a trainable model, the trained one as a directory.
+"""Loading the starting policy as a trainable model, and saving the trained one.
 
-A fingerprint, the logprobs of a few fixed sequences, goes with them: by it a server's weights are recognised.
+The fingerprint, the logprobs of a few fixed sequences, is made here; it identifies a server's weights.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
 
 
 def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | PeftModel:
-    """Load the starting policy, ready to train: with its adapter or a new one for LoRA, merged for full weights.
+    """Load the starting policy to train: with its own or a new adapter for LoRA, merged for full weights.
 
     Raises:
-        ConfigError: the weights cannot be loaded, or the adapter does not belong to them.
+        ConfigError: the weights cannot be loaded, or the adapter is of another base model.
     """
     set_seed(config.seed)
     frozen_bfloat16 = config.method == "lora" and config.dtype == "bfloat16"
@@ -90,14 +90,14 @@ def save_weights(
     """Write `adapter/`, or `model/` with the tokenizer and its chat template, as safetensors.
 
     Args:
-        state: the weights, where the model itself holds a part of them only.
+        state: all weights, if the model holds only a shard of them.
     """
     with _no_progress_bars():
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = start.model
             model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False, state_dict=state)
         else:
-            if state is not None:  # gathered weights share no memory, by which tied ones are recognised otherwise
+            if state is not None:  # tied weights are found by shared memory, and gathered ones share none
                 tied: dict[str, str] = model.all_tied_weights_keys
                 state = {name: tensor for name, tensor in state.items() if name not in tied}
             model.save_pretrained(directory / MODEL_DIR, state_dict=state)
@@ -138,7 +138,7 @@ def _adapter_base(adapter: Path) -> str:
 
 
 def _check_shape(lora: LoraConfig, config: TrainConfig, start: PolicyStart) -> None:
-    """Refuse settings of another shape: an adapter that goes on from itself keeps its own."""
+    """Refuse settings of another shape: an adapter that is trained further keeps its shape."""
     shape: dict[str, Any] = {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if config.lora_target_modules != "all-linear":
         shape["lora_target_modules"] = set(lora.target_modules or ())
@@ -184,20 +184,20 @@ def _no_progress_bars() -> Generator[None]:
 
 
 def fingerprint_sequences(rows: Iterable[Row]) -> list[list[int]]:
-    """Take the prompt and completion of one row of each of the shortest groups."""
+    """Take the prompt and completion of one row from each of the shortest groups."""
     one_each = {row.group_id: [*row.prompt_ids_P, *row.completion_ids_T] for row in rows}
     return [ids[:MAX_TOKENS] for ids in sorted(one_each.values(), key=len)[:MAX_SEQUENCES]]
 
 
 def fingerprint_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]]) -> list[tuple[float, ...]]:
-    """Compute log p(token t | tokens before t) of each sequence under the current weights; 0.0 at position 0."""
+    """Compute log p(token t | tokens before t) in each sequence under the current weights; 0.0 at position 0."""
     return [(0.0, *logprobs) for logprobs in trainer.logprobs([(ids[:1], ids[1:]) for ids in sequences])]
 
 
 def fingerprint(
     sequences: Sequence[list[int]], trained: Sequence[tuple[float, ...]], parent: Sequence[tuple[float, ...]]
 ) -> tuple[FingerprintSequence, ...]:
-    """Make the fingerprint that the card of the trained weights keeps, beside that of their parent.
+    """Make the fingerprint of the trained weights, together with that of their parent, for the card.
 
     Raises:
         TrainingError: the trained weights give logprobs that are not finite.
