@@ -1,4 +1,4 @@
-"""One episode: attempt, verify, and if it failed reflect and retry. Needs `r3agent[serve]`."""
+"""One episode: attempt, verify, and after a failure reflect and retry. Needs `r3agent[serve]`."""
 
 from r3agent import OpenAIPolicy, Sampling, Trajectory, build_graph
 from r3agent.serve import ServerProcess

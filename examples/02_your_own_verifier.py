@@ -1,11 +1,11 @@
-"""Your own verifier: any callable of the task and the answer. Needs `r3agent[serve]`."""
+"""Your own verifier: any callable that takes the task and the answer. Needs `r3agent[serve]`."""
 
 from r3agent import Answer, OpenAIPolicy, Sampling, Task, Verdict, build_graph
 from r3agent.serve import ServerProcess
 
 
 def short_enough(task: Task, answer: Answer) -> Verdict:
-    """Pass replies of at most as many words as the task allows."""
+    """Pass answers that have at most the number of words that the task allows."""
     words = len(answer.split())
     passed = words <= task.info["most_words"]
     return Verdict(passed=passed, score=float(passed), feedback=f"{words} words")

@@ -1,4 +1,4 @@
-"""Collect episodes of many tasks concurrently, and print the rewards of the reflections. Needs `r3agent[serve]`."""
+"""Collect episodes of many tasks concurrently and print the rewards of the reflections. Needs `r3agent[serve]`."""
 
 import asyncio
 import tempfile

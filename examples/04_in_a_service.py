@@ -1,6 +1,6 @@
-"""FastAPI service: streamed tokens, health, graceful shutdown, always the live version.
+"""FastAPI service with streamed tokens, a health check and graceful shutdown, which always uses the live version.
 
-Needs `fastapi`, `uvicorn`, and a run whose policy is served: `r3agent serve bundled --port 8000`,
+Needs `fastapi`, `uvicorn`, and a run with a running server: `r3agent serve bundled --port 8000`,
 `r3agent deploy --run runs/mine`.
 
     R3AGENT_RUN=runs/mine python examples/04_in_a_service.py
@@ -25,7 +25,7 @@ from r3agent.verifiers import find_verifier
 
 run = Run(os.environ.get("R3AGENT_RUN", "runs/default"))
 settings = run.config.policy
-live = f"{run.ensure_live().name}@live"  # looked up by every request, so that a deploy takes effect
+live = f"{run.ensure_live().name}@live"  # resolved for every request, so that a deploy takes effect
 policy = OpenAIPolicy(
     settings.base_url, live, api_key=run.api_key, registry=run.registry, sampling=Sampling(max_tokens=24), outage_s=5
 )
@@ -64,7 +64,7 @@ async def stream(puzzle: Puzzle) -> AsyncIterator[ServerSentEvent]:
             if mode == "custom":
                 yield ServerSentEvent(event="delta", data=data)
         yield ServerSentEvent(event="done", data={"answer": data["answer"], "passed": data["passed"]})
-    except PolicyError as error:  # the status is sent already
+    except PolicyError as error:  # the HTTP status was already sent
         yield ServerSentEvent(event="error", data=str(error))
 
 

@@ -1,13 +1,13 @@
 """Subgraph of a larger LangGraph application: streamed tokens, and a person as the verifier. Needs `r3agent[serve]`.
 
-A customer asks; the solver answers and stops until a person has judged the answer; after two rejections the question
-goes to a colleague.
+A customer asks a question. The solver answers and waits until a person has judged the answer. After two rejections the
+question goes to a colleague.
 """
 
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, HumanMessage, convert_to_openai_messages
-from langgraph.checkpoint.memory import InMemorySaver  # one on a disk lets a killed process resume
+from langgraph.checkpoint.memory import InMemorySaver  # a checkpointer on disk lets a killed process resume
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 

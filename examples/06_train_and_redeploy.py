@@ -1,6 +1,6 @@
 """Collect, train on the reflections, deploy the new weights and evaluate them. Needs `r3agent[serve,train]`.
 
-It takes about a minute, so the episodes are few.
+The number of episodes is small, so that it takes about a minute.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ with ServerProcess("bundled") as server, tempfile.TemporaryDirectory() as direct
     print(f"{summary.episodes} episodes, {summary.groups_with_variance} groups to learn from")
 
     card = run.train()
-    gap = card.metrics["mismatch"]["gap"]["mean"]  # between what the server recorded and what training computed
+    gap = card.metrics["mismatch"]["gap"]["mean"]  # between the server's logprobs and those computed by training
     print(f"{card.version} was trained from {card.parent}; gap {gap:.1e}")
 
     report = run.deploy()

@@ -12,13 +12,13 @@ with ServerProcess("bundled") as server, tempfile.TemporaryDirectory() as direct
     graph = build_graph(policy=policy, verifier=find_verifier("later")).compile()
 
     answered: dict[str, str] = {}
-    with Recorder(directory, sample_rate=1.0) as recorder:  # never waits for the disk, never raises into a request
+    with Recorder(directory, sample_rate=1.0) as recorder:  # `record` never waits for the disk and never raises
         for task in find_tasks("countdown", 8, seed=1):
             result = graph.invoke({"task": task.model_dump()})
             recorder.record(result["trajectory"])
             answered[result["trajectory"]["trajectory_id"]] = result["answer"]
 
-    # Hours later, maybe from another machine: a customer complains, or does not. `r3agent label` does the same.
+    # Hours later, perhaps on another machine, the customers' reactions are known. `r3agent label` does the same.
     for trajectory_id, answer in answered.items():
         label(directory, trajectory_id, passed=len(answer) < 34, by="customers")
 

@@ -1,7 +1,7 @@
-"""Agent that writes SQL, verified by the rows that its query gives.
+"""Agent that writes SQL, verified by the rows that its query returns.
 
-The bundled policy cannot write SQL, so a script answers in place of a model: first wrong, then right. Set
-`R3AGENT_BASE_URL` and `R3AGENT_MODEL` to use a model of yours.
+The bundled policy cannot write SQL, so a script replaces the model: its first answer is wrong, its second right. Set
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` to use your own model.
 """
 
 import os
@@ -13,12 +13,12 @@ from r3agent.testing import ScriptedEndpoint
 from r3agent.verifiers import find_verifier
 
 WITH_FEEDBACK = (
-    "Your query is wrong: {{ feedback }}. Say in one sentence what it misses."  # more than the paper tells a policy
+    "Your query is wrong: {{ feedback }}. Say in one sentence what it misses."  # the paper's prompt has no feedback
 )
 
 
 def script(body: dict, choice: int) -> str:
-    """Answer one question, correctly after a reflection."""
+    """Answer one question: wrongly at first, correctly after a reflection."""
     prompt = body["messages"][-1]["content"]
     if prompt.startswith("Your query is wrong"):
         return "An inner join leaves out the customers without an order."

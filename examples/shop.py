@@ -17,7 +17,7 @@ SYSTEM = f"Answer with one SQLite query in a ```sql block. The tables are:\n\n{T
 
 
 def make_task(question: str, answer: str, task_id: str) -> Task:
-    """Make a task whose `answer` is a query that gives the right rows; the policy never sees it."""
+    """Make a task whose `answer` is a query that returns the right rows; the policy never sees it."""
     return Task(
         id=task_id,
         messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": question}),

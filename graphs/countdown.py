@@ -1,7 +1,7 @@
 """Countdown: combine numbers to a target.
 
 Input: `{"numbers": [2, 3, 4], "target": 20}`. The bundled policy plays it: `r3agent serve bundled --port 8000`.
-`R3AGENT_BASE_URL` and `R3AGENT_MODEL` name another policy; with `R3AGENT_RUN`, the directory of a run, the model
+`R3AGENT_BASE_URL` and `R3AGENT_MODEL` select another policy. If `R3AGENT_RUN` names a run directory, the model
 `NAME@live` is its live version.
 """
 
@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from langgraph.graph import START, StateGraph
-from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
+from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
 from r3agent import EpisodeContext, OpenAIPolicy, Sampling, build_graph
 from r3agent.episodes.state import EpisodeOutput

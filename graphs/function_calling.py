@@ -1,8 +1,8 @@
-"""Function calling with tools of your own, verified against the right calls.
+"""Function calling with your own tools, verified against the expected calls.
 
-Input: `{"task": {"messages": [...], "tools": [...], "info": {...}}}`; the form of the right calls in `info` is
-documented in `r3agent/verifiers/function_call/verdict.py`. The bundled policy cannot call functions:
-`R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
+Input: `{"task": {"messages": [...], "tools": [...], "info": {...}}}`; `r3agent/verifiers/function_call/verdict.py`
+documents the format of the expected calls in `info`. The bundled policy cannot call functions: select a model that can
+with `R3AGENT_BASE_URL` and `R3AGENT_MODEL`, and its key with `OPENAI_API_KEY`.
 """
 
 import os

@@ -1,14 +1,14 @@
-"""SQL queries on the shop in `examples/shop.sql`, verified by the rows that they give.
+"""SQL queries on the shop in `examples/shop.sql`, verified by the rows that they return.
 
-Input: `{"question": "...", "gold": "SELECT ..."}`, where `gold` is a right query. The bundled policy cannot write
-SQL: `R3AGENT_BASE_URL` and `R3AGENT_MODEL` name one that can, `OPENAI_API_KEY` has its key.
+Input: `{"question": "...", "gold": "SELECT ..."}`, where `gold` is a right query. The bundled policy cannot write SQL:
+select a model that can with `R3AGENT_BASE_URL` and `R3AGENT_MODEL`, and its key with `OPENAI_API_KEY`.
 """
 
 import os
 from typing import Any
 
 from langgraph.graph import START, StateGraph
-from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
+from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
 from examples.shop import make_task
 from r3agent import EpisodeContext, OpenAIPolicy, build_graph
