@@ -1,4 +1,4 @@
-"""`r3agent doctor` and `r3agent audit`: what can be known before anyone spends tokens."""
+"""`r3agent doctor` and `r3agent audit`: checks of an endpoint and of tasks before you collect."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def doctor(
     url: Annotated[str, Parameter(help="OpenAI-compatible endpoint, with or without /v1.")],
     /,
     *,
-    model: Annotated[str | None, Parameter(help="Served name; default the first that the endpoint lists.")] = None,
-    api_key_env: Annotated[str, Parameter(help="Environment variable that has the key.")] = API_KEY,
+    model: Annotated[str | None, Parameter(help="Served name; default: the first model of the endpoint.")] = None,
+    api_key_env: Annotated[str, Parameter(help="Environment variable that holds the API key.")] = API_KEY,
 ) -> Output:
     key = os.environ.get(api_key_env, "").strip()
     if not key and api_key_env != API_KEY:
@@ -52,7 +52,7 @@ def audit(
     with ConsoleReporter() as reporter:
         tokenizer = None
         if run or "policy.base_model" in overrides:
-            with suppress(ConfigError):  # then the endpoint is asked, or lengths are estimated, and the report says so
+            with suppress(ConfigError):  # without it the endpoint counts, or lengths are estimated; the report says so
                 tokenizer = prompt_tokens(resolve_model(policy.base_model))
         endpoint = None
         if run or "policy.base_url" in overrides:

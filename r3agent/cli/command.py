@@ -1,4 +1,4 @@
-"""Verbs from functions: flags that follow from settings, `--set`, `--json`, and what is printed in the end."""
+"""Make verbs from functions: flags from settings, `--set`, `--json`, and the output."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel
 
 API_KEY = "OPENAI_API_KEY"
-"""Variable in which every verb that talks to an endpoint finds the key."""
+"""Environment variable with the API key, for every verb that talks to an endpoint."""
 
 DEFAULT_RUN = "runs/default"
-"""Run directory where none is named."""
+"""Default run directory."""
 
 Overrides: TypeAlias = dict[str, Any]
-"""Dotted settings with the values that the command line gives them."""
+"""Settings from the command line: dotted key to value."""
 
 RunFlag: TypeAlias = Annotated[str, Parameter(name="--run", help="Run directory.")]
 
 
 def switch(help_: str) -> Parameter:
-    """Describe a flag that takes no value and is off unless it is given."""
+    """Describe a flag that takes no value and is off by default."""
     return Parameter(help=help_, show_default=False)
 
 
@@ -32,7 +32,7 @@ JSON_FLAG = inspect.Parameter(
     "json",
     inspect.Parameter.KEYWORD_ONLY,
     default=False,
-    annotation=Annotated[bool, switch("Print one JSON object, for machines.")],
+    annotation=Annotated[bool, switch("Print one JSON object.")],
 )
 SET_FLAG = inspect.Parameter(
     "settings",
@@ -43,7 +43,7 @@ SET_FLAG = inspect.Parameter(
         Parameter(
             name="--set",
             metavar="SECTION.KEY=VALUE",
-            help="Any setting of r3.toml; counts more than the file; may be repeated.",
+            help="Override any setting of r3.toml; may be repeated.",
             show_default=False,
         ),
     ],
@@ -52,7 +52,7 @@ SET_FLAG = inspect.Parameter(
 
 @dataclass(frozen=True)
 class Output:
-    """Output of a verb, for machines and for people."""
+    """Output of a verb, as data and as text."""
 
     data: Mapping[str, Any]
     text: str
@@ -60,10 +60,10 @@ class Output:
 
 
 def flags_of(section: str, model: type[BaseModel], fields: Mapping[str, str]) -> list[inspect.Parameter]:
-    """Make flags of the fields of a section of r3.toml, with the fields' own types, defaults and docstrings.
+    """Make flags from fields of a section of r3.toml, with their types, defaults and docstrings.
 
     Args:
-        fields: flag, such as `--n`, to the name of the field.
+        fields: flag, such as `--n`, to the name of its field.
     """
     group = Group(f"Section {section} of r3.toml")
     return [
@@ -87,9 +87,9 @@ def flags_of(section: str, model: type[BaseModel], fields: Mapping[str, str]) ->
 
 
 def verb(*flags: inspect.Parameter) -> Callable[[Callable[..., Output]], Callable[..., Output]]:
-    """Make a verb of a function: it gets `--json`, the flags, and `--set` if it takes `overrides`.
+    """Make a verb from a function: add `--json`, the flags, and `--set` if the function takes `overrides`.
 
-    `overrides` is what the flags and `--set` say, by dotted setting.
+    `overrides` has the values of the flags and of `--set`, by dotted key.
     """
 
     def decorate(function: Callable[..., Output]) -> Callable[..., Output]:
@@ -114,7 +114,7 @@ def verb(*flags: inspect.Parameter) -> Callable[[Callable[..., Output]], Callabl
 
 
 def _overrides(options: dict[str, Any], settings: Iterable[str], flags: Iterable[inspect.Parameter]) -> Overrides:
-    """Take out of the options what overrides a setting; `--set` counts more than a flag."""
+    """Remove the flags of settings from the options and return their values; `--set` wins over a flag."""
     values = {flag.name.replace("__", "."): options.pop(flag.name, None) for flag in flags}
     given = {key: value for key, value in values.items() if value is not None}
     if not settings:

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, each of a setting of r3.toml."""
+"""Flags that several verbs share, each for one setting of r3.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`r3agent inspect`: what a run has stored, as a summary or one trajectory as a conversation."""
+"""`r3agent inspect`: a summary of a run's trajectories, or one trajectory as a conversation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from r3agent.store.shards import find
 from r3agent.store.trajectories import load
 
 MAX_IDS = 10
-"""Trajectories that are named as examples."""
+"""Number of ids that the summary lists as examples."""
 
 
 @verb()
 def inspect(
     *words: Annotated[
-        str, Parameter(name="RUN [TRAJECTORY]", help=f"Run directory (default {DEFAULT_RUN}); id, or its beginning.")
+        str, Parameter(name="RUN [TRAJECTORY]", help=f"Run directory (default {DEFAULT_RUN}); id, or a prefix of it.")
     ],
     overrides: Overrides,
     run: Annotated[
-        Path | None, Parameter(help="Run directory, as for other verbs; then only TRAJECTORY is named without a flag.")
+        Path | None, Parameter(help="Run directory, as for other verbs; the only positional is then TRAJECTORY.")
     ] = None,
 ) -> Output:
     rest = list(words)

@@ -1,4 +1,4 @@
-"""Views for people: a summary in columns, a trajectory as a conversation (colour is credit, brightness is logprob)."""
+"""Console views: a summary in columns, a trajectory as a conversation (colour is credit, brightness is logprob)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from r3agent.records.trajectory import Message
 from r3agent.run.inspect import InspectedSpan, Inspection
 
 SURE, UNSURE = -0.1, -2.3
-"""Logprobs above which a token is dim, and below which it is bold: a probability of about 0.9, and of 0.1."""
+"""Tokens with a logprob above `SURE` are dim, below `UNSURE` bold: probabilities of about 0.9 and 0.1."""
 
 
 def summary_lines(summary: CollectSummary) -> list[str]:
-    """Render rates, and what the spans are good for."""
+    """Render success rates and the capabilities of the spans."""
     shares = {
         "first try": summary.first_try,
         "retry after reflection": summary.retry_after_reflection,
@@ -35,7 +35,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
 
 
 def render(inspection: Inspection) -> str:
-    """Render the conversation, each span indented under its parent; without a terminal logprobs stand in brackets."""
+    """Render the conversation, each span indented under its parent; without colours, with logprobs in brackets."""
     console = Console(highlight=False, soft_wrap=True)
     colour = console.is_terminal and not console.no_color
     text = Text(f"trajectory {inspection.trajectory_id}, credit as trained from {inspection.version}\n")
@@ -64,7 +64,7 @@ def render(inspection: Inspection) -> str:
 
 
 def _by_branch(spans: Sequence[InspectedSpan], parent_id: str | None = None) -> list[InspectedSpan]:
-    """Each span before what grew from it."""
+    """Order the spans depth first, each before its children."""
     return [s for span in spans if span.parent_id == parent_id for s in (span, *_by_branch(spans, span.span_id))]
 
 

@@ -1,4 +1,4 @@
-"""`r3agent label`: a verdict for a stored episode whose truth came later."""
+"""`r3agent label`: add a verdict to a stored episode."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from r3agent.store.shards import store_at
 @verb()
 def label(
     run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")],
-    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or its beginning.")],
+    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or a prefix of it.")],
     /,
     *,
-    passed: Annotated[bool, switch("It was right.")] = False,
-    failed: Annotated[bool, switch("It was not.")] = False,
-    span: Annotated[str | None, Parameter(help="Try that the verdict is on; default the one that answered.")] = None,
+    passed: Annotated[bool, switch("The answer was right.")] = False,
+    failed: Annotated[bool, switch("The answer was wrong.")] = False,
+    span: Annotated[str | None, Parameter(help="Id of the span to judge; default: the final answer.")] = None,
     feedback: Annotated[str | None, Parameter(help="Reason, for people.")] = None,
 ) -> Output:
     if passed == failed:

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit code. Each verb's module is imported when the verb is used."""
+"""The command line: parse, call, print, exit code. A verb's module is imported only when the verb is used."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "init": ("start:init", "Write r3.toml with every setting explained.", "--run runs/mine --task tasks.jsonl"),
     "serve": (
         "serve:serve",
-        "Serve a model: with a small server of r3agent's own, or with vLLM, whose own options come after --.",
+        "Serve a model with the embedded server or with vLLM; options for vLLM follow --.",
         "my-model --engine vllm --port 8000 -- --max-num-seqs 64",
     ),
     "doctor": (
         "check:doctor",
-        "Say what an endpoint can do and what its spans are good for, leaving it as it is.",
+        "Check what an endpoint supports and whether its spans can be trained on; changes nothing on the server.",
         "http://127.0.0.1:8000 --model my-model",
     ),
     "audit": (
         "check:audit",
-        "Look at tasks and their verifier before anyone spends tokens on them.",
+        "Check tasks and their verifier before you collect.",
         "--task countdown --n 200 --model-limit 4096",
     ),
     "collect": (
         "stages:collect",
-        "Run episodes with the live policy and store them.",
+        "Run episodes with the live policy and store the trajectories.",
         "--task countdown --n 512 --reflections 8",
     ),
     "train": (
         "stages:train",
-        "Make a new policy version from what was collected.",
+        "Train a new policy version on the collected trajectories.",
         "--set train.learning_rate=1e-4",
     ),
-    "deploy": ("stages:deploy", "Bring a version onto the running server and make it live.", "v0001"),
+    "deploy": ("stages:deploy", "Load a version into the running server and make it live.", "v0001"),
     "rollback": ("stages:rollback", "Return to an earlier version.", "--to v0003"),
     "eval": (
         "stages:evaluate",
-        "Compare two versions on the same frozen tasks; before there are two, measure the one.",
+        "Compare two versions on the same frozen tasks; with only one version, measure it.",
         "--before v0000 --after v0002 --n 500",
     ),
     "loop": (
@@ -62,26 +62,26 @@ VERBS: dict[str, tuple[str, str, str]] = {
     ),
     "inspect": (
         "inspect:inspect",
-        "Show a run, or one trajectory as a conversation with every token's label, credit and logprob.",
+        "Summarise a run, or show one trajectory as a conversation with the credit and logprob of every token.",
         "runs/mine 3f2a9c0d",
     ),
     "label": (
         "label:label",
-        "Attach a verdict to a stored episode whose truth came later.",
+        "Add a verdict to a stored episode.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),
     "demo": (
         "start:demo",
-        "Run the whole loop on this machine with the bundled policy, in minutes.",
+        "Run the whole loop on this machine with the bundled policy in a few minutes.",
         "--out runs/demo --seed 0",
     ),
 }
-"""Verb to the function that does it, its help and an example of its arguments."""
+"""Verb to its function, its help and an example of its arguments."""
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A parsed command line. Calling it works; parsing does not."""
+    """A parsed command line; call it to run the verb."""
 
     verb: str
     function: Any
@@ -89,17 +89,17 @@ class Invocation:
     further: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> Output | None:
-        """Do what the verb does; `None` if help or the version was asked for and is printed."""
+        """Run the verb; return `None` if only help or the version was printed."""
         return self.function(*self.arguments.args, **self.arguments.kwargs, **self.further)
 
 
 def app() -> App:
-    """Make the parser: one lazily imported command for each verb, help, version and shell completion."""
+    """Make the parser: one lazily imported command for each verb, plus help, version and shell completion."""
     from cyclopts import App, Parameter
 
     top = App(
         name="r3agent",
-        help="LLM applications that get better from their own failures.",
+        help="Improve an LLM application from its own failures.",
         help_epilogue="example: r3agent demo; r3agent VERB --help has one for each verb",
         help_format="plaintext",
         version=_version,
@@ -122,7 +122,7 @@ def parse(words: Sequence[str]) -> Invocation:
     """Parse a command line without running it.
 
     Raises:
-        SystemExit: it is not one; why is on stderr.
+        SystemExit: it is not valid; the reason is on stderr.
     """
     own = words.index("--") if "--" in words else len(words)
     function, arguments, unparsed = app().parse_args(words[:own])
@@ -136,14 +136,14 @@ def parse(words: Sequence[str]) -> Invocation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    """Run one verb; return 0 for success, 1 failure, 2 wrong usage or configuration, 130 interrupt."""
     words = list(sys.argv[1:] if argv is None else argv)
     invocation = parse(words)
     verb = invocation.verb
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # A terminated process stops as an interrupted one does: what is stored is whole, and servers are stopped.
+    # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Of several processes that a launcher started to train, the first one speaks.
+    # With several training processes, only rank 0 prints.
     silent = verb == "train" and os.environ.get("RANK", "0") != "0"
     try:
         output = invocation()
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not silent:
             print(f"r3agent {verb}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read it, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
     except KeyboardInterrupt as interrupt:
@@ -182,4 +182,4 @@ def _usage_error(error: CycloptsError) -> Text:
     from rich.text import Text
 
     verb = " ".join(["r3agent", *(error.command_chain or ())])
-    return Text(f"{verb}: {error}\n{verb} --help says what it takes", no_wrap=True, overflow="ignore")
+    return Text(f"{verb}: {error}\n{verb} --help lists its arguments", no_wrap=True, overflow="ignore")

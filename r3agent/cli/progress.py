@@ -1,4 +1,4 @@
-"""Progress of a verb on stderr: a line for each stage, a bar on a terminal, and a line now and then in a file."""
+"""Progress of a verb on stderr: a line for each stage, with a bar on a terminal or periodic lines in a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.text import Text
 from r3agent._util.console import printable
 
 EVERY_S = 10.0
-"""Seconds between two lines about the same stage where there is no terminal."""
+"""Seconds between two lines about the same stage without a terminal."""
 
 
 class ConsoleReporter:
-    """Reporter of stages for people; a context manager.
+    """Reporter that prints stages and progress; a context manager.
 
-    A stage that has a kind says about how long it will take: as long as the last one of that kind, or as `expect` says.
+    A stage with a kind prints its estimated duration: that of the last stage of the kind, or the one given to `expect`.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class ConsoleReporter:
         self._progress.stop()
 
     def expect(self, seconds: Mapping[str, float]) -> None:
-        """Say how long the first stage of each kind takes."""
+        """Set the estimated duration of the first stage of each kind, in seconds."""
         self._seconds |= seconds
 
     def stage(self, text: str, kind: str = "") -> None:
-        """Report that a stage begins, or what came of one."""
+        """Report that a stage begins, or the result of one."""
         self._progress.stop()
         now = time.monotonic()
         if self._kind:

@@ -1,4 +1,4 @@
-"""`r3agent serve`: a model behind an endpoint, served by the embedded server or by vLLM."""
+"""`r3agent serve`: serve a model with the embedded server or with vLLM."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def serve(
     further: Annotated[tuple[str, ...], Parameter(parse=False)] = (),
     options: Annotated[ServerOptions, Parameter(name="*", group="Server")] = DEFAULTS,
     log: Annotated[
-        Path | None, Parameter(help="File for the server's output; vllm: default in the run or a temporary file.")
+        Path | None, Parameter(help="File for the server's output; vLLM's default is in the run or a temporary file.")
     ] = None,
     run: Annotated[
         Path | None,
-        Parameter(help="Run directory: take [serve] of its r3.toml, and say in servers/ where the server is."),
+        Parameter(help="Run directory: read [serve] of its r3.toml, and register the server's address in servers/."),
     ] = None,
 ) -> Output:
     config = _config(run, overrides)
@@ -42,7 +42,7 @@ def serve(
 
 def _config(run: Path | None, overrides: Overrides) -> ServeConfig:
     if run is None and not overrides:
-        return ServeConfig()  # without the cost of importing every other section: servers start as children this way
+        return ServeConfig()  # skips the import of all other sections, because server processes start this way
     from r3agent.run.config import CONFIG_FILE, load_config
 
     file = None if run is None else run / CONFIG_FILE

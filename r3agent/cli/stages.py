@@ -1,4 +1,4 @@
-"""The verbs that are stages of a run: collect, train, deploy, roll back, evaluate, and all of them in a loop."""
+"""Verbs for the stages of a run: collect, train, deploy, rollback, eval, and loop for all of them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def train(
     *,
     overrides: Overrides,
     run: RunFlag = DEFAULT_RUN,
-    resume: Annotated[bool, switch("Go on from the last checkpoint of an interrupted training.")] = False,
-    force: Annotated[bool, switch("Train on another policy's rows too; the card says so.")] = False,
+    resume: Annotated[bool, switch("Resume an interrupted training from its last checkpoint.")] = False,
+    force: Annotated[bool, switch("Train even on rows of another policy; the card records it.")] = False,
 ) -> Output:
     opened = _open(run, overrides)
     with ConsoleReporter() as reporter:
@@ -67,7 +67,7 @@ def train(
 
 @verb(*URL)
 def deploy(
-    version: Annotated[str | None, Parameter(help="Version, such as v0001; default the newest.")] = None,
+    version: Annotated[str | None, Parameter(help="Version, such as v0001; default: the newest.")] = None,
     /,
     *,
     overrides: Overrides,
@@ -80,7 +80,7 @@ def deploy(
 def rollback(
     *,
     overrides: Overrides,
-    to: Annotated[str | None, Parameter(help="Version to return to; default the one that was live before.")] = None,
+    to: Annotated[str | None, Parameter(help="Version to return to; default: the previous live version.")] = None,
     run: RunFlag = DEFAULT_RUN,
 ) -> Output:
     return _deployment(_open(run, overrides).rollback(to))
@@ -90,8 +90,8 @@ def rollback(
 def evaluate(
     *,
     overrides: Overrides,
-    before: Annotated[str, Parameter(help="Version to compare with; v0000 is the base.")] = BASE,
-    after: Annotated[str | None, Parameter(help="Version to compare; default the live one.")] = None,
+    before: Annotated[str, Parameter(help="Version to compare with; v0000 is the base model.")] = BASE,
+    after: Annotated[str | None, Parameter(help="Version to compare; default: the live version.")] = None,
     run: RunFlag = DEFAULT_RUN,
 ) -> Output:
     opened = _open(run, overrides)
@@ -117,15 +117,15 @@ def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     ]
     lines.append(f"{report.live} is live")
     if opened.config.gate.split != opened.config.eval.split:
-        lines.append(f"next: r3agent eval --run {run}     the final word, on tasks that decided nothing")
+        lines.append(f"next: r3agent eval --run {run}     final evaluation, on tasks the gate did not use")
     return Output(report.model_dump(mode="json"), "\n".join(lines))
 
 
 def _open(run: str, overrides: Overrides) -> Run:
-    """Open a run that exists.
+    """Open an existing run.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: there is no such run.
     """
     path = Path(run) / CONFIG_FILE
     if not path.exists():
@@ -142,5 +142,5 @@ def _deployment(report: DeployReport) -> Output:
 
 
 def _short(values: Mapping[str, Any]) -> str:
-    """Put the numbers of a log on one line."""
+    """Format the numbers of a log on one line."""
     return ", ".join(f"{k} {v:.4g}" for k, v in values.items() if isinstance(v, int | float))

@@ -1,4 +1,4 @@
-"""`r3agent init` and `r3agent demo`: a run's settings, and a whole run on this machine."""
+"""`r3agent init` and `r3agent demo`: write the settings of a run, or run the whole loop on this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Limits, prompts and sampling of the reflect-retry loop, declared and checked once.
+"""Limits, prompts and sampling of the reflect-retry loop, declared and validated once.
 
-`build_graph`, `collect`, a run's `r3.toml`, its evaluations and `EpisodeContext` all take their settings from here.
+`build_graph`, `collect`, a run's `r3.toml`, its evaluations and `EpisodeContext` all use these settings.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
 from r3agent.records.trajectory import Record
 
 COLLECT_REFLECTIONS = 8
-"""G of a collection, by default: the size of a GRPO group. Graph and evaluation reflect once."""
+"""Default G of a collection, the size of a GRPO group; the graph and evaluations reflect once by default."""
 
 
 class EpisodeOptions(TypedDict, total=False):
-    """Keyword arguments of `build_graph` and `collect`; `EpisodeConfig` documents and checks them."""
+    """Keyword arguments of `build_graph` and `collect`; `EpisodeConfig` documents and validates them."""
 
     max_attempts: int
     reflections: int
@@ -37,29 +37,29 @@ class EpisodeOptions(TypedDict, total=False):
 
 
 class EpisodeLimits(Record):
-    """Limits on the spans that an episode may grow."""
+    """Limits on the number of spans in an episode."""
 
     max_attempts: int = Field(default=2, ge=1, strict=True)
-    """Tries on one path, the first included."""
+    """Maximum number of tries on one path, including the first."""
     reflections: int = Field(default=1, ge=0, strict=True)
     """G: reflections of each failed try, a GRPO group; 0 retries without reflecting."""
     retries: int = Field(default=1, ge=1, strict=True)
     """M: retries after each reflection; crediting `retry` needs at least 2."""
     blind_retries: int = Field(default=0, ge=0, strict=True)
-    """B: retries of each failed try without a reflection, as a control; the reward `lift` needs at least 1, crediting
-    them at least 2."""
+    """B: retries of each failed try without a reflection, as a control. The reward `lift` needs at least 1; crediting
+    `blind_retry` needs at least 2."""
 
 
 class EpisodePrompts(Record):
-    """Requests of the loop, as Jinja templates; `r3agent.records.prompts` has what they may name."""
+    """Prompts of the loop, as Jinja templates; `r3agent.records.prompts` documents their variables."""
 
     reflect_prompt: str = REFLECT
-    """Asks for a reflection, after a failed try. A Jinja template, which may name task.messages, task.tools, answer,
+    """Prompt for a reflection on a failed try: a Jinja template with the variables task.messages, task.tools, answer,
     thinking, feedback and attempt."""
     retry_prompt: str = RETRY
-    """Asks for another try, after a reflection; likewise, and it may name the reflection too."""
+    """Prompt for a retry after a reflection: a template with the same variables, and reflection."""
     blind_retry_prompt: str = BLIND_RETRY
-    """Asks for another try without a reflection; likewise."""
+    """Prompt for a retry without a reflection: a template with the variables of reflect_prompt."""
 
     @field_validator("*")
     @classmethod
@@ -68,7 +68,7 @@ class EpisodePrompts(Record):
             try:
                 compile_template(value, known=KNOWN[name], hidden=HIDDEN)
             except ConfigError as error:
-                raise ValueError(error) from error  # so that it is reported with the other errors
+                raise ValueError(error) from error  # pydantic reports it together with the other errors
         return value
 
 
@@ -76,10 +76,10 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
     """Settings of one graph."""
 
     sampling: Sampling | None = None
-    """Sampling of attempts and retries, as a whole; of reflections too, unless they have their own. Default: the
-    policy's."""
+    """Sampling settings of attempts and retries, and of reflections unless `reflect_sampling` is set. They replace the
+    policy's settings, the default, as a whole."""
     reflect_sampling: Sampling | None = None
-    """Sampling of reflections, as a whole."""
+    """Sampling settings of reflections, replaced as a whole; default: `sampling`."""
 
     @field_validator("sampling", "reflect_sampling", mode="before")
     @classmethod
@@ -93,10 +93,10 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
         return self.check()
 
     def check(self) -> Self:
-        """Check that something retries.
+        """Check that failed tries are retried if `max_attempts` is above 1.
 
         Raises:
-            ConfigError: nothing would, with more than one try.
+            ConfigError: neither reflections nor blind retries are enabled.
         """
         if self.max_attempts > 1 and not self.reflections and not self.blind_retries:
             raise ConfigError(
@@ -107,11 +107,11 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
 
     @classmethod
     def of(cls, options: EpisodeOptions) -> EpisodeConfig:
-        """Check the keyword arguments of a caller.
+        """Validate the keyword arguments of a caller.
 
         Raises:
-            ConfigError: a limit is no whole number or out of range, or none would retry; a sampling is no `Sampling`;
-                or a prompt is no template or names what it is not given.
+            ConfigError: a limit is not an integer or out of range, or nothing would retry; a sampling is not a
+                `Sampling`; or a prompt is not a template or uses an unknown variable.
         """
         try:
             return cls.model_validate(dict(options))
@@ -123,7 +123,7 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
         return cast(EpisodeOptions, dict(self))
 
     def override(self, context: EpisodeContext) -> EpisodeConfig:
-        """Return the settings of one run: what its context leaves out stays.
+        """Return the settings of one run: fields missing from its context are unchanged.
 
         Raises:
             ConfigError: the combination would not retry.
@@ -132,17 +132,17 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
         return self.model_copy(update=settings).check() if settings else self
 
     def templates(self) -> dict[str, Template]:
-        """Compile the prompts, by the names of their settings."""
+        """Compile the prompts; return them by the names of their settings."""
         return {
             name: compile_template(getattr(self, name), name=name, known=KNOWN[name], hidden=HIDDEN) for name in KNOWN
         }
 
 
 def field_of(name: str, default: Any, *, note: str = "") -> Any:
-    """Declare a field as `EpisodeConfig` does, limits and docstring included, with another default.
+    """Copy a field of `EpisodeConfig`, with its limits and docstring, and change its default.
 
     Args:
-        note: what to add to the docstring.
+        note: text to append to the docstring.
     """
     field = copy(EpisodeConfig.model_fields[name])
     field.default = default
@@ -151,13 +151,13 @@ def field_of(name: str, default: Any, *, note: str = "") -> Any:
 
 
 class EpisodeContext(Record):
-    """Settings that one run overrides; what is left out stays as it was built.
+    """Settings that one run overrides; other settings stay as the graph was built.
 
-    `graph.invoke(input, context={"max_attempts": 3})`, an instance does as well; in LangGraph Studio it is a form. A
-    larger graph passes its own context on to the graphs in it, so in one that is embedded only an instance counts.
+    Pass a dictionary, `graph.invoke(input, context={"max_attempts": 3})`, or an instance; LangGraph Studio shows a
+    form. A larger graph passes its own context on to its subgraphs, so an embedded graph accepts only an instance.
 
     Raises:
-        ConfigError: a setting is unknown or does not fit.
+        ConfigError: a setting is unknown or invalid.
     """
 
     max_attempts: int | None = field_of("max_attempts", None)
@@ -168,7 +168,7 @@ class EpisodeContext(Record):
     reflect_sampling: Sampling | None = field_of("reflect_sampling", None)
 
     def __init__(self, **settings: Any) -> None:
-        # LangGraph makes it of a caller's JSON, and a caller should read one line of what to change.
+        # LangGraph calls this with a caller's JSON; the caller should get a one-line error.
         try:
             super().__init__(**settings)
         except ValidationError as error:

@@ -1,7 +1,6 @@
-"""`r3.toml`: every setting of a run, checked before any server is contacted.
+"""Settings of a run (`r3.toml`), checked before any server is contacted.
 
-What counts, strongest first: the command line, the run's file, the default. `load_config` decides it, and nothing
-else does.
+The command line overrides the run's file, which overrides the defaults; only `load_config` implements this order.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ CONFIG_FILE = "r3.toml"
 
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"
-    """URL of an OpenAI-compatible server."""
+    """Base URL of an OpenAI-compatible server; usually ends in /v1."""
     model: str = "bundled"
-    """Name under which the server serves the base model; version v0007 of it is `MODEL@v0007`."""
+    """Served name of the base model; version v0007 is served as `MODEL@v0007`."""
     base_model: str = "bundled"
-    """Directory or hub id of the same weights, for training; `bundled` is the policy in the package."""
+    """Directory or hub id of the base model's weights, for training; `bundled` is the policy in the package."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never written down."""
+    """Environment variable that holds the API key; the key itself is never stored."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Timeout of one request, in seconds."""
     outage_s: float = Field(default=600.0, ge=0)
-    """How long to wait for a server that has answered before and is gone."""
+    """Seconds to wait for a server that has answered before and became unreachable."""
 
     @field_validator("base_url")
     @classmethod
@@ -57,75 +56,75 @@ class PolicyConfig(Record):
 
 class TaskConfig(Record):
     source: str = "countdown"
-    """A shipped source, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own as `module:callable`."""
+    """Task source: a built-in one, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own `module:callable`."""
     verifier: str = ""
-    """A shipped verifier, or your own as `module:callable`; empty means the source's own."""
+    """Verifier: a built-in one, or your own `module:callable`; empty selects the source's default."""
     verifier_params: dict[str, Any] = {}
     """Parameters of the verifier."""
     seed: int = 0
-    """Tasks of round k are drawn with `seed` and k."""
+    """Seed of the task draw; each round uses it together with the round number."""
     params: dict[str, Any] = {}
-    """Parameters of the source, e.g. `max_number` of countdown. A file or `hf:NAME` has `prompt`, `system`, `gold`
+    """Parameters of the source, e.g. `max_number` of countdown. A file or `hf:NAME` takes `prompt`, `system`, `gold`
     (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
-    `hf:NAME` also `subset`, `hf_split`, `revision` and `data_files`."""
+    `hf:NAME` also takes `subset`, `hf_split`, `revision` and `data_files`."""
 
 
 class PromptConfig(EpisodePrompts):
-    """Requests of the loop; an empty one means the default for the verifier's kind of task."""
+    """Prompts of the loop; an empty one selects the default for the verifier's kind of task."""
 
-    reflect_prompt: str = field_of("reflect_prompt", "", note=" Empty: the one for the verifier's kind of task.")
-    retry_prompt: str = field_of("retry_prompt", "", note=" Empty: likewise.")
-    blind_retry_prompt: str = field_of("blind_retry_prompt", "", note=" Empty: likewise.")
+    reflect_prompt: str = field_of("reflect_prompt", "", note=" Empty: the default for the verifier's kind of task.")
+    retry_prompt: str = field_of("retry_prompt", "", note=" Empty: the default.")
+    blind_retry_prompt: str = field_of("blind_retry_prompt", "", note=" Empty: the default.")
 
     def filled(self, kind: Kind) -> PromptConfig:
-        """Fill in the kind's own prompts where the settings have none."""
+        """Replace empty prompts by the defaults of the kind of task."""
         own = {name: text for name, text in self.model_dump().items() if text}
         return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
 
 
 class CollectConfig(EpisodeLimits):
     n: int = Field(default=512, ge=1)
-    """Tasks of one collection."""
+    """Number of tasks per collection."""
     samples: int = Field(default=1, ge=1)
-    """Episodes of each task; crediting `attempt` needs at least 2."""
+    """Episodes per task; crediting `attempt` needs at least 2."""
     reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
     concurrency: int = Field(default=64, ge=1)
-    """Episodes under way at once."""
+    """Maximum number of concurrent episodes."""
 
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Frozen tasks, of an evaluation and of the gate."""
+    """Number of frozen tasks for an evaluation and for the gate."""
     split: Split = "test"
-    """Split of the final word. `test` is never trained on and decides on no promotion; `all` takes every task, trained
-    on or not."""
+    """Split of the final evaluation. `test` is never used for training or promotions; `all` uses every task, including
+    those trained on."""
     seed: int = 0
-    """Seed of the draw; the same tasks are taken with the same seed."""
+    """Seed of the task draw; the same seed draws the same tasks."""
     samples: int = Field(default=1, ge=1)
-    """Episodes of each task."""
+    """Episodes per task."""
 
 
 class GateConfig(Record):
     split: Split = "gate"
-    """Split whose tasks decide on a promotion. `gate` is neither trained on nor used for the final word; `test` is
-    right where a single decision is made and its numbers are reported whatever it is."""
+    """Split that decides on promotions. `gate` is used neither for training nor for the final evaluation. Use `test`
+    only for a single decision whose numbers are reported either way."""
     min_lift: float = 0.0
-    """Points of after-reflection success that a new version must gain."""
+    """Minimum gain of success after reflection for a promotion, in percentage points."""
     max_regression: float = Field(default=2.0, ge=0)
-    """Points of first-try success that it may lose, and of errors that it may gain."""
+    """Maximum loss of first-try success, and maximum increase of errors, in percentage points."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level of the paired test."""
 
 
 class LoopConfig(Record):
     rounds: int = Field(default=1, ge=1)
-    """Policy versions to make."""
+    """Number of policy versions to train."""
     evaluate_every: int = Field(default=1, ge=1)
     """Rounds between evaluations; the last round is always evaluated."""
 
 
 class Config(Record):
-    """All settings of a run, one section each."""
+    """All settings of a run, one field per section."""
 
     policy: PolicyConfig = PolicyConfig()
     serve: ServeConfig = ServeConfig()
@@ -142,10 +141,10 @@ class Config(Record):
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """The file's settings with `overrides`, a mapping of dotted keys such as `{"collect.n": 64}`, on top.
+    """Load settings from a file and apply `overrides`, a mapping of dotted keys such as `{"collect.n": 64}`.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value does not fit.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
     settings = _read(path) if path else {}
     for key, value in overrides.items():
@@ -164,7 +163,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`section.key=value` to a dotted key and a value; what is not TOML is taken as a string.
+    """Parse `section.key=value` into a dotted key and a value; a value that is not TOML is a string.
 
     Raises:
         ConfigError: there is no `=` or no section.
@@ -179,7 +178,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The text of an `r3.toml` with every setting and its explanation."""
+    """Render an `r3.toml` with every setting and its explanation."""
     document = tomlkit.document()
     for section, field in Config.model_fields.items():
         kind = cast(type[BaseModel], field.annotation)
@@ -187,7 +186,7 @@ def to_toml(config: Config) -> str:
         for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            if value is None:  # TOML has no word for it
+            if value is None:  # TOML has no null
                 table.add(tomlkit.comment(f"{name} ="))
             else:
                 table.add(name, _inline(value) if isinstance(value, dict) else value)
@@ -196,7 +195,7 @@ def to_toml(config: Config) -> str:
 
 
 def _table(*path: str) -> dict[str, Any]:
-    """Table that a key missing from the file is added to: for one of a mapping such as `train.credit`, its default."""
+    """Return the table to add a missing key to; for a mapping setting such as `train.credit`, its default."""
     default: Any = Config()
     for name in path:
         default = getattr(default, name, None)
@@ -204,7 +203,7 @@ def _table(*path: str) -> dict[str, Any]:
 
 
 def _inline(mapping: dict[str, Any]) -> Any:
-    """Inline table on one line, so that the settings after it stay in their section."""
+    """Make an inline table, so that the settings after it stay in their section."""
     inline = tomlkit.inline_table()
     inline.update(mapping)
     return inline

@@ -1,4 +1,4 @@
-"""`r3agent demo`: the whole loop on one machine, with the embedded server and the bundled policy."""
+"""Whole loop on one machine, with the embedded server and the bundled policy (`r3agent demo`)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SETTINGS: dict[str, Any] = {
     "loop.rounds": 8,
     "loop.evaluate_every": 8,
 }
-"""Settings that differ from the defaults: a tiny policy takes larger steps, and many of them, in little time.
+"""Settings that differ from the defaults: a tiny policy can take many large steps in little time.
 
-The test split may decide, because it does so once, at the end, and is shown whatever it decides: nothing was chosen by
-it. A second evaluation, on the gate split, would take as long again.
+The gate may use the test split here, because it decides once, at the end, and the result is reported either way. A
+second evaluation, on the gate split, would double the evaluation time.
 """
 
 SECONDS = {"start": 5.0, "collect": 13.0, "train": 10.0, "evaluate": 20.0}
-"""Rough seconds of the first stage of each kind on two idle cores; later stages take those of the one before."""
+"""Estimated seconds of the first stage of each kind on two idle cores; later estimates use the previous stage."""
 
 
 class Cells(Record):
@@ -49,18 +49,18 @@ class Cells(Record):
 
 
 class DemoSummary(Record):
-    """`summary.json` of a demo."""
+    """Content of a demo's `summary.json`."""
 
     seed: int
     seconds: float
-    """Duration of this call; a demo that was stopped and went on took longer."""
+    """Duration of this call; for a resumed demo, without the earlier calls."""
     n_tasks: int
     before: Cells
     after: Cells
     lift_points: float
     """Change of `after_reflection`, in percentage points."""
     p_value: float
-    """P-value of that change, by an exact paired test."""
+    """P-value of that change in an exact paired test."""
     policy_before: str
     policy_after: str
     tokens_sampled: int
@@ -68,11 +68,11 @@ class DemoSummary(Record):
 
 
 def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str]:
-    """Run or finish the demo in `out`; returns its summary and the text of the comparison.
+    """Run or resume the demo in `out`; return its summary and the text of the comparison.
 
     Raises:
-        ConfigError: `out` holds another run, or cannot be written.
-        R3Error: a stage failed; the same call goes on from there.
+        ConfigError: `out` contains another run, or cannot be written.
+        R3Error: a stage failed; the same call resumes there.
     """
     began = time.monotonic()
     settings = {**SETTINGS, "task.seed": seed, "train.seed": seed}

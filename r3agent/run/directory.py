@@ -1,4 +1,4 @@
-"""A run directory: its settings, its identity, and what every stage takes from it."""
+"""Run directory: its settings, its identity, and the objects that all stages use."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ IDENTITY: dict[str, Callable[[Config], str]] = {
     "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
     "policy.base_model": lambda config: config.policy.base_model,
 }
-"""Subject of a run; records of two tasks or two base models do not share a directory."""
+"""Settings that identify a run; records of two task sources, verifiers or base models never share a directory."""
 
 
 class RunDirectory:
     """An open run directory.
 
     Args:
-        directory: made if missing.
-        overrides: dotted keys that count more than the directory's `r3.toml`.
+        directory: created if missing.
+        overrides: dotted keys that override the directory's `r3.toml`.
 
     Raises:
-        ConfigError: a setting does not work, the directory cannot be written or is of another task or base model.
+        ConfigError: a setting is invalid, or the directory cannot be written or belongs to another task or base model.
     """
 
     def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
@@ -55,11 +55,11 @@ class RunDirectory:
         evaluations = (self.directory / "eval" / version for version in self.registry.versions())
         self._split_guard = SplitGuard([self.directory / "trajectories", *evaluations])
         if not file:
-            read_tasks(config.task.source, 1, **config.task.params)  # a mistyped one is not written down
+            read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
             self._write_config(path)
 
     def ensure_live(self) -> PolicyCard:
-        """Return the card of the live version; in a new run the base becomes v0000 and live."""
+        """Return the card of the live version; in a new run, add the base as v0000 and make it live."""
         base = self.config.policy
         self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
@@ -68,14 +68,14 @@ class RunDirectory:
 
     @property
     def api_key(self) -> str | None:
-        """Key of the endpoint, from the variable that `policy.api_key_env` names."""
+        """API key of the endpoint, from the environment variable `policy.api_key_env`."""
         return os.environ.get(self.config.policy.api_key_env)
 
     def trajectories(self) -> list[Trajectory]:
-        """Trajectories collected for training.
+        """Load the trajectories collected for training.
 
         Raises:
-            ConfigError: some of it was collected for another task or judged by another verifier.
+            ConfigError: some were collected for another task or judged by another verifier.
         """
         folder = self.directory / "trajectories"
         trajectories = load(folder)
@@ -88,25 +88,25 @@ class RunDirectory:
         return trajectories
 
     def episode_digest(self) -> str:
-        """Digest of what an episode depends on besides its task and its policy."""
+        """Hash the settings that an episode depends on, besides its task and its policy."""
         config = self.config
         return digest([config.sampling.model_dump(), config.prompts.model_dump(), self.provenance()])
 
     def provenance(self) -> dict[str, Any]:
-        """Provenance recorded in every trajectory."""
+        """Return the provenance that is recorded in every trajectory."""
         task = self.config.task
         settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
         return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
 
     def draw_tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
-        """Draw `n` tasks of a split, none of which another split has used."""
+        """Draw `n` tasks of a split and check that no other split has used them."""
         task = self.config.task
         tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
         self._split_guard.check(tasks, split)
         return tasks
 
     def server_settings(self) -> dict[str, Any]:
-        """Arguments that deploying takes besides the version."""
+        """Return the arguments of `deploy` besides the version."""
         return {
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
@@ -128,5 +128,5 @@ class RunDirectory:
 
 
 def digest(settings: Any) -> str:
-    """Digest of settings, 16 hexadecimal digits."""
+    """Hash settings to 16 hexadecimal digits."""
     return sha256(orjson.dumps(settings, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One trajectory as a trainer sees it: every token with its label, its credit and its logprob."""
+"""Inspection of one trajectory as training sees it: every token with its label, its credit and its logprob."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from r3agent.train.rows import stand_in
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
 COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
-"""Fields that an inspected span takes as recorded."""
+"""Fields that an inspected span copies from the record."""
 
 
 class InspectedToken(Record):
     id: int
     text: str | None
     logprob: float | None
-    """Logprob as recorded when it was sampled."""
+    """Logprob recorded when the token was sampled."""
 
 
 class InspectedSpan(Record):
-    """A span with what it earned. All of its tokens have its label and its credit."""
+    """A span with its reward and credit. All of its tokens have the same label and credit."""
 
     span_id: str
     parent_id: str | None
@@ -34,21 +34,21 @@ class InspectedSpan(Record):
     request: tuple[Message, ...]
     text: str
     reasoning: str | None
-    """The thinking, where the server handed it over beside the text."""
+    """The thinking, if the server returned it in a separate field."""
     tool_calls: tuple[dict[str, object], ...]
     verdict: Verdict | None
     reward: float | None
-    """Reward by the label's source in `train.credit`, or else by the one that is the label's default."""
+    """Reward from the label's source in `train.credit`, or from the label's default source."""
     credit: float | None
-    """The advantage that training on this run's trajectories gives it; `None` when it is not trained on."""
+    """Advantage of the span when training on this run's trajectories; `None` if it is not trained on."""
     no_credit: str | None
-    """Reason that it is not trained on: one of `train.report.REMEDIES`, or `not credited`."""
+    """Reason why it is not trained on: one of `train.report.REMEDIES`, or `not credited`."""
     distill: float | None
-    """The weight of this retry behind the first try's prompt."""
+    """Weight of this retry as an answer to the first try's prompt."""
     leaked: bool
-    """A reflection that contains the answer of its own retry."""
+    """True for a reflection that contains the answer of its own retry."""
     tokens: tuple[InspectedToken, ...]
-    """Tokens of the span; none where the endpoint gave no ids."""
+    """Tokens of the span; empty if the endpoint returned no token ids."""
 
 
 class Inspection(Record):
@@ -58,16 +58,16 @@ class Inspection(Record):
     task: Task
     error: str | None
     version: str
-    """Credit is what the version that sampled this trajectory is trained with."""
+    """Policy version that training would start from, the newest that sampled this trajectory."""
     no_texts: str | None
-    """Reason that the tokens have no texts."""
+    """Reason why the tokens have no texts."""
     spans: tuple[InspectedSpan, ...]
 
 
 def inspect_trajectory(
     trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str
 ) -> Inspection:
-    """Inspect a trajectory: credit by `config` among all `trajectories`, token texts by the tokenizer of `model`."""
+    """Inspect a trajectory, with credit under `config` among all `trajectories` and the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=version_number, default=BASE)
     rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
@@ -106,7 +106,7 @@ def inspect_trajectory(
 
 
 def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str | None]:
-    """Function that spells this trajectory's tokens, or the reason why there is none."""
+    """Return a function from token ids to texts, or the reason why there is none."""
     try:
         texts = token_texts(model)
     except ConfigError as error:
@@ -118,7 +118,7 @@ def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str |
 
 
 def _solid(text: str) -> str:
-    """Remove spaces, which a server may have stripped."""
+    """Remove whitespace, which a server may have stripped."""
     return "".join(text.split())
 
 

@@ -1,9 +1,9 @@
-"""Collect, train, deploy, evaluate, gate: round after round, until the run has its versions.
+"""Loop of collect, train, deploy, evaluate and gate, until the run has `loop.rounds` versions.
 
-What is done is read off the run directory, so that a loop stopped at any moment goes on where it was. The gate
-compares a version with the last one that passed it, on tasks of the split `gate.split`; a version that does not pass is
-rolled back, and the next round starts from the one that did. The final word is `r3agent eval`: its tasks, those of
-`eval.split`, have then decided nothing, so that what was chosen on others has no luck in it.
+The progress is read from the run directory, so a loop that was stopped at any moment resumes where it was. The gate
+compares a version with the last one that passed, on tasks of the split `gate.split`. A version that does not pass is
+rolled back, and the next round starts from the last one that did. `r3agent eval` gives the final result on the tasks of
+`eval.split`: they decided on no promotion, so its numbers have no selection bias.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from r3agent.run.stages import Run
 
 
 class Reporter(Protocol):
-    """Reporter of what the loop is doing."""
+    """Receiver of the loop's progress."""
 
     def stage(self, text: str, kind: str = "") -> None:
-        """Report that a stage begins, of a kind whose stages take about as long, or what came of one."""
+        """Report that a stage begins, or the result of one; stages of one kind take about the same time."""
         ...
 
     def episodes(self, done: int, total: int) -> None:
@@ -42,17 +42,17 @@ class RoundReport(Record):
 
 
 class LoopReport(Record):
-    """Every evaluated round, and what is live at the end."""
+    """Every evaluated round, and the live version at the end."""
 
     rounds: tuple[RoundReport, ...]
     live: str
 
 
 def run_loop(run: Run, reporter: Reporter) -> LoopReport:
-    """Work until the run has `loop.rounds` trained versions.
+    """Run rounds until the run has `loop.rounds` trained versions.
 
     Raises:
-        R3Error: a stage failed; what was done stays, and the same call goes on from there.
+        R3Error: a stage failed; finished work is kept, and the same call resumes there.
     """
     settings, split = run.config.loop, run.config.gate.split
     run.serve_live()
@@ -86,7 +86,7 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
 
 
 def _grow(run: Run, reporter: Reporter, round_: str) -> None:
-    """Collect with the live policy and train the next version from it."""
+    """Collect with the live policy and train the next version."""
     reporter.stage(
         f"{round_}: collecting episodes of {run.config.collect.n} tasks with {run.ensure_live().served_name}", "collect"
     )
@@ -98,7 +98,7 @@ def _grow(run: Run, reporter: Reporter, round_: str) -> None:
     )
     resume = run.registry.has_checkpoint(run.registry.next_version())
     if resume:
-        reporter.stage(f"{round_}: going on with the training that was interrupted")
+        reporter.stage(f"{round_}: resuming the interrupted training")
 
     def report_step(stage: str, values: Mapping[str, Any]) -> None:
         if stage == "step":

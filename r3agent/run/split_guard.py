@@ -1,7 +1,7 @@
-"""Guard against leakage between train, gate and test splits: no task of a run is in two of them.
+"""Guard against leakage between train, gate and test splits: no task of a run may be in two of them.
 
-The shipped sources keep their splits apart by a hash of the id. A source of the user's own draws them as it likes, so
-every draw is checked against all that the run has drawn before, in this process or an earlier one.
+The built-in sources separate the splits by a hash of the id. A user's own source may not, so every draw is checked
+against all earlier draws of the run, in this process or an earlier one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from r3agent.store.shards import shards
 from r3agent.tasks.splits import APART
 
 SPLIT = "split"
-"""Key of a trajectory's metadata: the split that its task was drawn from."""
+"""Metadata key of a trajectory, for the split that its task was drawn from."""
 
 
 class SplitGuard:
     """Check that no task of a run is drawn from two splits.
 
     Args:
-        stores: directories of trajectories, as far as they are there.
+        stores: directories of trajectories; missing ones are ignored.
     """
 
     def __init__(self, stores: Sequence[Path]) -> None:
@@ -32,14 +32,14 @@ class SplitGuard:
         self._split_of: dict[str, str] | None = None
 
     def check(self, tasks: Sequence[Task], split: str) -> None:
-        """Check tasks that were drawn from a split; those drawn from `all` are meant to be mixed.
+        """Check tasks that were drawn from a split; draws from `all` may mix splits and are not checked.
 
         Raises:
-            ConfigError: one of them was drawn from another split before.
+            ConfigError: a task was drawn from another split before.
         """
         if split not in APART:
             return
-        if self._split_of is None:  # not before it is needed: it takes a while to read
+        if self._split_of is None:  # read lazily, because it takes a while
             self._split_of = {task_id: of for store in self._stores for task_id, of in _stored(store)}
         for task in tasks:
             if (before := self._split_of.setdefault(task.id, split)) != split:
@@ -50,13 +50,13 @@ class SplitGuard:
 
 
 def _stored(directory: Path) -> Iterator[tuple[str, str]]:
-    """Yield id and split of the tasks of a store, whatever else its records hold."""
+    """Yield id and split of the tasks of a store, without validating its records."""
     for shard in shards(directory) if directory.is_dir() else ():
         for line in shard.read_bytes().splitlines():
             try:
                 record = orjson.loads(line)
                 task_id, split = record["task"]["id"], record["metadata"].get(SPLIT)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-                continue  # torn, or no trajectory: `store.read` says so
+                continue  # a torn line, or not a trajectory: `store.read` reports it
             if split in APART:
                 yield task_id, split

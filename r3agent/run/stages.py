@@ -1,14 +1,13 @@
-"""A run directory and the stages that work in it: collect, train, deploy, evaluate.
+"""Stages of a run in its directory: collect, train, deploy, evaluate.
 
     RUN/r3.toml                     the settings
-    RUN/trajectories/*.jsonl        what was collected for training
-    RUN/policies/v0001/             what was trained, with its card
-    RUN/live.json                   which version is live
-    RUN/eval/v0001/*.jsonl          episodes of the frozen tasks, one folder a version
-    RUN/eval/v0000-v0001.test.json  two versions compared on the test split
+    RUN/trajectories/*.jsonl        episodes collected for training
+    RUN/policies/v0001/             a trained version with its card
+    RUN/live.json                   the live version
+    RUN/eval/v0001/*.jsonl          episodes of the frozen tasks, one folder per version
+    RUN/eval/v0000-v0001.test.json  comparison of two versions on the test split
 
-Every stage leaves the directory whole when it is stopped at any moment, and does only what is missing when it is
-called again.
+A stage can be stopped at any moment: the directory stays consistent, and the next call does only what is missing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from r3agent.store.trajectories import load
 from r3agent.verifiers import close
 
 EVALUATION = EpisodeLimits(blind_retries=1)
-"""Limits of an evaluation, for its cells: a first try, after one reflection, and the blind control."""
+"""Limits of the episodes of an evaluation: a first try, one reflection with a retry, and the blind control."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +42,7 @@ class Run(RunDirectory):
     def collect(self, progress: Progress | None = None) -> CollectSummary:
         """Collect episodes of this round's tasks with the live policy, into `trajectories/`."""
         card = self.ensure_live()
-        if len(self.registry.versions()) > 1:  # it may have been restarted, or hold what an evaluation left
+        if len(self.registry.versions()) > 1:  # the server may have restarted, or hold the weights of an evaluation
             self.serve_live()
         settings = self.config.collect
         round_ = len(self.registry.versions())
@@ -58,9 +57,9 @@ class Run(RunDirectory):
         resume: bool = False,
         force: bool = False,
     ) -> PolicyCard:
-        """Train a new policy version on what the live one sampled, or go on with an interrupted training."""
+        """Train a new policy version, starting from the live one, or resume an interrupted training."""
         parent, trajectories = self.ensure_live(), self.trajectories()
-        from r3agent.train import PolicyStart, train  # after what is refused without torch
+        from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 
         version = self.registry.next_version()
         return train(
@@ -75,7 +74,7 @@ class Run(RunDirectory):
         )
 
     def deploy(self, version: str | None = None) -> DeployReport:
-        """Bring a version, by default the newest, onto the server and make it live."""
+        """Load a version, by default the newest, into the server and make it live."""
         self.ensure_live()
         return deploy(version or self.registry.versions()[-1], **self.server_settings())
 
@@ -89,7 +88,7 @@ class Run(RunDirectory):
         """Compare two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
 
         Args:
-            split: where the tasks are from; default `eval.split`.
+            split: split of the tasks; default `eval.split`.
         """
         split = split or self.config.eval.split
         comparison = compare(*self._evaluations([before, after], split, progress))
@@ -97,17 +96,17 @@ class Run(RunDirectory):
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
-        """Measure one version on the frozen tasks of `eval.split`: the cells of `evaluate`, compared to nothing."""
+        """Measure one version on the frozen tasks of `eval.split`, without a comparison."""
         (episodes,) = self._evaluations([version], self.config.eval.split, progress)
         return evaluate(episodes)
 
     def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
-        """Result of `evaluate`, if it was called with the current settings."""
+        """Return the stored result of `evaluate`, if it was made with the current settings."""
         split = split or self.config.eval.split
         return read_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
 
     def serve_live(self) -> None:
-        """Make sure the server has the live version, e.g. after it was restarted."""
+        """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
 
     def _comparison_path(self, before: str, after: str, split: str) -> Path:
@@ -123,7 +122,7 @@ class Run(RunDirectory):
             for version in missing:
                 self._evaluate(version, tasks, split, progress)
         finally:
-            if replaced:  # full weights took the place of the live ones
+            if replaced:  # full weights replaced the live ones on the server
                 self.serve_live()
         return [self._evaluated(version, tasks) for version in versions]
 
@@ -141,7 +140,7 @@ class Run(RunDirectory):
         )
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
-        """Stored episodes of a version under the current settings."""
+        """Load the stored episodes of a version under the current settings."""
         ids, current = {task.id for task in tasks}, self.episode_digest()
         return [
             t
@@ -150,7 +149,7 @@ class Run(RunDirectory):
         ]
 
     def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
-        """Tell whether no episode is missing, so that no server is needed."""
+        """Return True if no episode is missing, so that no server is needed."""
         if not (self.directory / "eval" / version).is_dir():
             return False
         whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
