@@ -39,13 +39,13 @@ class EpisodeOptions(TypedDict, total=False):
 class EpisodeLimits(Record):
     """Limits on the number of spans in an episode."""
 
-    max_attempts: int = Field(default=2, ge=1, strict=True)
+    max_attempts: int = Field(default=2, ge=1)
     """Maximum number of tries on one path, including the first."""
-    reflections: int = Field(default=1, ge=0, strict=True)
+    reflections: int = Field(default=1, ge=0)
     """G: reflections of each failed try, a GRPO group; 0 retries without reflecting."""
-    retries: int = Field(default=1, ge=1, strict=True)
+    retries: int = Field(default=1, ge=1)
     """M: retries after each reflection; crediting `retry` needs at least 2."""
-    blind_retries: int = Field(default=0, ge=0, strict=True)
+    blind_retries: int = Field(default=0, ge=0)
     """B: retries of each failed try without a reflection, as a control. The reward `lift` needs at least 1; crediting
     `blind_retry` needs at least 2."""
 
@@ -114,7 +114,7 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
                 `Sampling`; or a prompt is not a template or uses an unknown variable.
         """
         try:
-            return cls.model_validate(dict(options))
+            return cls.model_validate(dict(options), strict=True)  # a float or text is a slip in Python, not in TOML
         except ValidationError as error:
             raise ConfigError(f"{explain(error, cls)}; change it, or leave it out for the default") from None
 

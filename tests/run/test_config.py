@@ -86,3 +86,9 @@ def test_overrides_are_toml_values_or_else_text():
     assert parse_override("policy.model=qwen") == ("policy.model", "qwen")
     with pytest.raises(ConfigError, match=r"section\.key=value"):
         parse_override("learning_rate=3")
+
+
+@pytest.mark.parametrize("key", ["collect.n", "collect.reflections", "collect.retries"])
+def test_whole_numbers_may_be_written_as_floats(key: str) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load_config(None, {key: 8.0}), section), name) == 8
