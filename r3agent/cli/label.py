@@ -21,7 +21,7 @@ def label(
     passed: Annotated[bool, switch("The answer was right.")] = False,
     failed: Annotated[bool, switch("The answer was wrong.")] = False,
     span: Annotated[str | None, Parameter(help="Id of the span to judge; default: the final answer.")] = None,
-    feedback: Annotated[str | None, Parameter(help="Reason, for people.")] = None,
+    feedback: Annotated[str | None, Parameter(help="Reason, for people.", allow_leading_hyphen=True)] = None,
 ) -> Output:
     if passed == failed:
         raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")

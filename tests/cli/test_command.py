@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.cli import progress
-from r3agent.cli.main import main
+from r3agent.cli.main import main, parse
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.run.config import CollectConfig
 
@@ -99,3 +99,8 @@ def test_json_of_a_failure_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFi
     output = capsys.readouterr()
     assert output.out == ""
     assert "exists" in output.err
+
+
+def test_feedback_may_begin_with_a_hyphen() -> None:
+    call = parse(["label", "runs/x", "3f2a", "--passed", "--feedback", "-5 points"])
+    assert call.arguments.arguments["feedback"] == "-5 points"
