@@ -5,7 +5,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
 # $(call INSTALL,ENVIRONMENT,WHAT): by uv, which takes seconds where pip takes minutes; by pip where there is no uv, or it
 # does not get at the packages.
-INSTALL = $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install --quiet $(2)
+# uv does not read pip's settings, so a mirror that is named there is passed on.
+MIRROR = $(shell $(BIN)/python -m pip config get global.index-url 2>/dev/null)
+INSTALL = $(if $(MIRROR),UV_DEFAULT_INDEX=$(MIRROR)) $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install --quiet $(2)
 READY := .venv/.ready
 EXTRAS_READY := .venv/.extras-ready
 STUDIO := .venv-studio
@@ -23,7 +25,7 @@ setup: $(READY)
 $(READY): pyproject.toml requirements/dev.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --no-deps --no-compile --constraint requirements/dev.txt torch
+	$(PIP) --no-deps --no-compile --constraint requirements/dev.txt torch || $(PIP) torch
 	-$(PIP) --no-deps --constraint requirements/dev.txt uv
 	$(call INSTALL,.venv,--requirement requirements/dev.txt) || $(PIP) torch '.[serve,train,dev,docs]'
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -50,15 +52,17 @@ test: setup extras
 
 extras: $(EXTRAS_READY)
 
-# What some tests need; where it cannot be had, they are skipped. DeepSpeed changes what others do where they find it, so
+# What some tests need; where it cannot be had they are skipped, and the next call tries again. DeepSpeed changes what others do where they find it, so
 # it has a place of its own.
 OPTIONAL := --constraint requirements/dev.txt --constraint requirements/optional.txt
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 $(EXTRAS_READY): requirements/optional.txt $(READY)
-	-$(call INSTALL,.venv,$(OPTIONAL) reasoning-gym) # compiles C
-	-$(call INSTALL,.venv,$(OPTIONAL) --no-deps bfcl-eval) # only its data is read
-	-$(call INSTALL,.venv,$(OPTIONAL) --no-deps --no-build-isolation --target .venv/deepspeed --upgrade $(DEEPSPEED))
-	touch $@
+	missing=; \
+	{ $(call INSTALL,.venv,$(OPTIONAL) reasoning-gym); } || missing="$$missing reasoning-gym (compiles C)"; \
+	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps bfcl-eval); } || missing="$$missing bfcl-eval"; \
+	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps --no-build-isolation --target .venv/deepspeed --upgrade $(DEEPSPEED)); } \
+		|| missing="$$missing deepspeed"; \
+	if [ "$$missing" ]; then echo "not installed, so their tests are skipped:$$missing" >&2; else touch $@; fi
 
 studio: $(STUDIO_READY)
 

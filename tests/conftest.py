@@ -15,6 +15,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a hub
 settings.register_profile("r3agent", deadline=None)  # how long a busy machine takes says nothing of the code
 settings.load_profile("r3agent")
 
+_crashed_workers: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object | None) -> None:
+    """Remember a worker of pytest-xdist that crashed, which it may do after its last test."""
+    if error:
+        _crashed_workers.append(f"{node}: {error}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run in which a worker crashed."""
+    if _crashed_workers and exitstatus == pytest.ExitCode.OK:
+        print(f"\ncrashed: {', '.join(_crashed_workers)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 SLOWEST = (
     "train/test_command_line.py",
     "train/test_sharded.py",
