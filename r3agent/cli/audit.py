@@ -1,4 +1,4 @@
-"""`r3agent doctor` and `r3agent audit`: checks of an endpoint and of tasks before you collect."""
+"""`r3agent audit`: checks of tasks and verifier before you collect."""
 
 from __future__ import annotations
 
@@ -11,31 +11,14 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent import audit as auditing
-from r3agent._util.aio import run_sync
 from r3agent.audit.lengths import EndpointAddress
-from r3agent.cli.command import API_KEY, Output, Overrides, verb
+from r3agent.cli.command import Output, Overrides, verb
 from r3agent.cli.flags import AUDIT, SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
-from r3agent.doctor import diagnose, report
 from r3agent.errors import ConfigError
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.store.models import resolve_model
 from r3agent.train.tokenizer import prompt_tokens
-
-
-@verb()
-def doctor(
-    url: Annotated[str, Parameter(help="OpenAI-compatible endpoint, with or without /v1.")],
-    /,
-    *,
-    model: Annotated[str | None, Parameter(help="Served name; default: the first model of the endpoint.")] = None,
-    api_key_env: Annotated[str, Parameter(help="Environment variable that holds the API key.")] = API_KEY,
-) -> Output:
-    key = os.environ.get(api_key_env, "").strip()
-    if not key and api_key_env != API_KEY:
-        raise ConfigError(f"--api-key-env {api_key_env}: that variable is not set; export the key in it")
-    diagnosis = run_sync(diagnose(url, model=model, api_key=key or None))
-    return Output(diagnosis.model_dump(mode="json"), report(diagnosis), ok=diagnosis.tier is not None)
 
 
 @verb(*URL, *SUBJECT, *AUDIT)
