@@ -15,7 +15,6 @@ from r3agent.errors import R3Error, TrainingInterrupted
 
 if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
-    from rich.text import Text
 
     from r3agent.cli.command import Output
 
@@ -29,12 +28,12 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "my-model --engine vllm --port 8000 -- --max-num-seqs 64",
     ),
     "doctor": (
-        "check:doctor",
+        "doctor:doctor",
         "Check what an endpoint supports and whether its spans can be trained on; changes nothing on the server.",
         "http://127.0.0.1:8000 --model my-model",
     ),
     "audit": (
-        "check:audit",
+        "audit:audit",
         "Check tasks and their verifier before you collect.",
         "--task countdown --n 200 --model-limit 4096",
     ),
@@ -104,7 +103,8 @@ def app() -> App:
         help_format="plaintext",
         version=_version,
         default_parameter=Parameter(negative=(), allow_repeating=True),
-        error_formatter=_usage_error,
+        print_error=False,
+        exit_on_error=False,
     )
     for verb, (place, help_, example) in VERBS.items():
         top.command(
@@ -124,8 +124,15 @@ def parse(words: Sequence[str]) -> Invocation:
     Raises:
         SystemExit: it is not valid; the reason is on stderr.
     """
+    from cyclopts import CycloptsError
+
     own = words.index("--") if "--" in words else len(words)
-    function, arguments, unparsed = app().parse_args(words[:own])
+    try:
+        function, arguments, unparsed = app().parse_args(words[:own])
+    except CycloptsError as error:
+        verb = " ".join(["r3agent", *(error.command_chain or ())])
+        print(f"{verb}: {_explain(error)}\n{verb} --help lists its arguments", file=sys.stderr)
+        sys.exit(WRONG_USE)
     further = tuple(words[own + 1 :])
     if "further" in unparsed:
         return Invocation(words[0], function, arguments, {"further": further})
@@ -136,17 +143,20 @@ def parse(words: Sequence[str]) -> Invocation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return 0 for success, 1 failure, 2 wrong usage or configuration, 130 interrupt."""
+    """Run one verb; return 0 for success, 1 failure, 2 wrong configuration, 130 interrupt.
+
+    Raises:
+        SystemExit: with 0 after help or the version; with 2 if the command line is not valid.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    invocation = parse(words)
-    verb = invocation.verb
+    verb = words[0] if words else ""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # With several training processes, only rank 0 prints.
     silent = verb == "train" and os.environ.get("RANK", "0") != "0"
     try:
-        output = invocation()
+        output = parse(words)()
         if output is None:
             sys.exit(0 if words else WRONG_USE)
         if not silent:
@@ -178,8 +188,11 @@ def _version() -> str:
     return version("r3agent")
 
 
-def _usage_error(error: CycloptsError) -> Text:
-    from rich.text import Text
+def _explain(error: CycloptsError) -> str:
+    """Render a usage error, with the flags of the values that pydantic refuses."""
+    from pydantic import ValidationError
 
-    verb = " ".join(["r3agent", *(error.command_chain or ())])
-    return Text(f"{verb}: {error}\n{verb} --help lists its arguments", no_wrap=True, overflow="ignore")
+    if not isinstance(error.__cause__, ValidationError):
+        return str(error)
+    refused = error.__cause__.errors(include_url=False)
+    return "; ".join(f"--{'-'.join(map(str, e['loc'])).replace('_', '-')} {e['input']}: {e['msg']}" for e in refused)
