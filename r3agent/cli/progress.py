@@ -12,17 +12,18 @@ from rich.text import Text
 
 from r3agent._util.console import printable
 
-EVERY_S = 10.0
-"""Seconds between two lines about the same stage without a terminal."""
-
 
 class ConsoleReporter:
     """Reporter that prints stages and progress; a context manager.
 
     A stage with a kind prints its estimated duration: that of the last stage of the kind, or the one given to `expect`.
+
+    Args:
+        every_s: seconds between two lines about the same stage without a terminal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, every_s: float = 10.0) -> None:
+        self._every_s = every_s
         self._console = Console(stderr=True, highlight=False)
         columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._progress = Progress(
@@ -66,7 +67,7 @@ class ConsoleReporter:
         self._progress.update(self._bar, completed=done, total=total, description=unit)
         if done == total:
             self._progress.stop()
-        elif self._progress.disable and time.monotonic() - self._reported >= EVERY_S:
+        elif self._progress.disable and time.monotonic() - self._reported >= self._every_s:
             self._reported = time.monotonic()
             self._print(f"  {done} of {total} {unit}")
 

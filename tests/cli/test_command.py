@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from r3agent.cli import progress
 from r3agent.cli.main import main, parse
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.run.config import CollectConfig
@@ -38,6 +37,28 @@ def test_serve_loads_neither_other_stages_nor_clients() -> None:
     assert not loaded(["serve", "--help"]) & {"langgraph", "openai", "torch", "r3agent.run.stages"}
 
 
+def test_doctor_loads_neither_the_graph_nor_verifiers() -> None:
+    assert not loaded(["doctor", "--help"]) & {"langgraph", "r3agent.verifiers", "r3agent.run.config"}
+
+
+def test_interrupt_while_a_verb_is_imported_exits_130() -> None:
+    script = """
+import sys
+from r3agent.cli.main import main
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "r3agent.cli.label":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main(["label", "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "r3agent label: interrupted; the same command goes on from here\n"
+
+
 def test_flag_has_the_words_and_the_default_of_its_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["collect", "--help"])
@@ -52,6 +73,8 @@ def test_flag_has_the_words_and_the_default_of_its_setting(capsys: pytest.Captur
         (["colect"], 'r3agent: Unknown command "colect". Did you mean "collect"?'),
         (["collect", "--sampels", "2"], "r3agent collect: Unknown option: --sampels. Did you mean --samples?"),
         (["collect", "--n", "five"], 'r3agent collect: Invalid value for --n: unable to convert "five" into int.'),
+        (["collect", "--n", "5" * 99 + "x"], f'unable to convert "{"5" * 99}x" into int.'),  # on one line
+        (["serve", "--max-model-len", "x"], "r3agent serve: --max-model-len x: Input should be a valid integer, "),
         (["serve", "--engine", "vlm"], 'Did you mean "vllm"?'),
         (["collect", "--", "--seed", "1"], "--seed 1: only serve takes options after --"),
     ],
@@ -78,9 +101,8 @@ def test_completion_script_can_be_made() -> None:
     assert "--blind-retries" in done.stdout
 
 
-def test_progress_in_a_file_is_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)
-    with ConsoleReporter() as reporter:
+def test_progress_in_a_file_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with ConsoleReporter(every_s=0) as reporter:
         reporter.expect({"collect": 21.0})
         reporter.stage("collecting [bold]with\x1b[31m red", "collect")
         reporter.episodes(1, 3)
