@@ -30,8 +30,10 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
     ]
+    lines = columns(rows, gap=3, indent=2, first=22)
     notes = [f"    {count} x {printable(note)}" for note, count in summary.notes.items()]
-    return [*columns(rows, gap=3, indent=2, first=22), *notes]
+    first_error = len(rows) - len(summary.errors)
+    return [*lines[:first_error], *notes, *lines[first_error:]]  # notes explain the capabilities above them
 
 
 def render(inspection: Inspection) -> str:
