@@ -91,14 +91,13 @@ def _grow(run: Run, reporter: Reporter, round_: str) -> None:
         f"{round_}: collecting episodes of {run.config.collect.n} tasks with {run.ensure_live().served_name}", "collect"
     )
     summary = run.collect(reporter.episodes)
+    resume = run.registry.has_checkpoint(run.registry.next_version())
+    training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
         f"{round_}: {summary.episodes} episodes, first try {summary.first_try or 0:.1%}, retry after reflection "
-        f"{summary.retry_after_reflection or 0:.1%}; training on {summary.groups_with_variance} groups",
-        "train",
+        f"{summary.retry_after_reflection or 0:.1%}; {training} on {summary.groups_with_variance} groups",
+        "" if resume else "train",  # a training that is resumed takes less than a whole one
     )
-    resume = run.registry.has_checkpoint(run.registry.next_version())
-    if resume:
-        reporter.stage(f"{round_}: resuming the interrupted training")
 
     def report_step(stage: str, values: Mapping[str, Any]) -> None:
         if stage == "step":

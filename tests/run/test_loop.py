@@ -103,9 +103,11 @@ class Told:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.kinds: list[str] = []
 
     def stage(self, text: str, kind: str = "") -> None:
         self.stages.append(text)
+        self.kinds.append(kind)
 
     def episodes(self, done: int, total: int) -> None: ...
 
@@ -124,12 +126,15 @@ def promoted(report: LoopReport) -> list[tuple[int, bool]]:
 def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
     disk = Disk(tmp_path, LEARNING)
     (checkpoints_dir(disk.registry.version_dir("v0002")) / "checkpoint-3").mkdir(parents=True)
-    loop(disk, rounds=2)
+    told = Told()
+    loop(disk, told=told, rounds=2)
     assert [entry for entry in disk.log if entry.startswith(("resume", "train"))] == [
         "train v0001 from v0000",
         "resume v0002",
         "train v0002 from v0001",
     ]
+    assert told.kinds == ["collect", "train", "", "evaluate", "collect", "", "", "evaluate"]  # "" is estimated by none
+    assert "; resuming the interrupted training on" in told.stages[5]
 
 
 def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tmp_path: Path) -> None:
