@@ -20,7 +20,7 @@ def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, fir
     table.add_column(min_width=first)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+    console = Console(file=StringIO(), width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
     with console.capture() as capture:
         console.print(Padding(table, (0, 0, 0, indent), expand=False))
     return [line.rstrip() for line in capture.get().splitlines()]
