@@ -11,13 +11,13 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from r3agent._util.messages import did_you_mean
 from r3agent.errors import ConfigError
 
 MAX_CHARS = 1_000_000
@@ -74,8 +74,9 @@ def compile_template(text: str, *, name: str = "", known: Sequence[str], hidden:
     used = meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys()
     wrong = used - fields.keys() or {path for path, head, field in _paths(tree) if field not in (fields[head] or field)}
     if wrong:
-        hint = did_you_mean(min(wrong), known, cutoff=0.75)  # task.info is not near task.tools
-        message = f"{where}{', '.join(sorted(wrong))} is unknown; {hint}"
+        near = get_close_matches(min(wrong), known, n=1, cutoff=0.75)  # task.info is not near task.tools
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"{where}{', '.join(sorted(wrong))} is unknown; {hint}known are {', '.join(known)}"
         if secret := sorted(wrong & set(hidden)):
             message += f"; {', '.join(secret)} may hold the answer and is hidden from the policy on purpose"
         raise ConfigError(message)

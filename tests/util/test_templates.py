@@ -49,6 +49,10 @@ def test_what_is_filled_in_is_never_taken_for_a_template(text: str) -> None:
     ("text", "says"),
     [
         ("{{ reflection }}", r"prompt: reflection is unknown; known are task\.messages, answer"),
+        (
+            "{{ task.mesages }}",
+            "task.mesages is unknown; did you mean 'task.messages'[?] known are task.messages, answer",
+        ),
         ("{% if gold %}{% endif %}", "prompt: gold is unknown"),
         ("{{ task.info }}", r"prompt: task\.info is unknown"),
         ("{{ task['info']['answer'] }}", r"prompt: task\.info is unknown"),
