@@ -40,14 +40,14 @@ def lazy_names(
             if prepare is not None:
                 prepare(name)
             value = getattr(import_module(origins()[name]), name)
-        elif not name.startswith("_") and find_spec(f"{package}.{name}"):
+        elif name.isidentifier() and not name.startswith("_") and find_spec(f"{package}.{name}"):
             return import_module(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *origins()})
+    return get, lambda: sorted({*(name for name in vars(sys.modules[package]) if name.startswith("__")), *origins()})
 
 
 def public_names(package: str) -> dict[str, str]:

@@ -62,6 +62,8 @@ def test_import_of_the_package_loads_no_dependency() -> None:
 def test_lazy_package_gives_submodules_and_refuses_other_names() -> None:
     import r3agent
 
+    assert not hasattr(r3agent, "a.b")
+    assert not {"TYPE_CHECKING", "lazy_names"} & set(dir(r3agent))
     names: dict[str, object] = {}
     exec("from r3agent import *", names)
     assert set(SURFACE["r3agent"]) <= set(names)
