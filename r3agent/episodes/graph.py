@@ -122,7 +122,7 @@ def _check_collaborators(policy: object, verifier: object) -> None:
         model = repr(policy) if isinstance(policy, str) else "model"
         raise ConfigError(
             f"policy = {shorten(policy)}: it has no sample(); pass OpenAIPolicy(base_url, {model}), "
-            "or what implements r3agent.policy.openai.Policy"
+            "or what implements r3agent.Policy"
         )
     if not callable(verifier):
         name = repr(verifier) if isinstance(verifier, str) else "name"

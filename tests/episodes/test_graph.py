@@ -189,7 +189,10 @@ def test_reflections_are_sampled_like_tries_unless_told_otherwise() -> None:
         ({"sampling": {"top_p": 1}}, r"sampling = {'top_p': 1}: must be a Sampling, such as Sampling\(temperature"),
         ({"verifier": "exact"}, r"verifier = 'exact': .*r3agent.verifiers.find_verifier\('exact'\)"),
         ({"verifier": None}, r"verifier = None: .*find_verifier\(name\)"),
-        ({"policy": "gpt-4"}, r"policy = 'gpt-4': it has no sample.*OpenAIPolicy\(base_url, 'gpt-4'\)"),
+        (
+            {"policy": "gpt-4"},
+            r"policy = 'gpt-4': it has no sample.*OpenAIPolicy\(base_url, 'gpt-4'\).* r3agent\.Policy$",
+        ),
         ({"policy": "gpt-4", "stream": True}, "policy = 'gpt-4': it has no sample"),
         ({"policy": object()}, r"policy = <object.*OpenAIPolicy\(base_url, model\)"),
     ],
