@@ -1,4 +1,4 @@
-"""Decide success: verifiers by name, and the interface that a verifier has."""
+"""Verifiers, which decide success: by name, and their interface."""
 
 from r3agent.verifiers.catalogue import KINDS, VERIFIERS, find_verifier
 from r3agent.verifiers.interface import (

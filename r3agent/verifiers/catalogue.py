@@ -1,6 +1,6 @@
 """Verifiers by name: a shipped one, the user's `module:callable`, or an entry point of the group `r3agent.verifiers`.
 
-The settings of a verifier are its keyword arguments; where it is a class they are those of making one.
+The settings of a verifier are its keyword arguments, or those of its constructor if it is a class.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ VERIFIERS: dict[str, str] = {
     "regex": "r3agent.verifiers.text:Regex",
     "sql": "r3agent.verifiers.sql:Sql",
 }
-"""Shipped verifiers by name, imported when they are used. A new one is a file in this folder and a line here."""
+"""Shipped verifiers by name, imported on first use. To add one, add a file to this folder and a line here."""
 
 KINDS: dict[str, Kind] = {"code": "code", "function_call": "function_call", "sql": "code"}
-"""Kind of the tasks of a verifier, which selects the default prompts; `general` for all others."""
+"""Kind of a verifier's tasks, which selects the default prompts; `general` for all others."""
 
 GROUP = "r3agent.verifiers"
-"""Entry point group for packages that bring verifiers."""
+"""Entry point group for packages that provide verifiers."""
 
 
 def find_verifier(name: str, **params: Any) -> Verifier:
-    """Return a verifier by name, with its settings.
+    """Return the verifier of a name, with its settings applied.
 
     Raises:
-        ConfigError: there is no verifier of that name, or it does not take `params`.
+        ConfigError: there is no verifier of that name, or it does not accept `params`.
     """
     known = {**entry_points(GROUP), **VERIFIERS}
     if name not in known and ":" not in name:

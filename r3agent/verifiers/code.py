@@ -1,23 +1,22 @@
-"""Judge Python code by its unit tests.
+"""Judge Python code by unit tests.
 
-The answer is the last ```python block of the reply, or all of it. `task.info` has the tests in one of three forms:
+The answer is the last ```python block of the reply, or the whole reply. `task.info` has tests in one of three forms:
 
 - `{"tests": SOURCE}`: asserts, functions `test_*`, `unittest` cases, or all of them.
 - `{"test": SOURCE, "entry_point": NAME}` as in HumanEval: `SOURCE` defines `check(candidate)`.
 - `{"test_list": [ASSERT, ...]}` as in MBPP.
 
-`setup` (MBPP: `test_setup_code`, `test_imports`) is run before the tests, where they are. What tests use and neither
-they, nor `setup`, nor Python defines is the answer's.
+`setup` (MBPP: `test_setup_code`, `test_imports`) runs before the tests, in their process. Names that the tests use, but
+that neither they, `setup` nor Python define, come from the answer.
 
-Answer and tests run in two sandboxes, and only plain data goes from the answer to the tests. So an answer cannot end
-the tests, patch them, print a verdict, return an object that equals everything or read what is expected. It can still
-do what every test by examples allows: give the expected values without computing them, where it can guess them; change
-in place a list or dict that it was passed, which a test may then compare with; define a helper that the tests use and
-do not define, so put helpers into `setup`; and of objects of its own classes, compare two of them, iterate over them or
-call their methods as it likes.
+Answer and tests run in two sandboxes, and only plain data passes from the answer to the tests. So an answer cannot end
+the tests, patch them, print a verdict, return an object that equals everything, or read the expected values. It can
+still cheat where any test by examples can be cheated: return expected values that it guesses; change in place a list or
+dict argument that a test compares with later; define a helper that the tests use but do not define (put helpers into
+`setup`); and control comparison, iteration and methods among objects of its own classes.
 
-The price: tests can pass plain values and functions, not objects of their own classes; an object of the answer's
-equals no plain value, and `x in` it asks its iterator; what the answer prints is not seen; `async` tests are not run.
+Limitations: tests can pass plain values and functions, but not objects of their own classes; an object of the answer
+never equals a plain value, and `x in` it uses its iterator; the answer's output is ignored; `async` tests do not run.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ class Code:
     """Judge code by the tests in `task.info`.
 
     Args:
-        timeout_s: for all tests of one answer.
+        timeout_s: limit for all tests of one answer.
         memory_mb: address space of each process.
-        processes: that the answer may have, threads included.
-        runner: `sandbox`, or `container`, which is recommended where docker or podman is on `PATH`.
-        image: of the container; it is not pulled.
-        layers: of the sandbox; `r3agent/verifiers/sandbox/README.md` explains them. Fewer than all hold less.
-        command: starts a Python in a container of your own, instead of the runner.
+        processes: number of the answer's processes, including threads.
+        runner: `sandbox`, or `container`, which is recommended if docker or podman is on `PATH`.
+        image: container image; it is not pulled.
+        layers: sandbox layers, as `r3agent/verifiers/sandbox/README.md` explains; fewer layers isolate less.
+        command: command that starts Python in your own container, instead of the runner.
 
     Raises:
-        ConfigError: a setting cannot be, or this machine does not have what holds an answer.
+        ConfigError: a setting is invalid, or this machine lacks what the runner needs.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class Code:
             return Verdict(passed=True, score=1.0)
         why = report["feedback"]
         if report.get("hung_up"):
-            if tried.wall_s >= self.limits.wall_s:  # it was ended a moment before its tests were
+            if tried.wall_s >= self.limits.wall_s:  # it was killed just before its tests were
                 return Verdict.failed(self._limit(tried))
             why = f"{why}, with exit code {tried.exit_code}: {tried.stderr[-200:].decode(errors='replace')}"
         elif why.startswith("MemoryError"):
@@ -127,7 +126,7 @@ class Code:
 
 
 def code_of(reply: str) -> str:
-    """Return the last Python block of a reply, or all of it where there is none."""
+    """Return the last Python block of a reply, or the whole reply if there is none."""
     return block_or_all(reply, "python", "python3", "py")
 
 

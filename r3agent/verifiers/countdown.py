@@ -1,8 +1,8 @@
 """Judge Countdown: the answer must use exactly the given numbers and equal the target.
 
-An expression is parsed to Python's syntax tree and walked; only the four operators, parentheses and plain
-decimal integers are evaluated, in exact rational arithmetic. Nothing is ever passed to `eval`, and length and
-digits are bounded before parsing, so a hostile string costs microseconds.
+An expression is parsed to Python's syntax tree and walked; only the four operators, parentheses and plain decimal
+integers are evaluated, in exact rational arithmetic. `eval` is never used, and length and digits are limited before
+parsing, so a hostile string costs microseconds.
 Source of the rules: TinyZero's Countdown, without its `**` and `//` and without its reward for format.
 """
 
@@ -25,7 +25,7 @@ _ALLOWED = re.compile(r"[\d+\-*/()\s]*", re.ASCII)
 def countdown(task: Task, answer: str) -> Verdict:
     """Judge the last `<answer>…</answer>` of `answer` against `task.info["numbers"]` and `["target"]`.
 
-    Of `EXPRESSION = VALUE` the expression alone is judged.
+    In `EXPRESSION = VALUE`, only the expression is judged.
     """
     content = tagged(answer)
     if content is None:
@@ -42,10 +42,10 @@ def countdown(task: Task, answer: str) -> Verdict:
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """Return value and numbers of an arithmetic expression.
+    """Return the value and the numbers of an arithmetic expression.
 
     Raises:
-        ValueError: it is not one: empty, too long, other characters or syntax, or a division by zero.
+        ValueError: it is empty, too long, divides by zero, or has other characters or syntax.
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ValueError(f"{len(expression)} characters; an expression has at most {MAX_EXPRESSION_CHARS}")

@@ -1,10 +1,10 @@
 """The interface of a verifier: any callable `(task, answer) -> bool | float | Verdict | PENDING`, sync or async.
 
-A sync one is run in a thread. `answer` is the text of the reply after its thinking, with the latter as
-`answer.thinking` and its tool calls as `answer.tool_calls`. A verifier that raises, or returns anything else, is an
-error of the episode and says nothing about the model. One that keeps connections has an async `aclose`; one whose first
-verdict waits for something to load may have a `warm_up`, which the audit calls before it looks at the clock. `PENDING`
-leaves the try without a verdict; it is not tried again, and `r3agent label` gives the verdict later.
+A sync verifier runs in a thread. `answer` is the text of the reply after its thinking, which is `answer.thinking`; its
+tool calls are `answer.tool_calls`. If a verifier raises or returns anything else, the episode has an error that says
+nothing about the model. A verifier that keeps connections has an async `aclose`. One that must load something first may
+have a `warm_up`, which the audit calls before it measures time. `PENDING` leaves the try without a verdict: it is not
+retried, and `r3agent label` adds the verdict later.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from r3agent.records.trajectory import Message, Span, Task, Verdict
 
 
 class Pending(Enum):
-    """The type of `PENDING`."""
+    """Type of `PENDING`."""
 
     PENDING = "pending"
 
 
 PENDING: Literal[Pending.PENDING] = Pending.PENDING
-"""Returned while the verdict is not known yet; `None` is what a verifier returns that forgot to return."""
+"""Judgement for a verdict that is not known yet; not `None`, which a verifier without a return statement returns."""
 
 Judgement: TypeAlias = bool | float | Verdict | Pending
 
 
 class Answer(str):
-    """The text of a reply, with the tool calls that came with it and the thinking that led to it."""
+    """Text of a reply, with its tool calls and thinking."""
 
     tool_calls: tuple[dict[str, Any], ...] = ()
     thinking: str = ""
-    """The thinking that the server returned beside the text, or that the text began with as `<think>…</think>`."""
+    """Thinking from a separate field of the response, or from `<think>…</think>` at the start of the text."""
 
     @classmethod
     def of(cls, message: Message) -> Answer:
@@ -60,12 +60,12 @@ Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 
 
 async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict | None]:
-    """Return a verdict for each span, `None` where it is pending.
+    """Return a verdict for each span, `None` if it is pending.
 
-    An async verifier is called for all at once, a sync one in a thread, one after the other.
+    An async verifier is called for all spans concurrently, a sync one for one after another, in a thread.
 
     Raises:
-        VerifierError: it raised, or returned something that is not a judgement.
+        VerifierError: the verifier raised, or returned something that is not a judgement.
     """
     answers = [Answer.of(span.message) for span in spans]
 
@@ -79,28 +79,28 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
             return None if settled is PENDING else verdict_of(settled)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
-    # One thread for all, because a thread costs more than a verdict does; episodes still run side by side.
+    # One thread for all spans, because a thread costs more than a verdict; episodes still run concurrently.
     judgements = call() if is_async else await asyncio.to_thread(call)
     return await gather_all(settle(judgement) for judgement in judgements)
 
 
 def warm_up(verifier: Verifier) -> None:
-    """Load what a verifier's first verdict would wait for, if it has a `warm_up`."""
+    """Call a verifier's `warm_up` if it has one, so that its first verdict does not wait for loading."""
     if (load := getattr(verifier, "warm_up", None)) is not None:
         load()
 
 
 async def close(verifier: Verifier) -> None:
-    """Close what a verifier keeps open in this event loop, if it has an `aclose`."""
+    """Close a verifier's connections in this event loop, if it has an `aclose`."""
     if (aclose := getattr(verifier, "aclose", None)) is not None:
         await aclose()
 
 
 def verdict_of(judgement: object) -> Verdict:
-    """Convert what a verifier returned to a verdict.
+    """Convert a verifier's return value to a verdict.
 
     Raises:
-        TypeError: it is not a judgement.
+        TypeError: the value is not a judgement.
     """
     match judgement:
         case Verdict():
@@ -118,7 +118,7 @@ def verdict_of(judgement: object) -> Verdict:
 
 @contextmanager
 def _as_verifier_error(verifier: Verifier, task: Task) -> Generator[None]:
-    """Raise exceptions as the verifier's error, but not LangGraph's interrupts: a verifier may ask a person."""
+    """Convert exceptions to `VerifierError`, except LangGraph's interrupts: a verifier may ask a person."""
     try:
         yield
     except GraphBubbleUp:

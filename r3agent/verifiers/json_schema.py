@@ -1,6 +1,6 @@
 """Judge structured output: the answer must be JSON that fits a JSON Schema.
 
-It is checked in a worker process, because a `pattern` of the schema may never end on a hostile answer.
+The check runs in a worker process, because a `pattern` in the schema may take for ever on a hostile answer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _check = Worker("r3agent.verifiers.child.schema_check")
 class JsonSchema:
     """Validate the answer against `task.info["schema"]`, in the dialect of its `$schema`, by default 2020-12.
 
-    The answer is what stands in `<answer>` tags, else in the last fenced block, else the whole reply.
+    The answer is the text in `<answer>` tags, else in the last fenced block, else the whole reply.
 
     Args:
-        max_chars: a longer answer fails unread.
-        cpu_s: seconds of CPU time that checking may take; an answer that takes longer fails.
-        formats: check `format` too, which the standard takes for a remark.
+        max_chars: maximum length; a longer answer fails without being parsed.
+        cpu_s: limit of CPU seconds; an answer that takes longer to check fails.
+        formats: check `format` too, which is only an annotation in the standard.
     """
 
     def __init__(self, *, max_chars: int = 100_000, cpu_s: float = 5, formats: bool = False) -> None:
@@ -39,7 +39,7 @@ class JsonSchema:
         """Judge an answer.
 
         Raises:
-            RuntimeError: `schema` is not a JSON Schema, or refers to one that it does not contain: nothing is fetched.
+            RuntimeError: `schema` is not a JSON Schema, or refers to an external one, which is not fetched.
         """
         schema, text = task.info["schema"], _json_in(answer)
         if len(text) > self.max_chars:

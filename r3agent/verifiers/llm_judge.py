@@ -1,14 +1,14 @@
-"""Ask a language model to judge, for open tasks that no program can. Its verdicts are marked as noisy.
+"""Judge open tasks with a language model, where no program can. Its verdicts are marked as noisy.
 
     [task]
     verifier = "llm_judge"
     verifier_params = {base_url = "https://api.openai.com/v1", model = "gpt-5-mini", votes = 3, rubric = "..."}
 
-The judge is asked at an endpoint of its own and should not be the policy: a model is a lenient judge of itself. It
-sees task, reference (`task.info["answer"]`, or else the gold answer) and answer between marks that the answer cannot
-know, and is told that what stands between them is data. It must reply with a JSON object; an endpoint that cannot
-promise one (`response_format`) is asked in words. A reply that is anything else is drawn again, and is never a failure
-of the policy. No promise against an answer that talks its judge round: measure the judge on answers known to be wrong.
+The judge has its own endpoint and should not be the policy: a model judges itself leniently. It sees task, reference
+(`task.info["answer"]`, or else the gold answer) and answer between markers that the answer cannot know, and the prompt
+declares them to be data. It must reply with a JSON object; if the endpoint cannot enforce one (`response_format`), the
+prompt asks for it. Any other reply is sampled again, and is never a failure of the policy. An answer may still persuade
+its judge, so measure the judge on answers that are known to be wrong.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from r3agent.verifiers.interface import Answer
 from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, messages, replies, vote_in, vote_summary
 
 MAX_FRUITLESS = 3
-"""Requests in a row that bring no vote; then the judge is taken to be unable to."""
+"""Consecutive requests without a vote before the judge is considered unable to vote."""
 
 
 class LLMJudge:
-    """A verifier that asks a language model.
+    """Verifier that asks a language model.
 
     Args:
-        base_url: of an OpenAI-compatible endpoint; ends in `/v1`.
-        model: the served name of the judge.
-        rubric: what an answer must be to pass; a Jinja template that may name `task.messages`, `task.tools`, `answer`
+        base_url: OpenAI-compatible endpoint; ends in `/v1`.
+        model: served name of the judge.
+        rubric: criteria for an answer to pass; a Jinja template that may use `task.messages`, `task.tools`, `answer`
             and `reference` (or "").
-        api_key_env: environment variable that holds the key; the key itself is never recorded.
-        votes: judgements of each answer; the score is the share of those that pass it.
-        threshold: it passes when more than this share do; by default a tie does not pass.
-        temperature: of the judge; several votes need some, or they are one vote counted often.
-        max_tokens: of one vote, the judge's thinking included.
-        extra: further fields of the request body, e.g. `{reasoning_effort = "low"}`.
-        concurrency, timeout_s, outage_s, max_tries: as of `OpenAIPolicy`.
+        api_key_env: environment variable with the API key; the key itself is never recorded.
+        votes: number of votes on each answer; the score is the share of votes to pass.
+        threshold: an answer passes if its score exceeds this; by default a tie does not pass.
+        temperature: the judge's sampling temperature; several votes need one above 0 to differ.
+        max_tokens: limit for one vote, including the judge's thinking.
+        extra: more fields of the request body, e.g. `{reasoning_effort = "low"}`.
+        concurrency, timeout_s, outage_s, max_tries: as in `OpenAIPolicy`.
 
     Raises:
-        ConfigError: the rubric is not a template, the URL is none or has a password, or the votes cannot decide.
+        ConfigError: the rubric is not a template, the URL is invalid or has a password, or the votes cannot decide.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class LLMJudge:
         """Judge an answer by votes.
 
         Raises:
-            VerifierError: the judge did not give its votes.
-            PolicyError: its endpoint did not answer.
+            VerifierError: the judge returned no vote.
+            PolicyError: the judge's endpoint failed.
         """
         body = {**self._body, "messages": messages(task, answer, self._rubric)}
         votes: list[Vote] = []
@@ -124,13 +124,13 @@ class LLMJudge:
         run_sync(self.aclose())
 
     async def _ask(self, body: dict[str, Any], n: int) -> list[str]:
-        """Return replies to one request, up to `n`; what the endpoint refuses is left out from then on."""
+        """Return up to `n` replies to one request; fields that the endpoint refuses are omitted from then on."""
         optional = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), "max_tokens": self._max_tokens}
         refused = set(self._refused)
         while True:
             fields = {field: value for field, value in optional.items() if field not in refused}
             if "max_tokens" in refused:
-                fields["max_completion_tokens"] = self._max_tokens  # as OpenAI's newer models have it
+                fields["max_completion_tokens"] = self._max_tokens  # the name in OpenAI's newer models
             try:
                 reply = await self._endpoint.post("/chat/completions", {**fields, **body})
             except AccessError:
@@ -141,5 +141,5 @@ class LLMJudge:
                     raise
                 refused.add(next((field for field in left if re.search(rf"\b{field}\b", str(error))), left[0]))
             else:
-                self._refused |= refused  # remembered once going without has helped
+                self._refused |= refused  # remembered only if the request succeeds without them
                 return replies(reply.content)[:n]

@@ -1,7 +1,7 @@
 """Judge mathematics: math-verify parses answer and expected answer, LaTeX or plain, and compares them.
 
-It runs in a worker process, because some expressions never end simplifying and math-verify's own limit works in the
-main thread alone.
+It runs in a worker process, because simplifying some expressions takes for ever, and math-verify's own time limit works
+only in the main thread.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _compare = Worker("r3agent.verifiers.child.math_compare")
 
 
 class Math:
-    """Compare with `task.info["answer"]`: a text, or a list of which any will do.
+    """Compare with `task.info["answer"]`: a text, or a list of accepted texts.
 
-    What stands in `<answer>` tags is the answer; without them math-verify looks for it: in a box, after "answer is",
-    or the last expression.
+    The answer is the text in `<answer>` tags. Without tags, math-verify looks for a box, for "answer is", or for the
+    last expression.
 
     Args:
-        max_chars: a longer answer fails unread; of a reply without tags its end is looked at.
-        cpu_s: seconds of CPU time that parsing and comparing may take; an answer that takes longer fails.
-        digits: decimals that floating-point numbers must agree in.
+        max_chars: maximum length; a longer answer fails without being parsed, a reply without tags is cut to its end.
+        cpu_s: limit of CPU seconds; an answer that takes longer to parse and compare fails.
+        digits: number of decimals in which floating-point numbers must agree.
     """
 
     def __init__(self, *, max_chars: int = 2_000, cpu_s: float = 5, digits: int = 6) -> None:
@@ -37,7 +37,7 @@ class Math:
         """Judge an answer.
 
         Raises:
-            RuntimeError: an expected answer is no mathematics that math-verify can parse.
+            RuntimeError: math-verify cannot parse an expected answer.
         """
         expected = task.info["answer"]
         expected = [str(gold) for gold in (expected if isinstance(expected, list) else [expected])]

@@ -1,7 +1,7 @@
-"""Judge by reasoning-gym's own scorers; an answer passes at score 1, and lesser scores are kept.
+"""Judge by reasoning-gym's own scorers; an answer passes at score 1, and lower scores are kept.
 
-They run in a worker process, which is ended if an answer costs too much time or memory; `child/reasoning_gym.py`
-says what they are never given.
+They run in a worker process, which is killed if an answer costs too much time or memory. `child/reasoning_gym.py` keeps
+unsafe answers from them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class ReasoningGym:
     """Judge the last `<answer>…</answer>`, or the whole reply, with the scorer of `task.info["generator"]`.
 
     Args:
-        max_chars: an answer longer than this, and than four times the known one, fails unread.
-        cpu_s: seconds of CPU time that scoring may take; an answer that takes longer fails.
+        max_chars: an answer longer than this, and than four times the known one, fails without being scored.
+        cpu_s: limit of CPU seconds; an answer that takes longer to score fails.
     """
 
     def __init__(self, *, max_chars: int = 10_000, cpu_s: float = 5) -> None:

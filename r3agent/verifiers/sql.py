@@ -1,17 +1,18 @@
-"""Judge SQL: the answer's query must give the expected rows on SQLite.
+"""Judge SQL: the answer's query must return the expected rows on SQLite.
 
-The query is the last ```sql block of the reply, or all of it. `task.info` has the database, as `{"database": PATH}` or
-as `{"schema": SCRIPT}` that makes one in memory, and the expectation: `{"answer": QUERY}` or `{"answer": ROWS}`.
+The query is the last ```sql block of the reply, or the whole reply. `task.info` has the database, as
+`{"database": PATH}` or as a `{"schema": SCRIPT}` that creates one in memory, and `{"answer": QUERY}` or
+`{"answer": ROWS}`.
 
-Two results are equal if they have the same columns, by place, and the same rows, each as often; the order matters where
-the expected query ends with ORDER BY, or as `{"ordered": true}` says. Floats are equal within a tolerance; 1 is 1.0,
-but no number is a text, and NULL is only NULL. Rows that ORDER BY leaves tied are expected as they came: leave none.
+Two results are equal if they have the same columns, by position, and the same rows, each the same number of times.
+Their order matters if the expected query ends with ORDER BY, or with `{"ordered": true}`. Floats are equal within a
+tolerance; 1 equals 1.0, a number never equals a text, and NULL only equals NULL. Rows that tie under ORDER BY must come
+in the order of the expected result, so avoid ties.
 
-A file is opened read-only and as one that nobody changes. One statement is run, and SQLite itself refuses all but
-reading: no ATTACH, no PRAGMA, no extension. It is run in a process of its own, with limits on time, rows, memory and
-the length of a value, which is ended when it goes over them. That process is confined by SQLite's authorizer and its
-resource limits and not by the sandbox: it runs no code but SQLite's. The database must be trusted, as the tests of code
-must be.
+A file is opened as read-only and immutable. Only one statement runs, and SQLite itself refuses everything but reads: no
+ATTACH, no PRAGMA, no extension. It runs in a separate process with limits on time, rows, memory and the length of a
+value, which is killed if it exceeds them. SQLite's authorizer and resource limits confine it, not the sandbox, because
+it runs no code but SQLite's. The database must be trusted, like the tests of code.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from r3agent.verifiers.text import block_or_all
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")
 START_S = 5.0
-"""Seconds that the process may take besides its two queries."""
+"""Seconds that the process may take in addition to its two queries."""
 
 
 class Sql:
     """Judge a query by its rows.
 
     Args:
-        timeout_s: for one query.
-        row_limit: rows of one result.
+        timeout_s: limit for one query.
+        row_limit: maximum number of rows in one result.
         memory_mb: address space of the process.
-        tolerance: by which floats may differ, relative to the larger of 1 and their size.
+        tolerance: allowed difference of floats, relative to the larger of 1 and their size.
 
     Raises:
-        ConfigError: a setting cannot be.
+        ConfigError: a setting is invalid.
     """
 
     def __init__(
@@ -74,22 +75,23 @@ class Sql:
                 raise ValueError(f"the database or the expected query: {outcome.overrun or ''} {why}")
 
     def _limit(self, outcome: Outcome) -> str:
-        """Return the limit that ended the process, which is not the expected query's fault."""
+        """Return the limit that the answer's query exceeded."""
         if outcome.overrun or outcome.exit_code == -signal.SIGALRM:
             return f"over timeout_s = {self._settings['timeout_s']:g}"
         return f"over memory_mb = {self.limits.memory_mb}, or another limit: ended with {outcome.exit_code}"
 
 
 def query_of(reply: str) -> str:
-    """Return the last SQL block of a reply, or all of it where there is none."""
+    """Return the last SQL block of a reply, or the whole reply if there is none."""
     return block_or_all(reply, "sql", "sqlite").strip()
 
 
 def _expectation(task: Task) -> dict[str, Any]:
-    """Return the database and what is expected of it.
+    """Return the database and the expected query or rows.
 
     Raises:
-        ValueError: one is missing; or the database is no file.
+        ValueError: one is missing.
+        FileNotFoundError: the database is not a file.
     """
     info = task.info
     if ("database" in info) == ("schema" in info) or "answer" not in info:

@@ -1,6 +1,6 @@
-"""Compare the text of a reply: exactly, normalised, or with a pattern; and find the part of a reply that counts.
+"""Compare the text of a reply exactly, normalised, or with a pattern; extract the answer from a reply.
 
-That part is between the last `<answer>` and `</answer>`, or in the last code block.
+The answer is between the last `<answer>` and `</answer>`, or in the last code block.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\
 
 
 def exact(task: Task, answer: str) -> bool:
-    """Compare with `task.info["answer"]`; a missing expectation is a `KeyError`, hence a verifier error."""
+    """Compare with `task.info["answer"]`; if that is missing, the `KeyError` is a verifier error."""
     return answer.strip() == str(task.info["answer"]).strip()
 
 
 def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
-    """Compare with `task.info["answer"]`, a text or a list of which any will do, as a person would read it.
+    """Compare the normalised answer with `task.info["answer"]`, a text or a list of accepted texts.
 
-    Ignored are case, white space, articles, punctuation and ways of writing the same letters. The last
+    Case, white space, articles, punctuation and Unicode variants of the same letters are ignored. The last
     `<answer>…</answer>` is compared, or the whole reply.
 
-    Signs of arithmetic count, and so does what stands within a number: 3.5 is not 35. An answer that is nothing but
-    punctuation or articles is compared as it is.
-    Source: the evaluation of SQuAD, made fit for Unicode and numbers.
+    Arithmetic signs and punctuation within numbers are significant: 3.5 is not 35. An answer of only punctuation or
+    articles is compared unchanged.
+    Source: the evaluation of SQuAD, adapted to Unicode and numbers.
 
     Args:
-        articles: a, an and the count.
+        articles: compare a, an and the too.
     """
     accepted = task.info["answer"]
     answer = normal_form(tagged_or_all(answer), articles=articles)
@@ -43,7 +43,7 @@ def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
 
 
 def normal_form(text: str, *, articles: bool = False) -> str:
-    """Return the text as `normalised` compares it."""
+    """Normalise a text as `normalised` does."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = " ".join(unicodedata.normalize("NFKC", folded).replace("\N{MINUS SIGN}", "-").split())
     bare = " ".join(_MARKS.sub(_keep, folded).split())
@@ -58,13 +58,13 @@ def _keep(mark: re.Match[str]) -> str:
 class Regex:
     """Match `task.info["pattern"]` with RE2.
 
-    Its time is linear in the answer whatever the pattern: it has no look-around and no back references.
+    Its time is linear in the answer's length for any pattern; it has no look-around and no back references.
 
     Args:
-        search: anywhere in the reply; otherwise the pattern must match all of the last `<answer>…</answer>`, or of the
-            reply where there is none.
-        ignore_case: upper and lower case are the same.
-        max_chars: a longer reply fails unread.
+        search: match anywhere in the reply; otherwise the pattern must match all of the last `<answer>…</answer>`, or
+            of the reply if there is none.
+        ignore_case: ignore upper and lower case.
+        max_chars: maximum length; a longer reply fails without being matched.
     """
 
     def __init__(self, *, search: bool = False, ignore_case: bool = False, max_chars: int = 100_000) -> None:
@@ -75,7 +75,7 @@ class Regex:
         """Judge an answer.
 
         Raises:
-            re2.error: `pattern` is none that RE2 knows.
+            re2.error: `pattern` is not a valid RE2 pattern.
         """
         pattern = _compiled(task.info["pattern"], self.ignore_case)
         text = answer if self.search else tagged_or_all(answer)
@@ -83,7 +83,7 @@ class Regex:
             return Verdict(
                 passed=False, score=0.0, feedback=f"{len(text)} characters; at most {self.max_chars} are looked at"
             )
-        text = text.encode(errors="replace").decode()  # RE2 knows no lone surrogates
+        text = text.encode(errors="replace").decode()  # RE2 does not accept lone surrogates
         match = pattern.search(text) if self.search else pattern.fullmatch(text)
         return Verdict(passed=match is not None, score=float(match is not None))
 
@@ -100,20 +100,20 @@ def _compiled(pattern: str, ignore_case: bool) -> Any:
 
 
 def tagged(reply: str) -> str | None:
-    """Return the content of the last closed tag, or `None`; in one pass, however many tags a hostile reply opens."""
+    """Return the content of the last closed tag, or `None`; one pass, however many tags a hostile reply opens."""
     before, closed, _ = reply.rpartition("</answer>")
     _, opened, content = before.rpartition("<answer>")
     return content if closed and opened else None
 
 
 def tagged_or_all(reply: str) -> str:
-    """Return the content of the last closed tag, the whole reply where there is none; stripped."""
+    """Return the content of the last closed tag, or the whole reply if there is none; stripped."""
     content = tagged(reply)
     return (reply if content is None else content).strip()
 
 
 def block_or_all(reply: str, *languages: str) -> str:
-    """Return the last Markdown code block in one of the languages, closed or not; else the whole reply."""
+    """Return the last Markdown code block in one of the languages, closed or not, or else the whole reply."""
     pattern = _BLOCK.format(languages="|".join(languages))
     blocks: list[str] = re.findall(pattern, reply, re.DOTALL | re.MULTILINE | re.IGNORECASE)
     return blocks[-1] if blocks else reply

@@ -1,8 +1,8 @@
-"""Call functions that may hang, eat memory or crash in processes of their own: JSON goes in, JSON comes out.
+"""Call functions that may hang, use too much memory or crash, in child processes that take and return JSON.
 
-A call that takes too much CPU time is killed by the kernel, on a busy machine no earlier than on an idle one; one that
-takes too long by the clock is killed from here. A process that has died is replaced by the next call. Only functions of
-a named module run there, nothing is pickled, and the user's `__main__` is not imported again.
+The kernel kills a call that takes too much CPU time, no earlier on a busy machine than on an idle one; this module
+kills one that takes too much wall time. The next call replaces a process that has died. Only functions of a named
+module run there, nothing is pickled, and the user's `__main__` is not imported again.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from r3agent.verifiers.child import serve
 MAX_PROCESSES = min(4, os.cpu_count() or 1)
 MEMORY_BYTES = 4 * 2**30
 WALL_FACTOR, WALL_S = 10, 60
-"""Wall time of a call, by default: so many times its CPU seconds and so many seconds more, as it may sleep."""
+"""Factor and addend that give a call's default wall time from its CPU seconds, as it may sleep."""
 START_S = 300.0
 """Seconds for a process to load its module and run its setup; a verifier may load a model."""
 CLOSING_S = 5.0
-"""Seconds for a process to end after it has closed its output."""
+"""Seconds for a process to end after closing its output."""
 
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH")
-"""Environment variables that a process of untrusted input has."""
+"""Environment variables that are passed to a process with untrusted input."""
 
 Reply: TypeAlias = dict[str, Any] | TimeoutError | None
-"""Reply of a process; `None` where it ended instead, an error where it was too slow."""
+"""Reply of a process; `None` if the process ended, an error if it was too slow."""
 
 
 class Worker:
-    """Functions of a module, called in processes that are started when they are needed and kept for later calls.
+    """Pool of processes that call a module's functions, started on demand and reused.
 
-    By default a process works on what a model wrote: it has neither the environment's secrets nor the standard streams,
-    a limit of memory, and fixed hashes, because some generators iterate over sets.
+    By default a process handles text from a model: it has no secrets from the environment, no standard streams, a
+    memory limit, and fixed hashes, because some generators iterate over sets.
 
     Args:
-        module: loaded from its file, without the packages around it unless it imports them.
-        setup: a function of the module and its arguments, called once in each process before any other.
-        max_processes: calls beyond this number wait.
-        is_trusted: the process has the whole environment, stderr, hashes of its own and all memory.
-        name: of a process, in messages.
+        module: module to load from its file, without its parent packages unless it imports them.
+        setup: function of the module and its arguments, called once in each process before any other.
+        max_processes: maximum number of processes; more calls wait.
+        is_trusted: give the process the whole environment, stderr, random hashes and unlimited memory.
+        name: name of a process in messages.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Worker:
         """Return `module.function(*arguments)`.
 
         Args:
-            cpu_s: seconds of CPU time that it may take; 0 is no limit.
-            wall_s: seconds by the clock; default: many more than `cpu_s`.
+            cpu_s: limit of CPU seconds; 0 for none.
+            wall_s: limit of wall seconds; by default far more than `cpu_s`.
 
         Raises:
-            TimeoutError: it took too long; its process is ended.
-            RuntimeError: it raised, with type and text; or its process died, or did not start.
+            TimeoutError: the call took too long; its process is killed.
+            RuntimeError: the call raised (with type and text), or its process died or did not start.
         """
         wall_s = WALL_FACTOR * cpu_s + WALL_S if wall_s is None else wall_s
         with self._process() as process:
@@ -90,7 +90,7 @@ class Worker:
         return reply["value"]
 
     def start(self) -> None:
-        """Start a process, so that the next call does not wait for its module and setup.
+        """Start a process, so that the next call does not wait for loading and setup.
 
         Raises:
             RuntimeError: the module does not load, or the setup fails.
@@ -99,18 +99,18 @@ class Worker:
             pass
 
     def close(self) -> None:
-        """End all processes, and the calls under way in them; a later call starts others."""
+        """Stop all processes and the calls running in them; a later call starts new ones."""
         _end(self._all)
 
     @contextmanager
     def _process(self) -> Generator[subprocess.Popen[str]]:
-        """Lend a process to one caller; it is kept for the next unless it has ended or was left by an exception."""
+        """Lend a process to one caller, and keep it for the next unless it has ended or the caller raised."""
         with self._slots:
             process = self._take()
             try:
                 yield process
             except BaseException:
-                self._discard(process)  # it may be in the middle of something
+                self._discard(process)  # it may be in the middle of a call
                 raise
             self._idle.append(process)
 
@@ -156,7 +156,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if self._is_trusted else subprocess.DEVNULL,
             env=environment,
-            encoding="ascii",  # JSON escapes the rest, lone surrogates too
+            encoding="ascii",  # JSON escapes everything else, lone surrogates too
         )
 
 
@@ -174,7 +174,7 @@ def _exchange(process: subprocess.Popen[str], request: list[Any], wall_s: float)
     clock.daemon = True
     clock.start()
     line = ""
-    with suppress(OSError, ValueError):  # it has ended, or `close` has ended it
+    with suppress(OSError, ValueError):  # it has ended, or `close` has stopped it
         process.stdin.write(json.dumps(request, default=str) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()

@@ -1,8 +1,7 @@
-"""Modules that run in processes without the package, which are ended when they go over a limit.
+"""Modules that run without the package in child processes, which are killed when they exceed a limit.
 
-Some are called by a worker, through `serve.py`. SQL is queried in one process (`querying.py`). Code takes two, which
-speak over `wire.py`: the tests in one
-(`judging.py`), the answer that they test in the other (`answering.py`).
-Only plain data comes from the answer to its tests: it is taken apart there and put together anew here, so nothing
-that an answer defines, an `__eq__` that is always true or an `assert` that never is, runs where the verdict is made.
+Some are called by a worker, through `serve.py`. SQL runs in one process (`querying.py`). Code needs two, which
+communicate over `wire.py`: one for the tests (`judging.py`) and one for the answer under test (`answering.py`).
+Only plain data passes from the answer to its tests: values are serialised there and rebuilt here. So nothing that an
+answer defines, such as an `__eq__` that is always true, runs in the process that makes the verdict.
 """

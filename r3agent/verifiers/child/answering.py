@@ -1,4 +1,4 @@
-"""The answer's side of a code verdict: run the answer's code, then do what the tests ask of it."""
+"""The answer's side of a code verdict: run the answer's code, then serve the requests of the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MUTABLE = (list, dict, set, bytearray)
 
 
 class OfTest:
-    """Function of the test, which the answer may call."""
+    """Function of the test that the answer may call."""
 
     def __init__(self, side: AnswerSide, index: int) -> None:
         self.side, self.index = side, index
@@ -39,11 +39,11 @@ class OfTest:
 
 
 class AnswerSide(Peer):
-    """Side of the answer; objects referred to are kept, so that a reference always means the same object."""
+    """The answer's side; it keeps referenced objects alive, so a reference always means the same object."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        os.dup2(2, 1)  # what the answer prints
+        os.dup2(2, 1)  # the answer's output
         self.source = source
         self.module = ModuleType("solution")
         self.kept: list[Any] = []
@@ -81,7 +81,7 @@ class AnswerSide(Peer):
             return self._raised(error)
 
     def _changed(self, args: list[Any], before: list[Any]) -> list[Any]:
-        """Return arguments that the call has changed in place, with their places."""
+        """Return the arguments that the call changed in place, with their positions."""
         after = [(place, self.packed(arg)) for place, arg in enumerate(args) if isinstance(arg, MUTABLE)]
         return [[place, packed] for place, packed in after if packed != before[place]]
 
@@ -103,7 +103,7 @@ class AnswerSide(Peer):
                 base = next(b for b in value.__mro__[1:] if b.__module__ == "builtins" and issubclass(b, BaseException))
                 return ["exception", self._keep(value), value.__name__, ["builtin", base.__name__]]
         elif type(value).__module__ == "collections" and isinstance(value, dict):
-            return pack(dict(value), self._refer)  # Counter, OrderedDict and defaultdict are compared as dicts are
+            return pack(dict(value), self._refer)  # Counter, OrderedDict and defaultdict compare like dicts
         return ["mine", self._keep(value), callable(value)]
 
     def _keep(self, value: Any) -> int:
@@ -123,7 +123,7 @@ class AnswerSide(Peer):
 
 
 def _items(of_test: OfTest) -> Iterator[Any]:
-    """Iterate over an iterator of the test, which gives a list of one item each time, or of none at its end."""
+    """Iterate over an iterator of the test, which returns a list of one item each time, or of none at its end."""
     while item := of_test():
         yield item[0]
 

@@ -1,7 +1,7 @@
-"""The tests' side of a code verdict: run them against references to what the answer defines, and make the verdict.
+"""The tests' side of a code verdict: run them against references to the answer's definitions, and make the verdict.
 
-A reference compares equal to no plain value, whatever the answer's `__eq__` says, and arithmetic of it with a plain
-value never gives a plain one: else `abs(f(x) - expected) < 1e-6` would be asked of the answer itself.
+A reference never equals a plain value, whatever the answer's `__eq__` returns, and arithmetic with a plain value never
+returns a plain one. Otherwise the answer itself would decide `abs(f(x) - expected) < 1e-6`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TESTS = "<tests>"
 
 
 class Unfit(BaseException):
-    """Tests that cannot be run across processes, which is no fault of the answer's."""
+    """The tests cannot run across processes, which is not the answer's fault."""
 
 
 class Reference:
-    """Object of the answer's."""
+    """Reference to an object of the answer."""
 
     def __init__(self, side: TestSide, index: int) -> None:
         self.__dict__.update(_side=side, _index=index)
@@ -101,7 +101,7 @@ Reference.__neg__ = _unary("neg", Reference)  # type: ignore[attr-defined]
 
 
 class Items:
-    """Iterator over an iterator of the answer's."""
+    """Iterator over an iterator of the answer."""
 
     def __init__(self, iterator: Any) -> None:
         self.iterator = iterator
@@ -114,7 +114,7 @@ class Items:
 
 
 class TestSide(Peer):
-    """Side of the tests."""
+    """The tests' side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class TestSide(Peer):
         return self.value(reply)
 
     def answer(self, request: list[Any]) -> list[Any]:
-        """Answer the only request there is: to call a function that a test has passed."""
+        """Serve the only kind of request: a call of a function that a test has passed."""
         what, index, args, kwargs = request
         if what != "call" or not isinstance(index, int) or not 0 <= index < len(self.passed):
             raise HungUp(f"asked for {what}")
@@ -154,11 +154,11 @@ class TestSide(Peer):
         kind, args = self.unpacked(reply[1]), self.unpacked(reply[2])
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise RuntimeError("the answer raised what is no Exception")
-        if issubclass(kind, StopIteration) and not may_stop:  # it would end a loop of the tests, and none would fail
+        if issubclass(kind, StopIteration) and not may_stop:  # it would end a loop in the tests, and no test would fail
             kind = RuntimeError
         try:
             error = kind(*args)
-        except Exception:  # one of the few that take arguments of their own
+        except Exception:  # one of the few with other arguments
             error = RuntimeError(f"the answer raised {kind.__name__}")
         raise error
 
@@ -203,7 +203,7 @@ class TestSide(Peer):
 
 
 def _become(argument: Any, value: Any) -> None:
-    """Change an argument in place as the answer has changed it."""
+    """Apply the answer's in-place change to an argument."""
     if type(argument) is not type(value):
         raise HungUp("an argument changed its type")
     if isinstance(argument, (list, bytearray)):
@@ -214,10 +214,10 @@ def _become(argument: Any, value: Any) -> None:
 
 
 def run_tests(side: TestSide, *, setup: str, tests: str, entry_point: str | None) -> None:
-    """Run every test, until one fails.
+    """Run every test until one fails.
 
     Raises:
-        BaseException: it failed; the answer, that is.
+        BaseException: a test failed, so the answer is wrong.
     """
     side.value(side.ask("run"))
     space: dict[str, Any] = {"__name__": TESTS}
@@ -265,7 +265,7 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
         verdict = {"unfit": str(error)}
     except HungUp as error:
         verdict = {"passed": False, "feedback": str(error), "hung_up": True}
-    except MemoryError:  # what it holds is let go before anything is said
+    except MemoryError:  # its memory is freed before the report is written
         verdict = {"passed": False, "feedback": "MemoryError"}
     except BaseException as error:
         verdict = {"passed": False, "feedback": _explained(error)}
@@ -274,11 +274,11 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
 
 
 def _explained(error: BaseException) -> str:
-    """Render the error, and the line of the tests that it came through."""
+    """Render the error with the line of the tests that raised it."""
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TESTS]
     where = f" in: {lines[-1]}" if lines and lines[-1] else ""
     try:
         what = str(error)
-    except BaseException as another:  # its text may be the answer's, or more digits than Python prints
+    except BaseException as another:  # its text may come from the answer, or have more digits than Python prints
         what = f"no text of it, {type(another).__name__}"
     return f"{type(error).__name__}: {what}"[:500] + where[:500]

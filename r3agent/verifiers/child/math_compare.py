@@ -1,7 +1,7 @@
 """Compare with math-verify in a worker process. Only a worker imports this.
 
-An answer in LaTeX is parsed by a grammar. A plain one comes to sympy's `parse_expr`, which evaluates Python, only as
-what math-verify's pattern lets through: digits, points, the signs + - * / ^ and parentheses.
+An answer in LaTeX is parsed by a grammar. A plain one reaches sympy's `parse_expr`, which evaluates Python, only if it
+matches math-verify's pattern: digits, points, the operators + - * / ^ and parentheses.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from math_verify import parse, verify
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off
 
 MARKS = ("$", "\\boxed", "\\(", "\\[")
-"""Marks by which LaTeX is found in a text."""
+"""Substrings that identify LaTeX in a text."""
 
 
 def compare(expected: list[str], given: str, is_answer: bool, digits: int) -> tuple[bool, str]:
-    """Tell whether `given` equals one of `expected`, and what was read in it.
+    """Return True if `given` equals one of `expected`, and the text that was parsed from it.
 
     Args:
-        is_answer: it is nothing but the answer, rather than a reply that holds one.
+        is_answer: `given` is only the answer, not a reply that contains one.
 
     Raises:
         ValueError: an expected answer cannot be parsed.

@@ -1,4 +1,4 @@
-"""Compare two queries against one database, in a process that may be killed."""
+"""Compare two queries against one database, in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ LIMITS = {
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
-"""Characters, columns and nodes, far above what a question asks for."""
+"""SQLite limits (characters, columns, nodes), far above what tasks need."""
 STEPS_BETWEEN_LOOKS = 1000
 LAST_STEP_S = 0.5
 
 
 class Refused(Exception):
-    """Query that may not be run, or fails, or goes over a limit."""
+    """The query is not allowed, fails, or exceeds a limit."""
 
 
 def opened(database: str | None, schema: str) -> sqlite3.Connection:
-    """Open the file, read-only and untouched, or a new database in memory; from here on only for reading."""
+    """Open a file read-only, or create a database in memory; afterwards only reads are allowed."""
     if database is None:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         connection.executescript(schema)
@@ -71,13 +71,13 @@ def rows_of(
     """Return the number of columns, and the rows.
 
     Args:
-        alone: the process may be ended if need be.
+        alone: the process may be killed if it exceeds its time.
 
     Raises:
-        Refused: and why.
+        Refused: the query is not allowed, fails, or exceeds a limit; the message says which.
     """
     deadline = time.monotonic() + timeout_s
-    if alone:  # SQLite looks at the clock between its steps, and one step may take for ever: then this ends the process
+    if alone:  # SQLite checks the clock between steps, and one step may take for ever: this kills the process
         signal.setitimer(signal.ITIMER_REAL, timeout_s + LAST_STEP_S)
     connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_LOOKS)
     try:
@@ -88,7 +88,7 @@ def rows_of(
             n_columns = len(cursor.description)
     except MemoryError:
         raise Refused("over the memory limit") from None
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # also of what is no text or number
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:  # also for values of other types
         if time.monotonic() > deadline:
             raise Refused(f"over the limit of {timeout_s:g} s") from None
         raise Refused(str(error)) from None
@@ -98,10 +98,10 @@ def rows_of(
 
 
 def same_rows(one: Rows, other: Rows, *, ordered: bool, tolerance: float) -> bool:
-    """Tell whether two results are equal; a row counts as often as it is there.
+    """Return True if two results have the same rows, each the same number of times.
 
-    Two numbers are equal when they are, or when one is no integer and they differ by less than `tolerance` times the
-    larger of 1 and their size. Numbers that such steps connect are one number, so order does not matter.
+    Two numbers are equal if they are the same, or if one is not an integer and they differ by less than `tolerance`
+    times the larger of 1 and their size. Numbers connected by such steps count as one, so their order does not matter.
     """
     if len(one) != len(other):
         return False
@@ -117,7 +117,7 @@ def _key(cell: Any, names: dict[float, int]) -> tuple[str, Any]:
 
 
 def _names(numbers: Sequence[float], tolerance: float) -> dict[float, int]:
-    """Give equal numbers the same name."""
+    """Map equal numbers to the same id."""
     names: dict[float, int] = {}
     inexact = {n for n in numbers if isinstance(n, float)}
     before: float | None = None
@@ -133,7 +133,7 @@ def _names(numbers: Sequence[float], tolerance: float) -> dict[float, int]:
 
 
 def top_level(query: str) -> Iterator[str]:
-    """Yield the words of a query that stand in no string, comment or parentheses, in lower case."""
+    """Yield the words of a query outside strings, comments and parentheses, in lower case."""
     word, depth, i = "", 0, 0
     closing_of = {"'": "'", '"': '"', "`": "`", "[": "]"}
     while i < len(query):
@@ -159,13 +159,13 @@ def top_level(query: str) -> Iterator[str]:
 
 
 def is_ordered(query: str) -> bool:
-    """Return True if the query itself says in which order its rows come."""
+    """Return True if the query itself orders its rows."""
     words = list(top_level(query))
     return ("order", "by") in pairwise(words)
 
 
 def main() -> None:
-    """Read a request on stdin; write a line on stdout once the expectation is known, then the verdict."""
+    """Read a request from stdin; write a line to stdout when the expected rows are known, then the verdict."""
     request: dict[str, Any] = json.load(sys.stdin)
     limits: dict[str, Any] = {"timeout_s": request["timeout_s"], "max_rows": request["max_rows"], "alone": True}
     connection = opened(request["database"], request["schema"])

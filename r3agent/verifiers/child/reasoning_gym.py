@@ -1,8 +1,8 @@
 """Generate and score with reasoning-gym in a worker process. Only a worker imports it.
 
-Some of its scorers hand the answer to `eval`, straight or through sympy's `parse_expr`. An answer reaches those only if
+Some of its scorers pass the answer to `eval`, directly or through sympy's `parse_expr`. An answer reaches those only if
 it is one of the accepted ones, a Python literal, or arithmetic of numbers, one-letter names and known functions; any
-other is wrong without being looked at. Generators whose scorers pass wrong answers are refused (`REFUSED`).
+other is wrong without evaluation. Generators whose scorers pass wrong answers are refused (`REFUSED`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REFUSED = {
     "game_of_life_halting": "its scorer passes every answer that is not empty",
     "puzzle24": "its scorer does not look at which numbers were given, so 6*4*1*1 always passes",
 }
-"""Generators that nothing can be learned from, and why."""
+"""Reasons for refusing generators, by name."""
 
 SET_HERE = ("seed", "size")
 
@@ -41,19 +41,19 @@ PARSED = {
 """Generators whose scorers call `parse_expr`, which evaluates Python."""
 
 NO_NAN = {"complex_arithmetic", "number_sorting"}
-"""Generators whose scorers find nothing wrong with what is not a number."""
+"""Generators whose scorers accept nan."""
 
 TUPLES = {"arc_agi", "rearc"}
-"""Generators whose scorers compare a grid with tuples, which JSON has made lists."""
+"""Generators whose scorers compare a grid with tuples, which JSON turns into lists."""
 
 
 def names() -> list[str]:
-    """Return the generators that can be used."""
+    """Return the usable generators."""
     return sorted(set(DATASETS) - set(REFUSED))
 
 
 def entries(name: str, params: dict[str, Any], seed: int, size: int) -> dict[str, Any]:
-    """Return `{"entries": [...]}`, without those whose own answer does not pass; or `{"refused": why}`."""
+    """Return `{"entries": [...]}`, without entries whose own answer does not pass, or `{"refused": why}`."""
     if name not in DATASETS:
         near = get_close_matches(name, names()) or names()
         return {"refused": f"reasoning-gym has no such generator; use one of {near}"}
@@ -65,17 +65,17 @@ def entries(name: str, params: dict[str, Any], seed: int, size: int) -> dict[str
         dataset = create_dataset(name, **params, seed=seed, size=size)
     except (TypeError, ValueError, AssertionError) as error:
         return {"refused": f"{params}: {type(error).__name__}: {error}"}
-    # A field that is no JSON, such as a fraction among the variables of gsm_symbolic, becomes text.
+    # A field that JSON cannot represent, such as a fraction in gsm_symbolic's variables, becomes text.
     made = [json.loads(json.dumps(dataset[i], default=str)) for i in range(size)]
     return {"entries": [entry for entry in made if entry["answer"] is None or _own_answer_passes(name, params, entry)]}
 
 
 def score(name: str, params: dict[str, Any], entry: dict[str, Any], answer: str) -> dict[str, Any]:
-    """Return `{"score": ...}`, or `{"why": ...}` of an answer that is wrong without a score.
+    """Return `{"score": ...}`, or `{"why": ...}` for an answer that is wrong without a score.
 
     Raises:
         ValueError: the generator is refused.
-        Exception: the scorer does not understand the entry.
+        Exception: the scorer cannot read the entry.
     """
     if name in REFUSED:
         raise ValueError(f"{name}: {REFUSED[name]}")
@@ -84,9 +84,9 @@ def score(name: str, params: dict[str, Any], entry: dict[str, Any], answer: str)
     try:
         found = _ask(name, params, entry, answer)
     except Exception as error:
-        _ask(name, params, entry, str(entry["answer"] or ""))  # which raises too if it is the entry's fault
+        _ask(name, params, entry, str(entry["answer"] or ""))  # raises too if the entry is at fault
         return {"why": f"cannot be read: {type(error).__name__}: {error}"}
-    # What is above 1 was summed up or raised to a power for something else than the right answer.
+    # A score above 1 is a sum or a power of something other than the right answer.
     return {"score": found} if 0 <= found <= 1 else {"why": f"its score {found} is not between 0 and 1"}
 
 
@@ -96,7 +96,7 @@ def _own_answer_passes(name: str, params: dict[str, Any], entry: dict[str, Any])
 
 
 def _ask(name: str, params: dict[str, Any], entry: dict[str, Any], answer: str) -> float:
-    entry = json.loads(json.dumps(entry))  # some scorers write into it
+    entry = json.loads(json.dumps(entry))  # some scorers modify it
     if name in TUPLES:
         entry["metadata"]["output"] = tuple(map(tuple, entry["metadata"]["output"]))
     return float(_scorer(name, json.dumps(params)).score_answer(answer, entry))
@@ -108,7 +108,7 @@ def _scorer(name: str, params: str) -> Any:
 
 
 def _unfit(name: str, entry: dict[str, Any], answer: str) -> str:
-    """Return why the scorer must not see the answer, or nothing."""
+    """Return the reason to keep the answer from the scorer, or an empty string."""
     if name in EVALUATED:
         accepted = {str(entry["answer"]).strip(), *entry["metadata"].get("valid_answers", ())}
         if answer not in accepted and not _is_literal(answer):

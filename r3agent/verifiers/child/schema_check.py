@@ -11,11 +11,11 @@ from jsonschema_specifications import REGISTRY
 
 
 def check(schema: str, formats: bool, text: str) -> str:
-    """Return what is wrong with a text, or nothing.
+    """Return the violation of the schema by a text, or an empty string.
 
     Raises:
-        jsonschema.SchemaError: the schema is none.
-        referencing.exceptions.Unresolvable: it refers to what is not there.
+        jsonschema.SchemaError: the schema is invalid.
+        referencing.exceptions.Unresolvable: the schema has an unresolvable reference.
     """
     validator = _validator(schema, formats)
     try:

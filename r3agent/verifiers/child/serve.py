@@ -1,6 +1,6 @@
-"""Serve calls of one module's functions, a JSON line for each call and each reply; `worker.py` starts it as a script.
+"""Serve calls of one module's functions, one JSON line per call and per reply; `worker.py` starts it as a script.
 
-The called code may print, read its input or end the process: none of it reaches the lines.
+The called code may print, read its input or end the process without corrupting the lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import ModuleType
 
 
 def main(module: str, file: str, memory_bytes: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops this process
     requests = os.fdopen(os.dup(0), encoding="ascii")
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -29,7 +29,7 @@ def main(module: str, file: str, memory_bytes: str) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for line in requests:
         function, cpu_s, *arguments = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_s)  # its signal, which nothing catches, ends the process
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)  # nothing catches its signal, so it kills the process
         try:
             reply = json.dumps({"value": function and getattr(loaded, function)(*arguments)})
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Protocol of both sides: requests and replies as JSON, whose values are plain or a reference to the other side's."""
+"""Protocol between tests and answer: requests and replies in JSON, with plain values or references to objects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_MESSAGE_BYTES = 16 << 20
 
 
 class HungUp(BaseException):
-    """The other side ended, or sent something that is no message; no `except Exception` of a test catches it."""
+    """The other side ended or sent an invalid message; `except Exception` in a test does not catch it."""
 
 
 class Peer:
     """One end of the connection.
 
-    A request may come while one's own is unanswered, as when an answer calls a function of the test.
+    A request may arrive while one's own is pending, for example if an answer calls a function of the test.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Peer:
 
 
 def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
-    """Return a value as JSON; `other` packs what is not plain. Types are compared exactly: a subclass is not plain."""
+    """Convert a value to JSON; `other` packs values that are not plain. An instance of a subclass is not plain."""
 
     def each(values: Any) -> list[Any]:
         return [pack(v, other) for v in values]
@@ -96,10 +96,10 @@ def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
 
 
 def unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
-    """Return the value; `other` unpacks references.
+    """Convert JSON to a value; `other` unpacks references.
 
     Raises:
-        HungUp: it is none.
+        HungUp: the data is not a value.
     """
     try:
         return _unpack(data, other)

@@ -1,13 +1,13 @@
 """Judge the arguments of a call by the rules of the Berkeley function-calling leaderboard for Python.
 
-- Every required parameter is there, no other than the accepted ones, and each has one of its accepted values; the
-  accepted value `""` says that the parameter may be left out.
-- A value is of the declared type, or of the type of its first accepted value. An integer does for a float, but not the
-  other way round, and a boolean is no number.
-- Text is compared without case, spaces and `, . / - _ * ^`, and with one kind of quotes; inside lists and dicts too.
-- A dict, or each dict of a list of dicts, is given by the accepted values of each key.
+- Every required parameter is present, no unaccepted one is, and each has one of its accepted values. The accepted value
+  `""` makes a parameter optional.
+- A value has the declared type, or the type of its first accepted value. An integer is valid for a float, but not vice
+  versa, and a boolean is not a number.
+- Text is compared ignoring case, spaces, `, . / - _ * ^` and the kind of quotes, also inside lists and dicts.
+- A dict, or each dict of a list of dicts, is described by the accepted values of each key.
 
-Source: `bfcl_eval.eval_checker.ast_eval.ast_checker`, which `benchmarks/bfcl_agreement.py` compares with.
+Source: `bfcl_eval.eval_checker.ast_eval.ast_checker`; `benchmarks/bfcl_agreement.py` compares with it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def fault(
     accepts: Mapping[str, Sequence[Any]],
     types: Mapping[str, Sequence[ParameterType]],
 ) -> str | None:
-    """Return what is wrong with the arguments of a call; `None` where they are right.
+    """Return the fault in the arguments of a call, or `None` if they are right.
 
     Args:
-        accepts: for each parameter the values that are right.
-        types: for each of them its type, and of an array also that of its items; nothing where it is not to be given.
+        accepts: accepted values of each parameter.
+        types: type of each parameter, and of the items of an array; empty if the parameter must be left out.
     """
     for name in required:
         if name not in arguments:
@@ -64,7 +64,7 @@ def fault(
 
 
 def render(value: object) -> str:
-    """Render a value for people: short, and ASCII so that any record can hold it."""
+    """Render a value for people: short, and in ASCII so that any record can store it."""
     return ascii(_repr.repr(value))[1:-1]
 
 
@@ -104,7 +104,7 @@ def _type_of(accepted: Iterable[Any]) -> type | None:
 
 
 def _items_fit(values: Iterable[Any], option: Any, declared: type) -> bool:
-    """Return True if all items have the declared type, or that of the option's first if it is a list."""
+    """Return True if all items have the declared type, or that of the option's first item if it is a list."""
     if not isinstance(option, list):
         return True
     meant = _type_of(option)

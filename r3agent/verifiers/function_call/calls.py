@@ -1,9 +1,9 @@
-"""Read the function calls of a reply: the endpoint's `tool_calls`, or calls written as text.
+"""Parse the function calls of a reply: the endpoint's `tool_calls`, or calls written as text.
 
-As text they are `<tool_call>` blocks with anything around them, or the whole reply (a code fence and what stands before
-`</think>` put aside) is a JSON list `[{"name": ..., "arguments": {...}}]`, one such object, or calls as in Python.
-Refused are too long replies, keys that appear twice, NaN and infinity: nothing a model writes takes long or escapes as
-anything but `Unreadable`.
+In text, calls are `<tool_call>` blocks with anything around them. Otherwise the whole reply (without a code fence and
+the text before `</think>`) must be a JSON list `[{"name": ..., "arguments": {...}}]`, one such object, or Python calls.
+Overlong replies, duplicate keys, NaN and infinity are refused. Whatever a model writes, parsing is fast and raises
+nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, NoReturn
 from r3agent.verifiers.function_call.python_calls import parse_python
 
 MAX_CHARS = 50_000
-"""Length of a text that is parsed, or of all arguments of native calls together."""
+"""Maximum length of a parsed text, or of all arguments of native calls together."""
 
 OPEN, CLOSE, FENCE = "<tool_call>", "</tool_call>", "```"
 
 
 class Unreadable(ValueError):
-    """Text that is no list of calls."""
+    """The text is not a list of calls."""
 
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """Call of a function, as a reply makes it."""
+    """Function call in a reply."""
 
     name: str
     arguments: dict[str, Any]
@@ -38,7 +38,7 @@ def native_calls(tool_calls: Sequence[Any]) -> list[FunctionCall]:
     """Return the calls in an assistant message's `tool_calls`.
 
     Raises:
-        Unreadable: one has no name, or arguments that are no JSON object.
+        Unreadable: a call has no name, or its arguments are not a JSON object.
     """
     functions = [call.get("function") if isinstance(call, dict) else None for call in tool_calls]
     written = [function.get("arguments") for function in functions if isinstance(function, dict)]
@@ -47,10 +47,10 @@ def native_calls(tool_calls: Sequence[Any]) -> list[FunctionCall]:
 
 
 def text_calls(text: str) -> list[FunctionCall]:
-    """Return the calls written in a text; none where it is empty or an empty list.
+    """Return the calls written in a text; none if it is empty or an empty list.
 
     Raises:
-        Unreadable: it is something else, such as prose.
+        Unreadable: the text is something else, such as prose.
     """
     if OPEN in text:
         return tagged_calls(text)
@@ -62,10 +62,10 @@ def text_calls(text: str) -> list[FunctionCall]:
 
 
 def tagged_calls(text: str) -> list[FunctionCall]:
-    """Return the calls in the `<tool_call>` blocks of a text; the last block may lack its end.
+    """Return the calls in the `<tool_call>` blocks of a text; the last block may lack its end tag.
 
     Raises:
-        Unreadable: a block holds something else.
+        Unreadable: a block contains something else.
     """
     text = text.rpartition("</think>")[2]
     _, opened, rest = text.partition(OPEN)
@@ -93,7 +93,7 @@ def _calls(text: str) -> list[FunctionCall]:
 def _native(function: Any) -> FunctionCall:
     if not isinstance(function, dict):
         raise Unreadable("a tool call without a function")
-    arguments = function.get("arguments") or {}  # servers write a call without arguments in several ways
+    arguments = function.get("arguments") or {}  # servers encode a call without arguments in several ways
     if isinstance(arguments, str):
         try:
             arguments = _json(arguments)
@@ -105,7 +105,7 @@ def _native(function: Any) -> FunctionCall:
 def _object(item: Any) -> FunctionCall:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise Unreadable('a call is {"name": ..., "arguments": {...}}')
-    arguments = item.get("arguments", item.get("parameters", {}))  # Llama says parameters
+    arguments = item.get("arguments", item.get("parameters", {}))  # Llama's key is `parameters`
     if not isinstance(arguments, dict):
         raise Unreadable("arguments that are not a JSON object")
     return FunctionCall(item["name"], arguments)
@@ -116,13 +116,13 @@ def _json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: it is not JSON.
-        Unreadable: it is, but too deep, or with a key twice or a number out of bounds.
+        Unreadable: it is JSON, but too deep, or with a duplicate key or a number out of bounds.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
     except (json.JSONDecodeError, Unreadable):
         raise
-    except (ValueError, RecursionError):  # integers of thousands of digits are a ValueError
+    except (ValueError, RecursionError):  # an integer of thousands of digits raises ValueError
         raise Unreadable("JSON that is too deep, or a number that is too long") from None
 
 

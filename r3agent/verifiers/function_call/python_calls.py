@@ -1,7 +1,7 @@
 """Parse function calls written as Python: `f(a=1)`, `[f(a=1), g(b="x")]`, or one on each line.
 
-The text is parsed to Python's syntax tree and walked; nothing of it is run. Arguments have names, and their values are
-literals: text, numbers, True, False, None (and JSON's true, false, null), lists, tuples and dicts of them.
+The text is parsed to Python's syntax tree and walked; none of it is executed. Arguments have names, and their values
+are literals: text, numbers, True, False, None (and JSON's true, false, null), lists, tuples and dicts of them.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import warnings
 from typing import Any
 
 WORDS = {"true": True, "false": False, "null": None}
-"""JSON's names of what Python writes otherwise."""
+"""Python values of JSON's words."""
 
 MAX_BITS = 4096
-"""Bits of an integer."""
+"""Maximum size of an integer."""
 
 _QUIET = threading.Lock()
 
 
 def parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and arguments of the calls. The caller bounds the length of `text`.
+    """Return names and arguments of the calls. The caller limits the length of `text`.
 
     Raises:
-        ValueError: it is anything else than calls with literal arguments.
+        ValueError: the text is anything but calls with literal arguments.
     """
     try:
-        # An odd escape such as "\d" is no reason to warn whoever runs the model. Warnings are switched off for the
-        # whole process at a time, hence the lock: verifiers run in threads.
+        # An odd escape such as "\d" should not print a warning. Warnings can only be silenced for the whole process,
+        # hence the lock: verifiers run in threads.
         with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(text)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # of null bytes and of nesting too
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # also for null bytes and deep nesting
         raise ValueError("neither JSON nor calls as in Python") from None
     calls: list[tuple[str, dict[str, Any]]] = []
     for statement in tree.body:
@@ -56,7 +56,7 @@ def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise ValueError("** in a call; write each argument as name=value")
-        if keyword.arg in arguments:  # Python refuses it only where it compiles
+        if keyword.arg in arguments:  # Python checks this only when it compiles
             raise ValueError("an argument that appears twice")
         arguments[keyword.arg] = _value(keyword.value)
     return _name(node.func), arguments
@@ -93,7 +93,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def _bounded(number: float) -> bool:
-    """Return True if it is finite, and not an integer that Python refuses to print, as hexadecimal ones may be."""
+    """Return True if a number is finite, and no integer that Python refuses to print, as a hexadecimal one may be."""
     return number.bit_length() <= MAX_BITS if isinstance(number, int) else math.isfinite(number)
 
 

@@ -1,8 +1,8 @@
-"""Judge whether a reply makes exactly the calls that the task asks for, in any order.
+"""Judge a reply by its function calls: exactly the expected ones, in any order.
 
-`task.info` is an `Expectation`; one that is malformed is an error of the task, whatever a model writes is not. Where
-the task offers `tools`, calls are the reply's `tool_calls`, or `<tool_call>` blocks of a server that does not parse
-them; elsewhere they may also be written as text (see `calls.py`). What makes arguments right is in `arguments.py`.
+`task.info` is an `Expectation`; if it is malformed, the task is at fault, not the model. If the task offers `tools`,
+calls are the reply's `tool_calls`, or `<tool_call>` blocks if the server does not parse them. Otherwise calls may also
+be written as text (see `calls.py`). The rules for arguments are in `arguments.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Signature(Record):
 
     required: tuple[str, ...] = ()
     types: dict[str, Annotated[tuple[ParameterType, ...], Field(max_length=2)]] = {}
-    """Type of each parameter; of an array or tuple perhaps also that of its items. Empty: it is not declared, nor to
-    be given."""
+    """Type of each parameter, and optionally the type of an array's or tuple's items. Empty if the parameter is
+    undeclared and must be left out."""
 
 
 class ExpectedCall(Record):
-    """Call that is right."""
+    """Expected function call."""
 
     name: str
     accepts: dict[str, tuple[Any, ...]] = {}
-    """Right values of each parameter; `""` among them says that it may be left out."""
+    """Accepted values of each parameter; `""` among them makes it optional."""
 
 
 class Expectation(BaseModel):
@@ -41,8 +41,8 @@ class Expectation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     expect: Literal["calls", "some_call", "no_call"]
-    """Exactly `calls`; any call of one of `functions`; or none at all, in words or as an empty list: an empty reply is
-    none, but perhaps thinking that came to no end."""
+    """Exactly `calls`; any call of one of `functions`; or no call, in words or as an empty list. An empty reply is not
+    accepted as no call, because it may be unfinished thinking."""
     calls: tuple[ExpectedCall, ...] = ()
     functions: dict[str, Signature]
 
@@ -72,7 +72,7 @@ def function_call(task: Task, answer: str) -> Verdict:
     try:
         calls = native_calls(tool_calls) if tool_calls else read(answer)
     except Unreadable as error:
-        # Broken calls are calls; prose that is none is what a task without a fitting function asks for.
+        # A malformed call is still a call; prose without one is right if no function fits.
         if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:
             return _verdict(None)
         return _verdict(str(error))
@@ -92,13 +92,13 @@ def _wrong(expectation: Expectation, calls: list[FunctionCall]) -> str | None:
 
 
 def _mismatch(expectation: Expectation, calls: list[FunctionCall]) -> str | None:
-    """Return why the calls are not the expected ones in some order."""
+    """Return the difference of the calls from the expected ones in any order, or `None`."""
     if len(calls) != len(expectation.calls):
         return f"{len(calls)} calls, not {len(expectation.calls)}"
     faults = [[_fault(expectation, expected, call) for call in calls] for expected in expectation.calls]
     if len(calls) == 1:
         return faults[0][0]
-    # One call can be right for several expected ones, so it takes an assignment, not the first that fits.
+    # One call can match several expected ones, so solve an assignment instead of taking the first match.
     rows, columns = linear_sum_assignment([[wrong is not None for wrong in row] for row in faults])
     return next((wrong for i, j in zip(rows, columns, strict=True) if (wrong := faults[i][j]) is not None), None)
 

@@ -1,4 +1,4 @@
-"""Run untrusted Python, unprivileged, in a sandbox or a container; `README.md` says what it protects from."""
+"""Run untrusted Python, unprivileged, in a sandbox or a container; `README.md` describes the protection."""
 
 from r3agent.verifiers.sandbox.container import IMAGE, engine_command
 from r3agent.verifiers.sandbox.layers import LAYERS, Layer

@@ -1,4 +1,4 @@
-"""Build the command line of a program in a container. A program too long for one is refused."""
+"""Build the command line of a program in a container; a program that is too long for it is refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.verifiers.sandbox.limits import Limits
 
 MAX_ARGUMENT_BYTES = 120_000
-"""Length of one argument of a command; Linux takes 128 KiB."""
+"""Maximum length of one command-line argument; Linux allows 128 KiB."""
 
 ENGINES = ("docker", "podman")
 IMAGE = "python:3.12-slim"
 NOBODY = "65534:65534"
 OWN_MB, OWN_PROCESSES = 64, 2
-"""Memory and processes of init and `timeout`, besides the program's."""
+"""Memory and processes of init and `timeout`, in addition to the program's."""
 
 _IN_CONTAINER = """
 import resource as r
@@ -29,10 +29,10 @@ del r
 
 
 def engine_command(image: str, limits: Limits) -> list[str]:
-    """Return the command that starts Python in a container, with the limits of one program as those of its cgroup.
+    """Return the command that starts Python in a container, with one program's limits on its cgroup.
 
     Raises:
-        ConfigError: this machine has neither docker nor podman.
+        ConfigError: neither docker nor podman is installed.
     """
     engine = next(filter(None, map(shutil.which, ENGINES)), None)
     if engine is None:
@@ -40,7 +40,7 @@ def engine_command(image: str, limits: Limits) -> list[str]:
             f'runner = "container": neither {" nor ".join(ENGINES)} is on PATH; install one, name your own command, '
             'or use runner = "sandbox"'
         )
-    memory = f"{limits.memory_mb + limits.disk_mb + OWN_MB}m"  # what lies in /tmp counts too
+    memory = f"{limits.memory_mb + limits.disk_mb + OWN_MB}m"  # files in /tmp count too
     return [
         *(engine, "run", "--rm", "--interactive", "--init", "--pull", "never"),
         *("--network", "none", "--read-only", "--user", NOBODY),
@@ -53,7 +53,7 @@ def engine_command(image: str, limits: Limits) -> list[str]:
 
 
 def options(source: str, limits: Limits) -> list[str]:
-    """Return the options of Python that run a program; they set the limits that a process sets on itself."""
+    """Return Python's options to run a program; they also set the limits that a process sets on itself."""
     own = {
         "RLIMIT_CPU": limits.cpu_s,
         "RLIMIT_AS": limits.memory_mb << 20,

@@ -1,4 +1,4 @@
-"""Layers of the sandbox, and the remedy on a machine that lacks one. Sets that hold nothing are refused."""
+"""Layers of the sandbox, and the remedy if a machine lacks one. Sets without isolation are refused."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Layer: TypeAlias = Literal["namespaces", "landlock", "seccomp"]
 
 LAYERS: tuple[Layer, ...] = ("namespaces", "landlock", "seccomp")
 ENOUGH: tuple[frozenset[Layer], ...] = (frozenset({"namespaces"}), frozenset({"landlock", "seccomp"}))
-"""Sets of layers of which one at least is needed to hold a program."""
+"""Sets of layers that isolate a program; at least one set is needed."""
 
 
 def check(layers: Sequence[Layer]) -> None:
-    """Check that the layers hold a program here.
+    """Check that the layers isolate a program on this machine.
 
     Raises:
-        ConfigError: they do not, there is no such layer, or this is not Linux.
+        ConfigError: they do not, a layer is unknown, or this is not Linux.
     """
     if sys.platform != "linux":
         raise ConfigError(lacking("sandbox", f"it needs Linux, this is {sys.platform}"))
@@ -31,7 +31,7 @@ def check(layers: Sequence[Layer]) -> None:
 
 
 def lacking(layer: str, why: str) -> str:
-    """Return the message that this machine lacks a layer, with what helps."""
+    """Return the message that this machine lacks a layer, with the remedy."""
     rest = [name for name in LAYERS if name != layer]
     less = f", or go on with less: layers = {json.dumps(rest)}" if layer in LAYERS else ""
     return (

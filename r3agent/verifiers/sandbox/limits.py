@@ -1,4 +1,4 @@
-"""Limits of a program, and the outcome of running it."""
+"""Limits of a program, and its outcome."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Limits:
     memory_mb: int = 512
     """Address space of each process."""
     processes: int = 8
-    """Processes and threads, the first included."""
+    """Number of processes and threads, including the first."""
     disk_mb: int = 16
-    """Size of all that it writes, which lies in memory. Without namespaces: size of each file."""
+    """Size of all its files, which are in memory; without namespaces, size of each file."""
     open_files: int = 64
     output_bytes: int = 1 << 20
-    """Length of its stdout and of its stderr."""
+    """Length of stdout and of stderr, each."""
 
     def __post_init__(self) -> None:
         least = {"wall_s": 0.0, "cpu_s": 1, "memory_mb": 64, "processes": 1, "disk_mb": 1, "open_files": 8}
@@ -41,9 +41,9 @@ class Outcome:
     """Outcome of a program."""
 
     exit_code: int | None = None
-    """Minus the signal that ended it; `None` where a limit of wall time or output did."""
+    """Negative signal number if a signal ended it; `None` if the limit of wall time or output did."""
     overrun: Overrun | None = None
-    """The limit that ended it; running out of memory is a `MemoryError` inside it."""
+    """Limit that ended it; running out of memory is a `MemoryError` inside it."""
     stdout: bytes = b""
     stderr: bytes = b""
     cpu_s: float = 0.0

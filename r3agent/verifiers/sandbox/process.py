@@ -1,4 +1,4 @@
-"""Start programs in the sandbox, collect their output, end them and report."""
+"""Start programs in the sandbox, collect their output, stop them and report."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from r3agent.verifiers.sandbox.layers import LAYERS, Layer, check, lacking
 from r3agent.verifiers.sandbox.limits import Limits, Outcome, Overrun
 
 GRACE_S = 5.0
-"""Seconds for a supervisor to end everything after a limit, before it is killed itself."""
+"""Seconds for a supervisor to kill everything after a limit, before it is killed itself."""
 CLOSING_S = 0.5
-"""Seconds for a container's command to end once its output has."""
+"""Seconds for a container's command to end after its output has."""
 
 _BOOT = "import sys; sys.path.append(sys.argv.pop()); from inside.launch import main; main()"
 
@@ -38,15 +38,15 @@ def run_python(
     layers: Sequence[Layer] = LAYERS,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Run a program as `python -I -S` would, held by the sandbox, or by the container that `command` starts.
+    """Run a program as `python -I -S` would, in the sandbox, or in the container that `command` starts.
 
     Args:
-        layers: what has to hold it; without one of them it is not run. Fewer than all are a decision to be held less.
-        command: starts a Python with the options that are appended; see `README.md`.
+        layers: required layers; if one is missing, the program does not run. Fewer layers isolate less.
+        command: command that starts Python with the options appended to it; see `README.md`.
 
     Raises:
         ConfigError: this machine lacks a layer.
-        VerifierError: the sandbox itself broke down.
+        VerifierError: the sandbox itself failed.
     """
     limits = limits or Limits()
     with ExitStack() as stack:
@@ -68,9 +68,9 @@ def run_dialogue(
     layers: Sequence[Layer] = LAYERS,
     command: Sequence[str] = (),
 ) -> tuple[Outcome, Outcome]:
-    """Run two programs at once, each in a sandbox of its own: the stdout of each is the stdin of the other.
+    """Run two programs concurrently, each in its own sandbox; the stdout of each is the stdin of the other.
 
-    When the first has ended, the second is ended. Raises what `run_python` does.
+    When the first ends, the second is stopped. Raises the same errors as `run_python`.
     """
     limits = limits or Limits()
     with ExitStack() as stack:
@@ -81,14 +81,14 @@ def run_dialogue(
             stack.enter_context(_Program(first, stdin=to_first, stdout=from_first, **settings)),
             stack.enter_context(_Program(second, stdin=to_second, stdout=from_second, **settings)),
         ]
-        for file in files:  # each end is now held by one program alone, so it is closed when that ends
+        for file in files:  # each end now belongs to one program, so it closes when that program ends
             file.close()
         _listen(programs, limits)
         return programs[0].outcome(), programs[1].outcome()
 
 
 class _Program:
-    """Running program; leaving it as a context ends it with all that it started."""
+    """Running program; leaving its context stops it with all its processes."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Program:
         return {name: stream for name, stream in found.items() if stream is not None}
 
     def end(self) -> None:
-        """End it through its supervisor, or the container's command with SIGTERM; then kill what is left."""
+        """Stop it through its supervisor, or the container's command with SIGTERM; then kill the rest."""
         if self.process.returncode is not None:
             return
         if not self.is_contained:
@@ -170,7 +170,7 @@ class _Program:
         elif self.overrun or not self._has_ended(CLOSING_S):
             os.killpg(self.process.pid, signal.SIGTERM)
         self._has_ended(GRACE_S)
-        os.killpg(self.process.pid, signal.SIGKILL)  # it is not reaped yet, so the group is still its own
+        os.killpg(self.process.pid, signal.SIGKILL)  # not yet reaped, so the group is still its own
         self.process.wait()
 
     def _has_ended(self, within_s: float) -> bool:
@@ -200,7 +200,7 @@ class _Program:
 
 
 def _listen(programs: Sequence[_Program], limits: Limits) -> None:
-    """Collect output until the first program has ended, or one has gone over a limit."""
+    """Collect output until the first program has ended, or one has exceeded a limit."""
     deadline = time.monotonic() + limits.wall_s + (0.0 if programs[0].is_contained else GRACE_S)
     with selectors.DefaultSelector() as selector:
         for program in programs:
@@ -223,7 +223,7 @@ def _listen(programs: Sequence[_Program], limits: Limits) -> None:
 
 
 def _read(program: _Program, name: str, fd: int) -> bool:
-    """Read what there is, keep it up to the limit, and return True if there may be more."""
+    """Read the available output, keep it up to the limit, and return True if more may come."""
     piece, kept = os.read(fd, 65536), program.received[name]
     kept += piece[: program.limits.output_bytes - len(kept)] if name != "report" else piece
     if name != "report" and piece and len(kept) >= program.limits.output_bytes:

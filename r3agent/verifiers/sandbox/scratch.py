@@ -1,4 +1,4 @@
-"""A temporary directory on disk for a program without namespaces, and its removal once the program has ended."""
+"""Temporary directory on disk for a program without namespaces, removed after the program has ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 
 
 def make() -> tuple[str, str]:
-    """Make a directory, and one in it for the program; return both."""
+    """Create a directory and a subdirectory for the program; return both."""
     outer = mkdtemp(prefix="r3agent-sandbox-")
     inner = os.path.join(outer, "own")
     os.mkdir(inner, 0o700)
@@ -16,10 +16,10 @@ def make() -> tuple[str, str]:
 
 
 def remove(outer: str) -> None:
-    """Remove a directory with all that is in it.
+    """Remove a directory tree.
 
-    A tree may be deeper than `shutil.rmtree` can descend, and closed to its owner: so every
-    directory is opened up, and lifted to the top before what it holds is looked at.
+    It may be deeper than `shutil.rmtree` can descend, and without permissions for its owner. So every directory gets
+    permissions, and is moved to the top before it is listed.
     """
     names, left = (os.path.join(outer, str(n)) for n in count()), [os.path.join(outer, "own")]
     while left:

@@ -1,4 +1,4 @@
-"""Calls to the kernel that Python has no name for."""
+"""System calls that Python does not expose."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def make_read_only(path: str) -> None:
-    """Make the mount at a path and all below it read-only."""
+    """Make the mount at a path and all mounts below it read-only."""
     attributes = _MountAttr(set=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
     size = ctypes.sizeof(attributes)
     arguments = (AT_FDCWD, path.encode(), AT_RECURSIVE, ctypes.byref(attributes), size)

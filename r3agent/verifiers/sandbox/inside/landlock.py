@@ -1,7 +1,7 @@
-"""Landlock: which files may be read, which may be written, and nothing may be executed.
+"""Landlock: allow reading some files and writing some others, and executing none.
 
-It needs no privilege and no namespace (Linux 5.13). Of what newer kernels add, TCP, abstract Unix sockets and signals
-to processes outside are forbidden too.
+It needs no privilege and no namespace (Linux 5.13). On newer kernels it also forbids TCP, abstract Unix sockets and
+signals to processes outside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERSION, PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 TRUNCATE = 1 << 14
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
-"""Rights on the file system, by version of the interface; later ones have 16."""
+"""File system rights by ABI version; later versions have 16."""
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE
 TCP_BIND_CONNECT, ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 
@@ -34,7 +34,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def restrict(*, readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Restrict this process and all that it starts, for good; needs `no_new_privs`.
+    """Restrict this process and its children permanently; needs `no_new_privs`.
 
     Raises:
         OSError: the kernel has no Landlock, or it is not enabled.

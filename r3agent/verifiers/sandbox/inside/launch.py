@@ -1,10 +1,10 @@
-"""Supervise a program: set up what holds it, run it, end all that it started, and report.
+"""Supervise a program: set up its isolation, run it, kill all its processes, and report.
 
     supervisor ── keeper ── init, process 1 of its namespace ── program
     supervisor ── init ── program                                          without namespaces
 
-When the init ends, the kernel kills everything in its namespace, whatever it did to its group, session or signals.
-When r3agent ends, the pipe that it holds closes; when the supervisor ends, the kernel kills who waits for it.
+When the init ends, the kernel kills everything in its namespace, regardless of groups, sessions and signal handlers.
+When r3agent ends, its pipe closes; when the supervisor ends, the kernel kills the processes that depend on it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing import Any, NoReturn
 from . import kernel, landlock, mounts, seccomp
 
 INSIDE_ID = 1000
-"""User and group of the program, as it sees them."""
+"""User and group of the program, as seen inside."""
 NOBODY = 65534
-"""User that the program runs as where the supervisor is root, so that limits hold for it."""
+"""User of the program if the supervisor is root, so that limits apply to it."""
 PASSING = {EAGAIN, EINTR, ENOMEM, ENOSPC, EUSERS}
-"""Errors that say that something is short just now, and not missing."""
+"""Errors of a temporary shortage, not of a missing feature."""
 N_OWN = 2
-"""Processes of the supervisor that the kernel may count with the program's."""
+"""Number of the supervisor's processes that the kernel may count with the program's."""
 MIB = 1 << 20
 MAX_FDS = 1 << 20
 
 
 def main() -> None:
-    """The command line holds a JSON object: descriptors, layers and limits."""
+    """Supervise one program; the command line has a JSON object of descriptors, layers and limits."""
     spec: dict[str, Any] = json.loads(sys.argv[1])
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1, "subreaper")
     with open(spec["program_fd"], "rb") as file:
@@ -52,7 +52,7 @@ def main() -> None:
         os.setpgid(0, 0)
         _hold(spec, program, go=own[0], tell=tell)
     os.close(tell)
-    with contextlib.suppress(OSError):  # the child does it too: whoever comes first
+    with contextlib.suppress(OSError):  # the child does it too, whichever is first
         os.setpgid(child, child)
     report = _supervise(spec, child, go=own[1], reports=reports)
     os.write(spec["report_fd"], json.dumps(report).encode())
@@ -83,7 +83,7 @@ def _supervise(spec: dict[str, Any], child: int, *, go: int, reports: int) -> di
 
 
 def _end(child: int) -> None:
-    """Kill and reap all. Without namespaces nothing can have left the group."""
+    """Kill and reap all processes; without namespaces, none can have left the group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
@@ -92,7 +92,7 @@ def _end(child: int) -> None:
 
 
 def _write_id_maps(child: int, go: int) -> None:
-    """Write the id maps from outside, because only there may root give the program another user than itself."""
+    """Write the id maps from outside, because only there can root map the program to another user."""
     answer = b"ok"
     try:
         if os.geteuid() == 0 and _is_mapped(NOBODY):
@@ -120,11 +120,11 @@ def _write(path: str, text: str) -> None:
 
 
 def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoReturn:
-    """Be the keeper: make the namespaces, and wait for the init in them."""
+    """Run as the keeper: create the namespaces, and wait for the init in them."""
     if "namespaces" in spec["layers"]:
         with _layer("namespaces"):
             with open("/proc/sys/user/max_user_namespaces") as file:
-                if int(file.read()) == 0:  # else it is ENOSPC, as where just now there are too many
+                if int(file.read()) == 0:  # otherwise ENOSPC, as when there are too many at the moment
                     raise OSError("user.max_user_namespaces = 0")
             kernel.unshare(
                 kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
@@ -148,7 +148,7 @@ def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoRetu
 
 
 def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> NoReturn:
-    """Be the init: reap what is orphaned until the program itself has ended."""
+    """Run as the init: reap orphans until the program itself has ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # from inside; SIGKILL from inside does not reach an init
     child = os.fork()
@@ -171,7 +171,7 @@ def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> 
 
 
 def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
-    """Restrict the program in its own process, so that it cannot take it back."""
+    """Restrict the program in its own process, irrevocably."""
     layers, scratch = spec["layers"], spec["scratch"]
     alone = "namespaces" not in layers
     if alone:
@@ -199,10 +199,10 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    if not alone:  # where it is, all processes of the user would count, and it can make none
+    if not alone:  # if alone, it cannot create processes, and the limit would count all of the user's
         limits[resource.RLIMIT_NPROC] = spec["processes"] + N_OWN
     for name, limit in limits.items():
-        # A second more until SIGKILL, so that SIGXCPU, which a program can ignore, says what ended it.
+        # SIGKILL comes a second later, so that SIGXCPU, which a program can ignore, identifies the cause.
         resource.setrlimit(name, (limit, limit + (name == resource.RLIMIT_CPU)))
     if "seccomp" in layers:
         with _layer("seccomp"):
@@ -210,7 +210,7 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
 
 
 def _run(program: bytes) -> NoReturn:
-    """Run the program as a script is run, but without waiting for threads that go on."""
+    """Run the program as a script, but without waiting for its remaining threads."""
     _report_failure(None)
     os.closerange(3, MAX_FDS)
     sys.argv[:] = [""]
@@ -226,7 +226,7 @@ def _run(program: bytes) -> NoReturn:
             print(leaving.code, file=sys.stderr)
             code = 1
     except BaseException as error:
-        import traceback  # only here: most programs do without
+        import traceback  # imported here: most programs do not need it
 
         trace = error.__traceback__
         traceback.print_exception(type(error), error, trace and trace.tb_next)
@@ -243,7 +243,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _layer(name: str) -> Generator[None, None, None]:
-    """Name this layer as the one that failed."""
+    """Mark errors in the block as failures of this layer."""
     try:
         yield
     except OSError as error:
@@ -252,7 +252,7 @@ def _layer(name: str) -> Generator[None, None, None]:
 
 
 def _report_failure(tell: int | None) -> None:
-    """Make a process that fails report it and end at once, with nothing left to run."""
+    """Report a failure of this process, and exit at once without cleanup."""
 
     def hook(kind: type[BaseException], error: BaseException, at: object) -> NoReturn:
         if tell is not None:

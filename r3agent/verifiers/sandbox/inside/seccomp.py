@@ -1,9 +1,9 @@
-"""Refuse system calls that a program under test has no use for, with EPERM.
+"""Refuse system calls that a program under test does not need, with EPERM.
 
-No socket but pairs of streams, no other program, no tracing, no namespace, no mount, no limits of others, no memory
-that the limits do not count. A process without namespaces around it is besides alone: it cannot make a process, leave
-its process group, signal anything, or change the mode, owner or times of a file, which Landlock does not watch, nor
-its length by name, which older kernels' Landlock does not.
+Forbidden are sockets except stream pairs, other programs, tracing, namespaces, mounts, limits of other processes, and
+memory that the limits do not count. Without namespaces, a process is also alone: it cannot create a process, leave its
+process group, signal anything, change a file's mode, owner or times, which Landlock does not control, or truncate a
+file by name, which Landlock on older kernels does not control.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
 }
-"""Forbidden always: numbers on x86_64 and on aarch64."""
+"""Numbers on x86_64 and on aarch64 of the calls that are always forbidden."""
 
 ALONE: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None),
@@ -129,7 +129,7 @@ ALONE: dict[str, tuple[int | None, int | None]] = {
     "process_madvise": (440, 440),
     "process_mrelease": (448, 448),
 }
-"""Forbidden to a process that has no namespaces around it."""
+"""Calls that are forbidden without namespaces."""
 
 CLONE, CLONE3, PRCTL, PRLIMIT = (56, 220), (435, 435), (157, 167), (302, 261)
 SOCKETPAIR, FCNTL, IOCTL = (53, 199), (72, 25), (16, 29)
@@ -137,7 +137,7 @@ AF_UNIX, SOCK_STREAM, SOCK_TYPE = 1, 1, 0xF
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32 = 0x40000000
 WHOM_TO_SIGNAL = {FCNTL: (8, 10, 15), IOCTL: (0x8901, 0x8902)}
-"""F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: a descriptor then signals whom it is told to."""
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: they choose which process a descriptor signals."""
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -155,10 +155,10 @@ class _Program(ctypes.Structure):
 
 
 def forbid(*, alone: bool) -> None:
-    """Forbid calls to this process and all that it starts, for good; needs `no_new_privs`.
+    """Forbid calls to this process and its children permanently; needs `no_new_privs`.
 
     Raises:
-        OSError: the kernel has no seccomp filters, or this kind of machine is not known here.
+        OSError: the kernel has no seccomp filters, or this machine type is unknown.
     """
     if kernel.MACHINE not in AUDIT_ARCH:
         raise OSError(f"seccomp: the system calls of {kernel.MACHINE} are not known here")
@@ -169,7 +169,7 @@ def forbid(*, alone: bool) -> None:
 
 
 def _filter(machine: str, *, alone: bool) -> bytes:
-    """Return the filter in the kernel's BPF; a jump has the number of lines to skip if so and if not."""
+    """Return the filter as BPF code; a jump has the numbers of instructions to skip if true and if false."""
     column = 0 if machine == "x86_64" else 1
     lines = [_line(LOAD, ARCH), _line(EQUAL, AUDIT_ARCH[machine], 1, 0), _line(RETURN, KILL), _line(LOAD, NUMBER)]
     if machine == "x86_64":
@@ -177,7 +177,7 @@ def _filter(machine: str, *, alone: bool) -> bytes:
     for numbers in {**NUMBERS, **(ALONE if alone else {})}.values():
         if (number := numbers[column]) is not None:
             lines += [_line(EQUAL, number, 0, 1), _line(RETURN, ERRNO | EPERM)]
-    # Its flags are in memory, where a filter cannot look; the C library then uses `clone`.
+    # Its flags are in memory, which a filter cannot read; the C library falls back to `clone`.
     lines += [_line(EQUAL, CLONE3[column], 0, 1), _line(RETURN, ERRNO | ENOSYS)]
     for call, checks in _checks(alone=alone).items():
         checks = [*checks, _line(RETURN, ALLOW)]
@@ -189,16 +189,16 @@ def _checks(*, alone: bool) -> dict[tuple[int, int], list[bytes]]:
     """Return checks of calls by their arguments."""
     refuse = _line(RETURN, ERRNO | EPERM)
     checks = {
-        # Of itself only: its keeper may be the same user's.
+        # Only its own: its keeper may have the same user.
         PRLIMIT: [_line(LOAD, FIRST), _line(EQUAL, 0, 1, 0), refuse],
-        # No datagrams: what sends them can send them to another's socket.
+        # No datagrams: they can be sent to another process's socket.
         SOCKETPAIR: [
             *(_line(LOAD, FIRST), _line(EQUAL, AF_UNIX, 1, 0), refuse),
             *(_line(LOAD, SECOND), _line(AND, SOCK_TYPE), _line(EQUAL, SOCK_STREAM, 1, 0), refuse),
         ],
         CLONE: [_line(LOAD, FIRST), _line(ANY_BIT, NEW_NAMESPACES, 0, 1), refuse],
     }
-    if alone:  # threads only, and a process that stays tied to the supervisor's life
+    if alone:  # threads only, and the process must end with its supervisor
         checks[CLONE] = [_line(LOAD, FIRST), _line(ANY_BIT, kernel.CLONE_THREAD, 1, 0), refuse]
         checks[PRCTL] = [_line(LOAD, FIRST), _line(EQUAL, kernel.PR_SET_PDEATHSIG, 0, 1), refuse]
         for call, commands in WHOM_TO_SIGNAL.items():
