@@ -49,6 +49,23 @@ def test_public_name_is_documented(module: str, name: str) -> None:
     assert is_type_alias or own_docstring
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("r3agent.registry", "r3agent.store.registry", ["PolicyCard", "Registry"]),
+        ("r3agent.langchain", "r3agent.policy.langchain", ["ChatModelPolicy"]),
+    ],
+)
+def test_deprecated_module_has_its_names_and_warns(
+    old: str, new: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.deprecated_call(match=f"{old} is now {new}; {old} is removed in 0.3"):
+        module = importlib.import_module(old)
+    for name in names:
+        assert getattr(module, name) is getattr(importlib.import_module(new), name)
+
+
 def test_import_of_the_package_loads_no_dependency() -> None:
     script = (
         "import sys; before = set(sys.modules); import r3agent, r3agent.train, r3agent.serve; dir(r3agent)\n"
