@@ -1,9 +1,8 @@
-"""How docstrings begin, those of fields and constants included, and how long the subjects of commits are."""
+"""How docstrings begin, those of fields and constants included."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +19,6 @@ PREPOSITIONS = (
 SECTIONS = "Args: Raises: Returns: Yields:"
 BEGINNINGS = frozenset(f"{QUESTIONS} {PREPOSITIONS} {SECTIONS}".split())
 """A docstring begins with a noun phrase or an imperative: no question, no bare preposition, no section."""
-
-MOST_CHARACTERS = 72
-COMMITS = 30
-"""So many are looked at: before them subjects were longer."""
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -71,12 +66,3 @@ def test_docstrings_begin_with_a_noun_or_an_imperative(folder: str) -> None:
 )
 def test_docstrings_are_found_wherever_they_stand(source: str, texts: list[str]) -> None:
     assert [text for _, text in docstrings(ast.parse(source))] == texts
-
-
-def test_subjects_of_commits_are_short() -> None:
-    command = ["git", "log", "--no-merges", f"--max-count={COMMITS}", "--format=%s"]
-    log = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True)
-    if log.returncode:
-        pytest.skip(f"no history here: {log.stderr.strip()}")
-    long = [subject for subject in log.stdout.splitlines() if len(subject) > MOST_CHARACTERS]
-    assert not long, "\n".join(long)
