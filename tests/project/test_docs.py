@@ -129,6 +129,14 @@ def test_links_lead_to_a_page_and_a_heading(name: str) -> None:
         assert not heading or heading in headings(filled[page]), f"{page}.md has no heading for #{heading}"
 
 
+@pytest.mark.parametrize("name", [*PAGES, "README"])
+def test_paths_of_the_repository_exist(name: str) -> None:
+    page = PAGES.get(name) or (DOCS.parent / "README.md").read_text()
+    paths = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|json|txt)))`", page))
+    made = {"r3.toml", "runs/mine/r3.toml", "site/"}  # by commands
+    assert not [path for path in paths - made if not (DOCS.parent / path).exists()]
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (DOCS.parent / "mkdocs.yml").read_text()
     assert all(f" {name}.md\n" in navigation for name in PAGES)
