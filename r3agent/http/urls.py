@@ -9,11 +9,12 @@ import httpx
 from r3agent.errors import ConfigError
 
 EXAMPLE = "http://127.0.0.1:8000/v1"
+REMEDY = f"write e.g. {EXAMPLE}, and each of / ? # @ in a user, password or query as %2F %3F %23 %40"
 
 
 def redact_url(url: str) -> str:
-    """Remove user and password, if the URL has any."""
-    return re.sub(r"^([^/?#]*//)?[^/?#]*@", r"\1", url)
+    """Remove user and password, if the URL has any: all up to the last `@`, as a password may have any character."""
+    return re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)
 
 
 class ApiURL:
@@ -31,8 +32,10 @@ class ApiURL:
         wrong = f"{setting} = {redact_url(base_url)!r}"
         try:
             self._url = httpx.URL(base_url)
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"{wrong}: {error}; e.g. {EXAMPLE}") from None
+        except httpx.InvalidURL:  # its message may quote a password
+            raise ConfigError(f"{wrong}: not a URL; {REMEDY}") from None
+        if "@" in base_url and not self._url.userinfo:
+            raise ConfigError(f"{wrong}: the @ is not behind a user and password; {REMEDY}")
         port = self._url.port
         has_port = port is None or 0 < port < 2**16
         if self._url.scheme not in ("http", "https") or not self._url.host or not has_port:
@@ -56,4 +59,4 @@ class ApiURL:
         return self._join(self._path.removesuffix(b"/v1") + path.encode(), self._query)
 
     def _join(self, path: bytes, query: bytes) -> httpx.URL:
-        return self._url.copy_with(raw_path=(path or b"/") + (b"?" + query if query else b""))
+        return self._url.copy_with(raw_path=(path or b"/") + (b"?" + query if query else b""), fragment=None)

@@ -18,7 +18,7 @@ from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
 from r3agent.errors import ConfigError
-from r3agent.http.urls import redact_url
+from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
 from r3agent.records.prompts import PROMPTS, Kind
 from r3agent.records.trajectory import Record
@@ -51,6 +51,10 @@ class PolicyConfig(Record):
             raise ValueError(
                 f"{redact_url(url)} with a password in it would be written to r3.toml; pass it as the API key"
             )
+        try:
+            ApiURL(url)
+        except ConfigError as error:
+            raise ValueError(error) from None
         return url
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from r3agent.errors import ConfigError
@@ -15,6 +17,9 @@ from r3agent.http.urls import ApiURL, redact_url
         ("http://me:open@sesame@host/v1", "http://host/v1"),
         ("http://me:open-sesame@[::1]:8000/v1", "http://[::1]:8000/v1"),
         ("http://me:open-sesame@host/v1?a=b#c", "http://host/v1?a=b#c"),
+        ("http://me:open#sesame@host/v1", "http://host/v1"),
+        ("http://me:open//sesame@host/v1", "http://host/v1"),
+        ("me:open?ses/ame@host/v1", "host/v1"),
         ("localhost:8000/v1", "localhost:8000/v1"),
         ("", ""),
     ],
@@ -46,6 +51,13 @@ def test_api_url_keeps_the_password_for_requests_only() -> None:
     url = ApiURL("http://me:open-sesame@h/v1")
     assert url.root == "http://h"
     assert url.route("/models").userinfo == b"me:open-sesame"
+
+
+@pytest.mark.parametrize("password", ["open#sesame", "1#sesame", "1/sesame", "open?sesame"])
+def test_api_url_refuses_a_password_that_is_not_encoded(password: str) -> None:
+    with pytest.raises(ConfigError, match=r"base_url = 'http://host/v1': .* as %2F %3F %23 %40") as refused:
+        ApiURL(f"http://me:{password}@host/v1")
+    assert not re.search("open|sesame", str(refused.value))
 
 
 @pytest.mark.parametrize("url", ["", "h:1/v1", "ftp://h/v1", "http://", "http://h:x", "http://h:0", "http://h:99999"])
