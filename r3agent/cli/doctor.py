@@ -21,8 +21,8 @@ def doctor(
     model: Annotated[str | None, Parameter(help="Served name; default: the first model of the endpoint.")] = None,
     api_key_env: Annotated[str, Parameter(help="Environment variable that holds the API key.")] = API_KEY,
 ) -> Output:
-    key = os.environ.get(api_key_env, "").strip()
+    key = os.environ.get(api_key_env)
     if not key and api_key_env != API_KEY:
         raise ConfigError(f"--api-key-env {api_key_env}: that variable is not set; export the key in it")
-    diagnosis = run_sync(diagnose(url, model=model, api_key=key or None))
+    diagnosis = run_sync(diagnose(url, model=model, api_key=key))
     return Output(diagnosis.model_dump(mode="json"), report(diagnosis), ok=diagnosis.tier is not None)

@@ -11,7 +11,7 @@ import orjson
 
 from r3agent.errors import EndpointError, PolicyError, ProtocolError
 from r3agent.http import client as http
-from r3agent.http.errors import ServerError, no_answer, policy_error, read_error, redact_key
+from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
 from r3agent.policy.parse import generations
@@ -78,7 +78,7 @@ def candidates(url: str) -> tuple[str, ...]:
     Raises:
         ConfigError: it is no HTTP address.
     """
-    base = str(ApiURL(url.strip(), setting="url").route("").copy_with(query=None, fragment=None)).rstrip("/")
+    base = str(ApiURL(url.strip(), setting="url").route("").copy_with(query=None)).rstrip("/")
     return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
 
 
@@ -97,10 +97,9 @@ class EndpointProbe:
         self._url = ApiURL(base_url)
         self.base_url = redact_url(base_url)
         self.root = self._url.root
-        self._api_key = api_key or http.NO_KEY
-        self._timeout_s = timeout_s
+        self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key or NO_KEY)
         self._route_timeout_s = min(ROUTE_TIMEOUT_S, timeout_s)
-        self._client = http.ClientSettings(timeout_s=timeout_s, api_key=self._api_key).open_async()
+        self._client = self._settings.open_async()
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -128,15 +127,15 @@ class EndpointProbe:
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 return await self._completion(body, n, stream)
         except ServerError as error:
             return policy_error(error)
         except (httpx.RequestError, TimeoutError) as error:
-            return EndpointError(no_answer(error, self._timeout_s))
+            return EndpointError(no_answer(error, self._settings.timeout_s))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             message = f"the answer is not a chat completion ({type(error).__name__}: {error})"
-            return ProtocolError(redact_key(message, self._api_key))
+            return ProtocolError(redact_key(message, self._settings.api_key))
 
     async def _completion(self, body: dict[str, Any], n: int, stream: bool) -> Completion:
         url, start = self._url.route("/chat/completions"), time.perf_counter()

@@ -5,9 +5,11 @@ A request is sent once here; `r3agent.http.retry` decides what is tried again.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -18,32 +20,38 @@ from r3agent.http.errors import read_error, read_error_event
 
 CONNECT_TIMEOUT_S = 10.0
 
-NO_KEY = "EMPTY"
-"""Key for servers that need none, as vLLM's examples have it."""
-
 HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 """Header to the environment variable that has its value, as for OpenAI's own clients."""
 
+CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
+"""Environment variable with further headers, a `Name: value` per line, which win over all others."""
 
-@dataclass(frozen=True, kw_only=True)
+HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+"""Name of a header by RFC 9110."""
+
+LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
+"""End of a line in what has come of a stream; a CR at its end may be half of a CRLF."""
+
+
+@dataclass(kw_only=True)
 class ClientSettings:
     """Settings of an HTTP client, sync or async.
 
     Raises:
-        ConfigError: no HTTP header can carry the key.
+        ConfigError: no HTTP header can carry the key or one of the environment's headers.
     """
 
     timeout_s: float
     """Timeout of one request; connecting gets at most `CONNECT_TIMEOUT_S` of it."""
-    api_key: str | None = None
-    """Bearer token that is sent with every request."""
+    api_key: str | None = field(default=None, repr=False)
+    """Bearer token that is sent with every request, without white space around it."""
     max_connections: int = 100
     trust_env: bool = True
     """Use the proxies that the environment names; servers of this machine are not behind them."""
 
     def __post_init__(self) -> None:
-        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ConfigError("the API key has characters that no HTTP header can carry; was it copied whole?")
+        self.api_key = (self.api_key or "").strip() or None
+        self._headers = self._read_headers()
 
     def open(self) -> httpx.Client:
         return httpx.Client(**self._arguments())
@@ -53,16 +61,34 @@ class ClientSettings:
         return httpx.AsyncClient(**self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
-        headers = {"Accept": "application/json", "User-Agent": "r3agent"}
-        headers |= {name: os.environ[v] for name, v in HEADER_VARIABLES.items() if os.environ.get(v)}
-        headers |= {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         most = self.max_connections
         return {
-            "headers": headers,
+            "headers": self._headers,
             "timeout": httpx.Timeout(self.timeout_s, connect=min(CONNECT_TIMEOUT_S, self.timeout_s)),
             "limits": httpx.Limits(max_connections=most, max_keepalive_connections=most),
             "trust_env": self.trust_env,
         }
+
+    def _read_headers(self) -> httpx.Headers:
+        headers = httpx.Headers({"Accept": "application/json", "User-Agent": "r3agent"})
+        for name, variable in HEADER_VARIABLES.items():
+            if value := os.environ.get(variable, "").strip():
+                headers[name] = _check_header(value, variable)
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {_check_header(self.api_key, 'the API key')}"
+        for line in os.environ.get(CUSTOM_HEADERS, "").splitlines():
+            name, colon, value = (part.strip() for part in line.partition(":"))
+            if colon and not HEADER_NAME.fullmatch(name):
+                raise ConfigError(f"{CUSTOM_HEADERS}: a line has no header's name before the colon; write Name: value")
+            if colon:
+                headers[name] = _check_header(value, f"{name} of {CUSTOM_HEADERS}")
+        return headers
+
+
+def _check_header(value: str, source: str) -> str:
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"{source} has characters that no HTTP header can carry; was it copied whole?")
+    return value
 
 
 async def send(
@@ -102,6 +128,18 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
     return response.content
 
 
+def parse_json(content: bytes) -> Any:
+    """Parse JSON, also with the `NaN` and `Infinity` of Python's encoder, which some servers send as logprobs.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
+
+
 async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
     """Post one request for a stream and hand each event of the response, parsed, to `take`.
 
@@ -117,9 +155,9 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
             await response.aread()
             raise read_error(response)
         async for data in _event_data(response):
-            if data == b"[DONE]":
+            if data.startswith(b"[DONE]"):
                 continue  # the connection is used again only if the response is read to its end
-            event = orjson.loads(data)
+            event = parse_json(data)
             if error := read_error_event(event, response):
                 raise error
             take(event)
@@ -128,13 +166,27 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
 
 
 async def _event_data(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the data of each event, which is one line.
+    """Yield the data of each event: its `data:` lines, until a blank one."""
+    data: list[bytes] = []
+    async for line in _lines(response):
+        if line.startswith(b"data:"):
+            data.append(line.removeprefix(b"data:").strip())
+        elif not line and data:
+            yield b"\n".join(data)
+            data = []
+    if data:  # the last blank line is missing
+        yield b"\n".join(data)
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield each whole line, ended by LF, CR or CRLF.
 
     `aiter_lines` would also split at the line separators of Unicode, which JSON strings may contain.
     """
     rest = b""
     async for content in response.aiter_bytes():
-        *lines, rest = (rest + content).split(b"\n")
+        *lines, rest = LINE_END.split(rest + content)
         for line in lines:
-            if line.startswith(b"data:"):
-                yield line.removeprefix(b"data:").strip()
+            yield line
+    if rest.endswith(b"\r"):
+        yield rest[:-1]

@@ -22,6 +22,9 @@ from r3agent.http.urls import redact_url
 MAX_MESSAGE = 500
 """Characters of a server's message that are shown."""
 
+NO_KEY = "EMPTY"
+"""Key for servers that need none, as vLLM's examples have it."""
+
 WRONG_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 NO_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -50,7 +53,7 @@ class ServerError(Exception):
     """
 
     def __init__(self, body: _Body, response: httpx.Response) -> None:
-        message = " ".join(redact_key(body.message, _sent_key(response)).split())
+        message = " ".join(redact_key(body.message, _sent_key(response.request)).split())
         self.status = response.status_code
         self.message = message or response.reason_phrase
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
@@ -72,7 +75,8 @@ class ServerError(Exception):
 def read_error(response: httpx.Response) -> ServerError:
     """Read the error that a response reports; its content has been read."""
     if response.has_redirect_location:
-        return ServerError(_Body(f"redirects to {redact_url(response.headers['location'])}"), response)
+        location = response.headers["location"].partition("?")[0]
+        return ServerError(_Body(f"redirects to {redact_url(location)}"), response)
     try:
         return ServerError(_read_body(orjson.loads(response.content)), response)
     except orjson.JSONDecodeError:
@@ -132,12 +136,12 @@ def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str
     """Say why no answer came."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return f"no answer within {timeout_s:g} s"
-    return str(error) or type(error).__name__
+    return redact_key(str(error), _sent_key(error.request)) or type(error).__name__
 
 
 def redact_key(text: str, api_key: str | None) -> str:
-    return text.replace(api_key, "[the API key]") if api_key else text
+    return text.replace(api_key, "[the API key]") if api_key and api_key != NO_KEY else text
 
 
-def _sent_key(response: httpx.Response) -> str:
-    return response.request.headers.get("authorization", "").partition(" ")[2]
+def _sent_key(request: httpx.Request) -> str:
+    return request.headers.get("authorization", "").partition(" ")[2]

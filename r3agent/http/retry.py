@@ -45,7 +45,7 @@ class Retry:
         """
 
         async def is_worthwhile(error: BaseException) -> bool:
-            passes = error.is_transient if isinstance(error, ServerError) else isinstance(error, httpx.RequestError)
+            passes = error.is_transient if isinstance(error, ServerError) else _is_outage(error)
             return passes and may_repeat() and (self.is_current is None or await self.is_current())
 
         async def attempt() -> T:
@@ -64,6 +64,10 @@ class Retry:
         if is_gone and self.has_answered:
             return state.seconds_since_start is not None and state.seconds_since_start > self.outage_s
         return state.attempt_number >= self.max_tries
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, httpx.RequestError) and not isinstance(error, httpx.LocalProtocolError)
 
 
 def _wait_s(state: RetryCallState) -> float:

@@ -149,5 +149,7 @@ class Endpoint:
         timeout_s = self._settings.timeout_s
         if isinstance(error, httpx.TimeoutException):
             return EndpointError(f"{where}no answer within timeout_s = {timeout_s:g}{tries}; raise it or ask for less")
+        if isinstance(error, httpx.LocalProtocolError):
+            return RequestError(f"{where}the request cannot be sent: {no_answer(error, timeout_s)}")
         waited = f" (waited {self._retry.outage_s:g} s)" if self._retry.has_answered else tries
         return EndpointError(f"{where}{no_answer(error, timeout_s)}{waited}; is the server running?")

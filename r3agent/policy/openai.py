@@ -18,8 +18,7 @@ import orjson
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
-from r3agent.http.client import NO_KEY
-from r3agent.http.errors import refused_field
+from r3agent.http.errors import NO_KEY, refused_field
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint

@@ -22,6 +22,7 @@ from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
+from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.run.directory import RunDirectory, digest
@@ -166,7 +167,7 @@ class Run(RunDirectory):
                 self.registry.live_base_url or self.config.policy.base_url,
                 card.served_name,
                 registry=self.registry,
-                api_key=self.api_key or "EMPTY",
+                api_key=self.api_key or NO_KEY,
                 sampling=self.config.sampling,
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,

@@ -20,6 +20,7 @@ from typing import Any
 from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
 from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
+from r3agent.http.errors import NO_KEY
 from r3agent.http.urls import redact_url
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
@@ -84,7 +85,7 @@ class LLMJudge:
         self._refused: set[str] = set()
         self._endpoint = Endpoint(
             base_url,
-            api_key=os.environ.get(api_key_env) or "EMPTY",
+            api_key=os.environ.get(api_key_env) or NO_KEY,
             concurrency=concurrency,
             timeout_s=timeout_s,
             outage_s=outage_s,

@@ -404,6 +404,11 @@ async def test_a_key_that_no_header_can_carry_is_refused_unseen() -> None:
     assert "cret" not in str(refused.value)
 
 
+async def test_white_space_around_a_key_is_not_sent() -> None:
+    with ScriptedEndpoint("hi", api_key="sk-right") as endpoint:
+        assert (await diagnose(endpoint.url, api_key="sk-right ")).tier == "trainable-exact"
+
+
 def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "sk-right\n")
     with ScriptedEndpoint("hi", api_key="sk-right") as endpoint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -29,6 +31,24 @@ async def test_stream_splits_at_line_feeds_only() -> None:
     assert await stream(events) == [{"text": "a\u2028b\x85"}, {"n": 1}]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+async def test_stream_joins_the_data_lines_of_an_event(end: str) -> None:
+    lines = ['data: {"a":', "data: [-Infinity]}", "", 'data: {"b": 1}', "", "data: [DONE] x", ""]
+    assert await stream("".join(line + end for line in lines)) == [{"a": [-math.inf]}, {"b": 1}]
+
+
+async def test_stream_reads_a_crlf_that_comes_in_two_pieces() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b'data: {"a":\r', b"\ndata: 1}\r\n\r", b"\n"):
+            yield piece
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=pieces()))
+    chunks: list[Any] = []
+    async with httpx.AsyncClient(transport=transport) as client:
+        await http.stream(client, httpx.URL("http://h/v1"), {}, chunks.append)
+    assert chunks == [{"a": 1}]
+
+
 async def test_stream_raises_the_error_of_an_event() -> None:
     with pytest.raises(ServerError, match="200 out of memory"):
         await stream('data: {"n": 1}\n\ndata: {"error": {"message": "out of memory"}}\n\n')
@@ -50,7 +70,39 @@ def test_headers_have_key_and_organisation(monkeypatch: pytest.MonkeyPatch) -> N
         assert client.timeout == httpx.Timeout(5)
 
 
-@pytest.mark.parametrize("key", ["sk-sécret", "sk-secret\n"])
+def test_headers_have_the_custom_ones_which_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Team: a:b \n\nno header\nauthorization: Basic x")
+    with http.ClientSettings(timeout_s=5, api_key="sk-1").open() as client:
+        assert client.headers["X-Team"] == "a:b"
+        assert client.headers.get_list("Authorization") == ["Basic x"]
+
+
+def test_headers_have_no_white_space_around_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1 \n")
+    with http.ClientSettings(timeout_s=5, api_key=" sk-1 \n").open() as client:
+        assert client.headers["Authorization"] == "Bearer sk-1"
+        assert client.headers["OpenAI-Organization"] == "org-1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OPENAI_ORG_ID", "sécret"),
+        ("OPENAI_PROJECT_ID", "se\ncret"),
+        ("OPENAI_CUSTOM_HEADERS", "X-A: sécret"),
+        ("OPENAI_CUSTOM_HEADERS", "se cret: x"),
+    ],
+)
+def test_a_variable_that_no_header_can_carry_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=variable) as refused:
+        http.ClientSettings(timeout_s=5)
+    assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["sk-sécret", "sk-\nsecret"])
 def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="API key") as refused:
         http.ClientSettings(timeout_s=5, api_key=key)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
-from r3agent.http.errors import ServerError, policy_error, read_error, refused_field
+from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key, refused_field
 
 MISSING = "The model `m` does not exist."
 
@@ -50,8 +50,18 @@ def test_read_error(body: Any, message: str, code: str | None, param: str | None
 
 
 def test_read_error_of_a_redirect() -> None:
-    error = error_of("", 302, location="https://me:open-sesame@host/login")
+    error = error_of("", 302, location="https://me:open-sesame@host/login?user=me@home")
     assert error.message == "redirects to https://host/login"
+
+
+def test_redact_key_leaves_the_stand_in_for_no_key() -> None:
+    assert redact_key("queue is EMPTY", NO_KEY) == "queue is EMPTY"
+
+
+def test_no_answer_is_without_the_key() -> None:
+    request = httpx.Request("POST", "http://h/v1", headers={"Authorization": "Bearer sk-1"})
+    error = httpx.RemoteProtocolError("illegal status line: sk-1", request=request)
+    assert no_answer(error, 5) == "illegal status line: [the API key]"
 
 
 @pytest.mark.parametrize(

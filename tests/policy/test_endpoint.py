@@ -10,10 +10,12 @@ import traceback
 from email.utils import formatdate
 from typing import Any
 
+import httpx
 import pytest
 
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError
 from r3agent.policy import OpenAIPolicy
+from r3agent.policy.endpoint import Connection, Endpoint
 from r3agent.records.trajectory import Generation
 from r3agent.testing import (
     DROPPED,
@@ -200,6 +202,26 @@ async def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) 
         assert endpoint.received[0].authorization == f"Bearer {key}"
         assert key not in generation.model_dump_json()
         assert key not in repr(OpenAIPolicy(endpoint.url, endpoint.model))
+
+
+async def test_white_space_around_the_key_is_not_sent() -> None:
+    with ScriptedEndpoint("hi", api_key="sk-q") as endpoint:
+        assert len(await sample(endpoint, api_key="sk-q ")) == 1
+
+
+async def test_a_request_that_cannot_be_sent_is_not_tried_again() -> None:
+    tries: list[httpx.Request] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer sk-q'")
+
+    endpoint = Endpoint("http://h/v1", api_key="sk-q", concurrency=1, timeout_s=5, outage_s=0, max_tries=3)
+    client = httpx.AsyncClient(transport=httpx.MockTransport(refuse), headers={"Authorization": "Bearer sk-q"})
+    endpoint._connections[asyncio.get_running_loop()] = Connection(client, asyncio.Semaphore())
+    with pytest.raises(RequestError, match=r"cannot be sent: Illegal header value b'Bearer \[the API key\]'"):
+        await endpoint.post("/chat/completions", {})
+    assert len(tries) == 1
 
 
 # ---- many at once ----

@@ -26,9 +26,6 @@ from r3agent.serve.process import guard
 POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5
 
-HEALTH = ClientSettings(timeout_s=5, trust_env=False)
-"""Client settings for health checks: this machine's servers are not behind its proxy."""
-
 
 class LocalServer(ABC):
     """A server that is started, waited for and stopped; a context manager.
@@ -130,7 +127,8 @@ class LocalServer(ABC):
         return self.log_path.read_text(errors="replace")
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        with HEALTH.open() as client:
+        # This machine's servers are not behind its proxy.
+        with ClientSettings(timeout_s=5, trust_env=False).open() as client:
 
             def is_healthy() -> bool:
                 self.base_url = self._find_address(self._log())
