@@ -37,6 +37,10 @@ Reply: TypeAlias = dict[str, Any] | TimeoutError | None
 """Reply of a process; `None` if the process ended, an error if it was too slow."""
 
 
+class StartError(RuntimeError):
+    """Failure of a process to load its module or to run its setup."""
+
+
 class Worker:
     """Pool of processes that call a module's functions, started on demand and reused.
 
@@ -64,6 +68,9 @@ class Worker:
         self._setup, self._is_trusted = [*setup] or [None], is_trusted
         self._all: list[subprocess.Popen[str]] = []
         self._idle: list[subprocess.Popen[str]] = []
+        self._closings = 0
+        self._lock = threading.Lock()
+        """Guard of `_all` and `_closings`: a process is in the list, or it sees that `close` was called."""
         self._slots = threading.BoundedSemaphore(max_processes)
         weakref.finalize(self, _end, self._all)
 
@@ -76,11 +83,14 @@ class Worker:
 
         Raises:
             TimeoutError: the call took too long; its process is killed.
-            RuntimeError: the call raised (with type and text), or its process died or did not start.
+            StartError: the process did not start.
+            RuntimeError: the call raised (with type and text), or its process died or was closed.
+            ValueError: an argument contains itself, so it has no JSON.
         """
         wall_s = WALL_FACTOR * cpu_s + WALL_S if wall_s is None else wall_s
+        request = _encode(function, cpu_s, *arguments)
         with self._process() as process:
-            reply = _exchange(process, [function, cpu_s, *arguments], wall_s)
+            reply = _exchange(process, request, wall_s)
             if isinstance(reply, TimeoutError) or process.returncode == -signal.SIGPROF:
                 raise TimeoutError(f"took more than {cpu_s or wall_s:g} s")
             if reply is None:
@@ -93,14 +103,19 @@ class Worker:
         """Start a process, so that the next call does not wait for loading and setup.
 
         Raises:
-            RuntimeError: the module does not load, or the setup fails.
+            StartError: the module does not load, or the setup fails.
+            RuntimeError: `close` stopped the process.
         """
         with self._process():
             pass
 
     def close(self) -> None:
-        """Stop all processes and the calls running in them; a later call starts new ones."""
-        _end(self._all)
+        """Stop all processes, those being started too, and the calls running in them; a later call starts new ones."""
+        with self._lock:
+            self._closings += 1
+            processes = [*self._all]
+            self._all.clear()
+        _end(processes)
 
     @contextmanager
     def _process(self) -> Generator[subprocess.Popen[str]]:
@@ -125,23 +140,32 @@ class Worker:
             self._discard(process)
 
     def _discard(self, process: subprocess.Popen[str]) -> None:
-        with suppress(ValueError):
+        with self._lock, suppress(ValueError):
             self._all.remove(process)
         _end([process])
 
     def _start(self) -> subprocess.Popen[str]:
-        process = self._spawn()
-        self._all.append(process)
         function, *arguments = self._setup
-        reply = _exchange(process, [function, 0.0, *arguments], START_S)
-        if isinstance(reply, dict) and "error" not in reply:
-            return process
-        self._discard(process)
-        if isinstance(reply, TimeoutError):
-            raise RuntimeError(f"{self.name} has not started after {START_S:g} s")
-        if reply is None:
-            raise RuntimeError(f"{self.name} ended with {process.returncode} before it was asked")
-        raise RuntimeError(f"{self.name} did not start: {reply['error']}")
+        request = _encode(function, 0.0, *arguments)
+        closings = self._closings
+        process = self._spawn()
+        try:
+            with self._lock:
+                self._all.append(process)
+                is_closed = self._closings != closings
+            if is_closed:
+                raise RuntimeError(f"{self.name} was closed while it started")
+            reply = _exchange(process, request, START_S)
+            if isinstance(reply, TimeoutError):
+                raise StartError(f"{self.name} has not started after {START_S:g} s")
+            if reply is None:
+                raise StartError(f"{self.name} ended with {process.returncode} before it was asked")
+            if "error" in reply:
+                raise StartError(f"{self.name} did not start: {reply['error']}")
+        except BaseException:
+            self._discard(process)
+            raise
+        return process
 
     def _spawn(self) -> subprocess.Popen[str]:
         spec = importlib.util.find_spec(self.module)
@@ -160,7 +184,11 @@ class Worker:
         )
 
 
-def _exchange(process: subprocess.Popen[str], request: list[Any], wall_s: float) -> Reply:
+def _encode(function: str | None, cpu_s: float, *arguments: Any) -> str:
+    return json.dumps([function, cpu_s, *arguments], default=str) + "\n"
+
+
+def _exchange(process: subprocess.Popen[str], request: str, wall_s: float) -> Reply:
     """Send a request and return the reply."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -172,13 +200,15 @@ def _exchange(process: subprocess.Popen[str], request: list[Any], wall_s: float)
 
     clock = threading.Timer(wall_s, expire)
     clock.daemon = True
-    clock.start()
     line = ""
-    with suppress(OSError, ValueError):  # it has ended, or `close` has stopped it
-        process.stdin.write(json.dumps(request, default=str) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    clock.cancel()
+    try:
+        clock.start()
+        with suppress(OSError, ValueError):  # it has ended, or `close` has stopped it
+            process.stdin.write(request)
+            process.stdin.flush()
+            line = process.stdout.readline()
+    finally:
+        clock.cancel()
     if line.endswith("\n") and not expired.is_set():
         return json.loads(line)
     with suppress(subprocess.TimeoutExpired):

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r3agent.verifiers.worker import MAX_PROCESSES, Worker
+from r3agent.verifiers.worker import MAX_PROCESSES, StartError, Worker
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -119,7 +122,7 @@ def test_a_process_that_died_idle_is_replaced(system: Worker) -> None:
 
 
 def test_a_setup_that_fails_is_reported() -> None:
-    with pytest.raises(RuntimeError, match=r"the process of math did not start: ValueError"):
+    with pytest.raises(StartError, match=r"the process of math did not start: ValueError"):
         Worker("math", setup=("sqrt", -1)).start()
 
 
@@ -133,6 +136,55 @@ def test_closing_ends_a_call_under_way() -> None:
             time.sleep(0.05)
         with pytest.raises(RuntimeError, match="the clock's process ended with -9"):
             call.result(30)
+
+
+def test_closing_ends_a_process_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker("time", name="the clock's process")
+    spawned: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def close_meanwhile(*args: Any, **kwargs: Any) -> subprocess.Popen[str]:
+        spawned.append(popen(*args, **kwargs))
+        worker.close()
+        return spawned[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", close_meanwhile)
+        with pytest.raises(RuntimeError, match="the clock's process was closed while it started"):
+            worker("sleep", 5, wall_s=60)
+    assert spawned[0].poll() is not None
+    assert worker("sleep", 0, wall_s=30) is None
+    worker.close()
+
+
+def test_an_interrupted_start_leaves_no_process_and_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker("time", setup=("sleep", 60))
+    spawned: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    def interrupt_reading(*args: Any, **kwargs: Any) -> subprocess.Popen[str]:
+        process: Any = popen(*args, **kwargs)
+        process.stdout = SimpleNamespace(readline=interrupt, close=process.stdout.close)
+        spawned.append(process)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupt_reading)
+    with pytest.raises(KeyboardInterrupt):
+        worker.start()
+    assert spawned[0].poll() is not None
+    assert all(thread.finished.is_set() for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+
+
+def test_an_argument_that_is_no_json_is_the_callers_error(system: Worker) -> None:
+    pid = system("getpid", cpu_s=10)
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(ValueError, match="Circular reference"):
+        system("fspath", circle, cpu_s=10)
+    assert system("getpid", cpu_s=10) == pid
 
 
 def test_a_trusted_process_has_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
