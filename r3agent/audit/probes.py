@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from r3agent._util.aio import gather_all
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
-from r3agent.verifiers.worker import Worker
+from r3agent.verifiers.worker import StartError, Worker
 
 MAX_HANGS = 5
 """Hangs after which the rest is not judged: it would take hours to find the same."""
+CLOSE_EVERY_S = 0.1
 
 
 class Probe(NamedTuple):
@@ -49,9 +50,8 @@ async def judge_probes(
     """Return the result of each probe; `None` where it was not judged, after too many hangs.
 
     Raises:
-        ConfigError: the verifier does not start in a process of its own.
+        ConfigError: the verifier does not start in one of its processes.
     """
-    loop = asyncio.get_running_loop()
     settings = (verifier, json.dumps(dict(params), default=str))
     worker = Worker(
         "r3agent.audit.child",
@@ -72,25 +72,31 @@ async def judge_probes(
         except TimeoutError:
             hangs += 1
             return ProbeResult(seconds=timeout_s, hung=True)
+        except StartError:
+            raise
         except RuntimeError as error:
             return ProbeResult(error=str(error))
 
     async def in_thread(probe: Probe) -> ProbeResult | None:
         nonlocal done
-        result = await loop.run_in_executor(threads, judge_one, probe)
+        calls.append(call := threads.submit(judge_one, probe))
+        result = await asyncio.wrap_future(call)
         done += result is not None
         if progress and result is not None:
             progress(done, len(probes))
         return result
 
+    calls: list[Future[Any]] = []
     threads = ThreadPoolExecutor(processes)
     try:
-        try:
-            await loop.run_in_executor(threads, worker.start)
-        except RuntimeError as error:
-            raise ConfigError(f"verifier {verifier!r} does not start in a process of its own: {error}") from error
+        calls.append(start := threads.submit(worker.start))
+        await asyncio.wrap_future(start)
         return await gather_all(in_thread(probe) for probe in probes)
+    except StartError as error:
+        raise ConfigError(f"verifier {verifier!r}: {error}") from error
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         worker.close()
+        while wait(calls, CLOSE_EVERY_S).not_done:  # a thread may have been about to call
+            worker.close()
         threads.shutdown()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from r3agent.records.trajectory import Task
@@ -76,6 +78,23 @@ class Heavy:
 
     def __call__(self, task: Task, answer: str) -> bool:
         return self.is_warm and right(task, answer)
+
+
+class StartsOnce:
+    """Ends its process with every answer, and does not start in another."""
+
+    def __init__(self, marker: str) -> None:
+        if Path(marker).exists():
+            raise ValueError("no memory left for another")
+        Path(marker).touch()
+
+    def __call__(self, task: Task, answer: str) -> bool:
+        os._exit(7)
+
+
+def sleeping(task: Task, answer: str) -> bool:
+    time.sleep(60)
+    return True
 
 
 def dying(task: Task, answer: str) -> bool:
