@@ -15,13 +15,15 @@ def wait_until(
     *,
     timeout_s: float,
     poll_s: float = 0.1,
+    first_s: float = 0.001,
     retry_on: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> T:
     """Call `condition` until it returns something true, or until `timeout_s` is over; at least once.
 
-    The pauses between the calls double from a millisecond up to `poll_s`.
+    The pauses between the calls double from `first_s` up to `poll_s`.
 
     Args:
+        first_s: first pause, in seconds; as long as `poll_s` where a call is expensive.
         retry_on: exceptions of `condition` that mean "not yet"; any other ends the wait.
 
     Returns:
@@ -33,7 +35,7 @@ def wait_until(
     retrying = Retrying(
         retry=retry_if_not_result(bool) | retry_if_exception_type(retry_on),
         stop=stop_after_delay(timeout_s),
-        wait=wait_exponential(multiplier=0.001, max=poll_s),
+        wait=wait_exponential(multiplier=first_s, max=poll_s),
         retry_error_callback=lambda state: state.outcome and state.outcome.result(),
     )
     return retrying(condition)

@@ -188,6 +188,7 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
                 lambda: check(new, card.served_name, fingerprint, tolerance=config.tolerance),
                 timeout_s=config.timeout_s if strategy == "command" else 0.0,  # its servers may still be loading
                 poll_s=POLL_S,
+                first_s=POLL_S,
                 retry_on=DeployError,
             )
     except DeployError as error:

@@ -8,7 +8,7 @@ import pytest
 
 from r3agent.deploy import DeployConfig, deploy, rollback
 from r3agent.errors import ConfigError, DeployError
-from tests.deploy.endpoint import Endpoint, Run
+from tests.deploy.endpoint import TOKENS, Endpoint, Run
 
 
 def test_replicas_get_the_weights_one_after_another(run: Run, endpoint: Endpoint, replica: Endpoint):
@@ -82,6 +82,19 @@ def test_a_script_that_fails_or_does_nothing_leaves_the_live_version(
     with pytest.raises(DeployError, match=says):
         deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, config=config)
     assert run.registry.live is None
+
+
+def test_deploy_measures_a_loading_server_at_most_once_a_second(run: Run, endpoint: Endpoint, tmp_path: Path):
+    endpoint.adapters["tiny@v0001"] = run.base
+    with pytest.raises(DeployError, match="still serves the old weights"):
+        deploy(
+            run.train("lora", seed=1),
+            registry=run.registry,
+            base_url=endpoint.url,
+            config=script(tmp_path / "roll_out.sh", "true", timeout_s=1),
+        )
+    requests_in_one = sum(len(tokens) - 1 for tokens in TOKENS)
+    assert endpoint.calls.count("/v1/completions") <= 2 * requests_in_one
 
 
 @pytest.mark.parametrize(

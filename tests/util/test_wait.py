@@ -12,10 +12,22 @@ def test_wait_until_returns_the_first_true_result():
 
 
 def test_wait_until_returns_the_last_result_when_time_is_over():
+    results: list[list[int]] = []
+
+    def condition() -> list[int]:
+        results.append([])
+        return results[-1]
+
+    assert wait_until(condition, timeout_s=0) is results[0]
+    assert len(results) == 1
+    assert wait_until(condition, timeout_s=0.5, poll_s=0.001) is results[-1]
+    assert len(results) > 2
+
+
+def test_wait_until_makes_its_first_pause_as_long_as_asked():
     calls: list[int] = []
-    assert wait_until(lambda: calls.append(1), timeout_s=0) is None
-    assert wait_until(lambda: 0 if len(calls) > 1 else calls.append(1), timeout_s=0.01, poll_s=0.001) == 0
-    assert len(calls) == 2
+    wait_until(lambda: calls.append(1), timeout_s=0.3, poll_s=0.3, first_s=0.3)
+    assert len(calls) <= 2
 
 
 def test_wait_until_takes_an_error_for_not_yet():
