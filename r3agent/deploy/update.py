@@ -33,9 +33,9 @@ class WeightUpdate(ABC):
     def apply(self, server: Server) -> Server:
         """Load the weights; return the server that has them."""
 
+    @abstractmethod
     def undo(self, server: Server) -> str:
         """Restore the server after a failure; return a message about its state."""
-        return UNCHANGED
 
     def finish(self, server: Server) -> None:  # noqa: B027
         """Clean up after the live pointer has moved; most updates have nothing to do."""
