@@ -6,12 +6,13 @@ Only the tokens of a credited span are the completion; everything before them is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.trajectory import Trajectory
-from r3agent.train.advantages import distill_rows, with_advantages
+from r3agent.train.advantages import with_advantages
 from r3agent.train.config import TrainConfig
 from r3agent.train.leak import leaks
 from r3agent.train.report import RowReport, report_rows
@@ -77,7 +78,7 @@ def credit_spans(
             zero_variance_groups += len(rows_G) > 1
             reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
             dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
-    made = list(distill_rows(whole, make_row)) if config.distill else []
+    made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
     rows = [*with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
     return Credited(rows, dropped, leaked, zero_variance_groups)
@@ -118,3 +119,28 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
             if config.leak == "penalise":
                 earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
         yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
+
+
+def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
+    """Make a row from each retry after a reflection that passed although the first try had failed.
+
+    The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
+    Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
+    importance weight, because the retry was not sampled from that prompt. The mean is over the task's first tries.
+    """
+    for group in groups(trajectories, "attempt"):
+        mean = fmean(group.rewards_G)
+        for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
+            for span in trajectory.spans:
+                if attempt.passed or credit_label(trajectory, span) != "retry" or not span.passed:
+                    continue
+                earned = reward(trajectory, span) or 0.0
+                yield make_row(
+                    trajectory,
+                    span,
+                    label="distill",
+                    group_id=group.group_id,
+                    reward=earned,
+                    advantage=(earned - mean) * make_row.config.distill,
+                    prompt_of=attempt,
+                )
