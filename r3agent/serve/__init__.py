@@ -20,14 +20,6 @@ from typing import TYPE_CHECKING
 from r3agent._util.imports import require_extra
 from r3agent._util.lazy import lazy_names
 
-if TYPE_CHECKING:
-    from r3agent.serve.engine.engine import Engine as Engine
-    from r3agent.serve.engine.model import load_model as load_model
-    from r3agent.serve.http.app import create_app as create_app
-    from r3agent.serve.http.server import serve as serve
-    from r3agent.serve.process.embedded import ServerProcess as ServerProcess
-    from r3agent.serve.process.vllm import VLLMProcess as VLLMProcess
-
 
 def _prepare(name: str) -> None:
     """Check that what runs in this process has its packages, and set what torch reads when it is imported."""
@@ -40,5 +32,12 @@ def _prepare(name: str) -> None:
         require_extra(module, "serve")
 
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from r3agent.serve.engine.engine import Engine as Engine
+    from r3agent.serve.engine.model import load_model as load_model
+    from r3agent.serve.http.app import create_app as create_app
+    from r3agent.serve.http.server import serve as serve
+    from r3agent.serve.process.embedded import ServerProcess as ServerProcess
+    from r3agent.serve.process.vllm import VLLMProcess as VLLMProcess
+else:
     __getattr__, __dir__ = lazy_names(__name__, _prepare)

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING
 from r3agent._util.imports import require_extra
 from r3agent._util.lazy import lazy_names
 
+
+def _prepare(name: str) -> None:
+    """Check that the packages that `train` needs are installed."""
+    if name == "train":
+        require_extra("trl", "train")
+
+
 if TYPE_CHECKING:
     from r3agent.train.config import PolicyStart as PolicyStart
     from r3agent.train.config import TrainConfig as TrainConfig
@@ -17,13 +24,5 @@ if TYPE_CHECKING:
     from r3agent.train.rows import credit_spans as credit_spans
     from r3agent.train.rows import to_dataset as to_dataset
     from r3agent.train.run import train as train
-
-
-def _prepare(name: str) -> None:
-    """Check that the packages that `train` needs are installed."""
-    if name == "train":
-        require_extra("trl", "train")
-
-
-if not TYPE_CHECKING:
+else:
     __getattr__, __dir__ = lazy_names(__name__, _prepare)
