@@ -42,7 +42,7 @@ class ServerOptions(EngineOptions):
     """Threads of torch in the embedded server; default all but one of torch's own choice."""
 
     def words(self, names: Iterable[str]) -> list[str]:
-        """Those of the options that have a value, as a command line has them."""
+        """Return the options that have a value as words of a command line."""
         values = ((name, getattr(self, name)) for name in names)
         return [
             word for name, value in values if value is not None for word in (f"--{name.replace('_', '-')}", str(value))
