@@ -17,6 +17,7 @@ import pytest
 from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent._util.wait import wait_until
 from r3agent.records.thinking import FIELDS
+from r3agent.serve import Engine, create_app
 from r3agent.serve.engine.model import ServedModel
 from r3agent.serve.http.prompts import chat_prompt
 from r3agent.serve.http.protocol import ChatCompletionRequest
@@ -226,3 +227,17 @@ def test_requests_at_the_same_time_get_their_own_answers(server: Any, checkpoint
         return [orjson.loads(answer.content)["choices"][0]["token_ids"] for answer in answers]
 
     assert asyncio.run(ask()) == expected * 8
+
+
+async def test_a_client_that_leaves_before_its_request_is_read_is_no_error(served: ServedModel) -> None:
+    app, sent = create_app(Engine(served)), []
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [], "query_string": b""}
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 499

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from r3agent.serve.engine.engine import Engine
 from r3agent.serve.errors import APIError, server_error
 from r3agent.serve.http.admin import ControlRoutes, ModelRoutes
-from r3agent.serve.http.generation import GenerationRoutes
+from r3agent.serve.http.generation import CLIENT_LEFT, GenerationRoutes
 
 OPEN_PATHS = {"/health", "/version"}
 """Paths that need no key."""
@@ -63,7 +63,7 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
             Route("/load", control.load),
         ],
         middleware=[Middleware(BearerAuth, api_key=api_key)] if api_key else [],
-        exception_handlers=dict.fromkeys((APIError, HTTPException, Exception), _error_response),
+        exception_handlers=dict.fromkeys((APIError, HTTPException, ClientDisconnect, Exception), _error_response),
         lifespan=lifespan,
     )
 
@@ -90,6 +90,8 @@ class BearerAuth:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):  # before its request was read
+        return CLIENT_LEFT
     if isinstance(error, HTTPException):  # of the router: an unknown path or method
         status = HTTPStatus(error.status_code)
         error = APIError(f"{request.method} {request.url.path}: {status.phrase}", status)
