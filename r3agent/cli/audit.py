@@ -51,7 +51,7 @@ def audit(
                 lengths=auditing.Lengths(
                     config.sampling.max_tokens, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
                 ),
-                progress=reporter.episodes,
+                progress=reporter.verdicts,
             )
         )
     return Output(found.model_dump(mode="json"), auditing.report(found), ok=found.ok)

@@ -62,6 +62,10 @@ class ConsoleReporter:
         """Report how many optimizer steps of the stage are done."""
         self._advance(done, total, "steps")
 
+    def verdicts(self, done: int, total: int) -> None:
+        """Report how many verdicts of the stage are done."""
+        self._advance(done, total, "verdicts")
+
     def _advance(self, done: int, total: int, unit: str) -> None:
         self._progress.start()
         self._progress.update(self._bar, completed=done, total=total, description=unit)

@@ -162,7 +162,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        where = f"{path}: " if path else ""
+        in_file = any(".".join(map(str, each["loc"])) not in overrides for each in error.errors())
+        where = f"{path}: " if path and in_file else ""
         raise ConfigError(where + explain(error, Config)) from None
 
 

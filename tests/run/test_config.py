@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from r3agent.errors import ConfigError
@@ -94,3 +96,9 @@ def test_overrides_are_toml_values_or_else_text():
 def test_whole_numbers_may_be_written_as_floats(key: str) -> None:
     section, name = key.split(".")
     assert getattr(getattr(load_config(None, {key: 8.0}), section), name) == 8
+
+
+def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "r3.toml").write_text("[eval]\nn = 5\n")
+    with pytest.raises(ConfigError, match=r"^eval\.n = 0: "):
+        load_config(tmp_path / "r3.toml", {"eval.n": 0})
