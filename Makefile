@@ -23,7 +23,8 @@ setup: $(READY)
 # torch comes by pip, which is told of builds that suit the machine. The exact versions are for Python 3.11.5 and newer;
 # where they do not fit, those that pyproject.toml admits are taken.
 $(READY): pyproject.toml requirements/dev.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "make: setting up .venv with torch, transformers, TRL and LangGraph: 1 to 3 minutes"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --no-deps --no-compile --constraint requirements/dev.txt torch || $(PIP) torch
 	-$(PIP) --no-deps --constraint requirements/dev.txt uv
