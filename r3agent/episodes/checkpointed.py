@@ -1,13 +1,13 @@
-"""Checkpointed model calls: the checkpointer keeps each answer as soon as it is there.
+"""Checkpointed model calls: the checkpointer saves each response as soon as it arrives.
 
-LangGraph saves what a node returns, once it returns. Where a node has several requests under way, each one is made a
-LangGraph `task` besides, whose result is saved on its own: a run that is resumed asks only for what is missing. What it
-keeps it also shows: `stream_mode="updates"` then has a chunk `{"sample": {"drawn": [...]}}` for each answer, next to
-those of the nodes. Without a thread to resume, nothing of this happens. Under `graph.invoke` each waits in a thread of
-LangGraph's, which are `min(32, cores + 4)`.
+LangGraph saves the update of a node when the node returns. If a node has several concurrent requests, each one is also
+a LangGraph `task`, whose result is saved on its own, so a resumed run sends only the missing requests. As a side
+effect, `stream_mode="updates"` yields a chunk `{"sample": {"drawn": [...]}}` for each response, besides those of the
+nodes. Without a thread to resume, no tasks are made. Under `graph.invoke` each task waits in one of LangGraph's
+`min(32, cores + 4)` threads.
 
-LangGraph saves in the background. With `durability="sync"` it waits for that between steps, so that once a step has
-begun, those before it are safe.
+LangGraph saves in the background. With `durability="sync"` it waits for the save between steps: when a step begins, all
+earlier steps are saved.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from r3agent.episodes.state import Json
 from r3agent.records.trajectory import Span
 
 LEAST_CONCURRENCY = 3
-"""Least `max_concurrency` of LangGraph: node, stream and a task run at once; with less they would wait for ever."""
+"""Minimum `max_concurrency` of LangGraph: node, stream and task run concurrently and would deadlock with less."""
 
 Drawing: TypeAlias = Callable[[], Coroutine[Any, Any, list[Span]]]
 """One request that has not been sent yet."""
 
 
 async def draw(drawings: Iterable[Drawing]) -> list[list[Span]]:
-    """Send all requests at once; one that an earlier run of this step has had answered is not sent again.
+    """Send all requests concurrently, except those that were answered in an earlier run of this step.
 
-    They have to come in the same order each time, for that is how LangGraph knows them.
+    Their order must be the same each time, because LangGraph identifies tasks by their order.
     """
     drawings = list(drawings)
     config = get_config()
@@ -55,7 +55,7 @@ async def _kept(drawing: Drawing) -> list[Span]:
 
 
 async def _from_thread(sample: Callable[[], Coroutine[Any, Any, dict[str, list[Json]]]]) -> dict[str, list[Json]]:
-    """Run a task under `graph.invoke`, where it is sync: LangGraph's thread waits for this loop."""
+    """Run a task under `graph.invoke`, where tasks are sync: LangGraph's thread waits for this event loop."""
     loop, running, is_cancelled = asyncio.get_running_loop(), list[Future[dict[str, list[Json]]]](), False
 
     @task(name="sample")

@@ -1,8 +1,8 @@
-"""Collection of trajectories: the graph run over many tasks at once, each episode stored as it ends.
+"""Collect trajectories: run the graph over many tasks concurrently and store each episode when it ends.
 
-What is stored stays: the same call again does the episodes that are missing or errored, and no other. An error
-of one episode (a prompt too long, a verifier that raises) is recorded with it. An error of the endpoint ends the
-collection, because every further episode would meet it too.
+Stored episodes are kept: the same call again runs only episodes that are missing or ended with an error. An error of
+one episode (a prompt too long, a verifier that raises) is recorded with it. An error of the endpoint ends the
+collection, because every further episode would fail too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from r3agent.verifiers import Verifier
 
 ENDPOINT_ERRORS = (EndpointError, AccessError, ProtocolError)
 HOPELESS = 16
-"""Number of first episodes after which, if all errored, the rest would too."""
+"""Number of episodes after which a collection stops, if all of them ended with an error."""
 
 
 class Job(NamedTuple):
@@ -59,20 +59,20 @@ async def collect(
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
 
     Args:
-        policy_name: served name with its version; episodes of another are not mistaken for done.
-        verifier_name: recorded, and likewise.
-        samples: episodes of each task.
-        concurrency: episodes under way at once.
+        policy_name: served name with its version; stored episodes of another policy do not count as done.
+        verifier_name: recorded with each trajectory; stored episodes of another verifier do not count as done.
+        samples: episodes per task.
+        concurrency: maximum number of concurrent episodes.
         metadata: recorded with each trajectory.
-        on_episode: called with (done, total) after each.
+        on_episode: called with (done, total) after each episode.
         options: as in `build_graph`; 8 reflections by default.
 
     Raises:
-        ConfigError: the tasks, the limits or the directory do not work.
-        EndpointError, AccessError, ProtocolError: the endpoint fails for every episode; those done are stored.
-        VerifierError: the judge's endpoint does.
+        ConfigError: the tasks, the limits or the directory are invalid.
+        EndpointError, AccessError, ProtocolError: the endpoint fails for every episode; finished episodes are stored.
+        VerifierError: the endpoint of the judge fails.
         RecordError: the store cannot be read, or the disk is full.
-        R3Error: the first episodes all errored.
+        R3Error: the first episodes all ended with an error.
     """
     config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
     graph = build_graph(policy=policy, verifier=verifier, **config.options()).compile()
@@ -118,11 +118,11 @@ async def collect(
 
 
 async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task) -> Trajectory:
-    """Run one episode; an error of its own ends it and is recorded with the spans it grew until then.
+    """Run one episode; record an error of the episode with the spans sampled before it.
 
     Raises:
-        EndpointError, AccessError, ProtocolError: no episode can do without the endpoint.
-        VerifierError: nor without its judge's.
+        EndpointError, AccessError, ProtocolError: the endpoint fails, so every other episode would fail too.
+        VerifierError: the endpoint of the judge fails.
     """
     state: dict[str, Any] = {}
     error = None
@@ -133,7 +133,7 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
         raise
     except R3Error as raised:
         if isinstance(raised.__cause__, ENDPOINT_ERRORS):
-            raise  # of a verifier that asks a model: nor can any other episode be judged
+            raise  # the endpoint of a judge failed: no other episode can be judged either
         error = EpisodeError(kind=type(raised).__name__, message=str(raised))
     else:
         if "trajectory" not in state:
@@ -144,13 +144,13 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
 
 
 def episode_id(task: Task, sample: int, identity: dict[str, Any]) -> str:
-    """Hash task, sample, policy and settings, so that a resumed collection finds what is done."""
+    """Hash task, sample, policy and settings into an id by which a resumed collection finds finished episodes."""
     key = orjson.dumps([task.id, sample, identity], default=dict, option=orjson.OPT_SORT_KEYS)
     return sha256(key).hexdigest()[:16]
 
 
 def _identity(config: EpisodeConfig) -> dict[str, Any]:
-    """List the settings that an episode's id is made of; one that was added later counts only where it is set."""
+    """Return the settings that are hashed into an episode's id; `reflect_sampling` only if it is set."""
     return {name: value for name, value in config if name != "reflect_sampling" or value is not None}
 
 

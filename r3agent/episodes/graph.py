@@ -1,11 +1,11 @@
 """Loop of the graph: attempt -> verify -> reflect -> retry -> verify ..., as an uncompiled LangGraph `StateGraph`.
 
 In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
-`blind_retries` as a control. It is the same graph. Branches are grown by nodes that work on the whole frontier
-rather than by one `Send` for each span: the drawing stays the four nodes, siblings are drawn with one `n = G`
-request, which lets the server share their prefill, and an episode of 18 spans costs a third of the CPU (11 ms
-against 34 ms, `benchmarks/graph_overhead.py`). The price is that after an error the open step is repeated as a whole,
-but for the answers that `r3agent.episodes.checkpointed` has kept.
+`blind_retries` as a control. The graph is the same. Nodes work on the whole frontier instead of using one `Send` per
+span: the drawing keeps its four nodes, one `n = G` request samples all siblings, so the server can share their prefill,
+and an episode of 18 spans needs a third of the CPU time (11 ms instead of 34 ms, `benchmarks/graph_overhead.py`). The
+cost is that after an error the current step is repeated as a whole, except for the responses that
+`r3agent.episodes.checkpointed` has saved.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ def build_graph(
 ) -> StateGraph[EpisodeState, EpisodeContext, EpisodeInput, EpisodeOutput]:
     """Build the reflect-retry graph; compile it with your own checkpointer, store and name.
 
-    Input `{"task": {...}}`, output `{"answer", "passed", "trajectory"}`; both are JSON. `invoke` and `ainvoke` work.
-    A run overrides limits and sampling with `context={...}`: see `EpisodeContext`.
+    The input is `{"task": {...}}`, the output `{"answer", "passed", "trajectory"}`; both are JSON. `invoke` and
+    `ainvoke` work. A run overrides limits and sampling with `context={...}`: see `EpisodeContext`.
 
     Args:
-        stream: sample with streaming requests, for callers that show tokens as they come; see
+        stream: sample with streaming requests, for callers that show tokens as they arrive; see
             `r3agent.episodes.token_stream`.
         options: fields of `EpisodeConfig`: the limits `max_attempts`, `reflections`, `retries` and `blind_retries`;
             the templates `reflect_prompt`, `retry_prompt` and `blind_retry_prompt`; `sampling` and `reflect_sampling`.
 
     Raises:
-        ConfigError: `policy` cannot sample, or not stream; `verifier` cannot be called; a limit is no whole number or
-            out of range; a sampling is no `Sampling`; or a prompt is no template or names what it is not given.
+        ConfigError: `policy` cannot sample or stream; `verifier` is not callable; a limit is not an integer or out of
+            range; a sampling is not a `Sampling`; or a prompt is not a template or uses an unknown variable.
 
-    When it runs, an input without a task, or with none that can be read, is a `ConfigError`. A `PolicyError` or a
-    `VerifierError` leaves the graph as it is: resume from the checkpoint, or let `collect` record it. On a thread with
-    `durability="sync"`, a run that is resumed, after a killed process too, repeats no request that was answered. A
-    `RetryPolicy` repeats a whole step; the default one leaves a `PolicyError` alone, for transport has been retried:
-    name `retry_on=EndpointError` to sit out an outage.
+    At run time, an input without a valid task raises a `ConfigError`. A `PolicyError` or a `VerifierError` passes
+    through: resume from the checkpoint, or let `collect` record it. On a thread with `durability="sync"`, a resumed run
+    repeats no request that was answered, even after the process was killed. A `RetryPolicy` repeats a whole step; the
+    default one does not retry a `PolicyError`, because its request has been retried already: use
+    `retry_on=EndpointError` to wait for the end of an outage.
     """
     _check_collaborators(policy, verifier)
     config = EpisodeConfig.of(options)
@@ -86,16 +86,16 @@ def build_graph(
 
 
 async def after_verify(nodes: Nodes, state: EpisodeState) -> Next:
-    """Route: reflect on the failed tries or retry them, or end."""
+    """Route to reflection on the failed tries, to a retry without reflection, or to the end."""
     if not state["frontier"]:
         return "__end__"
     return "reflect" if nodes.config.reflections else "retry"
 
 
 class AsyncStep(Runnable[EpisodeState, T]):
-    """Async node or router under the run's context, which `invoke` can run too.
+    """Async node or router with the run's context, which also works under `invoke`.
 
-    LangGraph would run a sync router in a thread, and LangChain's `RunnableLambda` inspects itself at every step.
+    LangGraph would run a sync router in a thread, and LangChain's `RunnableLambda` inspects its function at every step.
     """
 
     name = None
@@ -111,13 +111,13 @@ class AsyncStep(Runnable[EpisodeState, T]):
         return await self._run(input, config)
 
     def _run(self, state: EpisodeState, config: RunnableConfig | None) -> Coroutine[Any, Any, T]:
-        with set_config_context(config or {}) as running:  # which LangGraph has done for nodes, but not for routers
+        with set_config_context(config or {}) as running:  # LangGraph sets it for nodes, but not for routers
             context: object = running.run(get_runtime).context
         return self._step(self._nodes.under(context), state)
 
 
 def _check_collaborators(policy: object, verifier: object) -> None:
-    # No more than the graph needs: policies and verifiers of an application are of any class.
+    # Check only what the graph calls: an application's policies and verifiers can be of any class.
     if not callable(getattr(policy, "sample", None)):
         model = repr(policy) if isinstance(policy, str) else "model"
         raise ConfigError(

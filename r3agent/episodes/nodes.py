@@ -1,6 +1,6 @@
-"""Nodes of the graph: each takes the state and returns a partial update, and writes nothing anywhere.
+"""Nodes of the graph: each takes the state and returns a partial update, without side effects.
 
-A node works on the whole frontier of the tree at once, that is on every failed try that may be tried again.
+A node works on the whole frontier of the tree at once, that is, on every failed try that may be retried.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from r3agent.records.trajectory import Generation, Label, Message, Span, Traject
 from r3agent.verifiers import Answer, Verifier, judge
 
 NOT_RUN = "This call was not run."
-"""Answer to the calls of a failed try."""
+"""Content of the tool messages that answer the tool calls of a failed try."""
 
 Update: TypeAlias = dict[str, Any]
 Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
@@ -36,10 +36,10 @@ class Nodes:
     templates: dict[str, Template]
     """Compiled prompts of `config`, by the names of their settings."""
     streamer: Streamer | None
-    """Samples as `sample` does, and writes every piece of text to LangGraph's streams."""
+    """Function that calls `sample` and writes every delta to LangGraph's streams."""
 
     def under(self, context: object) -> Nodes:
-        """Apply a run's context. One of another type belongs to a larger graph and changes nothing here."""
+        """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
         return replace(self, config=self.config.override(context)) if isinstance(context, EpisodeContext) else self
 
     async def attempt(self, state: EpisodeState) -> Update:
@@ -85,14 +85,14 @@ class Nodes:
         return await _grow([*guided, *blind])
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
-        """List the failed tries that may be tried again: none once a try of the policy's own has passed.
+        """List the failed tries that may be retried; none once a try has passed.
 
-        Next to reflections, blind retries are a control: they are not followed up and end nothing.
+        If there are reflections, blind retries are only a control: they are not retried, and a pass does not count.
         """
         tries = [s for s in tree.spans if s.label != "reflect" and not (self.config.reflections and tree.is_blind(s))]
         if any(s.passed for s in tries):
             return []
-        failed = [s for s in tries if s.passed is False]  # one whose verdict is pending has not failed
+        failed = [s for s in tries if s.passed is False]  # a try with a pending verdict has not failed
         return [s for s in failed if not tree.children(s) and self._n_tries(tree, s) < self.config.max_attempts]
 
     @staticmethod
@@ -106,7 +106,7 @@ class Nodes:
         messages, request = list(tree.task.messages), ()
         if parent is not None:
             turn, prompt = parent.turn, self.templates["blind_retry_prompt" if is_blind else f"{label}_prompt"]
-            # OpenAI's API wants every call answered before the conversation goes on.
+            # OpenAI's API requires an answer to every tool call before the conversation continues.
             unrun = [
                 {"role": "tool", "tool_call_id": c.get("id", ""), "content": NOT_RUN}
                 for c in turn.get("tool_calls", ())
@@ -130,9 +130,9 @@ class Nodes:
         ]
 
     def _prompt_values(self, tree: Trajectory, parent: Span) -> dict[str, Any]:
-        """Collect the values of a prompt below `parent`, a failed try or a reflection on one."""
+        """Collect the template variables of a prompt that follows `parent`, a failed try or a reflection on one."""
         failed = tree.parent(parent) if parent.label == "reflect" else parent
-        assert failed is not None  # a reflection is on a try
+        assert failed is not None  # the parent of a reflection is a try
         answer = Answer.of(failed.message)
         return {
             "task": {"messages": tree.task.messages, "tools": tree.task.tools},
@@ -144,7 +144,7 @@ class Nodes:
         }
 
     def _policy_of(self, tree: Trajectory) -> Policy:
-        """Pin the policy to the version that the episode began with, whatever is live by now."""
+        """Pin the policy to the version that the episode began with, even if another is live by now."""
         began = tree.attempt
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
 

@@ -1,13 +1,13 @@
-"""State of the graph: plain JSON, so that any checkpointer, store or HTTP API can carry it.
+"""State of the graph: plain JSON, so that any checkpointer, store or HTTP API can hold it.
 
-Nodes read it as records (`Task`, `Span`) and write it as their JSON.
+Nodes parse it into records (`Task`, `Span`) and return their JSON.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
-from typing_extensions import TypedDict  # that of typing has no JSON Schema before Python 3.12
+from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
@@ -16,9 +16,9 @@ Json: TypeAlias = dict[str, Any]
 
 
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
-    """Union by `span_id`, the right one winning and the order of first sight kept.
+    """Merge spans by `span_id`: the right one wins, and the order of first appearance is kept.
 
-    Idempotent: an update that is applied again, by a retried node or a resumed thread, duplicates no span.
+    Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span.
     """
     merged = {span["span_id"]: span for span in left}
     merged.update((span["span_id"], span) for span in right)
@@ -32,18 +32,18 @@ class EpisodeInput(TypedDict):
 
 class EpisodeOutput(TypedDict):
     answer: str
-    """Text of the try that passed, else of the last one; without its thinking."""
+    """Text of the try that passed, or else of the last try, without the thinking."""
     passed: bool | None
-    """Verdict on the answer; `None`: the verifier does not know yet."""
+    """Verdict on the answer; `None` while it is pending."""
     trajectory: Json
-    """A `Trajectory` as JSON; `Trajectory.model_validate(...)` gives the record. Written when the episode ends."""
+    """A `Trajectory` as JSON, set when the episode ends; `Trajectory.model_validate(...)` parses it."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
     spans: Annotated[list[Json], merge_spans]
-    """Spans of all episodes of the thread, one after the other; an `attempt` begins a new one."""
+    """Spans of all episodes of the thread, in order; each `attempt` begins a new episode."""
     frontier: list[str]
-    """Ids of the failed tries that may be tried again: `verify` decides it, the router and the nodes follow it."""
+    """Ids of the failed tries that may be retried: `verify` sets them, the router and the other nodes read them."""
 
 
 class SpanSlot(NamedTuple):
@@ -52,7 +52,7 @@ class SpanSlot(NamedTuple):
     label: Label
     parent_id: str | None
     choice: int
-    """Number among the siblings that one request samples."""
+    """Index of the choice in its request."""
     span_id: str
 
     @classmethod
@@ -62,14 +62,14 @@ class SpanSlot(NamedTuple):
 
 
 class TokenDelta(TypedDict):
-    """Piece of a span's text, which `stream_mode="custom"` yields of a graph built with `stream=True`."""
+    """Delta of a span's text; a graph built with `stream=True` yields these in `stream_mode="custom"`."""
 
     label: Label
     parent_id: str | None
     choice: int
-    """Number among the siblings that one request samples."""
+    """Index of the choice in its request."""
     span_id: str
-    """Id of the span in the trajectory, once it is complete."""
+    """Id that the complete span has in the trajectory."""
     delta: str
 
 
@@ -77,15 +77,15 @@ def task_of(state: EpisodeState) -> Task:
     """Read the task of the state.
 
     Raises:
-        ConfigError: the graph was given none, or none that can be read.
+        ConfigError: the input has no task, or an invalid one.
     """
-    if "task" not in state:  # whatever else the input has, LangGraph has left out
+    if "task" not in state:  # LangGraph drops all other keys of the input
         raise ConfigError(f'the input has no "task", and nothing else of it is read; pass {TASK_EXAMPLE}')
     return Task.of(state["task"])
 
 
 def tree_of(state: EpisodeState) -> Trajectory:
-    """Build the trajectory so far; its id is that of its first span, the same however much has grown."""
+    """Build the trajectory so far; its id is the id of its first span, so it never changes."""
     spans = state["spans"]
     root = max(i for i, span in enumerate(spans) if span["label"] == "attempt")
     return Trajectory.model_validate(
@@ -94,5 +94,5 @@ def tree_of(state: EpisodeState) -> Trajectory:
 
 
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
-    """List the failed tries that may be tried again."""
+    """List the failed tries that may be retried."""
     return [span for span in tree.spans if span.span_id in state["frontier"]]

@@ -1,13 +1,13 @@
-"""Token streaming: each piece of text, labelled with its span, through LangGraph's streams.
+"""Token streaming: every delta, labelled with its span, through LangGraph's streams.
 
-`build_graph(..., stream=True)` draws with streaming requests, and every piece is seen
+`build_graph(..., stream=True)` sends streaming requests, and every delta appears
 
-- as a `TokenDelta` by `stream_mode="custom"`;
-- as a chunk of a chat model's message by `stream_mode="messages"`, `astream_events` of any version, and tracers. The
-  message's id is the span's; its run is named after the label and its metadata are the `TokenDelta` without the piece.
+- in `stream_mode="custom"` as a `TokenDelta`;
+- in `stream_mode="messages"`, `astream_events` of any version, and tracers as a chunk of a chat model's message. The
+  message has the span's id; its run has the label as its name and the `TokenDelta` without the text as its metadata.
 
-The record is the same as without. Importing this loads LangChain's chat models, so `build_graph` does it when asked to
-stream.
+The record is the same as without streaming. Importing this module loads LangChain's chat models, so `build_graph`
+imports it only for `stream=True`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from r3agent.records.trajectory import Generation, Message
 async def stream_spans(
     sample: Callable[..., Awaitable[list[Generation]]], messages: Sequence[Message], slots: Sequence[SpanSlot]
 ) -> list[Generation]:
-    """Sample one generation for each slot, and stream every piece of text as it comes."""
+    """Sample one generation for each slot, and stream every delta as it arrives."""
     write = get_stream_writer()
     runs = [_SpanModel(span_id=slot.span_id) for slot in slots]
 
@@ -63,12 +63,12 @@ async def stream_spans(
 class _SpanModel(BaseChatModel):
     """LangChain chat-model adapter that replays one span's tokens."""
 
-    cache: BaseCache | bool | None = False  # an answer of the policy is never another's
+    cache: BaseCache | bool | None = False  # a cached response would belong to another span
     span_id: str
     _pieces: asyncio.Queue[str | Generation | Exception] = PrivateAttr(default_factory=asyncio.Queue)
 
     def take(self, piece: str | Generation | Exception) -> None:
-        """Add a piece of text; the whole generation, or an error, is the last."""
+        """Add a delta, or end the stream with the whole generation or an error."""
         self._pieces.put_nowait(piece)
 
     @property
@@ -86,7 +86,7 @@ class _SpanModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         whole = merge_chat_generation_chunks([chunk async for chunk in self._astream(messages)])
-        assert whole is not None  # the last chunk is always there
+        assert whole is not None  # `_astream` always yields a last chunk
         return ChatResult(generations=[whole])
 
     async def _astream(
@@ -104,7 +104,7 @@ class _SpanModel(BaseChatModel):
 
 
 def _last(generation: Generation, span_id: str) -> AIMessageChunk:
-    """Make the chunk behind the text: tool calls, model and finish reason."""
+    """Make the chunk after the text: tool calls, model and finish reason."""
     calls = [
         ToolCallChunk(id=call.get("id"), index=index, **_function(call))
         for index, call in enumerate(generation.tool_calls)

@@ -1,7 +1,7 @@
-"""OpenAI client whose chat completions are recorded inside of `trace`, and untouched outside of it.
+"""OpenAI client whose chat completions are recorded inside a `trace` and unchanged outside it.
 
-It is a copy of the client with its `post` replaced: the SDK's every way of asking for a chat completion goes through
-it, and what comes back is the SDK's own. Nothing of the library is patched.
+It is a copy of the client with another `post`, which all chat completion methods of the SDK call. They return the SDK's
+own objects, and the library itself is not patched.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ SAMPLING_FIELDS = {
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
     *("response_format", "tool_choice", "reasoning_effort"),
 }
-"""Fields of a request that are recorded with its spans; others may hold private data."""
+"""Request fields that are recorded with the spans; others may contain private data."""
 
 CUT = "the stream was left, or broke off, before the completion ended"
 
 
 def instrument(client: Client, *, version: str | None = None, tokens: bool = True) -> Client:
-    """Copy an OpenAI client, sync or async, so that its chat completions inside of `trace` are recorded.
+    """Copy an OpenAI client, sync or async; the copy records its chat completions inside a `trace`.
 
     Args:
-        version: the policy version behind a served name that does not tell, as `NAME@v0007` does; default the base,
-            v0000. Where full weights are reloaded under one name, make a client for each version.
-        tokens: ask for logprobs and vLLM's token ids, and when streaming for the usage; what the endpoint refuses is
-            left out from then on. Without them spans cannot be trained on exactly.
+        version: policy version of a served name that has none, unlike `NAME@v0007`; default: the base, v0000. If full
+            weights are reloaded under one name, make a client for each version.
+        tokens: request logprobs and vLLM's token ids, and the usage when streaming; fields that the endpoint refuses
+            are left out from then on. Without them spans cannot be trained on exactly.
 
     Raises:
         ConfigError: it is not an OpenAI client.
@@ -63,7 +63,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
             return RecordedCall(
                 context, {**body}, extra, version=version, tokens=tokens, refused=refused, key=copied.api_key
             )
-        except (TypeError, ValueError) as error:  # what JSON cannot hold, or no messages: the endpoint may know better
+        except (TypeError, ValueError) as error:  # not JSON, or no messages: leave the decision to the endpoint
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
             return None
 
@@ -100,7 +100,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
 
 
 class RecordedCall:
-    """One request and its record. A failure to record is logged, and the request goes on."""
+    """One request and its record; if recording fails, the failure is logged and the request continues."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RecordedCall:
         self._start = time.perf_counter()
         self._assembly: Assembly | None = Assembly()
         self._request = {**body, **extra}
-        # As sent, and as it was then: the application may go on with the same list.
+        # Copy the messages as sent: the application may modify its list afterwards.
         sent = orjson.loads(orjson.dumps([body.get("messages"), self._request.get("tools") or []], default=_as_json))
         self._messages, self._tools = sent
         context.episode.begin(self._messages, self._tools, key if isinstance(key, str) else "")
@@ -131,7 +131,7 @@ class RecordedCall:
             context.episode.at_end(self.finish)
 
     def leave_out_refused_field(self, error: openai.APIStatusError) -> None:
-        """Leave out the field that an endpoint refuses if it was added for the record; else raise the error."""
+        """Leave out the field that the endpoint refuses, if it was added for the record; otherwise raise the error."""
         field = refused_field(str(error), self._added) if error.status_code in (400, 422) else None
         if field is None:
             raise error
@@ -140,14 +140,14 @@ class RecordedCall:
         self._left_out.add(field)
 
     def take(self, answer: Any) -> Any:
-        """Record an answer, unless it is a stream, which is recorded as it is read."""
-        self._refused |= self._left_out  # remembered once leaving them out has helped
+        """Record a response, unless it is a stream, which is recorded while it is read."""
+        self._refused |= self._left_out  # remember the fields once a request without them has succeeded
         if not self.body.get("stream"):
             self._record(lambda: _json_of(answer))
         return answer
 
     def add(self, chunk: ChatCompletionChunk) -> bool:
-        """Record one chunk; return False if it is only there because the usage was asked for the record."""
+        """Record one chunk; return False for the usage chunk that only the record requested."""
         if self._assembly is not None:
             try:
                 for _ in self._assembly.add(chunk.to_dict(mode="python", warnings=False)):
@@ -158,7 +158,7 @@ class RecordedCall:
         return not ("stream_options" in self._added and not chunk.choices and chunk.usage is not None)
 
     def finish(self) -> None:
-        """Record a stream that is over, or will not be read any further."""
+        """Record a stream that has ended, or will not be read to its end."""
         assembly, self._assembly = self._assembly, None
         if assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
@@ -185,7 +185,7 @@ class RecordedCall:
 
 
 def _json_of(answer: Any) -> Any:
-    """Return the JSON of the SDK's model, or of its raw response (`with_raw_response`)."""
+    """Return the JSON of an SDK model, or of a raw response (`with_raw_response`)."""
     if isinstance(content := getattr(answer, "content", None), bytes):
         return orjson.loads(content)
     return answer.to_dict(mode="python", warnings=False)

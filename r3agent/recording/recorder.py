@@ -1,4 +1,4 @@
-"""Recording in production: a request hands over its trajectory and goes on; a thread of this process writes it.
+"""Recording in production: a request queues its trajectory, and a thread of this process writes it to disk.
 
     recorder = Recorder("runs/prod/trajectories", sample_rate=0.1, redact=without_emails)  # where the app starts
 
@@ -7,10 +7,10 @@
 
     recorder.close()  # where the app shuts down
 
-It never waits for the disk and never raises into the request: what it cannot keep is counted, and the first loss of
-each kind is logged. Each process, that is each web worker, writes a shard of its own; a worker that was forked after
-the recorder was made begins with its own queue, thread, counts and shard. A process that is killed loses what is in its
-queue and tears at most its own last line.
+`record` never waits for the disk and never raises into the request: lost trajectories are counted, and the first loss
+of each kind is logged. Each process, i.e. each web worker, writes its own shard. A worker that is forked after the
+recorder was created starts with its own queue, thread, counts and shard. A process that is killed loses its queue and
+at most its own last line.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from r3agent.store.shards import TrajectoryWriter
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 10.0
-"""Time that `close` waits for the disk."""
+"""Seconds that `close` waits for the disk."""
 
 CountName: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
 
 
 class Counts(NamedTuple):
-    """Numbers of the trajectories that one process handed over; the rest is waiting."""
+    """Numbers of trajectories that one process passed to `record`; all others are still queued."""
 
     recorded: int
-    """Written to disk."""
+    """Trajectories written to disk."""
     sampled_out: int
-    """Left out by `sample_rate`."""
+    """Trajectories left out by `sample_rate`."""
     dropped: int
-    """Too many were waiting, or the recorder was closed."""
+    """Trajectories dropped because the queue was full or the recorder closed."""
     failed: int
-    """Refused by the disk or by `redact`, or no trajectory at all."""
+    """Trajectories lost to an error of the disk or of `redact`, and invalid trajectories."""
 
 
 class Recorder(AbstractContextManager["Recorder"]):
-    """Store of a running application's trajectories; a context manager, else `close` it at shutdown.
+    """Recorder of a running application's trajectories; a context manager, or `close` it at shutdown.
 
-    The exit of the interpreter closes it too, but a web server may end its workers without one.
+    The interpreter's exit closes it too, but a web server may kill its workers without a clean exit.
 
     Args:
         directory: the store; several recorders, processes and machines may write into one.
-        sample_rate: share of the trajectories that is kept, chosen by a hash of the id: every worker chooses alike.
-        redact: function from a text to what may be kept of it. It runs in the request, before anything is queued.
-            Spans whose text it changes are not trained on, because their tokens spell what was taken out.
-        queue_size: trajectories that may wait for the disk; further ones are dropped and counted.
+        sample_rate: share of the trajectories to keep, chosen by a hash of the id, so all workers choose alike.
+        redact: function that takes a text and returns it without private data. It runs in the request, before
+            anything is queued. Spans whose text it changes are not trained on, because their tokens contain the text.
+        queue_size: maximum number of queued trajectories; further ones are dropped and counted.
 
     Raises:
         ConfigError: a setting is out of range, or the directory cannot be written.
@@ -85,16 +85,16 @@ class Recorder(AbstractContextManager["Recorder"]):
         self.sample_rate = sample_rate
         self.queue_size = queue_size
         self._redact = redact
-        TrajectoryWriter(self.directory).close()  # raises here rather than in the thread
+        TrajectoryWriter(self.directory).close()  # raise here rather than in the thread
         self._begin()
         _open.add(self)
 
     def _begin(self) -> None:
-        """Start with an empty queue; the thread and its shard start with the first trajectory."""
-        self._changed = threading.Condition()  # released while the disk is written to
+        """Start with an empty queue; the first trajectory starts the thread and its shard."""
+        self._changed = threading.Condition()  # not held while writing to disk
         self._waiting: list[Trajectory] = []
         self._n_writing = 0
-        """Number taken by the thread and not yet written."""
+        """Number of trajectories taken by the thread and not yet written."""
         self._counts: Counter[CountName] = Counter()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -106,7 +106,7 @@ class Recorder(AbstractContextManager["Recorder"]):
             return Counts(*(self._counts[name] for name in get_args(CountName)))
 
     def record(self, trajectory: Trajectory | Mapping[str, Any]) -> None:
-        """Take a trajectory, or its JSON as the graph returns it; never waits for the disk and never raises."""
+        """Queue a trajectory, or its JSON from the graph's output; never wait for the disk and never raise."""
         try:
             is_record = isinstance(trajectory, Trajectory)
             trajectory_id = trajectory.trajectory_id if is_record else trajectory["trajectory_id"]
@@ -115,17 +115,17 @@ class Recorder(AbstractContextManager["Recorder"]):
                 return
             record = trajectory if is_record else Trajectory.model_validate(trajectory)
             self._put(record if self._redact is None else redact_trajectory(record, self._redact))
-        except Exception as error:  # whatever was handed over, the request goes on
-            # Without its message, which may quote what was to be redacted.
+        except Exception as error:  # the request must not fail
+            # Omit the message, which may quote unredacted text.
             self._count("failed", f"a {type(error).__name__} before it was queued")
 
     def flush(self, timeout_s: float = SHUTDOWN_S) -> bool:
-        """Wait until everything taken is written; return False if that takes longer."""
+        """Wait until the queue is written to disk; return False on a timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._n_writing, timeout_s)
 
     def close(self, timeout_s: float = SHUTDOWN_S) -> bool:
-        """Take nothing more and write what was taken; return False if that takes longer, which drops the rest."""
+        """Stop recording and write the queue; on a timeout, drop the rest and return False."""
         _open.discard(self)
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -148,7 +148,7 @@ class Recorder(AbstractContextManager["Recorder"]):
         return drawn < self.sample_rate * 2**64
 
     def _count(self, name: CountName, why: str = "", n: int = 1) -> None:
-        """Count trajectories; the first loss of each kind is logged with `why`."""
+        """Count trajectories, and log the first loss of each kind with `why`."""
         with self._changed:
             is_first = not self._counts[name]
             self._counts[name] += n
@@ -178,7 +178,7 @@ class Recorder(AbstractContextManager["Recorder"]):
                     writer.append(trajectory)
                 except (R3Error, OSError) as error:
                     self._count("failed", str(error))
-                except Exception as error:  # a record that cannot be written as JSON; the thread goes on
+                except Exception as error:  # a record that is not JSON-safe; the thread continues
                     self._count("failed", f"a {type(error).__name__} when it was written")
                 else:
                     self._count("recorded")
@@ -192,7 +192,7 @@ class Recorder(AbstractContextManager["Recorder"]):
                 logger.warning("%s: %s when the shard was closed", self.directory, error)
 
     def _next_batch(self) -> list[Trajectory]:
-        """Wait for trajectories and take them all; an empty list means that the recorder is closed."""
+        """Wait for trajectories and take all of them; an empty list means that the recorder is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch, self._waiting = self._waiting, []

@@ -1,4 +1,4 @@
-"""Redaction of a record before it is stored: texts, and the tokens that spell them."""
+"""Redaction of a record before it is stored: its texts and their tokens."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, TypeAlias
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 
 Redact: TypeAlias = Callable[[str], str]
-"""Function from a text to what may be kept of it."""
+"""Function that takes a text and returns it without private data."""
 
 NOTE = "redacted: its tokens spelled what was taken out"
 
 KEPT = {"role", "type", "id", "tool_call_id"}
-"""Keys of messages whose values are not redacted: they are no free text."""
+"""Message keys whose values are not redacted, because they are not free text."""
 
 
 def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
     """Apply `redact` to every text of a trajectory's task, spans, verdicts, error and metadata.
 
-    A span whose prompt or answer changes loses its token ids and logprobs and is `eval-only`: tokens spell the text. A
-    task's id that is the hash of its messages becomes that of the redacted ones. Tokens that no text of the record
-    spells, such as hidden reasoning, are kept where nothing in the span's conversation was redacted.
+    A span whose prompt or answer changes loses its token ids and logprobs, because they contain the text, and becomes
+    `eval-only`. A task id that is the hash of the messages is computed again from the redacted messages. Tokens without
+    a text in the record, such as hidden reasoning, are kept if nothing in the span's conversation was redacted.
     """
     error = trajectory.error
     cleaned = trajectory.changed(
@@ -59,7 +59,7 @@ def _span(span: Span, redact: Redact) -> Span:
 
 
 def _strings(value: Any, redact: Redact) -> Any:
-    """Redact every string of a JSON value but those under the keys of `KEPT`."""
+    """Redact every string of a JSON value, except those under the keys of `KEPT`."""
     match value:
         case str():
             return redact(value)
@@ -72,7 +72,7 @@ def _strings(value: Any, redact: Redact) -> Any:
 
 
 def _tokenized_content(trajectory: Trajectory, span: Span) -> Any:
-    """Return everything that the tokens of a span's prompt and answer spell."""
+    """Return all content that is in the tokens of a span's prompt and answer."""
     return trajectory.prompt(span), trajectory.task.tools, span.message
 
 

@@ -1,4 +1,4 @@
-"""Episodes of plain Python: the calls of an instrumented client, as the tree of spans that training reads.
+"""Episodes of plain Python code: the calls of an instrumented client, recorded as a tree of spans.
 
     client = r3agent.instrument(AsyncOpenAI(base_url=..., api_key=...))
 
@@ -11,9 +11,9 @@
             answer = await client.chat.completions.create(model=..., messages=[...])
         episode.verdict(retry, passed=True)
 
-The messages that were sent are recorded as they are. Where they continue the parent's conversation, the span's
-`request` is what they add to it; else it is all of them, and the span is `standalone`. Concurrent episodes do not mix:
-the episode of a call is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
+The messages are recorded as sent. If they continue the parent's conversation, the span's `request` has only the new
+messages; otherwise it has all messages, and the span is `standalone`. Concurrent episodes do not mix: the current
+episode is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ def trace(
     out: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Episode:
-    """Record the calls of instrumented clients in a block, `with` or `async with`, as one episode.
+    """Record the calls of instrumented clients in a `with` or `async with` block as one episode.
 
-    An error that leaves the block is recorded with the episode, and raised. Without an error and without a span,
-    nothing is recorded. `episode.trajectory` is the record; the module's docstring shows a whole episode.
+    An error in the block is recorded with the episode and raised. A block without an error and without a span records
+    nothing. `episode.trajectory` is the record; the module's docstring shows a complete episode.
 
     Args:
-        task: a `Task` or its JSON; default the messages and tools of the first call.
-        recorder: takes the episode when the block ends.
-        out: a store, for scripts: the episode is written when the block ends, as a shard of its own.
+        task: a `Task` or its JSON; default: the messages and tools of the first call.
+        recorder: receives the episode at the end of the block.
+        out: a store, for scripts: the episode is written as its own shard at the end of the block.
         metadata: recorded with the episode.
 
     Raises:
-        ConfigError: `task` cannot be read as one.
-        ConfigError, RecordError: where the block ends, `out` cannot be written.
+        ConfigError: `task` is not a valid task.
+        ConfigError, RecordError: at the end of the block, `out` cannot be written.
     """
     return Episode(None if task is None else Task.of(task), recorder, out, {"metadata": dict(metadata or {})})
 
 
 @dataclass
 class SpanScope:
-    """The block of one `episode.span(...)`, whose calls become its spans."""
+    """Block of one `episode.span(...)`; its calls become spans."""
 
     label: Label
     parent_id: str | None
     span_ids: list[str] = field(default_factory=list)
-    """Ids of the spans that were sampled inside, in order."""
+    """Ids of the spans that were sampled in the block, in order."""
 
 
 SpanRef: TypeAlias = SpanScope | Span | str
-"""A span, the id of one, or the scope whose last span is meant."""
+"""A span, a span id, or a scope, which stands for its last span."""
 
 
 class TraceContext(NamedTuple):
-    """The episode and the scope that a call belongs to."""
+    """Episode and scope of a call."""
 
     episode: Episode
     scope: SpanScope | None
@@ -87,14 +87,14 @@ _context: ContextVar[TraceContext | None] = ContextVar("r3agent_trace", default=
 
 
 def current_context() -> TraceContext | None:
-    """Return the innermost open episode and its scope, if there is one."""
+    """Return the innermost open episode and its scope, or `None`."""
     context = _context.get()
     return None if context is None or context.episode.closed else context
 
 
 @dataclass(eq=False, repr=False)
 class Episode:
-    """An episode that is being recorded; `trace` makes it."""
+    """Episode that is being recorded; created by `trace`."""
 
     _task: Task | None
     _recorder: Recorder | None
@@ -102,7 +102,7 @@ class Episode:
     _fields: dict[str, Any]
     closed: bool = field(default=False, init=False)
     _keys: set[str] = field(default_factory=set, init=False)
-    """Keys of the clients that were used, which are never recorded."""
+    """API keys of the clients, which are never recorded."""
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
@@ -112,13 +112,13 @@ class Episode:
 
     @contextmanager
     def span(self, label: Label, *, parent: SpanRef | None = None) -> Generator[SpanScope]:
-        """Label the calls of a block; calls outside of such a block are attempts.
+        """Label the calls in a block; calls outside such a block are attempts.
 
         Args:
-            parent: the span that they follow; default the one whose conversation they continue, if there is one.
+            parent: parent span of the calls; default: the span whose conversation they continue, if there is one.
 
         Raises:
-            ConfigError: there is no such label, or the parent is no span of this episode.
+            ConfigError: there is no such label, or the parent is not a span of this episode.
         """
         if label not in get_args(Label):
             raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
@@ -130,7 +130,7 @@ class Episode:
             _reset(token)
 
     def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
-        """Set the verdict on a try; default the last one.
+        """Set the verdict on a try, by default the last one.
 
         Raises:
             ConfigError: there is no such try.
@@ -149,10 +149,10 @@ class Episode:
 
     @property
     def answer(self) -> Span:
-        """The last try.
+        """Last try of the episode.
 
         Raises:
-            LookupError: there is none yet.
+            LookupError: there is no try yet.
         """
         if not (tries := self._tries()):
             raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
@@ -163,10 +163,10 @@ class Episode:
 
     @property
     def trajectory(self) -> Trajectory:
-        """The record so far; its id stays.
+        """Record so far; its id does not change.
 
         Raises:
-            RecordError: there is no task, and no call was made yet.
+            RecordError: there is no task and no call yet.
         """
         with self._lock:
             if self._task is None:
@@ -178,7 +178,7 @@ class Episode:
     # ---- called by the instrumented client ----
 
     def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
-        """Note that a call is made; the first one is the task, unless there is one."""
+        """Register a call; the first call defines the task, unless `trace` got one."""
         with self._lock:
             self._keys |= {key} if key else set()
             if self._task is None:
@@ -207,7 +207,7 @@ class Episode:
                     scope.span_ids.append(span.span_id)
 
     def at_end(self, finish: Callable[[], None]) -> None:
-        """Call `finish` when the episode ends, e.g. to record a stream that nobody read to its end."""
+        """Call `finish` at the end of the episode, e.g. to record a stream that was not read to its end."""
         self._finishers.append(finish)
 
     # ---- beginning and end ----
@@ -227,7 +227,7 @@ class Episode:
                 kind=type(error).__name__, message=reduce(redact_key, self._keys, str(error))
             )
         if self._task is None or not (self._spans or error is not None):
-            return  # nothing was answered, and nothing went wrong: there is no episode
+            return  # no span and no error: there is no episode to record
         if self._recorder is not None:
             self._recorder.record(self.trajectory)
         if self._out is not None:
@@ -237,7 +237,7 @@ class Episode:
             except (ConfigError, RecordError) as refused:
                 if error is None:
                     raise
-                logger.warning("%s", refused)  # the error of the block is the one to raise
+                logger.warning("%s", refused)  # the error of the block takes precedence
 
     async def __aenter__(self) -> Episode:
         return self.__enter__()
@@ -263,7 +263,7 @@ class Episode:
 def _attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
     """Find parent and request of a call: the parent with the longest conversation that `messages` continue."""
     parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
-    # The later of two that are alike.
+    # Of equally long conversations, take the later one.
     for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
         conversation = [*tree.prompt(parent), parent.message]
         if _continues(messages, conversation):
@@ -279,10 +279,10 @@ def _continues(messages: Sequence[Message], conversation: Sequence[Message]) -> 
 
 
 def _comparable(message: Message) -> Message:
-    """Drop empty fields: SDKs send some of them, and leave some of them out."""
+    """Drop empty fields, because SDKs send only some of them."""
     return {key: value for key, value in message.items() if value not in (None, "", [], {})}
 
 
 def _reset(token: Token[TraceContext | None]) -> None:
-    with suppress(ValueError):  # entered in another context, as generators of web frameworks are
+    with suppress(ValueError):  # entered in another context, as in generators of web frameworks
         _context.reset(token)

@@ -1,12 +1,12 @@
-"""Credit: what a span earned, and the siblings it is compared with.
+"""Credit: the reward of a span, and the siblings it is compared with.
 
-    label         earns, the first by default                 its siblings, a GRPO group
+    label         reward sources, the first by default        its siblings, a GRPO group
     attempt       success | score of its own verdict          first tries of one task by one policy version
     reflect       retry_success | retry_score | lift          reflections of one failed try
     retry         success | score                             retries after one reflection
     blind_retry   success | score                             blind retries of one failed try
 
-Siblings answered one and the same prompt. Spans of different failures are never compared: that biases the baseline.
+Siblings are sampled from the same prompt. Spans of different failures are never compared: that would bias the baseline.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 RewardSource: TypeAlias = Literal["retry_success", "retry_score", "lift", "success", "score"]
 """Source of a span's reward.
 
-A reflection is paid the success of its retries, their score, or their success minus that of the blind retries; any
-other span the success or the score of its own verdict.
+The reward of a reflection is the success of its retries, their score, or their success minus that of the blind retries;
+the reward of any other span is the success or the score of its own verdict.
 """
 
 SOURCES: Mapping[str, tuple[RewardSource, ...]] = {
@@ -35,17 +35,17 @@ SOURCES: Mapping[str, tuple[RewardSource, ...]] = {
     "retry": ("success", "score"),
     "blind_retry": ("success", "score"),
 }
-"""Sources that fit each label; the first is what `groups` and `reward` take by default."""
+"""Valid sources for each label; the first is the default of `groups` and `reward`."""
 
 
 class Group(Record):
-    """Sibling spans and what each earned: one GRPO group of G."""
+    """Sibling spans and their rewards: one GRPO group of G."""
 
     label: CreditLabel
     parent: Span | None
-    """The span they all follow; `None` for attempts, which follow the task."""
+    """Parent of all spans; `None` for attempts, which have only the task above them."""
     trajectories_G: tuple[Trajectory, ...]
-    """Trajectory of each span: one and the same, unless they are attempts."""
+    """Trajectory of each span: the same for all, except for attempts."""
     spans_G: tuple[Span, ...]
     rewards_G: tuple[float, ...]
 
@@ -57,14 +57,14 @@ class Group(Record):
     def group_id(self) -> str:
         """Id made of the first trajectory, the parent if there is one, the label and the first span.
 
-        Children of one parent may have been asked for in several ways.
+        The first span is needed because the children of one parent may have different prompts.
         """
         parent = "" if self.parent is None else self.parent.span_id
         return f"{self.trajectories_G[0].trajectory_id}/{parent}/{self.label}/{self.spans_G[0].span_id}"
 
 
 def credit_label(trajectory: Trajectory, span: Span) -> CreditLabel:
-    """The span's label as credit is told apart by."""
+    """Return the span's label, with blind retries told apart."""
     return "blind_retry" if trajectory.is_blind(span) else span.label
 
 
@@ -72,7 +72,7 @@ def check_label(label: str) -> None:
     """Check that a label exists.
 
     Raises:
-        ValueError: there is no such label; with the nearest.
+        ValueError: there is no such label; the message suggests the nearest.
     """
     labels = get_args(CreditLabel)
     if label not in labels:
@@ -80,10 +80,10 @@ def check_label(label: str) -> None:
 
 
 def check_source(label: str, source: str) -> None:
-    """Check that a source of reward fits a label.
+    """Check that a reward source is valid for a label.
 
     Raises:
-        ValueError: there is no such label, or the source does not fit it; with what fits.
+        ValueError: there is no such label, or the source is not valid for it; the message lists the valid ones.
     """
     check_label(label)
     if source not in (fitting := SOURCES[label]):
@@ -93,15 +93,15 @@ def check_source(label: str, source: str) -> None:
 def reward(
     trajectory: Trajectory, span: Span, source: RewardSource | None = None, *, leaked: bool = False
 ) -> float | None:
-    """Reward of a span; `None` when there is no verdict on it, on a retry of it or (`lift`) on the control.
+    """Compute the reward of a span; `None` without a verdict on it, on its retries or (`lift`) on the control.
 
-    Source: arXiv 2505.24726 pays the success of one retry, 0 or 1; with M retries this is their mean.
+    Source: in arXiv 2505.24726 the reward is the success of one retry, 0 or 1; with M retries this is their mean.
 
     Args:
-        leaked: as if every retry of this reflection had failed.
+        leaked: compute the reward as if every retry of this reflection had failed.
 
     Raises:
-        ValueError: the source does not fit the span's label.
+        ValueError: the source is not valid for the span's label.
     """
     label = credit_label(trajectory, span)
     source = source or SOURCES[label][0]
@@ -121,7 +121,7 @@ def reward(
 
 
 def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Span]:
-    """The spans whose verdicts make the reward of `span`."""
+    """Return the spans whose verdicts determine the reward of `span`."""
     if source in ("success", "score"):
         return [span]
     above = trajectory.parent(span) if source == "lift" else None
@@ -132,10 +132,10 @@ def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Spa
 def groups(
     trajectories: Iterable[Trajectory], label: CreditLabel = "reflect", source: RewardSource | None = None
 ) -> Iterator[Group]:
-    """The groups of one label, in order of their first span; spans without a reward are left out.
+    """Yield the groups of one label, in order of their first span; spans without a reward are left out.
 
     Raises:
-        ValueError: the source does not fit the label.
+        ValueError: the source is not valid for the label.
     """
     check_source(label, source := source or SOURCES[label][0])
     siblings: dict[Hashable, list[tuple[Trajectory, Span, float]]] = {}
@@ -163,12 +163,12 @@ def _own(span: Span, source: str) -> float | None:
 
 
 def _asked(span: Span) -> str:
-    """Key of the request to one parent's children: the graph asks all of them the same, plain Python may not."""
+    """Return a key for the request of a span: the graph sends the same to all children, traced code may not."""
     return json.dumps([span.standalone, span.request], sort_keys=True, default=str)
 
 
 def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:
-    """Key that makes first tries of several episodes siblings: one task, one prompt, one policy version."""
+    """Return the key that first tries of several episodes share if they are siblings: task, prompt, policy version."""
     task = trajectory.task
     asked = json.dumps([trajectory.prompt(attempt), task.tools], sort_keys=True, default=str)
     return task.id, asked, attempt.policy_version

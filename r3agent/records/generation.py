@@ -12,7 +12,7 @@ from r3agent.records.task import Message
 from r3agent.records.thinking import ReasoningField
 
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
-"""Use of a generation in training: its recorded tokens are trained on, its re-tokenised text is, or neither."""
+"""Use of a generation in training: its recorded tokens can be trained on, its re-tokenised text can, or neither."""
 
 
 class Verdict(Record):
@@ -20,40 +20,40 @@ class Verdict(Record):
 
     passed: bool
     score: float = Field(ge=0, le=1)
-    """Quality of the answer; the sources `score` and `retry_score` of `train.credit` pay it, all else uses `passed`."""
+    """Quality of the answer, used by the sources `score` and `retry_score` of `train.credit`; others use `passed`."""
     feedback: str | None = None
-    """Reason, for people; the policy does not see it unless a prompt puts it there."""
+    """Reason, for people; the policy sees it only if a prompt contains it."""
     noisy: bool = False
-    """True if its giver may err, e.g. a language model; then `feedback` has the votes."""
+    """True if the verifier can be wrong, e.g. a language model; `feedback` then has the votes."""
     by: str | None = None
-    """Name of whoever attached it afterwards, with `r3agent label`; `None`: the verifier gave it."""
+    """Author of a verdict that was added later with `r3agent label`; `None` for the verifier's own."""
     overruled: bool | None = None
-    """The verifier's own `passed`, where a label says otherwise."""
+    """The verifier's own `passed`, if a label contradicts it."""
 
     @classmethod
     def failed(cls, feedback: str) -> Verdict:
-        """Not passed, with no part of it right."""
+        """Make a failed verdict with score 0."""
         return cls(passed=False, score=0.0, feedback=feedback)
 
 
 class Generation(Record):
-    """One sampled completion, exactly as the endpoint gave it."""
+    """One sampled completion, exactly as the endpoint returned it."""
 
     text: str
     reasoning: str | None = None
-    """The thinking, where the server handed it over beside the text; its tokens are among `token_ids`."""
+    """The thinking, if the server returned it in a separate field; its tokens are among `token_ids`."""
     reasoning_field: ReasoningField = "reasoning"
-    """The server's name for it."""
+    """Name of the server's field for the thinking."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
-    """T sampled tokens, the end-of-turn token included where the server counts it."""
+    """T sampled tokens, including the end-of-turn token if the server counts it."""
     logprobs: tuple[float, ...] | None = None
-    """T natural-log probabilities under the policy and the sampling temperature the server scored with."""
+    """T natural-log probabilities under the policy, at the temperature that the server used for scoring."""
     model: str
-    """The name the endpoint answered with."""
+    """Model name in the endpoint's response."""
     policy_version: str | None = None
-    """The registry's version behind that name, where it is known."""
+    """Policy version of that model name, if known."""
     sampling: dict[str, Any] = {}
     finish_reason: str | None = None
     prompt_tokens: int | None = None
@@ -62,7 +62,7 @@ class Generation(Record):
     """Latency of the request; the siblings of one `n > 1` request share it."""
     capability: Capability = "eval-only"
     capability_note: str | None = None
-    """Reason that the capability is less than `trainable-exact`."""
+    """Reason why the capability is less than `trainable-exact`."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Generation:
@@ -75,7 +75,7 @@ class Generation(Record):
 
     @property
     def message(self) -> Message:
-        """The generation as the assistant message that follows its prompt."""
+        """Assistant message that follows the prompt, with the text, the thinking and the tool calls."""
         message: Message = {"role": "assistant", "content": self.text}
         if self.reasoning is not None:
             message[self.reasoning_field] = self.reasoning
@@ -85,7 +85,7 @@ class Generation(Record):
 
     @property
     def turn(self) -> Message:
-        """`message` as it is sent back: servers refuse calls whose arguments are no JSON object, so these are text."""
+        """Form of `message` to send back: calls whose arguments are not a JSON object, refused by servers, are text."""
         broken = [call for call in self.tool_calls if not _is_readable(call)]
         if not broken:
             return self.message

@@ -1,16 +1,16 @@
-"""The three requests that drive the loop, in the sense of the paper; each is an argument of `build_graph`.
+"""The three prompts of the loop, after the paper; each is an argument of `build_graph`.
 
-The paper (arXiv 2505.24726) publishes the sense of its reflection request, not its wording. The policy is told
-only that it failed: no gold answer and no error text.
+The paper (arXiv 2505.24726) describes its reflection prompt, but not its wording. The prompt says only that the try
+failed: it has no gold answer and no error text.
 
-Each is a Jinja template and may name what stands in `KNOWN`:
+Each prompt is a Jinja template with the variables in `KNOWN`:
 
-- `task.messages`, `task.tools`: the task as the policy was shown it; never what the verifier needs.
-- `answer`: the failed try, without its thinking; `thinking`: what was thought before it, or "".
-- `feedback`: what the verifier said of it, or "". It may contain the answer, and a prompt that passes it on leaves
+- `task.messages`, `task.tools`: the task as the policy saw it, without the data for the verifier.
+- `answer`: the failed try, without its thinking; `thinking`: the thinking before it, or "".
+- `feedback`: the verifier's feedback on it, or "". It may contain the gold answer; a prompt that uses it departs from
   the paper.
-- `attempt`: how many tries there were on this path, the failed one included.
-- `reflection`: without its thinking; in the retry prompt only.
+- `attempt`: the number of tries on this path, including the failed one.
+- `reflection`: the reflection without its thinking; only in the retry prompt.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Kind: TypeAlias = Literal["general", "function_call", "code"]
 
 OF_A_TRY = ("task.messages", "task.tools", "answer", "thinking", "feedback", "attempt")
 KNOWN = {"reflect_prompt": OF_A_TRY, "retry_prompt": (*OF_A_TRY, "reflection"), "blind_retry_prompt": OF_A_TRY}
-"""Names that each prompt may use."""
+"""Variables of each prompt."""
 HIDDEN = ("task.gold", "task.info")
 """Fields of a task that only the verifier may see."""
 
 
 class Prompts(Record):
-    """The prompts of one kind of task; `build_graph` and `collect` take them as `**prompts.model_dump()`."""
+    """Prompts for one kind of task; pass them to `build_graph` and `collect` as `**prompts.model_dump()`."""
 
     reflect_prompt: str
     retry_prompt: str
@@ -63,4 +63,4 @@ PROMPTS: dict[Kind, Prompts] = {
         blind_retry_prompt="Your code does not do what it should. Try the task again.",
     ),
 }
-"""The defaults, by the kind of task."""
+"""Default prompts, by the kind of task."""

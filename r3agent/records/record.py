@@ -1,4 +1,4 @@
-"""Base classes of all records: frozen, strict about unknown fields, and versioned where files hold them."""
+"""Base classes of all records: frozen, strict about unknown fields, and versioned if they are stored in files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from r3agent.errors import SchemaVersionError
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and unknown fields are an error."""
+    """Base of all records: frozen, and strict about unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class VersionedRecord(Record):
-    """Base of the records that files hold: `schema_version`, which each declares, has the version that is read here.
+    """Base of the records in files; the default of a subclass's `schema_version` is the version that it can read.
 
     Raises:
-        SchemaVersionError: the data to validate is of another version.
+        SchemaVersionError: the data has another version.
     """
 
     @model_validator(mode="before")
@@ -36,5 +36,5 @@ class VersionedRecord(Record):
 
 
 def new_id() -> str:
-    """A fresh id for a span or a trajectory."""
+    """Make an id for a span or a trajectory."""
     return uuid4().hex[:16]

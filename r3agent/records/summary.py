@@ -1,4 +1,4 @@
-"""Summary of a collection, in numbers."""
+"""Summary statistics of a collection."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from r3agent.records.trajectory import Record, Trajectory, mean_success
 
 
 class CollectSummary(Record):
-    """Counted over the episodes of one call and those it found done."""
+    """Statistics of the episodes of one call, including those that were already stored."""
 
     episodes: int
     resumed: int
-    """Episodes among these that an earlier call stored."""
+    """Number of these episodes that an earlier call stored."""
     errors: dict[str, int]
-    """Episodes that ended with an error, by its kind; they count nowhere below but in the spans they grew."""
+    """Episodes that ended with an error, by its kind; the other fields count only the spans of such episodes."""
     unlabelled: int
-    """Whole episodes without a single verdict: nobody has said yet how they went."""
+    """Episodes without an error and without any verdict yet."""
     first_try: float | None
     """Share of first attempts that passed."""
     retry_after_reflection: float | None
@@ -26,23 +26,23 @@ class CollectSummary(Record):
     retry_blind: float | None
     """Share of blind retries that passed."""
     noisy_verdicts: int
-    """Verdicts of whoever may err, such as an LLM judge: the three shares are then estimates of what is right."""
+    """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
-    """Groups among these that GRPO can learn from: not all reflections earned the same."""
+    """Groups that GRPO can learn from, because the rewards of their reflections differ."""
     mixed_versions: int
-    """Episodes that lived through a deploy: more than one policy version answered in them."""
+    """Episodes with answers of more than one policy version, because a deploy happened meanwhile."""
     tokens_sampled: int
     capabilities: dict[str, int]
-    """Spans by what they are good for."""
+    """Number of spans by capability."""
     notes: dict[str, int]
-    """Reasons that spans are less than trainable-exact, counted."""
+    """Number of spans by the reason why they are less than trainable-exact."""
     seconds: float
 
 
 def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: float = 0.0) -> CollectSummary:
-    """Count what trajectories hold."""
+    """Summarise trajectories."""
     whole = [t for t in episodes if t.error is None]
     spans = [s for t in episodes for s in t.spans]
     retries = [(t.is_blind(s), s) for t in whole for s in t.spans if s.label == "retry"]

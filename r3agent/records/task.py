@@ -1,4 +1,4 @@
-"""Problem that an episode is about, as the policy and the verifier see it."""
+"""Task of an episode, as the policy and the verifier see it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from r3agent.errors import ConfigError
 from r3agent.records.record import Record
 
 Message: TypeAlias = dict[str, Any]
-"""One chat message in the shape of OpenAI's API: `{"role": ..., "content": ...}`."""
+"""One chat message in the format of OpenAI's API: `{"role": ..., "content": ...}`."""
 
 TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
-"""The least that a task is, to show where one was given wrong."""
+"""Minimal input of the graph, for error messages."""
 
 
 class Task(Record):
-    """One problem: what the policy is shown and what the verifier needs."""
+    """One problem: the prompt for the policy and the data for the verifier."""
 
-    id: str = Field(default_factory=str)  # for type checkers; `_default_id` gives one before this is asked
-    """Stable across runs; resume keys and splits are made from it. Default: a hash of the messages."""
+    id: str = Field(default_factory=str)  # for type checkers; `_default_id` sets it before this default applies
+    """Id that is stable across runs; resuming and splits depend on it. Default: a hash of the messages."""
     messages: tuple[Message, ...] = Field(min_length=1)
     """The conversation so far, ending with the user's request."""
     tools: tuple[dict[str, Any], ...] = ()
-    """Tool definitions in the shape of OpenAI's API."""
+    """Tool definitions in the format of OpenAI's API."""
     info: dict[str, Any] = {}
-    """Data for the verifier; never shown to the policy."""
+    """Data for the verifier; the policy never sees it."""
     gold: Message | None = None
-    """An assistant message that passes, where one is known; `audit` tries the verifier on it. Never shown either."""
+    """An assistant message that passes, if one is known; `audit` checks the verifier with it. The policy never sees
+    it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -43,10 +44,10 @@ class Task(Record):
 
     @classmethod
     def of(cls, given: object) -> Task:
-        """The task that a caller gave, as a record or as its JSON.
+        """Parse a task that a caller passed, as a record or as its JSON.
 
         Raises:
-            ConfigError: it cannot be read as one.
+            ConfigError: it is not a valid task.
         """
         try:
             return cls.model_validate(given)

@@ -1,8 +1,8 @@
-"""The thinking of a model: what it writes before its answer, and where endpoints put it.
+"""Thinking of a model: the text before its answer, and where endpoints return it.
 
-A server with a reasoning parser hands it over beside the content, under one of `FIELDS`; without one it is the first
-part of the content. It stays in the recorded tokens either way. Where it was handed over it goes back in the same
-field of the assistant message: the model's own chat template decides how much of it the model sees again.
+A server with a reasoning parser returns the thinking in a separate field, one of `FIELDS`; without one it is the first
+part of the content. The recorded tokens contain it in both cases. Thinking from a separate field is sent back in the
+same field of the assistant message: the model's chat template decides how much of it the model sees again.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 ReasoningField: TypeAlias = Literal["reasoning", "reasoning_content"]
 FIELDS: tuple[ReasoningField, ...] = ("reasoning", "reasoning_content")
-"""Names of the field: vLLM's, and its earlier one, which others still use."""
+"""Names of the field: vLLM's current one, and its older one, which other servers still use."""
 
 OPEN, CLOSE = "<think>", "</think>"
 
 
 class Thought(NamedTuple):
-    """A text in two parts."""
+    """A text, split into thinking and answer."""
 
     thinking: str
     answer: str
 
 
 def split_thinking(text: str) -> Thought:
-    """A leading `<think>…</think>` and what follows it; what is not closed is thinking to its end.
+    """Split a leading `<think>…</think>` from the text after it; an unclosed block is all thinking.
 
-    Templates that open it in the prompt leave `…</think>` of it, so that nothing opens what is closed.
+    A template that opens the block in the prompt leaves only `…</think>` in the text, without the opening tag.
     """
     head, closed, answer = text.partition(CLOSE)
     opened = head.lstrip().startswith(OPEN)
@@ -37,11 +37,11 @@ def split_thinking(text: str) -> Thought:
 
 
 def find_reasoning(message: Mapping[str, Any]) -> tuple[ReasoningField, str] | None:
-    """The thinking beside a message's content, with the name of its field."""
+    """Find the thinking in a separate field of a message; return the name of the field and the text."""
     return next(((field, message[field]) for field in FIELDS if message.get(field)), None)
 
 
 def fill_reasoning_fields(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message for a chat template, which knows one name or the other; vLLM does the same."""
+    """Copy the thinking to all `FIELDS`, because a chat template may use either name; vLLM does the same."""
     found = find_reasoning(message)
     return {**message, **(dict.fromkeys(FIELDS, found[1]) if found else {})}

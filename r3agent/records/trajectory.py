@@ -1,10 +1,10 @@
-"""The record: a trajectory is a tree of spans. What they earn, and which are siblings, is in `credit.py`.
+"""Record of an episode: a trajectory is a tree of spans. `credit.py` defines rewards and siblings.
 
     task -- attempt ✗ --+-- reflect --+-- retry ✓
                         |             +-- retry ✗
                         +-- retry ✗                  no reflection above it: the blind control
 
-Everything here is frozen, versioned and JSON-safe. Nothing here calls a model or touches a file.
+All records are frozen, versioned and JSON-safe. This module calls no model and reads or writes no file.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Span(Generation):
     parent_id: str | None = None
     label: Label
     request: tuple[Message, ...] = ()
-    """Messages that asked for this span, appended to the parent's conversation."""
+    """Messages that were appended to the parent's conversation to request this span."""
     standalone: bool = False
-    """`request` is all that was sent: it does not go on with the parent's conversation."""
+    """True if `request` is the whole prompt and does not continue the parent's conversation."""
     verdict: Verdict | None = None
     """Verdict on an attempt or a retry, once verified."""
 
@@ -60,23 +60,23 @@ class Span(Generation):
 
 
 class EpisodeError(Record):
-    """Error that ended an episode early: data, never a score of 0."""
+    """Error that ended an episode early; it is recorded, never scored 0."""
 
     kind: str
-    """The class of the exception, e.g. `VerifierError`."""
+    """Class of the exception, e.g. `VerifierError`."""
     message: str
 
 
 class Trajectory(VersionedRecord):
-    """One episode: a task and the tree of spans it grew."""
+    """One episode: a task and its tree of spans."""
 
     schema_version: Literal[1] = 1
     trajectory_id: str = Field(default_factory=new_id)
     task: Task
     sample: int = 0
-    """Number of this episode among several of the same task."""
+    """Index of this episode among several of the same task."""
     spans: tuple[Span, ...] = ()
-    """Parents before children."""
+    """Spans of the tree, parents before children."""
     error: EpisodeError | None = None
     verifier: str = ""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -94,7 +94,7 @@ class Trajectory(VersionedRecord):
         return self
 
     def changed(self, **fields: Any) -> Trajectory:
-        """A copy with other fields; `model_copy` would carry over the walks that were cached for the old spans."""
+        """Copy with changed fields; `model_copy` would keep the tree walks that are cached for the old spans."""
         return Trajectory(**{**dict(self), **fields})
 
     # ---- tree walks ----
@@ -117,14 +117,14 @@ class Trajectory(VersionedRecord):
         return [c for c in self._children.get(span.span_id, []) if label in (None, c.label)]
 
     def path(self, span: Span) -> list[Span]:
-        """Spans from the root to `span`, both included."""
+        """Return the spans from the root to `span`, including both."""
         path = [span]
         while (above := self.parent(path[-1])) is not None:
             path.append(above)
         return path[::-1]
 
     def prompt(self, span: Span) -> list[Message]:
-        """The conversation that `span` answered."""
+        """Return the conversation that `span` was sampled from."""
         messages = list(self.task.messages)
         for step in self.path(span):
             messages = [*([] if step.standalone else messages), *step.request]
@@ -137,13 +137,13 @@ class Trajectory(VersionedRecord):
         return next((s for s in self.spans if s.label == "attempt"), None)
 
     def is_blind(self, span: Span) -> bool:
-        """A retry that no reflection led to."""
+        """Return True for a retry without a reflection above it."""
         above = self.parent(span)
         return span.label == "retry" and above is not None and above.label != "reflect"
 
     @property
     def answer(self) -> Span | None:
-        """The span to hand to a user: the first that passed, else the last that tried."""
+        """Span to show to a user: the first try that passed, or else the last try."""
         tries = [s for s in self.spans if s.label != "reflect"]
         return next((s for s in tries if s.passed), tries[-1] if tries else None)
 
@@ -154,11 +154,11 @@ class Trajectory(VersionedRecord):
 
     @property
     def policy_versions(self) -> tuple[str | None, ...]:
-        """The versions that answered, in order of first answer; more than one: the episode lived through a deploy."""
+        """Policy versions that answered, in order of first answer; more than one if a deploy happened meanwhile."""
         return tuple(dict.fromkeys(span.policy_version for span in self.spans))
 
 
 def mean_success(spans: Iterable[Span]) -> float | None:
-    """Share of passed spans among those with a verdict; `None` when there is none."""
+    """Compute the share of passed spans among those with a verdict; `None` if there is none."""
     verdicts = [s.verdict.passed for s in spans if s.verdict is not None]
     return fmean(verdicts) if verdicts else None

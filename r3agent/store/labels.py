@@ -1,8 +1,8 @@
-"""Labels: verdicts that arrive after an episode is stored, in append-only records beside the shards.
+"""Labels: verdicts that arrive after an episode is stored, in an append-only file beside the shards.
 
-`load` merges them into the trajectories; the shards are never written again. The last label of a span wins. Several
-processes may label at once: each takes the file's lock, closes a line that a crash left torn, and appends one whole
-line, which is on the disk when the call returns.
+`load` merges them into the trajectories; the shards never change. The last label of a span wins. Several processes may
+label concurrently: each takes the file's lock, terminates a line that a crash left incomplete, and appends one complete
+line, which is on disk when the call returns.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class SpanLabel(VersionedRecord):
     passed: bool
     feedback: str | None = None
     by: str
-    """Name of the person or system whose verdict it is."""
+    """Name of the person or system that gave the verdict."""
     labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def over(self, span: Span) -> Span:
-        """Return the span with this verdict; the verifier's own is kept in `overruled` where the two differ."""
+        """Return the span with this verdict; `overruled` keeps the verifier's own if the two differ."""
         verifier_passed = span.passed
         verdict = Verdict(
             passed=self.passed,
@@ -59,14 +59,14 @@ def label(
     """Attach a verdict to a stored episode; `load` and training see it from then on.
 
     Args:
-        directory: the store, or the run that has it as `trajectories/`.
-        trajectory_id: the id, or a prefix that only one id has; a `Trajectory` saves searching the store.
-        span_id: the try that is judged; default the one that answered.
+        directory: the store, or the run directory that contains it as `trajectories/`.
+        trajectory_id: the id, or a unique prefix of it; a `Trajectory` avoids the search in the store.
+        span_id: the try to judge; default: the final answer.
         feedback: reason, for people.
-        by: author of the verdict; default the name of the user that the process runs as.
+        by: author of the verdict; default: the name of the process's user.
 
     Raises:
-        ConfigError: there is no such episode, with the nearest id, or no such try in it.
+        ConfigError: there is no such episode (the message suggests the nearest id), or no such try in it.
         RecordError: the store cannot be read, or the disk is full.
     """
     directory = store_at(directory)
@@ -100,20 +100,20 @@ def _try_of(trajectory: Trajectory, span_id: str | None) -> Span:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
 
 
 def labels_path(directory: str | Path) -> Path:
-    """Return the file of a store's labels, in a folder of its own so that `*.jsonl` of the store are its shards."""
+    """Return the file of a store's labels; its own folder keeps it apart from the shards, `*.jsonl` of the store."""
     return Path(directory) / "labels" / "labels.jsonl"
 
 
 def append_label(directory: str | Path, label: SpanLabel) -> None:
-    """Write a label to the disk.
+    """Write a label to disk.
 
     Raises:
-        RecordError: it cannot be written; then no part of it counts.
+        RecordError: it cannot be written; a partial line is ignored.
     """
     path = labels_path(directory)
     line = label.model_dump_json().encode() + b"\n"

@@ -12,7 +12,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of `bundled`; any other directory or hub id as it is."""
+    """Return the directory of `bundled`, or any other directory or hub id unchanged."""
     return str(BUNDLED_DIR) if name == "bundled" else name
 
 
@@ -20,7 +20,7 @@ def find_checkpoint(model: str) -> str:
     """Return the directory or hub id of a model.
 
     Raises:
-        ConfigError: it is neither a directory nor looks like a hub id.
+        ConfigError: it is not a directory and does not look like a hub id.
     """
     path = resolve_model(model)
     if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
@@ -29,5 +29,5 @@ def find_checkpoint(model: str) -> str:
 
 
 def default_name(model: str) -> str:
-    """Return the name that a model is served under unless another is chosen: the directory's, or the hub id."""
+    """Return the default served name of a model: the name of its directory, or its hub id."""
     return Path(model).resolve().name if Path(model).is_dir() else model

@@ -1,10 +1,10 @@
-"""Policy versions: immutable directories with a card, and one pointer to the version that is live.
+"""Policy versions: immutable directories with a card, and a pointer to the live version.
 
-    RUN/policies/v0000/card.json            the base policy: weights stay where they are
+    RUN/policies/v0000/card.json            the base policy; its weights are not copied
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
 
-A directory is a version only once its card is inside: `create_version` makes it beside its place and renames it whole.
+A directory is a version only if it has a card: `create_version` fills a temporary directory and renames it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ CARD_FILE = "card.json"
 
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
-"""Folders of the weights in a version's directory."""
+"""Folder of full weights in a version's directory; an adapter is in `ADAPTER_DIR`."""
 
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
 
 class FingerprintSequence(Record):
-    """Part of a fingerprint of weights: a fixed token sequence with its logprobs, computed where they were trained."""
+    """Part of a weight fingerprint: a fixed token sequence with its logprobs, computed by training."""
 
     token_ids_T: tuple[int, ...] = Field(min_length=2)
     logprobs_T: tuple[float, ...]
-    """log p(token t | tokens before t) at temperature 1; position 0 has no predictor and holds 0.0."""
+    """Values of log p(token t | tokens before t) at temperature 1; position 0 has no context and holds 0.0."""
     parent_logprobs_T: tuple[float, ...] | None = None
-    """Logprobs under the weights training started from; a server that answers these serves the old weights."""
+    """Logprobs under the weights that training started from; a server that returns these has the old weights."""
 
     @model_validator(mode="after")
     def _aligned(self) -> FingerprintSequence:
@@ -55,27 +55,27 @@ class FingerprintSequence(Record):
 
 
 class PolicyCard(VersionedRecord):
-    """Description of a policy version: its kind, its origin and how to recognise it on a server."""
+    """Description of a policy version: its kind, its origin and its fingerprint."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     schema_version: Literal[1] = 1
     version: str = Field(pattern=f"^{versions.PATTERN}$")
-    """`v0000`, `v0001`, ..."""
+    """Name of the version: `v0000`, `v0001`, ..."""
     name: str
-    """The served name of the base model."""
+    """Served name of the base model."""
     kind: PolicyKind
     base_model: str
-    """Directory or hub id of the weights the adapter belongs to, or of the base itself; `bundled` is the package's."""
+    """Directory or hub id of the base model's weights; `bundled` is the model in the package."""
     parent: str | None = None
-    """The version training started from, which is the one that sampled the rows."""
+    """Version that training started from, which also sampled the rows."""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     settings: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     fingerprint: tuple[FingerprintSequence, ...] = Field(
         default=(), validation_alias=AliasChoices("fingerprint", "canary"), serialization_alias="canary"
     )
-    """Sequences by which the version is recognised on a server; `canary` on disk."""
+    """Sequences that identify the version's weights on a server; stored as `canary`."""
 
     @model_validator(mode="after")
     def _descends(self) -> PolicyCard:
@@ -85,33 +85,33 @@ class PolicyCard(VersionedRecord):
 
     @property
     def canary(self) -> tuple[FingerprintSequence, ...]:
-        """Deprecated: `fingerprint` has this."""
+        """Deprecated alias of `fingerprint`."""
         warn("PolicyCard.canary is now fingerprint; canary is removed in 0.3", DeprecationWarning, stacklevel=2)
         return self.fingerprint
 
     @property
     def served_name(self) -> str:
-        """The name on a server: `NAME@v0007` for an adapter, `NAME` for weights that are reloaded in place."""
+        """Name on a server: `NAME@v0007` for an adapter, `NAME` for weights that are reloaded in place."""
         return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
 
     @property
     def base_path(self) -> str:
-        """Directory or hub id from which this machine can load the base."""
+        """Directory or hub id for loading the base model on this machine."""
         return resolve_model(self.base_model)
 
 
 class LivePointer(VersionedRecord):
-    """Pointer to the version that answers users, and to the one before it."""
+    """Pointer to the live version and to the previous one."""
 
     schema_version: Literal[1] = 1
     version: str
     previous: str | None = None
     base_url: str | None = None
-    """Address of the server that has it, if a restart moved it to another one."""
+    """Base URL of its server, if a restart moved it to another address."""
 
 
 def checkpoints_dir(version_dir: Path) -> Path:
-    """Return the directory of the training checkpoints beside a version; it is gone when the version is complete."""
+    """Return the directory of a version's training checkpoints, which is removed when the version is complete."""
     return version_dir.with_name(version_dir.name + ".checkpoints")
 
 
@@ -126,17 +126,17 @@ class Registry:
     # ---- versions ----
 
     def versions(self) -> list[str]:
-        """List the versions, oldest first; directories without a card do not count."""
+        """List the versions, oldest first, ignoring directories without a card."""
         names = [path.parent.name for path in self.policies_dir.glob(f"v*/{CARD_FILE}")]
         return sorted(filter(versions.is_version, names), key=version_number)
 
     def next_version(self) -> str:
-        """Return the first version that no directory has, finished or not."""
+        """Return the version after the newest directory, complete or not."""
         numbers = [version_number(p.name) for p in self.policies_dir.glob("v*") if versions.is_version(p.name)]
         return versions.version_name(max(numbers, default=-1) + 1)
 
     def has_checkpoint(self, version: str) -> bool:
-        """Return True if a training of the version was interrupted and can be resumed."""
+        """Return True if the version has an interrupted training that can be resumed."""
         return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-*"))
 
     def version_dir(self, version: str) -> Path:
@@ -147,7 +147,8 @@ class Registry:
 
         Raises:
             ConfigError: there is no such version.
-            RecordError: its card cannot be read; SchemaVersionError: another r3agent wrote it.
+            RecordError: the card cannot be read.
+            SchemaVersionError: another version of r3agent wrote it.
         """
         path = self.version_dir(version) / CARD_FILE
         if not path.exists():
@@ -160,10 +161,10 @@ class Registry:
         return card
 
     def add_base(self, name: str, base_model: str) -> PolicyCard:
-        """Return the card of v0000, written if it is not there yet.
+        """Return the card of v0000, and write it if it is missing.
 
         Raises:
-            ConfigError: the run belongs to another base.
+            ConfigError: the run belongs to another base model.
         """
         if Path(base_model).is_dir():
             base_model = str(Path(base_model).resolve())
@@ -192,14 +193,14 @@ class Registry:
 
     @property
     def live_base_url(self) -> str | None:
-        """Address of the server of the live version, if it is not the one in the run's settings."""
+        """Base URL of the live version's server, if it differs from the run's settings."""
         return None if (pointer := self._pointer()) is None else pointer.base_url
 
     def _pointer(self) -> LivePointer | None:
         return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
 
     def set_live(self, version: str, *, base_url: str | None = None) -> None:
-        """Move the pointer, atomically; without a `base_url` the address does not change."""
+        """Move the pointer atomically; without `base_url` the address does not change."""
         live, previous = self.live, self.previous
         pointer = LivePointer(
             version=version, previous=previous if live == version else live, base_url=base_url or self.live_base_url
@@ -209,10 +210,10 @@ class Registry:
     def rollback_target(self, to: str | None = None) -> str:
         """Return the version to roll back to.
 
-        It is `to`, else the version that was live before if it is older than the live one, else the live one's parent.
+        It is `to`, or else the previous live version if it is older than the live one, or else the live one's parent.
 
         Raises:
-            ConfigError: nothing is live, `to` is not older than the live version, or there is nothing older.
+            ConfigError: nothing is live, `to` is not older than the live version, or there is no older version.
         """
         live = self.live
         if live is None:
@@ -230,18 +231,18 @@ class Registry:
 
 @contextmanager
 def create_version(version_dir: Path) -> Generator[Path]:
-    """Yield a directory to fill, which is renamed to `version_dir` if the block succeeds and removed if it fails.
+    """Yield a directory to fill; it is renamed to `version_dir` if the block succeeds and removed if it fails.
 
     Raises:
-        ConfigError: the version exists already, or cannot be written.
-        BusyError: another process makes a version of the same run.
+        ConfigError: the version already exists, or cannot be written.
+        BusyError: another process is creating a version of the same run.
     """
     partial = version_dir.with_name(version_dir.name + ".partial")
     with file_lock(version_dir.with_name(".growing.lock"), f"making {version_dir.name}"):
         if version_dir.exists():
             raise ConfigError(f"{version_dir} exists, and policy versions are immutable; choose the next version")
         with disk_errors(partial):
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             partial.mkdir()
         try:
             yield partial
@@ -258,7 +259,7 @@ def write_card(directory: Path, card: PolicyCard) -> None:
     """Write the card, which makes a directory a version.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the card cannot be written.
     """
     write_atomically(directory / CARD_FILE, card.model_dump_json(indent=2))
 
@@ -267,10 +268,11 @@ _R = TypeVar("_R", bound=Record)
 
 
 def read_record(kind: type[_R], path: Path) -> _R:
-    """Read a file that holds one record.
+    """Read a file that contains one record.
 
     Raises:
-        RecordError: it cannot be read; SchemaVersionError: another r3agent wrote it.
+        RecordError: the file cannot be read.
+        SchemaVersionError: another version of r3agent wrote it.
     """
     try:
         return kind.model_validate_json(path.read_bytes())

@@ -1,7 +1,7 @@
-"""Trajectories on disk: append-only JSON Lines, one record a line, many shards in one directory.
+"""Trajectories on disk: append-only JSON Lines, one record per line, many shards in one directory.
 
-A writer opens a shard of its own, so that no process ever appends behind another's torn line. A line that was
-torn by a crash loses only itself: it is reported and skipped, and its episode is collected again.
+Each writer opens its own shard, so no process appends after another's incomplete line. A line that a crash left
+incomplete is reported and skipped; only its episode is lost, and collected again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ R = TypeVar("R", bound=Record)
 
 
 def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R]:
-    """Read every record of a file, in order of writing.
+    """Read all records of a file, in order of writing.
 
     Args:
-        containing: bytes that a line must contain; other lines are not parsed.
+        containing: bytes that a line must contain; other lines are skipped unparsed.
 
     Raises:
-        RecordError: a whole line is not such a record.
+        RecordError: a complete line is not such a record.
         SchemaVersionError: another version of r3agent wrote it.
     """
     with path.open("rb") as lines:
@@ -59,16 +59,16 @@ def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R
 
 
 class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
-    """Writer that appends to a fresh shard; a context manager. Not for several threads at once.
+    """Writer that appends to a new shard; a context manager. It is not thread-safe.
 
-    Several processes may write into one directory: each has a shard of its own.
+    Several processes may write into one directory, each to its own shard.
 
     Args:
-        unique: name the shard by time and a random id instead of a number, so that many workers, on many machines, can
-            make theirs without looking at the others, and the files can be brought together in one directory.
+        unique: name the shard by time and a random id instead of a number, so that workers on many machines do not
+            have to coordinate, and their files can be merged into one directory.
 
     Raises:
-        ConfigError: the directory cannot be made or written.
+        ConfigError: the directory cannot be created or written.
     """
 
     def __init__(self, directory: str | Path, *, unique: bool = False) -> None:
@@ -85,10 +85,10 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             ) from error
 
     def append(self, trajectory: Trajectory) -> None:
-        """Write one record with a single `write`, so that a crash tears at most the last line.
+        """Write one record with a single `write`, so that a crash damages at most the last line.
 
         Raises:
-            RecordError: the disk is full or gone; what was appended before stays.
+            RecordError: the disk is full or unavailable; earlier records are kept.
         """
         line = memoryview(trajectory.model_dump_json().encode() + b"\n")
         try:
@@ -106,7 +106,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             self._abandon()
 
     def _abandon(self) -> None:
-        """Close the shard; later records go to another, because this one may end in a torn line."""
+        """Close the shard; later records go to a new one, because this one may end in an incomplete line."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -125,11 +125,11 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
 
 
 def read(directory: str | Path) -> Iterator[Trajectory]:
-    """Read every record of every shard, in order of writing and without the labels that came later.
+    """Read all records of all shards, in order of writing, without labels.
 
     Raises:
         ConfigError: there is no such directory.
-        RecordError: a whole line is not a trajectory.
+        RecordError: a complete line is not a trajectory.
         SchemaVersionError: another version of r3agent wrote it.
     """
     for shard in shards(directory):
@@ -137,10 +137,10 @@ def read(directory: str | Path) -> Iterator[Trajectory]:
 
 
 def lookup(directory: str | Path, prefix: str) -> Trajectory:
-    """Find the trajectory whose id begins with `prefix`, as it was written, without parsing the lines of the others.
+    """Find the trajectory whose id begins with `prefix`, without labels and without parsing other lines.
 
     Raises:
-        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
+        ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
         RecordError, SchemaVersionError: as `read`.
     """
     text = orjson.dumps(prefix)[1:-1]
@@ -151,7 +151,7 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
 
 
 def store_at(directory: str | Path) -> Path:
-    """Return the `trajectories/` of a run directory; any other directory as it is."""
+    """Return the `trajectories/` of a run directory, or any other directory unchanged."""
     inside = Path(directory) / "trajectories"
     return inside if inside.is_dir() else Path(directory)
 
@@ -160,7 +160,7 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
     """Find the trajectory whose id begins with `prefix`.
 
     Raises:
-        ConfigError: there is none, with the nearest id, or more than one; or `prefix` is empty.
+        ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
     """
     if not prefix:
         raise ConfigError("trajectory '': every id begins with that; give an id, or what it begins with")
@@ -176,7 +176,7 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
 
 
 def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """Keep one trajectory for each id: the first without an error, else the last."""
+    """Keep one trajectory per id: the first without an error, or else the last."""
     by_id: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         earlier = by_id.get(trajectory.trajectory_id)

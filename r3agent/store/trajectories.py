@@ -1,4 +1,4 @@
-"""Reading a store: trajectories with the labels that came later, or a dataset."""
+"""Readers of a store: trajectories with their labels, or a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(directory: str | Path) -> list[Trajectory]:
-    """Read one trajectory for each id, with its labels; an episode collected again replaces the one that errored.
+    """Read one trajectory per id, with its labels; an episode that was collected again replaces the failed one.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
@@ -28,7 +28,7 @@ def to_dataset(directory: str | Path) -> Dataset:
     """Read the records as a `datasets.Dataset` with one row per trajectory; needs the `train` extra.
 
     Raises:
-        RecordError: there is nothing to read.
+        RecordError: there are no trajectories.
     """
     from datasets import Dataset
 
@@ -41,8 +41,8 @@ def to_dataset(directory: str | Path) -> Dataset:
 def features() -> Features:
     """Describe the record's columns for `datasets.load_dataset("json", data_files=..., features=features())`.
 
-    Without them `datasets` takes a column that is empty in the first shard to be empty in all, and fails at the
-    first error or tool call of a later one.
+    Without them `datasets` assumes that a column that is empty in the first shard is always empty, and fails at the
+    first error or tool call of a later shard.
     """
     from datasets import Features
 
@@ -53,7 +53,7 @@ def _feature(kind: Any) -> Any:
     from datasets import Json, List, Value
 
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # with None, which every column may hold
+    if origin is UnionType:  # a union with None, which every column may hold
         return _feature(inner[0])
     if origin is tuple:
         return List(_feature(inner[0]))
