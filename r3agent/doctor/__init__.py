@@ -1,8 +1,8 @@
-"""Probe what an endpoint can do, with a few cheap requests that leave it as it was.
+"""Probe what an endpoint supports, with a few cheap requests that change nothing on the server.
 
 probe      the requests        generation  tokens, logprobs and their lengths, mode by mode
-routes     changing weights    diagnosis   all of it, and the tier
-report     as a table
+routes     changing weights    diagnosis   all checks, and the tier
+report     plain text
 """
 
 from r3agent.doctor.diagnosis import diagnose

@@ -1,4 +1,4 @@
-"""Run all checks in order, each only where it still matters, and grade the endpoint."""
+"""Run all checks in order, skip those that depend on a failed one, and grade the endpoint."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ NOT_RUNNING = "start the server, or correct host and port; an outside address ma
 NO_API = "give the address of an OpenAI-compatible API, which usually ends in /v1"
 KEY = "pass the key the server was started with: `r3agent doctor` takes it from $OPENAI_API_KEY or --api-key-env NAME"
 BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat": "no chat completion"}
-"""Reason for skipping the others, by the check that failed."""
+"""Reason for skipping the other checks, by the check that failed."""
 
 
 async def diagnose(
     base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Diagnosis:
-    """Ask an endpoint what it can do: about 20 requests, 11 of them for at most 16 tokens; nothing is changed.
+    """Check what an endpoint supports, with about 20 requests, 11 of them for at most 16 tokens; nothing is changed.
 
     Args:
-        base_url: with or without /v1.
-        model: the served name; default the first that the endpoint lists.
-        api_key: sent with every request, never recorded.
-        timeout_s: for one completion; other routes get at most 10 s each, the whole 4 `timeout_s` + 70 s.
+        base_url: base URL with or without /v1.
+        model: served name; default: the first model that the endpoint lists.
+        api_key: key for every request, never recorded.
+        timeout_s: timeout of one completion; other routes take at most 10 s each, all checks 4 `timeout_s` + 70 s.
 
     Raises:
-        ConfigError: the URL is none, or the key cannot be sent. An endpoint that cannot be used is a result.
+        ConfigError: the URL is invalid, or the key cannot be sent. An unusable endpoint is a result, not an error.
     """
     probes = [EndpointProbe(url, api_key=api_key, timeout_s=timeout_s) for url in candidates(base_url)]
     try:
@@ -52,7 +52,7 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
     for probe in probes:
         listings.append((probe, await probe.call("/models")))
         if _served(listings[-1][1]) or listings[-1][1].status in (None, *WRONG_KEY):
-            break  # another path would not change it
+            break  # another path would give the same result
     last, listing = listings[-1]
     names = _served(listing)
     model = model or next(iter(names), None)
@@ -67,7 +67,7 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
         if isinstance(chat, Completion):
             more, completions = await generation_checks(probe, model)
             checks += more
-            completions = completions or [chat]  # without tokens and logprobs, if it takes them only one by one
+            completions = completions or [chat]  # no tokens and logprobs, if it accepts the fields only separately
     if names or completions:
         checks += [await _version(probe, listing), *await route_checks(probe)]
     tier, blocker = _tier(completions), _blocker(checks)
@@ -85,7 +85,7 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
 
 
 async def _chat(probes: Sequence[EndpointProbe], model: str) -> tuple[EndpointProbe, Completion | PolicyError]:
-    """Chat at each address until one answers: the one to use where none lists its models."""
+    """Request a completion at each URL until one answers; used when no URL lists its models."""
     tries: list[tuple[EndpointProbe, Completion | PolicyError]] = []
     for probe in probes:
         tries.append((probe, await probe.chat(model)))
@@ -95,7 +95,7 @@ async def _chat(probes: Sequence[EndpointProbe], model: str) -> tuple[EndpointPr
 
 
 def _served(reply: RouteReply) -> list[str]:
-    """Names in a list of models; none where it is not such a list."""
+    """Return the names in a list of models; empty if the response is not such a list."""
     return [str(card["id"]) for card in _cards(reply)]
 
 
@@ -144,7 +144,7 @@ def _tier(completions: Sequence[Completion]) -> Capability | None:
 
 
 def _blocker(checks: Sequence[Check]) -> Check | None:
-    """Find the failed check without which the others make no sense."""
+    """Find the failed check that all others depend on."""
     needed = ("reachable", "chat") if any(check.name == "chat" for check in checks) else ("reachable", "models")
     return next((check for check in checks if check.name in needed and check.status != "yes"), None)
 

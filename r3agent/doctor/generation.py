@@ -1,4 +1,4 @@
-"""Check tokens, logprobs and their lengths in completions of every mode that applications use."""
+"""Check tokens, logprobs and their lengths in completions, for each mode that applications use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
     "exact tokens, JSON schema": FORMAT,
     "exact tokens, JSON schema streamed": FORMAT | {"stream": True},
 }
-"""Further fields of the request, by check; a forced call is sure to pass the tool parser, which may drop tokens."""
+"""Additional request fields, by check; a forced call always passes the tool parser, which may drop tokens."""
 
 PLAIN, N, STREAMED, TOOL_MODE, TOOL_STREAM, SCHEMA_MODE, _ = MODES
 NEEDS = {
@@ -40,7 +40,7 @@ NEEDS = {
     "tools": ("tool calls", TOOL_MODE),
     "response_format": ("JSON schema", SCHEMA_MODE),
 }
-"""Check of whether a field works at all and the mode with nothing else, by field of the request."""
+"""Check that a request field works at all, and the mode with only this field, by field."""
 
 FEATURES = ("chat template", "logprobs", "token ids", "n", "streaming", "tool calls", "JSON schema")
 
@@ -62,7 +62,7 @@ ChatResult: TypeAlias = Completion | PolicyError
 
 
 async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Check], list[Completion]]:
-    """Run the checks of completions; return them with the completions that decide the tier, plain and n = 2."""
+    """Run the checks of completions; return them and the completions that decide the tier, plain and n = 2."""
     logprobs, ids = await gather_all(probe.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
     single_fields = {"logprobs": logprobs, "return_token_ids": ids}
     accepted = {field: True for field, result in single_fields.items() if isinstance(result, Completion)}
@@ -94,7 +94,7 @@ async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Chec
 
 
 def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
-    """Check of a request without a completion: a refusal is a no; silence or a failure of the server is not."""
+    """Make the check of a failed request: `no` for a refusal, `unknown` for no response or a server error."""
     if isinstance(error, EndpointError):
         return Check(name=name, status="unknown", detail=str(error), remedy=LOOK)
     return Check(name=name, status="no", detail=str(error), remedy=remedy)
@@ -139,7 +139,7 @@ def _tool_calls(result: ChatResult) -> Check:
         return failed("tool calls", result, TOOL_PARSER)
     if result.generations[0].tool_calls:
         return Check(name="tool calls", status="yes")
-    # With so few tokens, and from a small model, no call proves nothing.
+    # With so few tokens, or a small model, the absence of a call proves nothing.
     return Check(name="tool calls", status="unknown", detail="tools are accepted; the model made no call")
 
 
@@ -153,10 +153,10 @@ def _json_schema(result: ChatResult) -> Check:
 
 
 def _exact(name: str, result: ChatResult, has_all: bool) -> Check:
-    """Check the grade that is recorded on spans, with the numbers behind it.
+    """Check the capability that is recorded on spans, with the numbers behind it.
 
     Args:
-        has_all: the endpoint returns token ids and logprobs, so that what this mode lacks was lost.
+        has_all: the endpoint returns token ids and logprobs, so anything missing in this mode was lost.
     """
     if isinstance(result, PolicyError):
         return failed(name, result)
@@ -171,7 +171,7 @@ def _exact(name: str, result: ChatResult, has_all: bool) -> Check:
 
 
 def _template(result: ChatResult, rendered: RouteReply) -> Check:
-    """Check that the tokens of the prompt can be known, and that all sources agree."""
+    """Check that the prompt's tokens are available, and that all sources agree."""
     name = "chat template"
     if isinstance(result, PolicyError):
         return failed(name, result)

@@ -1,4 +1,4 @@
-"""Requests of the doctor: tried once, bounded in time, and answered with a result instead of an exception."""
+"""Requests of the doctor: sent once, with a time limit, and with a result instead of an exception."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from r3agent.records.trajectory import Capability, Generation, Message
 MESSAGES: list[Message] = [{"role": "user", "content": "Say hello."}]
 MAX_TOKENS = 16
 ROUTE_TIMEOUT_S = 10.0
-"""Timeout of everything but completions, in seconds."""
+"""Timeout of all requests except completions, in seconds."""
 
 WORST_FIRST: tuple[Capability, ...] = ("eval-only", "trainable-retokenised", "trainable-exact")
 
@@ -31,18 +31,18 @@ class RouteReply(NamedTuple):
     """Response of one route."""
 
     status: int | None
-    """HTTP status; `None` if no answer came."""
+    """HTTP status; `None` without a response."""
     body: Any
-    """Parsed JSON; `None` where it is not JSON."""
+    """Parsed JSON; `None` if it is not JSON."""
     message: str
-    """Message of the server, or why no answer came."""
+    """Message of the server, or the reason why there was no response."""
 
     def __str__(self) -> str:
         return self.message if self.status is None else f"HTTP {self.status}: {self.message}"
 
 
 class Completion(NamedTuple):
-    """Chat completion, as JSON and as the generations that are recorded."""
+    """Chat completion, as JSON and as generations."""
 
     body: dict[str, Any]
     generations: list[Generation]
@@ -54,12 +54,12 @@ class Completion(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether some choice has neither tokens nor text, and so proves nothing."""
+        """Return True if a choice has neither tokens nor text, and so proves nothing."""
         return any(not (g.token_ids or g.text or g.reasoning or g.tool_calls) for g in self.generations)
 
     @property
     def lengths(self) -> str:
-        """Numbers that must be equal."""
+        """Text with the numbers of token ids, logprobs and usage tokens, which must be equal."""
         choices = self.body["choices"]
         ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
         logprobs = sum(len((choice.get("logprobs") or {}).get("content") or ()) for choice in choices)
@@ -73,10 +73,10 @@ class Completion(NamedTuple):
 
 
 def candidates(url: str) -> tuple[str, ...]:
-    """List the base URLs that an address may mean.
+    """List the base URLs to try for a URL with or without /v1.
 
     Raises:
-        ConfigError: it is no HTTP address.
+        ConfigError: it is not an HTTP URL.
     """
     base = str(ApiURL(url.strip(), setting="url").route("").copy_with(query=None)).rstrip("/")
     return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
@@ -86,11 +86,11 @@ class EndpointProbe:
     """Client that probes one base URL.
 
     Args:
-        api_key: sent with every request, never shown.
-        timeout_s: for one completion.
+        api_key: key for every request, never shown.
+        timeout_s: timeout of one completion, in seconds.
 
     Raises:
-        ConfigError: no HTTP header can carry the key.
+        ConfigError: the key is not valid in an HTTP header.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
@@ -108,7 +108,7 @@ class EndpointProbe:
         """GET a route of the API, or POST a body to it.
 
         Args:
-            of_server: the route is beside the API, as `/health` is.
+            of_server: the route is outside the API, like `/health`.
         """
         url = self._url.server_route(path) if of_server else self._url.route(path)
         try:
@@ -123,7 +123,7 @@ class EndpointProbe:
         return RouteReply(response.status_code, content, read_error(response).brief)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
-        """Sample a few tokens; an error is returned, not raised."""
+        """Sample a few tokens; return an error instead of raising it."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
         try:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from r3agent.records.trajectory import Capability, Record
 
 Status: TypeAlias = Literal["yes", "no", "unknown", "skipped"]
-"""Result of a check; `unknown`: the answer does not tell; `skipped`: it needs something that failed."""
+"""Result of a check; `unknown`: the response is inconclusive; `skipped`: a check that it depends on failed."""
 
 
 class Check(Record):
@@ -18,7 +18,7 @@ class Check(Record):
     detail: str = ""
     """Evidence: numbers, or the message of the server."""
     remedy: str | None = None
-    """Change that would turn the check into a yes."""
+    """Change that would make the check pass."""
 
 
 class Diagnosis(Record):
@@ -27,11 +27,11 @@ class Diagnosis(Record):
     base_url: str
     """Base URL for `OpenAIPolicy`, without any password."""
     tried: tuple[str, ...]
-    """Addresses that were asked for their models, in order."""
+    """Base URLs that were tried, in order."""
     model: str | None
-    """Served name that was probed; `None` when none is known."""
+    """Served name that was probed; `None` if none is known."""
     tier: Capability | None
-    """Capability of spans recorded there, by a plain request and one with n = 2; `None`: no use at all."""
+    """Capability of spans from this endpoint, for a plain request and one with n = 2; `None` if it is unusable."""
     checks: tuple[Check, ...]
     next_steps: tuple[str, ...]
     """Changes that lead to the next tier."""

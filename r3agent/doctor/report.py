@@ -1,4 +1,4 @@
-"""Plain text of a diagnosis."""
+"""Plain-text report of a diagnosis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_DETAIL, MAX_NAMES = 160, 5
 
 
 def report(diagnosis: Diagnosis) -> str:
-    """Render the verdict, one line for each check that was made, and what would change the rest."""
+    """Render the tier, one line per check, and the remedies."""
     return "\n".join(_lines(diagnosis))
 
 

@@ -1,8 +1,8 @@
-"""Probe the routes that change weights, without calling any of them for real.
+"""Probe the routes that change weights, without using any of them.
 
-GET on a route that only takes POST is answered with 405 where it exists and with 404 where it does not. An adapter
-whose directory does not exist is refused in other words where loading is possible than where it is not; vLLM writes
-that refusal, with the name of the probe, to its log.
+GET on a POST route returns 405 if the route exists and 404 if not. The request to load an adapter from a missing
+directory gives one error message if the server can load adapters and another if it cannot; vLLM logs that error with
+the name of the probe.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ POSTED = {
     "pause and resume": ("/pause", "/resume"),
     "prefix-cache reset": ("/reset_prefix_cache",),
 }
-"""Routes that a check needs, by check."""
+"""Required routes, by check."""
 
 ROUTES = ("LoRA load", "weight version", *POSTED)
 
 
 async def route_checks(probe: EndpointProbe) -> list[Check]:
-    """Check the routes that deploying to this server can use."""
+    """Check the routes that a deploy to this server can use."""
     paths = [f"/{PROBE}", "/weight_info", "/is_paused", *(path for needed in POSTED.values() for path in needed)]
     replies = await gather_all(probe.call(path, of_server=True) for path in paths)
     by_path = dict(zip(paths, replies, strict=True))
@@ -53,7 +53,7 @@ async def _lora(probe: EndpointProbe) -> Check:
         return Check(name=name, status="unknown", detail=f"{detail} ({reply}), and unloaded again")
     if "not enabled" in reply.message:
         return Check(name=name, status="no", detail=str(reply), remedy=LOAD_REMEDIES["not enabled"])
-    if adapter in reply.message:  # it looked for it
+    if adapter in reply.message:  # the server looked for the adapter
         return Check(name=name, status="yes", detail="an adapter that does not exist is refused for that reason")
     if reply.status in NO_ROUTE:
         return Check(name=name, status="no", detail=str(reply), remedy=LORA_ROUTES)

@@ -1,6 +1,6 @@
-"""HTTP clients of servers: key, headers, timeouts, connections and proxies of all of them, and their async requests.
+"""HTTP clients: key, headers, timeouts, connections and proxies, and async requests.
 
-A request is sent once here; `r3agent.http.retry` decides what is tried again.
+This module sends a request once; `r3agent.http.retry` decides on retries.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from r3agent.http.errors import read_error, read_error_event
 CONNECT_TIMEOUT_S = 10.0
 
 HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-"""Header to the environment variable that has its value, as for OpenAI's own clients."""
+"""Header to the environment variable with its value, as in OpenAI's own clients."""
 
 CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
-"""Environment variable with further headers, a `Name: value` per line, which win over all others."""
+"""Environment variable with further headers, one `Name: value` per line, which override all others."""
 
 HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-"""Name of a header by RFC 9110."""
+"""Header name as in RFC 9110."""
 
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
-"""End of a line in what has come of a stream; a CR at its end may be half of a CRLF."""
+"""End of a line in the received part of a stream; a CR at the end may be the first half of a CRLF."""
 
 
 @dataclass(kw_only=True)
@@ -38,16 +38,16 @@ class ClientSettings:
     """Settings of an HTTP client, sync or async.
 
     Raises:
-        ConfigError: no HTTP header can carry the key or one of the environment's headers.
+        ConfigError: the key, or one of the environment's headers, is not valid in an HTTP header.
     """
 
     timeout_s: float
-    """Timeout of one request; connecting gets at most `CONNECT_TIMEOUT_S` of it."""
+    """Timeout of one request, in seconds; connecting gets at most `CONNECT_TIMEOUT_S` of it."""
     api_key: str | None = field(default=None, repr=False)
-    """Bearer token that is sent with every request, without white space around it."""
+    """Bearer token of every request, stripped of whitespace."""
     max_connections: int = 100
     trust_env: bool = True
-    """Use the proxies that the environment names; servers of this machine are not behind them."""
+    """Use the proxies from the environment; set it to False for servers on this machine."""
 
     def __post_init__(self) -> None:
         self.api_key = (self.api_key or "").strip() or None
@@ -100,13 +100,13 @@ async def send(
     stream: bool = False,
     follow_redirects: bool = False,
 ) -> httpx.Response:
-    """Send one request and return the response, whatever its status.
+    """Send one request and return the response with any status.
 
     Args:
         stream: leave the content unread; the caller closes the response.
 
     Raises:
-        httpx.RequestError: no answer came.
+        httpx.RequestError: there was no response.
     """
     request = client.build_request(method, url, json=body)
     try:
@@ -120,7 +120,7 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
 
     Raises:
         ServerError: the server refused it.
-        httpx.RequestError: no answer came.
+        httpx.RequestError: there was no response.
     """
     response = await send(client, method, url, body, follow_redirects=True)
     if not response.is_success:
@@ -129,7 +129,7 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, also with the `NaN` and `Infinity` of Python's encoder, which some servers send as logprobs.
+    """Parse JSON, including the `NaN` and `Infinity` of Python's encoder, which some servers send as logprobs.
 
     Raises:
         ValueError: it is not JSON.
@@ -141,11 +141,11 @@ def parse_json(content: bytes) -> Any:
 
 
 async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
-    """Post one request for a stream and hand each event of the response, parsed, to `take`.
+    """Post one streaming request and pass each parsed event of the response to `take`.
 
     Raises:
         ServerError: the server refused it, or sent an error as an event.
-        httpx.RequestError: no answer came, or the stream broke off.
+        httpx.RequestError: there was no response, or the stream broke off.
         ValueError: an event is not JSON.
     """
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -156,7 +156,7 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
             raise read_error(response)
         async for data in _event_data(response):
             if data.startswith(b"[DONE]"):
-                continue  # the connection is used again only if the response is read to its end
+                continue  # httpx reuses the connection only if the response is read to its end
             event = parse_json(data)
             if error := read_error_event(event, response):
                 raise error
@@ -179,9 +179,9 @@ async def _event_data(response: httpx.Response) -> AsyncIterator[bytes]:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield each whole line, ended by LF, CR or CRLF.
+    """Yield each complete line, ended by LF, CR or CRLF.
 
-    `aiter_lines` would also split at the line separators of Unicode, which JSON strings may contain.
+    `aiter_lines` would also split at Unicode line separators, which JSON strings may contain.
     """
     rest = b""
     async for content in response.aiter_bytes():

@@ -1,8 +1,8 @@
-"""Errors of servers: read in one way, and mapped onto `r3agent.errors`.
+"""Parse the error responses of servers and map them onto `r3agent.errors`.
 
 {"error": {"message", "code", "param"}}     OpenAI; also {"error": "text"}, without "error", or in a list
 {"detail": "text" or [{"loc", "msg"}]}      FastAPI
-text, HTML, nothing                         gateways, proxies, servers that crash
+text, HTML, nothing                         gateways, proxies, crashed servers
 a redirect                                  sign-in pages
 """
 
@@ -20,7 +20,7 @@ from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolErro
 from r3agent.http.urls import redact_url
 
 MAX_MESSAGE = 500
-"""Characters of a server's message that are shown."""
+"""Maximum number of characters of a server's message in our own messages."""
 
 NO_KEY = "EMPTY"
 """Key for servers that need none, as vLLM's examples have it."""
@@ -31,7 +31,7 @@ BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQ
 
 
 class _Body(NamedTuple):
-    """Error as the body of a response has it."""
+    """Error in the body of a response."""
 
     message: str
     code: str | None = None
@@ -40,16 +40,16 @@ class _Body(NamedTuple):
 
 
 class ServerError(Exception):
-    """A response that reports an error, by its status or inside a success.
+    """Error response, or an error inside a successful response.
 
     Attributes:
-        status: of the response.
-        message: the server's own words on one line, without the API key that was sent.
-        brief: the beginning of the message, to be shown.
+        status: HTTP status of the response.
+        message: the server's message on one line, without the API key.
+        brief: the beginning of the message, for our own messages.
         code: the server's name or number of the error.
-        param: the field of the request that is at fault.
-        is_from_api: the API itself answered, with an error object: the route exists.
-        retry_after: the header of this name.
+        param: the request field that caused the error.
+        is_from_api: the API answered with an error object, so the route exists.
+        retry_after: value of the Retry-After header.
     """
 
     def __init__(self, body: _Body, response: httpx.Response) -> None:
@@ -63,17 +63,17 @@ class ServerError(Exception):
 
     @property
     def is_transient(self) -> bool:
-        """Tell whether another try may succeed."""
+        """Return True if a retry may succeed."""
         return self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property
     def has_no_route(self) -> bool:
-        """Tell whether the server lacks the route, rather than what was asked for on it."""
+        """Return True if the server has no such route, rather than no such model or resource."""
         return self.status in NO_ROUTE and not self.is_from_api
 
 
 def read_error(response: httpx.Response) -> ServerError:
-    """Read the error that a response reports; its content has been read."""
+    """Parse the error of a response whose content has been read."""
     if response.has_redirect_location:
         location = response.headers["location"].partition("?")[0]
         return ServerError(_Body(f"redirects to {redact_url(location)}"), response)
@@ -84,7 +84,7 @@ def read_error(response: httpx.Response) -> ServerError:
 
 
 def read_error_event(event: Any, response: httpx.Response) -> ServerError | None:
-    """Read the error that an event of a stream reports; `None` if it reports none."""
+    """Parse the error in an event of a stream; `None` if the event is not an error."""
     return ServerError(_read_body(event), response) if isinstance(event, dict) and event.get("error") else None
 
 
@@ -107,11 +107,11 @@ def _read_body(body: Any) -> _Body:
 
 
 def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> PolicyError:
-    """Map an error of the API onto `r3agent.errors`, with what helps.
+    """Map an error of the API onto `r3agent.errors`, with a remedy in the message.
 
     Args:
-        where: goes before the message.
-        tries: how often it was tried, for a message about what was tried again.
+        where: prefix of the message.
+        tries: number of tries as text, added to the message of a transient error.
     """
     message = f"{where}{error}"
     if error.status in WRONG_KEY:
@@ -128,12 +128,12 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
 
 
 def refused_field(refusal: str, fields: Iterable[str]) -> str | None:
-    """Find the first of the request's `fields` that an endpoint's refusal names."""
+    """Find the first of the request's `fields` that the error message of a refusal names."""
     return next((field for field in fields if re.search(rf"(?<!\\)\b{field}\b", refusal)), None)
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:
-    """Say why no answer came."""
+    """Describe why there was no response."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return f"no answer within {timeout_s:g} s"
     return redact_key(str(error), _sent_key(error.request)) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Retry HTTP requests, in this one layer.
+"""Retry HTTP requests; no other layer retries.
 
-Tried again are timeouts, refused and dropped connections, 408, 409, 429 and 5xx: after as long as the server's
-Retry-After says, else with exponential backoff. Never 400, 401, 403 or 404, and never a stream that has begun. A server
-that has answered before and is gone is waited for.
+Timeouts, refused and dropped connections, 408, 409, 429 and 5xx are retried, after the delay in the server's
+Retry-After header or else with exponential backoff. 400, 401, 403 and 404 are never retried, nor is a stream that has
+begun. If a server has answered before and became unreachable, retries continue for `outage_s`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ T = TypeVar("T")
 
 @dataclass
 class Retry:
-    """Rules for one server."""
+    """Retry rules for one server."""
 
     max_tries: int
-    """Tries of one request, the first included."""
+    """Maximum number of tries of one request, including the first."""
     outage_s: float
-    """Time to wait for a server that has answered before and is gone, in seconds."""
+    """Seconds to wait for a server that has answered before and became unreachable."""
     is_current: Callable[[], Awaitable[bool]] | None = None
-    """Returns False when another server has taken its place, so that trying again is of no use."""
+    """Callback that returns False once another server has replaced this one, so that retries are pointless."""
     has_answered: bool = False
 
     async def run(self, request: Callable[[], Awaitable[T]], may_repeat: Callable[[], bool]) -> T:
-        """Return the result of the first try that succeeds.
+        """Return the result of the first successful try.
 
         Raises:
-            ServerError, httpx.RequestError: the last try's; nothing more is worth trying.
+            ServerError, httpx.RequestError: the error of the last try, when no retry is left or useful.
         """
 
         async def is_worthwhile(error: BaseException) -> bool:
@@ -79,7 +79,7 @@ def _wait_s(state: RetryCallState) -> float:
 
 
 def _retry_after_s(header: str) -> float | None:
-    """Read seconds, or a date as RFC 9110 also allows; `None` for anything else."""
+    """Parse seconds, or a date as in RFC 9110; `None` for any other value."""
     if header.isdecimal() or header.replace(".", "", 1).isdecimal():
         return float(header)
     try:

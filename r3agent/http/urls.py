@@ -1,4 +1,4 @@
-"""Addresses of OpenAI-compatible APIs: checked, joined with routes, and redacted for messages."""
+"""URLs of OpenAI-compatible APIs: validation, routes, and redaction for messages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ REMEDY = f"write e.g. {EXAMPLE}, and each of / ? # @ in a user, password or quer
 
 
 def redact_url(url: str) -> str:
-    """Remove user and password, if the URL has any: all up to the last `@`, as a password may have any character."""
+    """Remove user and password: everything up to the last `@`, because a password may contain any character."""
     return re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)
 
 
 class ApiURL:
-    """Base URL of an API, from which the URLs of all routes are made; they keep its query.
+    """Base URL of an API, which makes the URLs of its routes; they keep its query.
 
     Args:
-        base_url: usually ends in `/v1`.
-        setting: what messages call it.
+        base_url: base URL, which usually ends in `/v1`.
+        setting: name of the URL in error messages.
 
     Raises:
-        ConfigError: it is not an HTTP address.
+        ConfigError: it is not an HTTP URL.
     """
 
     def __init__(self, base_url: str, *, setting: str = "base_url") -> None:
@@ -43,19 +43,19 @@ class ApiURL:
         path, _, self._query = self._url.raw_path.partition(b"?")
         self._path = path.rstrip(b"/")
         self.is_versioned = self._path.endswith(b"/v1")
-        """The path ends in `/v1`."""
+        """True if the path ends in `/v1`."""
 
     @property
     def root(self) -> str:
-        """Address of the server itself, without any password."""
+        """URL of the server itself, without user and password."""
         return str(self._join(self._path.removesuffix(b"/v1"), b"").copy_with(userinfo=b"")).rstrip("/")
 
     def route(self, path: str) -> httpx.URL:
-        """URL of a route of the API, e.g. `/chat/completions`."""
+        """Return the URL of a route of the API, e.g. `/chat/completions`."""
         return self._join(self._path + path.encode(), self._query)
 
     def server_route(self, path: str) -> httpx.URL:
-        """URL of a route beside the API, e.g. `/health`."""
+        """Return the URL of a route outside the API, e.g. `/health`."""
         return self._join(self._path.removesuffix(b"/v1") + path.encode(), self._query)
 
     def _join(self, path: bytes, query: bytes) -> httpx.URL:

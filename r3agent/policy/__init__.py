@@ -1,4 +1,4 @@
-"""Models behind endpoints: what they sampled, how trainable it is, and which version answered."""
+"""Models behind endpoints: their completions, how trainable these are, and the version that answered."""
 
 from r3agent.policy.base import Pinnable, Policy, Sampling
 from r3agent.policy.openai import OpenAIPolicy

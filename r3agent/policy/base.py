@@ -1,4 +1,4 @@
-"""Policy protocol, and the settings of sampling."""
+"""Policy protocol and sampling settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from r3agent.records.trajectory import Generation, Message, Record
 
 
 class Sampling(Record):
-    """Settings of sampling; sent with every request and stored on every span."""
+    """Sampling settings, sent with every request and stored on every span."""
 
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Probability of the smallest set of most likely tokens that is sampled from."""
+    """Nucleus sampling: total probability of the most likely tokens to sample from."""
     max_tokens: int = Field(default=512, ge=1)
-    """Limit of one completion, in tokens."""
+    """Maximum number of tokens in a completion."""
     seed: int | None = None
-    """Seed of the first choice; choice i of a request has seed + i, as vLLM numbers them."""
+    """Seed of the first choice; choice i of a request has seed + i, as in vLLM."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     extra: dict[str, Any] = {}
-    """Further fields of the request body, for options only this endpoint knows."""
+    """Additional fields of the request body, for endpoint-specific options."""
 
     def body(self) -> dict[str, Any]:
         """Return the fields of a chat completion request."""
@@ -34,7 +34,7 @@ class Sampling(Record):
         return {**body, **self.extra}
 
     def for_choice(self, i: int) -> Sampling:
-        """Return the settings that sample choice i alone: the same seed would give the same completion again."""
+        """Return the settings for sampling choice i alone, with its own seed."""
         return self if self.seed is None else self.model_copy(update={"seed": self.seed + i})
 
 
@@ -53,19 +53,19 @@ class Policy(Protocol):
         """Sample `n` completions of one conversation.
 
         Raises:
-            PolicyError: the endpoint did not give them.
+            PolicyError: the endpoint did not return them.
         """
         ...
 
     async def aclose(self) -> None:
-        """Release connections; the policy is not used afterwards."""
+        """Close connections; the policy cannot be used afterwards."""
         ...
 
 
 @runtime_checkable
 class Pinnable(Protocol):
-    """A policy whose version may change between two calls."""
+    """Policy whose version may change between two calls."""
 
     def pinned(self, model: str) -> Policy:
-        """Return this policy fixed to the version that answered as `model`, as long as it is served."""
+        """Return this policy pinned to the version that answered as `model`, as long as it is served."""
         ...

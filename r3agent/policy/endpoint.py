@@ -1,4 +1,4 @@
-"""Requests to one OpenAI-compatible endpoint: pooled connections, retries, errors mapped at one seam."""
+"""Requests to an OpenAI-compatible endpoint: pooled connections, retries, and errors mapped in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TimedContent(NamedTuple):
 
     content: bytes
     latency_s: float
-    """Time of the request that succeeded, without the wait for a free connection."""
+    """Duration of the successful request, in seconds, without the wait for a free connection."""
 
 
 class Connection(NamedTuple):
@@ -33,17 +33,17 @@ class Connection(NamedTuple):
 
     client: httpx.AsyncClient
     slots: asyncio.Semaphore
-    """Queue of requests: waiting in the HTTP pool would count as a timeout."""
+    """Limit on concurrent requests; waiting in the HTTP pool instead would count towards the timeout."""
 
 
 class Endpoint:
-    """Post JSON to an OpenAI-compatible endpoint; usable from several event loops. `OpenAIPolicy` has the settings.
+    """Client of an OpenAI-compatible endpoint, usable from several event loops; `OpenAIPolicy` documents the settings.
 
     Args:
-        is_current: returns False when another server has taken its place, so that trying again is of no use.
+        is_current: returns False once another server has replaced this one, so that retries are pointless.
 
     Raises:
-        ConfigError: the URL is not an HTTP address, or no header can carry the key.
+        ConfigError: the URL is not an HTTP URL, or the key is not valid in a header.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Endpoint:
         """Post `body` and return the content of the response.
 
         Raises:
-            EndpointError: unreachable, timed out or failing, after `max_tries`.
+            EndpointError: the endpoint is unreachable, timed out or failed, after `max_tries`.
             AccessError: the key, the model or the URL is wrong.
             RequestError: this request was refused.
         """
@@ -78,10 +78,10 @@ class Endpoint:
         return TimedContent(*await self._request(once, body.get("model")))
 
     async def stream(self, path: str, body: dict[str, Any], take: Callable[[Any], None]) -> float:
-        """Post `body` and hand each chunk of the streamed response, parsed, to `take`; returns its latency in seconds.
+        """Post `body`, pass each parsed chunk of the streamed response to `take`, and return the latency in seconds.
 
         Raises:
-            EndpointError, AccessError, RequestError: as `post`; a stream that breaks off is not begun again.
+            EndpointError, AccessError, RequestError: as `post`; a stream that breaks off is not retried.
             ProtocolError: the stream reports an error.
         """
         has_begun = False
@@ -98,7 +98,7 @@ class Endpoint:
         return latency_s
 
     async def weight_version(self) -> str | None:
-        """Ask vLLM's /weight_info for the version that was deployed last; `None` where the server does not tell."""
+        """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it."""
 
         async def once(client: httpx.AsyncClient) -> bytes:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
@@ -121,7 +121,7 @@ class Endpoint:
         model: object,
         may_repeat: Callable[[], bool] = lambda: True,
     ) -> tuple[T, float]:
-        """Return the result of the first try that succeeds, and how long that one took."""
+        """Return the result of the first successful try and its duration in seconds."""
         client, slots = self._connection()
 
         async def timed() -> tuple[T, float]:

@@ -1,10 +1,10 @@
-"""LangChain chat-model adapter: any chat model as a policy.
+"""Policy adapter for LangChain: use any chat model as a policy.
 
     graph = build_graph(policy=ChatModelPolicy(ChatOpenAI(model="gpt-4.1-mini", logprobs=True)), verifier=check)
 
-LangChain passes on text, tool calls, usage and, where the provider gives them, logprobs, but no token ids: what such a
-policy samples can be trained on only if it is tokenised again, and each span says so. To train on what was sampled, use
-`OpenAIPolicy`.
+LangChain returns text, tool calls, usage and, depending on the provider, logprobs, but no token ids. Spans of such a
+policy can be trained on only after tokenising their text again, and each span records this. To train on the exact
+sampled tokens, use `OpenAIPolicy`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from r3agent.records.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
 FINISH_REASONS = ("finish_reason", "stop_reason", "done_reason")
-"""Keys under which providers tell why a completion ended."""
+"""Keys of the finish reason, by provider."""
 CUT = {"max_tokens", "max_output_tokens", "length"}
-"""Finish reasons, as providers call them, of a completion that the token limit ended."""
+"""Finish reasons of providers for a completion that reached the token limit."""
 
 
 class ChatModelPolicy:
     """Policy that samples from any `BaseChatModel`.
 
     Args:
-        model: with its own retries and timeouts; r3agent adds none.
-        version: the policy version it stands for, where the name it answers with does not tell; default the base.
+        model: a chat model with its own retries and timeouts; r3agent adds none.
+        version: policy version of the model, if the model name in its responses has none; default: the base.
 
-    A `sampling` that the graph is built with goes to the model as keyword arguments (`temperature`, `top_p`,
-    `max_tokens`, ...); without one the model draws as it was made to.
+    The graph's `sampling` is passed to the model as keyword arguments (`temperature`, `top_p`, `max_tokens`, ...);
+    without it the model uses its own settings.
     """
 
     def __init__(self, model: BaseChatModel, *, version: str | None = None) -> None:
@@ -58,12 +58,12 @@ class ChatModelPolicy:
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
     ) -> list[Generation]:
-        """Sample `n` completions with `n` calls at once.
+        """Sample `n` completions with `n` concurrent calls.
 
         Raises:
             AccessError: the provider refuses the key or does not know the model.
-            RequestError: it refuses this request.
-            EndpointError: anything else that the model raises.
+            RequestError: the provider refuses this request.
+            EndpointError: the model raises any other error.
         """
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
         prompt = convert_to_messages(list(messages))
@@ -72,7 +72,7 @@ class ChatModelPolicy:
             start = time.perf_counter()
             try:
                 answer = await model.ainvoke(prompt, **({} if settings is None else settings.body()))
-            except Exception as error:  # every provider has its own
+            except Exception as error:  # every provider has its own classes
                 raise self._mapped(error) from None
             return self._generation(answer, settings, round(time.perf_counter() - start, 4))
 
@@ -108,7 +108,7 @@ class ChatModelPolicy:
         )
 
     def _mapped(self, error: Exception) -> PolicyError:
-        """Map a provider's error onto `r3agent.errors`, without the model's keys, which it may quote."""
+        """Map a provider's error onto `r3agent.errors`, and redact the model's keys in its message."""
         message = f"{type(self.model).__name__}: {type(error).__name__}: {error}"
         for value in vars(self.model).values():
             if isinstance(value, SecretStr) and value.get_secret_value():
@@ -133,7 +133,7 @@ def _grade(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capabili
 
 
 def _tool_calls(answer: AIMessage) -> tuple[dict[str, Any], ...]:
-    """Tool calls in the shape of OpenAI's API; the verifier sees those whose arguments are not JSON too."""
+    """Convert tool calls to the format of OpenAI's API, including those whose arguments are not JSON."""
     called = [(call.get("id"), call["name"], json.dumps(call["args"])) for call in answer.tool_calls]
     called += [(call.get("id"), call["name"] or "", call["args"] or "") for call in answer.invalid_tool_calls]
     return tuple(

@@ -1,4 +1,4 @@
-"""Live version of a policy, and the version of the weights that a server has in place."""
+"""Live version of a policy, and version of the weights that a server has loaded."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ LIVE = "live"
 
 
 class Target(NamedTuple):
-    """Served name, and the server that has it."""
+    """Served name and its server."""
 
     model: str
     base_url: str | None
     """Base URL of the server; `None` for the policy's own."""
     in_place: bool
-    """Weights are reloaded under one name, which therefore does not tell the version."""
+    """True if weights are reloaded under one name, so that the name does not identify the version."""
 
 
 class LivePolicy:
     """Live version of one name, read again when the pointer has moved.
 
     Raises:
-        ConfigError: the registry is of another policy, or nothing is live.
+        ConfigError: the registry belongs to another policy, or nothing is live.
     """
 
     def __init__(self, name: str, registry: Registry) -> None:
@@ -39,7 +39,7 @@ class LivePolicy:
     async def target(self) -> Target:
         stamp = _stamp(self._registry.live_path)
         if stamp is None or stamp != self._seen:
-            self._target = await asyncio.to_thread(self._read)  # of files, for which no event loop should wait
+            self._target = await asyncio.to_thread(self._read)  # reads files, which would block the event loop
             self._seen = stamp
         return self._target
 
@@ -56,25 +56,25 @@ class LivePolicy:
 
 
 def has_weights_in_place(registry: Registry) -> bool:
-    """Tell whether one name stands for several versions, one after the other."""
+    """Return True if several versions share one served name, because full weights are reloaded in place."""
     return any(registry.card(version).kind == "full" for version in registry.versions())
 
 
 class WeightVersion:
-    """Version of the weights that a server has now; belongs to one event loop.
+    """Version of the weights that a server has now; for one event loop.
 
-    Few requests are made: callers share those that begin late enough for them.
+    Concurrent callers share a request, if it starts after their call.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
         self.last: str | None = None
-        """Version of the last answer."""
+        """Version in the last response."""
         self._ask = ask
         self._running: asyncio.Task[str | None] | None = None
         self._next: asyncio.Task[str | None] | None = None
 
     async def now(self) -> str | None:
-        """Return the version as of after this call; `None` where the server does not tell."""
+        """Return the version from a request that starts after this call; `None` if the server does not report it."""
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running))
         return await asyncio.shield(self._next)
@@ -88,7 +88,7 @@ class WeightVersion:
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Identify the state of a file that is replaced, never written in place."""
+    """Return a stamp that changes when a file is replaced; it must never be written in place."""
     try:
         status = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Policy that samples completions from an OpenAI-compatible endpoint and reports the exact tokens.
+"""Policy that samples completions from an OpenAI-compatible endpoint and records the exact tokens.
 
-It asks for logprobs and for vLLM's token ids and goes on without what the endpoint refuses. Every generation tells how
-trainable it is and which version answered.
+It requests logprobs and vLLM's token ids, and omits fields that the endpoint refuses. Every generation records its
+capability and the version that answered.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class OpenAIPolicy:
     """Model behind an OpenAI-compatible endpoint.
 
     Args:
-        base_url: ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
-        model: the served name; `NAME@v0007` is version v0007 of NAME, a bare name the base, v0000; `NAME@live` is
-            whatever the registry's live pointer names when a request is made.
+        base_url: base URL that ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
+        model: served name; `NAME@v0007` is version v0007 of NAME, a bare name is the base, v0000; `NAME@live` is
+            resolved with the registry's live pointer for every request.
         api_key: default `$OPENAI_API_KEY`; never recorded.
-        registry: of the run, or the run's directory; needed for `NAME@live`, and checks with the server which version
-            answered where full weights are reloaded under one name.
-        version: what a bare name stands for, where neither the name nor the server tells.
-        concurrency: connections kept open, and the most requests under way at once.
-        timeout_s: for one request.
-        outage_s: how long to wait for a server that has answered before and is gone.
-        max_tries: for one request; `r3agent.http.retry` says what is tried again.
+        registry: registry or directory of the run. It is needed for `NAME@live`, and for asking the server which
+            version answered if full weights are reloaded under one name.
+        version: version of a bare name, if neither the name nor the server tells it.
+        concurrency: maximum number of connections and of concurrent requests.
+        timeout_s: timeout of one request, in seconds.
+        outage_s: seconds to wait for a server that has answered before and became unreachable.
+        max_tries: tries of one request; `r3agent.http.retry` documents the errors that are retried.
 
     Raises:
-        ConfigError: the URL is none, `NAME@live` has no registry, or nothing is live.
+        ConfigError: the URL is invalid, `NAME@live` has no registry, or nothing is live.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class OpenAIPolicy:
         sampling: Sampling | None = None,
         on_delta: OnDelta | None = None,
     ) -> list[Generation]:
-        """Sample `n` completions with one request; the rest, where the endpoint gives fewer, with one each.
+        """Sample `n` completions with one request; if the endpoint returns fewer, request the rest one by one.
 
         Args:
-            on_delta: streams, and is told of each piece; the record is the same.
+            on_delta: stream the response and call this with each delta; the record is the same.
 
         Raises:
-            EndpointError: unreachable, timed out or failing, after `max_tries`.
+            EndpointError: the endpoint is unreachable, timed out or failed, after `max_tries`.
             AccessError: the key, the model or the URL is wrong.
-            RequestError: this request was refused, e.g. the prompt is too long.
-            ProtocolError: the answer is not an OpenAI response.
+            RequestError: this request was refused, e.g. because the prompt is too long.
+            ProtocolError: the response is not a chat completion.
         """
         body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
         settings = sampling or self.sampling
@@ -118,7 +118,7 @@ class OpenAIPolicy:
         try:
             drawings = await self._complete(target, body, settings, n, on_delta)
         except (AccessError, EndpointError):
-            # The version was taken off the server, or the server away, for what is live now: the stamp tells.
+            # A deploy may have unloaded this version or replaced the server; if so, retry with the live version.
             if self._live is None or (now := await self._target()) == target:
                 raise
             target = now
@@ -130,7 +130,7 @@ class OpenAIPolicy:
         return drawings + [generation for one in await gather_all(rest) for generation in one]
 
     def pinned(self, model: str) -> OpenAIPolicy:
-        """Return this policy fixed to the version that answered as `model`, for an episode to go on with."""
+        """Return this policy pinned to the version that answered as `model`, for the rest of an episode."""
         if self._live is None:
             return self
         policy = copy(self)
@@ -169,13 +169,13 @@ class OpenAIPolicy:
                     raise
                 refused.add(name)
             else:
-                self._refused |= refused  # remembered once going without has helped
+                self._refused |= refused  # remember the fields once a request without them has succeeded
                 return drawings
 
     async def _ask(
         self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
-        """Send one request, with the version of the weights before it and after it where the name does not tell."""
+        """Send one request; if the name does not identify the version, check the weights before and after it."""
         endpoint = self._endpoint(target)
         weights = self._weight_version(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
@@ -233,7 +233,7 @@ class OpenAIPolicy:
         return of_loop[endpoint.base_url]
 
     def _version_of(self, served_name: str, before: str | None, after: str | None) -> str | None:
-        """Return the version that answered; `None` if the weights changed while it did."""
+        """Return the version that answered; `None` if the weights changed during the request."""
         if name := versions.served_version(served_name):
             return name
         if before != after:

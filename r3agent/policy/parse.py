@@ -12,13 +12,13 @@ Json = Mapping[str, Any]
 
 
 GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-"""Fields of vLLM that constrain what is sampled."""
+"""Request fields of vLLM that constrain sampling."""
 
 
 def is_constrained(request: Json) -> bool:
-    """Tell whether a grammar constrains what is sampled.
+    """Return True if a grammar constrains sampling.
 
-    The logprobs are then those of the tokens that the grammar allows, not the policy's own.
+    The logprobs are then relative to the tokens that the grammar allows, and not the policy's own.
     """
     forced_tool = request.get("tool_choice") not in (None, "auto", "none")
     shaped = (request.get("response_format") or {}).get("type", "text") != "text"
@@ -30,8 +30,8 @@ def generations(answer: Json, common: Json, n: int, *, constrained: bool = False
 
     Args:
         constrained: see `is_constrained`.
-        common: fields of all generations that the body does not have: `policy_version`, `sampling`, `latency_s`, and
-            the `model` to assume when the body names none.
+        common: fields of all generations that are not in the body: `policy_version`, `sampling`, `latency_s`, and the
+            default of `model`.
 
     Raises:
         KeyError, TypeError, AttributeError, ValueError: it is not a chat completion.
@@ -84,7 +84,7 @@ def _generation(choice: Json, shared: Json, flaw: str | None) -> Generation:
 def _grade(
     has_content: bool, ids: list[int] | None, logprobs: list[float] | None, shared: Json, flaw: str | None
 ) -> tuple[Capability, str | None]:
-    """Grade a choice, with what keeps it from being trainable-exact; `flaw` is what is wrong with the response."""
+    """Grade a choice, with the reason why it is not trainable-exact; `flaw` is a defect of the whole response."""
     if not ids and not has_content:
         return "eval-only", "the completion is empty"
     if shared.get("policy_version") is None:

@@ -1,4 +1,4 @@
-"""Assemble a streamed chat completion into the body that the same request without streaming has."""
+"""Assemble a streamed chat completion into the body of a response without streaming."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, TypeAlias
 from r3agent.records.thinking import find_reasoning
 
 OnDelta: TypeAlias = Callable[[int, str], object]
-"""Callback for each piece of text of a streamed completion, without thinking: number of the choice, and the piece."""
+"""Callback for each text delta of a streamed completion, without thinking; takes the choice index and the text."""
 
 
 def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
-    """Renumber the choices of a further request, whose first is number `by` of all."""
+    """Add `by` to the choice indices of a further request."""
     return lambda index, text: on_delta(index + by, text)
 
 
 class Assembly:
-    """Body of a completion, assembled from chunks that are added in order."""
+    """Body of a completion, assembled from its chunks in order."""
 
     def __init__(self) -> None:
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
     def add(self, chunk: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-        """Add one chunk, and yield choice and text of what it adds.
+        """Add one chunk, and yield the choice index and text of each delta in it.
 
         Raises:
             KeyError, TypeError, AttributeError: it is not a chunk of a chat completion.
@@ -52,12 +52,12 @@ class Assembly:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Body of the chunks until now."""
+        """Body assembled from the chunks so far."""
         return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}
 
 
 def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
-    """Add a part of a tool call: the first has its id and name, each a piece of its arguments."""
+    """Add a part of a tool call: the first part has the id and name, every part a piece of the arguments."""
     index = part.get("index", len(calls))
     while len(calls) <= index:
         calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})

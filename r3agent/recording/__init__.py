@@ -1,1 +1,1 @@
-"""Recording of running applications, whatever they are built with."""
+"""Recording of running applications, built with or without LangGraph."""
