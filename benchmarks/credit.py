@@ -1,13 +1,13 @@
-"""Compare rewards: arms that credit different labels, with equally many sampled tokens, on the bundled policy.
+"""Compare rewards: arms that credit different labels with the same number of sampled tokens, on the bundled policy.
 
     python benchmarks/credit.py [--seeds 5] [--rounds 4] [--tokens 40000] [--problems 600] [--arms reflection,distill]
 
-Every arm grows the tree that suits it, on as many tasks as its tokens allow, and trains on what it credits; rows and
-optimizer steps are what comes of that. After the last round it is compared on held-out problems with where it started,
-which is measured once for each seed. A seed decides tasks, weights of new adapters and the order of rows; sampling
-differs from run to run. The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and each
-arm's paired difference from `reflection`, the paper's. What is done is kept in --out and not done again. The last line
-is one JSON object.
+Every arm collects the tree that suits it, on as many tasks as its tokens allow, and trains on the spans it credits;
+this determines the number of rows and optimizer steps. After the last round it is compared with its start on held-out
+problems; the start is measured once per seed. A seed sets tasks, weights of new adapters and the order of rows;
+sampling differs between runs. The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and
+each arm's paired difference from `reflection`, the paper's arm. Finished arms are stored in --out and not repeated. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ ARMS: dict[str, dict[str, Any]] = {
     "first try": {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": {"attempt": "success"}},
     "distill": {"collect.reflections": 8, "train.credit": REFLECTION, "train.distill": 1.0},
 }
-"""Settings besides those of `r3agent demo`. `blind retry` and `first try` are controls: no reflection is trained."""
+"""Settings in addition to the demo's. `blind retry` and `first try` are controls that train no reflection."""
 
 PROBE = 32
-"""Number of tasks from whose tokens the size of a round is first estimated."""
+"""Number of tasks for the first estimate of a round's size from its tokens."""
 CELLS = ("first_try", "after_reflection", "blind_retry")
 
 
 def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: Path) -> dict[str, Any]:
-    """One arm with one seed: success in each cell before and after, in percent, and what it took."""
+    """Train one arm with one seed; return success in each cell before and after, in percent, and the cost."""
     directory = out / f"{arm.replace(' ', '')}-{seed}"
     done = directory / "result.json"
     if done.exists():
         return json.loads(done.read_text())
     settings = {**SETTINGS, **ARMS[arm], "task.seed": seed, "train.seed": seed, "eval.n": problems}
     sampled, rows, steps = 0, 0, 0
-    shutil.rmtree(directory, ignore_errors=True)  # of an arm that was stopped: one is whole or is done again
+    shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
     directory.mkdir(parents=True)
     before, own_before = out / f"before-{seed}", directory / "eval" / BASE
     if before.exists():
@@ -94,16 +94,16 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
 
 
 def collected(directory: Path, settings: dict[str, Any], tokens: int) -> int:
-    """Collect a round's tasks, as many as `tokens` allow, and return the tokens they took."""
+    """Collect as many tasks as `tokens` allow, and return the number of tokens used."""
     n, sampled = PROBE, 0
-    for share in (0.0, 0.8, 1.0):  # what is stored is not sampled again, and tells how much a task takes
+    for share in (0.0, 0.8, 1.0):  # stored tasks are not sampled again, and give the tokens per task
         n = max(n, round(share * tokens * n / sampled)) if sampled else n
         sampled = Run(directory, {**settings, "collect.n": n}).collect().tokens_sampled
     return sampled
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and 95 % t-interval."""
+    """Render the mean and its 95 % t-interval."""
     if len(values) < 2:
         return f"{values[0]:.1f}"
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -111,7 +111,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def compared(values: Sequence[float], paper: Sequence[float]) -> tuple[str, float | None]:
-    """Paired difference from the paper's arm, and its p-value by a t-test."""
+    """Render the paired difference from the paper's arm, and return it with the p-value of a t-test."""
     differences = np.subtract(values, paper)
     if len(differences) < 2 or not differences.any():
         return interval([float(d) for d in differences]), None
@@ -119,7 +119,7 @@ def compared(values: Sequence[float], paper: Sequence[float]) -> tuple[str, floa
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
-    """Markdown, and the same numbers as data."""
+    """Render the results as Markdown, and return them with the same numbers as data."""
     lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | minus `reflection` | p |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     start = [r["baseline"] for r in next(iter(results.values()))]
@@ -139,7 +139,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Any]
 
 
 def store(file: Path, command: str, text: str) -> None:
-    """This benchmark's section of the results, in place of the one that was there."""
+    """Write this benchmark's section of the results, replacing the old one."""
     text_before = file.read_text() if file.exists() else "# Results\n"
     kept = re.sub(r"\n## Credit by label\n.*?(?=\n## |\Z)", "", text_before, flags=re.DOTALL).rstrip("\n")
     file.write_text(f"{kept}\n\n## Credit by label\n\n`{command}`\n\n{text}\n")
@@ -149,10 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=40_000, help="sampled for each round")
+    parser.add_argument("--tokens", type=int, default=40_000, help="tokens to sample in each round")
     parser.add_argument("--problems", type=int, default=600, help="held out")
     parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
-    parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="what is done; delete it to start anew")
+    parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="finished arms; delete it to start again")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     arms = options.arms.split(",")

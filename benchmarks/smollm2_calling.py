@@ -1,8 +1,8 @@
-"""SmolLM2-135M that calls functions: `python benchmarks/smollm2_calling.py SMOLLM2_DIR OUT_DIR`.
+"""Train SmolLM2-135M to call functions: `python benchmarks/smollm2_calling.py SMOLLM2_DIR OUT_DIR`.
 
-As it comes, the model writes no call that can be read, so nothing can be measured with it. Here it is shown the gold
-answers of the training tasks of `bfcl:simple_python`, calls in text, by TRL's SFT; the test tasks stay unseen. Takes
-25 minutes on one core.
+The original model writes no readable calls, so nothing can be measured with it. TRL's SFT trains it here on the gold
+answers of `bfcl:simple_python`'s training tasks, calls in text; the test tasks stay unseen. It takes 25 minutes on one
+core.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long the command line and the import take to start, as a share of `import openai`: fresh processes, interleaved.
+"""Start-up time of the command line and the import, relative to `import openai`: fresh processes, interleaved.
 
     python benchmarks/startup.py [REPEATS]
 
-The last line is one JSON object: medians of the ratios' parts are taken over all repeats of one run.
+The last line is one JSON object; each ratio is between medians over all repeats of the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seconds(arguments: list[str]) -> float:
 
 def main(repeats: int) -> None:
     for arguments in COMMANDS.values():
-        seconds(arguments)  # byte code and files are cached from here on
+        seconds(arguments)  # from here on, byte code and files are cached
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(repeats):
         for name, arguments in COMMANDS.items():

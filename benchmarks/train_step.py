@@ -1,15 +1,15 @@
-"""Seconds and peak memory of an optimizer step against stock `trl.GRPOTrainer`, on the same recorded batch.
+"""Time and peak memory of an optimizer step against stock `trl.GRPOTrainer`, on the same recorded batch.
 
     python benchmarks/train_step.py [--cases 350/80/8 700/60/8] [--groups 1] [--rounds 3] [--method full]
         [--no-checkpointing]
 
-A case is prompt tokens / completion tokens / completions of each prompt. The model is a randomly initialised Llama of
-the sizes of SmolLM2-135M, in float32; a step trains on `--groups` such groups, one in each micro-batch on both sides.
-Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing, and keeps its gradient
-checkpointing, which ours turns on as well. Each side is a process of its own; they take turns, and the ratio is the
-median over the rounds. Memory is the peak of resident memory above what was resident when the model was loaded.
-`max_logprob_diff` compares the logprobs of all completion tokens under the starting weights. Ratios above 1 say that
-r3agent is faster, memory ratios below 1 that it needs less. The last line is one JSON object.
+A case is prompt tokens / completion tokens / completions per prompt. The model is a randomly initialised Llama with the
+dimensions of SmolLM2-135M, in float32; a step trains on `--groups` such groups, one per micro-batch on both sides.
+Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing. It keeps its gradient checkpointing,
+and ours is turned on too. Each side runs in its own process; they take turns, and the ratio is the median over the
+rounds. Memory is the peak of resident memory above its value when the model was loaded. `max_logprob_diff` compares the
+logprobs of all completion tokens under the starting weights. r3agent is faster if a time ratio is above 1, and needs
+less memory if a memory ratio is below 1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VOCABULARY = 49152
 
 
 def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
-    """Recorded rows, the same in every process."""
+    """Make recorded rows, the same in every process."""
     prompt_tokens, completion_tokens, n_completions = map(int, case.split("/"))
     rng = random.Random(case)
 
@@ -45,11 +45,11 @@ def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
     ]
 
 
-# ---- one side, in a process of its own ----
+# ---- one side, in its own process ----
 
 
 def side(name: str, options: argparse.Namespace) -> None:
-    """Print the logprobs of the starting weights, then, for each line read, seconds of a step; at the end MiB."""
+    """Print the logprobs of the starting weights, then the seconds of a step for each line read, and finally MiB."""
     import psutil
     import torch
     from tokenizers import Tokenizer
@@ -90,7 +90,7 @@ def side(name: str, options: argparse.Namespace) -> None:
 
 
 class Peak(threading.Thread):
-    """Watcher of peak resident memory; reads it often, for `ru_maxrss` also counts the loading of the model."""
+    """Thread that samples peak resident memory, because `ru_maxrss` includes the loading of the model."""
 
     def __init__(self, process: Any) -> None:
         super().__init__(daemon=True)
@@ -104,7 +104,7 @@ class Peak(threading.Thread):
 
 
 class Turns:
-    """Steps run one at a time, each when a line arrives."""
+    """Control of a training that runs one step for each line of input."""
 
     def __init__(self, peak: Peak) -> None:
         self.peak, self.began = peak, 0.0
@@ -262,7 +262,7 @@ def start(name: str, case: str, options: argparse.Namespace) -> subprocess.Popen
 
 
 def read(process: subprocess.Popen[str]) -> str:
-    """The next line of a side that is data, not a log."""
+    """Read a side's next line of data, skipping log lines."""
     assert process.stdout is not None
     for line in process.stdout:
         if line[0].isdigit() or line.startswith("[["):
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=["350/80/8", "700/60/8"], help="prompt/completion/group")
     parser.add_argument("--groups", type=int, default=1, help="of a step")
-    parser.add_argument("--rounds", type=int, default=3, help="steps measured, after one that is not")
+    parser.add_argument("--rounds", type=int, default=3, help="measured steps, after one warm-up step")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
     parser.add_argument("--no-checkpointing", action="store_true", help="on both sides")
     parser.add_argument("--side", choices=["ours", "stock"], help=argparse.SUPPRESS)

@@ -1,10 +1,10 @@
-"""Prefix-cache hits of vLLM when the 8 reflections of a failure are asked for with one n = 8 call, or with 8 calls.
+"""Prefix-cache hits of vLLM if the 8 reflections of a failure are requested with one n = 8 call, or with 8 calls.
 
     python benchmarks/vllm_prefix.py [--failures 24]
 
-The prompts are long (about 300 tokens) and the cache is emptied before each way. Counted are the prompt tokens that
-were looked up and found, from vLLM's /metrics, and the seconds. The last line is one JSON object. Needs vLLM: `make
-vllm`, or $R3AGENT_VLLM_PYTHON.
+The prompts are long (about 300 tokens), and the cache is emptied before each of the two. Reported are the prompt tokens
+looked up and found, from vLLM's /metrics, and the seconds. The last line is one JSON object. Needs vLLM: `make vllm`,
+or $R3AGENT_VLLM_PYTHON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ G = 8
 
 
 def conversations(n: int, seed: int) -> list[list[dict[str, Any]]]:
-    """Failed tries of long tasks: eight problems in one message."""
+    """Make failed tries of long tasks, with eight problems in one message."""
     tasks = find_tasks("countdown", 8 * n, seed=seed)
     asked = ["\n".join(t.messages[-1]["content"] for t in tasks[i::n]) for i in range(n)]
     return [
@@ -41,7 +41,7 @@ def conversations(n: int, seed: int) -> list[list[dict[str, Any]]]:
 
 
 def cache(root: str) -> tuple[float, float]:
-    """Tokens looked up and found since the server started."""
+    """Return the tokens looked up and found since the server started."""
     families = text_string_to_metric_families(httpx.get(f"{root}/metrics").text)
     values = {sample.name: sample.value for family in families for sample in family.samples}
     return values["vllm:prefix_cache_queries_total"], values["vllm:prefix_cache_hits_total"]

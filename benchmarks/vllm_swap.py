@@ -1,12 +1,12 @@
-"""Longest time without an answer while new weights go onto a real vLLM server, for each strategy.
+"""Longest time without an answer while new weights are deployed to a real vLLM server, for each strategy.
 
     python benchmarks/vllm_swap.py [--clients 4]
 
-Two versions are trained from 48 collected episodes, an adapter and full weights. Then each goes live while so many
-clients ask for short Countdown completions, each three times a second at most: the adapter is loaded (`lora`), full
-weights are read in place (`reload`), and the server is replaced by a new one (`restart`). An error ends the benchmark.
-The last line is one JSON object: the longest time between two answers, and how many times the longest one before the
-swap that is. Needs vLLM: `make vllm`, or $R3AGENT_VLLM_PYTHON.
+Two versions are trained from 48 collected episodes, an adapter and full weights. Then each goes live while `--clients`
+clients request short Countdown completions, each at most three times a second: the adapter is loaded (`lora`), full
+weights are reloaded in place (`reload`), and a new server replaces the old one (`restart`). An error ends the
+benchmark. The last line is one JSON object: the longest time between two answers, and its ratio to the longest one
+before the swap. Needs vLLM: `make vllm`, or $R3AGENT_VLLM_PYTHON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OPTIONS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
 
 @contextmanager
 def supervised_vllm(run_dir: Path, options: Sequence[str]) -> Iterator[str]:
-    """Start vLLM with `r3agent serve --run`; yield its base URL; end it, or the server that took its place.
+    """Start vLLM with `r3agent serve --run`; yield its base URL; finally stop it, or the server that replaced it.
 
     Args:
         options: options of vLLM.
@@ -62,7 +62,7 @@ def supervised_vllm(run_dir: Path, options: Sequence[str]) -> Iterator[str]:
 
 
 def supervisors(run_dir: Path) -> list[int]:
-    """Return the process ids of the supervisors that a run names."""
+    """Return the process ids of a run's supervisors."""
     return [json.loads(entry.read_text())["pid"] for entry in (run_dir / "servers").glob("*.json")]
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             lora.rollback()
             unload(base_url, "bundled@v0001")
             swapped("reload", full, lambda: full.deploy("v0001"))
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "1"  # on a CPU; the server that is replaced is on core 0
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "1"  # on a CPU; the old server is on core 0
             restart = DeployConfig(strategy="restart")
             where = {"registry": full.registry, "base_url": base_url, "config": restart}
             swapped("restart", full, lambda: deploy("v0000", **where))
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def unload(base_url: str, name: str) -> None:
-    """Full weights are not read under an adapter."""
+    """Unload an adapter, which would block the reload of full weights."""
     httpx.post(f"{base_url}/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
 
 

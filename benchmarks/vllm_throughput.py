@@ -2,9 +2,9 @@
 
     python benchmarks/vllm_throughput.py [--model bundled] [--tasks 96] [--turns 3]
 
-r3agent collects Countdown episodes (8 reflections of each failure and their retries) with at most 32 requests under
-way; the bodies it sends are kept and sent again, in the same order and number at once, over bare sockets, with answers
-that are read and not parsed. Both run on the same vLLM server in turns; the last line is one JSON object with the
+r3agent collects Countdown episodes (8 reflections of each failure and their retries) with at most 32 concurrent
+requests. The same request bodies are then sent again over bare sockets, in the same order and concurrency, and the
+responses are read but not parsed. Both run in turns on the same vLLM server; the last line is one JSON object with the
 median ratio. Needs vLLM: `make vllm`, or $R3AGENT_VLLM_PYTHON.
 """
 
@@ -33,7 +33,7 @@ CONCURRENCY = 32
 
 
 async def collected(base_url: str, model: str, n: int, seed: int) -> tuple[float, list[bytes]]:
-    """Tokens/s of a collection, and the bodies of its requests."""
+    """Collect episodes; return the tokens/s and the request bodies."""
     bodies: list[bytes] = []
 
     class Kept(Endpoint):
@@ -65,7 +65,7 @@ async def collected(base_url: str, model: str, n: int, seed: int) -> tuple[float
 
 
 async def replayed(base_url: str, bodies: Sequence[bytes]) -> float:
-    """Tokens/s of the same requests, sent by as little code as can be."""
+    """Send the same requests with minimal code; return the tokens/s."""
     address, queue, total = urlsplit(base_url), iter(bodies), 0
 
     async def client() -> None:

@@ -1,1 +1,1 @@
-"""Making and measuring the policy in the package; see `r3agent/serve/bundled/model/README.md`."""
+"""Training and measuring the bundled policy; see `r3agent/serve/bundled/model/README.md`."""

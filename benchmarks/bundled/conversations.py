@@ -1,7 +1,7 @@
 """Training data of the bundled policy: Countdown conversations with good and bad habits mixed in.
 
-The mixture is what leaves room for improvement: first tries are often careless, and a reflection names a first
-step that only sometimes leads to the target. What a retry does is follow the reflection, wherever it leads.
+The mixture leaves room for improvement: first tries are often careless, and a reflection names a first step that only
+sometimes leads to the target. A retry always follows the reflection.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from r3agent.tasks.countdown import Step, steps
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of each kind of behaviour; what remains to 1 is a uniformly random move."""
+    """Shares of each kind of behaviour; the remaining share is uniformly random moves."""
 
     right_attempt: float
     good_hint: float
     habit_hint: float
-    """The habit: start by adding the first two numbers as listed, whatever the target."""
+    """Share of the bad habit: start by adding the first two numbers in order, whatever the target."""
     blind: float
-    """Share of failed conversations that go on without a reflection."""
+    """Share of failed conversations that continue without a reflection."""
 
 
 SOLVE = Mixture(right_attempt=1.0, good_hint=0.0, habit_hint=0.0, blind=0.0)
-"""Nothing but right first tries: how to find a solution at all."""
+"""Only right first tries, to learn to solve problems at all."""
 
 SKILL = Mixture(right_attempt=0.4, good_hint=0.8, habit_hint=0.05, blind=0.1)
-"""Whole conversations of mostly good play: the skill of the policy."""
+"""Complete conversations of mostly good play: the skill of the policy."""
 
 HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
-"""Habits of the policy: its last lessons are careless."""
+"""Bad habits of the policy: its last lessons are careless."""
 
 
 @lru_cache(maxsize=100_000)
 def first_steps(numbers: tuple[int, ...]) -> tuple[Step, ...]:
-    """First steps whose value the tokenizer has a token for."""
+    """List the first steps whose value has a token in the tokenizer."""
     return tuple(step for step in steps(numbers) if step.value <= MAX_NUMBER)
 
 
 @lru_cache(maxsize=100_000)
 def good_steps(numbers: tuple[int, ...], target: int) -> tuple[Step, ...]:
-    """First steps of a three-number problem from which one more step reaches the target."""
+    """List the first steps of a three-number problem from which one more step reaches the target."""
     return tuple(s for s in first_steps(numbers) if any(last.value == target for last in steps((s.value, *s.rest))))
 
 
 def play(first: Step, target: int | None, rng: random.Random) -> tuple[str, int]:
-    """An answer that follows the first step, to the target if it can be reached from there, and its value."""
+    """Make an answer from a first step, reaching the target if possible, and return it with its value."""
     last_steps = list(steps((first.value, *first.rest)))
     last = rng.choice([s for s in last_steps if s.value == target] or last_steps)
     inner = f"( {first.left} {first.op} {first.right} )"
@@ -65,7 +65,7 @@ def hint(step: Step) -> str:
 
 
 def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Message]:
-    """One conversation: an attempt, and after a wrong one a reflection and a retry, or a blind retry."""
+    """Make one conversation: an attempt and, if it is wrong, a reflection and a retry, or a blind retry."""
     numbers, target = tuple(task.info["numbers"]), task.info["target"]
     good = good_steps(numbers, target)
     every = first_steps(numbers)

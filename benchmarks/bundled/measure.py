@@ -1,4 +1,4 @@
-"""Use of the hint by the policy: success after an oracle's, its own, a random and no reflection, on unseen problems.
+"""Measure the policy's use of hints: success with an oracle's, its own, a random and no reflection, on unseen problems.
 
 `python -m benchmarks.bundled.measure [MODEL_DIR]` prints the table of the model's card.
 """
@@ -26,7 +26,7 @@ from r3agent.verifiers.countdown import countdown
 def reply(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]], temperature: float
 ) -> list[str]:
-    """One sampled reply to each conversation; temperature 0 is greedy."""
+    """Sample one reply to each conversation; temperature 0 is greedy."""
     tokenizer.padding_side = "left"
     prompts: Any = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
@@ -46,7 +46,7 @@ def measure(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Success on `n` test problems; all retries are of problems whose first try failed."""
+    """Measure success on `n` test problems; retries are of problems whose first try failed."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     tasks = list(generate(n, seed=seed, split="test"))

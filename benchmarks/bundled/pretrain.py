@@ -1,7 +1,7 @@
 """Train the bundled policy from scratch: `python -m benchmarks.bundled.pretrain --out DIR --seed 0`.
 
-A Llama of under a million parameters learns Countdown conversations (`conversations.py`): how to solve, then how
-to reflect and to follow a reflection, then careless habits on top. Problems of the test split are never shown.
+A Llama of under a million parameters learns Countdown conversations (`conversations.py`): to solve problems, then to
+reflect and to follow a reflection, and finally careless habits. Problems of the test split are never used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH = 256
 
 
 class Lesson(NamedTuple):
-    """A mixture, for so many optimizer steps; the learning rate falls from `lr` to `final_lr` along a cosine."""
+    """Training on one mixture for `n_steps` optimizer steps, with cosine decay from `lr` to `final_lr`."""
 
     mixture: Mixture
     n_steps: int
@@ -46,7 +46,7 @@ LESSONS = (
 )
 WARMUP_STEPS = 30
 N_PROBLEMS = 5200
-"""Problems to learn from; the train split has few more with numbers to 15 and targets to 100."""
+"""Number of training problems; the train split has few more with numbers to 15 and targets to 100."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -67,7 +67,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The same policy with an output head of its own: vLLM on CPUs cannot reload a tied one in place."""
+    """Untie the output head, because vLLM on CPUs cannot reload a tied one in place."""
     config = LlamaConfig.from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
     copy = LlamaForCausalLM(config)
     weights = model.state_dict()
@@ -76,7 +76,7 @@ def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 class Encoder:
-    """Conversations to token ids and a mask of what the assistant said, end of turn included."""
+    """Encoder of conversations to token ids and a mask of the assistant's tokens, including the end of turn."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -100,7 +100,7 @@ class Encoder:
 def batches(
     encode: Encoder, mixture: Mixture, tasks: list[Task], rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless ids and loss masks of shape (BATCH, T), padded right."""
+    """Yield ids and loss masks of shape (BATCH, T), padded right, without end."""
     while True:
         rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
         length = max(len(ids) for ids, _ in rows)
@@ -113,13 +113,13 @@ def batches(
 
 
 def shuffled(task: Task, rng: random.Random) -> Task:
-    """The same problem with its numbers in another order."""
+    """Shuffle the numbers of a problem."""
     numbers = rng.sample(task.info["numbers"], k=len(task.info["numbers"]))
     return make_task(numbers, task.info["target"])
 
 
 def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """One lesson, with an optimizer of its own."""
+    """Train one lesson, with its own optimizer."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.lr, weight_decay=0.1, betas=(0.9, 0.98))
 
     def share_of_lr(step: int) -> float:

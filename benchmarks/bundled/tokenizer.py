@@ -1,7 +1,7 @@
-"""The bundled policy's tokenizer: one token for each number and each word it knows; other words are left out.
+"""Tokenizer of the bundled policy: one token for each known number and word; unknown words are dropped.
 
-Leaving unknown words out keeps a conversation at about 60 tokens and makes the policy indifferent to how a
-prompt is phrased, as long as its key words are there.
+Dropping unknown words keeps a conversation at about 60 tokens and makes the policy independent of a prompt's wording,
+as long as its key words are present.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two things asyncio lacks: waiting for many without leaving orphans, and calling async code from sync code."""
+"""Additions to asyncio: awaiting many coroutines without orphans, and calling async code from sync code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once; when one fails or the caller is cancelled, none is left running."""
+    """Run coroutines concurrently; if one fails or the caller is cancelled, cancel the rest."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
@@ -27,11 +27,11 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Wait for `coroutine` from sync code, in any thread; an interrupted wait cancels it.
 
-    One loop for the whole process keeps connections alive between calls, and works inside a running loop
-    (notebooks) where `asyncio.run` does not.
+    One loop for the whole process keeps connections alive between calls, and works inside a running loop (notebooks),
+    where `asyncio.run` does not.
 
     Raises:
-        RuntimeError: called by what `run_sync` itself runs, which would wait for itself.
+        RuntimeError: the caller runs under `run_sync` itself, so it would wait for itself.
     """
     loop = _loop()
     if is_run_sync():
@@ -46,7 +46,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def is_run_sync() -> bool:
-    """Tell whether `run_sync` runs the caller."""
+    """Return True if `run_sync` runs the caller."""
     try:
         return asyncio.get_running_loop() is _loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Text for people: aligned columns, and characters that a terminal does not obey."""
+"""Text for terminals: aligned columns, and escaped control characters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 
 WIDTH = 100_000
-"""Columns that output has room for: what is printed is cut or wrapped by the terminal, never here."""
+"""Width of rendered output, so large that only the terminal cuts or wraps it."""
 
 
 def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, first: int = 0) -> list[str]:
-    """Align the cells of rows, the first at least so wide; one plain line each, without markup, never wrapped."""
+    """Align rows in columns, the first at least `first` wide; one plain line per row, without markup or wrapping."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table
@@ -27,5 +27,5 @@ def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, fir
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would take for a command."""
+    """Replace control characters, which a terminal would interpret."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, with disk errors as the package's own; read the end of a log."""
+"""Atomic writes, disk errors as `ConfigError`, and the end of a log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from r3agent.errors import ConfigError
 
 @contextmanager
 def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
-    """Turn errors of writing into a `ConfigError` that names the path.
+    """Convert write errors to a `ConfigError` that names the path.
 
     Args:
-        errors: what a library raises, besides `OSError`, when it cannot write.
+        errors: exceptions besides `OSError` that a library raises if it cannot write.
 
     Raises:
-        ConfigError: what the block writes to `path` cannot be written.
+        ConfigError: the block cannot write to `path`.
     """
     try:
         yield
@@ -27,10 +27,10 @@ def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader or a crash meets the old one or the new one.
+    """Replace a file in one step, so that readers see the old or the new content, also after a crash.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
@@ -47,5 +47,5 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def last_lines(log: str, n: int = 15) -> str:
-    """The end of a log, for a message."""
+    """Return the last lines of a log, for a message."""
     return "\n".join(log.splitlines()[-n:])

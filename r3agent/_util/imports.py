@@ -1,4 +1,4 @@
-"""Names to objects: a user's `module:attribute`, and the optional extras."""
+"""Imports by name: a user's `module:attribute`, entry points, and optional extras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_attribute(spec: str) -> Any:
     """Import `module:attribute`; the current directory is searched first, as `python -m` does.
 
     Raises:
-        ConfigError: the module or the attribute is not there, or importing it failed.
+        ConfigError: the module or the attribute does not exist, or importing it failed.
     """
     module_name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
@@ -25,7 +25,7 @@ def load_attribute(spec: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        # It may be one that the module imports which is not there.
+        # The missing module may be one that this module imports.
         is_absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         hint = f"; looked in {here} and on sys.path: run where it is, or add its folder to PYTHONPATH"
         raise ConfigError(
@@ -37,7 +37,7 @@ def load_attribute(spec: str) -> Any:
 
 
 def entry_points(group: str) -> dict[str, str]:
-    """Entry points of installed packages under a group: name to `module:attribute`."""
+    """Map the names of a group's installed entry points to `module:attribute`."""
     return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
 
 
@@ -45,7 +45,7 @@ def require_extra(module_name: str, extra: str) -> None:
     """Import a heavy optional dependency.
 
     Raises:
-        ConfigError: it is not installed, with the command that installs it.
+        ConfigError: it is not installed; the message has the install command.
     """
     try:
         importlib.import_module(module_name)
@@ -54,20 +54,20 @@ def require_extra(module_name: str, extra: str) -> None:
 
 
 def require_package(name: str, setting: str) -> None:
-    """Check that a package that a setting asks for is installed.
+    """Check that the package that a setting needs is installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(f"{setting}: {name} is not installed; pip install {name}, or change the setting")
 
 
 def require_installed(module_name: str, extra: str) -> None:
-    """Check as `require_extra` does, without the cost of the import.
+    """Check for an extra's package as `require_extra` does, but without importing it.
 
     Raises:
-        ConfigError: a package of an extra is not installed, with the command that installs it.
+        ConfigError: it is not installed; the message has the install command.
     """
     if importlib.util.find_spec(module_name) is None:
         raise ConfigError(f"{module_name} is not installed; pip install 'r3agent[{extra}]'")

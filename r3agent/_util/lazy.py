@@ -1,6 +1,6 @@
-"""Public names of a package, imported when they are used.
+"""Public names of a package, imported on first use.
 
-A package writes its names once, as imports for type checkers:
+A package lists its names once, as imports for type checkers:
 
     if TYPE_CHECKING:
         from r3agent.episodes.collect import collect as collect
@@ -26,7 +26,7 @@ def lazy_names(
     """Make `__getattr__` and `__dir__` of a package from the imports under its `if TYPE_CHECKING:`.
 
     Args:
-        prepare: called with a name before it is imported, e.g. to check that an optional dependency is there.
+        prepare: called with each name before its import, e.g. to check that an optional dependency is installed.
     """
 
     @cache
@@ -51,7 +51,7 @@ def lazy_names(
 
 
 def public_names(package: str) -> dict[str, str]:
-    """Names that a package imports as themselves, each with its module: constants, classes, then functions."""
+    """Map each name that a package imports as itself to its module: constants, classes, then functions."""
     import ast
 
     spec: Any = find_spec(package)

@@ -1,4 +1,4 @@
-"""One process at a time, on one file system."""
+"""Lock between processes on one file system."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from r3agent.errors import BusyError
 
 @contextmanager
 def file_lock(path: Path, purpose: str) -> Generator[None]:
-    """Hold `path`; the kernel lets go of it if the process dies.
+    """Hold a lock on `path`; the kernel releases it if the process dies.
 
     Raises:
-        BusyError: somebody else holds it, and who.
+        BusyError: another process holds the lock; the message names it.
         ConfigError: the file cannot be written.
     """
     with disk_errors(path):

@@ -1,4 +1,4 @@
-"""Wording that error messages share: the nearest known name, a shortened value, and pydantic's errors on one line."""
+"""Common parts of error messages: the nearest known name, a shortened value, pydantic's errors on one line."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 MAX_VALUE_CHARS = 80
-"""Longest rendering of a value in a message."""
+"""Maximum length of a value in a message."""
 MAX_ERRORS = 5
-"""Most errors of one validation that a message names."""
+"""Maximum number of a validation's errors in a message."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
-    """Suggest the nearest known name, or list all of them when none is near.
+    """Suggest the nearest known name, or list all of them if none is near.
 
     Args:
-        prefix: what stands before the suggested name, such as `collect.`.
-        cutoff: similarity from which a name is near, 0 to 1.
+        prefix: text before the suggested name, such as `collect.`.
+        cutoff: minimum similarity of a near name, 0 to 1.
     """
     known = list(known)
     nearest = get_close_matches(name, known, n=1, cutoff=cutoff)
@@ -36,9 +36,9 @@ def explain(error: Exception, model: type[BaseModel], *, root: str = "") -> str:
     """Render a validation error on one line: each key with its value and limit, or the nearest known key.
 
     Args:
-        error: pydantic's; any other is rendered as it is.
+        error: pydantic's error; any other is rendered unchanged.
         model: class that was validated.
-        root: key under which the caller gave the whole, such as `context`.
+        root: key of the whole value, such as `context`.
     """
     if not isinstance(error, ValidationError):
         return str(error)
@@ -56,13 +56,13 @@ def _explain_one(error: Any, model: type[BaseModel], root: str) -> str:
         return f"unknown key {key!r}; {did_you_mean(path[-1], _fields_at(model, error['loc'][:-1]), prefix=prefix)}"
     if error["type"] == "missing":
         return f"{key}: {error['msg']}"
-    if error["type"] == "value_error":  # may be of several keys; the message names them
+    if error["type"] == "value_error":  # may concern several keys; the message names them
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     return f"{key} = {shorten(error['input'])}: {error['msg']}" if key else f"{shorten(error['input'])}: {error['msg']}"
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:
-    """Names of the fields of the record at a path below `model`, through optional fields and lists."""
+    """Return the field names of the record at a path below `model`, through optional fields and lists."""
     for name in path:
         if name not in model.model_fields:
             continue

@@ -1,8 +1,8 @@
-"""Texts with places to fill in: Jinja templates in a sandbox, checked before they are used.
+"""Jinja templates in a sandbox, checked before they are used.
 
-A template may look at what it is given and change none of it. What it may name is said where it is compiled, so that
-a wrong name is found before any work starts. Refused are attributes that reach into Python, and results that are too
-long. What is filled in is text and stays text: it is never taken for a template.
+A template can read its values but not change them. The names that it may use are given when it is compiled, so a wrong
+name is found before any work starts. Attributes that reach into Python, and results that are too long, are refused.
+Values are inserted as text and never interpreted as templates.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from r3agent.errors import ConfigError
 
 MAX_CHARS = 1_000_000
-"""Limit of a rendered text."""
+"""Maximum length of a rendered text."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """A compiled template, from `compile_template`."""
+    """Compiled template, made by `compile_template`."""
 
     name: str
     used: frozenset[str]
-    """Names of the values that it uses."""
+    """Names that the template uses."""
     _compiled: jinja2.Template
 
     def render(self, **given: Any) -> str:
-        """Fill in the values.
+        """Render the template with values.
 
         Raises:
-            ConfigError: it asks for what is not there or not allowed, or the text is longer than `MAX_CHARS`.
+            ConfigError: it uses a value that is missing or not allowed, or the text is longer than `MAX_CHARS`.
         """
         pieces, left = list[str](), MAX_CHARS
         try:
@@ -51,15 +51,15 @@ class Template:
 
 
 def compile_template(text: str, *, name: str = "", known: Sequence[str], hidden: Sequence[str] = ()) -> Template:
-    """Compile a template that may name only what is listed.
+    """Compile a template that may use only the listed names.
 
     Args:
-        name: of the template in messages.
-        known: what it may name. A name with fields, such as `task.messages`, may be followed by these fields only.
-        hidden: what it may not name for a reason: whoever reads the text is not to see it.
+        name: name of the template in messages.
+        known: allowed names. If a name is listed with fields, such as `task.messages`, only these fields are allowed.
+        hidden: names that are refused because the reader of the text must not see them.
 
     Raises:
-        ConfigError: it is not a template, or names what it is not given.
+        ConfigError: the text is not a template, or it uses a name that is not allowed.
     """
     where = f"{name}: " if name else ""
     fields: defaultdict[str, set[str]] = defaultdict(set)
@@ -84,7 +84,7 @@ def compile_template(text: str, *, name: str = "", known: Sequence[str], hidden:
 
 
 def _paths(tree: nodes.Template) -> list[tuple[str, str, str]]:
-    """Every `NAME.FIELD` and `NAME["FIELD"]`: as written, the name and the field."""
+    """Find every `NAME.FIELD` and `NAME["FIELD"]`; return it as written, its name and its field."""
     found: list[tuple[str, str, str]] = []
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         owner, field = node.node, node.attr if isinstance(node, nodes.Getattr) else node.arg
@@ -96,10 +96,10 @@ def _paths(tree: nodes.Template) -> list[tuple[str, str, str]]:
 
 
 def _as_json(value: Any, indent: int | None = None) -> str:
-    """Jinja's own `tojson` escapes for HTML."""
+    """Render JSON without the HTML escapes of Jinja's own `tojson`."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 _ENVIRONMENT.filters["tojson"] = _as_json
-_ENVIRONMENT.globals.pop("lipsum")  # text by chance: the same template is to give the same text
+_ENVIRONMENT.globals.pop("lipsum")  # random text: the same template must render the same text

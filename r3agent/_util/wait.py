@@ -1,4 +1,4 @@
-"""Poll a condition that another process or server fulfils, with a deadline."""
+"""Polling for a condition with a deadline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def wait_until(
     first_s: float = 0.001,
     retry_on: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> T:
-    """Call `condition` until it returns something true, or until `timeout_s` is over; at least once.
+    """Call `condition`, at least once, until it returns a true value or `timeout_s` has passed.
 
     The pauses between the calls double from `first_s` up to `poll_s`.
 
@@ -27,10 +27,10 @@ def wait_until(
         retry_on: exceptions of `condition` that mean "not yet"; any other ends the wait.
 
     Returns:
-        The last result: something true, or that of the call after which the time was over.
+        The last result: a true value, or the result of the last call before the deadline.
 
     Raises:
-        Exception: as `condition` does; one of `retry_on` only when the time is over.
+        Exception: as `condition`; one of `retry_on` only after the deadline.
     """
     retrying = Retrying(
         retry=retry_if_not_result(bool) | retry_if_exception_type(retry_on),

@@ -1,4 +1,4 @@
-"""Audit tasks and their verifier before anyone spends tokens: are they fit to train on? No policy is sampled."""
+"""Audit of tasks and their verifier before any tokens are spent; no policy is sampled."""
 
 from r3agent.audit.audit import audit
 from r3agent.audit.config import AuditConfig

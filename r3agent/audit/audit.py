@@ -1,4 +1,4 @@
-"""Run all checks of a task source and its verifier, in the order of the report."""
+"""All checks of a task source and its verifier, in the order of the report."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ async def audit(
     lengths: Lengths,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Try the verifier on answers whose verdict is known, and look at the tasks.
+    """Test the verifier on answers with known verdicts, and check the tasks.
 
     Args:
-        verifier: default: the source's own.
-        lengths: the model's limits.
+        verifier: name of the verifier; default the source's own.
+        lengths: limits of the model.
         progress: called with (done, total) after each verdict.
 
     Raises:
-        ConfigError: the source or the verifier cannot be used at all, or there is no task.
+        ConfigError: the source or the verifier cannot be used, or there is no task.
     """
     verifier = verifier or default_verifier(source)
     find_verifier(verifier, **verifier_params)  # a wrong setting is reported before tasks are made
@@ -68,7 +68,7 @@ async def _judge_trials(
     settings: AuditConfig,
     progress: Callable[[int, int], None] | None,
 ) -> list[TrialResult]:
-    # One round after the other: the same answer then mostly goes to another process, with another hash seed.
+    # One round after another, so that an answer mostly goes to another process with another hash seed each time.
     results = await judge_probes(
         [trial.probe for _ in range(settings.repeats) for trial in tried],
         verifier=verifier,
@@ -82,6 +82,6 @@ async def _judge_trials(
 
 
 def _of_all_splits(drawn: Drawn) -> list[Task]:
-    """Return one task of each split in turn, each once, so that the first `n` are of all of them."""
+    """Return distinct tasks, from each split in turn, so that the first `n` come from all splits."""
     turns = chain.from_iterable(zip_longest(*drawn.values()))
     return list({task.id: task for task in turns if task is not None}.values())

@@ -1,4 +1,4 @@
-"""Judge probes with the user's verifier, in a process of its own; `probes.py` has these functions called there."""
+"""Functions that judge probes with the user's verifier; `probes.py` calls them in a child process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from r3agent.verifiers import Verifier, find_verifier, judge, warm_up
 
 @cache
 def _runner() -> asyncio.Runner:
-    """Return the one event loop of this process, in which an async verifier keeps its connections."""
+    """Return the event loop of this process, in which an async verifier keeps its connections."""
     return asyncio.Runner()
 
 
@@ -29,13 +29,13 @@ def load(name: str, params: str) -> None:
     """Find and warm up a verifier; `params` are JSON.
 
     Raises:
-        ConfigError: there is none, or it does not take `params`.
+        ConfigError: there is no such verifier, or it does not accept `params`.
     """
     _verifier(name, params)
 
 
 def judge_probe(name: str, params: str, task: Any, message: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `ProbeResult`, the verifier's exception as its `error`."""
+    """Return the fields of a `ProbeResult`, with the verifier's exception as its `error`."""
     calls = message.get("tool_calls") or ()
     span = Span(label="attempt", model="audit", text=message.get("content") or "", tool_calls=calls)
     start = time.perf_counter()
@@ -46,6 +46,6 @@ def judge_probe(name: str, params: str, task: Any, message: dict[str, Any]) -> d
             if verdict is None
             else {"passed": verdict.passed, "score": verdict.score}
         )
-    except Exception as error:  # of the verifier
+    except Exception as error:  # raised by the verifier
         result = {"error": str(error)}
     return {**result, "seconds": time.perf_counter() - start}

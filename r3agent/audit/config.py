@@ -1,4 +1,4 @@
-"""Settings of an audit: the section `[audit]` of `r3.toml`."""
+"""Audit settings: the `[audit]` section of r3.toml."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from r3agent.records.trajectory import Record
 
 class AuditConfig(Record):
     n: int = Field(default=200, ge=1)
-    """Tasks that the verifier is tried on. A source that generates tasks is read for as many of each split; those of
-    a file or a data set are compared with one another."""
+    """Number of tasks to test the verifier on. From a source that generates tasks, this many of each split are compared
+    with one another; of a file or a data set, all tasks are."""
     repeats: int = Field(default=3, ge=1)
-    """Number of times each answer is judged, to see verdicts that change."""
+    """Number of times to judge each answer, to detect verdicts that change."""
     concurrency: int = Field(default=4, ge=1)
-    """Processes that judge, each with its own hash seed; one that hangs is ended."""
+    """Number of judging processes, each with its own hash seed; one that hangs is killed."""
     timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds after which a verdict counts as hanging."""
+    """Seconds after which the verifier counts as hanging on an answer."""
     slow_s: float = Field(default=5.0, gt=0)
-    """Seconds within which 99 % of the verdicts must come."""
+    """Seconds within which 99 % of the verdicts must arrive."""
     max_gold_failing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of gold answers that may fail."""
+    """Largest share of gold answers that may fail."""
     max_empty_passing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of empty answers that may pass, e.g. where saying nothing is right."""
+    """Largest share of empty answers that may pass, e.g. if no answer can be right."""
     max_shuffled_passing: float = Field(default=0.02, ge=0, lt=1)
-    """Share of other tasks' gold answers that may pass; only those that differ from the task's own are tried."""
+    """Largest share of other tasks' gold answers that may pass; only those that differ from the task's own are
+    tested."""
     max_flaky: float = Field(default=0.0, ge=0, lt=1)
-    """Share of answers whose repeated verdicts may differ."""
+    """Largest share of answers whose repeated verdicts may differ."""
     model_limit: int | None = Field(default=None, ge=1)
-    """Tokens that the model takes, prompt and completion together; default: the endpoint's limit, if one is given."""
+    """Maximum tokens of prompt and completion together; default the endpoint's limit, if it is known."""

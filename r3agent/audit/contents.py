@@ -1,4 +1,4 @@
-"""Checks of the tasks alone: repeated ones, ones on both sides of a split, and answers that stand in their prompt."""
+"""Checks of the tasks alone: duplicates, tasks in several splits, and prompts that contain their answer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from r3agent.audit.records import Check, check_of, some
 from r3agent.records.trajectory import Task
 
 MIN_ANSWER_CHARS = 4
-"""Length below which an answer stands in a prompt by chance."""
+"""Length below which an answer may be in a prompt by chance."""
 
 Drawn = Mapping[str, Sequence[Task]]
-"""Tasks by the split that they were drawn from."""
+"""Tasks by split."""
 
 
 def content_checks(drawn: Drawn) -> list[Check]:
-    """Return every check that needs neither the verifier nor a model."""
+    """Run the checks that need neither the verifier nor a model."""
     return [_ids(drawn), _prompts(drawn), _splits(drawn), _answers_in_prompts(drawn)]
 
 
 def prompt_key(task: Task) -> str:
-    """Return the prompt without case and spacing; equal for two tasks that are one."""
+    """Return the prompt without case and spacing, equal for duplicate tasks."""
     parts = [f"{m['role']} {_text(m.get('content'))}" for m in task.messages]
     tools = json.dumps(task.tools, sort_keys=True, default=str) if task.tools else ""
     return " ".join(unicodedata.normalize("NFKC", " ".join([*parts, tools])).casefold().split())

@@ -1,4 +1,4 @@
-"""Check the length of prompts: counted by the model's tokenizer or its endpoint, or else estimated."""
+"""Check of prompt lengths, counted by the model's tokenizer or its endpoint, or else estimated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT_S = 10.0
 CONCURRENCY = 8
 
 PromptTokens = Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]
-"""Tokens of messages and tools, as the model's chat template renders them; raises `ValueError` where it does not."""
+"""Function that counts the tokens of messages and tools in the model's chat template, or raises `ValueError`."""
 
 
 class EndpointAddress(NamedTuple):
@@ -30,34 +30,35 @@ class EndpointAddress(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """Limits of the model and means to count its tokens; without them prompts are estimated, and have no limit."""
+    """Limits of the model, and its tokenizer; by default prompt lengths are estimated and have no limit."""
 
     max_tokens: int
-    """Tokens of one completion."""
+    """Maximum tokens of one completion."""
     limit: int | None = None
-    """Tokens of prompt and completion; default: the endpoint's own."""
+    """Maximum tokens of prompt and completion together; default the endpoint's own."""
     tokenizer: PromptTokens | None = None
     endpoint: EndpointAddress | None = None
 
 
 class PromptSizes(NamedTuple):
-    """Tokens of each task's prompt, or why it is refused."""
+    """Number of tokens of each task's prompt, or the reason for refusing it."""
 
     tokens: list[int | str]
     method: str
 
 
 class Limit(NamedTuple):
-    """Tokens of prompt and completion together, and whether the server refuses a request that could go beyond."""
+    """Limit on the tokens of prompt and completion together."""
 
     tokens: int
     source: str
     strict: bool = False
-    """True if it is known to refuse one. r3agent's own server ends the completion there instead."""
+    """True if the server is known to refuse a request that could exceed the limit; r3agent's own server ends the
+    completion at the limit instead."""
 
 
 async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
-    """Check that every prompt leaves room for a completion, and for a whole retry."""
+    """Check that every prompt leaves room for a completion, and for a complete retry."""
     limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
     if lengths.endpoint is not None:
@@ -84,10 +85,10 @@ def _check(tasks: Sequence[Task], counted: PromptSizes, limit: Limit | None, max
     if limit is None:
         parts.append("no limit is known: name --model-limit")
     else:
-        strict = limit.strict or max_tokens > limit.tokens  # which no server takes
+        strict = limit.strict or max_tokens > limit.tokens  # which every server refuses
         long = [size for size in sizes if size[0] >= limit.tokens]
         short_of_room = [size for size in sizes if limit.tokens - max_tokens < size[0] < limit.tokens]
-        # A retry reads the failed try and the reflection before it answers.
+        # A retry's prompt includes the failed try and the reflection.
         tight = sum(n + 3 * max_tokens > limit.tokens for n in known) - len(long) - len(short_of_room)
         parts.append(f"{limit.source} allows {limit.tokens}, of which a completion takes up to {max_tokens}")
         parts.append(f"{len(long)} too long")
@@ -153,7 +154,7 @@ def _limit(card: dict[str, Any], setting: Limit | None) -> Limit | None:
 
 
 async def _by_endpoint(tasks: Sequence[Task], probe: EndpointProbe, model: str) -> PromptSizes | None:
-    """Count with the endpoint's /tokenize; `None` where there is none."""
+    """Count with the endpoint's /tokenize; `None` if it has no such route."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def count(task: Task) -> int | str | None:

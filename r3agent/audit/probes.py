@@ -1,6 +1,6 @@
-"""Judge answers in processes of their own.
+"""Judging of answers in child processes.
 
-A verifier that hangs, even inside a regular expression, is ended and reported, and so is one that ends its process.
+A verifier that hangs, even inside a regular expression, is killed and reported, and so is one that ends its process.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from r3agent.records.trajectory import Message, Task
 from r3agent.verifiers.worker import StartError, Worker
 
 MAX_HANGS = 5
-"""Hangs after which the rest is not judged: it would take hours to find the same."""
+"""Number of hangs after which the rest is not judged, since more would take hours and tell nothing new."""
 CLOSE_EVERY_S = 0.1
 
 
 class Probe(NamedTuple):
-    """One answer to be judged."""
+    """Answer to judge."""
 
     task: Task
     message: Message
 
 
 class ProbeResult(NamedTuple):
-    """Verdict on a probe, or why there is none."""
+    """Verdict on a probe, or the reason that there is none."""
 
     passed: bool | None = None
     score: float | None = None
@@ -47,7 +47,7 @@ async def judge_probes(
     timeout_s: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ProbeResult | None]:
-    """Return the result of each probe; `None` where it was not judged, after too many hangs.
+    """Return the result of each probe; `None` for those not judged after too many hangs.
 
     Raises:
         ConfigError: the verifier does not start in one of its processes.

@@ -1,4 +1,4 @@
-"""Records of an audit: its checks, and the whole."""
+"""Records of an audit and its checks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import computed_field
 from r3agent.records.trajectory import Record
 
 Status: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
-"""Result of a check. `warning`: worth a look, and perhaps meant so. `skipped`: there was nothing to try it on."""
+"""Result of a check. `warning`: worth a look, but may be intended. `skipped`: there was nothing to check."""
 
 MAX_EXAMPLES = 5
 
 
 class Check(Record):
-    """One check of the tasks or the verifier, with its result in numbers."""
+    """Check of the tasks or the verifier, with its result."""
 
     name: str
     status: Status
@@ -23,9 +23,9 @@ class Check(Record):
     """Result in words."""
     counts: dict[str, int] = {}
     rate: float | None = None
-    """Share of what was tried that is wrong; `None` where nothing was."""
+    """Share of wrong cases; `None` if none were tested."""
     examples: tuple[str, ...] = ()
-    """Examples of what is wrong: task ids, and what was seen."""
+    """Examples of wrong cases: task ids with details."""
     remedy: str = ""
 
     @computed_field
@@ -40,13 +40,13 @@ class Audit(Record):
     source: str
     verifier: str
     tasks: dict[str, int]
-    """Number of tasks looked at, by split."""
+    """Number of audited tasks, by split."""
     checks: tuple[Check, ...]
 
     @computed_field
     @property
     def ok(self) -> bool:
-        """True if nothing failed; there may be warnings."""
+        """Return True if no check failed; there may be warnings."""
         return all(check.ok for check in self.checks)
 
 
@@ -60,7 +60,7 @@ def check_of(
     remedy: str = "",
     counts: dict[str, int] | None = None,
 ) -> Check:
-    """Return the check of `n` things of which those described in `wrong` are wrong."""
+    """Make the check of `n` cases, of which `wrong` describes the wrong ones."""
     return Check(
         name=name,
         status=status,
@@ -73,5 +73,5 @@ def check_of(
 
 
 def some(examples: list[str]) -> tuple[str, ...]:
-    """Return the first few, each short enough to read."""
+    """Return the first few examples, each shortened."""
     return tuple(text if len(text) <= 240 else f"{text[:237]}..." for text in examples[:MAX_EXAMPLES])

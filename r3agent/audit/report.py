@@ -1,4 +1,4 @@
-"""Render an audit as plain text."""
+"""Plain-text report of an audit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from r3agent.audit.records import Audit, Check
 
 
 def report(audit: Audit) -> str:
-    """Return the verdict and one line for each check, with examples and remedy below those that found something."""
+    """Render the verdict and one line per check, followed by examples and a remedy if it found something."""
     return "\n".join(_lines(audit))
 
 

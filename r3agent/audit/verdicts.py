@@ -1,4 +1,4 @@
-"""Checks of the verifier on answers whose verdict is known: gold ones, empty ones and those of other tasks."""
+"""Checks of the verifier on answers with known verdicts: gold answers, empty ones, and those of other tasks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ EMPTY: Message = {"role": "assistant", "content": ""}
 
 
 class Trial(NamedTuple):
-    """Probe whose right verdict is known."""
+    """Probe with a known right verdict."""
 
     kind: ProbeKind
     probe: Probe
 
 
 class TrialResult(NamedTuple):
-    """Results of one trial, one for each time that it was judged."""
+    """Results of the repeated judgements of one trial."""
 
     trial: Trial
     results: tuple[ProbeResult, ...]
 
     @property
     def passed(self) -> bool | None:
-        """The verdict; `None` where they differ, or there are none."""
+        """Return the verdict, or `None` if verdicts differ or there are none."""
         verdicts = {s.passed for s in self.results if s.passed is not None}
         return verdicts.pop() if len(verdicts) == 1 else None
 
@@ -41,7 +41,7 @@ class TrialResult(NamedTuple):
 
 
 def trials(tasks: Sequence[Task]) -> list[Trial]:
-    """Return for each task its own gold answer, an empty one, and the next gold answer that differs from its own."""
+    """Return each task's gold answer, an empty one, and the next gold answer that differs from its own."""
     return [trial for place, task in enumerate(tasks) for trial in _trials(task, [*tasks[place:], *tasks[:place]])]
 
 
@@ -57,12 +57,12 @@ def _trials(task: Task, others: Sequence[Task]) -> Iterator[Trial]:
 
 
 def _answer_key(message: Message) -> tuple[str, str]:
-    """Return a key that is equal for two answers that are one."""
+    """Return a key that is equal for equivalent answers."""
     return str(message.get("content") or "").strip(), repr(message.get("tool_calls") or [])
 
 
 def verdict_checks(results: Sequence[TrialResult], tasks: Sequence[Task], settings: AuditConfig) -> list[Check]:
-    """Return every check that needs the verifier."""
+    """Run the checks that need the verifier."""
     n, lacking = len(tasks), sum(task.gold is None for task in tasks)
     return [
         _known(results, "gold", settings.max_gold_failing, n, lacking),

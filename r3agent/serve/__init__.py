@@ -1,12 +1,12 @@
-"""Servers of this machine: `VLLMProcess` is real vLLM, `ServerProcess` a small one of our own where there is no vLLM.
+"""Local servers: `VLLMProcess` runs real vLLM, `ServerProcess` a small embedded server for machines without vLLM.
 
-The embedded server serves one causal language model with any number of LoRA adapters beside it through the part of
-vLLM's HTTP API that r3agent uses: chat completions (`n`, logprobs, token ids, streaming), text completions with prompt
-logprobs, loading adapters and reloading weights while it runs. The same client code works on both.
+The embedded server serves one causal language model and any number of LoRA adapters, through the part of vLLM's HTTP
+API that r3agent uses: chat completions (`n`, logprobs, token ids, streaming), text completions with prompt logprobs,
+loading adapters and reloading weights while it runs. The same client code works with both.
 
-What it refuses to do: many machines or GPUs, models whose attention is not over all earlier tokens, images and
-audio, structured output, parsing tool calls, penalties and beam search, sharing a prefix between requests. For those
-there is vLLM.
+It does not support several machines or GPUs, models whose attention does not cover all earlier tokens, images and
+audio, structured output, parsing of tool calls, penalties, beam search, or prefix sharing between requests; use vLLM
+for these.
 
     from r3agent.serve import ServerProcess
 
@@ -22,11 +22,11 @@ from r3agent._util.lazy import lazy_names
 
 
 def _prepare(name: str) -> None:
-    """Check that what runs in this process has its packages, and set what torch reads when it is imported."""
+    """Check that the needed packages are installed, and set variables that torch reads on import."""
     if name in ("ServerProcess", "VLLMProcess"):
         return
     if name == "serve":
-        # OpenMP threads that spin while they wait starve the clients on the same cores, and so the server.
+        # OpenMP threads that spin while waiting starve clients on the same cores, and so the server.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for module in ("torch", "transformers", "starlette", "uvicorn"):
         require_extra(module, "serve")

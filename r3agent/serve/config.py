@@ -1,4 +1,4 @@
-"""Settings of serving: the section `[serve]` of r3.toml."""
+"""Server settings: the `[serve]` section of r3.toml."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from r3agent.records.trajectory import Record
 
 
 class ServeConfig(Record):
-    """Choice of the server that `r3agent serve` starts."""
+    """Settings of the server that `r3agent serve` starts."""
 
     engine: Literal["embedded", "vllm"] = "embedded"
-    """Server that `r3agent serve` starts: a small one of r3agent's own, or vLLM, whose own options come after `--`."""
+    """Server that `r3agent serve` starts: r3agent's embedded server, or vLLM, which gets the options after `--`."""
     vllm_python: str = ""
-    """Python of the environment that has vLLM; empty means `$R3AGENT_VLLM_PYTHON`, then r3agent's own."""
+    """Python of the environment with vLLM; if empty, `$R3AGENT_VLLM_PYTHON`, or else r3agent's own Python."""
     options: tuple[str, ...] = ()
-    """Further options of vLLM's command line, e.g. `["--max-num-seqs", "64"]`."""
+    """More options for vLLM's command line, e.g. `["--max-num-seqs", "64"]`."""

@@ -1,4 +1,4 @@
-"""Errors that a client of the server sees, in the shape of OpenAI's API."""
+"""Errors in responses to clients, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TYPES = {
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
     HTTPStatus.INTERNAL_SERVER_ERROR: "InternalServerError",
 }
-"""Names of the errors, as in vLLM."""
+"""Error types by status, as in vLLM."""
 
 
 class APIError(Exception):
-    """An error with its HTTP status; `param` names the field of the request that is wrong."""
+    """Error with its HTTP status; `param` names the invalid field of the request."""
 
     def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST, param: str | None = None) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class APIError(Exception):
 
 
 def server_error(error: BaseException) -> APIError:
-    """An API error as it is; any other as an internal error of the server."""
+    """Return an API error unchanged, and any other as an internal server error."""
     if isinstance(error, APIError):
         return error
     return APIError(f"{type(error).__name__}: {error}", HTTPStatus.INTERNAL_SERVER_ERROR)

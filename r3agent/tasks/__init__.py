@@ -1,4 +1,4 @@
-"""Task sources: where problems come from, by name."""
+"""Task sources by name."""
 
 from r3agent.tasks.catalogue import SOURCES, TaskSource, default_verifier, find_tasks, is_finite, read_tasks
 

@@ -1,11 +1,10 @@
-"""Read the single-turn function-calling problems of the Berkeley leaderboard (BFCL) from the package `bfcl-eval`.
+"""Single-turn function-calling problems of the Berkeley leaderboard (BFCL), read from the package `bfcl-eval`.
 
-`bfcl:CATEGORY` is one of `CATEGORIES`. Not offered are `simple_java` and `simple_javascript`, whose arguments are
-written in the syntax of these languages, and what takes several turns. Four of the live tasks ask for what their
-functions do not declare, or accept no value: no answer passes them, here as there, and they have no gold answer. Nor
-have those of `live_relevance`, which any call passes. Where no function fits (`irrelevance`, `live_irrelevance`) an
-empty reply passes there and fails here. Of the package only the data files are read: nothing of it is imported, and
-none of what it depends on is needed.
+`bfcl:CATEGORY` is one of `CATEGORIES`. Not supported are `simple_java` and `simple_javascript`, whose arguments use the
+syntax of these languages, and multi-turn categories. Four of the live tasks need parameters that their functions do not
+declare, or accept no value: no answer passes them, in BFCL either, and they have no gold answer. `live_relevance` has
+none because any call passes. If no function fits (`irrelevance`, `live_irrelevance`), an empty reply passes in BFCL and
+fails here. Only the package's data files are read: it is not imported, and its dependencies are not needed.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ INSTALL = "pip install --no-deps bfcl-eval (its data is all it takes; r3agent[bf
 
 
 def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "native") -> list[Task]:
-    """Tasks of the category `name`.
+    """Return the tasks of the category `name`.
 
     Args:
-        calls: `native` offers the functions as `tools`, with `_` for the dots of their names, which OpenAI's API
-            refuses; `text` tells them in the system prompt as they are.
+        calls: `native` offers the functions as `tools`, with `_` in place of dots in names, which OpenAI's API
+            refuses; `text` describes them in the system prompt unchanged.
 
     Raises:
         ConfigError: there is no such category, or `bfcl-eval` is not installed or has other files.
@@ -63,7 +62,7 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
 
 
 def data_directory() -> Path:
-    """Return the directory of the files of `bfcl-eval`.
+    """Return the data directory of `bfcl-eval`.
 
     Raises:
         ConfigError: it is not installed.
@@ -76,7 +75,7 @@ def data_directory() -> Path:
 
 def _rows(directory: Path, name: str) -> list[dict[str, Any]]:
     found = sorted(directory.glob(f"BFCL_v*_{name}.json"))
-    # `BFCL_v4_live_simple.json` would end in `_simple.json` too.
+    # `BFCL_v4_live_simple.json` ends in `_simple.json` too.
     path = next((path for path in found if path.stem.split("_", 2)[2] == name), None)
     if path is None:
         raise ConfigError(f"{directory} has no file BFCL_v…_{name}.json; install bfcl-eval 2026.3 or newer")
@@ -94,7 +93,7 @@ def _task(row: dict[str, Any], answers: Sequence[dict[str, Any]] | None, categor
         signed = {name: {} for name in documents}
     else:
         expect, signed = "calls", {c["name"]: _signature(documents[c["name"]]["parameters"]) for c in expected}
-        for call in expected:  # now and then what is accepted is not declared, and so cannot be given
+        for call in expected:  # some accepted parameters are not declared, so they cannot be given
             signed[call["name"]]["types"] = {name: [] for name in call["accepts"]} | signed[call["name"]]["types"]
     return make_task(
         f"bfcl:{row['id']}",

@@ -1,6 +1,6 @@
-"""Make function-calling tasks: functions as OpenAI's `tools` or in the system prompt, and the gold answer.
+"""Function-calling tasks: functions as OpenAI's `tools` or in the system prompt, and the gold answer.
 
-The sources `bfcl` and `xlam` bring the functions and the accepted arguments; the verifier `function_call` reads
+The sources `bfcl` and `xlam` provide the functions and the accepted arguments; the verifier `function_call` reads
 `Task.info`, whose fields `r3agent/verifiers/function_call/verdict.py` documents.
 """
 
@@ -15,7 +15,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 
 Calls: TypeAlias = Literal["native", "text"]
-"""Functions are offered as `tools` and called by `tool_calls`, or described and called in text."""
+"""Format of functions: `tools` called by `tool_calls` (`native`), or described and called in text (`text`)."""
 
 SYSTEM = """You can call these functions:
 {functions}
@@ -32,32 +32,32 @@ JSON_TYPES = {
     "tuple": "array",
     "dict": "object",
 }
-"""Types of function documents to those of JSON Schema; `any` is none."""
+"""JSON Schema types by the types in function documents; `any` has none."""
 
 
 def check_calls(calls: str) -> None:
-    """Check the way in which functions are called.
+    """Check the format of functions.
 
     Raises:
-        ConfigError: it is neither `native` nor `text`.
+        ConfigError: `calls` is neither `native` nor `text`.
     """
     if calls not in get_args(Calls):
         raise ConfigError(f"{calls=}: functions are called in one of the ways {', '.join(get_args(Calls))}")
 
 
 def tool_name(name: str) -> str:
-    """A function's name as OpenAI's API admits it: letters, digits, `_` and `-`."""
+    """Convert a function's name to one that OpenAI's API accepts: letters, digits, `_` and `-`."""
     return re.sub(r"[^a-zA-Z0-9_-]", "_", name)
 
 
 def json_schema(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a parameter that is documented with the types above, at any depth."""
+    """Convert a parameter's document, with the types above at any depth, to JSON Schema."""
     schema = {key: value for key, value in document.items() if key not in ("type", "optional")}
     kind = document.get("type", "any")
     if kind in JSON_TYPES:
         schema = {"type": JSON_TYPES[kind], **schema}
     if kind == "float":
-        schema["format"] = "float"  # 2 and 2.0 differ to those who check items of a list
+        schema["format"] = "float"  # 2 and 2.0 differ when items of a list are checked
     if isinstance(document.get("properties"), dict):
         schema["properties"] = {name: json_schema(inner) for name, inner in document["properties"].items()}
     if isinstance(document.get("items"), dict):
@@ -66,7 +66,7 @@ def json_schema(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def function(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A function in the shape of OpenAI's API; `parameters` is a document with `properties`."""
+    """Make a function definition for OpenAI's API; `parameters` is a document with `properties`."""
     return {"name": name, "description": description, "parameters": json_schema({**parameters, "type": "dict"})}
 
 
@@ -78,7 +78,7 @@ def make_task(
     info: dict[str, Any],
     calls: Calls,
 ) -> Task:
-    """A task that offers the functions in the way `calls` says."""
+    """Make a task that offers the functions in the format `calls`."""
     gold = _gold(info, calls)
     if calls == "native":
         tools = tuple({"type": "function", "function": offered} for offered in functions)
@@ -93,7 +93,7 @@ def make_task(
 
 
 def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
-    """The expected calls, each with the first of its accepted values."""
+    """Make the expected calls, each parameter with its first accepted value."""
     match info["expect"]:
         case "no_call":
             return {"role": "assistant", "content": "None of the functions fits."}
@@ -113,7 +113,7 @@ def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
 
 
 def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:
-    """Return True if what is accepted can be given, and what is required is accepted."""
+    """Return True if all accepted parameters are declared, and all required ones are accepted."""
     accepts: dict[str, Sequence[Any]] = call["accepts"]
     return all(name in accepts for name in signature["required"]) and all(
         "" in accepted or (accepted and signature["types"][name]) for name, accepted in accepts.items()
@@ -121,7 +121,7 @@ def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:
 
 
 def arguments_of(call: dict[str, Any], signature: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of an accepted call, without those that cannot be given or need not be."""
+    """Return the arguments of an accepted call, without undeclared and optional ones."""
     types = signature["types"]
     return {
         name: _plain(accepted, types[name])

@@ -1,6 +1,6 @@
 """Task sources by name; a source yields tasks.
 
-A name is a shipped source (`countdown`), one with what it draws on (`bfcl:simple_python`, `hf:openai/gsm8k`), a file
+A name is a shipped source (`countdown`), one with its data (`bfcl:simple_python`, `hf:openai/gsm8k`), a file
 (`.jsonl`, `.json`, `.csv`, `.parquet`), the user's `module:callable`, or an entry point of the group `r3agent.tasks`.
 """
 
@@ -19,20 +19,20 @@ from r3agent.tasks.rows import ENDINGS
 from r3agent.tasks.splits import draw, unique
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
-"""Called as `source(n, seed=..., split=..., **params)`, a shipped one with `name=`, the text after its colon, as well;
-yields up to `n` tasks, all it has where `n` is `None`."""
+"""Callable as `source(n, seed=..., split=..., **params)` that yields up to `n` tasks, or all of them if `n` is `None`;
+a shipped source also gets the text after its colon as `name=`."""
 
 
 @dataclass(frozen=True)
 class ShippedSource:
-    """Task source of this package."""
+    """Task source in this package."""
 
     source: str
-    """`module:callable`, imported when it is used."""
+    """`module:callable`, imported on first use."""
     verifier: str
-    """Verifier of its tasks unless the user names another."""
+    """Default verifier of its tasks."""
     finite: bool = False
-    """True if it has a fixed set of tasks, all yielded where `n` is `None`; else tasks are generated."""
+    """True if it has a fixed set of tasks, all yielded if `n` is `None`; otherwise it generates tasks."""
 
 
 SOURCES: dict[str, ShippedSource] = {
@@ -43,10 +43,10 @@ SOURCES: dict[str, ShippedSource] = {
     "hf:NAME": ShippedSource("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
     "xlam:FILE": ShippedSource("r3agent.tasks.xlam:load", verifier="function_call", finite=True),
 }
-"""Names with placeholders in capitals, to be filled in. A new source is a file in this folder and a line here."""
+"""Shipped sources; names have placeholders in capitals. To add one, add a file to this folder and a line here."""
 
 GROUP = "r3agent.tasks"
-"""Entry point group for packages that bring sources."""
+"""Entry point group for packages that provide sources."""
 
 
 def find_tasks(
@@ -55,12 +55,12 @@ def find_tasks(
     """Return the tasks of a source.
 
     Args:
-        n: how many; `None` takes all of a source that is finite.
-        split: `train`, `gate`, `test` or `all`; see `splits.py`. No task is in two of the first three.
+        n: number of tasks; `None` returns all tasks of a finite source.
+        split: `train`, `gate`, `test` or `all`; see `splits.py`. The first three share no task.
         params: settings of the source, e.g. `max_number` of countdown.
 
     Raises:
-        ConfigError: there is no such source, it does not take `params`, it holds no task, or two share an id.
+        ConfigError: there is no such source, it does not accept `params`, it has no task, or two tasks share an id.
     """
     tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
     if not tasks:
@@ -71,10 +71,10 @@ def find_tasks(
 def read_tasks(
     source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
 ) -> list[Task]:
-    """Return the tasks of a source, which may be none or share ids; else as `find_tasks`.
+    """Return the tasks of a source as `find_tasks` does, but allow an empty source and duplicate ids.
 
     Raises:
-        ConfigError: there is no such source, or it does not take `params`.
+        ConfigError: there is no such source, or it does not accept `params`.
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
@@ -84,16 +84,16 @@ def read_tasks(
 
 
 def is_finite(source: str) -> bool:
-    """Return True if all tasks of a source can be read; a source of the user's own may go on for ever."""
+    """Return True if all tasks of a source can be read; a user's source may be endless."""
     shipped = _shipped(source)
     return shipped.finite if shipped else source.endswith(ENDINGS)
 
 
 def default_verifier(source: str) -> str:
-    """Return the verifier of a source's tasks, where the user names none.
+    """Return the default verifier of a source's tasks.
 
     Raises:
-        ConfigError: the source is the user's own, or there is none of that name.
+        ConfigError: the source is the user's own, or there is no source of that name.
     """
     if _is_task_file(source):
         return "exact"
@@ -135,7 +135,7 @@ def _is_task_file(source: str) -> bool:
 
 
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
-    """Return the callable of a name, and the text after the colon as its `name`."""
+    """Return the callable for a name, and the text after the colon as its `name` argument."""
     head, _, name = source.partition(":")
     if _is_task_file(source):
         return load_attribute("r3agent.tasks.dataset:from_file"), {"name": source}

@@ -1,9 +1,9 @@
 """Countdown: combine the given numbers, each exactly once, into an expression that equals the target.
 
 `generate` makes solvable problems from a seed, with difficulty settings and disjoint splits. `load` reads them from a
-file in the form of the public data set (Jiayi-Pan/Countdown-Tasks-3to4): the columns `nums` and `target`, as JSON lines
-or Parquet. A problem's id is its sorted numbers and its target, so the same problem in another order, or from another
-place, is the same task and cannot sit on both sides of a split.
+file in the format of the public data set (Jiayi-Pan/Countdown-Tasks-3to4): the columns `nums` and `target`, in JSON
+Lines or Parquet. A problem's id consists of its sorted numbers and its target, so the same problem in another order or
+from another source is the same task and belongs to the same split.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPT = (
 FILE_ENDINGS = (".jsonl", ".parquet")
 
 MAX_FRUITLESS = 20_000
-"""Problems drawn in a row without a new one, after which no more are expected."""
+"""Number of consecutive duplicates after which the problems count as exhausted."""
 
 
 class FileProblem(NamedTuple):
@@ -40,7 +40,7 @@ class FileProblem(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One operation on two of the numbers, and what is left to combine."""
+    """One operation on two of the numbers, and the numbers left to combine."""
 
     left: int
     op: str
@@ -61,12 +61,12 @@ def generate(
     """Yield `n` distinct solvable problems.
 
     Args:
-        numbers: how many numbers a problem gives.
-        max_number: they are drawn from 1 to this.
-        max_target: targets are between 1 and this.
+        numbers: how many numbers a problem has.
+        max_number: largest number; the smallest is 1.
+        max_target: largest target; the smallest is 1.
 
     Raises:
-        ConfigError: as `distinct`, or the settings make no problem.
+        ConfigError: as `distinct`, or the settings allow no problem.
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
@@ -85,11 +85,11 @@ def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = Fals
     """Yield the problems of a file, `n` of them drawn by seed.
 
     Args:
-        name: a `.jsonl` or `.parquet` file.
-        solved: look for a gold answer too, which takes milliseconds a problem of four numbers and seconds of six.
+        name: `.jsonl` or `.parquet` file.
+        solved: also search for gold answers; this takes milliseconds for four numbers and seconds for six.
 
     Raises:
-        ConfigError: the file is missing, of another kind, or a row is not a problem.
+        ConfigError: the file is missing, of another type, or a row is not a problem.
     """
     problems = {problem.id: problem for problem in _problems(name)}
     for _, given, target in draw(problems.values(), n, seed=seed, split=split):
@@ -97,12 +97,12 @@ def load(n: int | None, *, seed: int, split: str, name: str, solved: bool = Fals
 
 
 def problem_id(given: list[int], target: int) -> str:
-    """Return the id of a problem, the same in whatever order its numbers are."""
+    """Return the id of a problem, independent of the order of its numbers."""
     return f"countdown:{'-'.join(map(str, sorted(given)))}={target}"
 
 
 def make_task(given: list[int], target: int, solution: str | None = None) -> Task:
-    """Return the task of a problem, with a gold answer where there is a solution."""
+    """Make the task of a problem, with a gold answer if a solution is given."""
     return Task(
         id=problem_id(given, target),
         messages=({"role": "user", "content": PROMPT.format(numbers=given, target=target)},),
@@ -126,7 +126,7 @@ def steps(given: tuple[int, ...]) -> Iterator[Step]:
 
 
 def solve(given: list[int], target: int) -> str | None:
-    """Return an expression that equals the target, or `None` where positive integers on the way do not do."""
+    """Return an expression that equals the target, or `None` if none has only positive integers as intermediates."""
     return _solve([(number, str(number)) for number in given], target, set())
 
 
@@ -145,7 +145,7 @@ def _solve(pool: list[tuple[int, str]], target: int, tried: set[tuple[int, ...]]
 
 
 def _apply_step(pool: list[tuple[int, str]], step: Step) -> list[tuple[int, str]]:
-    """Return the values and their expressions after an operation on two of them."""
+    """Apply an operation to two of the values, and return the remaining values with their expressions."""
     rest, sides = [*pool], list[str]()
     for side in (step.left, step.right):
         used = next(entry for entry in rest if entry[0] == side)
@@ -161,8 +161,8 @@ def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Itera
 
 
 def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
-    """Return the value that random operations on the numbers lead to, and its expression."""
-    pool = [(number, str(number)) for number in given]  # values, and the expressions that have them
+    """Combine the numbers by random operations; return the resulting value and its expression."""
+    pool = [(number, str(number)) for number in given]  # values with their expressions
     while len(pool) > 1:
         pool = _apply_step(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
     return pool[0]

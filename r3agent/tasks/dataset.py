@@ -1,7 +1,7 @@
-"""Make tasks of foreign rows: a column, or a template over columns, becomes a part of a task.
+"""Conversion of data set rows to tasks: a column, or a template over columns, becomes a part of a task.
 
-A task's id is a hash of what the policy is shown, so that rows which repeat one another fall into one split; a column
-named with `id` overrides that.
+A task's id is a hash of its messages, so that duplicate rows are in the same split; `id` can name a column
+to use instead.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Part = Callable[[Row], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """`task.params` of a data set. A template is Jinja; it names columns, or `row["any column"]`."""
+    """Settings `task.params` of a data set. Templates are Jinja and use column names, or `row["any column"]`."""
 
     prompt: str = "prompt"
-    """The user's message: a template, or a column of text or of whole chat messages."""
+    """User message: a template, or a column of text or of chat messages."""
     system: str = ""
-    """The system's message: a column, or a template, which may be plain text."""
+    """System message: a column, or a template, which may be plain text."""
     answer: str = ""
-    """The column that becomes `info["answer"]`; default `answer`, if there is one."""
+    """Column for `info["answer"]`; default `answer`, if there is one."""
     gold: str = ""
-    """A reply that passes: a template, or a column of text or of an assistant message; default: the answer."""
+    """Reply that passes: a template, or a column of text or of an assistant message; default the answer."""
     id: str = ""
-    """The column of a name that stays with the task; default: a hash of its messages."""
+    """Column of stable task ids; default a hash of the messages."""
     tools: str = ""
-    """The column of tool definitions in the shape of OpenAI's API, or of their JSON."""
+    """Column of tool definitions in OpenAI's format, or of their JSON."""
     info: Sequence[str] | None = None
-    """The columns that the verifier gets; default: all that are not named above."""
+    """Columns for the verifier; default all that are not named above."""
 
 
 def from_hub(
@@ -57,14 +57,14 @@ def from_hub(
     data_files: str | list[str] | None = None,
     **columns: Any,
 ) -> list[Task]:
-    """Return tasks of a data set of the hub, or of a local directory; as `hub_rows`, and `columns` as `Columns`."""
+    """Return tasks of a hub data set or a local directory; arguments as in `hub_rows` and `Columns`."""
     mapping = _columns(columns, further=("subset", "hf_split", "revision", "data_files"))
     rows = hub_rows(name, subset=subset, hf_split=hf_split, revision=revision, data_files=data_files)
     return draw(tasks_of(rows, mapping, where=f"hf:{name}"), n, seed=seed, split=split)
 
 
 def from_file(n: int | None, *, seed: int, split: str, name: str, **columns: Any) -> list[Task]:
-    """Return tasks of one file; `columns` as `Columns`."""
+    """Return tasks of one file; `columns` as in `Columns`."""
     mapping = _columns(columns)
     return draw(tasks_of(file_rows(name), mapping, where=name), n, seed=seed, split=split)
 
@@ -73,7 +73,7 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
     """Yield one task for each row.
 
     Raises:
-        ConfigError: a column is not there, or a row does not make a task; says file, row and column.
+        ConfigError: a column is missing, or a row is not a task; the message has file, row and column.
     """
     known = rows.columns
 
@@ -133,7 +133,7 @@ def _system(system: Part | None, row: Row) -> list[Message]:
 
 
 def _messages(value: Any, row: Row) -> list[Message]:
-    """Return text as the user's message, and whole messages as they are."""
+    """Convert text to a user message; return chat messages unchanged."""
     if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
         messages = [{key: part for key, part in m.items() if part is not None} for m in value]
         if messages[-1]["role"] in ("user", "tool"):
@@ -168,7 +168,7 @@ def _tools(value: Any, row: Row) -> list[Any] | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Drop null fields: rows of a table have every field of every row, those of other tools as null."""
+    """Drop null fields: a table's rows have the fields of all rows, so fields of other tools are null."""
     if isinstance(value, dict):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Convert values of any column to JSON: dates as ISO text, numbers of numpy as numbers, what is missing as `None`."""
+"""Conversion of column values to JSON: dates as ISO text, numpy's numbers as numbers, missing values as `None`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from uuid import UUID
 from r3agent.errors import ConfigError
 
 MAX_INTEGER = 2**63
-"""Bound of integers: beyond it the programs that read records differ."""
+"""Limit of integers, beyond which readers of records disagree."""
 
 
 def json_value(value: Any, where: str) -> Any:
-    """Return a value as JSON.
+    """Convert a value to JSON.
 
     Args:
         where: row and column, for the message.
 
     Raises:
-        ConfigError: JSON has no word for it: infinity, bytes that are no text, a picture.
+        ConfigError: JSON cannot represent it: infinity, bytes that are not text, an image.
     """
     match value:
         case None | bool() | str():
@@ -47,7 +47,7 @@ def json_value(value: Any, where: str) -> Any:
                 return value.decode()
             except UnicodeDecodeError:
                 pass
-        case _ if hasattr(value, "tolist"):  # an array or a scalar of numpy
+        case _ if hasattr(value, "tolist"):  # numpy's array or scalar
             return json_value(value.tolist(), where)
         case _:
             pass

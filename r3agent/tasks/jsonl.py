@@ -1,7 +1,7 @@
-"""Read tasks from a JSON Lines file in r3agent's own form, which needs no further package.
+"""Tasks from a JSON Lines file in r3agent's own format, which needs no other package.
 
-Each line is a `Task`, or `{"prompt": "...", "answer": ...}` and what else the verifier needs; the answer is then taken
-for a reply that passes. Files with columns of their own are read by `dataset.py`.
+Each line is a `Task`, or `{"prompt": "...", "answer": ...}` with other fields for the verifier; the answer is then the
+gold answer. `dataset.py` reads files with other columns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
             continue
         try:
             task = _task(orjson.loads(line))
-        except ValueError as error:  # of orjson and pydantic too
+        except ValueError as error:  # from orjson and pydantic too
             raise ConfigError(
                 f'{path}:{number}: not a task: {explain(error, Task)}; a line is {{"prompt": "...", "answer": ...}} '
                 'or {"id": "...", "messages": [...], "info": {...}}; map other columns with task.params, e.g. '

@@ -1,8 +1,7 @@
-"""Generate problems with reasoning-gym, by the name of a generator: `reasoning-gym:chain_sum`, its settings as params.
+"""Problems from reasoning-gym's generators by name, e.g. `reasoning-gym:chain_sum`; the params are its settings.
 
-A problem's id is a hash of the generator and the question, so that a problem is on the same side of the splits
-whichever seed it comes from. Generators whose scorers cannot be relied on are refused;
-`verifiers/child/reasoning_gym.py` lists them.
+A problem's id is a hash of the generator and the question, so that it is in the same split for every seed. Generators
+with unreliable scorers are refused; `verifiers/child/reasoning_gym.py` lists them.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from r3agent.verifiers.reasoning_gym import child
 SUFFIX = "Give the final answer alone, in the format that is asked for, between <answer> and </answer> tags."
 
 FIRST_CHUNK, LAST_CHUNK = 4, 64
-"""Entries generated at once, ever twice as many, since some take a second each. Each chunk has a seed of its own: with
-neighbouring seeds generators repeat themselves."""
+"""Entries per chunk, which doubles from the first to the last, since some entries take a second. Each chunk has its own
+seed: with consecutive seeds, generators repeat themselves."""
 
 MAX_FRUITLESS = 2_000
-"""Entries in a row without a new problem, after which there are taken to be no more."""
+"""Number of consecutive entries without a new problem after which the problems count as exhausted."""
 
 GENERATION_S = 600.0
-"""CPU time that a chunk may take."""
+"""Limit of a chunk's CPU time."""
 
 
 def generate(
@@ -37,12 +36,12 @@ def generate(
     """Yield `n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
 
     Args:
-        name: of the generator.
-        suffix: what is said after the question, e.g. one of `reasoning_gym.utils.SYSTEM_PROMPTS`; may be empty.
-        params: fields of the generator's config, but for its seed and size.
+        name: name of the generator.
+        suffix: text after the question, e.g. one of `reasoning_gym.utils.SYSTEM_PROMPTS`; may be empty.
+        params: fields of the generator's config, except seed and size.
 
     Raises:
-        ConfigError: as `distinct`, or there is no such generator, it is refused or does not take `params`.
+        ConfigError: as `distinct`, or there is no such generator, it is refused, or it does not accept `params`.
     """
     require_installed("reasoning_gym", "reasoning-gym")
     problems = (_task(name, params, entry, suffix) for entry in _entries(name, params, seed))

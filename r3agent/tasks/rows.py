@@ -1,8 +1,8 @@
-"""Read rows of foreign data: a file of JSON, CSV or Parquet, a directory of them, or a data set of the hub.
+"""Rows of external data: a file of JSON, CSV or Parquet, a directory of them, or a data set on the hub.
 
-JSON is read as it is written, because `datasets` takes text that looks like a date for one; cells of CSV stay text, as
-they are in the file. The rest is read by `datasets`, with the types that it finds. Data is never run: there are no
-loading scripts and no pickles, and `trust_remote_code` is not offered.
+JSON is parsed directly, because `datasets` converts text that looks like a date; CSV cells stay text. `datasets` reads
+the rest, with the types that it infers. Data is never executed: loading scripts, pickles and `trust_remote_code` are
+not supported.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-"""Endings of files that are read."""
+"""Supported file name endings."""
 
 FORMATS = ("arrow", "csv", "json", "parquet", "text")
-"""Formats that a directory or a data set of the hub may consist of."""
+"""Supported formats of a directory or a hub data set."""
 
 
 class Row(NamedTuple):
-    """Row of a data source, and where it stands."""
+    """Row of a data source, with its location."""
 
     where: str
     values: dict[str, Any]
@@ -44,7 +44,7 @@ def file_rows(path: str) -> Rows:
     """Read a file.
 
     Raises:
-        ConfigError: the file is missing, or is not what its ending says.
+        ConfigError: the file is missing, or its content does not match its ending.
     """
     if not Path(path).is_file():
         raise ConfigError(f"task file {path}: there is no such file; name one with --task")
@@ -64,13 +64,13 @@ def hub_rows(
     revision: str | None = None,
     data_files: str | list[str] | None = None,
 ) -> Rows:
-    """Read a data set by its name on the hub, or of a local directory.
+    """Read a data set from the hub by name, or from a local directory.
 
     Args:
-        hf_split: which of its own splits, e.g. `train+test` or `train[:1000]`; default `train`, or the only one.
+        hf_split: split of the data set, e.g. `train+test` or `train[:1000]`; default `train`, or the only one.
 
     Raises:
-        ConfigError: it cannot be reached or read, or is of a kind that is not read here.
+        ConfigError: it cannot be reached or read, or its format is not supported.
     """
     return _table(f"hf:{name}", name, hf_split, name=subset, revision=revision, data_files=data_files)
 
@@ -129,7 +129,7 @@ def _parsed(where: str, line: bytes) -> Any:
 
 
 def _all_text(path: str) -> Any:
-    """Return features that make every column of a CSV file text: else 007 becomes a number and NA becomes nothing."""
+    """Return features that make all columns of a CSV file text; otherwise 007 becomes a number and NA null."""
     require_extra("datasets", "data")
     from datasets import Features, Value
 
@@ -142,12 +142,12 @@ def _all_text(path: str) -> Any:
 
 @contextmanager
 def _naming(where: str) -> Generator[None]:
-    """Raise what a reader raises as an error that says what was read."""
+    """Convert a reader's exceptions to a `ConfigError` that names the source."""
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # readers of a dozen libraries, and the network
+    except Exception as error:  # from a dozen libraries and the network
         cause = error.__cause__ or error
         reaching = where.startswith("hf:") and isinstance(error, OSError)
         remedy = "check the name and the network; what was downloaded before is taken from the cache"
@@ -157,7 +157,7 @@ def _naming(where: str) -> Generator[None]:
 
 @contextmanager
 def _without_bars(datasets: Any) -> Generator[None]:
-    """Switch off progress bars, which are not for a program's log."""
+    """Disable progress bars, which do not belong in a program's log."""
     were_enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

@@ -1,6 +1,6 @@
-"""Splits of tasks: trained on, deciding on promotions, or kept for the final word.
+"""Splits of tasks: for training, for the promotion gate, and for the final test.
 
-A hash of the id decides, for ever.
+A hash of the task's id decides its split permanently.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from r3agent.errors import ConfigError
 Split: TypeAlias = Literal["train", "gate", "test", "all"]
 
 APART = ("train", "gate", "test")
-"""The splits that share no task."""
+"""Splits that share no task."""
 
 TEST_SHARE, GATE_SHARE = 0.25, 0.1
-"""Shares of tasks that only the test split, only the gate split holds."""
+"""Shares of tasks in the test split and in the gate split."""
 
 
 def split_of(task_id: str) -> Split:
@@ -29,7 +29,7 @@ def split_of(task_id: str) -> Split:
 
 
 class Identified(Protocol):
-    """Task, or something that one can be made of."""
+    """Task, or an object that is converted to one."""
 
     @property
     def id(self) -> str: ...
@@ -39,9 +39,9 @@ T = TypeVar("T", bound=Identified)
 
 
 def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]:
-    """Return `n` tasks of the split, others with every seed; all of them where there are no more.
+    """Return `n` tasks of the split, sampled by seed, or all of them if there are fewer.
 
-    `None` gives every row of the split, those that repeat another too, for whoever wants to look at them.
+    `None` returns every row of the split including duplicates, for inspection.
 
     Raises:
         ConfigError: as `unique`, unless `n` is `None`.
@@ -56,15 +56,15 @@ def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]
 def distinct(
     made: Iterator[T | None], n: int | None, *, split: str, max_fruitless: int, source: str, settings: str
 ) -> Iterator[T]:
-    """Yield the first `n` of the split from a generator that repeats itself, each once.
+    """Yield the first `n` distinct tasks of the split from a generator that repeats itself.
 
     Args:
-        made: tasks without end, and `None` for what does not do as one.
-        max_fruitless: made in a row without a new one, after which there are taken to be no more.
-        source, settings: what makes them, for messages.
+        made: endless tasks, with `None` for an unusable one.
+        max_fruitless: number of consecutive items without a new task after which the tasks count as exhausted.
+        source, settings: name and settings of the generator, for messages.
 
     Raises:
-        ConfigError: `n` is `None`, there is no such split, or it holds fewer.
+        ConfigError: `n` is `None`, there is no such split, or it has fewer tasks.
     """
     if n is None:
         raise ConfigError(f"{source} is generated: say how many tasks with --n")
@@ -85,10 +85,10 @@ def distinct(
 
 
 def unique(tasks: Iterable[T]) -> list[T]:
-    """Return each task once: a row that is the same in all is the same task.
+    """Return each task once; identical rows are the same task.
 
     Raises:
-        ConfigError: two tasks that differ share an id.
+        ConfigError: two different tasks share an id.
     """
     by_id: dict[str, T] = {}
     for task in tasks:

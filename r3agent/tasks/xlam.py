@@ -1,10 +1,10 @@
-"""Read function-calling problems in the format of APIGen (xLAM-60k), which the paper trains on: `xlam:FILE.jsonl`.
+"""Function-calling problems in the format of APIGen (xLAM-60k), which the paper trains on: `xlam:FILE.jsonl`.
 
-A line has `query`, `tools` and `answers`, the latter two as JSON or as text that holds JSON, and perhaps an `id`. The
-types of parameters are Python's (`List[int], optional`). The answer's calls are the accepted ones, in any order; what
-equals a parameter's documented default may be left out, and a default may be given where the answer leaves it out. So
-may an empty text, which is how accepted values say it.
-The file of the data set itself, one JSON list, is read as well.
+A line has `query`, `tools` and `answers`, the last two as JSON or as text that contains JSON, and optionally an `id`.
+Parameters have Python types (`List[int], optional`). The answer's calls are accepted in any order. A value that equals
+the parameter's documented default may be left out, and if the answer leaves a parameter out, its default may be given.
+So may an empty text, because accepted values mark optional parameters with it.
+The data set's original file, one JSON list, is supported too.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ KINDS = {
     "tuple": "tuple",
     "dict": "dict",
 }
-"""Python's types to those of function documents; all others are `any`."""
+"""Types in function documents by Python type; all others are `any`."""
 
 
 class Tool(BaseModel):
-    """Function that is offered."""
+    """Function definition of a row."""
 
     name: str
     description: str = ""
@@ -44,7 +44,7 @@ class Tool(BaseModel):
 
 
 class ExpectedCall(BaseModel):
-    """Call that the answer makes."""
+    """Call in the row's answer."""
 
     name: str
     arguments: dict[str, Any] = {}
@@ -66,10 +66,10 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
     """Return tasks of the file `name`.
 
     Args:
-        calls: as of the source `bfcl`.
+        calls: as in the source `bfcl`.
 
     Raises:
-        ConfigError: the file is missing, a line is not in the format, or two that differ have the same id.
+        ConfigError: the file is missing, a line is not in the format, or two different lines have the same id.
     """
     check_calls(calls)
     return draw(_tasks(name, calls), n, seed=seed, split=split)
@@ -80,7 +80,7 @@ def _tasks(path: str, calls: Calls) -> Iterator[Task]:
         try:
             row = _ROW.validate_json(line) if isinstance(line, bytes) else _ROW.validate_python(line)
             yield _task(row, number, calls)
-        except ValueError as error:  # of pydantic too
+        except ValueError as error:  # from pydantic too
             raise ConfigError(
                 f'{path}:{number}: not in the format of APIGen: {error}; a line is {{"query": "...", "tools": [...], '
                 '"answers": [{"name": ..., "arguments": {...}}]}'
@@ -113,7 +113,7 @@ def _task(row: XlamRow, number: int, calls: Calls) -> Task:
             raise ValueError(f"the answer gives {answer.name!r} {sorted(unknown)}, which it does not take")
         expected.append({"name": name, "accepts": _accepts(tools[name], answer)})
         types = {key: _types(document) for key, document in tools[name].parameters.items()}
-        signed[name] = {"required": [], "types": types}  # what must be given is what `accepts` says
+        signed[name] = {"required": [], "types": types}  # `accepts` determines the required ones
     return make_task(
         f"xlam:{number if row.id is None else row.id}",
         [{"role": "user", "content": row.query}],
@@ -124,7 +124,7 @@ def _task(row: XlamRow, number: int, calls: Calls) -> Task:
 
 
 def _accepts(tool: Tool, answer: ExpectedCall) -> dict[str, list[Any]]:
-    """Return each parameter's right values, with `""` where it may be left out."""
+    """Return each parameter's accepted values, with `""` if it is optional."""
     accepted: dict[str, list[Any]] = {}
     for key, document in tool.parameters.items():
         has_default = "default" in document
@@ -138,7 +138,7 @@ def _accepts(tool: Tool, answer: ExpectedCall) -> dict[str, list[Any]]:
 
 
 def _choices(value: Any, types: list[str]) -> Any:
-    """Return a dict as the verifier takes it: with the list of accepted values of each key."""
+    """Convert a dict to the verifier's format, with the list of accepted values of each key."""
     if types[0] == "dict" and isinstance(value, dict):
         return {key: [inner] for key, inner in value.items()}
     return value
@@ -149,7 +149,7 @@ def _types(document: dict[str, Any]) -> list[str]:
 
 
 def _document_of(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a parameter's document with the type in the terms of `calling.py`."""
+    """Convert a parameter's document to the types of `calling.py`."""
     declared = re.sub(r",\s*optional$|^Optional\[(.*)\]$", r"\1", str(document.get("type", "")).strip())
     outer, _, inner = declared.partition("[")
     kind = KINDS.get(outer.strip().lower(), "any")

@@ -1,6 +1,6 @@
-"""Doubles for tests of applications: a policy without a model, an endpoint that fails on cue, traffic.
+"""Test doubles for applications: a policy without a model, an endpoint that fails on cue, and traffic.
 
-Nothing is patched: `ScriptedPolicy` goes where an `OpenAIPolicy` goes, `ScriptedEndpoint` is a real server.
+Nothing is patched: `ScriptedPolicy` replaces an `OpenAIPolicy`, and `ScriptedEndpoint` is a real server.
 """
 
 from r3agent.testing.endpoint import Received, ScriptedEndpoint

@@ -1,4 +1,4 @@
-"""HTTP server on 127.0.0.1 that speaks the OpenAI API, with a script of what goes wrong."""
+"""HTTP server on 127.0.0.1 with the OpenAI API and scripted faults."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from r3agent.testing.stream import as_stream
 from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
 
 ScriptedAnswer: TypeAlias = str | Message
-"""Text of a completion, or a whole assistant message, e.g. with tool calls or with `reasoning`."""
+"""Text of a completion, or an assistant message, e.g. with tool calls or `reasoning`."""
 
 
 class Received(NamedTuple):
-    """Chat completion request, as it arrived."""
+    """Chat completion request as received."""
 
     body: Json
     authorization: str | None
@@ -28,13 +28,13 @@ class ScriptedEndpoint:
     """Server of `/v1/chat/completions`, streamed or not, and `/v1/models`; use it as a context manager.
 
     Args:
-        answer: of every completion, or a function of the request's body and the number of the choice.
-        faults: what the first requests get, in order; `None` is a healthy answer, and so are all after the last.
-        edits: spoil every healthy answer.
-        ignores: fields of the request without effect, of `n`, `logprobs` and `return_token_ids`.
-        refuses: fields of the request that are answered with 400.
-        api_key: any other is answered with 401, and quoted.
-        model: the base; what is neither this nor in `adapters` is answered with 404.
+        answer: answer of every completion, or a function of the request's body and the index of the choice.
+        faults: responses to the first requests, in order; `None` is a healthy answer, as are all after the last.
+        edits: functions that corrupt every healthy answer.
+        ignores: request fields to ignore, among `n`, `logprobs` and `return_token_ids`.
+        refuses: request fields to refuse with 400.
+        api_key: accepted key; any other is refused with 401, and quoted.
+        model: base model; a name that is neither this nor in `adapters` is refused with 404.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class ScriptedEndpoint:
     ) -> None:
         self.model = model
         self.adapters: list[str] = []
-        """Further names that are served."""
+        """More served names."""
         self.weight_version: str | None = None
-        """Answer of `/weight_info`; without it there is no such route."""
+        """Version in the response of `/weight_info`; with `None` there is no such route."""
         self.received: list[Received] = []
         """Chat completion requests, in order of arrival."""
         self._answer = answer
@@ -70,7 +70,7 @@ class ScriptedEndpoint:
         return f"{self._server.url}/v1"
 
     def wait_for_hanging(self, n: int, timeout_s: float = 30.0) -> None:
-        """Wait until exactly `n` clients wait on a `HANG`; 0 shows that none was left behind.
+        """Wait until exactly `n` clients hang on a `HANG`; 0 shows that none is left.
 
         Raises:
             TimeoutError: there are more or fewer after `timeout_s`.
@@ -139,7 +139,7 @@ class ScriptedEndpoint:
 
 
 def _sampled(message: Json) -> str:
-    """Return the sampled text, with thinking that has a field of its own."""
+    """Return the sampled text, including thinking from a separate field."""
     return str(message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
 
 

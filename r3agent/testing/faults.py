@@ -1,4 +1,4 @@
-"""Faults of endpoints: a `Fault` takes the place of an answer, an `Edit` spoils a healthy one."""
+"""Faults of endpoints: a `Fault` replaces an answer, an `Edit` corrupts a healthy one."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SERVER_ERROR = Fault(500, '{"error": {"message": "out of memory"}}')
 
 
 def rate_limited(retry_after_s: float) -> Fault:
-    """Make a 429 whose Retry-After header tells how long to wait."""
+    """Make a 429 response with a Retry-After header."""
     return Fault(429, '{"error": {"message": "slow down"}}', headers={"Retry-After": str(retry_after_s)})
 
 
 def miscount(answer: Json) -> None:
-    """Lose a token id and its logprob, where there are any, as vLLM's streaming tool parsers do."""
+    """Drop a token id and its logprob, if there are any, as vLLM's streaming tool parsers do."""
     choice = answer["choices"][0]
     for tokens in (choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")):
         if tokens:

@@ -1,4 +1,4 @@
-"""HTTP server of the doubles: JSON in, a scripted response out, connections that hang or drop on cue."""
+"""HTTP server of the test doubles: scripted responses to JSON, and connections that hang or drop on cue."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Self, TypeAlias
 from r3agent.testing.faults import Fault, Json
 
 Respond: TypeAlias = Callable[[str, str | None, Json | None], Fault]
-"""Function from path, Authorization header and JSON body to a response."""
+"""Function from the path, Authorization header and JSON body of a request to its response."""
 
 
 class JsonServer(ThreadingHTTPServer):
-    """Server on a free port of 127.0.0.1 that answers with what `respond` returns; a context manager."""
+    """Server on a free port of 127.0.0.1 that sends the responses of `respond`; a context manager."""
 
-    daemon_threads = False  # so that the end waits for them
+    daemon_threads = False  # so that closing waits for them
     request_queue_size = 256
 
     def __init__(self, respond: Respond) -> None:
@@ -40,11 +40,11 @@ class JsonServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close every connection, those that hang too, and wait for the threads."""
+        """Close all connections, including hanging ones, and wait for the threads."""
         self.shutdown()
         self._thread.join()
         for connection in list(self._open):
-            with suppress(OSError):  # the client was faster
+            with suppress(OSError):  # the client closed it first
                 connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
@@ -78,7 +78,7 @@ class JsonServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: JsonServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: two would wait for each other's acknowledgement
+    wbufsize = -1  # head and body in one packet: the second of two would wait for an acknowledgement
 
     def handle(self) -> None:
         with self.server.opened(self.connection), suppress(ConnectionError):
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.respond(self.path, self.headers["Authorization"], body)
         if fault.kind == "hang":
             with self.server.hanging():
-                self.connection.recv(1)  # until the client leaves, or the end
+                self.connection.recv(1)  # until the client disconnects or the server closes
         if fault.kind != "answer":
             self.close_connection = True
             return

@@ -1,4 +1,4 @@
-"""Policy without a model, which answers from a script."""
+"""Policy without a model that answers from a script."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Call(NamedTuple):
 
 
 class ScriptedPolicy:
-    """Policy that answers from a script and keeps its calls in `calls`.
+    """Policy that answers from a script and records its calls in `calls`.
 
     Args:
-        script: one for everything, or one for each of `attempt`, `reflect`, `retry` and `blind_retry`, told apart by
+        script: one for all calls, or one for each of `attempt`, `reflect`, `retry` and `blind_retry`, recognised by
             the default prompts.
-        exact: replies given as text carry token ids and logprobs, as from a server that returns both.
-        model: the name it answers with.
+        exact: add token ids and logprobs to replies given as text, as a server that returns both.
+        model: model name in the replies.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class ScriptedPolicy:
         sampling: Sampling | None = None,
         on_delta: OnDelta | None = None,
     ) -> list[Generation]:
-        """Return the next `n` replies, handed word by word to `on_delta`.
+        """Return the next `n` replies, and pass them word by word to `on_delta`.
 
         Raises:
-            LookupError: the script has none.
+            LookupError: the script has no reply.
         """
         asked = _KIND_OF_REQUEST.get(messages[-1]["content"], "attempt")
         self.calls.append(Call(asked, list(messages), n, list(tools), sampling))

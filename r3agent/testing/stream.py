@@ -10,10 +10,10 @@ from r3agent.testing.tokens import pieces
 
 
 def as_stream(completion: Json, *, usage: bool) -> str:
-    """Render the events, word by word with the tokens, one choice after the other.
+    """Render the events, word by word with their tokens, one choice after another.
 
     Args:
-        usage: a last chunk without choices has the usage, as `stream_options.include_usage` asks for.
+        usage: add a last chunk with the usage and no choices, as for `stream_options.include_usage`.
     """
     head = {"object": "chat.completion.chunk", "model": completion["model"]}
     first = {key: completion[key] for key in ("prompt_token_ids",) if key in completion}
@@ -29,7 +29,7 @@ def as_stream(completion: Json, *, usage: bool) -> str:
 
 
 def _piece(choice: Json, word: str, i: int, n: int) -> Json:
-    """Make the i-th piece of `n`, with its share of the tokens; the first also has the rest of the message."""
+    """Make the i-th of `n` pieces, with its share of the tokens; the first also has the rest of the message."""
     apart = {key: value for key, value in choice["message"].items() if key not in ("content", "tool_calls")}
     piece: Json = {"index": choice["index"], "delta": {**(apart if i == 0 else {}), "content": word}}
     if (ids := choice.get("token_ids")) is not None:

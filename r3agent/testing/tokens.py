@@ -1,4 +1,4 @@
-"""Tokenizer of the doubles: one token a UTF-8 byte, and one that ends the turn."""
+"""Tokenizer of the test doubles: one token per UTF-8 byte, and an end-of-turn token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from r3agent.records.trajectory import Message
 
 END_OF_TURN = 256
 LOGPROB = -0.5
-"""Log probability of every token."""
+"""Logprob of every token."""
 
 
 def encode(text: str) -> list[int]:
@@ -22,5 +22,5 @@ def encode_prompt(messages: Sequence[Message]) -> list[int]:
 
 
 def pieces(text: str) -> list[str]:
-    """Split `text` into the pieces of its stream: words, each with the space after it."""
+    """Split `text` into the pieces of its stream: words, each with its trailing space."""
     return re.findall(r"\s*\S+\s*|\s+", text)

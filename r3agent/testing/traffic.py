@@ -1,4 +1,4 @@
-"""Steady traffic through a change of the server, which shows failures and gaps."""
+"""Steady traffic during a change of the server, to measure failures and gaps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Traffic(NamedTuple, Generic[T]):
 
     answers: list[T]
     gap_s: float
-    """Longest time without any answer."""
+    """Longest time without an answer."""
     usual_gap_s: float
-    """Longest time without any answer before the change began."""
+    """Longest time without an answer before the change."""
 
 
 async def traffic_through(
@@ -32,13 +32,13 @@ async def traffic_through(
     before_s: float = 2.0,
     more: int = 3,
 ) -> Traffic[T]:
-    """Keep `clients` requests under way while `change` runs in a thread.
+    """Keep `clients` requests running while `change` runs in a thread.
 
     Args:
-        ask: one request, told its number; it raises what fails, which ends everything.
-        pause_s: of each client between two requests.
-        before_s: how long there is traffic before the change begins.
-        more: requests of each client after it.
+        ask: sends one request, given its number; an exception ends the traffic.
+        pause_s: pause of each client between two requests.
+        before_s: duration of the traffic before the change.
+        more: number of requests of each client after the change.
     """
     ended: list[float] = []
     answers: list[T] = []

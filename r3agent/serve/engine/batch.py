@@ -1,4 +1,4 @@
-"""The batch of running sequences, and its two forwards: prefill and decode.
+"""Batch of running sequences, and its two forward passes: prefill and decode.
 
 Axes: B sequences, R distinct prompts of a prefill, N sequences that it starts, P tokens of its longest prompt, K
 positions whose logits it keeps, V the vocabulary.
@@ -19,11 +19,11 @@ from r3agent.serve.engine.request import PromptToken, SequenceState, TopLogprobs
 from r3agent.serve.engine.sampling import sample_tokens
 
 SCORED_AT_ONCE = 256
-"""Prompt positions whose whole distributions are in memory at the same time."""
+"""Number of prompt positions whose full distributions are in memory at the same time."""
 
 
 class Batch:
-    """Running sequences with their keys and values; sequence i has slot i of the cache."""
+    """Running sequences with their KV cache; sequence i has slot i."""
 
     def __init__(self, model: Any) -> None:
         self.sequences: list[SequenceState] = []
@@ -33,7 +33,7 @@ class Batch:
         self._cache = SlotCache(model.config.get_text_config().num_hidden_layers)
 
     def prefill(self, sequences: Sequence[SequenceState]) -> None:
-        """Read the prompts of new sequences, once for each request, and sample their first tokens."""
+        """Compute the prompts of new sequences, once for each request, and sample their first tokens."""
         requests = list(dict.fromkeys(sequence.request for sequence in sequences))
         source_N = [requests.index(sequence.request) for sequence in sequences]
         lengths_R = [len(request.prompt_token_ids) for request in requests]
@@ -60,7 +60,7 @@ class Batch:
         self.sequences += sequences
 
     def decode(self) -> None:
-        """Read every sequence's last token and sample the next one."""
+        """Compute every sequence's last token and sample the next one."""
         positions = [sequence.position for sequence in self.sequences]
         n_columns = max(positions) + 1
         positions_B = torch.tensor(positions, device=self._device)
@@ -110,7 +110,7 @@ class Batch:
 
 
 def restrict_to_allowed(logprobs_BV: Tensor, token_ids_B: Sequence[frozenset[int]]) -> Tensor:
-    """Set the logprobs of tokens that a sequence may not sample to minus infinity, and normalise the others."""
+    """Set the logprobs of disallowed tokens to minus infinity, and renormalise the others."""
     if not any(token_ids_B):
         return logprobs_BV
     left_BV = logprobs_BV.clone()
@@ -134,7 +134,7 @@ def top_logprobs(logprobs_BV: Tensor, counts_B: Sequence[int]) -> list[TopLogpro
 
 
 def score_prompt(logits_PV: Tensor, token_ids: Sequence[int], n_top: int) -> list[PromptToken]:
-    """Compute logprob and rank of each prompt token after the first, with its `n_top` most likely alternatives."""
+    """Compute the logprob and rank of each prompt token after the first, and its `n_top` most likely alternatives."""
     scored: list[PromptToken] = []
     for start in range(0, len(token_ids) - 1, SCORED_AT_ONCE):
         targets = token_ids[start + 1 : start + 1 + SCORED_AT_ONCE]

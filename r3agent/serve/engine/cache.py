@@ -1,8 +1,8 @@
-"""Keys and values of the sequences being generated: one slot for each sequence, a token's column is its position.
+"""KV cache of the running sequences: one slot for each sequence; a token's column is its position.
 
-Sequences come and go at every step, so nothing is padded on the left and nothing moves when one joins; when one
-leaves, the last one takes its slot. `DynamicCache` would copy all keys and values at every step (it concatenates), and
-again whenever a sequence joins or leaves.
+Sequences join and leave at every step, so there is no left padding, and nothing moves when one joins; when one leaves,
+the last one takes its slot. `DynamicCache` would copy all keys and values at every step (it concatenates), and again
+whenever a sequence joins or leaves.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SLOT_STEP, COLUMN_STEP = 16, 64
-"""Multiples in which slots and columns are allocated."""
+"""Allocation step of slots and of columns."""
 
 
 class SlotCache(Cache):
-    """Keys and values of all layers; call `prefill` or `decode` before the forward that it describes."""
+    """Keys and values of all layers; call `prefill` or `decode` before each forward pass."""
 
     def __init__(self, n_layers: int) -> None:
         self._slots = [SlotLayer() for _ in range(n_layers)]
         super().__init__(layers=list(self._slots))
 
     def prefill(self, first_slot: int, n_slots: int, source_N: Tensor | None) -> None:
-        """Prepare for a forward that reads whole prompts, padded on the right, into N slots from `first_slot` on.
+        """Prepare for a forward pass over whole prompts, padded on the right, into N slots from `first_slot` on.
 
         Args:
-            source_N: the prompt of the forward that each slot gets; `None` when it is one to one.
+            source_N: index of the prompt for each slot; `None` if they map one to one.
         """
         for layer in self._slots:
             layer.store = partial(layer.store_prompts, slice(first_slot, first_slot + n_slots), source_N)
 
     def decode(self, positions_B: Tensor, n_columns: int) -> None:
-        """Prepare for a forward that reads one token of each of the B sequences, at `positions_B`."""
+        """Prepare for a forward pass over one token of each of the B sequences, at `positions_B`."""
         slots_B = torch.arange(len(positions_B), device=positions_B.device)
         for layer in self._slots:
             layer.store = partial(layer.store_tokens, slots_B, positions_B, n_columns)
@@ -48,7 +48,7 @@ class SlotCache(Cache):
                 states[target] = states[source]
 
     def clear(self) -> None:
-        """Give all memory back."""
+        """Release all memory."""
         for layer in self._slots:
             layer.states.clear()
 
@@ -62,12 +62,12 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
     store: Callable[[Pair], Pair]
-    """Function that stores the new states of the next forward and returns what its tokens attend to."""
+    """Function that stores the new states of the next forward pass and returns those that its tokens attend to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.states: list[Tensor] = []
-        """Keys and values, [slots, heads, columns, head size] each; empty until the first prefill."""
+        """Keys and values, each [slots, heads, columns, head size]; empty until the first prefill."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Pair:
         return self.store((key_states, value_states))
@@ -95,10 +95,10 @@ class SlotLayer(CacheLayerMixin):
             self.states = [_grow(states, slots, columns) for states in before]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: `update` reserves what it needs."""
+        """Do nothing: `update` allocates memory."""
 
     def get_seq_length(self) -> int:
-        """Return 0: only a prefill, which starts empty, asks; a decode step brings its own positions and mask."""
+        """Return 0: only a prefill, which starts empty, calls this; a decode step has its own positions and mask."""
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -109,7 +109,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 def _grow(states: Tensor, slots: int, columns: int) -> Tensor:
-    """Enlarge with zeros: what a mask hides must still be a number."""
+    """Enlarge with zeros, because masked values must still be numbers."""
     grown = states.new_zeros(slots, states.shape[1], columns, states.shape[3])
     grown[: states.shape[0], :, : states.shape[2]] = states
     return grown

@@ -1,11 +1,11 @@
-"""The batched decode loop, in a thread of its own.
+"""Batched decode loop, in its own thread.
 
 Sequences join and leave the batch between the steps of a loop over the model's own forward (continuous batching). With
-64 clients the server gives three quarters of the tokens/s of a bare `model.generate`
+64 clients the server reaches three quarters of the tokens/s of a bare `model.generate`
 (`benchmarks/serve_throughput.py`). Measured on the bundled architecture at batch 64 on one core: `model.generate`
-spends four fifths of its time in `DynamicCache`, which copies all keys and values at every step, and transformers'
-continuous batching gives a quarter of `generate`'s tokens/s, because on a CPU each token attends to every page of its
-pool; nor does it know adapters.
+spends four fifths of its time in `DynamicCache`, which copies all keys and values at every step. transformers'
+continuous batching reaches a quarter of `generate`'s tokens/s, because on a CPU each token attends to every page of its
+pool, and it does not support adapters.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ PauseMode: TypeAlias = Literal["abort", "wait", "keep"]
 
 
 class Engine:
-    """Batched generation for many requests at once. Its public methods may be called from any thread.
+    """Batched generation for many requests. Its public methods may be called from any thread.
 
     Args:
-        served: the model; from now on only the engine's thread touches its weights.
-        max_batch: sequences generated at the same time.
-        max_waiting: sequences that may wait; further ones are refused with 503.
-        kv_cache_gib: memory for keys and values.
-        threads: of torch; default all but one of torch's own, which is for HTTP: on two cores a second thread halves
-            the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), because each matrix product waits for it.
+        served: served model; from now on only the engine's thread accesses its weights.
+        max_batch: maximum number of sequences generated at the same time.
+        max_waiting: maximum number of waiting sequences; more are refused with 503.
+        kv_cache_gib: memory of the KV cache.
+        threads: torch's threads; default one less than torch's own, which is for HTTP: on two cores a second thread
+            halves the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), as each matrix product waits for it.
 
     Raises:
-        ConfigError: a limit is below 1, or the memory does not hold one sequence of the greatest length.
+        ConfigError: a limit is below 1, or the memory is too small for one sequence of maximum length.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the step under way; unfinished requests fail."""
+        """Stop after the current step; unfinished requests fail."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -100,11 +100,11 @@ class Engine:
 
     @property
     def load(self) -> int:
-        """Number of unfinished requests."""
+        """Return the number of unfinished requests."""
         return len(self._unfinished)
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request, whose progress goes to its `on_event`.
+        """Queue a request; its progress is reported to its `on_event`.
 
         Raises:
             APIError: the queue is full, or the engine stopped.
@@ -123,13 +123,13 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, request: GenerationRequest) -> None:
-        """Drop a request before the next step; `on_event` is not called any more."""
+        """Drop a request before the next step; `on_event` is not called again."""
         with self._changed:
             self._cancelled.add(request)
             self._changed.notify()
 
     def pause(self, mode: PauseMode) -> Future[None]:
-        """Admit no new requests; those under way are aborted, waited for, or kept where they are."""
+        """Stop admitting requests; abort the running ones, wait for them, or keep them frozen."""
         self._paused = True
         if mode == "wait":
             return self.when_empty(lambda: None)
@@ -170,7 +170,7 @@ class Engine:
             raise _stopping()
 
     def _new_sequence(self, request: GenerationRequest, index: int) -> SequenceState:
-        """Make one of the n sequences; those of a seeded request have consecutive seeds, as in vLLM."""
+        """Make one of a request's n sequences; if it has a seed, theirs are consecutive, as in vLLM."""
         rng = self._rng if request.seed is None else random.Random(request.seed + index)
         text = TextStream(self.served.tokenizer, request.stop) if request.stop or request.stream else None
         return SequenceState(request, index, rng, text)
@@ -191,7 +191,7 @@ class Engine:
                 operation.done.set_exception(_stopping())
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; return False when the engine is to stop."""
+        """Sleep until there is work; return False if the engine must stop."""
         with self._changed:
             self._changed.wait_for(self._has_work)
             return not self._closing
@@ -242,7 +242,7 @@ class Engine:
                 request.on_event(None)
 
     def _drop(self, requests: set[GenerationRequest]) -> None:
-        """Take requests out of the queue and the batch."""
+        """Remove requests from the queue and the batch."""
         with self._changed:
             self._admission.remove(requests)
             self._unfinished -= requests
@@ -259,7 +259,7 @@ class Engine:
             request.on_event(server_error(error))
 
     def _abort_all(self) -> None:
-        """Finish all requests under way with the tokens they have; `finish_reason` is "abort", as in vLLM."""
+        """Finish all running requests with their current tokens; `finish_reason` is "abort", as in vLLM."""
         aborted = self._unfinished.copy()
         for request in aborted:
             for sequence in request.sequences:

@@ -1,8 +1,8 @@
-"""LoRA adapters: read as peft saves them, and applied to the rows of one forward.
+"""LoRA adapters: read in peft's format, and applied to the rows of one forward pass.
 
-The matrices of the adapters in the batch are joined along the rank, and a mask keeps each row to its own columns. On
-the bundled policy this adds a tenth to a step of 64 rows; peft's mixed batches double it, and one forward for each
-adapter costs a whole forward more. The deltas are not merged into the weights: bfloat16 would round small ones away.
+The matrices of the batch's adapters are concatenated along the rank, and a mask restricts each row to its own columns.
+On the bundled policy this makes a step of 64 rows a tenth slower; peft's mixed batches double its time, and a forward
+pass per adapter costs a whole pass each. Deltas are not merged into the weights: bfloat16 would round small ones away.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from r3agent.errors import ConfigError
 
 PREFIX = "base_model.model."
-"""Prefix that peft puts before the name of every module of the base."""
+"""Prefix that peft adds to the names of the base model's modules."""
 
 UNSUPPORTED = {
     "alpha_pattern": (None, {}),
@@ -35,28 +35,28 @@ UNSUPPORTED = {
     "trainable_token_indices": (None, []),
     "use_dora": (None, False),
 }
-"""Settings that change what an adapter computes, with the values under which they do not."""
+"""Unsupported settings that change an adapter's computation, with the values that leave it unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One loaded adapter. Requests hold on to it, so it outlives its name while they run."""
+    """Loaded adapter. Running requests keep a reference, so it outlives its name."""
 
     name: str
     path: str
     rank: int
     down: dict[str, Tensor]
-    """Matrices by module, [rank, inputs] each."""
+    """Matrices by module, each [rank, inputs]."""
     up: dict[str, Tensor]
-    """Matrices by module, [outputs, rank] each, times the adapter's scaling."""
+    """Matrices by module, each [outputs, rank], multiplied by the adapter's scaling."""
 
 
 def read_adapter(name: str, path: str, model: Any) -> Adapter:
-    """Read an adapter directory and check every tensor against the base; the base is not touched.
+    """Read an adapter directory and check every tensor against the base model, which is not changed.
 
     Raises:
         FileNotFoundError: there is no adapter at `path`.
-        ConfigError: it is incomplete, of a kind that is not supported, or belongs to another base.
+        ConfigError: the adapter is incomplete, of an unsupported kind, or of another base model.
     """
     config_path, weights_path = Path(path) / "adapter_config.json", Path(path) / "adapter_model.safetensors"
     if not config_path.is_file():
@@ -89,7 +89,7 @@ def _scaling(config: dict[str, Any]) -> float:
 
 
 def _fit_to_base(path: str, model: Any, name: str, rank: int, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Check the matrices' shapes; return them in the base's dtype and on its device."""
+    """Check the shapes of the matrices; return them in the base model's dtype and on its device."""
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
         raise ConfigError(
@@ -113,10 +113,10 @@ class AdapterSwitch:
         self._joined: tuple[Adapter, ...] = ()
         self._hooks: list[RemovableHandle] = []
         self._mask: Tensor | None = None
-        """[B, 1, joined ranks]: 1 where the column belongs to the row's adapter; `None` when all columns do."""
+        """[B, 1, joined ranks]: 1 where the column belongs to the row's adapter; `None` if all columns do."""
 
     def select(self, adapters_B: Sequence[Adapter | None]) -> None:
-        """Choose the adapter of each row of the next forward."""
+        """Select the adapter of each row of the next forward pass."""
         joined = tuple(dict.fromkeys(adapter for adapter in adapters_B if adapter is not None))
         if joined != self._joined:
             self._join(joined)
@@ -135,7 +135,7 @@ class AdapterSwitch:
         self._joined = adapters
 
     def _delta(self, name: str, adapters: tuple[Adapter, ...]) -> Any:
-        """The forward hook of one linear layer."""
+        """Make the forward hook of one linear layer."""
         shapes = next(((a.down[name].shape[1], a.up[name].shape[0]) for a in adapters if name in a.down), (0, 0))
         like = next(a.down[name] for a in adapters if name in a.down)
         down_RI = torch.cat([a.down.get(name, like.new_zeros(a.rank, shapes[0])) for a in adapters])

@@ -1,4 +1,4 @@
-"""Loading of the served model, and replacing its weights in place."""
+"""Load the served model, and replace its weights in place."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 @dataclass
 class ServedModel:
-    """A causal language model in evaluation mode with its tokenizer."""
+    """Causal language model in evaluation mode, with its tokenizer."""
 
     path: str
     name: str
     model: Any
     tokenizer: Any
     max_model_len: int
-    """Limit of the tokens of prompt and completion together."""
+    """Maximum number of tokens of prompt and completion together."""
     eos_token_id: int | None
     stop_token_ids: frozenset[int]
     """Tokens that end a turn."""
@@ -35,7 +35,7 @@ class ServedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of the keys and values of all layers."""
+        """Bytes of one token's keys and values in all layers."""
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -53,13 +53,13 @@ def load_model(
     """Load a checkpoint directory, a hub id or `bundled`.
 
     Args:
-        name: the served name; default the directory's name.
-        dtype: e.g. `bfloat16`; default float32 on a CPU, elsewhere the checkpoint's own.
-        device: default CUDA where there is one.
+        name: served name; default the directory's name.
+        dtype: e.g. `bfloat16`; default float32 on a CPU, otherwise the checkpoint's own.
+        device: default CUDA if available.
         max_model_len: default the model's own limit.
 
     Raises:
-        ConfigError: it is missing, incomplete, or of a kind that is not served.
+        ConfigError: the model is missing, incomplete, or of an unsupported kind.
     """
     name, path = name or default_name(path), find_checkpoint(path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,13 +88,13 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
     """Load a model with every weight read from `path`.
 
     Raises:
-        ConfigError: it is missing or incomplete.
+        ConfigError: the model is missing or incomplete.
     """
     try:
         loader: Any = AutoModelForCausalLM
         model, info = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except Exception as error:
-        # What transformers and safetensors raise on a bad directory has no common root.
+        # The errors of transformers and safetensors for a bad directory have no common base class.
         raise ConfigError(f"model {path} does not load: {type(error).__name__}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(
@@ -104,10 +104,10 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
 
 
 def read_matching(model: nn.Module, path: str) -> dict[str, Tensor]:
-    """Read the parameters of another checkpoint, one for each of `model`'s.
+    """Read a parameter from another checkpoint for each of `model`'s.
 
     Raises:
-        ConfigError: they are missing, incomplete or of another shape.
+        ConfigError: parameters are missing or of another shape.
     """
     fresh: dict[str, Tensor] = dict(read_weights(path, next(model.parameters()).dtype).named_parameters())
     present = dict(model.named_parameters())
@@ -129,7 +129,7 @@ def replace_weights(model: nn.Module, fresh: dict[str, Tensor]) -> None:
 
 
 def _max_model_len(path: str, config: Any, max_model_len: int | None) -> int:
-    """Return the longest sequence served; within one attention window, sliding attention is full attention."""
+    """Return the maximum sequence length; within one attention window, sliding attention equals full attention."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not kinds <= ATTENTION_KINDS:
         raise ConfigError(

@@ -13,7 +13,7 @@ from r3agent.serve.engine.text import TextStream
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 TopLogprobs: TypeAlias = list[tuple[int, float]]
-"""The most likely tokens at one position, most likely first."""
+"""Most likely tokens at one position, in descending order."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Chunk:
 
 
 Event: TypeAlias = Chunk | BaseException | None
-"""A chunk of a stream, the error that ended the request, or `None` when all sequences are finished."""
+"""Chunk of a stream, the error that ended the request, or `None` after all sequences have finished."""
 
 
 @dataclass(frozen=True)
 class PromptToken:
-    """Logprob and rank of one token of the prompt, given those before it."""
+    """Logprob and rank of one prompt token, given those before it."""
 
     token_id: int
     logprob: float
@@ -46,7 +46,7 @@ class PromptToken:
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """One prompt to continue `n` times. Field names are those of vLLM's sampling parameters."""
+    """Request to continue one prompt `n` times. Field names are those of vLLM's sampling parameters."""
 
     prompt_token_ids: Sequence[int]
     max_tokens: int
@@ -57,22 +57,22 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     stop_token_ids: frozenset[int] = frozenset()
     eos_token_id: int | None = None
-    """The one of `stop_token_ids` that is not reported as a stop reason."""
+    """Member of `stop_token_ids` that is not reported as a stop reason."""
     allowed_token_ids: frozenset[int] = frozenset()
-    """The only tokens that are sampled; empty allows all. Logprobs are reported as if all were allowed."""
+    """Tokens that may be sampled; empty allows all. Logprobs are reported as if all were allowed."""
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
-    """Number of most likely tokens to report beside each prompt token; `None` scores no prompt."""
+    """Number of most likely tokens to report with each prompt token; with `None` the prompt is not scored."""
     adapter: Adapter | None = None
     stream: bool = False
     on_event: Callable[[Event], object] = lambda event: None
     """Callback, called in the engine's thread."""
 
     error: Exception | None = field(default=None, init=False)
-    """The error that ended it."""
+    """Error that ended the request."""
     sequences: list[SequenceState] = field(default_factory=list, init=False)
     scored_prompt: list[PromptToken] | None = field(default=None, init=False)
-    """Scores from the second prompt token on, when `prompt_logprobs` is set."""
+    """Scores from the second prompt token on, if `prompt_logprobs` is set."""
 
     @property
     def max_length(self) -> int:
@@ -85,13 +85,13 @@ class GenerationRequest:
 
 @dataclass(eq=False)
 class SequenceState:
-    """One of the n completions of a request, as far as it is generated."""
+    """State of one of the n completions of a request."""
 
     request: GenerationRequest
     index: int
     rng: random.Random
     text: TextStream | None
-    """Decoder of its text, where a stop string or a stream needs the text as it comes."""
+    """Decoder of its text, if a stop string or a stream needs it during generation."""
     token_ids: list[int] = field(default_factory=list, init=False)
     logprobs: list[float] = field(default_factory=list, init=False)
     top_logprobs: list[TopLogprobs] = field(default_factory=list, init=False)
@@ -101,12 +101,12 @@ class SequenceState:
 
     @property
     def position(self) -> int:
-        """Position of the last token, which the next step reads."""
+        """Position of the last token, which is the next step's input."""
         return len(self.request.prompt_token_ids) + len(self.token_ids) - 1
 
     @property
     def visible_token_ids(self) -> list[int]:
-        """Sampled tokens without the one that ended the turn."""
+        """Return the sampled tokens without the one that ended the turn."""
         ended = self.token_ids and self.token_ids[-1] in self.request.stop_token_ids
         return self.token_ids[:-1] if ended else self.token_ids
 
@@ -135,7 +135,7 @@ class SequenceState:
         self.finish("abort")
 
     def chunk(self) -> Chunk:
-        """Return what came since the last chunk."""
+        """Return the tokens and text since the last chunk."""
         new = slice(self._streamed, len(self.token_ids))
         self._streamed = len(self.token_ids)
         return Chunk(

@@ -1,7 +1,7 @@
-"""Sampling of one token for each row of a batch, with a temperature, a top_p and random numbers of its own.
+"""Sampling of one token per row of a batch; each row has its own temperature, top_p and random numbers.
 
-A row draws one number in [0, 1) per token and takes the token at which the cumulative distribution, in the order
-of the vocabulary, passes it. So a seeded row depends on nothing else in its batch, as far as the logits do not.
+A row draws one number in [0, 1) per token and takes the token at which the cumulative distribution, in vocabulary
+order, passes it. So a seeded row does not depend on the rest of its batch, except through the logits.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def sample_tokens(
 
     Args:
         logprobs_BV: log softmax of the model's logits.
-        temperatures_B: the divisors of the logprobs; 0 takes the most likely token.
-        top_ps_B: the smallest set of most likely tokens with at least this much probability is drawn from.
-        uniforms_B: a random number in [0, 1) for each row.
+        temperatures_B: divisors of the logprobs; 0 takes the most likely token.
+        top_ps_B: sample from the smallest set of most likely tokens with at least this probability.
+        uniforms_B: random number in [0, 1) for each row.
     """
     greedy = [temperature == 0 for temperature in temperatures_B]
     if all(greedy):
@@ -36,7 +36,7 @@ def sample_tokens(
     cumulative_BV = probs_BV.double().cumsum(-1)
     thresholds_B1 = _column(uniforms_B, cumulative_BV) * cumulative_BV[:, -1:]
     tokens_B1 = torch.searchsorted(cumulative_BV, thresholds_B1, right=True)
-    # Only a row of NaNs goes past the end; the caller sees its logprob.
+    # Only a row of NaNs goes past the end; the caller checks its logprob.
     tokens_B1.clamp_(max=logprobs_BV.shape[-1] - 1)
     if any(greedy):
         greedy_B1 = torch.tensor(greedy, device=logprobs_BV.device).unsqueeze(1)
@@ -52,7 +52,7 @@ def _probabilities(logprobs_BV: Tensor, temperatures_B: Sequence[float]) -> Tens
 
 
 def _nucleus(probs_BV: Tensor, top_ps_B1: Tensor) -> Tensor:
-    """Set to zero what is outside the nucleus. A token stays if those more likely than it hold less than top_p."""
+    """Zero tokens outside the nucleus; a token stays if the more likely ones have less than top_p together."""
     ordered_BV, order_BV = probs_BV.sort(descending=True, stable=True, dim=-1)
     before_BV = ordered_BV.cumsum(-1) - ordered_BV
     outside_BV = (before_BV >= top_ps_B1) & (top_ps_B1 < 1)

@@ -1,4 +1,4 @@
-"""Admission of waiting sequences to the batch, and control operations that run between decode steps."""
+"""Admission of waiting sequences to the batch, and control operations between decode steps."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from r3agent.serve.engine.request import GenerationRequest, SequenceState
 
 MAX_PREFILL_TOKENS = 2048
-"""Tokens of one prefill, padding included, which bounds how long a prefill delays the running sequences."""
+"""Maximum tokens of one prefill, including padding; it bounds the delay of the running sequences."""
 MAX_STEPS_WAITED = 4
 MIN_JOINING = 1 / 8
-"""A prefill costs about as much for one sequence as for a few, so while the batch is busy sequences wait up to
-`MAX_STEPS_WAITED` steps for company, unless they already are this share of the batch."""
+"""Share of the batch that joins without waiting. A prefill costs about as much for one sequence as for a few, so
+while the batch is busy, fewer sequences wait up to `MAX_STEPS_WAITED` steps for others."""
 
 
 class Admission:
-    """The queue of waiting sequences, first come first served.
+    """Queue of waiting sequences, first come first served.
 
     Args:
-        max_batch: sequences generated at the same time.
-        max_tokens: limit of the batch's size times the greatest length of its sequences.
+        max_batch: maximum number of sequences generated at the same time.
+        max_tokens: limit of the batch size times the maximum length of its sequences.
     """
 
     def __init__(self, max_batch: int, max_tokens: int) -> None:
@@ -41,7 +41,7 @@ class Admission:
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request not in requests)
 
     def take(self, batch: Sequence[SequenceState]) -> list[SequenceState]:
-        """Remove from the queue the sequences that join `batch` now. Called once for each step."""
+        """Remove and return the sequences that join `batch` now; called once per step."""
         self._steps_waited += 1
         if len(self._waiting) < MIN_JOINING * len(batch) and self._steps_waited < MAX_STEPS_WAITED:
             return []
@@ -61,7 +61,7 @@ class Admission:
 
 
 def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> bool:
-    """Return True if a request's prompt can be read in the same forward as `prompts`."""
+    """Return True if a request's prompt fits into the same forward pass as `prompts`."""
     if not prompts or request in prompts:
         return True
     if request.prompt_logprobs is not None or any(r.prompt_logprobs is not None for r in prompts):
@@ -71,12 +71,12 @@ def _fits(prompts: dict[GenerationRequest, int], request: GenerationRequest) -> 
 
 @dataclass(eq=False)
 class ControlOperation:
-    """Work that another thread hands to the engine's thread, which runs it between two steps once it is ready."""
+    """Operation from another thread that the engine's thread runs between two steps, once it is ready."""
 
     is_ready: Callable[[], bool]
     run: Callable[[], None]
     blocks_admission: bool = False
-    """Let no sequence join the batch before it has run."""
+    """Keep sequences from joining the batch until it has run."""
     done: Future[None] = field(default_factory=Future)
 
     def __call__(self) -> None:

@@ -1,4 +1,4 @@
-"""Decoding of tokens to text: whole at the end, or as they come where a stop string or a stream needs it."""
+"""Decoding of tokens to text: all at the end, or token by token for stop strings and streams."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """Decoder of one sequence, token by token, which ends the text before a stop string.
+    """Token-by-token decoder of one sequence, which ends the text before a stop string.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
-        stop: the strings that end the sequence.
+        tokenizer: fast tokenizer of transformers.
+        stop: strings that end the sequence.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
@@ -44,26 +44,26 @@ class TextStream:
         try:
             return self._decoder.step(self._tokenizer.backend_tokenizer, token_id) or ""
         except Exception:
-            # The decoder gives up on byte sequences that are not UTF-8 (huggingface/tokenizers); it can start anew.
+            # The decoder fails on byte sequences that are not UTF-8 (huggingface/tokenizers), so start a new one.
             self._decoder = DecodeStream(skip_special_tokens=True)
             return self._decoder.step(self._tokenizer.backend_tokenizer, token_id) or ""
 
     def finish(self, *, stopped: bool) -> None:
-        """Complete the text after the last token; an incomplete character stays as the decoder shows it."""
+        """Complete the text after the last token; an incomplete character stays as decoded."""
         if not stopped:
             whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
             self.text = whole if whole.startswith(self.text) else self.text
         self._lookback = 0
 
     def take_new_text(self) -> str:
-        """Return the text that came since the last call, without what may still turn out to be a stop string."""
+        """Return the text since the last call, without an end that may become a stop string."""
         end = max(self._emitted, len(self.text) - self._lookback)
         new, self._emitted = self.text[self._emitted : end], end
         return new
 
 
 class Detokenizer:
-    """Decoder of whole completions and of single tokens, which it remembers because logprobs name every token."""
+    """Decoder of whole completions and of single tokens, which it caches because logprobs name every token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

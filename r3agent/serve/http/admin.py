@@ -1,4 +1,4 @@
-"""The served models, and vLLM's model, adapter and development routes, which change them."""
+"""Served models, and vLLM's model, adapter and development routes that change them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from r3agent.serve.http.protocol import (
 
 
 class ModelRoutes:
-    """Handlers of the served models: the base, and adapters whose names always stand for the same weights."""
+    """Handlers of the served models: the base model, and adapters whose names never change their weights."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -38,10 +38,10 @@ class ModelRoutes:
         self._weight_version = "default"
 
     def resolve(self, name: str | None) -> tuple[str, Adapter | None]:
-        """Return the name to answer with, and the adapter behind it.
+        """Return the model name for the response, and its adapter.
 
         Raises:
-            APIError: nothing is served under that name.
+            APIError: there is no model of that name.
         """
         if name is None or name == self._served.name:
             return self._served.name, None
@@ -82,7 +82,7 @@ class ModelRoutes:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload_adapter(self, http: Request) -> Response:
-        """Take the name away, and answer when the requests that use it are done or held by a pause."""
+        """Remove an adapter, and respond when the requests that use it have finished or are paused."""
         name = parse(UnloadAdapterRequest, await http.body()).lora_name
         if name not in self._adapters:
             raise APIError(f"The lora adapter '{name}' cannot be found.", HTTPStatus.NOT_FOUND, "lora_name")
@@ -90,7 +90,7 @@ class ModelRoutes:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def collective_rpc(self, http: Request) -> Response:
-        """Read the base model's weights again, and put them in place when the batch is empty."""
+        """Read the base model's weights again, and replace them when the batch is empty."""
         body = parse(CollectiveRPCRequest, await http.body())
         if body.method != "reload_weights" or body.args:
             raise APIError(f"method = {body.method!r}: only reload_weights, without args, is allowed", param="method")
@@ -139,7 +139,7 @@ class ControlRoutes:
         return json_response({"server_load": self._engine.load})
 
     async def reset_prefix_cache(self, http: Request) -> Response:
-        """Confirm, and do nothing: prefixes are shared within one request only, so nothing outlives it."""
+        """Confirm without doing anything: prefixes are shared only within one request."""
         return json_response({"success": True})
 
     async def pause(self, http: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The ASGI application: vLLM's routes over one engine."""
+"""ASGI application with vLLM's routes over one engine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from r3agent.serve.http.admin import ControlRoutes, ModelRoutes
 from r3agent.serve.http.generation import CLIENT_LEFT, GenerationRoutes
 
 OPEN_PATHS = {"/health", "/version"}
-"""Paths that need no key."""
+"""Paths that need no API key."""
 
 
 def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
     """Make the application, whose lifespan starts and stops the engine.
 
     Args:
-        engine: generates what is asked for.
-        api_key: demanded as `Authorization: Bearer KEY` on every route but /health and /version.
+        engine: generates the completions.
+        api_key: required as `Authorization: Bearer KEY` on every route except /health and /version.
     """
     models, control = ModelRoutes(engine), ControlRoutes(engine)
     generation = GenerationRoutes(engine, models.resolve)
@@ -69,7 +69,7 @@ def create_app(engine: Engine, *, api_key: str | None = None) -> Starlette:
 
 
 class BearerAuth:
-    """ASGI middleware that refuses requests without the key."""
+    """ASGI middleware that refuses requests without the API key."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -92,7 +92,7 @@ class BearerAuth:
 async def _error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):  # before its request was read
         return CLIENT_LEFT
-    if isinstance(error, HTTPException):  # of the router: an unknown path or method
+    if isinstance(error, HTTPException):  # from the router: an unknown path or method
         status = HTTPStatus(error.status_code)
         error = APIError(f"{request.method} {request.url.path}: {status.phrase}", status)
     return server_error(error).response()

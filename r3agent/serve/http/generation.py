@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions."""
+"""Handlers of POST /v1/chat/completions and /v1/completions."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest
 from r3agent.serve.http.responses import Responses
 
 CLIENT_LEFT = Response(status_code=499)
-"""Response that nobody reads."""
+"""Response for a client that has disconnected."""
 
 
 class GenerationRoutes:
-    """Handlers that turn HTTP requests into the engine's, and its events into response bodies."""
+    """Handlers that convert HTTP requests to the engine's requests, and its events to response bodies."""
 
     def __init__(self, engine: Engine, resolve: Callable[[str | None], tuple[str, Adapter | None]]) -> None:
         self._engine = engine
         self._resolve = resolve
-        """Function from a model's name to the name to answer with, and its adapter."""
+        """Function from a requested model name to the response's model name and the adapter."""
         self._served = engine.served
         self._detokenizer = Detokenizer(engine.served.tokenizer)
 
@@ -69,7 +69,7 @@ class GenerationRoutes:
         """Make the engine's request.
 
         Raises:
-            APIError: it asks for more tokens than the model can ever hold, or for tokens that it does not have.
+            APIError: it requests more tokens than the model's maximum length, or tokens outside the vocabulary.
         """
         if body.stream_options is not None and not body.stream:
             raise APIError("Stream options can only be defined when `stream=True`.", param="stream_options")
@@ -111,7 +111,7 @@ class GenerationRoutes:
         return events
 
     async def _wait_until_finished(self, request: GenerationRequest, http: Request) -> bool:
-        """Submit a request and wait for its last event; return False if the client left, whose work is cancelled."""
+        """Submit a request and wait for its last event; if the client disconnects, cancel it and return False."""
         end = asyncio.ensure_future(self._events(request).get())
         left = asyncio.ensure_future(_wait_for_disconnect(http))
         try:
@@ -126,7 +126,7 @@ class GenerationRoutes:
                 self._engine.cancel(request)
 
     async def _stream(self, events: asyncio.Queue[Event], responses: Responses, usage: bool) -> AsyncIterator[bytes]:
-        """Server-sent events: the start of each choice, its tokens, the usage; a stream that is behind catches up."""
+        """Yield server-sent events: the start of each choice, its tokens, the usage; merge chunks if it is behind."""
         bodies = list(responses.chat_starts())
         while isinstance(event := await events.get(), Chunk):
             bodies.append(responses.chat_delta(event))
@@ -145,7 +145,7 @@ class GenerationRoutes:
 
 
 class EventStream(StreamingResponse):
-    """Stream of server-sent events that calls `on_close` when it has ended, or the client is gone."""
+    """Stream of server-sent events that calls `on_close` when it ends or the client disconnects."""
 
     def __init__(self, content: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
         super().__init__(content, media_type="text/event-stream")

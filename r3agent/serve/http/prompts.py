@@ -1,4 +1,4 @@
-"""Prompts of requests as token ids; chat messages go through the model's own template."""
+"""Conversion of prompts to token ids; chat messages use the model's own chat template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
     """Render the messages with the model's chat template and tokenise the text.
 
     Raises:
-        APIError: the template cannot express the request, or the prompt leaves no room to answer.
+        APIError: the template cannot render the request, or the prompt leaves no room for an answer.
     """
     template = served.tokenizer.chat_template
     if template is None:
@@ -43,10 +43,10 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
 
 
 def completion_prompt(served: ServedModel, request: CompletionRequest) -> list[int]:
-    """Tokenise a text prompt; check the token ids of any other.
+    """Tokenise a text prompt, or check a prompt of token ids.
 
     Raises:
-        APIError: a token id is not in the vocabulary, or the prompt leaves no room to answer.
+        APIError: a token id is not in the vocabulary, or the prompt leaves no room for an answer.
     """
     if isinstance(request.prompt, str):
         ids = served.tokenizer(request.prompt, add_special_tokens=request.add_special_tokens)["input_ids"]
@@ -71,7 +71,7 @@ def _check_length(served: ServedModel, ids: list[int], param: str) -> list[int]:
 
 
 def _plain_message(index: int, message: dict[str, Any]) -> dict[str, Any]:
-    """Bring a message into the form that templates expect: plain text, and tool arguments as objects."""
+    """Convert a message to the form that templates expect: plain text, and tool arguments as objects."""
     if not isinstance(message.get("role"), str):
         raise APIError(f"messages.{index}.role: every message needs one", param="messages")
     content = message.get("content")

@@ -1,9 +1,9 @@
-"""Request bodies, with the field names, defaults and limits of vLLM 0.32.
+"""Request bodies with the field names, defaults and limits of vLLM 0.32.
 
-Unknown fields are ignored, as OpenAI's API does, except those that would change the result: they are refused by
-name. Where vLLM takes defaults from the model's generation_config.json, the defaults here are neutral: temperature 1
-and no truncation, so that what is sampled follows the logprobs that are reported. `n` completions at temperature 0,
-which vLLM refuses, are n times the same.
+Unknown fields are ignored, as in OpenAI's API, except those that would change the result, which are refused by name.
+vLLM takes some defaults from the model's generation_config.json; here they are neutral, temperature 1 and no
+truncation, so that samples follow the reported logprobs. `n` completions at temperature 0, which vLLM refuses, are
+identical.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "top_k": (0, -1),
 }
-"""Fields that would change the result, with the values besides `null` under which they do not."""
+"""Fields that would change the result, with the values (besides `null`) that leave it unchanged."""
 
 INT64 = 2**63
 
@@ -41,7 +41,7 @@ BodyT = TypeVar("BodyT", bound="Body")
 
 
 class Body(BaseModel):
-    """A request body, in which `null` means the same as leaving an optional field out."""
+    """Request body, in which `null` is the same as omitting an optional field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,12 +58,12 @@ class StreamOptions(Body):
 
 
 class SamplingFields(Body):
-    """Fields of both chat and text completions."""
+    """Fields common to chat and text completions."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    """A served name; without it, the base model."""
+    """Served name; default the base model."""
     n: int = Field(default=1, ge=1, le=1024)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -81,7 +81,7 @@ class SamplingFields(Body):
 
 
 class ChatCompletionRequest(SamplingFields):
-    """A chat completion. `tools` go to the chat template; there is no tool parser, so calls come back as text."""
+    """Chat completion. `tools` go to the chat template; there is no tool parser, so calls are returned as text."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -95,7 +95,7 @@ class ChatCompletionRequest(SamplingFields):
 
 
 class CompletionRequest(SamplingFields):
-    """A text completion of one prompt, given as token ids or as text; not streamed."""
+    """Text completion of one prompt, given as token ids or as text; not streamed."""
 
     prompt: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | Annotated[str, Field(min_length=1)]
     max_tokens: int = Field(default=16, ge=1)
@@ -118,7 +118,7 @@ class ReloadArguments(Body):
     model_config = ConfigDict(extra="forbid")
 
     weights_path: str | None = None
-    """Directory of the weights; default the one that the served weights came from."""
+    """Directory of the weights; default that of the served weights."""
 
 
 class CollectiveRPCRequest(Body):
@@ -132,10 +132,10 @@ class WeightVersionRequest(Body):
 
 
 def parse(kind: type[BodyT], body: bytes) -> BodyT:
-    """Read a request.
+    """Parse a request.
 
     Raises:
-        APIError: it is not JSON, a field is missing or out of range, or one is not supported and would change the
+        APIError: the body is not JSON, a field is missing or out of range, or an unsupported field would change the
             result.
     """
     try:

@@ -1,4 +1,4 @@
-"""Response bodies in vLLM's shapes."""
+"""Response bodies in vLLM's format."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from r3agent.serve.engine.text import Detokenizer
 
 @dataclass
 class Responses:
-    """Builder of the bodies of one completion request."""
+    """Builder of response bodies for one completion request."""
 
     request: GenerationRequest
     model: str
-    """The name that is answered with."""
+    """Model name in the response."""
     detokenizer: Detokenizer
     token_ids: bool
     """Include token ids."""
@@ -85,7 +85,7 @@ class Responses:
         return body
 
     def chat_usage(self) -> dict[str, Any]:
-        """Make the last chunk, where it is asked for."""
+        """Make the last chunk, which has the usage."""
         return {**self._body("chatcmpl", "chat.completion.chunk"), "choices": [], "usage": self.usage()}
 
     def _chat_chunk(self, index: int, delta: dict[str, str], logprobs: Any, finish: str | None) -> dict[str, Any]:

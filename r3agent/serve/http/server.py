@@ -1,4 +1,4 @@
-"""Run the server in this process."""
+"""Run the embedded server in this process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from r3agent.serve.process.address import base_url, listen
 from r3agent.serve.process.options import API_KEY_VARIABLE
 
 GRACE_S = 5
-"""Time that requests under way have to end after a stop signal."""
+"""Time for running requests to finish after a stop signal."""
 KEEP_ALIVE_S = 60
-"""Time that an idle connection stays open."""
+"""Time before an idle connection is closed."""
 
 
 def serve(
@@ -38,10 +38,10 @@ def serve(
     """Serve until SIGINT or SIGTERM. Prints `serving NAME on http://HOST:PORT/v1` when it listens.
 
     Args:
-        model: a checkpoint directory, a hub id or `bundled`.
-        port: 0 takes a free one.
-        name: the served name; default the directory's name.
-        api_key: the key that clients must send; default `$R3AGENT_SERVE_API_KEY`, else none is needed.
+        model: checkpoint directory, hub id or `bundled`.
+        port: port to listen on; 0 chooses a free one.
+        name: served name; default the directory's name.
+        api_key: key that clients must send; default `$R3AGENT_SERVE_API_KEY`, or else no key is needed.
 
     The other arguments are those of `load_model` and `Engine`.
 
@@ -61,7 +61,7 @@ def serve(
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
-        # uvicorn raises the signal again once it has stopped; by then there is nothing left to interrupt.
+        # uvicorn raises the signal again after it has stopped, when there is nothing left to interrupt.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: None)
         print(f"serving {served.name} on {base_url(host, listener.getsockname()[1])}", flush=True)

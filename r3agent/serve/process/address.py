@@ -1,4 +1,4 @@
-"""Addresses of servers on this machine: listen on one, and tell how it is reached."""
+"""Addresses of local servers: listening on one, and its base URL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket.
 
     Args:
-        port: 0 takes a free one.
+        port: port to listen on; 0 chooses a free one.
 
     Raises:
-        ConfigError: the port is taken or does not exist, or the host is not one of this machine's.
+        ConfigError: the port is taken or invalid, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: must be 0 to 65535")
@@ -29,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach it."""
+    """Return True if only this machine can reach the host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -37,6 +37,6 @@ def is_loopback(host: str) -> bool:
 
 
 def base_url(host: str, port: int) -> str:
-    """Return the base URL, ending in /v1, at which this machine reaches a server that listens there."""
+    """Return the base URL, ending in /v1, for a client on this machine."""
     target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{target}]' if ':' in target else target}:{port}/v1"

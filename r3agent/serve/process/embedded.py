@@ -1,4 +1,4 @@
-"""The embedded server as a process of its own."""
+"""Embedded server in a child process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from r3agent.store.models import default_name
 
 
 class ServerProcess(LocalServer):
-    """`r3agent serve MODEL`, started, waited for and stopped; a context manager.
+    """Process that runs `r3agent serve MODEL`; a context manager that starts, awaits and stops it.
 
     Args:
-        model: a checkpoint directory, a hub id or `bundled`.
-        name: what it is served as; default the directory's name.
-        port: 0 takes a free one.
-        log_path: where its output goes; default a temporary file.
-        timeout_s: for loading the model.
-        options: further arguments of the command line, e.g. `["--threads", "1"]`.
+        model: checkpoint directory, hub id or `bundled`.
+        name: served name; default the directory's name.
+        port: port to listen on; 0 chooses a free one.
+        log_path: file for its output; default a temporary file.
+        timeout_s: time limit for loading the model.
+        options: more command-line arguments, e.g. `["--threads", "1"]`.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
-"""Run a command that does not outlive the process that asked for it.
+"""Run a command that does not outlive the process that started it.
 
     python guard.py PARENT_PID -- COMMAND...
 
-A server of several processes that is started straight from a program outlives that program when it is killed with
-SIGKILL, and holds its port and its memory for ever. The guard stands between the two: it passes on SIGTERM, looks
-whether the parent is still there, and ends the command with all it has started when it is not.
+A server of several processes survives if the program that started it is killed with SIGKILL, and keeps its port and
+memory for ever. The guard runs between the two: it forwards SIGTERM, checks that the parent is alive, and kills the
+command with all its processes if it is not.
 
-It needs the standard library only and is run by its path, so that it costs 10 MB and no time.
+It needs only the standard library and is run by its path, so that it costs 10 MB and no time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ POLL_S = 0.5
 GRACE_S = 10.0
 """Time for the command to stop before it is killed."""
 LINGER_S = 10.0
-"""Time for the command's own processes to end after it: to free shared memory, which SIGKILL would leave behind."""
+"""Time for the command's processes to end after it and free shared memory, which SIGKILL would leak."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code, 128 + N if signal N ended it."""
+    """Run the command and return its exit code, or 128 + N if signal N ended it."""
     parent, command = int(arguments[0]), arguments[2:]
     if os.getpgrp() != os.getpid():
-        os.setsid()  # a group of its own, so that it can be killed as a whole
+        os.setsid()  # its own group, so that it can be killed as a whole
     stopping = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
             deadline = time.monotonic() + GRACE_S
         elif deadline is not None and time.monotonic() > deadline:
             os.killpg(0, signal.SIGKILL)  # this process too
-    if os.getppid() != parent:  # nobody else would end what the command has left behind
+    if os.getppid() != parent:  # nobody else would kill the command's remaining processes
         time.sleep(LINGER_S)
         os.killpg(0, signal.SIGKILL)
     return code if code >= 0 else 128 - code

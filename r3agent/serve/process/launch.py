@@ -1,4 +1,4 @@
-"""Start the server that `r3agent serve` asks for: its engine, its options, in this process or as a child."""
+"""Start the server of `r3agent serve`: choose its engine and options, in this process or as a child."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from r3agent.serve.process.supervise import supervise
 from r3agent.serve.process.vllm import VLLMProcess
 
 PASSED_ON = ("host", "dtype", "max_model_len", *EMBEDDED)
-"""Options that go onto the server's command line as they are."""
+"""Options that are passed to the server's command line unchanged."""
 
 
 def launch(
@@ -29,17 +29,17 @@ def launch(
     run_dir: Path | None = None,
     log: Path | None = None,
 ) -> None:
-    """Serve until SIGINT, which `r3agent` makes of SIGTERM as well.
+    """Serve until SIGINT; `r3agent` converts SIGTERM to it.
 
     Args:
-        model: a checkpoint directory, a hub id or `bundled`.
+        model: checkpoint directory, hub id or `bundled`.
         further: options for vLLM, after those of the config.
-        run_dir: the run that the server belongs to. The embedded server is a child only if it has a log or a run.
-        log: where the output of a child goes; default in the run, or a temporary file.
+        run_dir: run that the server belongs to. The embedded server is a child only if it has a log or a run.
+        log: file for a child's output; default in the run, or a temporary file.
 
     Raises:
         EndpointError: the server did not start, or ended by itself.
-        ConfigError: it cannot be started like this, e.g. an option belongs to the other engine.
+        ConfigError: the settings are invalid, e.g. an option belongs to the other engine.
     """
     engine = config.engine
     if wrong := _misplaced(options, config, further):
@@ -74,7 +74,7 @@ def launch(
 
 
 def _misplaced(options: ServerOptions, config: ServeConfig, further: Sequence[str]) -> str:
-    """Name the options that belong to the other engine, if there are any."""
+    """Return a message that names options of the other engine, or an empty string."""
     if config.engine == "vllm":
         wrong = " ".join(options.words(EMBEDDED))
         return wrong and f"{wrong}: only the embedded server has this; vLLM's own options come after --"

@@ -1,4 +1,4 @@
-"""Diagnose from its log why a vLLM server ended."""
+"""Diagnosis of a vLLM server's failure from its log."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cause:
-    """Meaning of a line of the log, and its remedy."""
+    """Cause of a failure, recognised by a line of the log, and its remedy."""
 
     pattern: str
-    """A regular expression, searched in the whole log; its first group, if there is one, completes the cause."""
+    """Regular expression, searched in the whole log; its groups fill the placeholders of the cause."""
     cause: str
     remedy: str
 
 
 MAX_CHARS = 300
-"""Longest part of a log line that a diagnosis quotes."""
+"""Maximum length of a log line in a diagnosis."""
 LESS_MEMORY = (
     "give it less: -- --gpu-memory-utilization 0.7 on a GPU, VLLM_CPU_KVCACHE_SPACE=2 (GiB) on a CPU; a smaller "
     "--max-model-len helps too"
@@ -92,15 +92,15 @@ CAUSES = (
         f"its traceback is in the log; if there is none, the system killed it: {LESS_MEMORY}",
     ),
 )
-"""Causes from the most specific to the most general: the first that is found counts."""
+"""Causes from the most specific to the most general; the first match counts."""
 
 
 PREFIX = re.compile(r"^(\([^)]*\) )?(\w+ [\d-]+ [\d:]+ \[\S+\] )?\s*")
-"""The prefix that vLLM puts before every line."""
+"""Prefix of vLLM's log lines."""
 
 
 def likely_cause(log: str) -> str:
-    """Return the first of `CAUSES` that the log shows, its remedy and the last line that shows it; empty for none."""
+    """Return the first of `CAUSES` in the log, with its remedy and the last matching line; empty if there is none."""
     for known in CAUSES:
         if found := [*re.finditer(known.pattern, log, re.MULTILINE)]:
             start, end = log.rfind("\n", 0, found[-1].start()) + 1, log.find("\n", found[-1].end())

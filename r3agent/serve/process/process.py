@@ -1,4 +1,4 @@
-"""Run a server as a process of its own: what the embedded server and vLLM have in common."""
+"""Base class for servers in a child process: the embedded server and vLLM."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ STOP_S = guard.GRACE_S + 5
 
 
 class LocalServer(ABC):
-    """A server that is started, waited for and stopped; a context manager.
+    """Server in a child process; a context manager that starts, awaits and stops it.
 
-    It has a session of its own, so Ctrl-C reaches only this process, and a guard that ends it, with all it has started,
-    when this process is gone.
+    It has its own session, so Ctrl-C reaches only this process, and a guard that kills it, with all its processes, when
+    this process is gone.
 
     Args:
-        name: what the model is served as.
-        log_path: where its output goes; default a temporary file.
-        timeout_s: for loading the model.
+        name: served name of the model.
+        log_path: file for its output; default a temporary file.
+        timeout_s: time limit for loading the model.
     """
 
     def __init__(self, *, name: str, log_path: Path | None, timeout_s: float) -> None:
         self.name = name
         self.log_path = log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log"
         self.base_url = ""
-        """The API's address, ending in /v1; known once the server has started."""
+        """Base URL of the API, ending in /v1; empty until the server has started."""
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -52,16 +52,16 @@ class LocalServer(ABC):
         """Return the command and its environment."""
 
     def _find_address(self, log: str) -> str:
-        """Return the API's address, from the log so far; empty until it is known."""
+        """Return the API's base URL, from the log so far; empty until it is known."""
         return self.base_url
 
     def _explain(self, log: str) -> str:
-        """Explain why the server ended and what helps; empty where its log does not show it."""
+        """Return the cause of the server's failure and a remedy; empty if the log does not show it."""
         return ""
 
     @property
     def pid(self) -> int | None:
-        """Process id of the guard, which passes SIGTERM on; the server is its child."""
+        """Process id of the guard, which forwards SIGTERM; the server is its child."""
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> Self:
@@ -75,16 +75,16 @@ class LocalServer(ABC):
         """Start the server and wait until it is healthy.
 
         Raises:
-            EndpointError: it ended or did not get there in time; the message has the end of its log and, where it
-                is known, the cause.
-            ConfigError: it cannot be started like this, or the log cannot be written.
+            EndpointError: the server ended or was not healthy in time; the message has the end of its log and, if
+                known, the cause.
+            ConfigError: the settings are invalid, or the log cannot be written.
         """
         command, environment = self._launch()
         try:
             log = self.log_path.open("wb")
         except OSError as error:
             raise ConfigError(f"log_path = {self.log_path}: {error.strerror}; choose a writable place") from error
-        # Isolated: the modules beside guard.py are not to be taken for those of the standard library.
+        # Isolated, so that the modules beside guard.py do not shadow the standard library's.
         guarded = [sys.executable, "-I", guard.__file__, str(os.getpid()), "--", *command]
         with log:
             self._process = subprocess.Popen(
@@ -100,13 +100,13 @@ class LocalServer(ABC):
         """Wait until the server ends by itself.
 
         Raises:
-            EndpointError: it has ended, as in `start`.
+            EndpointError: the server has ended, as in `start`.
         """
         assert self._process is not None, "watch follows start"
         self._fail(self._process.wait())
 
     def stop(self) -> None:
-        """Ask the server to stop, and kill it after a while; nothing that it has started is left."""
+        """Stop the server and all its processes; kill it if it does not end in time."""
         if self._process is None:
             return
         process = self._process
@@ -154,8 +154,8 @@ class LocalServer(ABC):
 
 
 def _end_group(leader: int) -> None:
-    """Kill the rest of a group whose leader has ended or does not react, after a time to free what it holds."""
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left, or only the dead
+    """Kill the rest of a group whose leader has ended or does not react, after a grace period to free resources."""
+    with suppress(ProcessLookupError, PermissionError):  # no process is left, or only zombies
         wait_until(lambda: os.killpg(leader, 0), timeout_s=guard.LINGER_S, poll_s=POLL_S)
         os.killpg(leader, signal.SIGKILL)
 

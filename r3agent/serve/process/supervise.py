@@ -1,4 +1,4 @@
-"""`r3agent serve` in the foreground: the server as a child, its address where others find it, a clean stop."""
+"""Foreground supervision of a server for `r3agent serve`: run it as a child, register its address, stop it cleanly."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
     """Start a server, print `serving NAME on URL` when it is healthy, and stop it on SIGINT.
 
     Args:
-        run_dir: its `servers/PORT.json` says, while the server is healthy, where it is (`base_url`), who supervises
-            it (`pid`: SIGTERM stops both) and the flags of `r3agent serve` that make another like it (`argv`:
-            all but the model, its name, the port and the log).
+        run_dir: run with an entry `servers/PORT.json` while the server is healthy: its address (`base_url`), the
+            supervisor (`pid`; SIGTERM stops both), and the flags of `r3agent serve` to start another one like it
+            (`argv`, without the model, its name, the port and the log).
 
     Raises:
         EndpointError: the server did not start, or ended by itself.
-        ConfigError: it cannot be started like this.
+        ConfigError: the server cannot start with these settings.
     """
     try:
         print(f"starting {server.name}; its output goes to {server.log_path}", file=sys.stderr)
@@ -32,12 +32,12 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
             print(f"serving {server.name} on {server.base_url}", flush=True)
             server.watch()
     except KeyboardInterrupt:
-        pass  # as asked
+        pass  # a requested stop
 
 
 @contextmanager
 def _registered(server: LocalServer, run_dir: Path | None, argv: Sequence[str]) -> Generator[None]:
-    """Keep the server's entry in its run, `servers/PORT.json`, while the block runs."""
+    """Keep the server's entry `servers/PORT.json` in its run while the block runs."""
     if run_dir is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""A real vLLM server as a process of its own: stock vLLM on a GPU, or its CPU build in an environment of its own."""
+"""vLLM server in a child process: stock vLLM on a GPU, or its CPU build in a separate environment."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from r3agent.store.models import default_name, find_checkpoint
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
-"""Options with which new versions can be loaded beside the base, two of them in use at the same time."""
+"""Options that allow loading new versions beside the base model, two of them in use at the same time."""
 CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
-"""vLLM 0.32 on a CPU adds the adapter in the last place to the base's own rows of a mixed batch, and an unloaded one
-keeps its place until another needs it: there the last place is to stay empty."""
+"""Options that keep the last adapter slot empty on a CPU: vLLM 0.32 applies that slot's adapter to the base model's
+rows of a mixed batch, and an unloaded adapter keeps its slot until another needs it."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, and takes half of the memory by default
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, and its default is half of the memory
 }
 NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped) |See https://nanobind|.*resource_tracker|  warnings\.warn\(")
-"""Lines of libraries that are being torn down; they follow the last lines of vLLM itself."""
+"""Lines that libraries print at shutdown, after the last lines of vLLM itself."""
 RESERVED = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 """Options of vLLM that r3agent sets itself."""
 
 
 class VLLMProcess(LocalServer):
-    """`python -m vllm.entrypoints.openai.api_server`, started, waited for and stopped; a context manager.
+    """Process that runs `python -m vllm.entrypoints.openai.api_server`; a context manager that starts and stops it.
 
-    LoRA adapters can be loaded while it runs. On a loopback address so can full weights: vLLM's development routes are
-    open then. They ask for no key, so on any other address they stay closed, unless the environment says
-    `VLLM_SERVER_DEV_MODE=1`; every other process of this machine can reach them. Variables of vLLM that are set in
-    the environment count more than the defaults here.
+    LoRA adapters can be loaded while it runs. On a loopback address, full weights can be reloaded too, because vLLM's
+    development routes are open. These need no key, and every process on this machine can reach them, so on any other
+    address they are closed unless the environment has `VLLM_SERVER_DEV_MODE=1`. vLLM's environment variables take
+    precedence over the defaults here.
 
     Args:
-        model: a checkpoint directory, a hub id or `bundled`.
-        name: what it is served as; default the directory's name.
-        host: `127.0.0.1` is this machine only.
-        port: 0 takes a free one.
-        api_key: clients must send it; default `$R3AGENT_SERVE_API_KEY`, then `$VLLM_API_KEY`, else none is needed.
-        python: of the environment that has vLLM; default as in `find_python`.
-        log_path: where its output goes; default a temporary file.
-        timeout_s: for loading the model; large ones from a network disk take long.
-        options: further options of vLLM; they come last and so count most.
+        model: checkpoint directory, hub id or `bundled`.
+        name: served name; default the directory's name.
+        host: address to listen on; `127.0.0.1` accepts only local clients.
+        port: port to listen on; 0 chooses a free one.
+        api_key: key that clients must send; default `$R3AGENT_SERVE_API_KEY`, `$VLLM_API_KEY`, or else no key.
+        python: Python of the environment with vLLM; default as in `find_python`.
+        log_path: file for its output; default a temporary file.
+        timeout_s: time limit for loading the model; large models on a network disk take long.
+        options: more options for vLLM; they come last and take precedence.
 
     Raises:
-        ConfigError: there is no such Python or model, or an option is one that r3agent sets.
+        ConfigError: there is no such Python or model, or r3agent itself sets one of the options.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VLLMProcess(LocalServer):
         self._options = tuple(options)
 
     def _launch(self) -> tuple[list[str], dict[str, str]]:
-        with listen(self._host, self._port) as listener:  # vLLM says that its port is taken only after many seconds
+        with listen(self._host, self._port) as listener:  # vLLM reports a taken port only after many seconds
             port = listener.getsockname()[1]
         self.base_url = base_url(self._host, port)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
@@ -97,7 +97,7 @@ class VLLMProcess(LocalServer):
             **os.environ,
         }
         environment.pop(API_KEY_VARIABLE, None)
-        # As in an activated environment: what vLLM compiles at run time needs the tools beside its Python.
+        # As in an activated environment: vLLM compiles at run time with the tools beside its Python.
         environment["PATH"] = f"{Path(self.python).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
         if self._api_key:
             environment["VLLM_API_KEY"] = self._api_key
@@ -111,10 +111,10 @@ class VLLMProcess(LocalServer):
 
 
 def find_python(python: str | Path | None = None) -> str:
-    """Find the Python that has vLLM: `python`, else `$R3AGENT_VLLM_PYTHON`, else this one if it has vLLM.
+    """Find the Python with vLLM: `python`, else `$R3AGENT_VLLM_PYTHON`, else this one if it has vLLM.
 
     Raises:
-        ConfigError: there is none, or what is named is no program.
+        ConfigError: there is none, or the given path is not a program.
     """
     chosen = str(python or os.environ.get(PYTHON_VARIABLE, ""))
     if not chosen:
