@@ -11,10 +11,10 @@ import orjson
 
 from r3agent.errors import EndpointError, PolicyError, ProtocolError
 from r3agent.http import client as http
-from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key
+from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
-from r3agent.policy.parse import generations
+from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly
 from r3agent.records import versions
 from r3agent.records.trajectory import Capability, Generation, Message
@@ -126,36 +126,24 @@ class EndpointProbe:
         """Sample a few tokens; return an error instead of raising it."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
+        url, start, content = self._url.route("/chat/completions"), time.perf_counter(), b""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await self._completion(body, n, stream)
+                if stream:
+                    assembly = Assembly()
+                    await http.stream(self._client, url, body, assembly.take)
+                    answer = assembly.body
+                    if not answer["choices"]:
+                        return ProtocolError("no stream came: the server ignores `stream`, or does not send events")
+                else:
+                    content = await http.fetch(self._client, "POST", url, body)
+                    answer = orjson.loads(content)
+            latency_s = time.perf_counter() - start
+            common = {"model": model, "policy_version": versions.BASE}
+            return Completion(answer, generations(answer, common, n), latency_s)
         except ServerError as error:
             return policy_error(error)
         except (httpx.RequestError, TimeoutError) as error:
             return EndpointError(no_answer(error, self._settings.timeout_s))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            message = f"the answer is not a chat completion ({type(error).__name__}: {error})"
-            return ProtocolError(redact_key(message, self._settings.api_key))
-
-    async def _completion(self, body: dict[str, Any], n: int, stream: bool) -> Completion:
-        url, start = self._url.route("/chat/completions"), time.perf_counter()
-        if stream:
-            assembly = Assembly()
-
-            def take(chunk: Any) -> None:
-                for _ in assembly.add(chunk):
-                    pass
-
-            await http.stream(self._client, url, body, take)
-            answer = assembly.body
-            if not answer["choices"]:
-                raise ValueError("no stream came: the server ignores `stream`, or does not send events")
-        else:
-            content = await http.fetch(self._client, "POST", url, body)
-            try:
-                answer = orjson.loads(content)
-            except orjson.JSONDecodeError:
-                raise ValueError(f"{content[:60].decode(errors='replace')!r} is not JSON") from None
-        latency_s = time.perf_counter() - start
-        common = {"model": body["model"], "policy_version": versions.BASE}
-        return Completion(answer, generations(answer, common, n), latency_s)
+        except NOT_A_COMPLETION as error:
+            return ProtocolError(not_a_completion(error, content, self._settings.api_key))

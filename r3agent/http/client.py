@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,12 +120,16 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
     """Send one request and return the content of its response.
 
     Raises:
-        ServerError: the server refused it.
+        ServerError: the server refused it, or responded with an error and status 2xx.
         httpx.RequestError: there was no response.
     """
     response = await send(client, method, url, body, follow_redirects=True)
     if not response.is_success:
         raise read_error(response)
+    if b'"error"' in response.content:  # else it is parsed by the caller alone
+        with suppress(ValueError):
+            if error := read_error_event(parse_json(response.content), response):
+                raise error
     return response.content
 
 

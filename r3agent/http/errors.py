@@ -84,7 +84,7 @@ def read_error(response: httpx.Response) -> ServerError:
 
 
 def read_error_event(event: Any, response: httpx.Response) -> ServerError | None:
-    """Parse the error in an event of a stream; `None` if the event is not an error."""
+    """Parse the error in a successful response or an event of a stream; `None` if there is none."""
     return ServerError(_read_body(event), response) if isinstance(event, dict) and event.get("error") else None
 
 

@@ -60,6 +60,7 @@ class Endpoint:
         self.base_url = base_url
         self._url = ApiURL(base_url)
         self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key, max_connections=concurrency)
+        self.api_key = self._settings.api_key
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
 

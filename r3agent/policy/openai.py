@@ -23,7 +23,7 @@ from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
-from r3agent.policy.parse import generations, is_constrained
+from r3agent.policy.parse import NOT_A_COMPLETION, generations, is_constrained, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, shift_choices
 from r3agent.records import versions
 from r3agent.records.trajectory import Generation, Message
@@ -186,13 +186,8 @@ class OpenAIPolicy:
                 content, latency_s = await endpoint.post("/chat/completions", body)
                 answer = orjson.loads(content)
             else:
-                assembly = Assembly()
-
-                def take(chunk: Any) -> None:
-                    for index, text in assembly.add(chunk):
-                        on_delta(index, text)
-
-                latency_s = await endpoint.stream("/chat/completions", body, take)
+                assembly = Assembly(on_delta)
+                latency_s = await endpoint.stream("/chat/completions", body, assembly.take)
                 answer = assembly.body
             after = None if weights is None else await weights.now()
             served_name = answer.get("model") or target.model
@@ -203,11 +198,10 @@ class OpenAIPolicy:
                 "latency_s": round(latency_s, 4),
             }
             return generations(answer, common, n, constrained=is_constrained(body))
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
-            start = content[:80].decode(errors="replace")
+        except NOT_A_COMPLETION as error:
             raise ProtocolError(
-                f"{redact_url(endpoint.base_url)}, model {target.model!r}: answered {start!r}, "
-                f"which is not a chat completion ({type(error).__name__}: {error}); "
+                f"{redact_url(endpoint.base_url)}, model {target.model!r}: "
+                f"{not_a_completion(error, content, endpoint.api_key)}; "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
 

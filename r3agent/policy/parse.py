@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from r3agent.http.errors import redact_key
 from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation
 
 Json = Mapping[str, Any]
 
+NOT_A_COMPLETION = (KeyError, TypeError, AttributeError, ValueError)
+"""Errors of parsing an answer that is not a chat completion."""
 
 GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 """Request fields of vLLM that constrain sampling."""
@@ -23,6 +26,13 @@ def is_constrained(request: Json) -> bool:
     forced_tool = request.get("tool_choice") not in (None, "auto", "none")
     shaped = (request.get("response_format") or {}).get("type", "text") != "text"
     return forced_tool or shaped or any(request.get(field) is not None for field in GRAMMARS)
+
+
+def not_a_completion(error: Exception, content: bytes, api_key: str | None) -> str:
+    """Say why an answer, which is a stream if it has no content, is not a chat completion; the key is not shown."""
+    beginning = redact_key(content.decode(errors="replace"), api_key)[:80]
+    answer = f"answered {beginning!r}, which" if content else "the stream"
+    return redact_key(f"{answer} is not a chat completion ({type(error).__name__}: {error})", api_key)
 
 
 def generations(answer: Json, common: Json, n: int, *, constrained: bool = False) -> list[Generation]:

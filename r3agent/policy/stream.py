@@ -19,7 +19,8 @@ def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
 class Assembly:
     """Body of a completion, assembled from its chunks in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_delta: OnDelta | None = None) -> None:
+        self._on_delta = on_delta
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
 
@@ -49,6 +50,12 @@ class Assembly:
                 choice.setdefault("logprobs", {"content": []})["content"].extend(token_logprobs)
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
+
+    def take(self, chunk: Mapping[str, Any]) -> None:
+        """Add one chunk, and call back for each piece of text; raises as `add`."""
+        for index, text in self.add(chunk):
+            if self._on_delta is not None:
+                self._on_delta(index, text)
 
     @property
     def body(self) -> dict[str, Any]:

@@ -157,6 +157,26 @@ async def test_a_mode_that_loses_ids_is_named_with_the_numbers() -> None:
     assert "not in every mode: no exact tokens, tools streamed" in report(diagnosis)
 
 
+async def test_a_server_that_ignores_stream_is_named() -> None:
+    with serving(FakeVLLM(all_flags=True, edit=lambda body, answer: body.pop("stream", None))) as url:
+        diagnosis = await diagnose(url)
+    detail = "no stream came: the server ignores `stream`, or does not send events"
+    assert details(diagnosis)["streaming"] == detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"error": {"message": "slow sk-q"}}, "200 slow [the API key]"),
+        ({"a": "sk-q"}, """answered '{"a": "[the API key]"}', which is not a chat completion (KeyError: 'choices')"""),
+    ],
+)
+async def test_a_success_that_is_no_completion_is_reported(answer: dict[str, Any], message: str) -> None:
+    with serving(lambda path, *_: FakeVLLM(all_flags=True)(path, None, None) if path != CHAT else said(answer)) as url:
+        diagnosis = await diagnose(url, api_key="sk-q ")
+    assert details(diagnosis)["chat"] == message
+
+
 async def test_a_mode_without_any_ids_is_a_loss_too() -> None:
     def lose(body: dict[str, Any], answer: dict[str, Any]) -> None:
         if "response_format" in body:
