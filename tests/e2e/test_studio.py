@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from examples.shop import tasks
-from r3agent import Trajectory
+from r3agent import EpisodeContext, Trajectory
 from r3agent.records.prompts import PROMPTS
 from r3agent.serve import ServerProcess
 from r3agent.store.registry import Registry
@@ -117,7 +117,7 @@ def test_it_shows_what_goes_in_what_comes_out_and_what_can_be_turned(countdown: 
     assert schemas["output_schema"]["properties"].keys() == {"answer", "passed", "trajectory"}
     knobs = schemas["context_schema"]["properties"]
     assert knobs.keys() >= {"max_attempts", "reflections", "retries", "sampling"}
-    assert knobs["max_attempts"]["description"] == "Tries on one path, the first included."
+    assert knobs["max_attempts"]["description"] == EpisodeContext.model_fields["max_attempts"].description
 
 
 def test_an_answer_is_recorded_token_by_token(countdown: Studio) -> None:
