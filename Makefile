@@ -113,4 +113,4 @@ docs: setup
 
 # Run benchmarks that need vLLM or hours (credit.py) by hand, as their docstrings describe.
 bench: setup extras
-	for name in bfcl_agreement graph_overhead recorder serve_throughput train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in bfcl_agreement graph_overhead recorder serve_throughput startup train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
