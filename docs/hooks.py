@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def section(words: str) -> str:
-    """What stands below a heading, without the heading; links to pages lead there from a page too."""
+    """Return the text below a heading; its links to pages are made relative to `docs/`."""
     file, _, heading = words.partition(": ")
     found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", (ROOT / file).read_text(), re.DOTALL | re.M)
     if found is None:
@@ -115,7 +115,7 @@ def api(words: str) -> str:
 
 
 def public(module: str) -> list[str]:
-    """What its `__all__` lists, or, where names are imported when they are used, what it imports for type checkers."""
+    """Return the names in its `__all__`, or, if it imports them lazily, those it imports for type checkers."""
     for node in tree(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
@@ -123,7 +123,7 @@ def public(module: str) -> list[str]:
 
 
 def imported(module: str) -> Iterator[tuple[str, str]]:
-    """Names that a package imports, and from which module."""
+    """Yield the names that a package imports, each with its module."""
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.ImportFrom):
             source = resolve_name("." * node.level + (node.module or ""), module)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("r3agent", "benchmarks", "examples", "graphs", "tests")
+FOLDERS = ("r3agent", "benchmarks", "examples", "graphs", "tests", "docs")
 
 QUESTIONS = "What Whatever Whether Which Whichever Who Whoever Whose"
 PREPOSITIONS = (
