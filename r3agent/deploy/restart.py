@@ -2,7 +2,8 @@
 
 `r3agent serve --run RUN` must supervise the old server; it writes `RUN/servers/PORT.json`. Clients find the new server
 through the live pointer, so they must request `NAME@live`. The machine needs room for both: on a CPU, vLLM binds its
-threads to the first cores, where two servers are slow; set other cores with `VLLM_CPU_OMP_THREADS_BIND`.
+threads to the first cores, where two servers are slow and a busy one can keep the other from starting; set other cores
+with `VLLM_CPU_OMP_THREADS_BIND`.
 """
 
 from __future__ import annotations
@@ -105,4 +106,8 @@ class Restart(WeightUpdate):
 
         if found := wait_until(address, timeout_s=self.timeout_s, poll_s=POLL_S):
             return found
-        raise DeployError(f"the new server was not healthy within {self.timeout_s:g} s; see {log}")
+        raise DeployError(
+            f"the new server was not healthy within deploy.timeout_s = {self.timeout_s:g} s; see {log} and "
+            f"{log.with_suffix('.server.log')}. Raise the limit; on a CPU, give it other cores than the old server's "
+            "(VLLM_CPU_OMP_THREADS_BIND)"
+        )
