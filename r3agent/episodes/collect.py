@@ -19,7 +19,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
-from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeOptions
+from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
 from r3agent.policy import Policy
@@ -79,12 +79,6 @@ async def collect(
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
-    seed = config.sampling and config.sampling.seed
-    if samples > 1 and seed is not None:
-        raise ConfigError(
-            f"samples = {samples} and sampling.seed = {seed}: a seed makes the samples of a task identical; "
-            "leave it out or take 1 sample"
-        )
     jobs = _jobs(tasks, samples, {"policy": policy_name, "verifier": verifier_name, **_identity(config)})
 
     start = time.monotonic()
@@ -97,11 +91,10 @@ async def collect(
 
         async def work() -> None:
             for job in queue:
-                episode = await run_episode(graph, job.task)
+                episode = await run_episode(graph, job.task, job.sample)
                 episode = episode.model_copy(
                     update={
                         "trajectory_id": job.trajectory_id,
-                        "sample": job.sample,
                         "verifier": verifier_name,
                         "metadata": metadata or {},
                     }
@@ -117,7 +110,7 @@ async def collect(
     return summarise(done, resumed=resumed, seconds=time.monotonic() - start)
 
 
-async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task) -> Trajectory:
+async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0) -> Trajectory:
     """Run one episode; record an error of the episode with the spans sampled before it.
 
     Raises:
@@ -127,7 +120,8 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
     state: dict[str, Any] = {}
     error = None
     try:
-        async for reached in graph.astream({"task": task.model_dump(mode="json")}, stream_mode="values"):
+        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample)
+        async for reached in graph.astream(given, stream_mode="values", context=context):
             state = reached
     except ENDPOINT_ERRORS:
         raise
@@ -139,8 +133,8 @@ async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task)
         if "trajectory" not in state:
             message = "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
             error = EpisodeError(kind="VerifierError", message=message)
-    spans = state.get("spans", ())
-    return Trajectory(task=task, spans=tuple(Span.model_validate(span) for span in spans), error=error)
+    spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
+    return Trajectory(task=task, sample=sample, spans=spans, error=error)
 
 
 def episode_id(task: Task, sample: int, identity: dict[str, Any]) -> str:

@@ -76,10 +76,12 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
     """Settings of one graph."""
 
     sampling: Sampling | None = None
-    """Sampling settings of attempts and retries, and of reflections unless `reflect_sampling` is set. They replace the
-    policy's settings, the default, as a whole."""
+    """Sampling settings of attempts and retries; they replace the policy's settings, the default, as a whole.
+    Reflections have them too, unless `reflect_sampling` is set, but without fields of `extra` that force the form of an
+    answer: `response_format`, `tool_choice` and the like."""
     reflect_sampling: Sampling | None = None
-    """Sampling settings of reflections, replaced as a whole; default: `sampling`."""
+    """Sampling settings of reflections, replaced as a whole; default: `sampling` without `response_format` and the
+    like."""
 
     @field_validator("sampling", "reflect_sampling", mode="before")
     @classmethod
@@ -128,7 +130,7 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
         Raises:
             ConfigError: the combination would not retry.
         """
-        settings = {name: value for name, value in context if value is not None}
+        settings = {name: value for name, value in context if value is not None and name in type(self).model_fields}
         return self.model_copy(update=settings).check() if settings else self
 
     def templates(self) -> dict[str, Template]:
@@ -166,6 +168,8 @@ class EpisodeContext(Record):
     blind_retries: int | None = field_of("blind_retries", None)
     sampling: Sampling | None = field_of("sampling", None)
     reflect_sampling: Sampling | None = field_of("reflect_sampling", None)
+    sample: int | None = None
+    """Index of this episode among several of its task, 0 by default: with a seed, each is drawn differently."""
 
     def __init__(self, **settings: Any) -> None:
         # LangGraph calls this with a caller's JSON; the caller should get a one-line error.

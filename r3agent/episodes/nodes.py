@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from r3agent._util.templates import Template
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
-from r3agent.episodes.state import EpisodeState, SpanSlot, frontier_of, task_of, tree_of
-from r3agent.policy import Pinnable, Policy
+from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
+from r3agent.policy import Pinnable, Policy, Sampling
 from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
@@ -37,21 +37,26 @@ class Nodes:
     """Compiled prompts of `config`, by the names of their settings."""
     streamer: Streamer | None
     """Function that calls `sample` and writes every delta to LangGraph's streams."""
+    sample: int = 0
+    """Index of the episode among several of its task."""
 
     def under(self, context: object) -> Nodes:
         """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
-        return replace(self, config=self.config.override(context)) if isinstance(context, EpisodeContext) else self
+        if not isinstance(context, EpisodeContext):
+            return self
+        return replace(self, config=self.config.override(context), sample=context.sample or 0)
 
     async def attempt(self, state: EpisodeState) -> Update:
         tree = Trajectory(task=task_of(state))
-        return _update(await self._sample(tree, None, "attempt", 1))
+        return _update(await self._sample(state, tree, None, "attempt", 1))
 
     async def verify(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         waiting = [span for span in tree.spans if span.label != "reflect" and span.verdict is None]
         verdicts = await judge(self.verifier, tree.task, waiting)
         judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
-        tree = tree.model_copy(update={"spans": tuple(judged.get(s.span_id, s) for s in tree.spans)})
+        spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
+        tree = tree.model_copy(update={"spans": spans, "sample": self.sample})
         answer, frontier = tree.answer, self._frontier(tree)
         assert answer is not None  # the graph enters at `attempt`
         return {
@@ -65,7 +70,7 @@ class Nodes:
     async def reflect(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         return await _grow(
-            partial(self._sample, tree, failed, "reflect", self.config.reflections)
+            partial(self._sample, state, tree, failed, "reflect", self.config.reflections)
             for failed in frontier_of(state, tree)
         )
 
@@ -73,12 +78,12 @@ class Nodes:
         tree = tree_of(state)
         frontier = frontier_of(state, tree)
         guided = [
-            partial(self._sample, tree, reflection, "retry", self.config.retries)
+            partial(self._sample, state, tree, reflection, "retry", self.config.retries)
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
         ]
         blind = [
-            partial(self._sample, tree, failed, "retry", self.config.blind_retries, is_blind=True)
+            partial(self._sample, state, tree, failed, "retry", self.config.blind_retries, is_blind=True)
             for failed in frontier
             if self.config.blind_retries
         ]
@@ -100,7 +105,14 @@ class Nodes:
         return sum(s.label != "reflect" for s in tree.path(span))
 
     async def _sample(
-        self, tree: Trajectory, parent: Span | None, label: Label, n: int, *, is_blind: bool = False
+        self,
+        state: EpisodeState,
+        tree: Trajectory,
+        parent: Span | None,
+        label: Label,
+        n: int,
+        *,
+        is_blind: bool = False,
     ) -> list[Span]:
         """Sample `n` children of `parent`."""
         messages, request = list(tree.task.messages), ()
@@ -113,13 +125,17 @@ class Nodes:
             ]
             request = (*unrun, {"role": "user", "content": prompt.render(**self._prompt_values(tree, parent))})
             messages = [*tree.prompt(parent), turn, *request]
+        sampling = self._sampling(label)
+        if sampling is not None:
+            place = tree.position(parent), "blind_retry" if is_blind else label
+            sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
         slots = SpanSlot.siblings(n, label, parent and parent.span_id)
         sample: Sample = partial(
             self._policy_of(tree).sample,
             messages,
             n=n,
             tools=() if label == "reflect" else tree.task.tools,
-            sampling=(label == "reflect" and self.config.reflect_sampling) or self.config.sampling,
+            sampling=sampling,
         )
         generations = await (self.streamer(sample, messages, slots) if self.streamer else sample())
         return [
@@ -128,6 +144,14 @@ class Nodes:
             )
             for one, slot in zip(generations, slots, strict=True)
         ]
+
+    def _sampling(self, label: Label) -> Sampling | None:
+        """Return the settings of a request; `None` if the policy has its own and does not show them."""
+        own: object = getattr(self.policy, "sampling", None)
+        sampling = self.config.sampling or (own if isinstance(own, Sampling) else None)
+        if label == "reflect":
+            return self.config.reflect_sampling or (sampling and sampling.without_grammar())
+        return sampling
 
     def _prompt_values(self, tree: Trajectory, parent: Span) -> dict[str, Any]:
         """Collect the template variables of a prompt that follows `parent`, a failed try or a reflection on one."""

@@ -93,6 +93,11 @@ def tree_of(state: EpisodeState) -> Trajectory:
     )
 
 
+def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
+    """Count the episodes of the thread before `tree`, so that a task that is asked again is not drawn alike."""
+    return sum(span["label"] == "attempt" for span in state.get("spans", ())) - (tree.attempt is not None)
+
+
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
     """List the failed tries that may be retried."""
     return [span for span in tree.spans if span.span_id in state["frontier"]]

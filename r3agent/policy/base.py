@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from r3agent.records.sampling import GRAMMARS
 from r3agent.records.trajectory import Generation, Message, Record
+
+SEEDS = 2**31 - 2**10
+"""Number of derived seeds; with the index of a choice added they are still 31 bits, which every server takes."""
 
 
 class Sampling(Record):
@@ -20,11 +26,23 @@ class Sampling(Record):
     max_tokens: int = Field(default=512, ge=1)
     """Maximum number of tokens in a completion."""
     seed: int | None = None
-    """Seed of the first choice; choice i of a request has seed + i, as in vLLM."""
+    """Seed of all episodes. Each of their requests has its own, derived from this one, the id of the task, the sample,
+    the number of earlier episodes on the thread and the place in the tree. Choice i of a request has its seed + i, as
+    in vLLM."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
     extra: dict[str, Any] = {}
     """Additional fields of the request body, for endpoint-specific options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, data: Any) -> Any:
+        """Take settings out of `extra` that have a field, so that every reader finds them there."""
+        extra = data.get("extra") if isinstance(data, dict) else None
+        if not isinstance(extra, dict):
+            return data
+        own = {name: value for name, value in extra.items() if name in cls.model_fields}
+        return {**data, **own, "extra": {name: value for name, value in extra.items() if name not in own}}
 
     def body(self) -> dict[str, Any]:
         """Return the fields of a chat completion request."""
@@ -32,6 +50,18 @@ class Sampling(Record):
         if not self.stop:
             del body["stop"]
         return {**body, **self.extra}
+
+    def at(self, *place: object) -> Sampling:
+        """Return the settings of one request: its seed is a hash of this one and of its place, a JSON value."""
+        if self.seed is None:
+            return self
+        digest = sha256(json.dumps([self.seed, *place]).encode()).digest()
+        return self.model_copy(update={"seed": int.from_bytes(digest[:8], "big") % SEEDS})
+
+    def without_grammar(self) -> Sampling:
+        """Return the settings without fields that force the form of an answer, such as `response_format`."""
+        extra = {field: value for field, value in self.extra.items() if field not in GRAMMARS}
+        return self if len(extra) == len(self.extra) else self.model_copy(update={"extra": extra})
 
     def for_choice(self, i: int) -> Sampling:
         """Return the settings for sampling choice i alone, with its own seed."""

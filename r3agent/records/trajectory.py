@@ -123,6 +123,15 @@ class Trajectory(VersionedRecord):
             path.append(above)
         return path[::-1]
 
+    def position(self, span: Span | None) -> list[int]:
+        """Return the index among its siblings of each span on the path to `span`: ids are random, positions are not."""
+        positions: list[int] = []
+        while span is not None:
+            siblings = [sibling.span_id for sibling in self._children[span.parent_id]]
+            positions.append(siblings.index(span.span_id))
+            span = self.parent(span)
+        return positions[::-1]
+
     def prompt(self, span: Span) -> list[Message]:
         """Return the conversation that `span` was sampled from."""
         messages = list(self.task.messages)

@@ -254,7 +254,6 @@ async def test_no_more_episodes_are_under_way_than_concurrency(tmp_path: Path) -
         ({"samples": 0}, "nothing to collect, with samples = 0"),
         ({"concurrency": 0}, "concurrency = 0: must be at least 1"),
         ({"retries": 0}, "retries = 0: .* greater than or equal to 1"),
-        ({"samples": 2, "sampling": Sampling(seed=1)}, "samples = 2 and sampling.seed = 1: a seed makes the samples"),
     ],
 )
 async def test_settings_that_cannot_work_are_refused_before_anything_is_sampled(

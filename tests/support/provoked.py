@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from r3agent import Answer, OpenAIPolicy, Sampling, Task, Trajectory, build_graph, collect, load
+from r3agent import Answer, OpenAIPolicy, Task, Trajectory, build_graph, collect, load
 from r3agent._util.lock import file_lock
 from r3agent.cli.main import parse
 from r3agent.deploy.server import Server
@@ -21,7 +21,6 @@ from r3agent.store.registry import Registry
 from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, Fault, ScriptedEndpoint, ScriptedPolicy
 from r3agent.testing.http import JsonServer
 from r3agent.train import PolicyStart, TrainConfig, build_rows
-from r3agent.verifiers import find_verifier
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 6 times 7?"}]}
 
@@ -106,13 +105,6 @@ def held(path: Path) -> None:
         pass
 
 
-def seeded(directory: Path) -> None:
-    exact = find_verifier("exact")
-    asyncio.run(
-        collect([], policy=ScriptedPolicy("42"), verifier=exact, out=directory, samples=4, sampling=Sampling(seed=0))
-    )
-
-
 def onto_a_server_without_adapters() -> None:
     missing = Fault(404, '{"detail": "Not Found"}')  # as vLLM says it
     with JsonServer(lambda path, key, body: missing) as http, Server(f"{http.url}/v1") as server:
@@ -127,7 +119,6 @@ def onto_no_server() -> None:
 PROVOKED: dict[str, Callable[[Path], object]] = {
     "unknown key": lambda _: load_config(None, {"train.learning_rat": 1e-5}),
     "reflections = 0": lambda _: build_graph(policy=ScriptedPolicy(""), verifier=lambda t, a: True, reflections=0),
-    "samples = 4": seeded,
     "trl is not": lambda _: without("trl", "import r3agent.train; r3agent.train.train"),
     "….toml: there is no such run": lambda path: verb(["train", "--run", str(path / "none")]),
     "task.source = 'other.jsonl'": of_another_task,
