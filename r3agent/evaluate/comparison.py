@@ -8,8 +8,8 @@ from typing import Literal
 
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
-from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, evaluate, paired_differences
-from r3agent.evaluate.statistics import Difference, difference
+from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, change, evaluate, paired_differences
+from r3agent.evaluate.statistics import Difference
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord
 from r3agent.store.registry import read_record
 
@@ -24,6 +24,9 @@ class Comparison(Record):
     blind_retry: Difference | None
     lift_over_blind: Difference | None
     """Change in the gain of reflecting over a blind retry: a difference of differences."""
+    blind_equal_tokens: Difference | None = None
+    lift_at_equal_tokens: Difference | None = None
+    """Change in the gain of reflecting over the control at equal tokens, each version's own."""
     only_in_baseline: tuple[str, ...]
     """Tasks without a complete episode of the candidate; no difference includes them."""
     only_in_candidate: tuple[str, ...]
@@ -50,8 +53,11 @@ def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory]) -> 
     return Comparison(
         baseline=evaluate(baseline),
         candidate=evaluate(candidate),
-        **{cell: _change(after[cell], before[cell]) for cell in CELLS},
-        lift_over_blind=_change(_lifts(after), _lifts(before), bound=2.0),
+        **{cell: change(after[cell], before[cell]) for cell in CELLS},
+        lift_over_blind=change(_lifts(after, "blind_retry"), _lifts(before, "blind_retry"), bound=2.0),
+        lift_at_equal_tokens=change(
+            _lifts(after, "blind_equal_tokens"), _lifts(before, "blind_equal_tokens"), bound=2.0
+        ),
         only_in_baseline=tuple(sorted(tried_before - tried_after)),
         only_in_candidate=tuple(sorted(tried_after - tried_before)),
     )
@@ -63,8 +69,8 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alph
     Args:
         min_lift: smallest gain of after_reflection, in percentage points.
         max_regression: largest loss of the first try and largest increase of errors, in percentage points.
-        alpha: limit of the gain's p-value. More tasks must also gain than lose: with several samples a task, a few
-            large gains can outweigh many small losses in the mean, which the sign test does not count as a gain.
+        alpha: limit of the gain's two-sided p-value. Only a gain promotes, so a candidate that is no better is promoted
+            with a probability of at most alpha / 2.
     """
     lift, first = comparison.after_reflection, comparison.first_try
     if lift is None or first is None:
@@ -72,9 +78,7 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alph
     errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
     conditions = {
         f"after reflection {lift.points:+.1f} points, at least {min_lift:+g}": lift.points >= min_lift,
-        f"p = {lift.p_value:.2g} for a gain, below {alpha:g}": (
-            lift.points > 0 and lift.n_up > lift.n_down and lift.p_value < alpha
-        ),
+        f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha,
         f"first try {first.points:+.1f} points, at least {-max_regression:+g}": first.points >= -max_regression,
         f"errors {errors:+.1f} points, at most {max_regression:+g}": errors <= max_regression,
     }
@@ -84,13 +88,8 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alph
     )
 
 
-def _change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference | None:
-    changes = paired_differences(candidate, baseline)
-    return difference(list(changes.values()), bound) if changes else None
-
-
-def _lifts(means: dict[Cell, Means]) -> Means:
-    return paired_differences(means["after_reflection"], means["blind_retry"])
+def _lifts(means: dict[Cell, Means], control: Cell) -> Means:
+    return paired_differences(means["after_reflection"], means[control])
 
 
 def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -> None:

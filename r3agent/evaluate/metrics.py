@@ -8,11 +8,12 @@ from statistics import fmean
 from typing import Literal, TypeAlias
 
 from r3agent.errors import ConfigError
+from r3agent.evaluate.equal_tokens import EqualTokens, equal_tokens, success_of
 from r3agent.evaluate.statistics import Difference, Rate, difference, rate
 from r3agent.records.trajectory import Record, Trajectory, mean_success
 
-Cell: TypeAlias = Literal["first_try", "after_reflection", "blind_retry"]
-CELLS: tuple[Cell, ...] = ("first_try", "after_reflection", "blind_retry")
+Cell: TypeAlias = Literal["first_try", "after_reflection", "blind_retry", "blind_equal_tokens"]
+CELLS: tuple[Cell, ...] = ("first_try", "after_reflection", "blind_retry", "blind_equal_tokens")
 
 Means: TypeAlias = Mapping[str, float]
 """A task's success rate over its episodes, by task id."""
@@ -31,7 +32,15 @@ class Evaluation(Record):
     blind_retry: Rate | None
     """Control: success rate of the first try, or else of the retry without a reflection."""
     lift_over_blind: Difference | None
-    """Difference after_reflection - blind_retry on the same tasks: the gain of reflecting over a blind retry."""
+    """Difference after_reflection - blind_retry on the same tasks: the gain of reflecting over one blind retry, which
+    samples fewer tokens."""
+    blind_equal_tokens: Rate | None = None
+    """Control at equal tokens: success rate of the first try, or else of at least one of `equal_tokens.retries` blind
+    retries. `None` if fewer are recorded, or without token counts."""
+    lift_at_equal_tokens: Difference | None = None
+    """Difference after_reflection - blind_equal_tokens on the same tasks."""
+    equal_tokens: EqualTokens | None = None
+    """Tokens of reflecting and of a blind retry; `None` if the endpoint did not count them."""
     errors: Rate
     """Share of episodes that errored; no cell includes them."""
     errors_by_kind: dict[str, int]
@@ -51,7 +60,6 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
     means = cell_means(trajectories)
     errors = [error_of(t) for t in trajectories]
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
-    lifts = paired_differences(means["after_reflection"], means["blind_retry"])
     rates = {cell: rate(list(means[cell].values()), errors.count(None)) for cell in CELLS if means[cell]}
     return Evaluation(
         policy=", ".join(sorted({s.policy_version or s.model for t in trajectories for s in t.spans})),
@@ -60,7 +68,10 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
         first_try=rates.get("first_try"),
         after_reflection=rates.get("after_reflection"),
         blind_retry=rates.get("blind_retry"),
-        lift_over_blind=difference(list(lifts.values())) if lifts else None,
+        lift_over_blind=change(means["after_reflection"], means["blind_retry"]),
+        blind_equal_tokens=rates.get("blind_equal_tokens"),
+        lift_at_equal_tokens=change(means["after_reflection"], means["blind_equal_tokens"]),
+        equal_tokens=equal_tokens(t for t in trajectories if error_of(t) is None),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for t in trajectories for s in t.spans),
@@ -74,9 +85,13 @@ def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
         ConfigError: some failed attempts lack a kind of retry that others have.
     """
     whole = [t for t in trajectories if error_of(t) is None]
+    cost = equal_tokens(whole)
     means: dict[Cell, Means] = {}
     for cell in CELLS:
-        outcomes = [(t, outcome(t, cell)) for t in whole]
+        if cell == "blind_equal_tokens" and (cost is None or not cost.enough):
+            means[cell] = {}
+            continue
+        outcomes = [(t, outcome(t, cell, retries=cost.retries if cost else 1)) for t in whole]
         missing = [t.trajectory_id for t, value in outcomes if value is None]
         if missing and any(value is not None and not _first_try(t) for t, value in outcomes):
             raise ConfigError(
@@ -87,13 +102,19 @@ def cell_means(trajectories: Iterable[Trajectory]) -> dict[Cell, Means]:
     return means
 
 
-def outcome(trajectory: Trajectory, cell: Cell) -> float | None:
-    """Return the success of one complete episode in a cell, between 0 and 1; `None` if it has no such retry."""
+def outcome(trajectory: Trajectory, cell: Cell, retries: float = 1) -> float | None:
+    """Return the success of one complete episode in a cell, between 0 and 1; `None` if it has no such retry.
+
+    Args:
+        retries: number of blind retries that cost as many tokens as reflecting.
+    """
     attempt = trajectory.attempt
     if attempt is None or attempt.passed or cell == "first_try":
         return _first_try(trajectory)
     if cell == "blind_retry":
         return mean_success(trajectory.children(attempt, "retry"))
+    if cell == "blind_equal_tokens":
+        return success_of(trajectory.children(attempt, "retry"), retries)
     reflections = trajectory.children(attempt, "reflect")
     return mean_success(retry for reflection in reflections for retry in trajectory.children(reflection, "retry"))
 
@@ -108,6 +129,12 @@ def error_of(trajectory: Trajectory) -> str | None:
 def paired_differences(candidate: Means, baseline: Means) -> Means:
     """Subtract the baseline from the candidate, for the tasks in both."""
     return {task: candidate[task] - baseline[task] for task in sorted(candidate.keys() & baseline.keys())}
+
+
+def change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference | None:
+    """Compute the mean difference over the tasks in both; `None` if there is none."""
+    differences = list(paired_differences(candidate, baseline).values())
+    return difference(differences, bound) if differences else None
 
 
 def _first_try(trajectory: Trajectory) -> float | None:

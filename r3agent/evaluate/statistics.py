@@ -1,4 +1,4 @@
-"""Rates and paired differences over tasks, with 95 % intervals and an exact test.
+"""Rates and paired differences over tasks, with 95 % intervals and a permutation test of the mean.
 
 The unit of observation is the task. Several samples of one task are not independent, so they are averaged first.
 `values` has one number for each of N tasks.
@@ -13,6 +13,11 @@ from statistics import NormalDist, fmean, pvariance
 from r3agent.records.trajectory import Record
 
 CONFIDENCE = 0.95
+
+RESOLUTION = 840
+"""Steps per unit that differences are rounded to for the test; those of up to 8 samples are whole numbers of steps."""
+MAX_STEPS = 10**9
+"""Number of additions for an exact null distribution; above it the normal approximation is used."""
 
 
 class Rate(Record):
@@ -31,7 +36,7 @@ class Difference(Record):
     low: float
     high: float
     p_value: float
-    """Exact two-sided p-value: McNemar's test for one sample per task, else the sign test on the tasks' means."""
+    """Two-sided p-value of the mean in `sign_flip_test`; where one pass or fail per task is compared, McNemar's."""
     n_tasks: int
     n_up: int
     """Number of tasks that improved."""
@@ -72,8 +77,6 @@ def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference
     changed. Source: D. Bonett and R. Price, Adjusted Wald confidence interval for a difference of binomial
     proportions based on paired data, 2012.
     """
-    from scipy.stats import binomtest  # importing it takes most of a second
-
     n = len(differences_N)
     n_up = sum(d > 0 for d in differences_N)
     n_down = sum(d < 0 for d in differences_N)
@@ -84,8 +87,40 @@ def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference
         points=100 * fmean(differences_N),
         low=100 * max(-bound, centre - half),
         high=100 * min(bound, centre + half),
-        p_value=float(binomtest(n_up, n_up + n_down).pvalue) if n_up + n_down else 1.0,
+        p_value=sign_flip_test(differences_N),
         n_tasks=n,
         n_up=n_up,
         n_down=n_down,
     )
+
+
+def sign_flip_test(differences_N: Sequence[float]) -> float:
+    """Compute the two-sided p-value of the mean of N tasks' differences in the permutation test that flips signs.
+
+    The null hypothesis is that swapping the two sides of a task changes nothing, so that each difference is as likely
+    as its negative, independently of other tasks. Then the test is exact for any size of the differences. If only the
+    mean is zero, and large differences of one sign balance small ones of the other, it holds approximately, for many
+    tasks. For differences in {-1, 0, 1} it is the sign test, which for one pass or fail per task is McNemar's test.
+
+    The null distribution is computed whole by convolution. A set of differences that would take more than `MAX_STEPS`,
+    such as those of 5,000 tasks with unequal numbers of samples, gets the normal approximation.
+    """
+    import numpy as np
+    from scipy.stats import binom  # importing it takes most of a second
+
+    exact_N = np.asarray(differences_N)
+    steps_N = np.rint(exact_N * RESOLUTION).astype(np.int64)
+    if not steps_N.any():
+        return 1.0
+    steps_N //= np.gcd.reduce(steps_N)
+    sizes, counts = np.unique(np.abs(steps_N[steps_N != 0]), return_counts=True)
+    total, observed = int(sizes @ counts), abs(int(steps_N.sum()))
+    if total * len(steps_N) > MAX_STEPS:
+        return 2 * NormalDist().cdf(-abs(exact_N.sum()) / sqrt(exact_N @ exact_N))
+    null = np.ones(1)  # of the sum of the positive differences, from 0 to the total
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        longer = np.zeros(len(null) + size * count)
+        for heads, probability in enumerate(binom.pmf(range(count + 1), count, 0.5)):
+            longer[heads * size : heads * size + len(null)] += probability * null
+        null = longer
+    return min(1.0, 2 * float(null[(total + observed) // 2 :].sum()))

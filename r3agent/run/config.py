@@ -106,6 +106,9 @@ class EvalConfig(Record):
     """Seed of the task draw; the same seed draws the same tasks."""
     samples: int = Field(default=1, ge=1)
     """Episodes per task."""
+    blind_retries: int = Field(default=1, ge=1)
+    """Blind retries of each failed first try, as a control. One samples fewer tokens than a reflection and its retry;
+    with about 3, evaluations also compare at equal tokens, and say how many that needs."""
 
 
 class GateConfig(Record):

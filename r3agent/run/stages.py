@@ -31,9 +31,6 @@ from r3agent.store.registry import PolicyCard
 from r3agent.store.trajectories import load
 from r3agent.verifiers import close
 
-EVALUATION = EpisodeLimits(blind_retries=1)
-"""Limits of the episodes of an evaluation: a first try, one reflection with a retry, and the blind control."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -136,13 +133,14 @@ class Run(RunDirectory):
             self.directory / "eval" / version,
             progress,
             samples=self.config.eval.samples,
-            **EVALUATION.model_dump(),
+            settings=self._evaluation_digest(),
+            **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
             concurrency=self.config.collect.concurrency,
         )
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
         """Load the stored episodes of a version under the current settings."""
-        ids, current = {task.id for task in tasks}, self.episode_digest()
+        ids, current = {task.id for task in tasks}, self._evaluation_digest()
         return [
             t
             for t in load(self.directory / "eval" / version)
@@ -156,12 +154,26 @@ class Run(RunDirectory):
         whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
         return len(whole) == len(tasks) * self.config.eval.samples
 
+    def _evaluation_digest(self) -> str:
+        """Hash the settings that an episode of an evaluation depends on, besides its task and its policy."""
+        extra, digest_ = self.config.eval.blind_retries - 1, self.episode_digest()
+        return digest([digest_, extra]) if extra else digest_
+
     def _evaluated_with(self, split: str) -> str:
-        return digest([{**self.config.eval.model_dump(), "split": split}, self.episode_digest()])
+        return digest([{**self.config.eval.model_dump(), "split": split}, self._evaluation_digest()])
 
     def _collect(
-        self, card: PolicyCard, tasks: list[Task], split: str, out: Path, progress: Progress | None, **limits: Any
+        self,
+        card: PolicyCard,
+        tasks: list[Task],
+        split: str,
+        out: Path,
+        progress: Progress | None,
+        settings: str = "",
+        **limits: Any,
     ) -> CollectSummary:
+        metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
+
         async def run() -> CollectSummary:
             policy = OpenAIPolicy(
                 self.registry.live_base_url or self.config.policy.base_url,
@@ -183,7 +195,7 @@ class Run(RunDirectory):
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
                     sampling=self.config.sampling,
-                    metadata={**self.provenance(), SPLIT: split, "settings": self.episode_digest()},
+                    metadata=metadata,
                     on_episode=progress,
                     **self.config.prompts.model_dump(),
                     **limits,

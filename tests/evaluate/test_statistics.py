@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from r3agent.evaluate import wilson
-from r3agent.evaluate.statistics import difference, rate
+from r3agent.evaluate.statistics import difference, rate, sign_flip_test
 
 rates = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
 changes = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=40)
@@ -62,6 +63,47 @@ def test_adjusted_wald_of_bonett_and_price():
     centre, variance = 64 / 1602, (151 + 87) / 1602 - (64 / 1602) ** 2
     half = 1.959964 * (variance / 1602) ** 0.5
     assert (approvals.low, approvals.high) == pytest.approx((100 * (centre - half), 100 * (centre + half)), abs=1e-4)
+
+
+@given(up=st.integers(0, 60), down=st.integers(0, 60), same=st.integers(0, 60))
+def test_sign_flip_test_of_single_samples_is_mcnemars(up: int, down: int, same: int):
+    expected = binomtest(up, up + down).pvalue if up + down else 1.0
+    assert sign_flip_test([1.0] * up + [-1.0] * down + [0.0] * same) == pytest.approx(expected, rel=1e-9)
+
+
+@given(values=st.lists(st.sampled_from([-2, -1, -2 / 3, -0.5, 0, 0.25, 1 / 3, 1, 1.5, 2]), min_size=2, max_size=11))
+def test_sign_flip_test_is_scipys_over_every_flip(values: list[float]):
+    expected = permutation_test((values,), lambda x, axis: x.mean(axis), permutation_type="samples", vectorized=True)
+    assert sign_flip_test(values) == pytest.approx(expected.pvalue)
+
+
+def test_sign_flip_test_of_many_tasks_is_the_normal_one():
+    rng = random.Random(0)
+    values = [rng.randint(0, 3) / 3 - rng.randint(0, 8) / 8 for _ in range(6000)]
+    z = sum(values) / sum(v * v for v in values) ** 0.5
+    assert sign_flip_test(values) == pytest.approx(math.erfc(abs(z) / 2**0.5), rel=0.02)
+
+
+def test_sign_flip_test_counts_sizes_not_signs():
+    found = difference([-1.0] * 60 + [2.0] * 30 + [0.0] * 110, bound=2.0)
+    assert (found.points, found.p_value) == (0.0, 1.0)  # a sign test finds p = 0.002
+    assert (found.n_up, found.n_down) == (30, 60)
+
+
+def test_sign_flip_test_keeps_its_level_for_equal_versions():
+    """Count rejections over 1,000 pairs of equal versions, for the gain over blind and for 3 samples a task."""
+    rng = random.Random(0)
+
+    def lift(skill: float) -> int:
+        return 0 if rng.random() < skill else (rng.random() < skill) - (rng.random() < skill / 2)
+
+    def three(skill: float) -> float:
+        return sum(rng.random() < skill for _ in range(3)) / 3
+
+    for sample in (lift, three):
+        skills = [rng.betavariate(1, 2) for _ in range(60)]
+        p_values = [sign_flip_test([sample(s) - sample(s) for s in skills]) for _ in range(1000)]
+        assert 30 <= sum(p < 0.05 for p in p_values) <= 70
 
 
 def test_no_task_changed():

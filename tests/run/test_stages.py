@@ -220,6 +220,15 @@ def test_evaluations_under_two_samplings_do_not_mix(run: Run) -> None:
     assert reopened(run).evaluate("v0000", "v0001") == warm
 
 
+def test_evaluations_with_more_blind_retries_do_not_mix(run: Run) -> None:
+    plain = evaluated(run).comparison("v0000", "v0001")
+    more = reopened(run, eval__blind_retries=3).evaluate("v0000", "v0001")
+    assert (plain and plain.baseline.n_episodes, more.baseline.n_episodes) == (N_TASKS, N_TASKS)
+    blind = [sum(t.is_blind(span) for span in t.spans) for t in stored(run, "v0000")]
+    assert sorted(blind) == [1] * N_TASKS + [3] * N_TASKS
+    assert reopened(run).evaluate("v0000", "v0001") == plain
+
+
 def test_fewer_tasks_and_samples_are_taken_from_what_is_stored(run: Run, endpoint: ChattingEndpoint) -> None:
     evaluated(reopened(run, eval__samples=2))
     asked = len(endpoint.chats)
@@ -238,6 +247,7 @@ def test_what_is_stored_is_compared_without_a_server(run: Run) -> None:
     [
         {"eval__n": 3},
         {"eval__samples": 2},
+        {"eval__blind_retries": 2},
         {"eval__seed": 1},
         {"eval__split": "test"},
         {"sampling__temperature": 0.5},
