@@ -111,11 +111,18 @@ def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     with ConsoleReporter() as reporter:
         report = run_loop(opened, reporter)
     lines = [
-        f"round {r.round}\n{table(r.comparison)}\n"
+        f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n"
         f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
         for r in report.rounds
     ]
+    if all(r.stored for r in report.rounds):
+        lines.append(f"no round was left: all {opened.config.loop.rounds} were evaluated before; --rounds adds more")
     lines.append(f"{report.live} is live")
+    if report.live != report.champion:
+        lines[-1] += (
+            f", and {report.champion}, the last version that passed, is not: `r3agent deploy {report.champion} "
+            f"--run {run}` makes it live"
+        )
     if opened.config.gate.split != opened.config.eval.split:
         lines.append(f"next: r3agent eval --run {run}     final evaluation, on tasks the gate did not use")
     return Output(report.model_dump(mode="json"), "\n".join(lines))

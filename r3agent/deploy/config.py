@@ -20,6 +20,9 @@ class DeployConfig(Record):
     """Script and its arguments; `r3agent/deploy/command.py` lists the environment variables that it gets."""
     replicas: tuple[str, ...] = ()
     """Base URLs of more servers to update, one after another, after `policy.base_url`."""
+    eval_base_url: str = ""
+    """Base URL of another server for evaluations, and for collecting with a version that is not live. Empty: the live
+    server, where full weights replace the live ones for that time."""
     keep: int = Field(default=2, ge=1)
     """Number of this run's adapters that stay loaded on the server, including the live one."""
     tolerance: float = Field(default=TOLERANCE, gt=0)

@@ -19,10 +19,12 @@ from r3agent.deploy.strategy import Strategy, choose
 from r3agent.deploy.update import UNCHANGED, WeightUpdate
 from r3agent.errors import ConfigError, DeployError
 from r3agent.records.trajectory import Record
+from r3agent.records.versions import BASE
 from r3agent.store.registry import Registry
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
+UNGATED = "nothing records that {version} passed the gate; `r3agent eval` compares it with the base"
 
 
 class LoadReport(Record):
@@ -76,6 +78,7 @@ def deploy(
     base_url: str,
     api_key: str | None = None,
     config: DeployConfig | None = None,
+    passed: bool = False,
 ) -> DeployReport:
     """Load a version onto the running servers and make it live.
 
@@ -85,6 +88,7 @@ def deploy(
 
     Args:
         base_url: OpenAI API, ending in `/v1`; if a restart moved the live version, its new address is used instead.
+        passed: the version passed the gate; `live.json` records it. Otherwise, the report has a warning.
 
     Raises:
         ConfigError: there is no such version, or a setting does not work.
@@ -92,12 +96,15 @@ def deploy(
         DeployError: the version is not live; the previous one still is.
     """
     config = config or DeployConfig()
-    with _servers(registry, base_url, api_key, config, f"deploying {version}") as servers:
+    urls = [registry.live_base_url or base_url, *config.replicas]
+    with _servers(urls, registry, api_key, config, f"deploying {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         previous, first = registry.live, rollouts[0]
-        registry.set_live(version, base_url=first.new.base_url if first.new is not first.old else None)
+        new_url = first.new.base_url if first.new is not first.old else None
+        registry.set_live(version, base_url=new_url, passed=passed)
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
-    report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings)})
+    ungated = () if version in (BASE, *registry.passed) else (UNGATED.format(version=version),)
+    report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings, *ungated)})
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
 
 
@@ -108,14 +115,22 @@ def load_version(
     base_url: str,
     api_key: str | None = None,
     config: DeployConfig | None = None,
+    to_evaluate: bool = False,
 ) -> LoadReport:
-    """Load a version as `deploy` does, but without moving the live pointer, e.g. to evaluate it.
+    """Load a version as `deploy` does, but without moving the live pointer.
 
-    An adapter is served beside the live version; full weights replace it until the next `deploy`.
+    An adapter is served beside the live version; full weights replace it, so load the live version again afterwards.
+
+    Args:
+        to_evaluate: load it only onto `deploy.eval_base_url` or else the first server, not onto the replicas.
     """
     config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
-    with _servers(registry, base_url, api_key, config, f"loading {version}") as servers:
-        return _roll_out(servers, registry, version, config)[0].report
+    live_url = registry.live_base_url or base_url
+    urls = [config.eval_base_url or live_url] if to_evaluate else [live_url, *config.replicas]
+    with _servers(urls, registry, api_key, config, f"loading {version}") as servers:
+        rollouts = _roll_out(servers, registry, version, config)
+        _clean_up(rollouts, registry, config.keep)
+    return rollouts[0].report
 
 
 def rollback(
@@ -137,15 +152,14 @@ def rollback(
 
 @contextmanager
 def _servers(
-    registry: Registry, base_url: str, api_key: str | None, config: DeployConfig, purpose: str
+    urls: Sequence[str], registry: Registry, api_key: str | None, config: DeployConfig, purpose: str
 ) -> Generator[list[Server]]:
-    """Yield all servers of the run under a lock, for one deploy at a time."""
+    """Yield servers of the run under a lock, for one deploy at a time."""
     if config.strategy == "restart" and config.replicas:
         raise ConfigError(
             f'deploy.strategy = "restart" with {len(config.replicas)} replicas: it replaces one supervised server; '
             'leave deploy.replicas empty, or use deploy.strategy = "command"'
         )
-    urls = [registry.live_base_url or base_url, *config.replicas]
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(url, api_key=api_key, timeout_s=config.timeout_s)) for url in urls]
         stack.enter_context(file_lock(registry.run_dir / LOCK_FILE, purpose))
@@ -212,18 +226,19 @@ def _undo(update: WeightUpdate | None, server: Server) -> str:
 
 
 def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
-    """Remove the old versions; the new one is already live, so a failure is only a warning.
+    """Remove the old versions; the new one is already loaded, so a failure is only a warning.
 
     Returns:
         The unloaded served names, and the warnings.
     """
     unloaded: list[str] = []
     warnings: list[str] = []
-    for _, update, old, new in rollouts:
+    for report, update, old, new in rollouts:
         try:
             if update is not None:
                 update.finish(old)
-            unloaded += [name for name in unload_old(new, registry, keep=keep) if name not in unloaded]
+            old_ones = unload_old(new, registry, keep=keep, in_use=report.version)
+            unloaded += [name for name in old_ones if name not in unloaded]
         except DeployError as error:
             warnings.append(f"the old versions could not be removed: {error}")
     return unloaded, warnings

@@ -50,24 +50,25 @@ class LoraLoad(WeightUpdate):
         return UNCHANGED
 
 
-def unload_old(server: Server, registry: Registry, *, keep: int, drain_s: float = 60.0) -> list[str]:
+def unload_old(server: Server, registry: Registry, *, keep: int, in_use: str, drain_s: float = 60.0) -> list[str]:
     """Unload this run's adapters beyond `keep`, each after its requests have finished.
 
-    The live adapter and the previous one have priority, then the newest.
+    The live version and `in_use` always stay; then the previous one has priority, then the newest.
 
     Returns:
         The unloaded served names; an adapter that is still in use after `drain_s` seconds stays loaded.
     """
-    order = [registry.live, registry.previous, *reversed(registry.versions())]
+    order = [registry.live, in_use, registry.previous, *reversed(registry.versions())]
     cards = [registry.card(version) for version in dict.fromkeys(order) if version is not None]
     served = server.models()
-    adapters = [card.served_name for card in cards if card.kind == "lora" and card.served_name in served]
+    adapters = [card for card in cards if card.kind == "lora" and card.served_name in served]
+    old = [card.served_name for card in adapters[keep:] if card.version not in (registry.live, in_use)]
 
     def is_unused(name: str) -> bool:
         # A server that does not report its load, such as the embedded one, drains by itself.
         return (load := server.load()) is None or name not in load.adapters
 
-    unused = [n for n in adapters[keep:] if wait_until(partial(is_unused, n), timeout_s=drain_s, poll_s=POLL_S)]
+    unused = [n for n in old if wait_until(partial(is_unused, n), timeout_s=drain_s, poll_s=POLL_S)]
     for name in unused:
         server.unload_adapter(name)
     return unused

@@ -1,8 +1,9 @@
-"""Loop of collect, train, deploy, evaluate and gate, until the run has `loop.rounds` versions.
+"""Loop of collect, train, evaluate, gate and deploy, until the run has `loop.rounds` versions.
 
 The progress is read from the run directory, so a loop that was stopped at any moment resumes where it was. The gate
-compares a version with the last one that passed, on tasks of the split `gate.split`. A version that does not pass is
-rolled back, and the next round starts from the last one that did. `r3agent eval` gives the final result on the tasks of
+compares a version with the champion, the last one that passed, on tasks of the split `gate.split`. Only a version that
+passes becomes live. After one that does not, the next round starts from the champion again; between evaluations, each
+version samples the rows of the next one without being live. `r3agent eval` gives the final result on the tasks of
 `eval.split`: they decided on no promotion, so its numbers have no selection bias.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from r3agent.evaluate import Comparison, Decision, gate
 from r3agent.records.trajectory import Record
-from r3agent.records.versions import BASE, version_name
+from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.stages import Run
 
 
@@ -39,13 +40,18 @@ class RoundReport(Record):
     round: int
     comparison: Comparison
     decision: Decision
+    stored: bool = False
+    """True if an earlier call made the comparison, and this one only read it."""
 
 
 class LoopReport(Record):
     """Every evaluated round, and the live version at the end."""
 
     rounds: tuple[RoundReport, ...]
+    champion: str
+    """The last version that passed the gate, or v0000."""
     live: str
+    """Another version than the champion if it was deployed, or rolled back to, by hand."""
 
 
 def run_loop(run: Run, reporter: Reporter) -> LoopReport:
@@ -56,41 +62,53 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
     """
     settings, split = run.config.loop, run.config.gate.split
     run.serve_live()
-    champion = BASE
+    champion = parent = BASE
     reports: list[RoundReport] = []
     for number in range(1, settings.rounds + 1):
         version = version_name(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
         comparison = run.comparison(champion, version, split=split) if evaluated else None
+        stored = comparison is not None
         if comparison is None:
             if version not in run.registry.versions():
-                _grow(run, reporter, f"round {number} of {settings.rounds}")
-            if version == run.registry.versions()[-1]:
-                report = run.deploy(version)
-                reporter.stage(f"{report.served_name} is live")
+                _grow(run, reporter, parent, f"round {number} of {settings.rounds}")
             if not evaluated:
+                parent = version
                 continue
+            swap = "; the live server answers with their weights meanwhile" if run.swaps_live else ""
             reporter.stage(
-                f"comparing {version} with {champion} on {run.config.eval.n} frozen tasks of the {split} split",
+                f"comparing {version} with {champion} on {run.config.eval.n} frozen tasks of the {split} split{swap}",
                 "evaluate",
             )
             comparison = run.evaluate(champion, version, reporter.episodes, split=split)
         decision = gate(comparison, **run.config.gate.model_dump(exclude={"split"}))
-        reports.append(RoundReport(round=number, comparison=comparison, decision=decision))
+        reports.append(RoundReport(round=number, comparison=comparison, decision=decision, stored=stored))
         if decision.promote:
             champion = version
-        elif run.registry.live == version:
-            reporter.stage(f"{version} did not pass the gate ({'; '.join(decision.reasons)}): back to {champion}")
-            run.rollback(champion)
-    return LoopReport(rounds=tuple(reports), live=run.ensure_live().version)
+            _make_live(run, reporter, version)
+        elif not stored or run.registry.live == version:
+            reporter.stage(f"{version} did not pass the gate ({'; '.join(decision.reasons)}): {champion} stays")
+            if run.registry.live == version:  # it was deployed by hand, or passed under other settings
+                run.rollback(champion)
+        parent = champion
+    return LoopReport(rounds=tuple(reports), champion=champion, live=run.ensure_live().version)
 
 
-def _grow(run: Run, reporter: Reporter, round_: str) -> None:
-    """Collect with the live policy and train the next version."""
-    reporter.stage(
-        f"{round_}: collecting episodes of {run.config.collect.n} tasks with {run.ensure_live().served_name}", "collect"
-    )
-    summary = run.collect(reporter.episodes)
+def _make_live(run: Run, reporter: Reporter, version: str) -> None:
+    """Make a version that passed live, unless it or a newer one has been live: then a person went back."""
+    registry = run.registry
+    been_live = [v for v in (registry.live, registry.previous, *registry.passed) if v is not None]
+    is_newest = version_number(version) > max(map(version_number, been_live), default=0)
+    if is_newest or (version == registry.live and version not in registry.passed):
+        report = run.deploy(version, passed=True)
+        reporter.stage(f"{version} passed the gate: {report.served_name} is live")
+
+
+def _grow(run: Run, reporter: Reporter, parent: str, round_: str) -> None:
+    """Collect with a version, which need not be live, and train the next one from it."""
+    name = run.registry.card(parent).served_name
+    reporter.stage(f"{round_}: collecting episodes of {run.config.collect.n} tasks with {name}", "collect")
+    summary = run.collect(reporter.episodes, version=parent)
     resume = run.registry.has_checkpoint(run.registry.next_version())
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
@@ -103,4 +121,4 @@ def _grow(run: Run, reporter: Reporter, round_: str) -> None:
         if stage == "step":
             reporter.steps(values["step"], values["steps"])
 
-    run.train(report_step, resume=resume)
+    run.train(report_step, resume=resume, start=parent)

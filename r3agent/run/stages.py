@@ -13,7 +13,8 @@ A stage can be stopped at any moment: the directory stays consistent, and the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy
+from r3agent.policy.live import has_weights_in_place
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.run.directory import RunDirectory, digest
 from r3agent.run.split_guard import SPLIT
@@ -37,16 +39,22 @@ Progress = Callable[[int, int], None]
 class Run(RunDirectory):
     """The stages of a run, in its directory."""
 
-    def collect(self, progress: Progress | None = None) -> CollectSummary:
-        """Collect episodes of this round's tasks with the live policy, into `trajectories/`."""
-        card = self.ensure_live()
-        if len(self.registry.versions()) > 1:  # the server may have restarted, or hold the weights of an evaluation
-            self.serve_live()
+    def collect(self, progress: Progress | None = None, *, version: str | None = None) -> CollectSummary:
+        """Collect episodes of this round's tasks into `trajectories/`.
+
+        Args:
+            version: version that samples, which need not be live; default: the live one.
+        """
+        card = self.ensure_live() if version is None else self.registry.card(version)
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
         limits = settings.model_dump(exclude={"n"})
-        return self._collect(card, tasks, "train", self.directory / "trajectories", progress, **limits)
+        with self._put_back([card.version]):
+            url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
+            if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
+                self.serve_live()
+            return self._collect(card, url, tasks, "train", self.directory / "trajectories", progress, **limits)
 
     def train(
         self,
@@ -54,9 +62,15 @@ class Run(RunDirectory):
         *,
         resume: bool = False,
         force: bool = False,
+        start: str | None = None,
     ) -> PolicyCard:
-        """Train a new policy version, starting from the live one, or resume an interrupted training."""
+        """Train a new policy version, or resume an interrupted training.
+
+        Args:
+            start: version to start from; default: the live one.
+        """
         parent, trajectories = self.ensure_live(), self.trajectories()
+        parent = self.registry.card(start) if start is not None else parent
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 
         version = self.registry.next_version()
@@ -71,10 +85,10 @@ class Run(RunDirectory):
             progress=on_progress,
         )
 
-    def deploy(self, version: str | None = None) -> DeployReport:
-        """Load a version, by default the newest, into the server and make it live."""
+    def deploy(self, version: str | None = None, *, passed: bool = False) -> DeployReport:
+        """Load a version, by default the newest, into the server and make it live; `passed` says the gate agrees."""
         self.ensure_live()
-        return deploy(version or self.registry.versions()[-1], **self.server_settings())
+        return deploy(version or self.registry.versions()[-1], passed=passed, **self.server_settings())
 
     def rollback(self, to: str | None = None) -> DeployReport:
         """Return to an earlier version."""
@@ -107,6 +121,20 @@ class Run(RunDirectory):
         """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
 
+    @property
+    def swaps_live(self) -> bool:
+        """True if full weights replace the live ones on the live server while another version samples."""
+        return has_weights_in_place(self.registry) and not self.config.deploy.eval_base_url
+
+    @contextmanager
+    def _put_back(self, versions: Sequence[str]) -> Generator[None]:
+        """Put the live weights back at the end, however it ends, if those of other versions replaced them."""
+        try:
+            yield
+        finally:
+            if self.swaps_live and any(version != self.registry.live for version in versions):
+                self.serve_live()
+
     def _comparison_path(self, before: str, after: str, split: str) -> Path:
         return self.directory / "eval" / f"{before}-{after}.{split}.json"
 
@@ -115,19 +143,15 @@ class Run(RunDirectory):
         self.ensure_live()
         tasks = self.draw_tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
         missing = [version for version in versions if not self._is_evaluated(version, tasks)]
-        replaced = "full" in {self.registry.card(version).kind for version in missing}
-        try:
+        with self._put_back(missing):
             for version in missing:
                 self._evaluate(version, tasks, split, progress)
-        finally:
-            if replaced:  # full weights replaced the live ones on the server
-                self.serve_live()
         return [self._evaluated(version, tasks) for version in versions]
 
     def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
-        load_version(version, **self.server_settings())
         self._collect(
             self.registry.card(version),
+            self._load_to_evaluate(version),
             tasks,
             split,
             self.directory / "eval" / version,
@@ -137,6 +161,10 @@ class Run(RunDirectory):
             **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
             concurrency=self.config.collect.concurrency,
         )
+
+    def _load_to_evaluate(self, version: str) -> str:
+        """Load a version without making it live; return the base URL of its server."""
+        return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
         """Load the stored episodes of a version under the current settings."""
@@ -165,6 +193,7 @@ class Run(RunDirectory):
     def _collect(
         self,
         card: PolicyCard,
+        base_url: str | None,
         tasks: list[Task],
         split: str,
         out: Path,
@@ -176,7 +205,7 @@ class Run(RunDirectory):
 
         async def run() -> CollectSummary:
             policy = OpenAIPolicy(
-                self.registry.live_base_url or self.config.policy.base_url,
+                base_url or self.registry.live_base_url or self.config.policy.base_url,
                 card.served_name,
                 registry=self.registry,
                 api_key=self.api_key or NO_KEY,

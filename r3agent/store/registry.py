@@ -2,7 +2,7 @@
 
     RUN/policies/v0000/card.json            the base policy; its weights are not copied
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
-    RUN/live.json                           {"version": "v0001", "previous": "v0000"}, replaced atomically
+    RUN/live.json                           {"version": "v0001", "previous": "v0000", …}, replaced atomically
 
 A directory is a version only if it has a card: `create_version` fills a temporary directory and renames it.
 """
@@ -108,6 +108,8 @@ class LivePointer(VersionedRecord):
     previous: str | None = None
     base_url: str | None = None
     """Base URL of its server, if a restart moved it to another address."""
+    passed: tuple[str, ...] = ()
+    """Versions that became live because they passed the gate, oldest first."""
 
 
 def checkpoints_dir(version_dir: Path) -> Path:
@@ -196,14 +198,26 @@ class Registry:
         """Base URL of the live version's server, if it differs from the run's settings."""
         return None if (pointer := self._pointer()) is None else pointer.base_url
 
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """Versions that became live because they passed the gate; others were deployed by hand."""
+        return () if (pointer := self._pointer()) is None else pointer.passed
+
     def _pointer(self) -> LivePointer | None:
         return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
 
-    def set_live(self, version: str, *, base_url: str | None = None) -> None:
-        """Move the pointer atomically; without `base_url` the address does not change."""
+    def set_live(self, version: str, *, base_url: str | None = None, passed: bool = False) -> None:
+        """Move the pointer atomically; without `base_url` the address does not change.
+
+        Args:
+            passed: the version passed the gate.
+        """
         live, previous = self.live, self.previous
         pointer = LivePointer(
-            version=version, previous=previous if live == version else live, base_url=base_url or self.live_base_url
+            version=version,
+            previous=previous if live == version else live,
+            base_url=base_url or self.live_base_url,
+            passed=tuple(dict.fromkeys([*self.passed, *([version] if passed else [])])),
         )
         write_atomically(self.live_path, pointer.model_dump_json(indent=2))
 

@@ -13,13 +13,25 @@ from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
 
 def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
     version = run.train("lora", seed=1)
-    report = deploy(version, registry=run.registry, base_url=endpoint.url)
+    report = deploy(version, registry=run.registry, base_url=endpoint.url, passed=True)
     assert run.registry.live == "v0001"
     assert endpoint.adapters == {"tiny@v0001": run.weights("v0001")}
     assert (report.served_name, report.strategy, report.previous, report.unloaded) == ("tiny@v0001", "lora", None, ())
     assert report.fingerprint is not None
     assert report.fingerprint.verdict == "arrived"
     assert report.warnings == ()
+
+
+def test_deploy_by_hand_warns_that_no_gate_has_passed(run: Run, endpoint: Endpoint):
+    where = {"registry": run.registry, "base_url": endpoint.url}
+    run.train("lora", seed=1)
+    says = "nothing records that v0001 passed the gate; `r3agent eval` compares it with the base"
+    assert deploy("v0001", **where).warnings == (says,)
+    assert run.registry.passed == ()
+    deploy("v0001", passed=True, **where)
+    assert rollback(**where).warnings == ()
+    assert deploy("v0001", **where).warnings == ()
+    assert run.registry.passed == ("v0001",)
 
 
 def test_reports_keep_the_key_and_the_names_of_old(run: Run, endpoint: Endpoint):
@@ -46,7 +58,7 @@ def test_base_is_verified_and_nothing_is_loaded(run: Run, endpoint: Endpoint):
 
 def test_version_without_a_fingerprint_is_deployed_with_a_warning(run: Run, endpoint: Endpoint):
     run.train("lora", seed=1, has_fingerprint=False)
-    report = deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    report = deploy("v0001", registry=run.registry, base_url=endpoint.url, passed=True)
     assert report.fingerprint is None
     assert report.warnings == ("v0001 has no fingerprint: nobody checked that the server answers with its weights",)
 

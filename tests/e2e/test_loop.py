@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r3agent.cli.main import main
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
@@ -71,11 +72,13 @@ def written(run: Run) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in run.directory.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
 
-def test_a_finished_loop_does_nothing_again(finished, server):
+def test_a_finished_loop_does_nothing_again_and_says_so(finished, server, capsys):
     before = written(finished)
-    again = run_loop(Run(finished.directory, {"policy.base_url": server.base_url}), Silent())
+    assert main(["loop", "--run", str(finished.directory), "--url", server.base_url]) == 0
     assert written(finished) == before
-    assert len(again.rounds) == 2
+    printed = capsys.readouterr().out
+    assert printed.count("(evaluated before)") == 2
+    assert "no round was left: all 2 were evaluated before; --rounds adds more" in printed
 
 
 def test_rollback_and_deploy_again(finished):
@@ -96,8 +99,8 @@ def trains(run: Path) -> bool:
     return (run / "policies" / "v0001.partial").exists()
 
 
-def has_deployed(run: Path) -> bool:
-    return (run / "live.json").exists() and Registry(run).live == "v0001"
+def evaluates(run: Path) -> bool:
+    return any(path.stat().st_size for path in run.glob("eval/v0002/*.jsonl"))
 
 
 def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_was(tmp_path):
@@ -110,7 +113,7 @@ def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_w
         f"summary, text = demo.run_demo(Path({str(run)!r}), 0, ConsoleReporter())\n"
         "print(summary.model_dump_json())\n"
     )
-    for is_there in (collects, trains, has_deployed):
+    for is_there in (collects, trains, evaluates):
         with subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as demo:
@@ -119,6 +122,7 @@ def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_w
                 assert demo.poll() is None, demo.stderr.read().decode()
                 time.sleep(0.005)
             demo.kill()
+        assert Registry(run).live in (None, "v0000")
         assert demo.returncode == -signal.SIGKILL, f"it was over before {is_there.__name__} was seen"
     last = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert '"rounds":2' in last.stdout

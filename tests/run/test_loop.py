@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,14 @@ class Disk:
 class FakeRun:
     """The part of a `Run` that `run_loop` needs, in milliseconds."""
 
-    def __init__(self, disk: Disk, settings: dict[str, Any], killed_after: str | None = None) -> None:
+    swaps_live = False
+
+    def __init__(self, disk: Disk, settings: dict[str, Any], killed: tuple[str, str] | None = None) -> None:
         self.config = load_config(None, {f"loop.{key}": value for key, value in settings.items()})
         self.registry = disk.registry
         self.disk = disk
-        self.killed_after = killed_after
+        self.killed = killed
+        """`before` or `after`, and the stage."""
 
     def ensure_live(self) -> PolicyCard:
         self.registry.add_base("tiny", "org/tiny")
@@ -56,33 +61,38 @@ class FakeRun:
     def serve_live(self) -> None:
         self.ensure_live()
 
-    def collect(self, progress: Any) -> CollectSummary:
-        progress(1, 1)
-        return self._ended(f"collect with {self.registry.live} for {self.registry.next_version()}", summarise([]))
+    def collect(self, progress: Any, *, version: str) -> CollectSummary:
+        with self._stage(f"collect with {version} for {self.registry.next_version()}"):
+            progress(1, 1)
+            return summarise([])
 
-    def train(self, progress: Any, *, resume: bool) -> PolicyCard:
-        progress("step", {"step": 1, "steps": 1})
-        version, parent = self.registry.next_version(), self.ensure_live().version
-        if resume:
-            self.disk.log.append(f"resume {version}")
-        card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=parent)
-        with create_version(self.registry.version_dir(version)) as directory:
-            write_card(directory, card)
-        return self._ended(f"train {version} from {parent}", card)
+    def train(self, progress: Any, *, resume: bool, start: str) -> PolicyCard:
+        version = self.registry.next_version()
+        with self._stage(f"train {version} from {start}"):
+            progress("step", {"step": 1, "steps": 1})
+            if resume:
+                self.disk.log.append(f"resume {version}")
+            card = PolicyCard(version=version, name="tiny", kind="lora", base_model="org/tiny", parent=start)
+            with create_version(self.registry.version_dir(version)) as directory:
+                write_card(directory, card)
+            return card
 
-    def deploy(self, version: str) -> PolicyCard:
-        self.registry.set_live(version)
-        return self._ended(f"deploy {version}", self.registry.card(version))
+    def deploy(self, version: str, *, passed: bool) -> PolicyCard:
+        with self._stage(f"deploy {version}"):
+            self.registry.set_live(version, passed=passed)
+            return self.registry.card(version)
 
     def rollback(self, to: str) -> PolicyCard:
-        self.registry.set_live(self.registry.rollback_target(to))
-        return self._ended(f"back to {to}", self.registry.card(to))
+        with self._stage(f"back to {to}"):
+            self.registry.set_live(self.registry.rollback_target(to))
+            return self.registry.card(to)
 
     def evaluate(self, before: str, after: str, progress: Any, *, split: str) -> Comparison:
         assert split == self.config.gate.split == "gate"
-        comparison = compare(self._episodes(before), self._episodes(after))
-        self.disk.comparisons[before, after] = comparison
-        return self._ended(f"evaluate {after} against {before}", comparison)
+        with self._stage(f"evaluate {after} against {before}"):
+            comparison = compare(self._episodes(before), self._episodes(after))
+            self.disk.comparisons[before, after] = comparison
+            return comparison
 
     def comparison(self, before: str, after: str, *, split: str) -> Comparison | None:
         assert split == self.config.gate.split == "gate"
@@ -91,11 +101,14 @@ class FakeRun:
     def _episodes(self, version: str) -> list[Trajectory]:
         return [episode(str(i), False, i < self.disk.skills[version], version=version) for i in range(N_TASKS)]
 
-    def _ended(self, stage: str, result: Any) -> Any:
-        self.disk.log.append(stage)
-        if stage == self.killed_after:
+    @contextmanager
+    def _stage(self, stage: str) -> Generator[None]:
+        if self.killed == ("before", stage):
             raise Killed
-        return result
+        yield
+        self.disk.log.append(stage)
+        if self.killed == ("after", stage):
+            raise Killed
 
 
 class Told:
@@ -114,8 +127,8 @@ class Told:
     def steps(self, done: int, total: int) -> None: ...
 
 
-def loop(disk: Disk, killed_after: str | None = None, told: Told | None = None, **settings: int) -> LoopReport:
-    run: Any = FakeRun(disk, settings, killed_after)
+def loop(disk: Disk, killed: tuple[str, str] | None = None, told: Told | None = None, **settings: int) -> LoopReport:
+    run: Any = FakeRun(disk, settings, killed)
     return run_loop(run, told or Told())
 
 
@@ -133,7 +146,7 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
         "resume v0002",
         "train v0002 from v0001",
     ]
-    assert told.kinds == ["collect", "train", "", "evaluate", "collect", "", "", "evaluate"]  # "" is estimated by none
+    assert told.kinds == ["collect", "train", "evaluate", "", "collect", "", "evaluate", ""]  # "" is estimated by none
     assert "; resuming the interrupted training on" in told.stages[5]
 
 
@@ -143,57 +156,55 @@ def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tm
     assert disk.log == [
         "collect with v0000 for v0001",
         "train v0001 from v0000",
-        "deploy v0001",
         "evaluate v0001 against v0000",
+        "deploy v0001",
         "collect with v0001 for v0002",
         "train v0002 from v0001",
-        "deploy v0002",
         "evaluate v0002 against v0001",
+        "deploy v0002",
     ]
     assert promoted(report) == [(1, True), (2, True)]
     assert report.live == disk.registry.live == "v0002"
 
 
-def test_a_version_that_does_not_pass_is_rolled_back_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
+def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
     disk, told = Disk(tmp_path, STUMBLING), Told()
     report = loop(disk, told=told, rounds=3)
     assert disk.log == [
         "collect with v0000 for v0001",
         "train v0001 from v0000",
-        "deploy v0001",
         "evaluate v0001 against v0000",
-        "back to v0000",
         "collect with v0000 for v0002",
         "train v0002 from v0000",
-        "deploy v0002",
         "evaluate v0002 against v0000",
+        "deploy v0002",
         "collect with v0002 for v0003",
         "train v0003 from v0002",
-        "deploy v0003",
         "evaluate v0003 against v0002",
-        "back to v0002",
     ]
     assert promoted(report) == [(1, False), (2, True), (3, False)]
     assert report.live == "v0002"
     [first, second] = [text for text in told.stages if "did not pass the gate" in text]
     assert first.startswith("v0001 did not pass the gate (")
     assert "NOT met: p = 1 for a gain" in first
-    assert first.endswith("): back to v0000")
-    assert second.endswith("): back to v0002")
+    assert first.endswith("): v0000 stays")
+    assert second.endswith("): v0002 stays")
 
 
-def test_between_evaluations_every_version_goes_live_and_is_trained_on(tmp_path: Path) -> None:
+def test_between_evaluations_versions_are_sampled_and_trained_and_none_is_live(tmp_path: Path) -> None:
     disk = Disk(tmp_path, LEARNING)
     report = loop(disk, rounds=3, evaluate_every=2)
-    assert [stage for stage in disk.log if not stage.startswith("collect")] == [
+    assert disk.log == [
+        "collect with v0000 for v0001",
         "train v0001 from v0000",
-        "deploy v0001",
+        "collect with v0001 for v0002",
         "train v0002 from v0001",
-        "deploy v0002",
         "evaluate v0002 against v0000",
+        "deploy v0002",
+        "collect with v0002 for v0003",
         "train v0003 from v0002",
-        "deploy v0003",
         "evaluate v0003 against v0002",  # the last one always is
+        "deploy v0003",
     ]
     assert promoted(report) == [(2, True), (3, True)]
 
@@ -201,29 +212,34 @@ def test_between_evaluations_every_version_goes_live_and_is_trained_on(tmp_path:
 def test_versions_between_evaluations_go_with_the_one_that_did_not_pass(tmp_path: Path) -> None:
     disk = Disk(tmp_path, {"v0000": 5, "v0001": 15, "v0002": 5, "v0003": 25})
     report = loop(disk, rounds=3, evaluate_every=2)
-    assert disk.log[5:8] == ["deploy v0002", "evaluate v0002 against v0000", "back to v0000"]
+    assert disk.log[4:6] == ["evaluate v0002 against v0000", "collect with v0000 for v0003"]
     assert disk.registry.card("v0003").parent == "v0000"
-    assert disk.log[-1] == "evaluate v0003 against v0000"
+    assert disk.log[-2:] == ["evaluate v0003 against v0000", "deploy v0003"]
     assert report.live == "v0003"
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("evaluate_every", [1, 2])
 @pytest.mark.parametrize("skills", [LEARNING, STUMBLING], ids=["learning", "stumbling"])
-def test_a_loop_killed_after_any_stage_ends_as_if_it_had_not_been(
-    skills: dict[str, int], evaluate_every: int, tmp_path: Path
+def test_a_loop_killed_at_any_stage_has_no_ungated_version_live_and_resumes(
+    skills: dict[str, int], evaluate_every: int, moment: str, tmp_path: Path
 ) -> None:
     undisturbed = Disk(tmp_path / "undisturbed", skills)
     settings = {"rounds": 3, "evaluate_every": evaluate_every}
     expected = loop(undisturbed, **settings)
+    passed = {f"v000{number}" for number, promote in promoted(expected) if promote}
     for number, stage in enumerate(undisturbed.log):
         disk = Disk(tmp_path / str(number), skills)
         with pytest.raises(Killed):
-            loop(disk, killed_after=stage, **settings)
+            loop(disk, killed=(moment, stage), **settings)
+        registry = disk.registry
+        assert registry.live in {BASE, *registry.passed}
+        assert {*registry.passed} <= passed
         report = loop(disk, **settings)
         assert (promoted(report), report.live) == (promoted(expected), expected.live)
         assert list(dict.fromkeys(disk.log)) == undisturbed.log
         again = {s for s, n in Counter(disk.log).items() if n > 1}
-        assert all(s.startswith(("collect", "deploy")) for s in again)  # which find what is done and keep it
+        assert all(s.startswith("collect") for s in again)  # which finds what is done and keeps it
 
 
 def test_a_loop_killed_after_every_stage_in_turn_ends_as_well(tmp_path: Path) -> None:
@@ -232,17 +248,32 @@ def test_a_loop_killed_after_every_stage_in_turn_ends_as_well(tmp_path: Path) ->
     disk = Disk(tmp_path / "killed", STUMBLING)
     for stage in undisturbed.log:
         with pytest.raises(Killed):
-            loop(disk, killed_after=stage, rounds=3)
+            loop(disk, killed=("after", stage), rounds=3)
     assert loop(disk, rounds=3).live == "v0002"
     assert list(dict.fromkeys(disk.log)) == undisturbed.log
 
 
-def test_a_finished_loop_does_nothing_again(tmp_path: Path) -> None:
+def test_a_finished_loop_does_nothing_again_and_says_so(tmp_path: Path) -> None:
     disk = Disk(tmp_path, STUMBLING)
     report = loop(disk, rounds=3)
     log = [*disk.log]
-    assert loop(disk, rounds=3) == report
+    again = loop(disk, rounds=3)
     assert disk.log == log
+    assert [r.stored for r in again.rounds] == [True] * 3
+    assert [r.model_copy(update={"stored": False}) for r in again.rounds] == [*report.rounds]
+    disk.registry.set_live("v0000")  # rolled back by hand
+    assert (loop(disk, rounds=3).live, again.champion) == ("v0000", "v0002")
+    assert disk.log == log
+
+
+@pytest.mark.parametrize(("skills", "live"), [(LEARNING, "v0001"), (STUMBLING, "v0000")])
+def test_a_version_deployed_by_hand_is_gated_too(skills: dict[str, int], live: str, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, skills)
+    with pytest.raises(Killed):
+        loop(disk, killed=("after", "train v0001 from v0000"), rounds=1)
+    disk.registry.set_live("v0001")
+    assert loop(disk, rounds=1).live == live
+    assert disk.registry.passed == (("v0001",) if live == "v0001" else ())
 
 
 def test_more_rounds_go_on_from_the_champion(tmp_path: Path) -> None:
@@ -254,8 +285,8 @@ def test_more_rounds_go_on_from_the_champion(tmp_path: Path) -> None:
     assert disk.log[done:] == [
         "collect with v0000 for v0002",
         "train v0002 from v0000",
-        "deploy v0002",
         "evaluate v0002 against v0000",
+        "deploy v0002",
     ]
 
 
@@ -265,4 +296,4 @@ def test_versions_are_compared_again_under_other_settings_and_not_trained_again(
     done = len(disk.log)
     disk.comparisons.clear()
     assert loop(disk, rounds=2) == report
-    assert disk.log[done:] == ["evaluate v0001 against v0000", "deploy v0002", "evaluate v0002 against v0001"]
+    assert disk.log[done:] == ["evaluate v0001 against v0000", "evaluate v0002 against v0001"]

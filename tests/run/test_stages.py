@@ -301,6 +301,35 @@ def test_full_weights_make_way_for_the_live_ones_when_they_are_evaluated(run: Ru
     assert {s.policy_version for t in stored(run, "v0001") for s in t.spans} == {"v0001"}
 
 
+@pytest.mark.parametrize("live", ["v0000", "v0001"])
+def test_the_live_full_weights_are_put_back_after_every_use_of_others(
+    live: str, run: Run, endpoint: ChattingEndpoint
+) -> None:
+    other = {"v0000": "v0001", "v0001": "v0000"}[live]
+    with_version(run, kind="full").deploy(live)
+    before = endpoint.weights
+    assert run.swaps_live
+    run.collect(version=other)
+    assert {s.policy_version for t in stored(run) for s in t.spans} == {other}
+    assert endpoint.weights == before
+    run.measure(other)
+    assert (endpoint.weights, endpoint.weight_version) == (before, live)
+
+
+def test_another_server_evaluates_so_that_the_live_one_is_not_touched(
+    run: Run, endpoint: ChattingEndpoint, tmp_path: Path
+) -> None:
+    with_version(run, kind="full")
+    with serving(ChattingEndpoint(weights=endpoint.weights, reply=reply)) as other:
+        apart = reopened(run, deploy__eval_base_url=other.url)
+        apart.evaluate("v0000", "v0001")
+        apart.collect(version="v0001")
+    assert not apart.swaps_live
+    assert {s.policy_version for t in stored(run) for s in t.spans} == {"v0001"}
+    assert len(other.chats) > 0
+    assert (endpoint.chats, "/collective_rpc" in endpoint.calls) == ([], False)
+
+
 def test_the_live_weights_are_put_back_when_an_evaluation_is_stopped(run: Run, endpoint: ChattingEndpoint) -> None:
     before = endpoint.weights
 
