@@ -7,8 +7,11 @@
     |   `-- SchemaVersionError ... because another version of r3agent wrote it
     |-- PolicyError            the endpoint did not give a generation
     |   |-- EndpointError      unreachable, timed out, or failing on its side; worth trying again later
-    |   |-- RequestError       the endpoint refused this request, e.g. a prompt that is too long
-    |   |   `-- AccessError    ... and will refuse all others: wrong key, wrong model, wrong URL
+    |   |-- RequestError       the endpoint refused this request
+    |   |   |-- AccessError    ... and will refuse all others: wrong key, wrong model, wrong URL
+    |   |   `-- ConversationError ... because of its text
+    |   |       |-- ContextLengthError ... which is longer than the context
+    |   |       `-- ContentFilterError ... which the endpoint's content filter refuses
     |   `-- ProtocolError      the endpoint's response is not an OpenAI response
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
     |-- TrainingError          training failed, or the rows cannot be trained on
@@ -18,6 +21,8 @@ Messages name the value, the limit and the remedy. `TrainingInterrupted` is a `K
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class R3Error(Exception):
@@ -58,7 +63,7 @@ class EndpointError(PolicyError):
 
 
 class RequestError(PolicyError):
-    """The endpoint refused this request, e.g. a prompt that is too long.
+    """The endpoint refused this request.
 
     Args:
         refusal: the server's full message, with the names of the fields that it refuses.
@@ -71,6 +76,31 @@ class RequestError(PolicyError):
 
 class AccessError(RequestError):
     """The endpoint will refuse every request: wrong key, wrong model, wrong URL."""
+
+
+class ConversationError(RequestError):
+    """The endpoint refused this conversation because of its text.
+
+    If the policy's own tries and reflections caused it, the graph records a failed try instead of an error.
+    """
+
+    finish_reason: ClassVar[str]
+    """Finish reason of that try."""
+    remedy: ClassVar[str]
+
+
+class ContextLengthError(ConversationError):
+    """The conversation, with the completion asked for, is longer than the context."""
+
+    finish_reason = "context_overflow"
+    remedy = "shorten the conversation or lower sampling.max_tokens"
+
+
+class ContentFilterError(ConversationError):
+    """The endpoint's content filter refused the conversation."""
+
+    finish_reason = "content_refused"
+    remedy = "the endpoint's content filter refuses this conversation"
 
 
 class ProtocolError(PolicyError):

@@ -26,6 +26,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
     rows = [
         *((name, f"{share:.1%}") for name, share in shares.items() if share is not None),
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
+        *((f"no whole answer: {reason}", f"{count} tries") for reason, count in summary.unfinished.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
         *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
@@ -76,7 +77,8 @@ def _headline(span: InspectedSpan) -> str:
     earned = "" if span.reward is None else f", reward {span.reward:.2f}"
     further = f", distilled {span.distill:+.2f}" if span.distill is not None else ""
     leak = ", contains its retry's answer" if span.leaked else ""
-    return f"{span.label}{verdict} {credit}{earned}{further}{leak} [{span.policy_version}, {span.capability}]"
+    end = f", no whole answer: {span.unfinished}" if span.unfinished else ""
+    return f"{span.label}{verdict} {credit}{earned}{further}{leak}{end} [{span.policy_version}, {span.capability}]"
 
 
 def _tokens(span: InspectedSpan, colour: bool) -> Text:

@@ -17,6 +17,7 @@ from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
 from r3agent.records.trajectory import Record
+from r3agent.verifiers.interface import CutOff
 
 COLLECT_REFLECTIONS = 8
 """Default G of a collection, the size of a GRPO group; the graph and evaluations reflect once by default."""
@@ -34,6 +35,7 @@ class EpisodeOptions(TypedDict, total=False):
     blind_retry_prompt: str
     sampling: Sampling | None
     reflect_sampling: Sampling | None
+    cut_off: CutOff
 
 
 class EpisodeLimits(Record):
@@ -82,6 +84,9 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
     reflect_sampling: Sampling | None = None
     """Sampling settings of reflections, replaced as a whole; default: `sampling` without `response_format` and the
     like."""
+    cut_off: CutOff = "fail"
+    """Treatment of an answer that was cut off at max_tokens or by a content filter: it fails, or with `judge` the
+    verifier judges the part that is there, for tasks whose answers have no end."""
 
     @field_validator("sampling", "reflect_sampling", mode="before")
     @classmethod

@@ -14,8 +14,9 @@ from r3agent._util.templates import Template
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
+from r3agent.errors import ConversationError
 from r3agent.policy import Pinnable, Policy, Sampling
-from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory
+from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory, Verdict
 from r3agent.verifiers import Answer, Verifier, judge
 
 NOT_RUN = "This call was not run."
@@ -53,7 +54,7 @@ class Nodes:
     async def verify(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         waiting = [span for span in tree.spans if span.label != "reflect" and span.verdict is None]
-        verdicts = await judge(self.verifier, tree.task, waiting)
+        verdicts = await judge(self.verifier, tree.task, waiting, cut_off=self.config.cut_off)
         judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
         spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
         tree = tree.model_copy(update={"spans": spans, "sample": self.sample})
@@ -92,13 +93,18 @@ class Nodes:
     def _frontier(self, tree: Trajectory) -> list[Span]:
         """List the failed tries that may be retried; none once a try has passed.
 
-        If there are reflections, blind retries are only a control: they are not retried, and a pass does not count.
+        If there are reflections, blind retries are only a control: they are not retried, and a pass does not count. A
+        try whose conversation was refused is not retried, because a longer one would be refused too.
         """
         tries = [s for s in tree.spans if s.label != "reflect" and not (self.config.reflections and tree.is_blind(s))]
         if any(s.passed for s in tries):
             return []
         failed = [s for s in tries if s.passed is False]  # a try with a pending verdict has not failed
-        return [s for s in failed if not tree.children(s) and self._n_tries(tree, s) < self.config.max_attempts]
+        return [
+            s
+            for s in failed
+            if not tree.children(s) and not s.refused and self._n_tries(tree, s) < self.config.max_attempts
+        ]
 
     @staticmethod
     def _n_tries(tree: Trajectory, span: Span) -> int:
@@ -114,7 +120,11 @@ class Nodes:
         *,
         is_blind: bool = False,
     ) -> list[Span]:
-        """Sample `n` children of `parent`."""
+        """Sample `n` children of `parent`.
+
+        A conversation that the endpoint refuses for its text, or one after such a refusal, makes failed tries without
+        an answer: the policy's own text made it too long. Only if it is the task alone, the error passes through.
+        """
         messages, request = list(tree.task.messages), ()
         if parent is not None:
             turn, prompt = parent.turn, self.templates["blind_retry_prompt" if is_blind else f"{label}_prompt"]
@@ -130,6 +140,8 @@ class Nodes:
             place = tree.position(parent), "blind_retry" if is_blind else label
             sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
         slots = SpanSlot.siblings(n, label, parent and parent.span_id)
+        if parent is not None and parent.refused:
+            return [_refused(slot, parent, request, str(parent.finish_reason), "so was its parent") for slot in slots]
         sample: Sample = partial(
             self._policy_of(tree).sample,
             messages,
@@ -137,7 +149,12 @@ class Nodes:
             tools=() if label == "reflect" else tree.task.tools,
             sampling=sampling,
         )
-        generations = await (self.streamer(sample, messages, slots) if self.streamer else sample())
+        try:
+            generations = await (self.streamer(sample, messages, slots) if self.streamer else sample())
+        except ConversationError as error:
+            if parent is None:
+                raise
+            return [_refused(slot, parent, request, error.finish_reason, str(error)) for slot in slots]
         return [
             Span.model_validate(
                 {**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, "label": label, "request": request}
@@ -171,6 +188,23 @@ class Nodes:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
         began = tree.attempt
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
+
+
+def _refused(slot: SpanSlot, parent: Span, request: Sequence[Message], reason: str, why: str) -> Span:
+    """Make the span of a generation that does not exist, because the endpoint refused the conversation."""
+    return Span(
+        span_id=slot.span_id,
+        parent_id=slot.parent_id,
+        label=slot.label,
+        request=tuple(request),
+        text="",
+        model=parent.model,
+        policy_version=parent.policy_version,
+        finish_reason=reason,
+        completion_tokens=0,
+        capability_note=f"no generation: {reason}",
+        verdict=Verdict.failed(f"{reason}: the conversation was refused: {why}") if slot.label == "retry" else None,
+    )
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:

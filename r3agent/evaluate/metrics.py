@@ -44,6 +44,8 @@ class Evaluation(Record):
     errors: Rate
     """Share of episodes that errored; no cell includes them."""
     errors_by_kind: dict[str, int]
+    unfinished: dict[str, int] = {}
+    """Tries without a whole answer, by reason, e.g. `length` for the token limit; they are failures in the cells."""
     noisy_verdicts: int = 0
     """Number of verdicts that may be wrong, such as an LLM judge's; the intervals above do not account for it."""
 
@@ -74,6 +76,9 @@ def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
         equal_tokens=equal_tokens(t for t in trajectories if error_of(t) is None),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
+        unfinished=dict(
+            Counter(s.unfinished for t in trajectories for s in t.spans if s.label != "reflect" and s.unfinished)
+        ),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for t in trajectories for s in t.spans),
     )
 

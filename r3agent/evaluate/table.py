@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 
 from r3agent._util.console import columns
@@ -67,7 +68,11 @@ def _cell(value: Rate | Difference | None) -> str:
 
 
 def _counts(evaluation: Evaluation) -> str:
-    kinds = ", ".join(f"{n} {kind}" for kind, n in evaluation.errors_by_kind.items())
     noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
-    errors = f"; errors: {kinds}" if kinds else ""
-    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{errors}"
+    unfinished = _by_kind("tries without a whole answer", evaluation.unfinished)
+    errors = _by_kind("errors", evaluation.errors_by_kind)
+    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{unfinished}{errors}"
+
+
+def _by_kind(name: str, counts: Mapping[str, int]) -> str:
+    return f"; {name}: {', '.join(f'{n} {kind}' for kind, n in counts.items())}" if counts else ""

@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 import httpx
 import orjson
 
-from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.errors import (
+    AccessError,
+    ContentFilterError,
+    ContextLengthError,
+    ConversationError,
+    EndpointError,
+    PolicyError,
+    ProtocolError,
+    RequestError,
+)
 from r3agent.http.urls import redact_url
 
 MAX_MESSAGE = 500
@@ -28,6 +37,24 @@ NO_KEY = "EMPTY"
 WRONG_KEY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 NO_ROUTE = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
+
+TEXT_REFUSED = (200, 400, 403, 413, 422, 451, 500)
+"""Statuses of responses that may refuse a conversation because of its text; llama.cpp uses 500 for some."""
+
+TOO_LONG = re.compile(
+    r"context_length_exceeded|exceed_context_size|tokens_limit_reached|max_model_len"  # codes, and vLLM's setting
+    r"|context[ _-]?(length|size|window|limit)|maximum context|maximum model length"  # vLLM, SGLang, llama.cpp, OpenAI
+    r"|(prompt|input)( text| length)? is too long|input token count|input tokens exceed|too many tokens"
+    r"|`?inputs`? (tokens \+|must have less than)",  # TGI
+    re.IGNORECASE,
+)
+"""Messages and codes of servers that refuse a conversation because it is longer than the context."""
+
+FILTERED = re.compile(
+    r"content[ _-]?(filter|policy)|content management policy|moderation|\bflagged\b|safety (system|policy|filter)",
+    re.IGNORECASE,
+)
+"""Messages and codes of servers whose content filter refuses a conversation."""
 
 
 class _Body(NamedTuple):
@@ -64,12 +91,27 @@ class ServerError(Exception):
     @property
     def is_transient(self) -> bool:
         """Return True if a retry may succeed."""
-        return self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        is_transient = self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return is_transient and self.text_refusal is None
+
+    @property
+    def text_refusal(self) -> type[ConversationError] | None:
+        """Return the class of the error if the server refused the conversation because of its text."""
+        return text_refusal(self.status, f"{self.code} {self.message}")
 
     @property
     def has_no_route(self) -> bool:
         """Return True if the server has no such route, rather than no such model or resource."""
         return self.status in NO_ROUTE and not self.is_from_api
+
+
+def text_refusal(status: int, text: str) -> type[ConversationError] | None:
+    """Return the class of the error if a response refuses the conversation because of its text; `text` names why."""
+    if status not in TEXT_REFUSED:
+        return None
+    if TOO_LONG.search(text):
+        return ContextLengthError
+    return ContentFilterError if status != HTTPStatus.INTERNAL_SERVER_ERROR and FILTERED.search(text) else None
 
 
 def read_error(response: httpx.Response) -> ServerError:
@@ -114,6 +156,8 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
         tries: number of tries as text, added to the message of a transient error.
     """
     message = f"{where}{error}"
+    if refusal := error.text_refusal:
+        return refusal(f"{message}; {refusal.remedy}")
     if error.status in WRONG_KEY:
         return AccessError(f"{message}; check the API key")
     if error.status in NO_ROUTE:
@@ -122,9 +166,7 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
         return EndpointError(f"{message}{tries}")
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
-    too_long = "context" in error.message or "max_model_len" in error.message
-    remedy = "; shorten the conversation or lower sampling.max_tokens" if too_long else ""
-    return RequestError(f"{message}{remedy}", refusal=" ".join(filter(None, [error.param, error.message])))
+    return RequestError(message, refusal=" ".join(filter(None, [error.param, error.message])))
 
 
 def refused_field(refusal: str, fields: Iterable[str]) -> str | None:

@@ -20,16 +20,16 @@ from pydantic import SecretStr
 
 from r3agent._util.aio import gather_all
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
+from r3agent.http.errors import text_refusal
 from r3agent.policy.base import Sampling
 from r3agent.records import versions
+from r3agent.records.generation import LENGTH
 from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
 FINISH_REASONS = ("finish_reason", "stop_reason", "done_reason")
 """Keys of the finish reason, by provider."""
-CUT = {"max_tokens", "max_output_tokens", "length"}
-"""Finish reasons of providers for a completion that reached the token limit."""
 
 
 class ChatModelPolicy:
@@ -62,7 +62,7 @@ class ChatModelPolicy:
 
         Raises:
             AccessError: the provider refuses the key or does not know the model.
-            RequestError: the provider refuses this request.
+            RequestError: the provider refuses this request; a `ConversationError` if it is because of its text.
             EndpointError: the model raises any other error.
         """
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
@@ -99,7 +99,7 @@ class ChatModelPolicy:
             model=name,
             policy_version=versions.served_version(name) or self._version,
             sampling={} if settings is None else settings.model_dump(mode="json"),
-            finish_reason="length" if reason is not None and reason.lower() in CUT else reason,
+            finish_reason="length" if reason is not None and reason.lower() in LENGTH else reason,
             prompt_tokens=None if usage is None else usage["input_tokens"],
             completion_tokens=None if usage is None else usage["output_tokens"],
             latency_s=latency_s,
@@ -114,6 +114,8 @@ class ChatModelPolicy:
             if isinstance(value, SecretStr) and value.get_secret_value():
                 message = message.replace(value.get_secret_value(), "[the API key]")
         status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None and (refusal := text_refusal(status, message)):
+            return refusal(f"{message}; {refusal.remedy}")
         if status in (401, 403, 404, 405):
             return AccessError(f"{message}; check the key and the name of the model")
         if status in (400, 413, 422):

@@ -107,7 +107,7 @@ class OpenAIPolicy:
         Raises:
             EndpointError: the endpoint is unreachable, timed out or failed, after `max_tries`.
             AccessError: the key, the model or the URL is wrong.
-            RequestError: this request was refused, e.g. because the prompt is too long.
+            RequestError: this request was refused; a `ConversationError` if it is because of its text.
             ProtocolError: the response is not a chat completion.
         """
         body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}

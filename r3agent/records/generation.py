@@ -14,6 +14,13 @@ from r3agent.records.thinking import ReasoningField
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
 """Use of a generation in training: its recorded tokens can be trained on, its re-tokenised text can, or neither."""
 
+Unfinished: TypeAlias = Literal["length", "content_filter", "context_overflow", "content_refused"]
+"""Reason why a generation is no whole answer: it was cut off at the token limit or by a content filter, or the endpoint
+refused the conversation, which was longer than the context or not to its content filter's liking."""
+
+LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+"""Finish reasons of servers for a completion that reached the token limit."""
+
 
 class Verdict(Record):
     """A verifier's judgement of one answer."""
@@ -56,6 +63,7 @@ class Generation(Record):
     """Policy version of that model name, if known."""
     sampling: dict[str, Any] = {}
     finish_reason: str | None = None
+    """Reason in the endpoint's response; `context_overflow` or `content_refused` if it refused the conversation."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     latency_s: float | None = None
@@ -72,6 +80,24 @@ class Generation(Record):
         if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
             raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
         return self
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """Return why this is no whole answer; `None` if it is one."""
+        reason = (self.finish_reason or "").lower()
+        if reason in LENGTH:
+            return "length"
+        if reason in ("content_filter", "context_overflow", "content_refused"):
+            return reason
+        # vLLM reports tool_calls for a completion that was cut off after a tool call.
+        limit = self.sampling.get("max_tokens")
+        is_full = reason == "tool_calls" and limit is not None and len(self.token_ids or ()) >= limit
+        return "length" if is_full else None
+
+    @property
+    def refused(self) -> bool:
+        """Return True if there is no generation, because the endpoint refused the conversation."""
+        return self.unfinished in ("context_overflow", "content_refused")
 
     @property
     def message(self) -> Message:

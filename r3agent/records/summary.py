@@ -27,6 +27,8 @@ class CollectSummary(Record):
     """Share of blind retries that passed."""
     noisy_verdicts: int
     """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
+    unfinished: dict[str, int] = {}
+    """Tries without a whole answer, by reason, e.g. `length` for the token limit or `context_overflow`."""
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
@@ -56,6 +58,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
         retry_after_reflection=mean_success(s for blind, s in retries if not blind),
         retry_blind=mean_success(s for blind, s in retries if blind),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
+        unfinished=dict(Counter(s.unfinished for s in spans if s.label != "reflect" and s.unfinished)),
         groups=len(reflections),
         groups_with_variance=sum(group.has_variance for group in reflections),
         mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),

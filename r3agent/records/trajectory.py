@@ -152,8 +152,8 @@ class Trajectory(VersionedRecord):
 
     @property
     def answer(self) -> Span | None:
-        """Span to show to a user: the first try that passed, or else the last try."""
-        tries = [s for s in self.spans if s.label != "reflect"]
+        """Span to show to a user: the first try that passed, or else the last try that has an answer."""
+        tries = [s for s in self.spans if s.label != "reflect" and not s.refused]
         return next((s for s in tries if s.passed), tries[-1] if tries else None)
 
     @property

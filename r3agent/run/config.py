@@ -25,6 +25,7 @@ from r3agent.records.trajectory import Record
 from r3agent.serve.config import ServeConfig
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
+from r3agent.verifiers.interface import CutOff
 
 CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
@@ -65,6 +66,7 @@ class TaskConfig(Record):
     """Verifier: a built-in one, or your own `module:callable`; empty selects the source's default."""
     verifier_params: dict[str, Any] = {}
     """Parameters of the verifier."""
+    cut_off: CutOff = field_of("cut_off", "fail")
     seed: int = 0
     """Seed of the task draw; each round uses it together with the round number."""
     params: dict[str, Any] = {}

@@ -90,7 +90,8 @@ class RunDirectory:
     def episode_digest(self) -> str:
         """Hash the settings that an episode depends on, besides its task and its policy."""
         config = self.config
-        return digest([config.sampling.model_dump(), config.prompts.model_dump(), self.provenance()])
+        settings = [config.sampling.model_dump(), config.prompts.model_dump(), config.task.cut_off, self.provenance()]
+        return digest(settings)
 
     def provenance(self) -> dict[str, Any]:
         """Return the provenance that is recorded in every trajectory."""

@@ -47,6 +47,8 @@ class InspectedSpan(Record):
     """Weight of this retry as an answer to the first try's prompt."""
     leaked: bool
     """True for a reflection that contains the answer of its own retry."""
+    unfinished: str | None
+    """Reason why it has no whole answer, such as `length` or `context_overflow`."""
     tokens: tuple[InspectedToken, ...]
     """Tokens of the span; empty if the endpoint returned no token ids."""
 
@@ -92,6 +94,7 @@ def inspect_trajectory(
             no_credit=None if row is not None else reasons.get(span.span_id, "not credited"),
             distill=distill.get(span.span_id),
             leaked=(trajectory.trajectory_id, span.span_id) in leaked,
+            unfinished=span.unfinished,
             tokens=_tokens(span, texts),
         )
 

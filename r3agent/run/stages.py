@@ -224,6 +224,7 @@ class Run(RunDirectory):
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
                     sampling=self.config.sampling,
+                    cut_off=self.config.task.cut_off,
                     metadata=metadata,
                     on_episode=progress,
                     **self.config.prompts.model_dump(),

@@ -28,6 +28,8 @@ REMEDIES = {
     "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
     "blind_retries of at least 1",
     "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
+    "refused": "the endpoint refused their conversation, which was too long or filtered: lower sampling.max_tokens, or "
+    "serve the model with a longer context",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
     "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
     "or set retokenise = 'allow'",

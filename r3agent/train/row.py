@@ -97,7 +97,7 @@ class RowMaker(NamedTuple):
             completion_ids_T=completion,
             logprobs_T=logprobs,
             temperature=span.sampling.get("temperature"),
-            truncated=span.finish_reason == "length",
+            truncated=span.unfinished == "length",
             reward=reward,
             advantage=advantage,
         )
@@ -110,6 +110,8 @@ class RowMaker(NamedTuple):
         if age is not None and age > self.config.max_staleness:
             return "stale"
         prompt_span = prompt_of or span
+        if span.refused:
+            return "refused"
         capabilities = {span.capability, prompt_span.capability}
         if "eval-only" in capabilities:
             return "eval_only"

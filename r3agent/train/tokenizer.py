@@ -47,7 +47,7 @@ class Retokeniser:
                 f"take its conversation ({error}); set retokenise = 'refuse' to leave such spans out"
             ) from error
         completion = self._ids(span.text)
-        if span.finish_reason != "length" and self.tokenizer.eos_token_id is not None:
+        if span.unfinished != "length" and self.tokenizer.eos_token_id is not None:
             completion.append(self.tokenizer.eos_token_id)
         return self._ids(prompt), completion
 

@@ -5,6 +5,8 @@ tool calls are `answer.tool_calls`. If a verifier raises or returns anything els
 nothing about the model. A verifier that keeps connections has an async `aclose`. One that must load something first may
 have a `warm_up`, which the audit calls before it measures time. `PENDING` leaves the try without a verdict: it is not
 retried, and `r3agent label` adds the verdict later.
+
+An answer that was cut off, at `max_tokens` or by a content filter, fails without asking the verifier.
 """
 
 from __future__ import annotations
@@ -59,7 +61,13 @@ class Answer(str):
 Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
 
 
-async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[Verdict | None]:
+CutOff: TypeAlias = Literal["fail", "judge"]
+"""Treatment of an answer that was cut off: it fails, or the verifier judges the part that is there."""
+
+
+async def judge(
+    verifier: Verifier, task: Task, spans: Sequence[Span], *, cut_off: CutOff = "fail"
+) -> list[Verdict | None]:
     """Return a verdict for each span, `None` if it is pending.
 
     An async verifier is called for all spans concurrently, a sync one for one after another, in a thread.
@@ -67,7 +75,8 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
     Raises:
         VerifierError: the verifier raised, or returned something that is not a judgement.
     """
-    answers = [Answer.of(span.message) for span in spans]
+    whole = [span for span in spans if cut_off == "judge" or not span.unfinished]
+    answers = [Answer.of(span.message) for span in whole]
 
     def call() -> list[Judgement | Awaitable[Judgement]]:
         with _as_verifier_error(verifier, task):
@@ -80,8 +89,19 @@ async def judge(verifier: Verifier, task: Task, spans: Sequence[Span]) -> list[V
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     # One thread for all spans, because a thread costs more than a verdict; episodes still run concurrently.
-    judgements = call() if is_async else await asyncio.to_thread(call)
-    return await gather_all(settle(judgement) for judgement in judgements)
+    judgements = call() if is_async or not whole else await asyncio.to_thread(call)
+    verdicts = await gather_all(settle(judgement) for judgement in judgements)
+    by_id = dict(zip((span.span_id for span in whole), verdicts, strict=True))
+    return [by_id[span.span_id] if span.span_id in by_id else _cut_off(span) for span in spans]
+
+
+def _cut_off(span: Span) -> Verdict:
+    """Fail an answer that is not whole, and say where it ends."""
+    if span.unfinished == "content_filter":
+        return Verdict.failed("cut off by the endpoint's content filter")
+    sampled = f" after {span.completion_tokens} tokens" if span.completion_tokens else ""
+    limit = span.sampling.get("max_tokens")
+    return Verdict.failed(f"cut off{sampled}{f', at max_tokens = {limit}' if limit else ''}: the answer is not whole")
 
 
 def warm_up(verifier: Verifier) -> None:

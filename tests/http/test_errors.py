@@ -8,7 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.errors import (
+    AccessError,
+    ContentFilterError,
+    ContextLengthError,
+    EndpointError,
+    PolicyError,
+    ProtocolError,
+    RequestError,
+)
 from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key, refused_field
 
 MISSING = "The model `m` does not exist."
@@ -101,6 +109,65 @@ def test_policy_error(status: int, kind: type[PolicyError]) -> None:
     assert type(error) is kind
     assert str(error).startswith(f"http://h: {status} no")
     assert ("tried 2 times" in str(error)) is (kind is EndpointError)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"message": "no", "code": "context_length_exceeded"}}),  # OpenAI, Groq
+        (400, {"error": {"message": "Your input exceeds the context window of this model."}}),  # OpenAI's newest
+        (
+            400,
+            {"message": "This model's maximum context length is 64 tokens. However, your prompt contains 70"},
+        ),  # vLLM
+        (400, {"message": "The decoder prompt (length 70) is longer than the maximum model length of 64."}),  # vLLM
+        (400, {"error": {"message": "Input length (70) exceeds model's maximum context length (64)."}}),  # vLLM
+        (400, {"message": "The input (70 tokens) is longer than the model's context length (64 tokens)."}),  # SGLang
+        (400, {"message": "Requested token count exceeds the model's maximum context length of 64."}),  # SGLang
+        (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 64."}),  # TGI
+        (422, {"error": "Input validation error: `inputs` must have less than 64 tokens. Given: 70"}),  # TGI
+        (400, {"error": {"code": 400, "message": "request (70 tokens) exceeds the available context size (64)"}}),
+        (500, {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}}),
+        (400, {"error": {"message": "prompt is too long: 70 tokens > 64 maximum"}}),  # Anthropic
+        (400, {"error": {"message": "input length and `max_tokens` exceed context limit: 60 + 10 > 64"}}),
+        (400, [{"error": {"message": "The input token count (70) exceeds the maximum number of tokens"}}]),  # Gemini
+        (413, {"error": {"code": "tokens_limit_reached", "message": "Request body too large"}}),  # GitHub
+        (200, {"error": {"message": "This model's maximum context length is 64 tokens."}}),
+    ],
+)
+def test_policy_error_of_a_conversation_too_long(status: int, body: Any) -> None:
+    error = error_of(body, status)
+    assert not error.is_transient
+    found = policy_error(error)
+    assert type(found) is ContextLengthError
+    assert str(found).endswith("; shorten the conversation or lower sampling.max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"code": "content_filter", "message": "triggering Azure OpenAI's content management policy"}}),
+        (403, {"error": {"message": "m requires moderation. Your input was flagged for 'violence'."}}),  # OpenRouter
+        (400, {"error": {"message": "rejected as a result of our safety system", "code": "moderation_blocked"}}),
+    ],
+)
+def test_policy_error_of_a_filtered_conversation(status: int, body: Any) -> None:
+    assert type(policy_error(error_of(body, status))) is ContentFilterError
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        (400, "unknown field `top_k`", RequestError),
+        (400, "max_tokens must be at least 1", RequestError),
+        (401, "the context length of this key is over", AccessError),
+        (429, "Request too large on tokens per min: Limit 10, Requested 15", EndpointError),
+        (500, "CUDA out of memory", EndpointError),
+        (503, "context length: the server is loading", EndpointError),
+    ],
+)
+def test_policy_error_of_another_refusal(status: int, message: str, kind: type[PolicyError]) -> None:
+    assert type(policy_error(error_of({"error": message}, status))) is kind
 
 
 def test_policy_error_keeps_the_whole_refusal() -> None:

@@ -13,7 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error, RequestError
+from r3agent.errors import (
+    AccessError,
+    ConfigError,
+    ContextLengthError,
+    EndpointError,
+    ProtocolError,
+    R3Error,
+    RequestError,
+)
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.endpoint import Connection, Endpoint
 from r3agent.records.trajectory import Generation
@@ -110,7 +118,7 @@ async def test_an_endpoint_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "remedy"),
     [
-        (PROMPT_TOO_LONG, RequestError, "maximum context length"),
+        (PROMPT_TOO_LONG, ContextLengthError, "maximum context length"),
         (Fault(422, '{"detail": "bad"}'), RequestError, "bad"),
         (Fault(401), AccessError, "check the API key"),
         (Fault(403), AccessError, "check the API key"),

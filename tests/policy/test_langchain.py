@@ -13,7 +13,8 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from r3agent import AccessError, EndpointError, RequestError, Sampling, Trajectory, build_graph
+from r3agent import AccessError, EndpointError, Sampling, Trajectory, build_graph
+from r3agent.errors import ContextLengthError
 from r3agent.policy import Policy
 from r3agent.policy.langchain import NO_IDS, ChatModelPolicy
 from r3agent.testing import PROMPT_TOO_LONG, SERVER_ERROR, ScriptedEndpoint
@@ -143,7 +144,7 @@ async def test_chat_openai_passes_on_logprobs_usage_tools_and_the_sampling() -> 
     ("settings", "error"),
     [
         ({"api_key": "sk-right"}, AccessError),
-        ({"faults": [PROMPT_TOO_LONG]}, RequestError),
+        ({"faults": [PROMPT_TOO_LONG]}, ContextLengthError),
         ({"faults": [SERVER_ERROR]}, EndpointError),
     ],
 )
