@@ -12,7 +12,7 @@ from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
 from r3agent.run.config import CONFIG_FILE, load_config
-from r3agent.run.demo import SECONDS, SETTINGS, run_demo
+from r3agent.run.demo import FOR_ONE_DECISION, SECONDS, SETTINGS, run_demo
 from r3agent.run.stages import Run
 
 
@@ -21,13 +21,11 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     path = Path(run) / CONFIG_FILE
     if path.exists():
         raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
-    key, note = "sampling.max_tokens", ""
-    config = load_config(None, overrides)
-    subject = {config.policy.model, config.policy.base_model, config.task.source}
-    if key not in overrides and subject == {"bundled", "countdown"}:
-        overrides[key] = SETTINGS[key]
-        note = f", with {key} = {SETTINGS[key]} for the bundled policy (another model needs more)"
-    Run(run, overrides)
+    note, config = "", load_config(None, overrides)
+    if {config.policy.model, config.policy.base_model, config.task.source} == {"bundled", "countdown"}:
+        overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
+        note = ", with the demo's settings for the bundled policy (another model needs others)"
+    Run(run, overrides).write_config()
     return Output({"config": str(path)}, f"{path} written{note}; next: r3agent collect --run {run}")
 
 

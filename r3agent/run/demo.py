@@ -36,6 +36,9 @@ The gate may use the test split here, because it decides once, at the end, and t
 second evaluation, on the gate split, would double the evaluation time.
 """
 
+FOR_ONE_DECISION = {"eval.n", "gate.split", "loop.evaluate_every"}
+"""Settings of the demo that a run whose gate decides every round does not have."""
+
 SECONDS = {"start": 5.0, "collect": 13.0, "train": 10.0, "evaluate": 20.0}
 """Estimated seconds of the first stage of each kind on two idle cores; later estimates use the previous stage."""
 
@@ -113,8 +116,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
 
 next: r3agent eval --run {out}               this table again
       r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
-      r3agent init --run runs/mine --set train.learning_rate=1e-3 --set train.batch_size=128
-                                             a run of your own: then `r3agent serve bundled` and `r3agent loop`"""
+      r3agent init --run runs/mine           a run of your own: then `r3agent serve bundled` and `r3agent loop`"""
     return summary, text
 
 

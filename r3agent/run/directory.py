@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -10,8 +11,11 @@ from typing import Any
 
 import orjson
 
+from r3agent._util.aio import run_sync
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
+from r3agent.http.errors import NO_KEY
+from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
@@ -20,6 +24,8 @@ from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import default_verifier, find_tasks, read_tasks
 from r3agent.verifiers import KINDS, find_verifier
+
+logger = logging.getLogger(__name__)
 
 IDENTITY: dict[str, Callable[[Config], str]] = {
     "task.source": lambda config: config.task.source,
@@ -33,7 +39,7 @@ class RunDirectory:
     """An open run directory.
 
     Args:
-        directory: created if missing.
+        directory: created by the first stage.
         overrides: dotted keys that override the directory's `r3.toml`.
 
     Raises:
@@ -42,8 +48,8 @@ class RunDirectory:
 
     def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.directory = Path(directory)
-        path = self.directory / CONFIG_FILE
-        file = path if path.exists() else None
+        self.config_file = self.directory / CONFIG_FILE
+        file = self.config_file if self.config_file.exists() else None
         config = load_config(file, overrides or {})
         self.verifier_name = IDENTITY["task.verifier"](config)
         prompts = config.prompts.filled(KINDS.get(self.verifier_name, "general"))
@@ -56,11 +62,18 @@ class RunDirectory:
         self._split_guard = SplitGuard([self.directory / "trajectories", *evaluations])
         if not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
-            self._write_config(path)
 
     def ensure_live(self) -> PolicyCard:
-        """Return the card of the live version; in a new run, add the base as v0000 and make it live."""
+        """Return the card of the live version; in a new run, write r3.toml, add the base as v0000 and make it live.
+
+        Raises:
+            EndpointError, AccessError: a new run's server does not answer as `policy.model`; nothing is written.
+        """
         base = self.config.policy
+        if not self.registry.versions():
+            self._check_server()
+        if not self.config_file.exists():
+            self.write_config()
         self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
             self.registry.set_live(BASE)
@@ -103,6 +116,8 @@ class RunDirectory:
         """Draw `n` tasks of a split and check that no other split has used them."""
         task = self.config.task
         tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        if n is not None and len(tasks) < n:
+            logger.warning("%d of %d tasks: split %s of %s has no more", len(tasks), n, split, task.source)
         self._split_guard.check(tasks, split)
         return tasks
 
@@ -115,8 +130,18 @@ class RunDirectory:
             "config": self.config.deploy,
         }
 
-    def _write_config(self, path: Path) -> None:
-        write_atomically(path, to_toml(self.config))
+    def write_config(self) -> None:
+        write_atomically(self.config_file, to_toml(self.config))
+
+    def _check_server(self) -> None:
+        """Request one token, so that a mistyped URL or model is not stored."""
+        policy = self.config.policy
+
+        async def sample() -> None:
+            async with OpenAIPolicy(policy.base_url, policy.model, api_key=self.api_key or NO_KEY) as asked:
+                await asked.sample([{"role": "user", "content": "Hello"}], sampling=Sampling(max_tokens=1))
+
+        run_sync(sample())
 
     def _refuse_another_identity(self, on_file: Config) -> None:
         for key, of in IDENTITY.items():

@@ -69,7 +69,7 @@ class Run(RunDirectory):
         Args:
             start: version to start from; default: the live one.
         """
-        parent, trajectories = self.ensure_live(), self.trajectories()
+        trajectories, parent = self.trajectories(), self.ensure_live()
         parent = self.registry.card(start) if start is not None else parent
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from r3agent._util.imports import entry_points, load_attribute
+from r3agent._util.params import check_params
 from r3agent.errors import ConfigError, R3Error
 from r3agent.records.trajectory import Task
 from r3agent.tasks.jsonl import load_jsonl
@@ -104,11 +105,12 @@ def default_verifier(source: str) -> str:
     return shipped.verifier
 
 
-def _call(source: str, n: int | None, **settings: Any) -> list[Task]:
+def _call(source: str, n: int | None, *, seed: int, split: str, **params: Any) -> list[Task]:
     """Call a source and check that it yields tasks."""
     make, name = _find(source)
-    settings |= name
     tasks: list[Task] = []
+    check_params(make, params, key="task.params", passed=("n", "seed", "split", *name))
+    settings = {"seed": seed, "split": split, **params, **name}
     try:
         for task in islice(make(n, **settings), n):
             if not isinstance(task, Task):

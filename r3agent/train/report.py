@@ -90,6 +90,8 @@ class RowReport(Record):
 
     def why_empty(self) -> str:
         """Explain why there are no rows, with counts, the main reason and its remedy."""
+        if not self.trajectories:
+            return "there are no episodes; collect some first"
         why = [self._why_empty()] if not self.errored or self.errored < self.trajectories else []
         if self.errored:
             errored = f"{self.errored} of {self.trajectories} episodes errored"

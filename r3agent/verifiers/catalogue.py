@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from r3agent._util.imports import entry_points, load_attribute
+from r3agent._util.params import check_params
 from r3agent.errors import ConfigError, R3Error
 from r3agent.records.prompts import Kind
 from r3agent.verifiers.interface import Verifier
@@ -52,11 +53,12 @@ def find_verifier(name: str, **params: Any) -> Verifier:
         raise ConfigError(
             f"verifier {name!r} is a {type(found).__name__}; it must be a callable (task, answer) -> bool"
         )
+    is_class = isinstance(found, type)
     try:
-        if isinstance(found, type):
+        passed = () if is_class else list(inspect.signature(found).parameters)[:2]
+        check_params(found, params, key="task.verifier_params", passed=passed)
+        if is_class:
             return cast(Verifier, found(**params))
-        if params:
-            inspect.signature(found).bind("task", "answer", **params)
     except R3Error:
         raise
     except Exception as error:  # a user's class may raise anything

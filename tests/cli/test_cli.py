@@ -107,23 +107,23 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "max_tokens"),
+    ("flags", "max_tokens", "is_demo"),
     [
-        ([], SETTINGS["sampling.max_tokens"]),
-        (["--set", "sampling.max_tokens=99"], 99),
-        (["--model", "mine"], 512),
-        (["--task", "tasks.jsonl"], 512),
+        ([], SETTINGS["sampling.max_tokens"], True),
+        (["--set", "sampling.max_tokens=99"], 99, True),
+        (["--model", "mine"], 512, False),
+        (["--task", "tasks.jsonl"], 512, False),
     ],
 )
-def test_init_leaves_the_bundled_policy_the_room_that_its_answers_take(
-    flags, max_tokens, tmp_path, capsys, monkeypatch
-):
+def test_init_takes_the_demos_settings_for_its_policy(flags, max_tokens, is_demo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tasks.jsonl").write_text('{"prompt": "What is 6 times 7?", "answer": "42"}\n')
     code, out, _ = call(capsys, "init", "--run", tmp_path, *flags)
     assert code == 0
-    assert load_config(tmp_path / "r3.toml", {}).sampling.max_tokens == max_tokens
-    assert ("another model needs more" in out) == (max_tokens == SETTINGS["sampling.max_tokens"])
+    written = load_config(tmp_path / "r3.toml", {})
+    assert written.sampling.max_tokens == max_tokens
+    assert (written.train.learning_rate == SETTINGS["train.learning_rate"]) == is_demo
+    assert ("another model needs others" in out) == is_demo
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,10 @@ def test_training_without_failures_says_what_to_do(tmp_path, tasks, capsys):
 
 
 def test_deploy_and_rollback_of_a_version_that_is_not_there(tmp_path, capsys):
-    call(capsys, "init", "--run", tmp_path / "run")
     policies = tmp_path / "run" / "policies"
-    code, _, err = call(capsys, "deploy", "v0009", "--run", tmp_path / "run")
+    with ScriptedEndpoint("5") as endpoint:
+        call(capsys, "init", "--run", tmp_path / "run", "--url", endpoint.url, "--model", endpoint.model)
+        code, _, err = call(capsys, "deploy", "v0009", "--run", tmp_path / "run")
     assert (code, err) == (2, f"r3agent deploy: 'v0009': {policies} has v0000; name one of them\n")
     code, _, err = call(capsys, "rollback", "--run", tmp_path / "run")
     said = "r3agent rollback: v0000 is live and nothing came before it; name a version to deploy instead\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.errors import ConfigError, PolicyError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
@@ -59,7 +59,9 @@ def settings(endpoint: ChattingEndpoint, tasks: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, settings: dict[str, Any]) -> Run:
-    return Run(tmp_path / "run", settings)
+    run = Run(tmp_path / "run", settings)
+    run.write_config()
+    return run
 
 
 def with_version(run: Run, kind: str = "lora") -> Run:
@@ -116,6 +118,26 @@ def test_a_file_has_the_settings_of_the_first_call_and_later_overrides_are_not_w
     again = reopened(run, eval__n=3)
     assert again.config.eval.n == 3
     assert reopened(run).config == run.config
+
+
+def test_a_mistyped_server_or_model_is_not_stored(tmp_path: Path, settings: dict[str, Any]) -> None:
+    for key, mistyped in (("policy.base_url", "http://127.0.0.1:9/v1"), ("policy.model", "tinny")):
+        with pytest.raises(PolicyError):
+            Run(tmp_path / "new", {**settings, key: mistyped}).collect()
+        assert not (tmp_path / "new").exists()
+    run = Run(tmp_path / "new", settings)
+    run.collect()
+    assert load_config(run.config_file, {}) == run.config
+
+
+def test_fewer_tasks_than_asked_for_are_reported(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    reopened(run, collect__n=5000).collect()
+    assert f"of 5000 tasks: split train of {run.config.task.source} has no more" in caplog.text
+
+
+def test_train_without_episodes_says_so(run: Run) -> None:
+    with pytest.raises(ConfigError, match="there is no such directory; collect some trajectories first"):
+        run.train()
 
 
 @pytest.mark.parametrize(

@@ -134,5 +134,5 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> N
 
 
 def test_settings_of_the_generator_are_not_those_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'max_number'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.params\.max_number'; known are solved"):
         find_tasks(json_file(tmp_path, *ROWS), max_number=9)

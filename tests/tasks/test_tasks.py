@@ -89,9 +89,14 @@ def test_default_verifier_is_the_source_s_own(sources: str) -> None:
         ("reasoning-gym", 3, {}, r"'reasoning-gym' is unknown; use one of .*'reasoning-gym:NAME'"),
         ("countdown", 0, {}, "n = 0: ask for at least 1 task"),
         ("countdown", -1, {}, "n = -1: ask for at least 1 task"),
-        ("countdown", 1, {"max_numbr": 9}, "'countdown' with .*unexpected keyword argument 'max_numbr'"),
-        ("countdown", 1, {"max_number": 10.5}, "'countdown' with .*'max_number': 10.5"),
-        ("countdown", 1, {"numbers": "three"}, "'countdown' with .*'numbers': 'three'"),
+        (
+            "countdown",
+            1,
+            {"max_numbr": 9},
+            r"unknown key 'task\.params\.max_numbr'; did you mean 'task\.params\.max_number'\?",
+        ),
+        ("countdown", 1, {"max_number": 10.5}, r"task\.params\.max_number = 10\.5: Input should be a valid integer"),
+        ("countdown", 1, {"numbers": "three"}, r"task\.params\.numbers = 'three': Input should be a valid integer"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(source: str, n: int | None, params: dict[str, Any], says: str) -> None:

@@ -279,7 +279,7 @@ async def test_an_answer_that_knows_the_mark_of_another_gains_nothing() -> None:
         ({"rubric": "{{ gold }}"}, "rubric: gold is unknown"),
         ({"base_url": "judge"}, "base_url = 'judge': must start with http://"),
         ({"base_url": "http://me:pw@judge/v1"}, "base_url = 'http://judge/v1' with a password"),
-        ({"vote": 3}, "unexpected keyword argument 'vote'"),
+        ({"vote": 3}, r"unknown key 'task\.verifier_params\.vote'; did you mean 'task\.verifier_params\.votes'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(settings: dict[str, Any], says: str) -> None:

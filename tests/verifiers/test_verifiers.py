@@ -197,7 +197,7 @@ def test_shipped_verifier_is_found_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NEEDED))
 def test_a_verifier_without_what_it_needs_says_so(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"missing .* required .*'base_url' and 'model'"):
+    with pytest.raises(ConfigError, match=r"missing: task\.verifier_params\.base_url, task\.verifier_params\.model"):
         find_verifier(name)
 
 
@@ -224,7 +224,7 @@ async def test_settings_are_keyword_arguments_of_a_function_or_a_class(project: 
     (project / "own_checks.py").write_text(OWN)
     assert not (await verdict_on("4.3", find_verifier(f"own_checks:{name}", tolerance=0.1))).passed
     assert (await verdict_on("4.3", find_verifier(f"own_checks:{name}", tolerance=0.5))).passed
-    with pytest.raises(ConfigError, match=rf"'own_checks:{name}' with {{'tolerence': 1}}: TypeError: .*toler"):
+    with pytest.raises(ConfigError, match=r"unknown key 'task\.verifier_params\.tolerence'; did you mean"):
         find_verifier(f"own_checks:{name}", tolerence=1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -64,7 +65,9 @@ def entries(name: str, params: dict[str, Any], seed: int, size: int) -> dict[str
     try:
         dataset = create_dataset(name, **params, seed=seed, size=size)
     except (TypeError, ValueError, AssertionError) as error:
-        return {"refused": f"{params}: {type(error).__name__}: {error}"}
+        known = sorted(field.name for field in fields(DATASETS[name][1]) if field.name not in SET_HERE)
+        wrong = f"; its settings are {', '.join(known)}" if set(params) - set(known) else ""
+        return {"refused": f"task.params = {params}: {error}{wrong}"}
     # A field that JSON cannot represent, such as a fraction in gsm_symbolic's variables, becomes text.
     made = [json.loads(json.dumps(dataset[i], default=str)) for i in range(size)]
     return {"entries": [entry for entry in made if entry["answer"] is None or _own_answer_passes(name, params, entry)]}
