@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 from warnings import warn
 
@@ -195,6 +195,8 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
             found = measure(server, card.served_name, fingerprint, tolerance=config.tolerance)
             if found.verdict == "arrived":
                 strategy, update = "none", None
+                with suppress(DeployError):  # a server that was restarted with these weights does not name them
+                    server.set_weight_version(version)
         new = server if update is None else update.apply(server)
         report = None
         if fingerprint:

@@ -49,6 +49,7 @@ async def collect(
     verifier: Verifier,
     out: str | Path,
     policy_name: str = "",
+    version: str | None = None,
     verifier_name: str = "",
     samples: int = 1,
     concurrency: int = 64,
@@ -60,6 +61,7 @@ async def collect(
 
     Args:
         policy_name: served name with its version; stored episodes of another policy do not count as done.
+        version: policy version that all spans must have, or else a stored episode does not count as done; default: any.
         verifier_name: recorded with each trajectory; stored episodes of another verifier do not count as done.
         samples: episodes per task.
         concurrency: maximum number of concurrent episodes.
@@ -83,7 +85,7 @@ async def collect(
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
-        stored = {t.trajectory_id: t for t in load(out) if t.error is None}
+        stored = {t.trajectory_id: t for t in load(out, version=version) if t.error is None}
         done = [stored[job.trajectory_id] for job in jobs if job.trajectory_id in stored]
         missing = [job for job in jobs if job.trajectory_id not in stored]
         resumed = len(done)

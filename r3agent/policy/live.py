@@ -21,6 +21,8 @@ class Target(NamedTuple):
     """Base URL of the server; `None` for the policy's own."""
     in_place: bool
     """True if weights are reloaded under one name, so that the name does not identify the version."""
+    version: str | None = None
+    """Version that is live, if the registry was read."""
 
 
 class LivePolicy:
@@ -52,7 +54,7 @@ class LivePolicy:
             raise ConfigError(
                 f"{self._name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
-        return Target(card.served_name, registry.live_base_url, has_weights_in_place(registry))
+        return Target(card.served_name, registry.live_base_url, has_weights_in_place(registry), card.version)
 
 
 def has_weights_in_place(registry: Registry) -> bool:

@@ -71,6 +71,8 @@ class OpenAIPolicy:
         self._live: LivePolicy | None = None
         self._pin: str | None = None
         self._refused: set[str] = set()
+        self._named: set[str] = set()
+        """Base URLs of servers that have named the version of their weights."""
         self._settings: dict[str, Any] = {
             "api_key": api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY,
             "concurrency": concurrency,
@@ -193,7 +195,7 @@ class OpenAIPolicy:
             served_name = answer.get("model") or target.model
             common = {
                 "model": target.model,
-                "policy_version": self._version_of(served_name, before, after),
+                "policy_version": self._version_of(target, served_name, before, after),
                 "sampling": settings.model_dump(mode="json"),
                 "latency_s": round(latency_s, 4),
             }
@@ -226,10 +228,24 @@ class OpenAIPolicy:
             of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
         return of_loop[endpoint.base_url]
 
-    def _version_of(self, served_name: str, before: str | None, after: str | None) -> str | None:
-        """Return the version that answered; `None` if the weights changed during the request."""
+    def _version_of(self, target: Target, served_name: str, before: str | None, after: str | None) -> str | None:
+        """Return the version that answered; `None` if nobody knows it.
+
+        Args:
+            before: version that the server named before the request; `None` if it named none, or was not asked.
+            after: the same, after the request; vLLM answers "default" until the first deploy after its start.
+        """
+        url = target.base_url or self.base_url
         if name := versions.served_version(served_name):
             return name
         if before != after:
             return None
-        return after if versions.is_version(after) else self._version or versions.BASE
+        if versions.is_version(after):
+            self._named.add(url)
+            return after
+        if target.in_place and url in self._named:
+            return None  # it has restarted, and may have any weights
+        expected = self._version or target.version or versions.BASE
+        if after is not None and self._version is None and expected != versions.BASE:
+            return None  # it has started after the deploy of the live version
+        return expected

@@ -18,6 +18,12 @@ GRAMMARS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice"
 """Request fields of vLLM that constrain sampling."""
 
 
+UNKNOWN_VERSION = (
+    "nobody knows which version it is of: the weights were swapped while it was generated, or the server has restarted "
+    "and does not name its weights until the next deploy"
+)
+
+
 def is_constrained(request: Json) -> bool:
     """Return True if a grammar constrains sampling.
 
@@ -98,7 +104,7 @@ def _grade(
     if not ids and not has_content:
         return "eval-only", "the completion is empty"
     if shared.get("policy_version") is None:
-        return "eval-only", "the weights were swapped while it was generated: nobody knows which version it is of"
+        return "eval-only", UNKNOWN_VERSION
     if not ids or not shared["prompt_token_ids"]:
         return "trainable-retokenised", "the endpoint returned no token ids"
     if logprobs is None:

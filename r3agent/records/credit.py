@@ -1,12 +1,13 @@
 """Credit: the reward of a span, and the siblings it is compared with.
 
     label         reward sources, the first by default        its siblings, a GRPO group
-    attempt       success | score of its own verdict          first tries of one task by one policy version
+    attempt       success | score of its own verdict          first tries of one task
     reflect       retry_success | retry_score | lift          reflections of one failed try
     retry         success | score                             retries after one reflection
     blind_retry   success | score                             blind retries of one failed try
 
-Siblings are sampled from the same prompt. Spans of different failures are never compared: that would bias the baseline.
+Siblings are sampled from the same prompt by one policy version. Spans of different failures are never compared: that
+would bias the baseline.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def groups(
         for span in trajectory.spans:
             if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
                 continue
-            key = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
+            place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
+            key = place, span.policy_version  # the weights may have been swapped between two siblings
             siblings.setdefault(key, []).append((trajectory, span, earned))
     for members in siblings.values():
         trajectories_G, spans_G, rewards_G = zip(*members, strict=True)
@@ -168,7 +170,7 @@ def _asked(span: Span) -> str:
 
 
 def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:
-    """Return the key that first tries of several episodes share if they are siblings: task, prompt, policy version."""
+    """Return the key that first tries of several episodes share if they are siblings: task and prompt."""
     task = trajectory.task
     asked = json.dumps([trajectory.prompt(attempt), task.tools], sort_keys=True, default=str)
-    return task.id, asked, attempt.policy_version
+    return task.id, asked

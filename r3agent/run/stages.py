@@ -21,6 +21,7 @@ from typing import Any
 from r3agent.deploy import DeployReport, deploy, load_version, rollback
 from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.episodes.config import EpisodeLimits
+from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.http.errors import NO_KEY
@@ -146,6 +147,7 @@ class Run(RunDirectory):
         with self._put_back(missing):
             for version in missing:
                 self._evaluate(version, tasks, split, progress)
+                self._refuse_strays(version, tasks)
         return [self._evaluated(version, tasks) for version in versions]
 
     def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
@@ -157,6 +159,7 @@ class Run(RunDirectory):
             self.directory / "eval" / version,
             progress,
             samples=self.config.eval.samples,
+            version=version,
             settings=self._evaluation_digest(),
             **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
             concurrency=self.config.collect.concurrency,
@@ -167,13 +170,22 @@ class Run(RunDirectory):
         return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
     def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
-        """Load the stored episodes of a version under the current settings."""
+        """Load the stored episodes under the current settings in which this version alone answered."""
         ids, current = {task.id for task in tasks}, self._evaluation_digest()
         return [
             t
-            for t in load(self.directory / "eval" / version)
+            for t in load(self.directory / "eval" / version, version=version)
             if t.task.id in ids and t.sample < self.config.eval.samples and t.metadata.get("settings") == current
         ]
+
+    def _refuse_strays(self, version: str, tasks: list[Task]) -> None:
+        """Refuse an evaluation for which other weights answered, e.g. because the server was restarted meanwhile."""
+        wanted = len(tasks) * self.config.eval.samples
+        if strays := wanted - len(self._evaluated(version, tasks)):
+            raise RecordError(
+                f"{strays} of {wanted} episodes were not answered by {version} alone: its weights were replaced, or "
+                "the server was restarted, meanwhile; evaluate again, which collects these episodes anew"
+            )
 
     def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
         """Return True if no episode is missing, so that no server is needed."""

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
-def load(directory: str | Path) -> list[Trajectory]:
+def load(directory: str | Path, *, version: str | None = None) -> list[Trajectory]:
     """Read one trajectory per id, with its labels; an episode that was collected again replaces the failed one.
+
+    Args:
+        version: leave out trajectories with a span that is not known to be of this policy version.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
     """
-    return with_labels(directory, latest(read(directory)))
+    found = (t for t in read(directory) if version is None or {*t.policy_versions} <= {version})
+    return with_labels(directory, latest(found))
 
 
 def to_dataset(directory: str | Path) -> Dataset:

@@ -180,8 +180,10 @@ def test_weights_in_place_are_not_read_again(run: Run, endpoint: Endpoint):
     run.train("full", seed=1)
     assert deploy("v0000", registry=run.registry, base_url=endpoint.url).strategy == "none"
     deploy("v0001", registry=run.registry, base_url=endpoint.url)
+    endpoint.weight_version = "default"  # it was restarted with these weights
     assert deploy("v0001", registry=run.registry, base_url=endpoint.url).strategy == "none"
     assert endpoint.calls.count("/collective_rpc") == 1
+    assert endpoint.weight_version == "v0001"
 
 
 def test_full_weights_are_loaded_in_turn_to_compare_them(run: Run, endpoint: Endpoint):

@@ -123,6 +123,45 @@ async def test_weights_in_place_are_stamped_by_what_the_server_says(
     assert (said.policy_version, said.capability) == ("v0000", "trainable-exact")
 
 
+async def test_a_server_that_forgot_its_version_has_unknown_weights(
+    registry: Registry, endpoint: ScriptedEndpoint
+) -> None:
+    add(registry, "v0001", "full")
+    async with OpenAIPolicy(endpoint.url, "tiny", registry=registry, version="v0001") as policy:
+        endpoint.weight_version = "v0001"
+        await policy.sample(MESSAGES)
+        for restarted in ("default", None):
+            endpoint.weight_version = restarted
+            await policy.sample(MESSAGES)  # the weights before it are those of the last answer
+            [after] = await policy.sample(MESSAGES)
+            assert (after.policy_version, after.capability) == (None, "eval-only")
+            assert "does not name its weights" in (after.capability_note or "")
+        endpoint.weight_version = "v0001"
+        await policy.sample(MESSAGES)
+        [named] = await policy.sample(MESSAGES)
+    assert named.policy_version == "v0001"
+
+
+@pytest.mark.parametrize(
+    ("live", "names", "stamp"),
+    [
+        ("v0000", "default", "v0000"),
+        ("v0000", None, "v0000"),
+        ("v0001", "default", None),  # the server has started after the deploy
+        ("v0001", None, "v0001"),  # it never names a version
+    ],
+)
+async def test_the_live_version_is_stamped_only_if_the_server_may_have_it(
+    registry: Registry, endpoint: ScriptedEndpoint, live: str, names: str | None, stamp: str | None
+) -> None:
+    add(registry, "v0001", "full")
+    registry.set_live(live)
+    endpoint.weight_version = names
+    async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+        [generation] = await policy.sample(MESSAGES)
+    assert generation.policy_version == stamp
+
+
 async def test_adapters_ask_nothing_of_the_weights(registry: Registry) -> None:
     with ScriptedEndpoint("hi", model="tiny") as endpoint:
         endpoint.weight_version = "v0009"  # it would be on the stamp

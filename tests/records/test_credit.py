@@ -157,3 +157,13 @@ def test_first_tries_are_siblings_by_task_prompt_and_policy_version() -> None:
     assert found[0].rewards_G == (1.0, 0.0)
     assert found[0].parent is None
     assert len({g.group_id for g in found}) == len(found)
+
+
+def test_siblings_are_of_one_policy_version() -> None:
+    """The weights may be swapped between two of the requests for the rest of a group."""
+    attempt = span("attempt", passed=False, policy_version="v0001")
+    reflections = [span("reflect", attempt, policy_version=version) for version in ("v0001", "v0002", "v0001", None)]
+    retries = [span("retry", reflection, passed=True) for reflection in reflections]
+    grown = tree(attempt, *reflections, *retries)
+    versions = [[s.policy_version for s in group.spans_G] for group in groups([grown])]
+    assert versions == [["v0001", "v0001"], ["v0002"], [None]]

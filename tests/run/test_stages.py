@@ -229,6 +229,31 @@ def test_an_evaluation_that_was_stopped_asks_for_what_is_missing(run: Run, endpo
     assert (len(stored(run, "v0000")), comparison.baseline.n_episodes) == (N_TASKS, N_TASKS)
 
 
+def restamp(run: Run, version: str, stamp: str, n: int) -> None:
+    """Let other weights have answered the first `n` stored episodes."""
+    [path] = (run.directory / "eval" / version).glob("*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    old, new = f'"policy_version":"{version}"', f'"policy_version":"{stamp}"'
+    path.write_text("".join([*(line.replace(old, new) for line in lines[:n]), *lines[n:]]))
+
+
+def test_episodes_that_other_weights_answered_are_collected_anew(run: Run, endpoint: ChattingEndpoint) -> None:
+    found = evaluated(run).comparison("v0000", "v0001")
+    restamp(run, "v0001", "v0000", n=3)
+    asked = len(endpoint.chats)
+    assert reopened(run).evaluate("v0000", "v0001") == found
+    assert len(endpoint.chats) == asked + 3 * 4  # with the blind retry, an episode has 4 requests
+    assert {t.policy_versions for t in load(run.directory / "eval" / "v0001", version="v0001")} == {("v0001",)}
+
+
+def test_an_evaluation_that_other_weights_answered_is_refused(run: Run, endpoint: ChattingEndpoint) -> None:
+    with_version(run, "full")
+    endpoint.names_weights = True
+    endpoint.reply = lambda body: setattr(endpoint, "weight_version", "default") or "5"  # the server restarts
+    with pytest.raises(RecordError, match=f"{N_TASKS} of {N_TASKS} episodes were not answered by v0000 alone"):
+        run.evaluate("v0000", "v0001")
+
+
 def test_evaluations_under_two_samplings_do_not_mix(run: Run) -> None:
     warm = evaluated(run).comparison("v0000", "v0001")
     colder = reopened(run, sampling__temperature=0.5)
