@@ -23,8 +23,8 @@ from typing_extensions import Unpack
 from r3agent._util.aio import run_sync
 from r3agent._util.messages import shorten
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
-from r3agent.episodes.nodes import Nodes, Streamer
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState
+from r3agent.episodes.nodes import Nodes, Streamer, Update
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, begin, merge_spans, proceed
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
@@ -76,7 +76,7 @@ def build_graph(
         EpisodeState, context_schema=EpisodeContext, input_schema=EpisodeInput, output_schema=EpisodeOutput
     )
     for node in (Nodes.attempt, Nodes.verify, Nodes.reflect, Nodes.retry):
-        graph.add_node(node.__name__, AsyncStep(nodes, node))
+        graph.add_node(node.__name__, AsyncNode(nodes, node))
     graph.add_edge(START, "attempt")
     graph.add_edge("attempt", "verify")
     graph.add_conditional_edges("verify", AsyncStep(nodes, after_verify), list(get_args(Next)))
@@ -87,7 +87,7 @@ def build_graph(
 
 async def after_verify(nodes: Nodes, state: EpisodeState) -> Next:
     """Route to reflection on the failed tries, to a retry without reflection, or to the end."""
-    if not state["frontier"]:
+    if not state.get("frontier"):
         return "__end__"
     return "reflect" if nodes.config.reflections else "retry"
 
@@ -105,15 +105,26 @@ class AsyncStep(Runnable[EpisodeState, T]):
         self._step = step
 
     def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
-        return run_sync(self._run(input, config))
+        return run_sync(self._run(input, config or {}))
 
     async def ainvoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
-        return await self._run(input, config)
+        return await self._run(input, config or {})
 
-    def _run(self, state: EpisodeState, config: RunnableConfig | None) -> Coroutine[Any, Any, T]:
-        with set_config_context(config or {}) as running:  # LangGraph sets it for nodes, but not for routers
-            context: object = running.run(get_runtime).context
-        return self._step(self._nodes.under(context), state)
+    async def _run(self, state: EpisodeState, config: RunnableConfig) -> T:
+        with set_config_context(config) as running:  # LangGraph sets it for nodes, but not for routers
+            runtime: Any = running.run(get_runtime)  # none where `update_state` calls the router outside of a run
+        return await self._step(self._nodes.under(runtime and runtime.context), state)
+
+
+class AsyncNode(AsyncStep[Update]):
+    """Node that also keeps the episode's identity and notices branches and edits."""
+
+    async def _run(self, state: EpisodeState, config: RunnableConfig) -> Update:
+        identify = begin if self._step is Nodes.attempt else proceed
+        own = identify(state, config.get("metadata", {}))
+        known: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
+        update = await super()._run(known, config)
+        return {**update, **own, "spans": [*own["spans"], *update["spans"]]}
 
 
 def _check_collaborators(policy: object, verifier: object) -> None:

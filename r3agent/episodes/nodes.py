@@ -59,7 +59,7 @@ class Nodes:
         spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
         tree = tree.model_copy(update={"spans": spans, "sample": self.sample})
         answer, frontier = tree.answer, self._frontier(tree)
-        assert answer is not None  # the graph enters at `attempt`
+        assert answer is not None  # `tree_of` requires an attempt
         return {
             **_update(judged.values()),
             "answer": str(Answer.of(answer.message)),
@@ -70,9 +70,9 @@ class Nodes:
 
     async def reflect(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
+        n = self.config.reflections  # a run's context may have none where an edit of the state led here
         return await _grow(
-            partial(self._sample, state, tree, failed, "reflect", self.config.reflections)
-            for failed in frontier_of(state, tree)
+            partial(self._sample, state, tree, failed, "reflect", n) for failed in frontier_of(state, tree) if n
         )
 
     async def retry(self, state: EpisodeState) -> Update:
@@ -137,7 +137,8 @@ class Nodes:
             messages = [*tree.prompt(parent), turn, *request]
         sampling = self._sampling(label)
         if sampling is not None:
-            place = tree.position(parent), "blind_retry" if is_blind else label
+            branch = () if tree.parent_id is None else (tree.trajectory_id,)  # it does not draw what it left again
+            place = tree.position(parent), "blind_retry" if is_blind else label, *branch
             sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
         slots = SpanSlot.siblings(n, label, parent and parent.span_id)
         if parent is not None and parent.refused:

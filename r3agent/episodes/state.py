@@ -1,28 +1,66 @@
 """State of the graph: plain JSON, so that any checkpointer, store or HTTP API can hold it.
 
-Nodes parse it into records (`Task`, `Span`) and return their JSON.
+Nodes parse it into records (`Task`, `Span`) and return their JSON. An application may edit it with `update_state`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias
 
+import orjson
+from pydantic import ValidationError
 from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
+from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
+EDITED = "edited: its tokens are not those of its conversation as recorded"
+"""Note of a span whose answer or prompt was edited in the state of the graph."""
+
 
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
-    """Merge spans by `span_id`: the right one wins, and the order of first appearance is kept.
+    """Merge spans by `span_id`: fields of the right one win, and the order of first appearance is kept.
 
-    Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span.
+    Applying a node's update again, in a retried node or a resumed thread, changes nothing. Nodes add spans and
+    verdicts; any other change is an edit by the application. An edited span, and those sampled after it, lose their
+    tokens and become `eval-only`; verdict and finish reason of an answer that was edited are removed unless edited too.
+
+    Raises:
+        ConfigError: an edit is not a list of objects with a `span_id`.
     """
     merged = {span["span_id"]: span for span in left}
-    merged.update((span["span_id"], span) for span in right)
-    return list(merged.values())
+    edited: set[str] = set()
+    for span in right:
+        span_id = span.get("span_id") if isinstance(span, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(span_id, str):
+            raise ConfigError(f"spans: {shorten(span)} has no span_id; give the id of the span to edit, or a new one")
+        before = merged.get(span_id, {})
+        merged[span_id] = {**before, **span}
+        if before.get("capability_note") == EDITED:
+            merged[span_id] = _graded_down(merged[span_id])
+        changed = {key for key, value in span.items() if key in before and not _is_same(before[key], value)}
+        if changed & {"text", "reasoning", "tool_calls"}:
+            merged[span_id].update(dict.fromkeys({"verdict", "finish_reason"} & before.keys() - changed))
+        if changed - {"verdict", "capability", "capability_note"}:
+            edited.add(span_id)
+    for span in left:
+        if span.get("parent_id") in edited:
+            edited.add(span["span_id"])
+    return [_graded_down(span) if span["span_id"] in edited else span for span in merged.values()]
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    return before == after or orjson.dumps(before, default=str) == orjson.dumps(after, default=str)  # a tuple is a list
+
+
+def _graded_down(span: Json) -> Json:
+    gone = dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs"))
+    return {**span, **gone, "capability": "eval-only", "capability_note": EDITED}
 
 
 class EpisodeInput(TypedDict):
@@ -39,11 +77,30 @@ class EpisodeOutput(TypedDict):
     """A `Trajectory` as JSON, set when the episode ends; `Trajectory.model_validate(...)` parses it."""
 
 
+class Lineage(TypedDict):
+    """Identity of an episode, kept from node to node, so that a branch in the history of a thread is noticed."""
+
+    root: str | None
+    """Id of the episode's first span, from `verify` on."""
+    trajectory_id: str | None
+    """Id of a branch; `None` for that of the first span."""
+    parent_id: str | None
+    """Id of the trajectory that a branch left."""
+    step: int
+    """LangGraph's number of the last node's step; going back in the history or editing the state is a step too."""
+    task: str
+    """Hash of the task."""
+    asked: str
+    """Hash of the part of the task that the policy sees."""
+
+
 class EpisodeState(EpisodeInput, EpisodeOutput):
     spans: Annotated[list[Json], merge_spans]
     """Spans of all episodes of the thread, in order; each `attempt` begins a new episode."""
     frontier: list[str]
     """Ids of the failed tries that may be retried: `verify` sets them, the router and the other nodes read them."""
+    lineage: NotRequired[Lineage]
+    """Identity of the episode, which the nodes keep."""
 
 
 class SpanSlot(NamedTuple):
@@ -84,12 +141,51 @@ def task_of(state: EpisodeState) -> Task:
     return Task.of(state["task"])
 
 
-def tree_of(state: EpisodeState) -> Trajectory:
-    """Build the trajectory so far; its id is the id of its first span, so it never changes."""
-    spans = state["spans"]
-    root = max(i for i, span in enumerate(spans) if span["label"] == "attempt")
-    return Trajectory.model_validate(
-        {"trajectory_id": spans[root]["span_id"], "task": state["task"], "spans": spans[root:]}
+def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
+    """Return the update by which the first node of an episode identifies it.
+
+    Args:
+        metadata: those of the node's config, in which LangGraph numbers the step.
+    """
+    return {"lineage": _lineage(task_of(state), metadata), "spans": []}
+
+
+def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
+    """Return the update by which a later node identifies its episode; a step that does not follow begins a branch.
+
+    If the task was edited, verdicts of the earlier one are removed, and spans sampled from another prompt lose their
+    tokens.
+
+    Raises:
+        ConfigError: there is no attempt yet, or the task is invalid.
+    """
+    spans, step = _spans_of(state), metadata["langgraph_step"]
+    root = spans[0]["span_id"]
+    before = state.get("lineage")
+    if before is None or before["root"] not in (None, root):  # the application added the attempt
+        return {"lineage": {**_lineage(task_of(state), metadata), "root": root}, "spans": []}
+    if step == before["step"] + 1:
+        return {"lineage": {**before, "root": root, "step": step}, "spans": []}
+    lineage = _lineage(task_of(state), metadata)
+    parent_id = before["trajectory_id"] or root
+    # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.
+    key = f"{parent_id} {metadata['langgraph_checkpoint_ns']}"
+    lineage.update(root=root, trajectory_id=sha256(key.encode()).hexdigest()[:16], parent_id=parent_id)
+    if lineage["task"] == before["task"]:
+        return {"lineage": lineage, "spans": []}
+    spans = [{**span, "verdict": None} for span in spans]
+    return {"lineage": lineage, "spans": spans if lineage["asked"] == before["asked"] else [*map(_graded_down, spans)]}
+
+
+def _lineage(task: Task, metadata: Mapping[str, Any]) -> Lineage:
+    shown = orjson.dumps([task.messages, task.tools], default=str)
+    return Lineage(
+        root=None,
+        trajectory_id=None,
+        parent_id=None,
+        step=metadata["langgraph_step"],
+        task=sha256(task.model_dump_json().encode()).hexdigest(),
+        asked=sha256(shown).hexdigest(),
     )
 
 
@@ -98,6 +194,39 @@ def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
     return sum(span["label"] == "attempt" for span in state.get("spans", ())) - (tree.attempt is not None)
 
 
+def _spans_of(state: EpisodeState) -> list[Json]:
+    """Return the spans of the last episode of the thread."""
+    spans = state.get("spans") or []
+    roots = [i for i, span in enumerate(spans) if span.get("label") == "attempt"]
+    if not roots:
+        raise ConfigError("the state has no attempt: run the graph from its start, or add a span with that label")
+    return spans[roots[-1] :]
+
+
+def tree_of(state: EpisodeState) -> Trajectory:
+    """Build the trajectory so far; its id is that of its first span, unless the episode is a branch of another.
+
+    Raises:
+        ConfigError: there is no attempt yet, or an edit of the state left no valid tree.
+    """
+    spans, lineage = _spans_of(state), state.get("lineage") or {}
+    named = {
+        "trajectory_id": lineage.get("trajectory_id") or spans[0]["span_id"],
+        "parent_id": lineage.get("parent_id"),
+    }
+    try:
+        return Trajectory.model_validate({**named, "task": task_of(state), "spans": spans})
+    except ValidationError as error:
+        raise ConfigError(f"the state was edited: {explain(error, Trajectory)}; edit it again") from None
+
+
 def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
-    """List the failed tries that may be retried."""
-    return [span for span in tree.spans if span.span_id in state["frontier"]]
+    """List the failed tries that may be retried.
+
+    Raises:
+        ConfigError: an edit of the state names a span that is none of the episode's.
+    """
+    ids = state.get("frontier") or []
+    if unknown := set(ids) - {span.span_id for span in tree.spans}:
+        raise ConfigError(f"frontier = {shorten(ids)}: {', '.join(sorted(unknown))} is no span of this episode")
+    return [span for span in tree.spans if span.span_id in ids and not span.passed]

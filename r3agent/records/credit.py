@@ -135,20 +135,31 @@ def groups(
 ) -> Iterator[Group]:
     """Yield the groups of one label, in order of their first span; spans without a reward are left out.
 
+    A first try that branches share is one sibling, with the verdict of the last of them; a group that branches share
+    with the same rewards is yielded once.
+
     Raises:
         ValueError: the source is not valid for the label.
     """
     check_source(label, source := source or SOURCES[label][0])
-    siblings: dict[Hashable, list[tuple[Trajectory, Span, float]]] = {}
+    siblings: dict[Hashable, dict[Hashable, tuple[Trajectory, Span, float]]] = {}
+    roots: dict[str, str] = {}
     for number, trajectory in enumerate(trajectories):
+        parent_id = trajectory.parent_id
+        root = trajectory.trajectory_id if parent_id is None else roots.get(parent_id, parent_id)
+        roots[trajectory.trajectory_id] = root
         for span in trajectory.spans:
             if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
             key = place, span.policy_version  # the weights may have been swapped between two siblings
-            siblings.setdefault(key, []).append((trajectory, span, earned))
-    for members in siblings.values():
-        trajectories_G, spans_G, rewards_G = zip(*members, strict=True)
+            siblings.setdefault(key, {})[root, span.span_id] = (trajectory, span, earned)
+    shared: set[Hashable] = set()
+    for by_id in siblings.values():
+        trajectories_G, spans_G, rewards_G = zip(*by_id.values(), strict=True)
+        if (group := (tuple(by_id), rewards_G)) in shared:
+            continue
+        shared.add(group)
         yield Group(
             label=label,
             parent=trajectories_G[0].parent(spans_G[0]),

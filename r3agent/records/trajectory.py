@@ -72,6 +72,9 @@ class Trajectory(VersionedRecord):
 
     schema_version: Literal[1] = 1
     trajectory_id: str = Field(default_factory=new_id)
+    parent_id: str | None = None
+    """Id of the trajectory that this one branched off, by time travel or an edit of the graph's state; the two have
+    the spans before the branch in common."""
     task: Task
     sample: int = 0
     """Index of this episode among several of the same task."""

@@ -40,9 +40,12 @@ class Studio:
         self.http = http
         self.log = log
 
+    def post(self, path: str, body: Any) -> Any:
+        return self.http.post(path, json=body).raise_for_status().json()
+
     def wait(self, graph: str, input: Any, context: Any = None) -> Any:
         body = {"assistant_id": graph, "input": input, "context": context or {}}
-        return self.http.post("/runs/wait", json=body).raise_for_status().json()
+        return self.post("/runs/wait", body)
 
     def stream(self, graph: str, input: Any, context: Any = None) -> list[tuple[str, Any]]:
         """Names and data of the server-sent events."""
@@ -64,7 +67,7 @@ class Studio:
         return events
 
     def schemas(self, graph: str) -> Any:
-        [assistant] = self.http.post("/assistants/search", json={"graph_id": graph}).raise_for_status().json()
+        [assistant] = self.post("/assistants/search", {"graph_id": graph})
         return self.http.get(f"/assistants/{assistant['assistant_id']}/schemas").raise_for_status().json()
 
 
@@ -143,6 +146,18 @@ def test_a_setting_that_does_not_fit_is_explained_in_the_log(countdown: Studio) 
     assert "context.max_attempts = 0: Input should be greater than or equal to 1" in countdown.log.read_text()
 
 
+FUNCTION = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+WEATHER = {
+    "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "info": {
+        "expect": "calls",
+        "calls": [{"name": "weather", "accepts": {"city": ["Paris"]}}],
+        "functions": {"weather": {"required": ["city"], "types": {"city": ["string"]}}},
+    },
+}
+
+
 def script(body: dict[str, Any], choice: int) -> Any:
     """A model that needs a reflection: of SQL, and of tool calls."""
     asked = body["messages"][-1]["content"]
@@ -175,18 +190,23 @@ def test_sql_is_right_when_its_rows_are(scripted: Studio) -> None:
     assert ([span.label for span in spans], spans[0].verdict.feedback) == (CHAIN, "5 rows, not 6")
 
 
+@pytest.mark.parametrize("as_node", [None, "verify", "attempt"])
+def test_an_edited_state_is_a_branch(scripted: Studio, as_node: str | None) -> None:
+    thread = f"/threads/{scripted.post('/threads', {})['thread_id']}"
+    run = {"assistant_id": "function_calling"}
+    first = trajectory(scripted.post(f"{thread}/runs/wait", {**run, "input": {"task": WEATHER}}))
+    [*_, failed] = [s for s in scripted.post(f"{thread}/history", {"limit": 99}) if s["next"] == ["reflect"]]
+    edit = {"spans": [{"span_id": first.spans[0].span_id, "tool_calls": first.spans[-1].model_dump()["tool_calls"]}]}
+    body = {"values": edit, "checkpoint": failed["checkpoint"], **({"as_node": as_node} if as_node else {})}
+    edited = scripted.post(f"{thread}/state", body)["checkpoint"]
+    second = trajectory(scripted.post(f"{thread}/runs/wait", {**run, "input": None, "checkpoint": edited}))
+    assert second.parent_id == first.trajectory_id
+    assert [span.capability for span in second.spans[:1]] == ["eval-only"]
+    assert [span.label for span in second.spans] == (["attempt"] if as_node == "attempt" else CHAIN)
+
+
 def test_tools_are_called_as_they_should_be(scripted: Studio) -> None:
-    function = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
-    task = {
-        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
-        "tools": [{"type": "function", "function": function}],
-        "info": {
-            "expect": "calls",
-            "calls": [{"name": "weather", "accepts": {"city": ["Paris"]}}],
-            "functions": {"weather": {"required": ["city"], "types": {"city": ["string"]}}},
-        },
-    }
-    output = scripted.wait("function_calling", {"task": task})
+    output = scripted.wait("function_calling", {"task": WEATHER})
     spans = trajectory(output).spans
     assert (output["passed"], [span.label for span in spans]) == (True, CHAIN)
     assert "Paris" in spans[-1].tool_calls[0]["function"]["arguments"]
