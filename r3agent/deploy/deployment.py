@@ -207,6 +207,8 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
                 first_s=POLL_S,
                 retry_on=DeployError,
             )
+        if update is not None:
+            update.confirm(report)
     except DeployError as error:
         raise DeployError(f"{error}; {_undo(update, server)}") from error
     loaded = LoadReport(

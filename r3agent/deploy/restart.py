@@ -21,6 +21,7 @@ from typing import Any
 
 from r3agent._util.files import last_lines
 from r3agent._util.wait import wait_until
+from r3agent.deploy.lora import addressed
 from r3agent.deploy.server import Server
 from r3agent.deploy.update import WeightUpdate
 from r3agent.errors import ConfigError, DeployError
@@ -55,7 +56,7 @@ class Restart(WeightUpdate):
             )
         successor = server.at(self._wait_for_address(self.started, log))
         if adapter_dir is not None:
-            successor.load_adapter(card.served_name, adapter_dir)
+            successor.load_adapter(card.served_name, addressed(adapter_dir))
         elif card.kind == "full":
             with suppress(DeployError):  # only the embedded server and vLLM in development mode store it
                 successor.set_weight_version(card.version)

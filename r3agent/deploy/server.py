@@ -93,7 +93,7 @@ class Server:
             raise DeployError(f"{self.root}/v1/models: not a list of models; is base_url an OpenAI API?") from None
 
     def load_adapter(self, name: str, path: Path) -> None:
-        body = {"lora_name": name, "lora_path": str(path.resolve())}
+        body = {"lora_name": name, "lora_path": str(path)}
         try:
             self._call("POST", "v1/load_lora_adapter", json=body, remedy=LORA_ROUTES)
         except DeployError as error:

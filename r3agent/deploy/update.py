@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from r3agent.deploy.fingerprint import FingerprintReport
 from r3agent.deploy.server import Server
 from r3agent.deploy.weights import check_adapter, check_weights
 from r3agent.store.checkpoint import Checkpoint
@@ -32,6 +33,13 @@ class WeightUpdate(ABC):
     @abstractmethod
     def apply(self, server: Server) -> Server:
         """Load the weights; return the server that has them."""
+
+    def confirm(self, report: FingerprintReport | None) -> None:  # noqa: B027
+        """Judge the fingerprint's report, `None` without a fingerprint; most updates accept it.
+
+        Raises:
+            DeployError: the server may have other weights.
+        """
 
     @abstractmethod
     def undo(self, server: Server) -> str:

@@ -80,7 +80,10 @@ class Run:
         kinds = {"base": self.base, "lora": "adapter", "full": "model"}
         return self.registry.version_dir(version) / kinds[card.kind]
 
-    def train(self, kind: str, *, seed: int, parent: str | None = None, has_fingerprint: bool = True) -> str:
+    def train(
+        self, kind: str, *, seed: int, parent: str | None = None, has_fingerprint: bool = True, hardly: bool = False
+    ) -> str:
+        """A new version; with `hardly`, its fingerprint is that of its parent."""
         version = self.registry.next_version()
         parent = parent or self.registry.versions()[-1]
         save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
@@ -92,7 +95,9 @@ class Run:
                 kind=kind,
                 base_model=str(self.base),
                 parent=parent,
-                fingerprint=fingerprint(weights, self.weights(parent)) if has_fingerprint else (),
+                fingerprint=fingerprint(self.weights(parent) if hardly else weights, self.weights(parent))
+                if has_fingerprint
+                else (),
             )
             write_card(directory, card)
         return version
@@ -123,6 +128,8 @@ class Endpoint:
     html: bool = False
     hangs_on: str | None = None
     fails_on: str | None = None
+    hides_roots: bool = False
+    """Does not say where its adapters are from."""
     no_logprobs: bool = False
     forces_nothing: bool = False
     ignores_loads: bool = False
@@ -183,7 +190,9 @@ class Endpoint:
         )
 
     def list_models(self, _: dict[str, Any]) -> tuple[int, Any]:
-        return 200, {"object": "list", "data": [{"id": name} for name in (self.name, *self.adapters)]}
+        models = {self.name: self.weights, **self.adapters}
+        roots = {name: {} if self.hides_roots else {"root": str(path)} for name, path in models.items()}
+        return 200, {"object": "list", "data": [{"id": name, **root} for name, root in roots.items()]}
 
     def complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         model, [token] = body["model"], body["allowed_token_ids"]

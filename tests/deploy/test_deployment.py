@@ -15,7 +15,7 @@ def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
     version = run.train("lora", seed=1)
     report = deploy(version, registry=run.registry, base_url=endpoint.url, passed=True)
     assert run.registry.live == "v0001"
-    assert endpoint.adapters == {"tiny@v0001": run.weights("v0001")}
+    assert {name: path.resolve() for name, path in endpoint.adapters.items()} == {"tiny@v0001": run.weights("v0001")}
     assert (report.served_name, report.strategy, report.previous, report.unloaded) == ("tiny@v0001", "lora", None, ())
     assert report.fingerprint is not None
     assert report.fingerprint.verdict == "arrived"
@@ -83,9 +83,28 @@ def test_adapter_that_did_not_arrive_is_taken_off_again(run: Run, endpoint: Endp
 def test_name_taken_by_other_weights_is_left_alone(run: Run, endpoint: Endpoint, tmp_path: Path):
     run.train("lora", seed=1)
     endpoint.adapters["tiny@v0001"] = save_adapter(tmp_path / "of-another-run", seed=7)
-    with pytest.raises(DeployError, match="tiny@v0001 was served before: unload it or restart the server"):
+    says = "an adapter with other weights than this version's; tiny@v0001 was served before, from .*-run: unload it or"
+    with pytest.raises(DeployError, match=says):
         deploy("v0001", registry=run.registry, base_url=endpoint.url)
     assert endpoint.adapters["tiny@v0001"] == tmp_path / "of-another-run"
+    assert run.registry.live is None
+
+
+@pytest.mark.parametrize("hardly", [True, False], ids=["indistinguishable", "arrived"])
+def test_adapter_of_unknown_source_needs_its_fingerprint(run: Run, endpoint: Endpoint, hardly: bool):
+    run.train("lora", seed=1, hardly=hardly)
+    endpoint.hides_roots = True
+    endpoint.adapters["tiny@v0001"] = run.base if hardly else run.weights("v0001")
+    where = {"registry": run.registry, "base_url": endpoint.url}
+    if not hardly:
+        assert deploy("v0001", **where).version == "v0001"
+        deploy(run.train("lora", seed=2), config=DeployConfig(keep=1), **where)
+        assert "tiny@v0001" in endpoint.adapters  # nobody knows whose it is
+        return
+    with pytest.raises(
+        DeployError, match=r"neither the path nor the fingerprint .* from an unknown path: unload it or restart"
+    ):
+        deploy("v0001", **where)
     assert run.registry.live is None
 
 

@@ -16,6 +16,12 @@ from r3agent.store.registry import Registry
 from tests.deploy.trained import Trained, tiny_base
 
 
+def unload(server: ServerProcess, name: str) -> None:
+    key = {"Authorization": "Bearer sk-test"}
+    url = f"{server.base_url}/unload_lora_adapter"
+    httpx.post(url, json={"lora_name": name}, headers=key).raise_for_status()
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> Trained:
     return Trained(tmp_path / "run", tiny_base(tmp_path / "tiny"), "tiny")
@@ -55,18 +61,44 @@ def test_adapters_go_live_roll_back_and_are_told_from_wrong_ones(trained: Traine
     assert rollback(**where).version == "v0000"
 
 
-def test_an_adapter_of_another_run_is_not_taken_for_this_one_s(trained: Trained, server: ServerProcess, tmp_path: Path):
-    """Every run has a v0001, and two that have hardly learnt look alike to the fingerprint."""
-    where = {"base_url": server.base_url, "api_key": "sk-test"}
-    deploy(trained.publish("lora", seed=1), registry=trained.registry, **where)
-    copied = Registry(shutil.copytree(trained.registry.run_dir, tmp_path / "copied"))
-    assert deploy("v0001", registry=copied, **where).fingerprint is not None
+HARDLY = 1e-6
+"""Change of weights that no fingerprint can see."""
 
+
+def test_two_runs_on_one_server_do_not_touch_each_other_s_adapters(
+    trained: Trained, server: ServerProcess, tmp_path: Path
+):
+    where = {"base_url": server.base_url, "api_key": "sk-test"}
+    for seed in (1, 2):
+        deploy(trained.publish("lora", seed=seed), registry=trained.registry, **where, config=DeployConfig(keep=1))
     other = Trained(tmp_path / "other", trained.base, "tiny")
-    says = rf"tiny@v0001 on .* is the adapter of another run, {trained.registry.run_dir}.*; nothing stays live"
+    deploy(other.publish("lora", seed=3, change=HARDLY), registry=other.registry, **where)
+
+    report = deploy(trained.publish("lora", seed=4), registry=trained.registry, **where, config=DeployConfig(keep=1))
+    assert report.unloaded == ("tiny@v0002",)
+    assert served(server) == {"tiny", "tiny@v0001", "tiny@v0003"}
+    says = rf"adapter with other weights .* from {other.registry.run_dir}/policies/v0001/adapter-\w+: unload it or"
     with pytest.raises(DeployError, match=says):
-        deploy(other.publish("lora", seed=2, card_seed=1), registry=other.registry, **where)
-    assert served(server) == {"tiny", "tiny@v0001"}
+        rollback(to="v0001", registry=trained.registry, **where)
+    assert trained.registry.live == "v0003"
+    assert deploy("v0001", registry=other.registry, **where).version == "v0001"
+
+
+def test_a_run_made_anew_does_not_go_live_with_the_deleted_one_s_adapter(trained: Trained, server: ServerProcess):
+    """The path and the fingerprint are the same, for weights that were hardly trained."""
+    where = {"base_url": server.base_url, "api_key": "sk-test"}
+    run_dir = trained.registry.run_dir
+    deploy(trained.publish("lora", seed=1, change=HARDLY), registry=trained.registry, **where)
+    moved = Registry(shutil.copytree(run_dir, run_dir.with_name("moved"), symlinks=True))
+    shutil.rmtree(run_dir)
+    assert deploy("v0001", registry=moved, **where).fingerprint is not None
+
+    anew = Trained(run_dir, trained.base, "tiny")
+    anew.publish("lora", seed=2, change=HARDLY)
+    with pytest.raises(DeployError, match=r"adapter with other weights .*; nothing stays live"):
+        deploy("v0001", registry=anew.registry, **where)
+    unload(server, "tiny@v0001")
+    assert deploy("v0001", registry=anew.registry, **where).version == "v0001"
 
 
 def test_full_weights_are_swapped_in_place_and_put_back(trained: Trained, server: ServerProcess):

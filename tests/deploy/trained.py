@@ -51,11 +51,13 @@ class Trained:
         self.registry = Registry(run_dir)
         self.registry.add_base(name, str(base))
 
-    def publish(self, kind: PolicyKind, *, seed: int, card_seed: int | None = None, rank: int = 8) -> str:
+    def publish(
+        self, kind: PolicyKind, *, seed: int, card_seed: int | None = None, rank: int = 8, change: float = 0.1
+    ) -> str:
         """A version from the base; with `card_seed`, its card describes other weights than it has."""
         version = self.registry.next_version()
-        changed = self.changed(kind, seed, rank)
-        described = changed if card_seed is None else self.changed(kind, card_seed, rank)
+        changed = self.changed(kind, seed, rank, change)
+        described = changed if card_seed is None else self.changed(kind, card_seed, rank, change)
         fingerprint = FingerprintSequence(
             token_ids_T=TOKENS,
             logprobs_T=logprobs_of(described, TOKENS),
@@ -84,7 +86,7 @@ class Trained:
         adapter_dir = checkpoint.adapter_dir
         return model if adapter_dir is None else peft.PeftModel.from_pretrained(model, adapter_dir)
 
-    def changed(self, kind: PolicyKind, seed: int, rank: int = 8) -> Any:
+    def changed(self, kind: PolicyKind, seed: int, rank: int = 8, change: float = 0.1) -> Any:
         model = self.load()
         if kind == "lora":
             model = peft.get_peft_model(
@@ -94,7 +96,7 @@ class Trained:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if kind == "full" or "lora_B" in name:
-                    parameter += 0.1 * torch.randn_like(parameter)
+                    parameter += change * torch.randn_like(parameter)
         return model
 
 

@@ -166,3 +166,15 @@ def test_weights_that_are_not_the_cards_do_not_go_live(vllm: VLLMProcess, traine
     ).json()
     scored = answer["choices"][0]["prompt_logprobs"][2]["30"]["logprob"]
     assert scored == pytest.approx(logprobs_of(base, [4, 16, 30])[2], abs=FLOAT32_GAP)
+
+
+def test_two_runs_share_a_server_and_no_adapter(vllm: VLLMProcess, trained: Trained, tmp_path: Path) -> None:
+    keep = DeployConfig(keep=1)
+    for seed in (1, 2):
+        deploy(trained.publish("lora", seed=seed), config=keep, registry=trained.registry, base_url=vllm.base_url)
+    other = Trained(tmp_path / "other", BUNDLED_DIR, "bundled")
+    deploy(other.publish("lora", seed=3, change=1e-6), registry=other.registry, base_url=vllm.base_url)
+    deploy(trained.publish("lora", seed=4), config=keep, registry=trained.registry, base_url=vllm.base_url)
+    assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0003"}
+    with pytest.raises(DeployError, match=rf"other weights .* from {other.registry.run_dir}/policies/v0001/adapter-"):
+        load_version("v0001", registry=trained.registry, base_url=vllm.base_url)
