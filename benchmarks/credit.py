@@ -1,13 +1,16 @@
-"""Compare rewards: arms that credit different labels with the same number of sampled tokens, on the bundled policy.
+"""Compare rewards: arms that credit different labels, with equal sampled tokens and equal optimizer steps.
 
-    python benchmarks/credit.py [--seeds 5] [--rounds 4] [--tokens 40000] [--problems 600] [--arms reflection,distill]
+    python benchmarks/credit.py [--seeds 5] [--rounds 4] [--tokens 30000] [--steps 12] [--problems 500] [--arms ...]
 
-Every arm collects the tree that suits it, on as many tasks as its tokens allow, and trains on the spans it credits;
-this determines the number of rows and optimizer steps. After the last round it is compared with its start on held-out
-problems; the start is measured once per seed. A seed sets tasks, weights of new adapters and the order of rows;
-sampling differs between runs. The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and
-each arm's paired difference from `reflection`, the paper's arm. Finished arms are stored in --out and not repeated. The
-last line is one JSON object.
+Every arm runs on the bundled policy, collects the tree that suits it on as many tasks as its tokens allow, and trains
+on all rows that it credits in --steps steps a round: the batch size differs, not the number of updates, and all arms
+have one learning rate. After the last round an arm is measured on held-out problems in every cell; the start is
+measured once per seed. A seed sets tasks, weights of new adapters and the order of rows; sampling differs between
+runs.
+
+The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
+GRPO on first tries, the baseline, and from the paper's arm. The p-values are of paired t-tests over the seeds, with
+Holm's correction over the arms. Finished arms are stored in --out and not repeated. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import argparse
 import json
 import re
 import shutil
+import time
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import stats
@@ -27,6 +32,7 @@ from r3agent.records.versions import BASE, version_name
 from r3agent.run.demo import SETTINGS
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
+from r3agent.train import build_rows
 
 REFLECTION = {"reflect": "retry_success"}
 EVERYTHING = {**REFLECTION, "attempt": "success", "retry": "success", "blind_retry": "success"}
@@ -55,21 +61,26 @@ ARMS: dict[str, dict[str, Any]] = {
     "first try": {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": {"attempt": "success"}},
     "distill": {"collect.reflections": 8, "train.credit": REFLECTION, "train.distill": 1.0},
 }
-"""Settings in addition to the demo's. `blind retry` and `first try` are controls that train no reflection."""
+"""Settings in addition to the demo's. `blind retry` trains no reflection either: it is the control of reflecting."""
+BASELINE, PAPER = "first try", "reflection"
+"""Plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
 
 PROBE = 32
 """Number of tasks for the first estimate of a round's size from its tokens."""
 CELLS = ("first_try", "after_reflection", "blind_retry")
+Results: TypeAlias = dict[str, list[dict[str, Any]]]
+"""Results of each arm, one per seed."""
 
 
-def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: Path) -> dict[str, Any]:
+def trained(arm: str, seed: int, *, rounds: int, tokens: int, steps: int, problems: int, out: Path) -> dict[str, Any]:
     """Train one arm with one seed; return success in each cell before and after, in percent, and the cost."""
     directory = out / f"{arm.replace(' ', '')}-{seed}"
     done = directory / "result.json"
     if done.exists():
         return json.loads(done.read_text())
     settings = {**SETTINGS, **ARMS[arm], "task.seed": seed, "train.seed": seed, "eval.n": problems}
-    sampled, rows, steps = 0, 0, 0
+    sampled, rows, updates = 0, 0, 0
+    began = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
     directory.mkdir(parents=True)
     before, own_before = out / f"before-{seed}", directory / "eval" / BASE
@@ -81,12 +92,13 @@ def trained(arm: str, seed: int, rounds: int, tokens: int, problems: int, out: P
         run.serve_live()
         for _ in range(rounds):
             sampled += collected(directory, settings, tokens)
-            card = run.train()
-            rows, steps = rows + card.metrics["rows"]["rows"], steps + card.metrics["steps"]
+            card = Run(directory, {**settings, "train.batch_size": batch_size(run, steps)}).train()
+            rows, updates = rows + card.metrics["rows"]["rows"], updates + card.metrics["steps"]
             run.deploy(card.version)
         comparison = run.evaluate(BASE, version_name(rounds))
     shutil.copytree(own_before, before, dirs_exist_ok=True)
-    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": steps}
+    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates}
+    result["seconds"] = round(time.monotonic() - began)
     for side in ("baseline", "candidate"):
         result[side] = {cell: 100 * getattr(getattr(comparison, side), cell).rate for cell in CELLS}
     done.write_text(json.dumps(result))
@@ -102,6 +114,12 @@ def collected(directory: Path, settings: dict[str, Any], tokens: int) -> int:
     return sampled
 
 
+def batch_size(run: Run, steps: int) -> int:
+    """Return the batch size that makes `steps` optimizer steps of the rows collected for the next version."""
+    rows, _ = build_rows(run.trajectories(), config=run.config.train, version=run.ensure_live().version)
+    return max(1, ceil(len(rows) / steps))
+
+
 def interval(values: Sequence[float]) -> str:
     """Render the mean and its 95 % t-interval."""
     if len(values) < 2:
@@ -110,32 +128,48 @@ def interval(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f} [{np.mean(values) - half:.1f}, {np.mean(values) + half:.1f}]"
 
 
-def compared(values: Sequence[float], paper: Sequence[float]) -> tuple[str, float | None]:
-    """Render the paired difference from the paper's arm, and return it with the p-value of a t-test."""
-    differences = np.subtract(values, paper)
-    if len(differences) < 2 or not differences.any():
-        return interval([float(d) for d in differences]), None
-    return interval([float(d) for d in differences]), float(stats.ttest_1samp(differences, 0).pvalue)
+def p_value(differences: Sequence[float]) -> float | None:
+    """Compute the p-value of a t-test over the seeds; `None` for a single seed or without any difference."""
+    return float(stats.ttest_1samp(differences, 0)[1]) if len(differences) > 1 and np.any(differences) else None
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
-    """Render the results as Markdown, and return them with the same numbers as data."""
-    lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | minus `reflection` | p |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Adjust p-values of several comparisons by Holm's method, so that the family's level holds."""
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        adjusted[name] = least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+    return adjusted
+
+
+def levels(results: Results) -> list[str]:
+    """Render the cost and the success of each arm as Markdown."""
+    lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | blind retry, % |"]
+    lines.append("|---|---|---|---|---|---|---|")
     start = [r["baseline"] for r in next(iter(results.values()))]
-    lines.append("| before | | | | " + " | ".join(interval([s[c] for s in start]) for c in CELLS[:2]) + " | | |")
-    data: dict[str, Any] = {}
-    paper = [r["candidate"]["after_reflection"] for r in results.get("reflection", [])]
+    lines.append("| before | | | | " + " | ".join(interval([s[c] for s in start]) for c in CELLS) + " |")
     for arm, runs in results.items():
-        after = [r["candidate"]["after_reflection"] for r in runs]
-        difference, p = compared(after, paper) if paper and arm != "reflection" else ("", None)
-        means = {key: round(float(np.mean([r[key] for r in runs]))) for key in ("tokens", "rows", "steps")}
-        cells = [interval([r["candidate"][cell] for r in runs]) for cell in CELLS[:2]]
-        numbers = " | ".join(map(str, [*means.values(), *cells, difference]))
-        lines.append(f"| {arm} | {numbers} | {'' if p is None else f'{p:.2g}'} |")
-        rates = {cell: round(float(np.mean([r["candidate"][cell] for r in runs])), 2) for cell in CELLS}
-        data[arm] = {**means, **rates, "p": p}
-    return "\n".join(lines), data
+        means = [f"{np.mean([r[key] for r in runs]):.0f}" for key in ("tokens", "rows", "steps")]
+        cells = [interval([r["candidate"][cell] for r in runs]) for cell in CELLS]
+        lines.append(f"| {arm} | {' | '.join([*means, *cells])} |")
+    return lines
+
+
+def differences(results: Results, reference: str) -> tuple[list[str], dict[str, Any]]:
+    """Render each arm's paired differences from the reference as Markdown, and return them as data."""
+    lines = [f"| arm minus `{reference}` | first try | p | after reflection | p | blind retry | p |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    data: dict[str, Any] = {arm: {} for arm in results if arm != reference}
+    for cell in CELLS:
+        against = [r["candidate"][cell] for r in results[reference]]
+        change = {arm: np.subtract([r["candidate"][cell] for r in results[arm]], against).tolist() for arm in data}
+        adjusted = holm({arm: p for arm, values in change.items() if (p := p_value(values)) is not None})
+        for arm, values in change.items():
+            data[arm][cell] = {"points": round(float(np.mean(values)), 2), "p": adjusted.get(arm)}
+            data[arm][cell]["text"] = interval(values)
+    for arm, cells in data.items():
+        texts = [(c.pop("text"), "" if c["p"] is None else f"{c['p']:.2g}") for c in cells.values()]
+        lines.append(f"| {arm} | {' | '.join(text for pair in texts for text in pair)} |")
+    return lines, data
 
 
 def store(file: Path, command: str, text: str) -> None:
@@ -149,8 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=40_000, help="tokens to sample in each round")
-    parser.add_argument("--problems", type=int, default=600, help="held out")
+    parser.add_argument("--tokens", type=int, default=30_000, help="tokens to sample in each round")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps in each round")
+    parser.add_argument("--problems", type=int, default=500, help="held out")
     parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="finished arms; delete it to start again")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
@@ -158,22 +193,26 @@ def main() -> None:
     arms = options.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"--arms {', '.join(unknown)}: known are {', '.join(ARMS)}")
-    out = options.out / f"{options.rounds}x{options.tokens}-{options.problems}"
+    size = {key: getattr(options, key) for key in ("rounds", "tokens", "steps", "problems")}
+    out = options.out / "-".join(f"{key}{value}" for key, value in size.items())
 
-    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    results: Results = {arm: [] for arm in arms}
     for seed in range(options.seeds):
         for arm in arms:
-            result = trained(arm, seed, options.rounds, options.tokens, options.problems, out)
+            result = trained(arm, seed, **size, out=out)
             results[arm].append(result)
             print(f"seed {seed} {arm:<20} {json.dumps(result)}", flush=True)
-    text, data = table(results)
-    settings = (
-        f"--seeds {options.seeds} --rounds {options.rounds} --tokens {options.tokens} --problems {options.problems}"
-        + (f' --arms "{options.arms}"' if arms != list(ARMS) else "")
-    )
-    store(options.results, f"python benchmarks/credit.py {settings}", text)
-    print(text)
-    print(json.dumps({"seeds": options.seeds, "rounds": options.rounds, "tokens": options.tokens, "arms": data}))
+    lines, data = levels(results), {}
+    for reference in (BASELINE, PAPER):
+        if reference in results:
+            rendered, data[reference] = differences(results, reference)
+            lines += ["", *rendered]
+    command = " ".join(f"--{key} {value}" for key, value in {"seeds": options.seeds, **size}.items())
+    if arms != list(ARMS):
+        command += f' --arms "{options.arms}"'
+    store(options.results, f"python benchmarks/credit.py {command}", "\n".join(lines))
+    print("\n".join(lines))
+    print(json.dumps({"seeds": options.seeds, **size, "minus": data}))
 
 
 if __name__ == "__main__":
