@@ -2,7 +2,7 @@
 
 from r3agent.evaluate.comparison import Comparison, Decision, compare, gate
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, evaluate
-from r3agent.evaluate.statistics import Difference, Rate, wilson
+from r3agent.evaluate.statistics import Difference, Rate, spend_alpha, wilson
 from r3agent.evaluate.table import table
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "evaluate",
     "gate",
+    "spend_alpha",
     "table",
     "wilson",
 ]

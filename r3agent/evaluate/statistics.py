@@ -124,3 +124,22 @@ def sign_flip_test(differences_N: Sequence[float]) -> float:
             longer[heads * size : heads * size + len(null)] += probability * null
         null = longer
     return min(1.0, 2 * float(null[(total + observed) // 2 :].sum()))
+
+
+def spend_alpha(alpha: float, promoted: Sequence[bool]) -> float:
+    """Return the level of the next comparison of a loop that promotes an equal version with probability <= `alpha`.
+
+    The k-th comparison gets 2 alpha / (k (k + 1)), at most alpha. These shares add up to 2 alpha, however long the loop
+    is and however often it is extended, and an equal version is promoted with half of a comparison's level, because the
+    test is two-sided and only a gain promotes. A comparison that promotes hands its level on to the next one, so that
+    versions that gain do not use it up. Source: J. Tian and A. Ramdas, Online control of the familywise error rate,
+    2021 (online fallback). It needs comparisons whose episodes were drawn for them alone.
+
+    Args:
+        promoted: decisions of the earlier comparisons, oldest first.
+    """
+    level = carried = 0.0
+    for k, promotes in enumerate([*promoted, False], start=1):
+        level = min(alpha, 2 * alpha / (k * (k + 1)) + carried)
+        carried = level if promotes else 0.0
+    return level

@@ -100,12 +100,12 @@ class CollectConfig(EpisodeLimits):
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Number of frozen tasks for an evaluation and for the gate."""
+    """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own."""
     split: Split = "test"
     """Split of the final evaluation. `test` is never used for training or promotions; `all` uses every task, including
     those trained on."""
     seed: int = 0
-    """Seed of the task draw; the same seed draws the same tasks."""
+    """Seed of the task draw; the same seed draws the same tasks. Each gate uses it together with the round number."""
     samples: int = Field(default=1, ge=1)
     """Episodes per task."""
     blind_retries: int = Field(default=1, ge=1)
@@ -122,7 +122,9 @@ class GateConfig(Record):
     max_regression: float = Field(default=2.0, ge=0)
     """Maximum loss of first-try success, and maximum increase of errors, in percentage points."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Level of the paired test."""
+    """Largest probability that a loop, however long, promotes a version that is no better. The first comparison is a
+    two-sided test at this level; later ones get a third, a sixth, a tenth of it, and so on, and one that promotes hands
+    its level on to the next."""
 
 
 class LoopConfig(Record):

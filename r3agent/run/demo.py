@@ -94,7 +94,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     comparison = report.rounds[-1].comparison
     before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
     assert change is not None  # `evaluate` collects every cell
-    folders = [out / "trajectories", *(out / "eval").glob("v*/")]
+    folders = [out / "trajectories", *out.glob("gate/v*/v*/")]
     summary = DemoSummary(
         seed=seed,
         seconds=round(time.monotonic() - began, 1),

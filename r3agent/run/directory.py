@@ -58,7 +58,7 @@ class RunDirectory:
             self._refuse_another_identity(load_config(file, {}))
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
-        evaluations = (self.directory / "eval" / version for version in self.registry.versions())
+        evaluations = [*self.directory.glob("eval/v*/"), *self.directory.glob("gate/v*/v*/")]
         self._split_guard = SplitGuard([self.directory / "trajectories", *evaluations])
         if not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored

@@ -1,10 +1,12 @@
 """Loop of collect, train, evaluate, gate and deploy, until the run has `loop.rounds` versions.
 
 The progress is read from the run directory, so a loop that was stopped at any moment resumes where it was. The gate
-compares a version with the champion, the last one that passed, on tasks of the split `gate.split`. Only a version that
-passes becomes live. After one that does not, the next round starts from the champion again; between evaluations, each
-version samples the rows of the next one without being live. `r3agent eval` gives the final result on the tasks of
-`eval.split`: they decided on no promotion, so its numbers have no selection bias.
+compares a version with the champion, the last one that passed, on tasks of the split `gate.split`. Both
+versions' episodes are sampled for this comparison alone, and `gate.alpha` is spent over all comparisons, so that a long
+loop does not promote an equal version by chance. Only a version that passes becomes live. After one that does not, the
+next round starts from the champion again; between evaluations, each version samples the rows of the next one without
+being live. `r3agent eval` gives the final result on the tasks of `eval.split`: they decided on no promotion, so its
+numbers have no selection bias.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from r3agent.evaluate import Comparison, Decision, gate
+from r3agent.evaluate import Comparison, Decision, gate, spend_alpha
 from r3agent.records.trajectory import Record
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.stages import Run
@@ -60,14 +62,14 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
     Raises:
         R3Error: a stage failed; finished work is kept, and the same call resumes there.
     """
-    settings, split = run.config.loop, run.config.gate.split
+    settings, limits = run.config.loop, run.config.gate
     run.serve_live()
     champion = parent = BASE
     reports: list[RoundReport] = []
     for number in range(1, settings.rounds + 1):
         version = version_name(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
-        comparison = run.comparison(champion, version, split=split) if evaluated else None
+        comparison = run.comparison(champion, version, for_gate=True)
         stored = comparison is not None
         if comparison is None:
             if version not in run.registry.versions():
@@ -77,11 +79,12 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
                 continue
             swap = "; the live server answers with their weights meanwhile" if run.swaps_live else ""
             reporter.stage(
-                f"comparing {version} with {champion} on {run.config.eval.n} frozen tasks of the {split} split{swap}",
+                f"comparing {version} with {champion} on {run.config.eval.n} tasks of the {limits.split} split{swap}",
                 "evaluate",
             )
-            comparison = run.evaluate(champion, version, reporter.episodes, split=split)
-        decision = gate(comparison, **run.config.gate.model_dump(exclude={"split"}))
+            comparison = run.evaluate(champion, version, reporter.episodes, for_gate=True)
+        alpha = spend_alpha(limits.alpha, [report.decision.promote for report in reports])
+        decision = gate(comparison, min_lift=limits.min_lift, max_regression=limits.max_regression, alpha=alpha)
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision, stored=stored))
         if decision.promote:
             champion = version

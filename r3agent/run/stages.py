@@ -1,11 +1,12 @@
 """Stages of a run in its directory: collect, train, deploy, evaluate.
 
-    RUN/r3.toml                     the settings
-    RUN/trajectories/*.jsonl        episodes collected for training
-    RUN/policies/v0001/             a trained version with its card
-    RUN/live.json                   the live version
-    RUN/eval/v0001/*.jsonl          episodes of the frozen tasks, one folder per version
-    RUN/eval/v0000-v0001.test.json  comparison of two versions on the test split
+    RUN/r3.toml                       the settings
+    RUN/trajectories/*.jsonl          episodes collected for training
+    RUN/policies/v0001/               a trained version with its card
+    RUN/live.json                     the live version
+    RUN/eval/v0001/*.jsonl            episodes of the frozen tasks, one folder per version
+    RUN/eval/v0000-v0001.test.*.json  comparison of two versions on the test split, one for each set of settings
+    RUN/gate/v0002/                   the same for the gate of v0002, which shares no episode with other comparisons
 
 A stage can be stopped at any moment: the directory stays consistent, and the next call does only what is missing.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.http.errors import NO_KEY
-from r3agent.policy import OpenAIPolicy
+from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
 from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.versions import version_number
 from r3agent.run.directory import RunDirectory, digest
 from r3agent.run.split_guard import SPLIT
 from r3agent.store.registry import PolicyCard
@@ -35,6 +38,17 @@ from r3agent.store.trajectories import load
 from r3agent.verifiers import close
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tasks and episodes of one evaluation."""
+
+    split: str
+    seed: int
+    sampling: Sampling
+    folder: Path
+    """Folder of the comparison and, by version, of the episodes."""
 
 
 class Run(RunDirectory):
@@ -96,27 +110,33 @@ class Run(RunDirectory):
         return rollback(to=to, **self.server_settings())
 
     def evaluate(
-        self, before: str, after: str, progress: Progress | None = None, *, split: str | None = None
+        self, before: str, after: str, progress: Progress | None = None, *, for_gate: bool = False
     ) -> Comparison:
         """Compare two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
 
+        Where the gate uses `eval.split`, its comparison of the two versions is the final one.
+
         Args:
-            split: split of the tasks; default `eval.split`.
+            for_gate: compare on tasks of `gate.split` that are drawn for `after`, with episodes of both versions that
+                no other comparison uses; default: on the tasks of `eval.split`.
         """
-        split = split or self.config.eval.split
-        comparison = compare(*self._evaluations([before, after], split, progress))
-        write_comparison(self._comparison_path(before, after, split), comparison, self._evaluated_with(split))
+        is_decided = not for_gate and self.config.gate.split == self.config.eval.split
+        if is_decided and (decided := self.comparison(before, after, for_gate=True)):
+            return decided
+        draw = self._draw(after, for_gate)
+        comparison = compare(*self._evaluations([before, after], draw, progress))
+        write_comparison(self._comparison_path(before, after, draw), comparison, self._evaluated_with(draw))
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
         """Measure one version on the frozen tasks of `eval.split`, without a comparison."""
-        (episodes,) = self._evaluations([version], self.config.eval.split, progress)
+        (episodes,) = self._evaluations([version], self._draw(version), progress)
         return evaluate(episodes)
 
-    def comparison(self, before: str, after: str, *, split: str | None = None) -> Comparison | None:
+    def comparison(self, before: str, after: str, *, for_gate: bool = False) -> Comparison | None:
         """Return the stored result of `evaluate`, if it was made with the current settings."""
-        split = split or self.config.eval.split
-        return read_comparison(self._comparison_path(before, after, split), self._evaluated_with(split))
+        draw = self._draw(after, for_gate)
+        return read_comparison(self._comparison_path(before, after, draw), self._evaluated_with(draw))
 
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
@@ -136,30 +156,38 @@ class Run(RunDirectory):
             if self.swaps_live and any(version != self.registry.live for version in versions):
                 self.serve_live()
 
-    def _comparison_path(self, before: str, after: str, split: str) -> Path:
-        return self.directory / "eval" / f"{before}-{after}.{split}.json"
+    def _draw(self, after: str, for_gate: bool = False) -> Draw:
+        config, sampling = self.config.eval, self.config.sampling
+        if not for_gate:
+            return Draw(config.split, config.seed, sampling, self.directory / "eval")
+        seed, folder = config.seed * 1000 + version_number(after), self.directory / "gate" / after
+        return Draw(self.config.gate.split, seed, sampling.at("gate", after), folder)
 
-    def _evaluations(self, versions: list[str], split: str, progress: Progress | None) -> list[list[Trajectory]]:
+    def _comparison_path(self, before: str, after: str, draw: Draw) -> Path:
+        return draw.folder / f"{before}-{after}.{draw.split}.{self._evaluated_with(draw)[:8]}.json"
+
+    def _evaluations(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[list[Trajectory]]:
         """Load the episodes of each version on the frozen tasks of a split; collect those that are missing."""
         self.ensure_live()
-        tasks = self.draw_tasks(self.config.eval.n, split=split, seed=self.config.eval.seed)
-        missing = [version for version in versions if not self._is_evaluated(version, tasks)]
+        tasks = self.draw_tasks(self.config.eval.n, split=draw.split, seed=draw.seed)
+        missing = [version for version in versions if not self._is_evaluated(version, tasks, draw)]
         with self._put_back(missing):
             for version in missing:
-                self._evaluate(version, tasks, split, progress)
-                self._refuse_strays(version, tasks)
-        return [self._evaluated(version, tasks) for version in versions]
+                self._evaluate(version, tasks, draw, progress)
+                self._refuse_strays(version, tasks, draw)
+        return [self._evaluated(version, tasks, draw) for version in versions]
 
-    def _evaluate(self, version: str, tasks: list[Task], split: str, progress: Progress | None) -> None:
+    def _evaluate(self, version: str, tasks: list[Task], draw: Draw, progress: Progress | None) -> None:
         self._collect(
             self.registry.card(version),
             self._load_to_evaluate(version),
             tasks,
-            split,
-            self.directory / "eval" / version,
+            draw.split,
+            draw.folder / version,
             progress,
             samples=self.config.eval.samples,
             version=version,
+            sampling=draw.sampling,
             settings=self._evaluation_digest(),
             **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
             concurrency=self.config.collect.concurrency,
@@ -169,29 +197,29 @@ class Run(RunDirectory):
         """Load a version without making it live; return the base URL of its server."""
         return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
-    def _evaluated(self, version: str, tasks: list[Task]) -> list[Trajectory]:
+    def _evaluated(self, version: str, tasks: list[Task], draw: Draw) -> list[Trajectory]:
         """Load the stored episodes under the current settings in which this version alone answered."""
         ids, current = {task.id for task in tasks}, self._evaluation_digest()
         return [
             t
-            for t in load(self.directory / "eval" / version, version=version)
+            for t in load(draw.folder / version, version=version)
             if t.task.id in ids and t.sample < self.config.eval.samples and t.metadata.get("settings") == current
         ]
 
-    def _refuse_strays(self, version: str, tasks: list[Task]) -> None:
+    def _refuse_strays(self, version: str, tasks: list[Task], draw: Draw) -> None:
         """Refuse an evaluation for which other weights answered, e.g. because the server was restarted meanwhile."""
         wanted = len(tasks) * self.config.eval.samples
-        if strays := wanted - len(self._evaluated(version, tasks)):
+        if strays := wanted - len(self._evaluated(version, tasks, draw)):
             raise RecordError(
                 f"{strays} of {wanted} episodes were not answered by {version} alone: its weights were replaced, or "
                 "the server was restarted, meanwhile; evaluate again, which collects these episodes anew"
             )
 
-    def _is_evaluated(self, version: str, tasks: list[Task]) -> bool:
+    def _is_evaluated(self, version: str, tasks: list[Task], draw: Draw) -> bool:
         """Return True if no episode is missing, so that no server is needed."""
-        if not (self.directory / "eval" / version).is_dir():
+        if not (draw.folder / version).is_dir():
             return False
-        whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks) if t.error is None}
+        whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks, draw) if t.error is None}
         return len(whole) == len(tasks) * self.config.eval.samples
 
     def _evaluation_digest(self) -> str:
@@ -199,8 +227,9 @@ class Run(RunDirectory):
         extra, digest_ = self.config.eval.blind_retries - 1, self.episode_digest()
         return digest([digest_, extra]) if extra else digest_
 
-    def _evaluated_with(self, split: str) -> str:
-        return digest([{**self.config.eval.model_dump(), "split": split}, self._evaluation_digest()])
+    def _evaluated_with(self, draw: Draw) -> str:
+        settings = {**self.config.eval.model_dump(), "split": draw.split, "seed": draw.seed}
+        return digest([settings, self._evaluation_digest()])
 
     def _collect(
         self,
@@ -210,9 +239,11 @@ class Run(RunDirectory):
         split: str,
         out: Path,
         progress: Progress | None,
+        sampling: Sampling | None = None,
         settings: str = "",
         **limits: Any,
     ) -> CollectSummary:
+        sampling = sampling or self.config.sampling
         metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
 
         async def run() -> CollectSummary:
@@ -221,7 +252,7 @@ class Run(RunDirectory):
                 card.served_name,
                 registry=self.registry,
                 api_key=self.api_key or NO_KEY,
-                sampling=self.config.sampling,
+                sampling=sampling,
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
                 outage_s=self.config.policy.outage_s,
@@ -235,7 +266,7 @@ class Run(RunDirectory):
                     out=out,
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
-                    sampling=self.config.sampling,
+                    sampling=sampling,
                     cut_off=self.config.task.cut_off,
                     metadata=metadata,
                     on_episode=progress,

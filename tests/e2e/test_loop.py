@@ -100,7 +100,7 @@ def trains(run: Path) -> bool:
 
 
 def evaluates(run: Path) -> bool:
-    return any(path.stat().st_size for path in run.glob("eval/v0002/*.jsonl"))
+    return any(path.stat().st_size for path in run.glob("gate/v0002/v0002/*.jsonl"))
 
 
 def test_a_demo_killed_while_it_collects_trains_and_evaluates_goes_on_where_it_was(tmp_path):

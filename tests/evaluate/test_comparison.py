@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import random
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
-from r3agent.evaluate import Comparison, Decision, compare, gate
+from r3agent.evaluate import Comparison, Decision, compare, gate, spend_alpha
 from r3agent.evaluate.statistics import difference
 from r3agent.records.trajectory import Trajectory
 from tests.evaluate.episodes import episode
@@ -137,6 +141,39 @@ def test_gate_tests_the_mean_of_several_samples():
     assert few_large_gains.after_reflection.p_value > 0.5  # a sign test finds p = 1e-7, of a loss
     assert not decide(few_large_gains).promote
     assert decide(compare(episodes([1] * 40 + [0] * 10), episodes([0] * 30 + [6] * 20))).promote
+
+
+def test_gate_of_a_loop_keeps_its_level_for_equal_versions():
+    """Count loops of 10 rounds that promote anything, among 300 of equal versions; at a constant level 20 % would."""
+    rng = random.Random(0)
+    equal = compare(OLD, OLD)
+
+    def promotes(alpha: float) -> bool:
+        skills = [rng.betavariate(2, 3) for _ in range(100)]
+        changes = [float((rng.random() < skill) - (rng.random() < skill)) for skill in skills]
+        return decide(equal.model_copy(update={"after_reflection": difference(changes)}), alpha=alpha).promote
+
+    loops = []
+    for _ in range(300):
+        promoted: list[bool] = []
+        for _ in range(10):
+            promoted.append(promotes(spend_alpha(0.05, promoted)))
+        loops.append(any(promoted))
+    assert 1 <= sum(loops) <= 15 + 2 * 4  # two standard errors above 5 %
+
+
+@given(promoted=st.lists(st.booleans(), max_size=30))
+def test_levels_of_comparisons_without_gain_add_up_to_at_most_twice_alpha(promoted: list[bool]):
+    levels = [spend_alpha(0.05, promoted[:k]) for k in range(len(promoted))]
+    assert all(0 < level <= 0.05 for level in levels)
+    spent = sum(level for level, promotes in zip(levels, promoted, strict=True) if not promotes)
+    assert spent + spend_alpha(0.05, promoted) <= 0.1
+
+
+def test_levels_stay_whole_while_every_version_gains():
+    assert spend_alpha(0.05, []) == spend_alpha(0.05, [True] * 9) == 0.05
+    assert [spend_alpha(0.06, [False] * k) for k in range(4)] == pytest.approx([0.06, 0.02, 0.01, 0.006])
+    assert spend_alpha(0.06, [False, True]) == pytest.approx(0.01 + 0.02)
 
 
 def test_regression_of_the_first_try():

@@ -87,15 +87,15 @@ class FakeRun:
             self.registry.set_live(self.registry.rollback_target(to))
             return self.registry.card(to)
 
-    def evaluate(self, before: str, after: str, progress: Any, *, split: str) -> Comparison:
-        assert split == self.config.gate.split == "gate"
+    def evaluate(self, before: str, after: str, progress: Any, *, for_gate: bool) -> Comparison:
+        assert for_gate
         with self._stage(f"evaluate {after} against {before}"):
             comparison = compare(self._episodes(before), self._episodes(after))
             self.disk.comparisons[before, after] = comparison
             return comparison
 
-    def comparison(self, before: str, after: str, *, split: str) -> Comparison | None:
-        assert split == self.config.gate.split == "gate"
+    def comparison(self, before: str, after: str, *, for_gate: bool) -> Comparison | None:
+        assert for_gate
         return self.disk.comparisons.get((before, after))
 
     def _episodes(self, version: str) -> list[Trajectory]:
@@ -287,6 +287,29 @@ def test_more_rounds_go_on_from_the_champion(tmp_path: Path) -> None:
         "train v0002 from v0000",
         "evaluate v0002 against v0000",
         "deploy v0002",
+    ]
+
+
+def test_the_level_is_spent_over_the_comparisons_and_handed_on_by_a_gain(tmp_path: Path) -> None:
+    skills = [5, 5, 5, 5, 30, 30]
+    report = loop(Disk(tmp_path, {f"v000{i}": skill for i, skill in enumerate(skills)}), rounds=5)
+    reasons = [reason for r in report.rounds for reason in r.decision.reasons if "p =" in reason]
+    levels = [float(reason.split("below ")[1]) for reason in reasons]
+    assert levels == [0.05, 0.017, 0.0083, 0.005, 0.0083]
+    assert promoted(report) == [(1, False), (2, False), (3, False), (4, True), (5, False)]
+
+
+def test_a_decision_stays_when_its_round_is_between_evaluations_later(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, {"v0000": 5, "v0001": 5, "v0002": 15, "v0003": 25, "v0004": 35})
+    loop(disk, rounds=3, evaluate_every=2)
+    done = len(disk.log)
+    report = loop(disk, rounds=4, evaluate_every=2)
+    assert promoted(report) == [(2, True), (3, True), (4, True)]
+    assert disk.log[done:] == [
+        "collect with v0003 for v0004",
+        "train v0004 from v0003",
+        "evaluate v0004 against v0003",
+        "deploy v0004",
     ]
 
 

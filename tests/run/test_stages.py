@@ -328,7 +328,7 @@ def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> N
 
 
 def test_a_damaged_comparison_is_named(run: Run) -> None:
-    path = evaluated(run).directory / "eval" / "v0000-v0001.all.json"
+    [path] = (evaluated(run).directory / "eval").glob("v0000-v0001.all.*.json")
     whole = path.read_text()
     path.write_text(whole[:100])
     with pytest.raises(RecordError, match=rf"(?s){path} is not a StoredComparison: .*restore it"):
@@ -367,7 +367,6 @@ def test_another_server_evaluates_so_that_the_live_one_is_not_touched(
     run: Run, endpoint: ChattingEndpoint, tmp_path: Path
 ) -> None:
     with_version(run, kind="full")
-    asked = len(endpoint.chats)
     with serving(ChattingEndpoint(weights=endpoint.weights, reply=reply)) as other:
         apart = reopened(run, deploy__eval_base_url=other.url)
         apart.evaluate("v0000", "v0001")
@@ -375,7 +374,7 @@ def test_another_server_evaluates_so_that_the_live_one_is_not_touched(
     assert not apart.swaps_live
     assert {s.policy_version for t in stored(run) for s in t.spans} == {"v0001"}
     assert len(other.chats) > 0
-    assert (len(endpoint.chats), "/collective_rpc" in endpoint.calls) == (asked, False)
+    assert (endpoint.chats, "/collective_rpc" in endpoint.calls) == ([], False)
 
 
 def test_the_live_weights_are_put_back_when_an_evaluation_is_stopped(run: Run, endpoint: ChattingEndpoint) -> None:
@@ -417,19 +416,56 @@ def test_the_gate_and_the_final_word_are_two_comparisons_of_other_tasks(
 ) -> None:
     run = with_version(Run(tmp_path / "own", {**settings, "task.source": own_source, "eval.split": "test"}))
     run.collect()
-    gate = run.evaluate("v0000", "v0001", split="gate")
+    gate = run.evaluate("v0000", "v0001", for_gate=True)
     final = run.evaluate("v0000", "v0001")
     assert (gate.baseline.n_tasks, final.baseline.n_tasks) == (6, 6)
-    assert run.comparison("v0000", "v0001", split="gate") == gate
-    assert run.comparison("v0000", "v0001", split="test") == run.comparison("v0000", "v0001") == final
-    names = {path.name for path in (run.directory / "eval").glob("*.json")}
-    assert names == {"v0000-v0001.gate.json", "v0000-v0001.test.json"}
-    trained = {t.task.id for t in stored(run)}
-    drawn = {
-        split: {t.task.id for t in stored(run, "v0001") if t.metadata["split"] == split} for split in ("gate", "test")
-    }
-    assert [len(trained), *map(len, drawn.values())] == [6, 6, 6]
-    assert len(trained | drawn["gate"] | drawn["test"]) == 18
+    assert run.comparison("v0000", "v0001", for_gate=True) == gate
+    assert run.comparison("v0000", "v0001") == final
+    stores = {"train": "trajectories", "gate": "gate/v0001/v0001", "test": "eval/v0001"}
+    drawn = {split: load(run.directory / store) for split, store in stores.items()}
+    assert all(t.metadata["split"] == split for split in drawn for t in drawn[split])
+    ids = [{t.task.id for t in episodes} for episodes in drawn.values()]
+    assert [*map(len, ids)] == [6, 6, 6]
+    assert len(set.union(*ids)) == 18
+
+
+def test_each_gate_draws_its_tasks_and_samples_the_champion_anew(run: Run, endpoint: ChattingEndpoint) -> None:
+    many = {"eval__n": 4, "gate__split": "all", "eval__split": "test", "sampling__seed": 5}
+    run = with_version(reopened(run, **many))
+    weights.Run(run.registry, Path(run.config.policy.base_model)).train("lora", seed=2)
+    seen: list[dict[str, set[Any]]] = []
+    for version in ("v0001", "v0002"):
+        before = len(endpoint.chats)
+        assert run.comparison("v0000", version, for_gate=True) is None
+        found = run.evaluate("v0000", version, for_gate=True)
+        base = load(run.directory / "gate" / version / "v0000")
+        sampled = [chat for chat in endpoint.chats[before:] if chat["model"] == "tiny"]
+        assert (found.baseline.n_tasks, len(base)) == (4, 4)
+        assert len(sampled) >= 4
+        seen.append({"tasks": {t.task.id for t in base}, "seeds": {chat["seed"] for chat in sampled}})
+        asked = len(endpoint.chats)
+        assert reopened(run, **many).evaluate("v0000", version, for_gate=True) == found  # the stored episodes
+        assert len(endpoint.chats) == asked
+    first, second = seen
+    assert first["tasks"] != second["tasks"]
+    assert not first["seeds"] & second["seeds"]
+    assert not (run.directory / "eval").exists()
+
+
+def test_a_gate_on_the_split_of_the_final_evaluation_is_the_final_one(run: Run, endpoint: ChattingEndpoint) -> None:
+    run = with_version(reopened(run, gate__split="all"))
+    decided = run.evaluate("v0000", "v0001", for_gate=True)
+    asked = len(endpoint.chats)
+    assert run.evaluate("v0000", "v0001") == decided
+    assert len(endpoint.chats) == asked
+
+
+def test_a_smaller_evaluation_keeps_the_larger_one(run: Run, endpoint: ChattingEndpoint) -> None:
+    whole = evaluated(run).comparison("v0000", "v0001")
+    small = reopened(run, eval__n=3)
+    assert small.evaluate("v0000", "v0001").baseline.n_tasks == 3
+    assert (run.comparison("v0000", "v0001"), whole and whole.baseline.n_tasks) == (whole, N_TASKS)
+    assert small.comparison("v0000", "v0001") is not None
 
 
 @pytest.mark.parametrize("reopen", [False, True], ids=["in one process", "in the next one"])

@@ -34,10 +34,10 @@ def test_two_rounds_of_the_loop(vllm: VLLMProcess, tmp_path: Path, capsys: pytes
     second = json.loads((run / "policies" / "v0002" / "card.json").read_text())
     assert {s.policy_version for s in spans} == {"v0000", second["parent"]}
     assert {s.model for s in spans} == {"bundled"} | ({f"bundled@{second['parent']}"} - {"bundled@v0000"})
-    # Both versions were compared on the same frozen tasks, loaded side by side.
-    compared = [t for version in ("v0001", "v0002") for t in load(run / "eval" / version)]
+    # Both versions were compared on the same tasks, loaded side by side.
+    compared = [t for version in (second["parent"], "v0002") for t in load(run / "gate" / "v0002" / version)]
     assert len({t.task.id for t in compared}) == 40
-    assert {s.policy_version for t in compared for s in t.spans} == {"v0001", "v0002"}
+    assert {s.policy_version for t in compared for s in t.spans} == {second["parent"], "v0002"}
     served = {model["id"] for model in httpx.get(f"{vllm.base_url}/models").json()["data"]}
     assert served >= {"bundled@v0001", "bundled@v0002"}
     if report["live"] != "v0000":

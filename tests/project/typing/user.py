@@ -58,6 +58,7 @@ from r3agent.evaluate import (
     compare,
     evaluate,
     gate,
+    spend_alpha,
     table,
     wilson,
 )
@@ -212,7 +213,7 @@ def judge(before: Path, after: Path) -> Decision:
     comparison: Comparison = compare(load(before), load(after))
     change: Difference | None = comparison.after_reflection
     print(table(comparison), wilson(3, 4), rates, change and change.points)
-    return gate(comparison, min_lift=1, max_regression=2, alpha=0.05)
+    return gate(comparison, min_lift=1, max_regression=2, alpha=spend_alpha(0.05, [True, False]))
 
 
 # ---- servers ----
