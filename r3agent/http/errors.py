@@ -169,9 +169,9 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     return RequestError(message, refusal=" ".join(filter(None, [error.param, error.message])))
 
 
-def refused_field(refusal: str, fields: Iterable[str]) -> str | None:
-    """Find the first of the request's `fields` that the error message of a refusal names."""
-    return next((field for field in fields if re.search(rf"(?<!\\)\b{field}\b", refusal)), None)
+def refused_fields(refusal: str, fields: Iterable[str]) -> set[str]:
+    """Find those of the request's `fields` that the error message of a refusal names."""
+    return {field for field in fields if re.search(rf"(?<!\\)\b{field}\b", refusal)}
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:

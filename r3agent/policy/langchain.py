@@ -24,6 +24,7 @@ from r3agent.http.errors import text_refusal
 from r3agent.policy.base import Sampling
 from r3agent.records import versions
 from r3agent.records.generation import LENGTH
+from r3agent.records.sampling import reshaping
 from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
 
@@ -88,6 +89,7 @@ class ChatModelPolicy:
         name = str(metadata.get("model_name") or metadata.get("model") or getattr(self.model, "model_name", "unknown"))
         text, calls, reasoning = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
         capability, note = _grade(answer, text, calls)
+        flaw = settings and reshaping(settings.model_dump())
         return Generation(
             text=text,
             reasoning=None if reasoning is None else reasoning[1],
@@ -104,7 +106,7 @@ class ChatModelPolicy:
             completion_tokens=None if usage is None else usage["output_tokens"],
             latency_s=latency_s,
             capability=capability,
-            capability_note=note,
+            capability_note=f"{note}; {flaw}" if flaw else note,
         )
 
     def _mapped(self, error: Exception) -> PolicyError:

@@ -1,7 +1,8 @@
 """Policy that samples completions from an OpenAI-compatible endpoint and records the exact tokens.
 
-It requests logprobs and vLLM's token ids, and omits fields that the endpoint refuses. Every generation records its
-capability and the version that answered.
+It requests logprobs, vLLM's token ids and neutral values of the sampling settings that a server would otherwise take
+from its own defaults, and omits fields that the endpoint refuses. Every generation records its capability, the settings
+that were sent (`None`: refused, so the server decided), and the version that answered.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import orjson
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
-from r3agent.http.errors import NO_KEY, refused_field
+from r3agent.http.errors import NO_KEY, refused_fields
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
-from r3agent.policy.parse import NOT_A_COMPLETION, generations, is_constrained, not_a_completion
+from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, shift_choices
 from r3agent.records import versions
+from r3agent.records.sampling import NEUTRAL
 from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
 
@@ -157,19 +159,20 @@ class OpenAIPolicy:
     async def _complete(
         self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
+        given = settings.body()
         optional_fields = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
+        optional_fields |= {field: value for field, value in NEUTRAL.items() if field not in given}
         refused = set(self._refused)
         while True:
             fields = {field: value for field, value in optional_fields.items() if field not in refused}
             try:
-                drawings = await self._ask(target, {**body, **settings.body(), **fields}, settings, n, on_delta)
+                drawings = await self._ask(target, {**body, **given, **fields}, settings, n, on_delta)
             except AccessError:
                 raise
             except RequestError as error:
-                name = refused_field(error.refusal, fields)
-                if name is None:
+                if not (named := refused_fields(error.refusal, fields)):
                     raise
-                refused.add(name)
+                refused |= named
             else:
                 self._refused |= refused  # remember the fields once a request without them has succeeded
                 return drawings
@@ -196,10 +199,10 @@ class OpenAIPolicy:
             common = {
                 "model": target.model,
                 "policy_version": self._version_of(target, served_name, before, after),
-                "sampling": settings.model_dump(mode="json"),
+                "sampling": settings.model_dump(mode="json") | {field: body.get(field) for field in NEUTRAL},
                 "latency_s": round(latency_s, 4),
             }
-            return generations(answer, common, n, constrained=is_constrained(body))
+            return generations(answer, common, n, body)
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
                 f"{redact_url(endpoint.base_url)}, model {target.model!r}: "

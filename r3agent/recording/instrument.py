@@ -16,8 +16,8 @@ import orjson
 from openai.types.chat import ChatCompletionChunk
 
 from r3agent.errors import ConfigError
-from r3agent.http.errors import refused_field
-from r3agent.policy.parse import generations, is_constrained
+from r3agent.http.errors import refused_fields
+from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.trace import TraceContext, current_context
 from r3agent.records import versions
@@ -77,7 +77,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
             try:
                 return call.take(await plain_post(path, body=call.body, options=options, **rest))
             except openai.APIStatusError as error:
-                call.leave_out_refused_field(error)
+                call.leave_out_refused_fields(error)
 
     def post(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}
@@ -89,7 +89,7 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
             try:
                 return call.take(plain_post(path, body=call.body, options=options, **rest))
             except openai.APIStatusError as error:
-                call.leave_out_refused_field(error)
+                call.leave_out_refused_fields(error)
 
     def copy(**settings: Any) -> Any:
         return instrument(client.copy(**settings), version=version, tokens=tokens)
@@ -130,14 +130,14 @@ class RecordedCall:
         if body.get("stream"):
             context.episode.at_end(self.finish)
 
-    def leave_out_refused_field(self, error: openai.APIStatusError) -> None:
-        """Leave out the field that the endpoint refuses, if it was added for the record; otherwise raise the error."""
-        field = refused_field(str(error), self._added) if error.status_code in (400, 422) else None
-        if field is None:
+    def leave_out_refused_fields(self, error: openai.APIStatusError) -> None:
+        """Leave out fields that the endpoint refuses, if they were added for the record; otherwise raise the error."""
+        refused = refused_fields(str(error), self._added) if error.status_code in (400, 422) else set[str]()
+        if not refused:
             raise error
-        self._added.remove(field)
-        del self.body[field]
-        self._left_out.add(field)
+        self._added = [field for field in self._added if field not in refused]
+        self.body = {field: value for field, value in self.body.items() if field not in refused}
+        self._left_out |= refused
 
     def take(self, answer: Any) -> Any:
         """Record a response, unless it is a stream, which is recorded while it is read."""
@@ -174,7 +174,7 @@ class RecordedCall:
                 "latency_s": round(time.perf_counter() - self._start, 4),
             }
             choices = answer["choices"]
-            sampled = generations(answer, common, len(choices), constrained=is_constrained(self._request))
+            sampled = generations(answer, common, len(choices), self._request)
             if any(choice.get("finish_reason") is None for choice in choices):
                 cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
                 sampled = [generation.model_copy(update=cut) for generation in sampled]

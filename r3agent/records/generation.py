@@ -56,12 +56,13 @@ class Generation(Record):
     token_ids: tuple[int, ...] | None = None
     """T sampled tokens, including the end-of-turn token if the server counts it."""
     logprobs: tuple[float, ...] | None = None
-    """T natural-log probabilities under the policy, at the temperature that the server used for scoring."""
+    """T natural-log probabilities under the policy at temperature 1, over the whole vocabulary."""
     model: str
     """Model name in the endpoint's response."""
     policy_version: str | None = None
     """Policy version of that model name, if known."""
     sampling: dict[str, Any] = {}
+    """Sampling settings of the request; those that it left out, or that are `None`, are the server's defaults."""
     finish_reason: str | None = None
     """Reason in the endpoint's response; `context_overflow` or `content_refused` if it refused the conversation."""
     prompt_tokens: int | None = None
@@ -70,7 +71,7 @@ class Generation(Record):
     """Latency of the request; the siblings of one `n > 1` request share it."""
     capability: Capability = "eval-only"
     capability_note: str | None = None
-    """Reason why the capability is less than `trainable-exact`."""
+    """Reason why the capability is less than `trainable-exact`, or a doubt about one that is."""
 
     @model_validator(mode="after")
     def _aligned(self) -> Generation:

@@ -56,7 +56,7 @@ def reshaping(request: Mapping[str, Any]) -> str | None:
         for field, unchanged in UNCHANGED.items()
         if fields.get(field) is not None and fields[field] not in unchanged
     ]
-    return f"sampled with {', '.join(changed)}: its logprobs are not those it was sampled with" if changed else None
+    return f"sampled with {', '.join(changed)}: not from what its logprobs describe" if changed else None
 
 
 def left_to_server(request: Mapping[str, Any]) -> list[str]:

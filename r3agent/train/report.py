@@ -30,6 +30,8 @@ REMEDIES = {
     "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
     "refused": "the endpoint refused their conversation, which was too long or filtered: lower sampling.max_tokens, or "
     "serve the model with a longer context",
+    "reshaped": "they were not sampled as their logprobs say: collect with sampling.temperature = 1, top_p = 1 and "
+    "without top_k, min_p, penalties, logit_bias or a grammar",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
     "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
     "or set retokenise = 'allow'",
@@ -81,8 +83,7 @@ class RowReport(Record):
     ages: dict[str, int]
     """Rows by the number of versions between the sampling and the starting policy, or `None`."""
     temperatures: dict[str, int]
-    """Rows by sampling temperature. Ratios are always at temperature 1; they do not correct for rows sampled at another
-    temperature."""
+    """Rows by sampling temperature; one other than 1 occurs only in rows without recorded tokens."""
     reward_means: dict[str, float]
     """Mean reward by label, over all spans with a reward, dropped ones included, before leaks are penalised."""
     prompt_tokens: int

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from r3agent.records import versions
 from r3agent.records.credit import CreditLabel
+from r3agent.records.sampling import reshaping
 from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.config import TrainConfig
 
@@ -31,7 +32,7 @@ class Row(NamedTuple):
     """Logprobs recorded from the sampling policy; `None` if the tokens were not recorded, and in rows of `distill`,
     whose tokens were sampled from another prompt."""
     temperature: float | None
-    """Sampling temperature; recorded logprobs are always at temperature 1."""
+    """Sampling temperature: 1, or `None` if the application left it to the server, if the row has logprobs."""
     truncated: bool
     """True if the span ended at the token limit. The paper does not mention such spans; they are kept and counted."""
     reward: float
@@ -112,6 +113,8 @@ class RowMaker(NamedTuple):
         prompt_span = prompt_of or span
         if span.refused:
             return "refused"
+        if span.capability != "trainable-retokenised" and reshaping(span.sampling):
+            return "reshaped"
         capabilities = {span.capability, prompt_span.capability}
         if "eval-only" in capabilities:
             return "eval_only"

@@ -17,7 +17,7 @@ from r3agent.errors import (
     ProtocolError,
     RequestError,
 )
-from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key, refused_field
+from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key, refused_fields
 
 MISSING = "The model `m` does not exist."
 
@@ -175,5 +175,5 @@ def test_policy_error_keeps_the_whole_refusal() -> None:
     error = policy_error(error_of(refusal))
     assert isinstance(error, RequestError)
     assert len(str(error)) < 600
-    assert refused_field(error.refusal, ["return_token_ids"]) == "return_token_ids"
-    assert refused_field(error.refusal, ["n", "logprobs"]) == "logprobs"
+    assert refused_fields(error.refusal, ["return_token_ids"]) == {"return_token_ids"}
+    assert refused_fields(error.refusal, ["n", "logprobs"]) == {"logprobs"}

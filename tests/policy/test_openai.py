@@ -16,9 +16,11 @@ from r3agent.errors import ProtocolError, RequestError
 from r3agent.policy import OpenAIPolicy, Policy, Sampling
 from r3agent.records import versions
 from r3agent.records.trajectory import Generation, Task
-from r3agent.testing import PROMPT_TOO_LONG, Edit, ScriptedEndpoint, ScriptedPolicy, miscount
+from r3agent.testing import PROMPT_TOO_LONG, Edit, Fault, ScriptedEndpoint, ScriptedPolicy, miscount
 
 MESSAGES = [{"role": "user", "content": "hello"}]
+NEUTRAL = {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Settings that a server would otherwise take from the model's generation_config.json."""
 
 
 async def sample(endpoint: ScriptedEndpoint, n: int = 1, **settings: Any) -> list[Generation]:
@@ -35,7 +37,7 @@ def edited(fields: dict[str, Any]) -> Edit:
 
 async def test_what_the_server_sampled_is_recorded_as_it_came() -> None:
     with ScriptedEndpoint("hi") as endpoint:
-        [generation] = await sample(endpoint, sampling=Sampling(temperature=0.5, max_tokens=9))
+        [generation] = await sample(endpoint, sampling=Sampling(max_tokens=9, extra={"min_p": 0}))
     assert generation.text == "hi"
     assert generation.token_ids == (104, 105, 256)
     assert generation.logprobs == (-0.5, -0.5, -0.5)
@@ -46,7 +48,9 @@ async def test_what_the_server_sampled_is_recorded_as_it_came() -> None:
     assert generation.policy_version == "v0000"
     assert generation.finish_reason == "stop"
     assert generation.latency_s is not None
-    assert generation.sampling == Sampling(temperature=0.5, max_tokens=9).model_dump(mode="json")
+    settings = Sampling(max_tokens=9, extra={"min_p": 0}).model_dump(mode="json")
+    assert generation.sampling == settings | NEUTRAL
+    assert endpoint.received[0].body.items() >= NEUTRAL.items()
     assert (generation.capability, generation.capability_note) == ("trainable-exact", None)
 
 
@@ -245,26 +249,69 @@ def test_both_policies_are_policies() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra",
+    ("settings", "reason"),
     [
-        {"response_format": {"type": "json_object"}},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"structured_outputs": {"choice": ["a", "b"]}},
+        ({"temperature": 0.7}, "temperature = 0.7"),
+        ({"temperature": 0}, "temperature = 0"),
+        ({"top_p": 0.95}, "top_p = 0.95"),
+        ({"extra": {"top_p": 0.9, "top_k": 20}}, "top_p = 0.9, top_k = 20"),
+        ({"extra": {"repetition_penalty": 1.05}}, "repetition_penalty = 1.05"),
+        ({"extra": {"logit_bias": {"7": -100}}}, "logit_bias"),
+        ({"extra": {"min_tokens": 5}}, "min_tokens = 5"),
+        ({"extra": {"response_format": {"type": "json_object"}}}, "under a grammar"),
+        ({"extra": {"tool_choice": "required"}}, "under a grammar"),
+        ({"extra": {"tool_choice": {"type": "function", "function": {"name": "f"}}}}, "under a grammar"),
+        ({"extra": {"structured_outputs": {"choice": ["a", "b"]}}}, "under a grammar"),
     ],
 )
-async def test_what_a_grammar_had_a_say_in_is_not_trained_on(extra: dict[str, Any]) -> None:
+async def test_what_was_not_sampled_as_its_logprobs_say_is_not_trained_on(
+    settings: dict[str, Any], reason: str
+) -> None:
     with ScriptedEndpoint("hi") as endpoint:
-        async with OpenAIPolicy(endpoint.url, endpoint.model, sampling=Sampling(extra=extra)) as policy:
-            [generation] = await policy.sample(MESSAGES)
+        [generation] = await sample(endpoint, sampling=Sampling(**settings))
     assert generation.capability == "eval-only"
-    assert "grammar" in (generation.capability_note or "")
+    assert reason in (generation.capability_note or "")
     assert generation.token_ids
 
 
-@pytest.mark.parametrize("extra", [{"response_format": {"type": "text"}}, {"tool_choice": "auto"}])
-async def test_what_only_looks_like_a_grammar_is_trained_on(extra: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"response_format": {"type": "text"}},
+        {"tool_choice": "auto"},
+        {"top_k": 0, "min_tokens": 0, "logit_bias": {}, "temperature": 1},
+        {"ignore_eos": True},
+    ],
+)
+async def test_what_changes_nothing_is_trained_on(extra: dict[str, Any]) -> None:
     with ScriptedEndpoint("hi") as endpoint:
-        async with OpenAIPolicy(endpoint.url, endpoint.model, sampling=Sampling(extra=extra)) as policy:
-            [generation] = await policy.sample(MESSAGES)
+        [generation] = await sample(endpoint, sampling=Sampling(extra=extra))
+    assert (generation.capability, generation.capability_note) == ("trainable-exact", None)
+
+
+@pytest.mark.parametrize("refuses", [["top_k"], ["top_k", "min_p", "repetition_penalty"], [*NEUTRAL]])
+async def test_a_refused_neutral_value_is_recorded_as_unknown(refuses: list[str]) -> None:
+    with ScriptedEndpoint("hi", refuses=refuses) as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            for _ in range(2):
+                [generation] = await policy.sample(MESSAGES)
+    assert len(endpoint.received) == 2 + len(refuses)
+    assert {field for field in NEUTRAL if generation.sampling[field] is None} == {*refuses}
     assert generation.capability == "trainable-exact"
+    assert f"the server decided on {', '.join(refuses)}" in (generation.capability_note or "")
+
+
+async def test_all_fields_that_one_refusal_names_are_left_out_at_once() -> None:
+    refusal = Fault(400, '{"error": {"message": "Unrecognized request arguments supplied: min_p, top_k"}}')
+    with ScriptedEndpoint("hi", faults=[refusal]) as endpoint:
+        await sample(endpoint)
+    assert [NEUTRAL.keys() - received.body.keys() for received in endpoint.received] == [set(), {"min_p", "top_k"}]
+
+
+async def test_a_refused_setting_of_the_caller_is_an_error() -> None:
+    with ScriptedEndpoint("hi", refuses=["top_k"]) as endpoint, pytest.raises(RequestError, match="top_k"):
+        await sample(endpoint, sampling=Sampling(extra={"top_k": 20}))
+
+
+def test_sampling_takes_its_own_fields_out_of_extra() -> None:
+    assert Sampling(extra={"seed": 3, "top_k": 5}) == Sampling(seed=3, extra={"top_k": 5})

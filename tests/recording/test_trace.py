@@ -39,7 +39,7 @@ async def say(client: openai.AsyncOpenAI, messages: list[Any] = ASK, **fields: A
 async def test_trace_records_a_reflection_that_earns_a_reward(endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
     async with a_client(endpoint) as client:
         with r3agent.trace(out=tmp_path, metadata={"app": "x"}) as episode:
-            first = await say(client, temperature=0.5, user="someone")
+            first = await say(client, temperature=1.0, user="someone")
             episode.verdict(passed=False, feedback="no")
             with episode.span("reflect", parent=episode.answer) as reflection:
                 await say(client, [{"role": "user", "content": "why?"}])
@@ -63,7 +63,8 @@ async def test_trace_records_a_reflection_that_earns_a_reward(endpoint: Scripted
         assert list(span.token_ids or ()) == encode(span.text)
         assert stored.prompt(span) == received.body["messages"]
         assert span.policy_version == "v0000"
-    assert attempt.sampling == {"temperature": 0.5}
+    assert attempt.sampling == {"temperature": 1.0}
+    assert "the server decided on top_p, top_k" in (attempt.capability_note or "")
     assert [(g.spans_G, g.rewards_G) for g in groups([stored])] == [((reflect,), (1.0,))]
     assert "sk-hidden" not in shards(tmp_path)[0].read_text()
 
@@ -138,6 +139,18 @@ async def test_what_an_endpoint_refuses_is_left_out_from_then_on(lacking: list[s
                 await say(client)
     assert [s.capability_note for s in episode.spans] == ["the endpoint returned no token ids"] * 2
     assert len(endpoint.received) == len(lacking) + 2
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0.5}, {"top_p": 0.9}, {"extra_body": {"top_k": 20}}])
+async def test_what_an_application_samples_otherwise_is_not_trained_on(
+    endpoint: ScriptedEndpoint, asked: dict[str, Any]
+) -> None:
+    async with a_client(endpoint) as client:
+        with r3agent.trace() as episode:
+            await say(client, **asked)
+    [(field, value)] = asked.get("extra_body", asked).items()
+    assert (episode.answer.capability, episode.answer.sampling) == ("eval-only", {field: value})
+    assert f"sampled with {field} = {value}" in (episode.answer.capability_note or "")
 
 
 async def test_tokens_are_not_asked_for_where_they_are_not_wanted(endpoint: ScriptedEndpoint) -> None:

@@ -117,6 +117,7 @@ def test_what_it_is_started_with(python: Python, tmp_path: Path, monkeypatch: py
         assert httpx.get(server.base_url.removesuffix("/v1") + "/health").status_code == 200
         assert python.argv[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
         assert (python.value("--model"), python.value("--served-model-name")) == (str(BUNDLED_DIR), "mine")
+        assert python.value("--generation-config") == "vllm"
         assert server.base_url == f"http://127.0.0.1:{python.value('--port')}/v1"
         assert python.argv.index("--enable-lora") < python.argv.index("--dtype") == len(python.argv) - 2
         said = {name: value for name, value in python.environment.items() if name.startswith("VLLM_")}

@@ -76,7 +76,9 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
         record([[1, 0], [1, 1, 1]], policy_version="v0009"),
         record([[1, 0]], policy_version="v0007"),
         record([[1, 0]], policy_version="v0009", capability="eval-only"),
-        record([[0, 1]], policy_version="v0008", finish_reason="length", sampling={"temperature": 0.7}),
+        record([[0, 1]], policy_version="v0008", finish_reason="length", sampling={"temperature": None}),
+        record([[0, 1]], policy_version="v0009", sampling={"temperature": 0.7}),
+        record([[0, 1]], policy_version="v0009", sampling={"temperature": 1.0, "extra": {"top_k": 20}}),
         [t.model_copy(update={"error": errored}) for t in record([[1, 0]])],
     ]
     episodes = [
@@ -84,23 +86,23 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
     ]
     rows, report = build(episodes, version="v0009")
     assert report == RowReport(
-        trajectories=6,
+        trajectories=8,
         errored=1,
         last_error="VerifierError: boom",
-        failures=5,
-        spans={"reflect": 13},
+        failures=7,
+        spans={"reflect": 17},
         rows=4,
         labels={"reflect": 4},
         groups=2,
         zero_variance_groups=1,
-        dropped={"zero_variance": 3, "stale": 2, "eval_only": 2, "errored": 2},
+        dropped={"zero_variance": 3, "stale": 2, "eval_only": 2, "reshaped": 4, "errored": 2},
         remedies={},
         leaked=0,
         retokenised=0,
         truncated=2,
         ages={"0": 2, "1": 2},
-        temperatures={"1.0": 2, "0.7": 2},
-        reward_means={"reflect": 7 / 11},
+        temperatures={"1.0": 2, "None": 2},
+        reward_means={"reflect": 9 / 15},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sum(len(row.completion_ids_T) for row in rows),
     )

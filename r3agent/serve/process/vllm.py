@@ -19,6 +19,9 @@ from r3agent.store.models import default_name, find_checkpoint
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
 
+SAMPLING_OPTIONS = ("--generation-config", "vllm")
+"""Options by which requests that leave out sampling settings get neutral ones, and not those of the model's
+generation_config.json, which its logprobs do not show."""
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
 """Options that allow loading new versions beside the base model, two of them in use at the same time."""
 CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
@@ -88,7 +91,7 @@ class VLLMProcess(LocalServer):
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
         command += ["--served-model-name", self.name, "--host", self._host, "--port", str(port)]
         lora_options = [*LORA_OPTIONS, *(CPU_LORA_OPTIONS if _is_cpu_build(self.python) else ())]
-        return [*command, *lora_options, *self._options], self._environment()
+        return [*command, *SAMPLING_OPTIONS, *lora_options, *self._options], self._environment()
 
     def _environment(self) -> dict[str, str]:
         environment = {
