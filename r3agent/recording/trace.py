@@ -11,9 +11,9 @@
             answer = await client.chat.completions.create(model=..., messages=[...])
         episode.verdict(retry, passed=True)
 
-The messages are recorded as sent. If they continue the parent's conversation, the span's `request` has only the new
-messages; otherwise it has all messages, and the span is `standalone`. Concurrent episodes do not mix: the current
-episode is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
+If the messages continue the parent's conversation, the span's `request` has only the new messages; otherwise it has all
+messages as sent, and the span is `standalone`: see `r3agent.recording.conversation`. Concurrent episodes do not mix:
+the current episode is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
+from r3agent.recording.conversation import attach
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
@@ -193,7 +194,7 @@ class Episode:
     ) -> None:
         """Add the generations of a call as spans."""
         with self._lock:
-            place = _attach(self.trajectory, scope and scope.parent_id, messages)
+            place = attach(self.trajectory, scope and scope.parent_id, messages)
             place["label"] = "attempt" if scope is None else scope.label
             same_tools = list(self.trajectory.task.tools) == list(tools)
             for generation in generations:
@@ -258,29 +259,6 @@ class Episode:
                 return span
         spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
         raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")
-
-
-def _attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
-    """Find parent and request of a call: the parent with the longest conversation that `messages` continue."""
-    parents = [span for span in tree.spans if parent_id in (None, span.span_id)]
-    # Of equally long conversations, take the later one.
-    for parent in sorted(parents, key=lambda span: (len(tree.path(span)), parents.index(span)), reverse=True):
-        conversation = [*tree.prompt(parent), parent.message]
-        if _continues(messages, conversation):
-            return {"parent_id": parent.span_id, "request": messages[len(conversation) :]}
-    if parent_id is None and _continues(messages, tree.task.messages):
-        return {"request": messages[len(tree.task.messages) :]}
-    return {"parent_id": parent_id, "request": messages, "standalone": True}
-
-
-def _continues(messages: Sequence[Message], conversation: Sequence[Message]) -> bool:
-    pairs = zip(messages, conversation, strict=False)
-    return len(messages) >= len(conversation) and all(_comparable(m) == _comparable(c) for m, c in pairs)
-
-
-def _comparable(message: Message) -> Message:
-    """Drop empty fields, because SDKs send only some of them."""
-    return {key: value for key, value in message.items() if value not in (None, "", [], {})}
 
 
 def _reset(token: Token[TraceContext | None]) -> None:
