@@ -130,7 +130,7 @@ def interval(values: Sequence[float]) -> str:
 
 def p_value(differences: Sequence[float]) -> float | None:
     """Compute the p-value of a t-test over the seeds; `None` for a single seed or without any difference."""
-    return float(stats.ttest_1samp(differences, 0)[1]) if len(differences) > 1 and np.any(differences) else None
+    return float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 and np.any(differences) else None
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

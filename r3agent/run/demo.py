@@ -109,12 +109,13 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
         rounds=run.config.loop.rounds,
     )
     write_atomically(out / "summary.json", summary.model_dump_json(indent=2))
+    again = f"{out}" if report.live == after.policy else f"{out} --after {after.policy}"
     text = f"""{table(comparison)}
 
 {_conclusion(comparison, change)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
-next: r3agent eval --run {out}               this table again
+next: r3agent eval --run {again}               this table again
       r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
       r3agent init --run runs/mine           a run of your own: then `r3agent serve bundled` and `r3agent loop`"""
     return summary, text
