@@ -6,7 +6,8 @@
     |-- RecordError            a record cannot be read or stored
     |   `-- SchemaVersionError ... because another version of r3agent wrote it
     |-- PolicyError            the endpoint did not give a generation
-    |   |-- EndpointError      unreachable, timed out, or failing on its side; worth trying again later
+    |   |-- EndpointError      timed out, or failing on its side; worth trying again later
+    |   |   `-- UnreachableError ... because nothing accepts a connection there
     |   |-- RequestError       the endpoint refused this request
     |   |   |-- AccessError    ... and will refuse all others: wrong key, wrong model, wrong URL
     |   |   `-- ConversationError ... because of its text
@@ -60,6 +61,10 @@ class PolicyError(R3Error, RuntimeError):
 
 class EndpointError(PolicyError):
     """The endpoint is unreachable, timed out or failed on its side; worth trying again later."""
+
+
+class UnreachableError(EndpointError):
+    """Nothing accepts a connection at the endpoint's address."""
 
 
 class RequestError(PolicyError):

@@ -23,6 +23,8 @@ from r3agent.store.trajectories import load
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
+OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
+
 
 @verb(*URL, *SUBJECT, *COLLECT)
 def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
@@ -33,6 +35,7 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     why_not = why_untrainable(stored, config=opened.config.train, version=opened.ensure_live().version)
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
+        *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
         *summary_lines(summary),
         f"nothing to train on yet: {why_not}" if why_not else f"next: r3agent train --run {run}",
     ]

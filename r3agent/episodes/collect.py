@@ -1,35 +1,37 @@
 """Collect trajectories: run the graph over many tasks concurrently and store each episode when it ends.
 
 Stored episodes are kept: the same call again runs only episodes that are missing or ended with an error. An error of
-one episode (a prompt too long, a verifier that raises) is recorded with it. An error of the endpoint ends the
-collection, because every further episode would fail too.
+one episode (a prompt too long, a verifier that raises, a task that the endpoint always fails on) is recorded with it.
+If the endpoint itself fails, the collection ends: `Endurance` tells the two apart.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import orjson
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions
+from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
-from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, R3Error
-from r3agent.policy import Policy
+from r3agent.errors import ConfigError, R3Error, VerifierError
+from r3agent.policy import Policy, Sampling
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
 from r3agent.verifiers import Verifier
 
-ENDPOINT_ERRORS = (EndpointError, AccessError, ProtocolError)
+T = TypeVar("T")
+
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
 
@@ -37,7 +39,6 @@ HOPELESS = 16
 class Job(NamedTuple):
     """One episode to run."""
 
-    trajectory_id: str
     task: Task
     sample: int
 
@@ -51,27 +52,35 @@ async def collect(
     policy_name: str = "",
     version: str | None = None,
     verifier_name: str = "",
+    verifier_params: Mapping[str, Any] | None = None,
     samples: int = 1,
     concurrency: int = 64,
+    rerun_errors: bool = True,
     metadata: dict[str, Any] | None = None,
     on_episode: Callable[[int, int], None] | None = None,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
 
+    A stored episode counts as done if it is of the same task (messages, tools, info and gold), policy, verifier and
+    settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
+
     Args:
-        policy_name: served name with its version; stored episodes of another policy do not count as done.
+        policy_name: served name with its version; default: the policy's `model`.
         version: policy version that all spans must have, or else a stored episode does not count as done; default: any.
-        verifier_name: recorded with each trajectory; stored episodes of another verifier do not count as done.
+        verifier_name: recorded with each trajectory.
+        verifier_params: settings of the verifier.
         samples: episodes per task.
         concurrency: maximum number of concurrent episodes.
+        rerun_errors: run episodes that are stored with an error again. In an evaluation, drawing again only what failed
+            would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
         metadata: recorded with each trajectory.
         on_episode: called with (done, total) after each episode.
         options: as in `build_graph`; 8 reflections by default.
 
     Raises:
         ConfigError: the tasks, the limits or the directory are invalid.
-        EndpointError, AccessError, ProtocolError: the endpoint fails for every episode; finished episodes are stored.
+        EndpointError, AccessError, ProtocolError: the endpoint fails; finished episodes are stored.
         VerifierError: the endpoint of the judge fails.
         RecordError: the store cannot be read, or the disk is full.
         R3Error: the first episodes all ended with an error.
@@ -81,85 +90,117 @@ async def collect(
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
-    jobs = _jobs(tasks, samples, {"policy": policy_name, "verifier": verifier_name, **_identity(config)})
+    policy_name = policy_name or _attribute(policy, "model", str) or ""
+    identity = {
+        "policy": policy_name,
+        "verifier": [verifier_name, verifier_params or {}],
+        "sampling": _attribute(policy, "sampling", Sampling),  # unless `config` replaces it
+        **{name: value for name, value in config if value is not None},
+    }
+    jobs = _jobs(tasks, samples, identity)
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
-        stored = {t.trajectory_id: t for t in load(out, version=version) if t.error is None}
-        done = [stored[job.trajectory_id] for job in jobs if job.trajectory_id in stored]
-        missing = [job for job in jobs if job.trajectory_id not in stored]
-        resumed = len(done)
-        queue = iter(missing)
+        stored = load(out, version=version)
+        kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
+        if rerun_errors or all(t.error for t in kept.values()):
+            kept = {id_: t for id_, t in kept.items() if t.error is None}
+        done = [kept[id_] for id_ in jobs if id_ in kept]
+        resumed, queue = len(done), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
+
+        def store(episode: Trajectory) -> None:
+            writer.append(episode)
+            done.append(episode)
+            if on_episode:
+                on_episode(len(done), len(jobs))
+            if len(done) == min(HOPELESS, len(jobs)):
+                _refuse_hopeless(done)
+
+        async def answers_again() -> bool:
+            answered = next((t for t in done if t.error is None), None)
+            if answered is None:
+                return False
+            again = await run_episode(graph, answered.task, answered.sample, max_attempts=1)
+            return endpoint_error(again.cause) is None
+
+        n_workers = min(concurrency, len(jobs) - resumed)
+        endurance = Endurance(store, answers_again, n_workers=n_workers)
 
         async def work() -> None:
-            for job in queue:
-                episode = await run_episode(graph, job.task, job.sample)
-                episode = episode.model_copy(
-                    update={
-                        "trajectory_id": job.trajectory_id,
-                        "verifier": verifier_name,
-                        "metadata": metadata or {},
-                    }
-                )
-                writer.append(episode)
-                done.append(episode)
-                if on_episode:
-                    on_episode(len(done), len(jobs))
-                if len(done) == min(HOPELESS, len(jobs)):
-                    _refuse_hopeless(done)
+            for id_, job in queue:
+                episode, cause = await run_episode(graph, job.task, job.sample)
+                given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata or {}}
+                await endurance.take(episode.model_copy(update=given), cause)
 
-        await gather_all(work() for _ in range(min(concurrency, len(missing))))
-    return summarise(done, resumed=resumed, seconds=time.monotonic() - start)
+        await gather_all(work() for _ in range(n_workers))
+        await endurance.end()
+    return summarise(
+        done,
+        resumed=resumed,
+        outdated=_outdated(stored, jobs, policy_name),
+        seconds=time.monotonic() - start,
+    )
 
 
-async def run_episode(graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0) -> Trajectory:
-    """Run one episode; record an error of the episode with the spans sampled before it.
+class Ended(NamedTuple):
+    """End of an episode."""
 
-    Raises:
-        EndpointError, AccessError, ProtocolError: the endpoint fails, so every other episode would fail too.
-        VerifierError: the endpoint of the judge fails.
+    episode: Trajectory
+    cause: R3Error | None
+    """Error that ended it; the episode has its text."""
+
+
+async def run_episode(
+    graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0, **limits: int
+) -> Ended:
+    """Run one episode; record an error with the spans sampled before it.
+
+    Args:
+        limits: fields of `EpisodeContext`, for this episode.
     """
     state: dict[str, Any] = {}
-    error = None
+    cause: R3Error | None = None
     try:
-        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample)
+        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, **limits)
         async for reached in graph.astream(given, stream_mode="values", context=context):
             state = reached
-    except ENDPOINT_ERRORS:
-        raise
-    except R3Error as raised:
-        if isinstance(raised.__cause__, ENDPOINT_ERRORS):
-            raise  # the endpoint of a judge failed: no other episode can be judged either
-        error = EpisodeError(kind=type(raised).__name__, message=str(raised))
-    else:
         if "trajectory" not in state:
-            message = "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
-            error = EpisodeError(kind="VerifierError", message=message)
+            raise VerifierError(
+                "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
+            )
+    except R3Error as raised:
+        cause = raised
+    error = None if cause is None else EpisodeError(kind=type(cause).__name__, message=str(cause))
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
-    return Trajectory(task=task, sample=sample, spans=spans, error=error)
+    return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
 
 
-def episode_id(task: Task, sample: int, identity: dict[str, Any]) -> str:
-    """Hash task, sample, policy and settings into an id by which a resumed collection finds finished episodes."""
-    key = orjson.dumps([task.id, sample, identity], default=dict, option=orjson.OPT_SORT_KEYS)
-    return sha256(key).hexdigest()[:16]
-
-
-def _identity(config: EpisodeConfig) -> dict[str, Any]:
-    """Return the settings that are hashed into an episode's id; `reflect_sampling` only if it is set."""
-    return {name: value for name, value in config if name != "reflect_sampling" or value is not None}
-
-
-def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> list[Job]:
+def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> dict[str, Job]:
+    """Return the episodes to run by id, a hash of all that they depend on, by which a later collection finds them."""
     jobs: dict[str, Job] = {}
-    for task, sample in product(tasks, range(samples)):
-        job = Job(episode_id(task, sample, identity), task, sample)
-        if job.trajectory_id in jobs:
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
             raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
-        jobs[job.trajectory_id] = job
+        seen.add(task.id)
+        for sample in range(samples):
+            key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
+            jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
     if not jobs:
         raise ConfigError(f"there is nothing to collect, with samples = {samples}; check --n and the task source")
-    return list(jobs.values())
+    return jobs
+
+
+def _attribute(policy: Policy, name: str, kind: type[T]) -> T | None:
+    value = getattr(policy, name, None)
+    return value if isinstance(value, kind) else None
+
+
+def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:
+    """Count the stored episodes of the same tasks, samples and policy version that have the id of no job."""
+    wanted, version = {(job.task.id, job.sample) for job in jobs.values()}, served_version(policy_name)
+    others = [t for t in stored if t.trajectory_id not in jobs and t.error is None]
+    return sum((t.task.id, t.sample) in wanted and version in (None, *t.policy_versions) for t in others)
 
 
 def _refuse_hopeless(done: Sequence[Trajectory]) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import httpx
 import orjson
 
-from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestError
+from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestError, UnreachableError
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
@@ -153,4 +153,5 @@ class Endpoint:
         if isinstance(error, httpx.LocalProtocolError):
             return RequestError(f"{where}the request cannot be sent: {no_answer(error, timeout_s)}")
         waited = f" (waited {self._retry.outage_s:g} s)" if self._retry.has_answered else tries
-        return EndpointError(f"{where}{no_answer(error, timeout_s)}{waited}; is the server running?")
+        kind = UnreachableError if isinstance(error, httpx.ConnectError) else EndpointError
+        return kind(f"{where}{no_answer(error, timeout_s)}{waited}; is the server running?")

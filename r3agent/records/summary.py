@@ -15,6 +15,9 @@ class CollectSummary(Record):
     episodes: int
     resumed: int
     """Number of these episodes that an earlier call stored."""
+    outdated: int = 0
+    """Stored episodes of the same tasks and policy version that do not count, because they were made with other
+    settings, or before the task was changed."""
     errors: dict[str, int]
     """Episodes that ended with an error, by its kind; the other fields count only the spans of such episodes."""
     unlabelled: int
@@ -43,7 +46,9 @@ class CollectSummary(Record):
     seconds: float
 
 
-def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: float = 0.0) -> CollectSummary:
+def summarise(
+    episodes: Sequence[Trajectory], *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0
+) -> CollectSummary:
     """Summarise trajectories."""
     whole = [t for t in episodes if t.error is None]
     spans = [s for t in episodes for s in t.spans]
@@ -52,6 +57,7 @@ def summarise(episodes: Sequence[Trajectory], *, resumed: int = 0, seconds: floa
     return CollectSummary(
         episodes=len(episodes),
         resumed=resumed,
+        outdated=outdated,
         errors=dict(Counter(t.error.kind for t in episodes if t.error)),
         unlabelled=sum(all(s.verdict is None for s in t.spans) for t in whole),
         first_try=mean_success(t.attempt for t in whole if t.attempt),

@@ -42,6 +42,11 @@ class Task(Record):
             return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
         return data
 
+    @property
+    def digest(self) -> str:
+        """Hash of the whole task: messages, tools, the verifier's data and the gold answer."""
+        return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
     @classmethod
     def of(cls, given: object) -> Task:
         """Parse a task that a caller passed, as a record or as its JSON.

@@ -191,6 +191,7 @@ class Run(RunDirectory):
             settings=self._evaluation_digest(),
             **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
             concurrency=self.config.collect.concurrency,
+            rerun_errors=False,
         )
 
     def _load_to_evaluate(self, version: str) -> str:
@@ -198,12 +199,14 @@ class Run(RunDirectory):
         return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
     def _evaluated(self, version: str, tasks: list[Task], draw: Draw) -> list[Trajectory]:
-        """Load the stored episodes under the current settings in which this version alone answered."""
-        ids, current = {task.id for task in tasks}, self._evaluation_digest()
+        """Load the stored episodes of the tasks as they are, under the current settings, by this version alone."""
+        digests, current = {task.digest for task in tasks}, self._evaluation_digest()
         return [
             t
             for t in load(draw.folder / version, version=version)
-            if t.task.id in ids and t.sample < self.config.eval.samples and t.metadata.get("settings") == current
+            if t.metadata.get("settings") == current
+            and t.sample < self.config.eval.samples
+            and t.task.digest in digests
         ]
 
     def _refuse_strays(self, version: str, tasks: list[Task], draw: Draw) -> None:
@@ -216,11 +219,12 @@ class Run(RunDirectory):
             )
 
     def _is_evaluated(self, version: str, tasks: list[Task], draw: Draw) -> bool:
-        """Return True if no episode is missing, so that no server is needed."""
+        """Return True if no episode is missing, so that no server is needed; one with an error is not run again."""
         if not (draw.folder / version).is_dir():
             return False
-        whole = {(t.task.id, t.sample) for t in self._evaluated(version, tasks, draw) if t.error is None}
-        return len(whole) == len(tasks) * self.config.eval.samples
+        evaluated = self._evaluated(version, tasks, draw)
+        is_whole = len({(t.task.id, t.sample) for t in evaluated}) == len(tasks) * self.config.eval.samples
+        return is_whole and any(t.error is None for t in evaluated)
 
     def _evaluation_digest(self) -> str:
         """Hash the settings that an episode of an evaluation depends on, besides its task and its policy."""
@@ -266,6 +270,7 @@ class Run(RunDirectory):
                     out=out,
                     policy_name=f"{card.name}@{card.version}",
                     verifier_name=self.verifier_name,
+                    verifier_params=self.config.task.verifier_params,
                     sampling=sampling,
                     cut_off=self.config.task.cut_off,
                     metadata=metadata,

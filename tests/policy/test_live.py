@@ -84,7 +84,7 @@ async def test_a_server_that_is_replaced_is_not_waited_for(registry: Registry, e
 async def episode(endpoint: ScriptedEndpoint, registry: Registry, verifier: Any) -> Any:
     async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
         graph = build_graph(policy=policy, verifier=verifier).compile()
-        return await run_episode(graph, Task(messages=tuple(MESSAGES)))
+        return (await run_episode(graph, Task(messages=tuple(MESSAGES)))).episode
 
 
 @pytest.mark.parametrize("stays_loaded", [True, False])
