@@ -18,7 +18,8 @@ STD_EPSILON = 1e-4
 def with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
     """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
 
-    The scale is the sample standard deviation, as in TRL.
+    The scale is the sample standard deviation, as in TRL. Groups of equal rewards count in that of a label, and are
+    left out of the result.
     """
     every: dict[RowLabel, list[float]] = {}
     for rows_G in groups:
@@ -27,6 +28,8 @@ def with_advantages(groups: list[list[Row]], config: TrainConfig) -> list[Row]:
     rows: list[Row] = []
     for rows_G in groups:
         label, rewards_G = rows_G[0].label, [row.reward for row in rows_G]
+        if len(set(rewards_G)) == 1:
+            continue
         mean, scale = fmean(rewards_G), 1.0
         if config.scale_rewards != "none":
             scale = stdev(rewards_G if config.scale_rewards == "group" else every[label]) + STD_EPSILON

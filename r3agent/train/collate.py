@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -153,15 +153,18 @@ def collate_tokens(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, 
 
 
 def collate(
-    rows: Sequence[Mapping[str, Any]], pad_id: int, importance_cap: float | None = None
+    rows: Sequence[Mapping[str, Any]],
+    pad_id: int,
+    importance_cap: float | Literal["none"] = "none",
+    importance_mode: str = "token_truncate",
 ) -> dict[str, torch.Tensor]:
     """Make the batch from which `GRPOTrainer` computes its loss; every row must have logprobs.
 
-    With a cap, the old logprobs are the starting policy's, and each token's advantage is multiplied by the weight
-    min(starting / recorded probability, cap). Weights are positive, so TRL's clipping is unchanged.
+    With a cap, the old logprobs are the starting policy's, and advantages are multiplied by importance weights. These
+    are not negative, so TRL's clipping is unchanged.
 
     Returns:
-        The tensors of `collate_tokens`; advantages (B,), or (B, T) with a cap; rewards and distilled (B,);
+        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards and distilled (B,);
         old_per_token_logps and ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which also masks TRL's
         loss and metrics, 0 in blank rows.
     """
@@ -171,8 +174,8 @@ def collate(
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
     old_BT = _right([row["logprobs_T"] for row in rows], 0.0)
     start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0)
-    if importance_cap is not None:
-        advantages = advantages[:, None] * (start_BT - old_BT).exp().clamp(max=importance_cap)
+    if importance_cap != "none":
+        advantages = advantages[:, None] * _importance(start_BT - old_BT, importance_cap, importance_mode)
         old_BT = start_BT.clone()
     return {
         **batch,
@@ -183,6 +186,13 @@ def collate(
         "old_per_token_logps": old_BT,
         "ref_per_token_logps": start_BT,
     }
+
+
+def _importance(gap_BT: torch.Tensor, cap: float, mode: str) -> torch.Tensor:
+    """Compute weights as TRL's `vllm_importance_sampling_mode` does: (B, T) of tokens, (B, 1) of sequences."""
+    level, limit = mode.split("_")
+    weights = (gap_BT if level == "token" else gap_BT.sum(1, keepdim=True)).exp()
+    return weights.clamp(max=cap) if limit == "truncate" else weights.masked_fill(weights > cap, 0.0)
 
 
 def _right(lists: Sequence[list[Any]], fill: float) -> torch.Tensor:

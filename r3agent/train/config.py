@@ -84,8 +84,9 @@ class TrainConfig(Record):
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of rewards in the group (`group`), over all rows of the label
-    (`batch`), or not at all (`none`, as in Dr. GRPO)."""
+    """Divide advantages by the standard deviation of rewards in the group (`group`), over all groups of the label
+    (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
+    these are not trained on."""
     max_staleness: int = Field(default=1, ge=0)
     """Drop rows sampled by a policy more than this many versions away from the starting one."""
     max_row_tokens: int = Field(default=4096, ge=2)
@@ -95,25 +96,34 @@ class TrainConfig(Record):
     policy's chat template and uses the starting weights' logprobs in place of recorded ones."""
     max_mismatch: float = Field(default=0.1, gt=0)
     """Limit of the mean |recorded - recomputed| logprob, in nats per token, over rows of the starting version."""
-    min_ess: float = Field(default=0.2, ge=0, le=1)
-    """Smallest effective sample size of the rows' importance weights, as a share of the rows."""
+    min_ess: float = Field(default=0.5, ge=0, le=1)
+    """Smallest effective sample size of the importance weights of tokens that other versions sampled, as a share of
+    those tokens and relative to that of the starting version's own tokens, which is its server's rounding."""
 
     # ---- the loss: see `trl.GRPOConfig` ----
 
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "grpo"
-    """Method of averaging token losses. `bnpo` averages over the tokens of a micro-batch, so its result depends on
-    `micro_batch_tokens`; the others do not."""
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "grpo"
+    """Method of averaging token losses: over each row, then over rows (`grpo`); over rows of the constant length
+    `max_row_tokens` (`dr_grpo`); over the tokens of a step (`dapo`, `cispo`); or over those of a micro-batch (`bnpo`,
+    whose result depends on `micro_batch_tokens`). `cispo` differs in the loss itself: a clipped ratio only weights the
+    gradient of a token's logprob, so that no token is left out."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Ratio of each token, or, as in GSPO, the geometric mean of a row's ratios for all its tokens. GSPO uses
+    `loss_type = "grpo"` and clips at 3e-4 and 4e-4."""
     beta: float = Field(default=0.001, ge=0)
     """Weight of the KL divergence from the starting policy. The paper: 0.001."""
     epsilon_low: float = Field(default=0.2, gt=0, lt=1)
-    """Clip the importance ratio from below at 1 - `epsilon_low`."""
+    """Clip the importance ratio from below at 1 - `epsilon_low`; `cispo` does not."""
     epsilon_high: float = Field(default=0.2, gt=0)
-    """Clip the importance ratio from above at 1 + `epsilon_high`."""
+    """Clip the importance ratio from above at 1 + `epsilon_high`. For `cispo`, TRL recommends 4."""
 
-    importance_cap: float | None = Field(default=None, gt=0)
-    """Cap of truncated importance sampling. With `None`, the clipped ratio is current / recorded, so rows of an older
-    version may be clipped from the start. With a number, the clipped ratio is current / starting policy, and every
-    token has the weight min(starting / recorded, the number); TRL uses 3.0 for vLLM."""
+    importance_cap: Annotated[float, Field(gt=0)] | Literal["none"] = 3.0
+    """Cap of truncated importance sampling, as in TRL: the clipped ratio is current / starting policy, and every token
+    has a weight, starting / recorded, which `importance_mode` limits to the cap. With `none`, the clipped ratio is
+    current / recorded, so that tokens of an older version may be outside the clip range from the start."""
+    importance_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "token_truncate"
+    """Weights under `importance_cap`: of each token, or the product over the row for all its tokens. One above the cap
+    becomes the cap (`truncate`) or 0 (`mask`). Over long rows, a product is far from 1 even if tokens differ little."""
 
     # ---- the optimizer ----
 
@@ -141,6 +151,11 @@ class TrainConfig(Record):
     tensorboard writes into `TENSORBOARD_LOGGING_DIR`."""
     seed: int = Field(default=0, ge=0)
     """Seed for a new adapter's weights, the order of rows, and dropout."""
+
+    @field_validator("importance_cap", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, cap: Any) -> Any:
+        return "none" if cap is None else cap  # TOML has no null
 
     @field_validator("credit", mode="before")
     @classmethod

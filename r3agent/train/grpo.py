@@ -1,13 +1,18 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's. Five things differ:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's; `_arguments` names every setting
+that the loss depends on, so that no default of TRL's changes it. Five things differ:
 
-- A batch holds recorded tokens and advantages, and its `old_per_token_logps` are the *recorded* logprobs. TRL itself
-  uses the current policy as the old one whatever a `rollout_func` returns, unless vLLM generates inside it.
+- A batch holds recorded tokens and advantages. Its ratio is relative to the starting policy, and its advantages are
+  weighted by starting / *recorded* probability (`importance_cap`), as TRL does only where vLLM generates inside it;
+  whatever a `rollout_func` returns, TRL takes for samples of the current policy.
 - The KL reference is the starting policy, as in TRL for full weights and for an adapter that is trained further. Its
-  logprobs of all rows are computed once, before the first step, so no second copy of the model is needed.
-- Rows of `distill` have no behaviour logprobs. Their old logprobs are the current ones, so the ratio is 1 and never
-  clipped, and the gradient of ratio · advantage is that of advantage · log π.
+  logprobs of all rows are known before the first step, so no second copy of the model is needed. The estimate of a
+  token's KL is s/p - log(s/p) - 1, with its probability p and that of the starting policy, s (k3). It is added to
+  the loss without an importance weight: TRL's default multiplies it by the unclipped ratio.
+- Rows of `distill` have no behaviour logprobs. Their old and reference logprobs are the current ones. The ratio is 1
+  and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL is 0, since it cannot
+  be estimated from tokens that were sampled from another prompt.
 - Every row of a step has the same weight, even if micro-batches differ in size.
 - The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are split by tokens.
 
@@ -40,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class OfflineGRPOTrainer(GRPOTrainer):
-    """GRPO trainer on a dataset of rows (`to_dataset`); call `score` before `train`."""
+    """GRPO trainer on a dataset of rows (`to_dataset`); call `score` or `start_from` before `train`."""
 
     model: Any
     args: GRPOConfig
@@ -73,7 +78,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=_recorded_rewards,
-            args=_arguments(config, self.batches, max(map(len, completions)), output_dir),
+            args=_arguments(config, self.batches, output_dir),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -86,17 +91,23 @@ class OfflineGRPOTrainer(GRPOTrainer):
     # ---- before the first step ----
 
     def score(self) -> list[list[float]]:
-        """Compute the logprobs of every row's completion under the current weights, as the KL reference.
+        """Compute the logprobs of every row's completion under the current weights, and `start_from` them."""
+        rows = self.train_dataset
+        scores = self.logprobs(list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True)), divided=True)
+        self.start_from(scores)
+        return scores
 
-        They also serve as the recorded logprobs of rows that have none; in rows of `distill` they are placeholders.
+    def start_from(self, scores: Sequence[list[float] | None]) -> None:
+        """Set the starting policy's logprobs of every row; for a row that has none, they are the recorded ones.
+
+        They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` they
+        are placeholders.
         """
         rows = self.train_dataset
-        pairs = list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True))
-        scores = self.logprobs(pairs, divided=True)
         recorded = [old or new for old, new in zip(rows["logprobs_T"], scores, strict=True)]
         rows = rows.remove_columns("logprobs_T").add_column("logprobs_T", recorded)
-        self.train_dataset = rows.add_column("start_logprobs_T", scores)
-        return scores
+        started = [new or old for old, new in zip(recorded, scores, strict=True)]
+        self.train_dataset = rows.add_column("start_logprobs_T", started)
 
     @torch.no_grad()
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
@@ -135,7 +146,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches of recorded rows; a blank row follows the last one."""
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
-        collate_rows = partial(collate, pad_id=self.pad_id, importance_cap=self.config.importance_cap)
+        limits = self.config.model_dump(include={"importance_cap", "importance_mode"})
+        collate_rows = partial(collate, pad_id=self.pad_id, **limits)
         return _Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
 
     def get_batch_samples(
@@ -183,7 +195,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute (B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts if `packs`.
 
-        In a loss, the logprobs are also the old logprobs of distilled rows.
+        In a loss, the logprobs are also the old and reference logprobs of distilled rows.
         """
         if self.packs:
             packed = pack(input_ids, attention_mask, logits_to_keep)
@@ -197,9 +209,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
         if self.in_loss is not None:
-            rows_B = self.in_loss["distilled"]
-            old_BT = self.in_loss["old_per_token_logps"]  # TRL reads it afterwards
-            old_BT[rows_B] = logprobs_BT.detach()[rows_B].to(old_BT.dtype)
+            rows_B, old_BT = self.in_loss["distilled"], self.in_loss["old_per_token_logps"]
+            for fixed_BT in (old_BT, self.in_loss["ref_per_token_logps"]):  # TRL reads them afterwards
+                fixed_BT[rows_B] = logprobs_BT.detach()[rows_B].to(fixed_BT.dtype)
             ratios = (logprobs_BT.detach() - old_BT).exp()[self.in_loss["tool_mask"].bool()]
             total, tokens = self.accelerator.reduce(torch.stack([ratios.sum(), ratios.new_tensor(ratios.numel())]))
             if tokens:
@@ -236,15 +248,28 @@ def _recorded_rewards(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
 
 
-def _arguments(config: TrainConfig, batches: MicroBatches, width_T: int, output_dir: Path) -> GRPOConfig:
+def _arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(output_dir),
         # the loss
         loss_type=config.loss_type,
+        importance_sampling_level=config.importance_sampling_level,
+        temperature=1.0,
         beta=0.0,
+        use_bias_correction_kl=False,
         epsilon=config.epsilon_low,
-        epsilon_high=config.epsilon_high,
-        max_completion_length=width_T,
+        epsilon_high=config.epsilon_high + (config.loss_type == "cispo"),  # there, the limit of the ratio itself
+        delta=None,
+        max_completion_length=config.max_row_tokens,  # the divisor of dr_grpo
+        off_policy_mask_threshold=None,
+        top_entropy_quantile=1.0,
+        entropy_coef=0.0,
+        use_adaptive_entropy=False,
+        router_aux_loss_coef=None,  # the model's own
+        cast_lm_head_to_fp32=False,
+        disable_dropout=False,
+        use_vllm=False,
+        num_iterations=1,
         # the optimizer
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,

@@ -65,22 +65,23 @@ def credit_spans(
     whole = [t for t in trajectories if t.error is None]
     dropped = list(_without_reward(trajectories, config))
     leaked: set[tuple[str, str]] = set()
-    kept: list[list[Row]] = []
+    siblings: list[list[Row]] = []
     zero_variance_groups = 0
     for label, source in config.credit.items():
         for group in groups(whole, label, source):
             made = list(_rows_of(group, make_row, leaked))
             dropped += [drop for drop in made if isinstance(drop, Dropped)]
             rows_G = [row for row in made if isinstance(row, Row)]
+            if len(rows_G) > 1:
+                siblings.append(rows_G)
             if len({row.reward for row in rows_G}) > 1:
-                kept.append(rows_G)
                 continue
             zero_variance_groups += len(rows_G) > 1
             reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
             dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
     made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
-    rows = [*with_advantages(kept, config), *(row for row in made if isinstance(row, Row))]
+    rows = [*with_advantages(siblings, config), *(row for row in made if isinstance(row, Row))]
     return Credited(rows, dropped, leaked, zero_variance_groups)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -46,9 +47,10 @@ def test_group_scaling_divides_by_the_siblings_sample_deviation(record: Record) 
     }
 
 
-def test_batch_scaling_divides_by_the_deviation_of_all_rows(record: Record) -> None:
-    rows, _ = build(record([[1, 0], [1, 0, 0, 0]]), scale_rewards="batch")
-    deviation = math.sqrt((2 * (2 / 3) ** 2 + 4 * (1 / 3) ** 2) / 5)
+def test_batch_scaling_divides_by_the_deviation_of_all_siblings(record: Record) -> None:
+    rows, _ = build(record([[1, 0], [1, 0, 0, 0], [0, 0, 0], [1]]), scale_rewards="batch")
+    deviation = stdev([1, 0, 1, 0, 0, 0, 0, 0, 0])  # as TRL: of groups of equal rewards too
+    assert by_group(rows).keys() == {"e0/a/reflect/r0", "e1/a/reflect/r0"}
     assert by_group(rows)["e0/a/reflect/r0"] == pytest.approx([0.5 / (deviation + 1e-4), -0.5 / (deviation + 1e-4)])
 
 

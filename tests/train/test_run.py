@@ -70,6 +70,7 @@ def test_accumulating_single_rows_equals_one_batch(
     for micro_batch_tokens in (1, 100, 4096):
         out_dir = tmp_path / str(micro_batch_tokens)
         values = {"method": "full", "loss_type": loss_type, "batch_size": 8, "learning_rate": 1e-3, "epochs": 1}
+        values["max_row_tokens"] = 256  # the divisor of dr_grpo
         run(record(OUTCOMES), start, out_dir, micro_batch_tokens=micro_batch_tokens, **values)
         weights.append(load_file(out_dir / "model" / "model.safetensors"))
     before = load_file(Path(start.model) / "model.safetensors")
