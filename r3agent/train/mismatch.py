@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import TypeAlias
 
 import torch
 
@@ -10,6 +14,18 @@ from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
+
+Scores: TypeAlias = list[list[float]]
+"""Logprobs of the completion tokens of rows."""
+Score: TypeAlias = Callable[[Sequence[tuple[list[int], list[int]]]], Scores]
+"""Function that computes logprobs for pairs of prompt ids and completion ids."""
+
+SAMPLE = 64
+"""Smallest number of rows of each label that are scored; it is at least a tenth of them."""
+
+CLOSE_MEAN, CLOSE_ROW = 0.01, 0.05
+"""Limits in nats of the mean |recorded - recomputed| logprob, over the sample and over each of its rows, up to which
+recorded logprobs stand in for scores of the rows outside it."""
 
 
 class Gap(Record):
@@ -29,30 +45,92 @@ class Mismatch(Record):
     labels: dict[str, Gap]
     """Gap over the same rows, by span label."""
     ess: float | None
-    """Effective sample size (Σw)² / Σw² as a share of the rows with recorded logprobs, where w is a row's probability
-    under the starting weights divided by the recorded one; 1 if the starting version sampled all of them."""
+    """Effective sample size (Σw)² / Σw² as a share of the tokens, where w is a token's probability under the starting
+    weights divided by the recorded one; over rows that other versions sampled, or over all rows if there are none."""
+    noise_ess: float | None = None
+    """The same over rows that the starting version sampled: the effect of its server's rounding; `None` if it sampled
+    none."""
+    scored: int = 0
+    """Rows with recorded logprobs whose logprobs were also recomputed; only these are compared."""
 
 
-def measure(rows: Sequence[Row], scores: Sequence[Sequence[float]], version: str) -> Mismatch:
-    """Compare the rows' recorded logprobs with `scores`, those of the starting weights."""
-    gaps = [
+def score_rows(rows: Sequence[Row], version: str, score: Score) -> list[list[float] | None]:
+    """Score the rows with the starting weights, or only a sample of those that the starting version sampled.
+
+    If the sample's scores are close to the recorded logprobs, these can stand in for the scores of the other rows.
+
+    Returns:
+        The scores; `None` for rows outside a sample that was close.
+    """
+    spared = _spared(rows, version)
+    scores: list[list[float] | None] = [None] * len(rows)
+
+    def fill(indices: Sequence[int]) -> None:
+        pairs = [(rows[i].prompt_ids_P, rows[i].completion_ids_T) for i in indices]
+        for i, score_T in zip(indices, score(pairs), strict=True):
+            scores[i] = score_T
+
+    fill([i for i in range(len(rows)) if i not in spared])
+    if spared and not _close(rows, scores, version):
+        fill(sorted(spared))
+    return scores
+
+
+def _spared(rows: Sequence[Row], version: str) -> set[int]:
+    """Choose the rows of the starting version that need no score: all but a sample from as many groups as possible."""
+    labels: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.policy_version == version and row.logprobs_T is not None:
+            labels.setdefault(row.label, []).append(i)
+    spared: set[int] = set()
+    for label, own in labels.items():
+        random.Random(label).shuffle(own)
+        turns: Counter[str] = Counter()  # the first row of each group, then the second of each, ...
+        by_turn: list[tuple[int, int]] = []
+        for i in own:
+            by_turn.append((turns[rows[i].group_id], i))
+            turns[rows[i].group_id] += 1
+        spared.update(i for _, i in sorted(by_turn, key=itemgetter(0))[max(SAMPLE, len(own) // 10) :])
+    return spared
+
+
+def _close(rows: Sequence[Row], scores: Sequence[list[float] | None], version: str) -> bool:
+    own = [gap_T.abs() for row, gap_T in _gaps(rows, scores) if row.policy_version == version]
+    return torch.cat(own).mean().item() <= CLOSE_MEAN and all(gap_T.mean().item() <= CLOSE_ROW for gap_T in own)
+
+
+def _gaps(rows: Sequence[Row], scores: Sequence[Sequence[float] | None]) -> list[tuple[Row, torch.Tensor]]:
+    """Subtract scores from recorded logprobs, in the rows that have both."""
+    return [
         (row, torch.tensor(row.logprobs_T) - torch.tensor(score_T))
         for row, score_T in zip(rows, scores, strict=True)
-        if row.logprobs_T is not None
+        if row.logprobs_T is not None and score_T is not None
     ]
+
+
+def measure(rows: Sequence[Row], scores: Sequence[Sequence[float] | None], version: str) -> Mismatch:
+    """Compare the rows' recorded logprobs with `scores`, those of the starting weights."""
+    gaps = _gaps(rows, scores)
     if not gaps:
         return Mismatch(gap=None, labels={}, ess=None)
-    compared = [(row, gap_T) for row, gap_T in gaps if row.policy_version in (None, version)] or gaps
+    own = [(row, gap_T) for row, gap_T in gaps if row.policy_version in (None, version)]
+    others = [gap_T for row, gap_T in gaps if row.policy_version not in (None, version)]
     labels: dict[str, list[torch.Tensor]] = {}
-    for row, gap_T in compared:
+    for row, gap_T in own or gaps:
         labels.setdefault(row.label, []).append(gap_T)
-    log_weights = torch.stack([-gap_T.sum() for _, gap_T in gaps]).double()
-    log_ess = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
+    noise_ess = _ess([gap_T for _, gap_T in own]) if own else None
     return Mismatch(
-        gap=_gap([gap_T for _, gap_T in compared]),
+        gap=_gap([gap_T for _, gap_T in own or gaps]),
         labels={label: _gap(gaps_T) for label, gaps_T in labels.items()},
-        ess=log_ess.exp().item() / len(gaps),
+        ess=_ess(others) if others else noise_ess,
+        noise_ess=noise_ess,
+        scored=len(gaps),
     )
+
+
+def _ess(gaps: Sequence[torch.Tensor]) -> float:
+    log_weights = -torch.cat([*gaps]).double()
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().item() / len(log_weights)
 
 
 def _gap(gaps: Sequence[torch.Tensor]) -> Gap:
@@ -82,10 +160,12 @@ def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force:
             f"temperature scale than {start.version} ({start.adapter or start.model}); train from the version that "
             "sampled them, raise max_mismatch, or use --force"
         )
-    if mismatch.ess is not None and not mismatch.ess >= config.min_ess:
+    if mismatch.ess is not None and not mismatch.ess >= config.min_ess * (mismatch.noise_ess or 1.0):
+        noise = f", {mismatch.noise_ess:.3f} for its own" if mismatch.noise_ess else ""
         reasons.append(
-            f"effective sample size = {mismatch.ess:.3f} of the rows, limit {config.min_ess}: they are too far from "
-            f"{start.version}; collect with it, lower max_staleness or min_ess, or use --force"
+            f"effective sample size = {mismatch.ess:.3f} of the tokens that other versions sampled{noise}, limit "
+            f"{config.min_ess}: they are too far from {start.version}; collect with it, lower max_staleness or "
+            "min_ess, or use --force"
         )
     if reasons and not force:
         raise TrainingError("; ".join(reasons))

@@ -177,6 +177,7 @@ STEP = {
     "kl": "KL",
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
+    "cispo_clip_ratio": "clipped",
 }
 """Names in a step's progress line, by key of TRL's log."""
 
@@ -205,9 +206,12 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
         return "no row has recorded logprobs: the starting weights' own are used instead"
     labels = {"all rows": mismatch["gap"], **(mismatch["labels"] if len(mismatch["labels"]) > 1 else {})}
     gaps = (f"{label} mean {gap['mean']:.2g}, p99 {gap['p99']:.2g}" for label, gap in labels.items())
-    return (
-        f"|recorded - recomputed| logprob: {'; '.join(gaps)}; effective sample size {mismatch['ess']:.0%} of the rows"
-    )
+    parts = [
+        f"|recorded - recomputed| logprob: {'; '.join(gaps)}",
+        f"effective sample size {mismatch['ess']:.0%} of the tokens",
+        *([f"{mismatch['scored']} rows scored"] if mismatch.get("scored") else []),
+    ]
+    return "; ".join(parts)
 
 
 def step_line(step: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.mismatch import check, measure
+from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import (
@@ -93,7 +94,8 @@ def train(
             callbacks=[StepProgress(progress), stop],
         )
         with enough_memory(config):
-            scores = trainer.score()
+            scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
+        trainer.start_from(scores)
         mismatch = measure(rows, scores, start.version)
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)
@@ -181,7 +183,7 @@ def _ignore_progress(stage: str, values: Mapping[str, Any]) -> None:
     pass
 
 
-LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean")
+LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean", "cispo_clip_ratio")
 """Keys of TRL's log whose means over the steps go on the card."""
 
 

@@ -67,7 +67,7 @@ def test_progress_line_renders_rows_mismatch_and_every_step(record: Record, star
         "age in versions: 8 rows 0"
     )
     assert lines[1].startswith("|recorded - recomputed| logprob: all rows mean ")
-    assert lines[1].endswith("effective sample size 100% of the rows")
+    assert lines[1].endswith("effective sample size 100% of the tokens; 8 rows scored")
     assert lines[2].startswith("step 1/4, ")
     assert {"reward 0.5,", "ratio 1,", "KL 0,", "clipped 0,"} <= {
         f"{word}," for word in lines[2].split(": ")[1].split(", ")

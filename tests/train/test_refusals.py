@@ -71,7 +71,9 @@ def test_rows_of_an_older_version_have_the_ess_floor_alone(
         t.model_copy(update={"spans": tuple(s.model_copy(update={"policy_version": "v0004"}) for s in t.spans)})
         for t in own
     ]
-    with pytest.raises(TrainingError, match=r"effective sample size = 0\.\d+ of the rows, limit 0.9: .*v0004.*min_ess"):
+    with pytest.raises(
+        TrainingError, match=r"size = 0\.\d+ of the tokens .* 1.000 for its own, limit 0.9: .*v0004.*min_ess"
+    ):
         run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0.9)
     card = run([*old, *own], at, tmp_path / "v0005", version="v0005", min_ess=0)
     assert card.metrics["mismatch"]["gap"]["max"] < 1e-4
@@ -113,7 +115,7 @@ def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: Polic
         run(record(OUTCOMES, **text_only), start, tmp_path / "v0001")
     card = run(record(OUTCOMES, **text_only), start, tmp_path / "v0001", retokenise="allow")
     assert card.metrics["rows"]["retokenised"] == 8
-    assert card.metrics["mismatch"] == {"gap": None, "labels": {}, "ess": None}
+    assert card.metrics["mismatch"] == {"gap": None, "labels": {}, "ess": None, "noise_ess": None, "scored": 0}
 
 
 def test_an_adapter_of_another_base_model_is_refused(
