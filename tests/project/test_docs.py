@@ -91,7 +91,7 @@ def test_configure_has_every_setting_with_its_explanation() -> None:
 
 def test_limits_and_choices_of_settings_are_shown() -> None:
     page = HOOKS.on_page_markdown(PAGES["configure"]).replace("\N{NO-BREAK SPACE}", " ")
-    assert "| `alpha` | a number, > 0, < 1 | `0.05` | Level of the paired test. |" in page
+    assert "| `alpha` | a number, > 0, < 1 | `0.05` | Largest probability that a loop" in page
     assert "| `method` | `lora`, `full` | `lora` |" in page
     assert "| `save_steps` | a whole number or nothing, ≥ 1 | nothing |" in page
     assert '| `{reflect = "retry_success"}` |' in page
