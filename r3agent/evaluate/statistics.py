@@ -14,6 +14,8 @@ from r3agent.records.trajectory import Record
 
 CONFIDENCE = 0.95
 
+EQUAL = 1e-9
+"""Size up to which a difference is the rounding error of equal means, such as 1 - 2/3 and 1/3."""
 RESOLUTION = 840
 """Steps per unit that differences are rounded to for the test; those of up to 8 samples are whole numbers of steps."""
 MAX_STEPS = 10**9
@@ -78,8 +80,8 @@ def difference(differences_N: Sequence[float], bound: float = 1.0) -> Difference
     proportions based on paired data, 2012.
     """
     n = len(differences_N)
-    n_up = sum(d > 0 for d in differences_N)
-    n_down = sum(d < 0 for d in differences_N)
+    n_up = sum(d > EQUAL for d in differences_N)
+    n_down = sum(d < -EQUAL for d in differences_N)
     adjusted = [*differences_N, bound, -bound]
     centre = fmean(adjusted)
     half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * sqrt(pvariance(adjusted, centre) / (n + 2))

@@ -106,6 +106,11 @@ def test_sign_flip_test_keeps_its_level_for_equal_versions():
         assert 30 <= sum(p < 0.05 for p in p_values) <= 70
 
 
+def test_rounding_errors_are_no_change():
+    found = difference([1 / 3 - (1 - 2 / 3)] * 20)
+    assert (found.p_value, found.n_up, found.n_down) == (1.0, 0, 0)
+
+
 def test_no_task_changed():
     found = difference([0.0] * 50)
     assert (found.points, found.p_value, found.n_up, found.n_down) == (0.0, 1.0, 0, 0)
