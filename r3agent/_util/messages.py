@@ -43,6 +43,8 @@ def explain(error: Exception, model: type[BaseModel], *, root: str = "") -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     errors = error.errors(include_url=False)
+    parts = {each["loc"][:n] for each in errors for n in range(len(each["loc"]))}
+    errors = [each for each in errors if each["loc"] not in parts]  # a list is too short if its items are invalid
     lines = [_explain_one(each, model, root) for each in errors[:MAX_ERRORS]]
     more = len(errors) - MAX_ERRORS
     return "; ".join(lines + ([f"and {more} more errors"] if more > 0 else []))
@@ -51,14 +53,15 @@ def explain(error: Exception, model: type[BaseModel], *, root: str = "") -> str:
 def _explain_one(error: Any, model: type[BaseModel], root: str) -> str:
     path = [*filter(None, [root]), *map(str, error["loc"])]
     key = ".".join(path)
+    message = error["msg"].replace("valid tuple", "valid list").replace("Tuple should", "List should")  # in JSON
     if error["type"] == "extra_forbidden":
         prefix = "".join(f"{parent}." for parent in path[:-1])
         return f"unknown key {key!r}; {did_you_mean(path[-1], _fields_at(model, error['loc'][:-1]), prefix=prefix)}"
     if error["type"] == "missing":
-        return f"{key}: {error['msg']}"
+        return f"{key}: {message}"
     if error["type"] == "value_error":  # may concern several keys; the message names them
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    return f"{key} = {shorten(error['input'])}: {error['msg']}" if key else f"{shorten(error['input'])}: {error['msg']}"
+    return f"{key} = {shorten(error['input'])}: {message}" if key else f"{shorten(error['input'])}: {message}"
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:

@@ -58,6 +58,12 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
     whole = [t for t in trajectories if t.error is None]
     failed = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
     unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
+    overruled = [
+        f"{t.trajectory_id}, span {span.span_id}: {'passed' if v.passed else 'failed'} by {v.by}"
+        for t in trajectories
+        for span in t.spans
+        if (v := span.verdict) is not None and v.overruled is not None
+    ]
     summary, live = summarise(trajectories), Registry(run).live
     lines = [
         f"{len(trajectories)} trajectories in {run / 'trajectories'}, {summary.tokens_sampled} tokens sampled",
@@ -70,5 +76,9 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
     if unlabelled:
         lines.append(f"without a verdict, e.g. (r3agent label {run} ID --passed, or --failed):")
         lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:MAX_IDS]]
-    data = {**summary.model_dump(), "live": live, "failed": failed, "unlabelled_ids": unlabelled}
+    if overruled:
+        lines.append(f"verdicts of the verifier overruled by labels: {len(overruled)}, e.g.:")
+        lines += [f"  {text}" for text in overruled[:MAX_IDS]]
+    ids = {"failed": failed, "unlabelled_ids": unlabelled, "overruled": overruled}
+    data = {**summary.model_dump(), "live": live, **ids}
     return Output(data, "\n".join(lines))

@@ -73,6 +73,8 @@ def _by_branch(spans: Sequence[InspectedSpan], parent_id: str | None = None) -> 
 
 def _headline(span: InspectedSpan) -> str:
     verdict = "" if span.verdict is None else " ✓" if span.verdict.passed else " ✗"
+    if span.verdict is not None and span.verdict.by is not None:
+        verdict += f" by {span.verdict.by}{'' if span.verdict.overruled is None else ', overruling the verifier,'}"
     credit = f"no credit: {span.no_credit}" if span.credit is None else f"credit {span.credit:+.2f}"
     earned = "" if span.reward is None else f", reward {span.reward:.2f}"
     further = f", distilled {span.distill:+.2f}" if span.distill is not None else ""

@@ -28,8 +28,13 @@ def label(
     verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
     store = store_at(run)
     directory = store.parent if store.name == "trajectories" else store
+    overrules = "" if verdict.overrules is None else f", overruling the verifier's {_word(verdict.overrules)}"
     return Output(
         verdict.model_dump(mode="json"),
-        f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {'passed' if verdict.passed else 'failed'}, "
-        f"says {verdict.by}; next: r3agent inspect {directory} {verdict.trajectory_id}",
+        f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {_word(verdict.passed)}, "
+        f"says {verdict.by}{overrules}; next: r3agent inspect {directory} {verdict.trajectory_id}",
     )
+
+
+def _word(passed: bool) -> str:
+    return "passed" if passed else "failed"

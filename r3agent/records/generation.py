@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from r3agent.records.record import Record
 from r3agent.records.task import Message
@@ -22,11 +22,21 @@ LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"}
 """Finish reasons of servers for a completion that reached the token limit."""
 
 
+def plain(value: Any) -> Any:
+    """Return the Python value of a scalar of NumPy, PyTorch or another library with `item()`; any other unchanged."""
+    if isinstance(value, bool | int | float) or not callable(item := getattr(value, "item", None)):
+        return value
+    try:
+        return item()
+    except (TypeError, ValueError, RuntimeError):  # an array of several values
+        return value
+
+
 class Verdict(Record):
     """A verifier's judgement of one answer."""
 
-    passed: bool
-    score: float = Field(ge=0, le=1)
+    passed: Annotated[bool, BeforeValidator(plain)]
+    score: Annotated[float, BeforeValidator(plain)] = Field(ge=0, le=1)
     """Quality of the answer, used by the sources `score` and `retry_score` of `train.credit`; others use `passed`."""
     feedback: str | None = None
     """Reason, for people; the policy sees it only if a prompt contains it."""

@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from r3agent.errors import ConfigError, RecordError
+from r3agent.records.generation import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord
 from r3agent.store.shards import lookup, records, store_at
 
@@ -28,23 +29,32 @@ class SpanLabel(VersionedRecord):
     schema_version: Literal[1] = 1
     trajectory_id: str
     span_id: str
-    passed: bool
+    passed: Annotated[bool, BeforeValidator(plain)]
     feedback: str | None = None
     by: str
     """Name of the person or system that gave the verdict."""
+    overrules: bool | None = None
+    """The verifier's own `passed`, if this verdict contradicts it."""
     labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def over(self, span: Span) -> Span:
         """Return the span with this verdict; `overruled` keeps the verifier's own if the two differ."""
-        verifier_passed = span.passed
         verdict = Verdict(
             passed=self.passed,
             score=float(self.passed),
             feedback=self.feedback,
             by=self.by,
-            overruled=verifier_passed if verifier_passed is not None and verifier_passed != self.passed else None,
+            overruled=overruled(span.verdict, self.passed),
         )
         return span.model_copy(update={"verdict": verdict})
+
+
+def overruled(verdict: Verdict | None, passed: bool) -> bool | None:
+    """Return the verifier's own `passed` if `passed` contradicts it; `verdict` may be that of an earlier label."""
+    if verdict is None:
+        return None
+    own = verdict.passed if verdict.by is None else verdict.overruled
+    return own if own is not None and own != passed else None
 
 
 def label(
@@ -57,6 +67,8 @@ def label(
     by: str | None = None,
 ) -> SpanLabel:
     """Attach a verdict to a stored episode; `load` and training see it from then on.
+
+    It counts instead of the verifier's; `overrules` of the result says if the two differ.
 
     Args:
         directory: the store, or the run directory that contains it as `trajectories/`.
@@ -78,6 +90,7 @@ def label(
         passed=passed,
         feedback=feedback,
         by=_user() if by is None else by,
+        overrules=overruled(span.verdict, passed),
     )
     append_label(directory, span_label)
     return span_label

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from r3agent._util.messages import explain
+from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 
@@ -33,8 +33,9 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
         try:
             task = _task(orjson.loads(line))
         except ValueError as error:  # from orjson and pydantic too
+            fault = f"no JSON ({error})" if isinstance(error, orjson.JSONDecodeError) else explain(error, Task)
             raise ConfigError(
-                f'{path}:{number}: not a task: {explain(error, Task)}; a line is {{"prompt": "...", "answer": ...}} '
+                f'{path}:{number}: not a task: {fault}; a line is {{"prompt": "...", "answer": ...}} '
                 'or {"id": "...", "messages": [...], "info": {...}}; map other columns with task.params, e.g. '
                 "--set task.params.prompt=question"
             ) from error
@@ -42,8 +43,13 @@ def load_jsonl(path: str | Path) -> Iterator[Task]:
 
 
 def _task(data: Any) -> Task:
-    if not isinstance(data, dict) or "prompt" not in data:
-        return Task.model_validate(data)
+    if not isinstance(data, dict):
+        raise ValueError(f"{shorten(data)} is no object")
+    if "prompt" not in data:
+        task = Task.model_validate(data)
+        if faulty := [message for message in task.messages if not isinstance(message.get("role"), str)]:
+            raise ValueError(f"messages: {shorten(faulty[0])} has no role, such as user")
+        return task
     prompt, task_id = data.pop("prompt"), data.pop("id", None)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt is a {type(prompt).__name__}, not text")

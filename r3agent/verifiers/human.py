@@ -12,9 +12,11 @@ from typing import Any
 from langgraph.types import interrupt
 from pydantic import ValidationError
 
-from r3agent._util.messages import explain
+from r3agent._util.messages import explain, shorten
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.interface import PENDING, Answer, Pending, verdict_of
+
+REMEDY = 'reply true, false, a score from 0 to 1 (1 passes) or {"passed": true, "feedback": "..."}'
 
 
 def person(task: Task, answer: Answer) -> Verdict:
@@ -34,7 +36,8 @@ def person(task: Task, answer: Answer) -> Verdict:
             return Verdict.model_validate(_with_score(reply)) if isinstance(reply, dict) else verdict_of(reply)
         except (TypeError, ValidationError) as error:
             # Not raised: LangGraph keeps a reply permanently, so every later run of the step would fail on it again.
-            question = {**question, "refused": f"{reply!r} is no verdict: {explain(error, Verdict)}"}
+            fault = f": {explain(error, Verdict)}" if isinstance(error, ValidationError) else ""
+            question = {**question, "refused": f"{shorten(reply)} is no verdict{fault}; {REMEDY}"}
 
 
 def _with_score(reply: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The interface of a verifier: any callable `(task, answer) -> bool | float | Verdict | PENDING`, sync or async.
 
 A sync verifier runs in a thread. `answer` is the text of the reply after its thinking, which is `answer.thinking`; its
-tool calls are `answer.tool_calls`. If a verifier raises or returns anything else, the episode has an error that says
+tool calls are `answer.tool_calls`. Both arguments are copies of what is recorded. A boolean or score can be a scalar of
+NumPy or PyTorch. If a verifier raises or returns anything else, the episode has an error that says
 nothing about the model. A verifier that keeps connections has an async `aclose`. One that must load something first may
 have a `warm_up`, which the audit calls before it measures time. `PENDING` leaves the try without a verdict: it is not
 retried, and `r3agent label` adds the verdict later.
@@ -16,6 +17,7 @@ import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from enum import Enum
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -23,7 +25,9 @@ from typing import Any, Literal, TypeAlias
 from langgraph.errors import GraphBubbleUp
 
 from r3agent._util.aio import gather_all
+from r3agent._util.messages import explain
 from r3agent.errors import VerifierError
+from r3agent.records.generation import plain
 from r3agent.records.thinking import find_reasoning, split_thinking
 from r3agent.records.trajectory import Message, Span, Task, Verdict
 
@@ -76,11 +80,13 @@ async def judge(
         VerifierError: the verifier raised, or returned something that is not a judgement.
     """
     whole = [span for span in spans if cut_off == "judge" or not span.unfinished]
-    answers = [Answer.of(span.message) for span in whole]
+    # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
+    messages = deepcopy([span.message for span in whole])
+    given = [(task.model_copy(deep=True), Answer.of(message)) for message in messages]
 
     def call() -> list[Judgement | Awaitable[Judgement]]:
         with _as_verifier_error(verifier, task):
-            return [verifier(task, answer) for answer in answers]
+            return [verifier(*arguments) for arguments in given]
 
     async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
         with _as_verifier_error(verifier, task):
@@ -122,13 +128,13 @@ def verdict_of(judgement: object) -> Verdict:
     Raises:
         TypeError: the value is not a judgement.
     """
-    match judgement:
+    match value := plain(judgement):
         case Verdict():
-            return judgement
+            return value
         case bool():
-            return Verdict(passed=judgement, score=float(judgement))
-        case int() | float() if 0 <= judgement <= 1:
-            return Verdict(passed=judgement >= 1, score=judgement)
+            return Verdict(passed=value, score=float(value))
+        case int() | float() if 0 <= value <= 1:
+            return Verdict(passed=value >= 1, score=value)
         case _:
             raise TypeError(
                 f"returned {reprlib.repr(judgement)}; return True, False, a score from 0 to 1 (1 passes), "
@@ -146,4 +152,5 @@ def _as_verifier_error(verifier: Verifier, task: Task) -> Generator[None]:
     except Exception as error:
         function = verifier.func if isinstance(verifier, partial) else verifier
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        raise VerifierError(f"{name} failed on task {task.id!r}: {type(error).__name__}: {error}") from error
+        fault = f"{type(error).__name__}: {explain(error, Verdict)}"
+        raise VerifierError(f"{name} failed on task {task.id!r}: {fault}") from error

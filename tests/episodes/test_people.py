@@ -74,7 +74,11 @@ def test_what_is_no_verdict_is_asked_for_again(said: Any) -> None:
     app.invoke(INPUT, on_thread())
     [again] = app.invoke(Command(resume=said), on_thread())["__interrupt__"]
     assert again.value["answer"] == "4"
-    assert again.value["refused"].startswith(f"{said!r} is no verdict: ")
+    refused = again.value["refused"]
+    assert refused.startswith(f"{said!r} is no verdict")
+    assert refused.endswith(
+        '; reply true, false, a score from 0 to 1 (1 passes) or {"passed": true, "feedback": "..."}'
+    )
     assert app.invoke(Command(resume=True), on_thread())["passed"] is True
 
 

@@ -132,6 +132,22 @@ def test_last_label_wins_and_the_verifiers_verdict_is_kept(tmp_path: Path) -> No
     assert [t.passed for t in read(tmp_path)] == [True, None]  # as it was written
 
 
+def test_label_says_what_it_overrules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    store(run / "trajectories", named("one", passed=True), named("two", passed=False), named("open"))
+    assert r3agent.label(run, "two", passed=False).overrules is None
+    assert r3agent.label(run, "open", passed=False).overrules is None
+    main(["label", str(run), "one", "--failed"])
+    assert "overruling the verifier's passed" in capsys.readouterr().out
+    [one, *_] = load(run / "trajectories")
+    assert r3agent.label(run, one, passed=False).overrules is True  # already labelled: the verifier's own counts
+    assert r3agent.label(run, one, passed=True).overrules is None
+    assert r3agent.label(run, one, passed=False).overrules is True
+    main(["inspect", str(run)])
+    shown = capsys.readouterr().out
+    assert "verdicts of the verifier overruled by labels: 1, e.g.:\n  one, span aone: failed by" in shown
+
+
 def test_a_label_that_agrees_overrules_nothing(tmp_path: Path) -> None:
     store(tmp_path, named("one", passed=True))
     r3agent.label(tmp_path, "one", passed=True)

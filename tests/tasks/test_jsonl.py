@@ -67,6 +67,21 @@ def test_a_line_that_is_not_a_task_is_named_by_its_number(tmp_path: Path, line: 
         list(load_jsonl(path))
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{", r"no JSON \(.*column.*\)"),
+        ("[1]", r"\[1\] is no object"),
+        ({"messages": "hi"}, r"messages = 'hi': Input should be a valid list"),
+        ({"messages": [["hi"]]}, r"messages\.0 = \['hi'\]: Input should be a valid dictionary"),
+        ({"messages": [{"content": "hi"}]}, r"messages: {'content': 'hi'} has no role, such as user"),
+    ],
+)
+def test_line_that_is_not_a_task_is_told_its_fault(tmp_path: Path, line: Any, fault: str) -> None:
+    with pytest.raises(ConfigError, match=rf"tasks\.jsonl:1: not a task: {fault}; a line is"):
+        list(load_jsonl(written(tmp_path, line)))
+
+
 @pytest.mark.parametrize("pair", [({"id": "a"}, {"id": "a"}), ({"id": 1}, {"id": "1"}), ({}, {})])
 @pytest.mark.parametrize("n", [None, 1])
 def test_an_id_is_of_one_task(tmp_path: Path, n: int | None, pair: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import VERIFIERS, Answer, find_verifier, judge
+from r3agent.verifiers.interface import verdict_of
 from tests.support.trees import TASK, span
 
 SPAN = span("attempt", text="4")
@@ -46,6 +47,61 @@ async def test_a_judgement_becomes_a_verdict(judgement: Any, expected: Verdict) 
 
     assert await verdict(lambda task, answer: judgement) == expected
     assert await verdict(check) == expected
+
+
+@pytest.mark.parametrize(
+    ("library", "make", "score"),
+    [
+        ("numpy", lambda np: np.bool_(True), 1.0),
+        ("numpy", lambda np: np.float32(0.25), 0.25),
+        ("numpy", lambda np: np.float64(0.5), 0.5),
+        ("numpy", lambda np: np.int64(1), 1.0),
+        ("numpy", lambda np: np.array(0.5), 0.5),
+        ("numpy", lambda np: Verdict(passed=np.bool_(False), score=np.float32(0.25)), 0.25),
+        ("torch", lambda torch: torch.tensor(True), 1.0),
+        ("torch", lambda torch: torch.tensor([0.5]).mean(), 0.5),
+    ],
+)
+async def test_judgement_may_be_a_scalar_of_an_array_library(library: str, make: Any, score: float) -> None:
+    judgement = make(pytest.importorskip(library))
+    assert await verdict(lambda task, answer: judgement) == Verdict(passed=score == 1, score=score)
+    assert verdict_of(judgement).model_dump_json() == Verdict(passed=score == 1, score=score).model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda np: np.float32("nan"), lambda np: np.float64(1.5), lambda np: np.array([1, 0]), lambda np: np.str_("x")],
+)
+async def test_judgement_that_is_no_score_is_named_as_returned(make: Any) -> None:
+    judgement = make(pytest.importorskip("numpy"))
+    with pytest.raises(VerifierError, match=r"TypeError: returned .*(nan|1\.5|array|'x').*; return True, "):
+        await verdict(lambda task, answer: judgement)
+
+
+async def test_verdict_out_of_range_is_explained_on_one_line() -> None:
+    with pytest.raises(VerifierError, match=r"ValidationError: score = 7: Input should be less than or equal to 1$"):
+        await verdict(lambda task, answer: Verdict(passed=True, score=7))
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_verifier_that_changes_what_it_gets_changes_nothing_else(is_async: bool) -> None:
+    call: Any = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    task = Task.model_validate({"messages": [{"role": "user", "content": "?"}], "info": {"left": [1, 2]}})
+    spans = [span("attempt", text="", tool_calls=(call,)) for _ in range(3)]
+    records = [record.model_dump_json() for record in (task, *spans)]
+
+    def spoil(task: Task, answer: Answer) -> bool:
+        task.messages[0]["content"] = "!"
+        answer.tool_calls[0]["function"].clear()
+        return task.info["left"].pop() == 2
+
+    async def spoil_async(task: Task, answer: Answer) -> bool:
+        await asyncio.sleep(0)
+        return spoil(task, answer)
+
+    verdicts = await judge(spoil_async if is_async else spoil, task, spans)
+    assert [one and one.passed for one in verdicts] == [True] * 3
+    assert [record.model_dump_json() for record in (task, *spans)] == records
 
 
 @pytest.mark.parametrize("judgement", [1.01, -0.01, 2, float("nan"), float("inf"), None, "yes", (True, 1.0), {}])
