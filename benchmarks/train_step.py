@@ -1,4 +1,4 @@
-"""Time and peak memory of an optimizer step against stock `trl.GRPOTrainer`, on the same recorded batch.
+"""Time and peak memory of training on a batch against stock `trl.GRPOTrainer`, on the same recorded batch.
 
     python benchmarks/train_step.py [--cases 350/80/8 700/60/8] [--groups 1] [--rounds 3] [--method full]
         [--no-checkpointing]
@@ -6,8 +6,11 @@
 A case is prompt tokens / completion tokens / completions per prompt. The model is a randomly initialised Llama with the
 dimensions of SmolLM2-135M, in float32; a step trains on `--groups` such groups, one per micro-batch on both sides.
 Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing. It keeps its gradient checkpointing,
-and ours is turned on too. Each side runs in its own process; they take turns, and the ratio is the median over the
-rounds. Memory is the peak of resident memory above its value when the model was loaded. `max_logprob_diff` compares the
+and ours is turned on too. Our time includes the scoring of all rows with the starting weights, which precedes every
+training; `step_ratio` is that of the optimizer step alone, and approximates a training of one epoch whose recorded
+logprobs are close, since it scores a tenth of its rows. Stock TRL scores nothing, because it takes the rows for samples
+of the current policy. Each side runs in its own process; they take turns, and a ratio is the median over the rounds.
+Memory is the peak of resident memory above its value when the model was loaded. `max_logprob_diff` compares the
 logprobs of all completion tokens under the starting weights. r3agent is faster if a time ratio is above 1, and needs
 less memory if a memory ratio is below 1. The last line is one JSON object.
 """
@@ -23,11 +26,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 VOCABULARY = 49152
+
+Score: TypeAlias = Callable[[], list[list[float]]]
+"""Function that computes the logprobs of all rows under the current weights."""
 
 
 def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
@@ -49,7 +56,7 @@ def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
 
 
 def side(name: str, options: argparse.Namespace) -> None:
-    """Print the logprobs of the starting weights, then the seconds of a step for each line read, and finally MiB."""
+    """Print the logprobs of the starting weights, then seconds of scoring and step for each line read, finally MiB."""
     import psutil
     import torch
     from tokenizers import Tokenizer
@@ -80,10 +87,10 @@ def side(name: str, options: argparse.Namespace) -> None:
     baseline = process.memory_info().rss
 
     with tempfile.TemporaryDirectory() as directory:
-        trainer, logprobs = (ours if name == "ours" else stock)(model, tokenizer, options, directory)
-        print(json.dumps(logprobs), flush=True)
+        trainer, score = (ours if name == "ours" else stock)(model, tokenizer, options, directory)
+        print(json.dumps(score()), flush=True)
         peak = Peak(process)
-        clock = Turns(peak)
+        clock = Turns(score if name == "ours" else lambda: None)
         trainer.add_callback(clock.callback())
         trainer.train()
     print((peak.bytes - baseline) / 2**20, flush=True)
@@ -106,8 +113,8 @@ class Peak(threading.Thread):
 class Turns:
     """Control of a training that runs one step for each line of input."""
 
-    def __init__(self, peak: Peak) -> None:
-        self.peak, self.began = peak, 0.0
+    def __init__(self, score: Callable[[], Any]) -> None:
+        self.score, self.began, self.scored = score, 0.0, 0.0
 
     def callback(self) -> Any:
         from transformers import TrainerCallback
@@ -119,7 +126,7 @@ class Turns:
                 turns.wait()
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                print(time.perf_counter() - turns.began, flush=True)
+                print(turns.scored - turns.began, time.perf_counter() - turns.scored, flush=True)
                 if state.global_step < state.max_steps:
                     turns.wait()
 
@@ -128,9 +135,11 @@ class Turns:
     def wait(self) -> None:
         sys.stdin.readline()
         self.began = time.perf_counter()
+        self.score()
+        self.scored = time.perf_counter()
 
 
-def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, list[list[float]]]:
+def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, Score]:
     from datasets import Dataset
 
     from r3agent.train import TrainConfig
@@ -161,10 +170,12 @@ def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str
     )
     trainer = OfflineGRPOTrainer(model, dataset, tokenizer, config, Path(directory))
     assert trainer.packs
-    return trainer, trainer.score()
+    pairs = [(row["prompt"], row["completion"]) for row in recorded]
+    trainer.score()
+    return trainer, lambda: trainer.logprobs(pairs)
 
 
-def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, list[list[float]]]:
+def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, Score]:
     import torch
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -207,15 +218,18 @@ def stock(model: Any, tokenizer: Any, options: argparse.Namespace, directory: st
         ),
     )
     ids = torch.tensor([row["prompt"] + row["completion"] for row in recorded])
-    trainer.model.eval()
-    with torch.no_grad():
-        logprobs = [
+
+    @torch.no_grad()
+    def score() -> list[list[float]]:
+        trainer.model.eval()
+        return [
             trainer._get_per_token_logps_and_entropies(
                 trainer.model, row[None], torch.ones_like(row[None]), len(recorded[0]["completion"])
             )[0][0].tolist()
             for row in ids
         ]
-    return trainer, logprobs
+
+    return trainer, score
 
 
 # ---- both ----
@@ -232,22 +246,27 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, float]:
 
 def measure(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
     logprobs = {name: json.loads(read(process)) for name, process in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    scoring: dict[str, list[float]] = {name: [] for name in sides}
+    steps: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, process in sides.items():
             process.stdin.write("\n")
             process.stdin.flush()
-            seconds[name].append(float(read(process)))
-        times = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+            score_s, step_s = map(float, read(process).split())
+            scoring[name].append(score_s)
+            steps[name].append(step_s)
+        times = ", ".join(f"{name} {scoring[name][-1]:.2f} s + {steps[name][-1]:.2f} s" for name in sides)
         print(f"{case} {'warm-up' if not turn else f'round {turn}'}: {times}", flush=True)
     peak = {name: float(read(process)) for name, process in sides.items()}
     print(f"{case} peak above the model: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peak.items()))
     pairs = [
         (a, b) for x, y in zip(logprobs["stock"], logprobs["ours"], strict=True) for a, b in zip(x, y, strict=True)
     ]
-    turns = zip(seconds["stock"][1:], seconds["ours"][1:], strict=True)
+    turns = list(zip(steps["stock"], scoring["ours"], steps["ours"], strict=True))[1:]
     return {
-        "ratio": round(median(theirs / mine for theirs, mine in turns), 3),
+        "ratio": round(median(theirs / (score + step) for theirs, score, step in turns), 3),
+        "step_ratio": round(median(theirs / step for theirs, _, step in turns), 3),
+        "scoring_share": round(median(score / (score + step) for _, score, step in turns), 3),
         "memory_ratio": round(peak["ours"] / peak["stock"], 3),
         "max_logprob_diff": max(abs(a - b) for a, b in pairs),
     }
