@@ -62,6 +62,7 @@ def train(
         f"  rows by label: {_short(rows['labels'])}",
         *(f"  no row of {label}: {why}" for label, why in rows["remedies"].items()),
         f"  {progress_line('mismatch', card.metrics['mismatch'])}",
+        *([f"  KL to the base: {drift['kl']:.3g} nats per token"] if (drift := card.metrics["drift"]) else []),
         *(f"  forced: {reason}" for reason in card.metrics["forced"]),
         f"next: r3agent deploy {card.version} --run {run}",
     ]

@@ -31,6 +31,9 @@ DIGEST_FILE = "rows.sha256"
 WAYS_TO_COMPUTE = {"micro_batch_tokens", "share_prompt", "gradient_checkpointing", "save_steps", "report_to"}
 """Settings that may change when a training resumes, because the result does not depend on them."""
 
+SIZES = {"micro_batch_tokens", "share_prompt"}
+"""Those of them that decide on the size of micro-batches; so does the number of processes."""
+
 
 class Checkpoints:
     """Directory of the checkpoints of the training that writes `version_dir`."""
@@ -42,7 +45,9 @@ class Checkpoints:
         self.last: str | None = None
         """Checkpoint to resume from."""
 
-    def bind(self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, resume: bool) -> None:
+    def bind(
+        self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, processes: int, resume: bool
+    ) -> None:
         """Bind the checkpoints to one training: its rows, settings and starting version.
 
         Args:
@@ -51,7 +56,10 @@ class Checkpoints:
         Raises:
             ConfigError: there is nothing to resume, or the checkpoints are of another training.
         """
-        identity = [[tuple(row) for row in rows], config.model_dump(exclude=WAYS_TO_COMPUTE), start.version]
+        ways, layout = WAYS_TO_COMPUTE, 0
+        if config.loss_type == "bnpo":  # an average over micro-batches depends on them
+            ways, layout = ways - SIZES, processes
+        identity = [[tuple(row) for row in rows], config.model_dump(exclude=ways), start.version, layout]
         self.digest = sha256(orjson.dumps(identity)).hexdigest()
         if not resume:
             return

@@ -88,7 +88,9 @@ class TrainConfig(Record):
     (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
     these are not trained on."""
     max_staleness: int = Field(default=1, ge=0)
-    """Drop rows sampled by a policy more than this many versions away from the starting one."""
+    """Drop rows sampled by a policy more than this many versions away from the starting one. With 1, a training uses
+    the rows of the round before once more, although its start was trained on them; the report counts such rows as
+    repeated. With 0, every row is trained on once."""
     max_row_tokens: int = Field(default=4096, ge=2)
     """Drop rows with more tokens than this, prompt and completion together."""
     retokenise: Literal["refuse", "allow"] = "refuse"
@@ -99,6 +101,10 @@ class TrainConfig(Record):
     min_ess: float = Field(default=0.5, ge=0, le=1)
     """Smallest effective sample size of the importance weights of tokens that other versions sampled, as a share of
     those tokens and relative to that of the starting version's own tokens, which is its server's rounding."""
+
+    max_drift: float | None = Field(default=None, gt=0)
+    """Limit of the trained policy's KL divergence from the base policy v0000, in nats per token, on up to 64 rows. A
+    training that exceeds it writes no version; `None` only reports it."""
 
     # ---- the loss: see `trl.GRPOConfig` ----
 

@@ -80,6 +80,9 @@ class RowReport(Record):
     """Rows without recorded tokens; their behaviour logprobs are the starting weights'."""
     truncated: int
     """Rows that ended at the token limit."""
+    repeated: int = 0
+    """Rows that the starting version or one of its ancestors was trained on already; `train.max_staleness = 0` leaves
+    out those of earlier rounds."""
     ages: dict[str, int]
     """Rows by the number of versions between the sampling and the starting policy, or `None`."""
     temperatures: dict[str, int]
@@ -196,6 +199,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "none"),
         "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
+        *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
     ]
     return "; ".join(parts)
 

@@ -22,7 +22,9 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
+from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.grpo import OfflineGRPOTrainer
+from r3agent.train.lineage import base_model, count_repeated, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.tokenizer import Retokeniser
@@ -80,8 +82,9 @@ def train(
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         rows, report = build_rows(trajectories, config=config, version=start.version, retokenise=retokenise)
+        report = report.model_copy(update={"repeated": count_repeated(rows, out_dir.parent, start.version)})
         progress("rows", report.model_dump())
-        checkpoints.bind(rows, config=config, start=start, resume=resume)
+        checkpoints.bind(rows, config=config, start=start, processes=processes.num_processes, resume=resume)
 
         model = load_model(start, config)
         stop = StopOnSignal()
@@ -100,6 +103,9 @@ def train(
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)
 
+        base = base_model(start, out_dir.parent)
+        with enough_memory(config):
+            meter = DriftMeter(trainer, rows, start=start, base=base, limit=config.max_drift)
         sequences = fingerprint_sequences(rows)
         parent_logprobs = fingerprint_logprobs(trainer, sequences)
         with stop.listening(trainer.accelerator), enough_memory(config):
@@ -107,6 +113,8 @@ def train(
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last)
+        drift = meter.measure()
+        check_drift(drift, config, version)
         card = PolicyCard(
             version=version,
             name=start.name,
@@ -117,6 +125,7 @@ def train(
             metrics={
                 "rows": report.model_dump(mode="json"),
                 "mismatch": mismatch.model_dump(mode="json"),
+                "drift": drift and drift.model_dump(mode="json"),
                 "forced": forced,
                 "processes": processes.num_processes,
                 "distributed": trainer.accelerator.distributed_type.value,
@@ -132,11 +141,13 @@ def train(
                 save_weights(trainer.accelerator.unwrap_model(trainer.model), tokenizer, directory, start, state)
             lines = [orjson.dumps(entry).decode() for entry in trainer.state.log_history if "loss" in entry]
             write_atomically(directory / STEPS_FILE, "\n".join([*lines, ""]))
+            write_rows(directory, rows)
             write_card(directory, card)
     if first:
         checkpoints.remove()
     processes.wait_for_everyone()
-    progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"]})
+    kl = {"KL to the base": f"{drift.kl:.3g}"} if drift else {}
+    progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"], **kl})
     return card
 
 

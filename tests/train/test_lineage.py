@@ -1,0 +1,126 @@
+"""Drift from the base policy over rounds, and rows that an ancestor was trained on already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from r3agent.errors import ConfigError, TrainingError
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.registry import PolicyCard, Registry
+from r3agent.train import PolicyStart, TrainConfig, build_rows
+from r3agent.train.report import rows_line
+from tests.train import recorded
+from tests.train.versions import OUTCOMES, run, trained
+
+Record = Callable[..., list[Trajectory]]
+
+
+@pytest.fixture
+def policies(base: Path, tmp_path: Path) -> Path:
+    """Directory of versions with the base's card."""
+    Registry(tmp_path).add_base("tiny", str(base))
+    return tmp_path / "policies"
+
+
+def kl_to_base(model: Any, base: Any, trajectories: list[Trajectory], version: str) -> float:
+    rows, _ = build_rows(trajectories, config=TrainConfig(), version=version)
+    values = []
+    for row in rows:
+        pair = row.prompt_ids_P, row.completion_ids_T
+        pairs = zip(recorded.logprobs(base, *pair), recorded.logprobs(model, *pair), strict=True)
+        values += [math.exp(b - p) - (b - p) - 1 for b, p in pairs]
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(("first", "second"), [("lora", "lora"), ("lora", "full"), ("full", "full"), ("full", "lora")])
+def test_drift_is_the_kl_to_the_base_and_not_to_the_start(
+    record: Record, start: PolicyStart, tokenizer: PreTrainedTokenizerFast, policies: Path, first: str, second: str
+) -> None:
+    base, trajectories = recorded.load(start.model), record(OUTCOMES)
+    card = run(trajectories, start, policies / "v0001", method=first)
+    model = trained(start, policies / "v0001")
+    assert card.metrics["drift"]["kl"] == pytest.approx(kl_to_base(model, base, trajectories, "v0000"), rel=1e-3)
+    assert card.metrics["drift"]["rows"] == 8
+
+    then = PolicyStart.of(card, policies / "v0001")
+    sampled = recorded.record(model, tokenizer, OUTCOMES, policy_version="v0001", seed=1)
+    card = run(sampled, then, policies / "v0002", version="v0002", method=second)
+    model = trained(then if second == "lora" else start, policies / "v0002")
+    assert card.metrics["drift"]["kl"] == pytest.approx(kl_to_base(model, base, sampled, "v0001"), rel=1e-3)
+
+
+def test_a_drift_above_the_limit_makes_no_version(record: Record, start: PolicyStart, policies: Path) -> None:
+    trajectories = record(OUTCOMES)
+    message = r"KL to v0000 = \d\S+ nats per token over 8 rows, max_drift = 1e-06: v0001 is not written; lower learning"
+    with pytest.raises(TrainingError, match=message):
+        run(trajectories, start, policies / "v0001", max_drift=1e-6)
+    assert Registry(policies.parent).versions() == ["v0000"]
+    assert run(trajectories, start, policies / "v0001", max_drift=100.0).metrics["drift"]["kl"] < 100
+
+
+def test_a_limit_of_drift_needs_the_base(record: Record, start: PolicyStart, tmp_path: Path) -> None:
+    other, rows = start.model_copy(update={"version": "v0007"}), record(OUTCOMES, policy_version="v0007")
+    card = run(rows, other, tmp_path / "v0008", version="v0008", method="full")
+    assert card.metrics["drift"] is None
+    with pytest.raises(ConfigError, match=r"max_drift = 1.0: v0000, the base of v0007, cannot be loaded: .*remove max"):
+        run(rows, other, tmp_path / "v0009", version="v0009", method="full", max_drift=1.0)
+
+
+def test_rows_that_an_ancestor_was_trained_on_are_counted(
+    record: Record, start: PolicyStart, tokenizer: PreTrainedTokenizerFast, policies: Path
+) -> None:
+    old = record(OUTCOMES)
+    lines: list[str] = []
+
+    def listen(stage: str, values: Mapping[str, Any]) -> None:
+        if stage == "rows":
+            lines.append(rows_line(values))
+
+    def after(card: PolicyCard) -> PolicyStart:
+        return PolicyStart.of(card, policies / card.version)
+
+    easy: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-3, "progress": listen}
+    first = run(old, start, policies / "v0001", **easy)
+    new = [
+        t.model_copy(update={"trajectory_id": f"new-{t.trajectory_id}"})
+        for t in recorded.record(trained(start, policies / "v0001"), tokenizer, OUTCOMES, policy_version="v0001")
+    ]
+    second = run([*old, *new], after(first), policies / "v0002", version="v0002", **easy)
+    sibling = run(old, start, policies / "v0003", version="v0003", **easy)  # v0002 is no ancestor of it
+    third = run([*old, *new], after(second), policies / "v0004", version="v0004", max_staleness=9, **easy)
+    assert [card.metrics["rows"]["repeated"] for card in (first, second, sibling, third)] == [0, 8, 0, 16]
+    assert lines[1].endswith("; 8 rows were trained on before")
+    assert "before" not in lines[0]
+
+
+# ---- resuming ----
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
+def test_a_resumed_training_ends_with_the_very_same_weights(
+    record: Record, start: PolicyStart, tmp_path: Path, loss_type: str
+) -> None:
+    values: dict[str, Any] = {"loss_type": loss_type, "batch_size": 4, "epochs": 3, "micro_batch_tokens": 100}
+    values |= {"lora_dropout": 0.1, "beta": 0.1}
+    run(record(OUTCOMES), start, tmp_path / "v0001", **values)
+
+    def stop(stage: str, report: Mapping[str, Any]) -> None:
+        if report.get("step") == 4:  # within the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(record(OUTCOMES), start, tmp_path / "v0002", version="v0002", save_steps=1, progress=stop, **values)
+    if loss_type == "bnpo":
+        changed = {**values, "micro_batch_tokens": 400}
+        with pytest.raises(ConfigError, match="other rows or other settings"):
+            run(record(OUTCOMES), start, tmp_path / "v0002", version="v0002", resume=True, **changed)
+    run(record(OUTCOMES), start, tmp_path / "v0002", version="v0002", resume=True, **values)
+    whole, resumed = (load_file(tmp_path / v / "adapter" / "adapter_model.safetensors") for v in ("v0001", "v0002"))
+    assert all(whole[name].equal(resumed[name]) for name in whole)
