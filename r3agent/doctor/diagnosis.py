@@ -10,12 +10,14 @@ from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generat
 from r3agent.doctor.probe import WORST_FIRST, Completion, EndpointProbe, RouteReply, candidates
 from r3agent.doctor.records import Check, Diagnosis
 from r3agent.doctor.routes import ROUTES, route_checks
+from r3agent.doctor.sampler import NAMES as SAMPLER
+from r3agent.doctor.sampler import sampler_checks
 from r3agent.errors import AccessError, EndpointError, PolicyError, ProtocolError
 from r3agent.http.errors import WRONG_KEY
 from r3agent.records.trajectory import Capability
 
 TIMEOUT_S = 60.0
-NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *ROUTES)
+NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *SAMPLER, *ROUTES)
 """Names of all checks, in the order of the report."""
 
 NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
@@ -28,7 +30,9 @@ BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat"
 async def diagnose(
     base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Diagnosis:
-    """Check what an endpoint supports, with about 20 requests, 11 of them for at most 16 tokens; nothing is changed.
+    """Check what an endpoint supports, with about 25 cheap requests; nothing is changed.
+
+    The longest are two for 32 completions of at most 16 tokens.
 
     Args:
         base_url: base URL with or without /v1.
@@ -66,11 +70,11 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
         checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
             more, completions = await generation_checks(probe, model)
-            checks += more
+            checks += [*more, *await _sampler(probe, model, more)]
             completions = completions or [chat]  # no tokens and logprobs, if it accepts the fields only separately
     if names or completions:
         checks += [await _version(probe, listing), *await route_checks(probe)]
-    tier, blocker = _tier(completions), _blocker(checks)
+    tier, blocker = _tier(completions, checks), _blocker(checks)
     by_name = {check.name: check for check in checks}
     why = "" if blocker is None else BLOCKED[blocker.name]
     checks = [by_name.get(name) or Check(name=name, status="skipped", detail=why) for name in NAMES]
@@ -136,7 +140,15 @@ def _chats(chat: Completion | PolicyError, model: str, names: Sequence[str]) -> 
     return failed("chat", chat, NO_API if isinstance(chat, AccessError | ProtocolError) else None)
 
 
-def _tier(completions: Sequence[Completion]) -> Capability | None:
+async def _sampler(probe: EndpointProbe, model: str, checks: Sequence[Check]) -> list[Check]:
+    if any(check.name == "logprobs" and check.status == "yes" for check in checks):
+        return await sampler_checks(probe, model)
+    return [Check(name=name, status="skipped", detail="no logprobs") for name in SAMPLER]
+
+
+def _tier(completions: Sequence[Completion], checks: Sequence[Check]) -> Capability | None:
+    if any(check.name == SAMPLER[0] and check.status == "no" for check in checks):
+        return "eval-only"
     informative = [completion for completion in completions if not completion.is_empty] or completions
     worst = (completion.worst for completion in informative)
     worst_generation = min(worst, key=lambda generation: WORST_FIRST.index(generation.capability), default=None)
@@ -152,5 +164,5 @@ def _blocker(checks: Sequence[Check]) -> Check | None:
 def _next_steps(tier: Capability | None, checks: Sequence[Check], blocker: Check | None) -> tuple[str, ...]:
     if blocker is not None:
         return tuple(filter(None, [blocker.remedy]))
-    names = () if tier == "trainable-exact" else ("token ids", "logprobs", PLAIN, N)
+    names = () if tier == "trainable-exact" else ("token ids", "logprobs", PLAIN, N, SAMPLER[0])
     return tuple(dict.fromkeys(check.remedy for check in checks if check.name in names and check.remedy))

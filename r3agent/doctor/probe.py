@@ -123,9 +123,10 @@ class EndpointProbe:
         return RouteReply(response.status_code, content, read_error(response).brief)
 
     async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
-        """Sample a few tokens; return an error instead of raising it."""
+        """Sample a few tokens; return an error instead of raising it. A field that is `None` is not sent."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
+        body = {field: value for field, value in body.items() if value is not None}
         url, start, content = self._url.route("/chat/completions"), time.perf_counter(), b""
         try:
             async with asyncio.timeout(self._settings.timeout_s):

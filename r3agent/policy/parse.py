@@ -51,9 +51,9 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
     n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
-    flaw = reshaping(request or {})
-    if flaw is None and n_ids and sampled not in (None, n_ids):
-        flaw = "the number of token ids is not usage.completion_tokens: some were dropped"
+    is_lossy = n_ids and sampled not in (None, n_ids)
+    lost = "the number of token ids is not usage.completion_tokens: some were dropped" if is_lossy else None
+    flaw = "; ".join(filter(None, [reshaping(request or {}), lost])) or None
     left = None if request is None else ", ".join(left_to_server(request))
     caveat = left and f"the server decided on {left}; r3agent doctor tests whether it samples as its logprobs say"
     return [_generation(choice, shared, flaw, caveat) for choice in choices[:n]]

@@ -17,6 +17,7 @@ from r3agent.errors import ConfigError
 from r3agent.serve import ServerProcess
 from r3agent.testing import DROPPED, HANG, SERVER_ERROR, Fault, ScriptedEndpoint, miscount
 from r3agent.testing.http import JsonServer, Respond
+from tests.doctor.sampling import SamplingServer
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 DEV = ("/collective_rpc", "/update_weight_version", "/pause", "/resume", "/reset_prefix_cache")
@@ -51,6 +52,7 @@ class FakeVLLM:
         self.all_flags = all_flags
         self.edit = edit
         self.is_paused = False
+        self.sampler = SamplingServer()
         self.asked: list[tuple[str, str]] = []
 
     def __call__(self, path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
@@ -78,6 +80,8 @@ class FakeVLLM:
                 return missing
 
     def chat(self, body: dict[str, Any]) -> Fault:
+        if "top_logprobs" in body:
+            return said(self.sampler.complete(body))
         if "tools" in body and not self.all_flags:
             message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
             return said({"error": {"message": message}}, 400)
