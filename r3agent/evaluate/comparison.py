@@ -112,11 +112,11 @@ class StoredComparison(VersionedRecord):
 
     schema_version: Literal[1] = 1
     settings: str
-    """Digest of the settings that decide which episodes are compared."""
+    """Digest of the settings and tasks that decide which episodes are compared."""
     comparison: Comparison
 
 
-def write_comparison(path: Path, comparison: Comparison, settings: str) -> None:
+def write_comparison(path: Path, settings: str, comparison: Comparison) -> None:
     stored = StoredComparison(settings=settings, comparison=comparison)
     write_atomically(path, stored.model_dump_json(indent=2))
 

@@ -42,10 +42,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Draw:
-    """Tasks and episodes of one evaluation."""
+    """Tasks of one evaluation, and the place of its episodes."""
 
     split: str
-    seed: int
+    tasks: list[Task]
     sampling: Sampling
     folder: Path
     """Folder of the comparison and, by version, of the episodes."""
@@ -125,7 +125,7 @@ class Run(RunDirectory):
             return decided
         draw = self._draw(after, for_gate)
         comparison = compare(*self._evaluations([before, after], draw, progress))
-        write_comparison(self._comparison_path(before, after, draw), comparison, self._evaluated_with(draw))
+        write_comparison(*self._comparison_file(before, after, draw), comparison)
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
@@ -134,9 +134,10 @@ class Run(RunDirectory):
         return evaluate(episodes)
 
     def comparison(self, before: str, after: str, *, for_gate: bool = False) -> Comparison | None:
-        """Return the stored result of `evaluate`, if it was made with the current settings."""
-        draw = self._draw(after, for_gate)
-        return read_comparison(self._comparison_path(before, after, draw), self._evaluated_with(draw))
+        """Return the stored result of `evaluate`, if it was made with the current settings and tasks."""
+        if not any(self._folder(after, for_gate).glob(f"{before}-{after}.*.json")):
+            return None
+        return read_comparison(*self._comparison_file(before, after, self._draw(after, for_gate)))
 
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
@@ -156,32 +157,38 @@ class Run(RunDirectory):
             if self.swaps_live and any(version != self.registry.live for version in versions):
                 self.serve_live()
 
-    def _draw(self, after: str, for_gate: bool = False) -> Draw:
-        config, sampling = self.config.eval, self.config.sampling
-        if not for_gate:
-            return Draw(config.split, config.seed, sampling, self.directory / "eval")
-        seed, folder = config.seed * 1000 + version_number(after), self.directory / "gate" / after
-        return Draw(self.config.gate.split, seed, sampling.at("gate", after), folder)
+    def _folder(self, after: str, for_gate: bool) -> Path:
+        return self.directory / "gate" / after if for_gate else self.directory / "eval"
 
-    def _comparison_path(self, before: str, after: str, draw: Draw) -> Path:
-        return draw.folder / f"{before}-{after}.{draw.split}.{self._evaluated_with(draw)[:8]}.json"
+    def _draw(self, after: str, for_gate: bool = False) -> Draw:
+        split, seed, sampling = self.config.eval.split, self.config.eval.seed, self.config.sampling
+        if for_gate:
+            split, seed = self.config.gate.split, seed * 1000 + version_number(after)
+            sampling = sampling.at("gate", after)
+        tasks = self.draw_tasks(self.config.eval.n, split=split, seed=seed)
+        return Draw(split, tasks, sampling, self._folder(after, for_gate))
+
+    def _comparison_file(self, before: str, after: str, draw: Draw) -> tuple[Path, str]:
+        """Return the path of a comparison, and the digest of all that decides which episodes it compares."""
+        settings = {**self.config.eval.model_dump(), "split": draw.split}
+        made_with = digest([settings, self._evaluation_digest(), [task.digest for task in draw.tasks]])
+        return draw.folder / f"{before}-{after}.{draw.split}.{made_with[:8]}.json", made_with
 
     def _evaluations(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[list[Trajectory]]:
-        """Load the episodes of each version on the frozen tasks of a split; collect those that are missing."""
+        """Load the episodes of each version on the tasks; collect those that are missing."""
         self.ensure_live()
-        tasks = self.draw_tasks(self.config.eval.n, split=draw.split, seed=draw.seed)
-        missing = [version for version in versions if not self._is_evaluated(version, tasks, draw)]
+        missing = [version for version in versions if not self._is_evaluated(version, draw)]
         with self._put_back(missing):
             for version in missing:
-                self._evaluate(version, tasks, draw, progress)
-                self._refuse_strays(version, tasks, draw)
-        return [self._evaluated(version, tasks, draw) for version in versions]
+                self._evaluate(version, draw, progress)
+                self._refuse_strays(version, draw)
+        return [self._evaluated(version, draw) for version in versions]
 
-    def _evaluate(self, version: str, tasks: list[Task], draw: Draw, progress: Progress | None) -> None:
+    def _evaluate(self, version: str, draw: Draw, progress: Progress | None) -> None:
         self._collect(
             self.registry.card(version),
             self._load_to_evaluate(version),
-            tasks,
+            draw.tasks,
             draw.split,
             draw.folder / version,
             progress,
@@ -198,9 +205,9 @@ class Run(RunDirectory):
         """Load a version without making it live; return the base URL of its server."""
         return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
-    def _evaluated(self, version: str, tasks: list[Task], draw: Draw) -> list[Trajectory]:
+    def _evaluated(self, version: str, draw: Draw) -> list[Trajectory]:
         """Load the stored episodes of the tasks as they are, under the current settings, by this version alone."""
-        digests, current = {task.digest for task in tasks}, self._evaluation_digest()
+        digests, current = {task.digest for task in draw.tasks}, self._evaluation_digest()
         return [
             t
             for t in load(draw.folder / version, version=version)
@@ -209,31 +216,27 @@ class Run(RunDirectory):
             and t.task.digest in digests
         ]
 
-    def _refuse_strays(self, version: str, tasks: list[Task], draw: Draw) -> None:
+    def _refuse_strays(self, version: str, draw: Draw) -> None:
         """Refuse an evaluation for which other weights answered, e.g. because the server was restarted meanwhile."""
-        wanted = len(tasks) * self.config.eval.samples
-        if strays := wanted - len(self._evaluated(version, tasks, draw)):
+        wanted = len(draw.tasks) * self.config.eval.samples
+        if strays := wanted - len(self._evaluated(version, draw)):
             raise RecordError(
                 f"{strays} of {wanted} episodes were not answered by {version} alone: its weights were replaced, or "
                 "the server was restarted, meanwhile; evaluate again, which collects these episodes anew"
             )
 
-    def _is_evaluated(self, version: str, tasks: list[Task], draw: Draw) -> bool:
+    def _is_evaluated(self, version: str, draw: Draw) -> bool:
         """Return True if no episode is missing, so that no server is needed; one with an error is not run again."""
         if not (draw.folder / version).is_dir():
             return False
-        evaluated = self._evaluated(version, tasks, draw)
-        is_whole = len({(t.task.id, t.sample) for t in evaluated}) == len(tasks) * self.config.eval.samples
+        evaluated = self._evaluated(version, draw)
+        is_whole = len({(t.task.id, t.sample) for t in evaluated}) == len(draw.tasks) * self.config.eval.samples
         return is_whole and any(t.error is None for t in evaluated)
 
     def _evaluation_digest(self) -> str:
         """Hash the settings that an episode of an evaluation depends on, besides its task and its policy."""
         extra, digest_ = self.config.eval.blind_retries - 1, self.episode_digest()
         return digest([digest_, extra]) if extra else digest_
-
-    def _evaluated_with(self, draw: Draw) -> str:
-        settings = {**self.config.eval.model_dump(), "split": draw.split, "seed": draw.seed}
-        return digest([settings, self._evaluation_digest()])
 
     def _collect(
         self,

@@ -452,6 +452,17 @@ def test_each_gate_draws_its_tasks_and_samples_the_champion_anew(run: Run, endpo
     assert not (run.directory / "eval").exists()
 
 
+def test_a_gate_with_a_corrected_gold_answer_is_not_decided(run: Run, tasks: Path) -> None:
+    run = with_version(reopened(run, gate__split="all"))
+    decided = run.evaluate("v0000", "v0001", for_gate=True)
+    assert run.comparison("v0000", "v0001", for_gate=True) == decided
+    tasks.write_text(tasks.read_text().replace('"answer": "6"', '"answer": "5"'))
+    assert reopened(run, gate__split="all").comparison("v0000", "v0001", for_gate=True) is None
+    again = reopened(run, gate__split="all").evaluate("v0000", "v0001")
+    assert again.baseline.first_try is not None
+    assert again.baseline.first_try.rate == 1.0
+
+
 def test_a_gate_on_the_split_of_the_final_evaluation_is_the_final_one(run: Run, endpoint: ChattingEndpoint) -> None:
     run = with_version(reopened(run, gate__split="all"))
     decided = run.evaluate("v0000", "v0001", for_gate=True)
