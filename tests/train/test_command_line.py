@@ -38,6 +38,7 @@ PATIENCE_S = 300
 def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     """A run with collected trajectories."""
     directory = tmp_path / "run"
+    Registry(directory).add_base("tiny", str(base))  # a run with versions needs no server to train
     Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
