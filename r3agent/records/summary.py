@@ -42,7 +42,7 @@ class CollectSummary(Record):
     capabilities: dict[str, int]
     """Number of spans by capability."""
     notes: dict[str, int]
-    """Number of spans by the reason why they are less than trainable-exact."""
+    """Number of spans by their `capability_note`."""
     seconds: float
 
 
