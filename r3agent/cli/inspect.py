@@ -14,6 +14,7 @@ from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.inspect import inspect_trajectory
+from r3agent.run.split_guard import SplitGuard
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
 from r3agent.store.shards import find
@@ -38,7 +39,7 @@ def inspect(
     directory = run / "trajectories"
     if len(rest) > 1:
         raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
-    trajectories = load(directory) if directory.is_dir() else []
+    trajectories = SplitGuard(run).with_splits(load(directory)) if directory.is_dir() else []
     if not trajectories:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
     if not rest:

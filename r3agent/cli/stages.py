@@ -19,7 +19,6 @@ from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
-from r3agent.store.trajectories import load
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
@@ -31,7 +30,7 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         summary = opened.collect(reporter.episodes)
-    stored = load(opened.directory / "trajectories")
+    stored = opened.trajectories()
     why_not = why_untrainable(stored, config=opened.config.train, version=opened.ensure_live().version)
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",

@@ -18,7 +18,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
-from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions
+from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions, EpisodePrompts
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, R3Error, VerifierError
@@ -74,7 +74,7 @@ async def collect(
         concurrency: maximum number of concurrent episodes.
         rerun_errors: run episodes that are stored with an error again. In an evaluation, drawing again only what failed
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
-        metadata: recorded with each trajectory.
+        metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
         options: as in `build_graph`; 8 reflections by default.
 
@@ -98,6 +98,9 @@ async def collect(
         **{name: value for name, value in config if value is not None},
     }
     jobs = _jobs(tasks, samples, identity)
+
+    prompts = [getattr(config, name) for name in EpisodePrompts.model_fields]
+    metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **(metadata or {})}
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
@@ -129,7 +132,7 @@ async def collect(
         async def work() -> None:
             for id_, job in queue:
                 episode, cause = await run_episode(graph, job.task, job.sample)
-                given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata or {}}
+                given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
                 await endurance.take(episode.model_copy(update=given), cause)
 
         await gather_all(work() for _ in range(n_workers))

@@ -16,11 +16,9 @@ from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
 from r3agent.errors import ConversationError
 from r3agent.policy import Pinnable, Policy, Sampling
+from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory, Verdict
 from r3agent.verifiers import Answer, Verifier, judge
-
-NOT_RUN = "This call was not run."
-"""Content of the tool messages that answer the tool calls of a failed try."""
 
 Update: TypeAlias = dict[str, Any]
 Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
@@ -142,7 +140,8 @@ class Nodes:
             sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
         slots = SpanSlot.siblings(n, label, parent and parent.span_id)
         if parent is not None and parent.refused:
-            return [_refused(slot, parent, request, str(parent.finish_reason), "so was its parent") for slot in slots]
+            why = "so was its parent's"
+            return [_refused(slot, parent, request, sampling, str(parent.finish_reason), why) for slot in slots]
         sample: Sample = partial(
             self._policy_of(tree).sample,
             messages,
@@ -155,7 +154,7 @@ class Nodes:
         except ConversationError as error:
             if parent is None:
                 raise
-            return [_refused(slot, parent, request, error.finish_reason, str(error)) for slot in slots]
+            return [_refused(slot, parent, request, sampling, error.finish_reason, str(error)) for slot in slots]
         return [
             Span.model_validate(
                 {**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, "label": label, "request": request}
@@ -191,7 +190,9 @@ class Nodes:
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
 
 
-def _refused(slot: SpanSlot, parent: Span, request: Sequence[Message], reason: str, why: str) -> Span:
+def _refused(
+    slot: SpanSlot, parent: Span, request: Sequence[Message], sampling: Sampling | None, reason: str, why: str
+) -> Span:
     """Make the span of a generation that does not exist, because the endpoint refused the conversation."""
     return Span(
         span_id=slot.span_id,
@@ -201,6 +202,7 @@ def _refused(slot: SpanSlot, parent: Span, request: Sequence[Message], reason: s
         text="",
         model=parent.model,
         policy_version=parent.policy_version,
+        sampling={} if sampling is None else sampling.model_dump(mode="json"),
         finish_reason=reason,
         completion_tokens=0,
         capability_note=f"no generation: {reason}",

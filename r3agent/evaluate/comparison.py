@@ -9,6 +9,7 @@ from typing import Literal
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, change, evaluate, paired_differences
+from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord
 from r3agent.store.registry import read_record
@@ -40,19 +41,24 @@ class Decision(Record):
     """One reason for each condition, met or not."""
 
 
-def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory]) -> Comparison:
+def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory], *, mixed: bool = False) -> Comparison:
     """Compare two policy versions by their episodes on the same tasks.
+
+    Args:
+        mixed: accept episodes of different settings, e.g. to compare prompts instead of policies.
 
     Raises:
         ConfigError: they have no task in common, a task differs between them, or as `evaluate`.
     """
     baseline, candidate = list(baseline), list(candidate)
     _check_same_tasks(baseline, candidate)
+    if not mixed:
+        check_same_settings([*baseline, *candidate])
     before, after = cell_means(baseline), cell_means(candidate)
     tried_before, tried_after = before["first_try"].keys(), after["first_try"].keys()
     return Comparison(
-        baseline=evaluate(baseline),
-        candidate=evaluate(candidate),
+        baseline=evaluate(baseline, mixed=mixed),
+        candidate=evaluate(candidate, mixed=mixed),
         **{cell: change(after[cell], before[cell]) for cell in CELLS},
         lift_over_blind=change(_lifts(after, "blind_retry"), _lifts(before, "blind_retry"), bound=2.0),
         lift_at_equal_tokens=change(

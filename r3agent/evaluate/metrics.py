@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from r3agent.errors import ConfigError
 from r3agent.evaluate.equal_tokens import EqualTokens, equal_tokens, success_of
+from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference, Rate, difference, rate
 from r3agent.records.trajectory import Record, Trajectory, mean_success
 
@@ -50,15 +51,20 @@ class Evaluation(Record):
     """Number of verdicts that may be wrong, such as an LLM judge's; the intervals above do not account for it."""
 
 
-def evaluate(trajectories: Iterable[Trajectory]) -> Evaluation:
+def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Evaluation:
     """Evaluate one policy version.
 
+    Args:
+        mixed: accept episodes of different settings, e.g. prompts or temperatures.
+
     Raises:
-        ConfigError: there are no episodes, or some lack a kind of retry that others have.
+        ConfigError: there are no episodes, some lack a kind of retry that others have, or their settings differ.
     """
     trajectories = list(trajectories)
     if not trajectories:
         raise ConfigError("there are no episodes to evaluate; collect some first")
+    if not mixed:
+        check_same_settings(trajectories)
     means = cell_means(trajectories)
     errors = [error_of(t) for t in trajectories]
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
@@ -125,9 +131,11 @@ def outcome(trajectory: Trajectory, cell: Cell, retries: float = 1) -> float | N
 
 
 def error_of(trajectory: Trajectory) -> str | None:
-    """Return why an episode cannot be evaluated: the kind of its error, or a missing verdict; otherwise `None`."""
+    """Return why an episode cannot be evaluated: the kind of its error, several steps, no verdict; `None` if it can."""
     if trajectory.error is not None:
         return trajectory.error.kind
+    if any(map(trajectory.is_step, trajectory.spans)):
+        return "several steps"
     return "no verdict" if _first_try(trajectory) is None else None
 
 

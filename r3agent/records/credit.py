@@ -6,8 +6,8 @@
     retry         success | score                             retries after one reflection
     blind_retry   success | score                             blind retries of one failed try
 
-Siblings are sampled from the same prompt by one policy version. Spans of different failures are never compared: that
-would bias the baseline.
+Siblings are sampled from the same prompt by one policy version, with the same settings but the seed. Spans of different
+failures are never compared: that would bias the baseline.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def reward(
 ) -> float | None:
     """Compute the reward of a span; `None` without a verdict on it, on its retries or (`lift`) on the control.
 
+    The reward of a reflection is also `None` if a retry has several steps.
+
     Source: in arXiv 2505.24726 the reward is the success of one retry, 0 or 1; with M retries this is their mean.
 
     Args:
@@ -109,25 +111,30 @@ def reward(
     check_source(label, source)
     if source in ("success", "score"):
         return _own(span, source)
-    retries = trajectory.children(span, "retry")
+    retries, blind = trajectory.children(span, "retry"), _control(trajectory, span) if source == "lift" else []
+    if any(map(trajectory.has_steps, [*retries, *blind])):
+        return None  # their verdict is on the last step
     scores = [s for r in retries if (s := _own(r, "score" if source == "retry_score" else "success")) is not None]
     if not scores:
         return None
     earned = 0.0 if leaked else fmean(scores)
     if source != "lift":
         return earned
-    above = trajectory.parent(span)
-    blind = None if above is None else mean_success(trajectory.children(above, "retry"))
-    return None if blind is None else earned - blind
+    control = mean_success(blind)
+    return None if control is None else earned - control
 
 
 def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Span]:
     """Return the spans whose verdicts determine the reward of `span`."""
     if source in ("success", "score"):
         return [span]
-    above = trajectory.parent(span) if source == "lift" else None
-    blind = [] if above is None else trajectory.children(above, "retry")
-    return [*trajectory.children(span, "retry"), *blind]
+    return [*trajectory.children(span, "retry"), *(_control(trajectory, span) if source == "lift" else [])]
+
+
+def _control(trajectory: Trajectory, reflection: Span) -> list[Span]:
+    """Return the blind retries of the try that was reflected on."""
+    above = trajectory.parent(reflection)
+    return [] if above is None else [r for r in trajectory.children(above, "retry") if trajectory.is_blind(r)]
 
 
 def groups(
@@ -152,7 +159,7 @@ def groups(
             if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
-            key = place, span.policy_version  # the weights may have been swapped between two siblings
+            key = place, span.policy_version, _drawn_with(span)  # the weights may have been swapped meanwhile
             siblings.setdefault(key, {})[root, span.span_id] = (trajectory, span, earned)
     shared: set[Hashable] = set()
     for by_id in siblings.values():
@@ -180,8 +187,16 @@ def _asked(span: Span) -> str:
     return json.dumps([span.standalone, span.request], sort_keys=True, default=str)
 
 
+def _drawn_with(span: Span) -> str:
+    """Return a key for the sampling settings of a span, without the seed."""
+    given = {name: value for name, value in span.sampling.items() if name != "seed" and value not in (None, [], {})}
+    return json.dumps(given, sort_keys=True, default=str)
+
+
 def _first_try(trajectory: Trajectory, attempt: Span) -> Hashable:
-    """Return the key that first tries of several episodes share if they are siblings: task and prompt."""
-    task = trajectory.task
-    asked = json.dumps([trajectory.prompt(attempt), task.tools], sort_keys=True, default=str)
-    return task.id, asked
+    """Return the key that first tries of several episodes share if they are siblings: task, verifier and prompt.
+
+    The task is the whole of it, because a corrected gold answer is judged by another measure.
+    """
+    asked = json.dumps(trajectory.prompt(attempt), sort_keys=True, default=str)
+    return trajectory.task.digest, trajectory.verifier, asked

@@ -26,6 +26,9 @@ REFLECT = (
 RETRY = "Now try the task again, using your reflection."
 BLIND_RETRY = "Your answer is wrong. Try the task again."
 
+NOT_RUN = "This call was not run."
+"""Content of the tool messages that answer the tool calls of a failed try."""
+
 Kind: TypeAlias = Literal["general", "function_call", "code"]
 """Kind of answer that a task asks for."""
 

@@ -22,6 +22,9 @@ from r3agent.records.record import Record, VersionedRecord, new_id
 from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
+    "HELD_OUT",
+    "SOURCE",
+    "SPLIT",
     "TASK_EXAMPLE",
     "Capability",
     "EpisodeError",
@@ -37,6 +40,12 @@ __all__ = [
     "mean_success",
     "new_id",
 ]
+
+SOURCE, SPLIT = "source", "split"
+"""Metadata keys of a collected trajectory: the source of its task, and the split that the task was drawn from."""
+
+HELD_OUT = ("gate", "test")
+"""Splits whose tasks are never trained on."""
 
 Label: TypeAlias = Literal["attempt", "reflect", "retry"]
 
@@ -148,10 +157,26 @@ class Trajectory(VersionedRecord):
     def attempt(self) -> Span | None:
         return next((s for s in self.spans if s.label == "attempt"), None)
 
+    def is_step(self, span: Span) -> bool:
+        """Return True for a further step of its parent's try, such as an agent's call after the result of a tool.
+
+        The verdict on a try of several steps is on the last; what follows a verdict is another try, unless it only
+        answers the calls of tools.
+        """
+        above = self.parent(span)
+        if above is None or span.label == "reflect" or above.label != span.label:
+            return False
+        answers_calls = bool(span.request) and span.request[-1].get("role") == "tool"
+        return span.label == "attempt" or above.verdict is None or answers_calls
+
+    def has_steps(self, span: Span) -> bool:
+        """Return True for a span of a try of several steps."""
+        return self.is_step(span) or any(map(self.is_step, self.children(span)))
+
     def is_blind(self, span: Span) -> bool:
         """Return True for a retry without a reflection above it."""
         above = self.parent(span)
-        return span.label == "retry" and above is not None and above.label != "reflect"
+        return span.label == "retry" and above is not None and above.label != "reflect" and not self.is_step(span)
 
     @property
     def answer(self) -> Span | None:

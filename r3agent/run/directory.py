@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
-from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
@@ -58,8 +59,7 @@ class RunDirectory:
             self._refuse_another_identity(load_config(file, {}))
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
-        evaluations = [*self.directory.glob("eval/v*/"), *self.directory.glob("gate/v*/v*/")]
-        self._split_guard = SplitGuard([self.directory / "trajectories", *evaluations])
+        self._split_guard = SplitGuard(self.directory)
         if not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
 
@@ -85,7 +85,7 @@ class RunDirectory:
         return os.environ.get(self.config.policy.api_key_env)
 
     def trajectories(self) -> list[Trajectory]:
-        """Load the trajectories collected for training.
+        """Load the trajectories collected for training, each with the split of its task in the metadata.
 
         Raises:
             ConfigError: some were collected for another task or judged by another verifier.
@@ -98,7 +98,16 @@ class RunDirectory:
                     f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
                     f"{CONFIG_FILE}, or collect into another directory with --run"
                 )
-        return trajectories
+        if any(SPLIT not in t.metadata for t in trajectories):
+            self._find_frozen_tasks()
+        return self._split_guard.with_splits(trajectories)
+
+    def _find_frozen_tasks(self) -> None:
+        """Draw the tasks that are held out, so that recorded ones among them are found by their prompts."""
+        task, n, seed = self.config.task, self.config.eval.n, self.config.eval.seed
+        for split in HELD_OUT:
+            with suppress(ConfigError):  # the source has no such split
+                self._split_guard.check(find_tasks(task.source, n, seed=seed, split=split, **task.params), split)
 
     def episode_digest(self) -> str:
         """Hash the settings that an episode depends on, besides its task and its policy."""
@@ -110,7 +119,7 @@ class RunDirectory:
         """Return the provenance that is recorded in every trajectory."""
         task = self.config.task
         settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
-        return {"source": task.source, "params": task.params, "verifier": self.verifier_name, **settings}
+        return {SOURCE: task.source, "params": task.params, "verifier": self.verifier_name, **settings}
 
     def draw_tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
         """Draw `n` tasks of a split and check that no other split has used them."""

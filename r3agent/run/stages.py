@@ -29,10 +29,9 @@ from r3agent.evaluate.comparison import read_comparison, write_comparison
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
-from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.trajectory import SPLIT, Task, Trajectory
 from r3agent.records.versions import version_number
 from r3agent.run.directory import RunDirectory, digest
-from r3agent.run.split_guard import SPLIT
 from r3agent.store.registry import PolicyCard
 from r3agent.store.trajectories import load
 from r3agent.verifiers import close

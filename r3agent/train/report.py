@@ -24,6 +24,11 @@ COLLECT = {
 
 REMEDIES = {
     "errored": "their episodes ended in an error: fix it and collect them again",
+    "held_out": "their tasks are of the gate or test split, which decide on the trained version: collect tasks of the "
+    "train split, or record more",
+    "task_changed": "their task was corrected since, e.g. its gold answer: collect it again",
+    "several_steps": "they, or the retries that pay them, are tries of several steps, with results of their own calls: "
+    "collect or record tries of one completion",
     "unlabelled": "they, or the retries that pay them, have no verdict yet: attach it with r3agent label",
     "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
     "blind_retries of at least 1",
@@ -72,6 +77,8 @@ class RowReport(Record):
     """Groups left out because all their trainable siblings have the same reward."""
     dropped: dict[str, int]
     """Dropped spans by reason, a key of `REMEDIES`."""
+    not_distilled: dict[str, int] = {}
+    """Passed retries that are not distilled, by reason."""
     remedies: dict[str, str]
     """Main reason and its remedy for each credited label without any row."""
     leaked: int
@@ -85,6 +92,8 @@ class RowReport(Record):
     out those of earlier rounds."""
     ages: dict[str, int]
     """Rows by the number of versions between the sampling and the starting policy, or `None`."""
+    settings: dict[str, int] = {}
+    """Rows by the settings of their collection (prompts, sampling, task and verifier): a digest, or `None`."""
     temperatures: dict[str, int]
     """Rows by sampling temperature; one other than 1 occurs only in rows without recorded tokens."""
     reward_means: dict[str, float]
@@ -103,7 +112,7 @@ class RowReport(Record):
         return "; ".join(why)
 
     def _why_empty(self) -> str:
-        if not self.failures and "attempt" not in self.spans:
+        if not self.failures and "attempt" not in self.spans and self.dropped.keys() <= {"errored"}:
             return (
                 f"0 of {self.trajectories - self.errored} first attempts failed: there is nothing to reflect on; "
                 "collect more tasks, or harder ones"
@@ -149,6 +158,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
             if earned is not None:
                 rewards.setdefault(label, []).append(earned)
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
+    settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     labels = [*config.credit, *(["distill"] if config.distill else [])]
     return RowReport(
         trajectories=len(trajectories),
@@ -161,10 +171,12 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
         groups=len({row.group_id for row in rows if row.label != "distill"}),
         zero_variance_groups=zero_variance_groups,
         dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
+        not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label == "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
         truncated=sum(row.truncated for row in rows),
         ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
+        settings=Counter(settings[row.trajectory_id] for row in rows),
         temperatures=Counter(str(row.temperature) for row in rows),
         reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
@@ -194,14 +206,22 @@ def rows_line(report: Mapping[str, Any]) -> str:
     """Render a `RowReport`."""
     dropped: Mapping[str, int] = report["dropped"]
     alike = report["zero_variance_groups"]
+    settings: Mapping[str, int] = report.get("settings", {})
+    not_distilled: Mapping[str, int] = report.get("not_distilled", {})
     parts = [
         f"{report['rows']} rows in {report['groups']} groups",
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
-        "dropped: " + (", ".join(f"{reason} {n}" for reason, n in dropped.items()) or "none"),
+        "dropped: " + (_counted(dropped) or "none"),
+        *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
+        *([f"collected with {len(settings)} different settings: {_counted(settings)}"] if len(settings) > 1 else []),
         "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
         *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
     ]
     return "; ".join(parts)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items())
 
 
 def mismatch_line(mismatch: Mapping[str, Any]) -> str:

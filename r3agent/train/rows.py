@@ -5,13 +5,14 @@ Only the tokens of a credited span are the completion; everything before them is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
-from r3agent.records.trajectory import Trajectory
+from r3agent.records.prompts import NOT_RUN
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
 from r3agent.train.advantages import with_advantages
 from r3agent.train.config import TrainConfig
 from r3agent.train.leak import leaks
@@ -62,8 +63,9 @@ def credit_spans(
 ) -> Credited:
     """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
     make_row = RowMaker(config, version, retokenise)
-    whole = [t for t in trajectories if t.error is None]
-    dropped = list(_without_reward(trajectories, config))
+    left_out = _left_out(trajectories)
+    whole = [t for t in trajectories if t.trajectory_id not in left_out]
+    dropped = list(_without_reward(trajectories, config, left_out))
     leaked: set[tuple[str, str]] = set()
     siblings: list[list[Row]] = []
     zero_variance_groups = 0
@@ -92,20 +94,43 @@ def to_dataset(rows: Iterable[Row]) -> Dataset:
     return Dataset.from_list([row._asdict() for row in rows])
 
 
-def _without_reward(trajectories: Iterable[Trajectory], config: TrainConfig) -> Iterator[Dropped]:
+def _left_out(trajectories: Sequence[Trajectory]) -> dict[str, str]:
+    """Return why trajectories are left out as a whole, by id."""
+    newest: dict[tuple[str, str], Trajectory] = {}
+    for trajectory in sorted(trajectories, key=lambda t: t.created_at):
+        newest[_collected(trajectory)] = trajectory
+    reasons: dict[str, str] = {}
+    for trajectory in trajectories:
+        if trajectory.error is not None:
+            reasons[trajectory.trajectory_id] = "errored"
+        elif trajectory.metadata.get(SPLIT) in HELD_OUT:
+            reasons[trajectory.trajectory_id] = "held_out"
+        elif SOURCE in trajectory.metadata and newest[_collected(trajectory)].task.digest != trajectory.task.digest:
+            reasons[trajectory.trajectory_id] = "task_changed"
+    return reasons
+
+
+def _collected(trajectory: Trajectory) -> tuple[str, str]:
+    """Return the source and the id of the task of a collected trajectory, which identify it over corrections."""
+    return str(trajectory.metadata.get(SOURCE)), trajectory.task.id
+
+
+def _without_reward(
+    trajectories: Iterable[Trajectory], config: TrainConfig, left_out: Mapping[str, str]
+) -> Iterator[Dropped]:
     """Find the spans of credited labels that are in no group."""
     for trajectory in trajectories:
         for span in trajectory.spans:
             label = credit_label(trajectory, span)
             if label not in config.credit:
                 continue
-            if trajectory.error is not None:
-                yield Dropped(trajectory.trajectory_id, span.span_id, label, "errored")
+            if reason := left_out.get(trajectory.trajectory_id):
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
             elif reward(trajectory, span, config.credit[label]) is None:
-                unlabelled = any(s.verdict is None for s in payers(trajectory, span, config.credit[label]))
-                yield Dropped(
-                    trajectory.trajectory_id, span.span_id, label, "unlabelled" if unlabelled else "no_reward"
-                )
+                paying = payers(trajectory, span, config.credit[label])
+                reason = "unlabelled" if any(s.verdict is None for s in paying) else "no_reward"
+                reason = "several_steps" if any(map(trajectory.has_steps, paying)) else reason
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
 
 
 def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
@@ -128,12 +153,18 @@ def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Ite
     The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
     Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
     importance weight, because the retry was not sampled from that prompt. The mean is over the task's first tries.
+
+    Both tries must be one completion each: the later steps of an agent's try follow the results of its own calls, which
+    the other try did not see.
     """
     for group in groups(trajectories, "attempt"):
         mean = fmean(group.rewards_G)
         for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
             for span in trajectory.spans:
                 if attempt.passed or credit_label(trajectory, span) != "retry" or not span.passed:
+                    continue
+                if _has_own_results(trajectory, attempt, span):
+                    yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
                     continue
                 earned = reward(trajectory, span) or 0.0
                 yield make_row(
@@ -145,3 +176,11 @@ def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Ite
                     advantage=(earned - mean) * make_row.config.distill,
                     prompt_of=attempt,
                 )
+
+
+def _has_own_results(trajectory: Trajectory, attempt: Span, retry: Span) -> bool:
+    """Return True if one of two tries has several steps, or follows results of calls that the other did not make."""
+    above = {span.span_id for span in trajectory.path(attempt)}
+    between = [m for span in trajectory.path(retry) if span.span_id not in above for m in span.request]
+    has_results = any(m.get("role") == "tool" and m.get("content") != NOT_RUN for m in between)
+    return has_results or trajectory.has_steps(attempt) or trajectory.has_steps(retry)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
-from r3agent.evaluate import Comparison, Decision, compare, gate, spend_alpha
+from r3agent.evaluate import Comparison, Decision, compare, evaluate, gate, spend_alpha
 from r3agent.evaluate.statistics import difference
 from r3agent.records.trajectory import Trajectory
 from tests.evaluate.episodes import episode
@@ -192,3 +194,44 @@ def test_nothing_to_compare_is_not_promoted():
     decision = decide(compare(OLD, gone))
     assert not decision.promote
     assert "nothing to compare" in decision.reasons[0]
+
+
+# ---- settings that differ ----
+
+
+def drawn(t: Trajectory, sampling: dict[str, Any]) -> Trajectory:
+    return t.changed(spans=tuple(s.model_copy(update={"sampling": sampling}) for s in t.spans))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: drawn(t, {"temperature": 0.5, "seed": 2}), r"temperature of attempt is .* in 100 episodes and"),
+        (lambda t: t.changed(metadata={"params": {"max_number": 9}}), r"task\.params is"),
+        (lambda t: t.changed(metadata={"prompts": "b"}), r"the prompts, by hash, is"),
+        (lambda t: t.changed(metadata={"settings": "b"}), r"the hash of prompts, sampling, task and verifier is"),
+        (lambda t: t.changed(verifier="strict"), r"the verifier is"),
+    ],
+    ids=["temperature", "params", "prompts", "settings", "verifier"],
+)
+def test_compare_refuses_episodes_of_different_settings(
+    change: Callable[[Trajectory], Trajectory], message: str
+) -> None:
+    def plain(t: Trajectory) -> Trajectory:
+        metadata = {"params": {"max_number": 8}, "prompts": "a", "settings": "a"}
+        return drawn(t, {"temperature": 1.0, "seed": 1}).changed(metadata=metadata, verifier="exact")
+
+    old, new = [plain(t) for t in OLD], [plain(t) for t in NEW]
+    assert compare(old, [drawn(t, {"temperature": 1.0, "seed": 3}) for t in new])  # only the seed differs
+    other = [change(t) for t in new]
+    with pytest.raises(ConfigError, match=message + ".*pass mixed=True"):
+        compare(old, other)
+    with pytest.raises(ConfigError, match=message):
+        evaluate([*old, *other])
+    assert compare(old, other, mixed=True).candidate.n_episodes == len(new)
+
+
+def test_evaluate_refuses_episodes_of_a_task_and_of_its_correction() -> None:
+    corrected = OLD[0].changed(task=OLD[0].task.model_copy(update={"info": {"answer": "42"}}))
+    with pytest.raises(ConfigError, match="the hash of task 'task-000' is"):
+        evaluate([*OLD, corrected])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 from itertools import chain
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from r3agent.records.credit import SOURCES, CreditLabel, Group, RewardSource, credit_label, groups, reward
 from r3agent.records.trajectory import Label, Span, Trajectory, Verdict, mean_success
-from tests.support.trees import span, tree, trees
+from tests.support.trees import TASK, span, tree, trees
 
 FITTING = [(label, source) for label, sources in SOURCES.items() for source in sources]
 
@@ -112,6 +112,8 @@ def test_lift_is_success_minus_that_of_the_control(trajectory: Trajectory) -> No
         if s.label == "reflect":
             control = mean_success(c for c in trajectory.spans if c.parent_id == s.parent_id and trajectory.is_blind(c))
             success, lift = reward(trajectory, s), reward(trajectory, s, "lift")
+            if any(trajectory.has_steps(c) for c in trajectory.spans if c.parent_id == s.parent_id):
+                continue  # a try of several steps has no reward
             assert lift == (None if success is None or control is None else success - control)
 
 
@@ -167,3 +169,43 @@ def test_siblings_are_of_one_policy_version() -> None:
     grown = tree(attempt, *reflections, *retries)
     versions = [[s.policy_version for s in group.spans_G] for group in groups([grown])]
     assert versions == [["v0001", "v0001"], ["v0002"], [None]]
+
+
+# ---- what is never compared ----
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sampling": {"temperature": 0.5, "seed": 2}},
+        {"sampling": {"temperature": 1.0, "extra": {"top_k": 5}}},
+        {"task": TASK.model_copy(update={"gold": {"role": "assistant", "content": "4"}})},
+        {"task": TASK.model_copy(update={"info": {"answer": "4"}})},
+        {"verifier": "strict"},
+    ],
+    ids=["temperature", "extra", "gold", "info", "verifier"],
+)
+def test_groups_never_mix_settings(other: dict[str, Any]) -> None:
+    def tried(passed: bool, seed: int, *, sampling: Any = None, **fields: Any) -> Trajectory:
+        drawn = sampling or {"temperature": 1.0, "seed": seed, "stop": []}
+        return tree(span("attempt", passed=passed, sampling=drawn)).changed(**fields)
+
+    alike = [tried(True, 1), tried(False, 2)]
+    assert [group.rewards_G for group in groups(alike, "attempt")] == [(1.0, 0.0)]
+    assert [group.rewards_G for group in groups([*alike, tried(True, 3, **other)], "attempt")] == [(1.0, 0.0), (1.0,)]
+
+
+# ---- tries of several steps ----
+
+
+def test_a_step_of_a_retry_is_no_blind_retry() -> None:
+    failed = span("attempt", passed=False)
+    reflection = span("reflect", failed)
+    call = span("retry", reflection)
+    answer = span("retry", call, passed=True, request=({"role": "tool", "content": "order 7"},))
+    blind = span("retry", failed, passed=False)
+    again = span("retry", blind, passed=False, request=({"role": "user", "content": "again"},))
+    trajectory = tree(failed, reflection, call, answer, blind, again)
+    assert [trajectory.is_step(s) for s in trajectory.spans] == [False, False, False, True, False, False]
+    assert [trajectory.is_blind(s) for s in trajectory.spans] == [False, False, False, False, True, True]
+    assert reward(trajectory, reflection) is None  # the verdict is on the last step

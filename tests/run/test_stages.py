@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ConfigError, PolicyError, RecordError, SchemaVersionError
-from r3agent.records.trajectory import Trajectory
+from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
+from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
+from r3agent.tasks.splits import split_of
 from r3agent.testing import ScriptedEndpoint
+from r3agent.train.rows import why_untrainable
 from tests.deploy import endpoint as weights
 from tests.deploy.endpoint import serving
 from tests.support.chatting import ChattingEndpoint
@@ -325,6 +328,69 @@ def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> N
     evaluated(run)
     edit(run, task__verifier="countdown")
     assert reopened(run).comparison("v0000", "v0001") is None
+
+
+def test_a_corrected_gold_answer_is_evaluated_anew(run: Run, endpoint: ChattingEndpoint, tasks: Path) -> None:
+    assert evaluated(run).comparison("v0000", "v0001") is not None
+    asked = len(endpoint.chats)
+    lines = [json.loads(line) for line in tasks.read_text().splitlines()]
+    lines[0]["answer"] = "5"  # what the base answers
+    tasks.write_text("\n".join(map(json.dumps, lines)))
+    again = reopened(run)
+    assert again.comparison("v0000", "v0001") is None
+    comparison = again.evaluate("v0000", "v0001")
+    assert comparison.baseline.n_episodes == N_TASKS
+    assert comparison.baseline.first_try is not None
+    assert comparison.baseline.first_try.rate == 1 / N_TASKS
+    first = {c["messages"][0]["content"] for c in endpoint.chats[asked:]}
+    assert first - {"Hello"} == {"0: what is 2 * 3?"}
+
+
+def test_an_evaluation_keeps_its_errors(run: Run, endpoint: ChattingEndpoint) -> None:
+    """To draw only them again would favour answers that do not fail."""
+    evaluated(run)
+    [shard] = (run.directory / "eval" / "v0000").glob("*.jsonl")
+    first, *others = shard.read_text().splitlines()
+    error = {"kind": "EndpointError", "message": "500 no"}
+    shard.write_text("\n".join([json.dumps({**json.loads(first), "error": error, "spans": []}), *others, ""]))
+    asked = len(endpoint.chats)
+    comparison = reopened(run).evaluate("v0000", "v0001")
+    assert comparison.baseline.errors_by_kind == {"EndpointError": 1}
+    assert len(endpoint.chats) == asked
+
+
+# ---- what an application recorded ----
+
+
+def recorded(run: Run, *tasks: dict[str, Any]) -> None:
+    with TrajectoryWriter(run.directory / "trajectories", unique=True) as writer:
+        for task in tasks:
+            writer.append(stored(run)[0].changed(trajectory_id=new_id(), task=Task.of(task), metadata={}))
+
+
+def test_recorded_tasks_have_the_split_of_their_id(run: Run) -> None:
+    run.collect()
+    prompts = [{"role": "user", "content": f"question {i}"} for i in range(100)]
+    recorded(run, *({"messages": [prompt]} for prompt in prompts))
+    found = [t for t in run.trajectories() if t.task.messages[0] in prompts]
+    assert {t.metadata["split"]: split_of(t.task.id) for t in found} == {s: s for s in ("train", "gate", "test")}
+    assert {t.metadata["split"] for t in run.trajectories() if t not in found} == {"train"}
+    why = why_untrainable(
+        [t for t in found if t.metadata["split"] != "train"], config=run.config.train, version="v0000"
+    )
+    assert "held_out" in str(why)
+
+
+def test_a_recorded_prompt_of_a_frozen_task_is_held_out(run: Run) -> None:
+    """The application knows the prompt of the task, but not its id, of which the split is."""
+    run.collect()
+    frozen = {split: run.draw_tasks(N_TASKS, split=split, seed=0) for split in ("train", "test")}
+    recorded(run, *({"messages": task.messages} for tasks in frozen.values() for task in tasks))
+    for opened in (run, reopened(run)):
+        by_prompt = {t.task.messages[0]["content"]: t.metadata["split"] for t in opened.trajectories()}
+        expected = {task.messages[0]["content"]: split for split, tasks in frozen.items() for task in tasks}
+        assert by_prompt == expected
+        assert len(set(expected.values())) > 1
 
 
 def test_a_damaged_comparison_is_named(run: Run) -> None:

@@ -9,9 +9,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from r3agent.errors import TrainingError
+from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import EpisodeError, Span, Trajectory
 from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
-from r3agent.train.report import REMEDIES
+from r3agent.train.report import REMEDIES, rows_line
 from r3agent.train.tokenizer import Retokeniser
 from tests.support import trees
 
@@ -103,6 +104,7 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
         retokenised=0,
         truncated=2,
         ages={"0": 2, "1": 2},
+        settings={"None": 4},
         temperatures={"1.0": 2, "None": 2},
         reward_means={"reflect": 9 / 15},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
@@ -228,3 +230,83 @@ def test_rows_become_a_dataset(record: Record) -> None:
     dataset = to_dataset(rows)
     assert dataset.column_names == list(Row._fields)
     assert [Row(**row) for row in dataset] == rows
+
+
+# ---- episodes that are left out ----
+
+
+def collected(trajectory: Trajectory, **fields: Any) -> Trajectory:
+    metadata = {"source": "tasks.jsonl", "split": "train", **fields.pop("metadata", {})}
+    return trajectory.changed(metadata=metadata, **fields)
+
+
+@pytest.mark.parametrize("split", ["gate", "test"])
+def test_held_out_tasks_are_not_trained_on(record: Record, split: str) -> None:
+    trained, held_out = record([[1, 0], [1, 0]])
+    episodes = [collected(trained), collected(held_out, metadata={"split": split})]
+    rows, report = build(episodes, distill=1.0, credit={"reflect": "retry_success", "attempt": "success"})
+    assert {row.trajectory_id for row in rows} == {"e0"}
+    assert report.dropped == {"held_out": 3, "attempt_alone": 1}
+    with pytest.raises(TrainingError, match=r"held_out 2\).*gate or test split"):
+        build(episodes[1:])
+
+
+def test_a_corrected_task_is_trained_on_as_it_is_judged_last(record: Record) -> None:
+    (before,) = record([[1, 0]])
+    task = before.task.model_copy(update={"info": {"numbers": [1], "target": 1}})
+    after = collected(before, task=task, trajectory_id="later", created_at="2999-01-01T00:00:00+00:00")
+    rows, report = build([after, collected(before)])
+    assert {row.trajectory_id for row in rows} == {"later"}
+    assert report.dropped == {"task_changed": 2}
+
+
+def test_rows_of_several_settings_are_counted(record: Record) -> None:
+    one, other = record([[1, 0], [1, 0]])
+    _, report = build([collected(one, metadata={"settings": "a"}), collected(other, metadata={"settings": "b"})])
+    assert report.settings == {"a": 2, "b": 2}
+    assert "collected with 2 different settings: a 2, b 2" in rows_line(report.model_dump())
+
+
+# ---- tries of several steps ----
+
+
+def test_distill_refuses_tries_of_several_steps() -> None:
+    """A first try that cancelled order 1 must not learn that order 7 was cancelled."""
+
+    def step(label: Any, parent: Span | None, said: str, passed: bool | None = None, *request: Any) -> Span:
+        tokens = {"prompt_token_ids": (1,), "token_ids": (2, 3), "logprobs": (-0.1, -0.1)}
+        exact = {**tokens, "capability": "trainable-exact", "policy_version": "v0000"}
+        return trees.span(label, parent, passed, text=said, request=request, **exact)
+
+    def user(said: str) -> dict[str, Any]:
+        return {"role": "user", "content": said}
+
+    def result(said: str) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": "c", "content": said}
+
+    call = step("attempt", None, "cancel(1)")
+    failed = step("attempt", call, "order 1 cancelled", False, result("cancelled 1"))
+    reflection = step("reflect", failed, "it was 7", None, user("why?"))
+    at_once = step("retry", reflection, "order 7 cancelled", True, user("again"))
+    called = step("retry", reflection, "cancel(7)", None, user("again"))
+    later = step("retry", called, "order 7 cancelled", True, result("cancelled 7"))
+    single = step("attempt", None, "order 1", False)
+    after_single = step("reflect", single, "it was 7", None, result(NOT_RUN), user("why?"))
+    with_results = step("retry", after_single, "order 7 cancelled", True, user("again"), result("cancelled 7"))
+    one_completion = step("retry", after_single, "order 7", True, user("again"))
+    several = [
+        trees.tree(call, failed, reflection, at_once),
+        trees.tree(call, failed, reflection, called, later),
+        trees.tree(single, after_single, with_results),
+    ]
+    good = trees.tree(single, after_single, one_completion).changed(
+        task=trees.TASK.model_copy(update={"id": "u", "messages": (user("cancel my order"),)})
+    )
+    rows, report = build([*several, good], credit={}, distill=1.0)
+    assert [row.span_id for row in rows] == [one_completion.span_id]
+    assert report.not_distilled == {"several_steps": 3}
+    assert "not distilled: several_steps 3" in rows_line(report.model_dump())
+    with pytest.raises(TrainingError, match=r"distill: several_steps 3: .*tries of several steps"):
+        build(several, credit={}, distill=1.0)
+    with pytest.raises(TrainingError, match=r"several_steps 1: .*tries of several steps"):
+        build(several[1:2])

@@ -1,0 +1,58 @@
+"""Check that episodes were collected in the same way, so that a comparison is one of policies and of nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+import orjson
+
+from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Trajectory
+
+RECORDED = {
+    "source": "task.source",
+    "params": "task.params",
+    "verifier": "the verifier",
+    "verifier_params": "task.verifier_params",
+    "prompts": "the prompts, by hash,",
+    "settings": "the hash of prompts, sampling, task and verifier",
+}
+"""Metadata of a collected trajectory that must not differ, with its name for people."""
+
+
+def check_same_settings(trajectories: Iterable[Trajectory]) -> None:
+    """Check that nothing recorded of the settings differs between episodes; missing records are not compared.
+
+    Raises:
+        ConfigError: task params, verifiers, prompts or sampling settings differ, or two tasks of one id; the message
+            names the difference.
+    """
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for trajectory in trajectories:
+        for name, value in dict.fromkeys(_settings(trajectory)):
+            found[name][value] += 1
+    for name, values in found.items():
+        if len(values) > 1:
+            (one, n), (other, m), *_ = values.most_common()
+            raise ConfigError(
+                f"{name} is {one} in {n} episodes and {other} in {m}: a comparison would mix them; evaluate episodes "
+                "of the same settings, or pass mixed=True"
+            )
+
+
+def _settings(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    for key, name in RECORDED.items():
+        if key in trajectory.metadata:
+            yield name, _text(trajectory.metadata[key])
+    if trajectory.verifier:
+        yield "the verifier", _text(trajectory.verifier)
+    yield f"the hash of task {trajectory.task.id!r}", trajectory.task.digest
+    for span in trajectory.spans:
+        for field, value in span.sampling.items():
+            if field != "seed":
+                yield f"{field} of {span.label}", _text(value)
+
+
+def _text(value: object) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS, default=str).decode()
