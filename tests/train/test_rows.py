@@ -142,7 +142,7 @@ def test_an_unknown_sampler_is_kept_and_counted(record: Record) -> None:
         ({"outcomes": [[1, 0]], "capability": "eval-only"}, {}, r"eval_only 2\).*capability_note"),
         ({"outcomes": [[1, 0]], "capability": "trainable-retokenised"}, {}, r"retokenise_refused 2\).*'allow'"),
         ({"outcomes": [[]]}, {}, r"0 of 0 reflect spans .*1 failures.*--reflections 8"),
-        ({"outcomes": []}, {}, r"0 of 0 first attempts failed.*collect more tasks"),
+        ({"outcomes": []}, {}, r"there are no episodes; collect some first"),
     ],
 )
 def test_nothing_to_train_on_says_why_and_what_to_do(
