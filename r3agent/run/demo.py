@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "train.batch_size": 128,
     "train.micro_batch_tokens": 16384,
     "eval.n": 600,
+    "eval.blind_retries": 2,
     "gate.split": "test",
     "loop.rounds": 8,
     "loop.evaluate_every": 8,
@@ -141,11 +142,16 @@ def _cells(evaluation: Evaluation) -> Cells:
 
 
 def _conclusion(comparison: Comparison, change: Difference) -> str:
-    control = comparison.lift_over_blind
     if change.p_value >= 0.05:
         return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
-    beyond = (
-        "" if control is None else f", {control.points:+.1f} of them beyond a blind retry (p = {control.p_value:.1g})"
+    controls = {
+        "one blind retry": comparison.lift_over_blind,
+        "blind retries of as many tokens": comparison.lift_at_equal_tokens,
+    }
+    beyond = "".join(
+        f", {control.points:+.1f} of them beyond {name} (p = {control.p_value:.1g})"
+        for name, control in controls.items()
+        if control is not None
     )
     moved = "raised" if change.points > 0 else "lowered"
     return (
