@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from r3agent._util.lazy import public_names
 from r3agent.run.config import Config
@@ -78,6 +80,8 @@ def kind_of(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    if origin is Annotated:
+        return takes(FieldInfo.from_annotation(annotation))
     if origin in (Union, UnionType):
         return " or ".join(kind_of(part) for part in get_args(annotation))
     return KINDS[origin or annotation]
