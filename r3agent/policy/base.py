@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
-from r3agent.records.sampling import GRAMMARS
+from r3agent.records.sampling import FORMS
 from r3agent.records.trajectory import Generation, Message, Record
 
 SEEDS = 2**31 - 2**10
@@ -60,7 +60,7 @@ class Sampling(Record):
 
     def without_grammar(self) -> Sampling:
         """Return the settings without fields that force the form of an answer, such as `response_format`."""
-        extra = {field: value for field, value in self.extra.items() if field not in GRAMMARS}
+        extra = {field: value for field, value in self.extra.items() if field not in FORMS}
         return self if len(extra) == len(self.extra) else self.model_copy(update={"extra": extra})
 
     def for_choice(self, i: int) -> Sampling:

@@ -20,11 +20,13 @@ NEUTRAL: Mapping[str, float] = {
 generation_config.json, and its logprobs do not show it."""
 
 GRAMMARS = (
-    *("response_format", "tool_choice", "structured_outputs"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),  # vLLM before 0.12
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),  # vLLM
     *("regex", "ebnf", "structural_tag", "grammar", "json_schema"),  # SGLang and llama.cpp
 )
-"""Request fields that force the form of an answer."""
+"""Request fields that constrain sampling whatever their value."""
+
+FORMS = (*GRAMMARS, "response_format", "tool_choice", "parallel_tool_calls")
+"""Request fields that can force the form of an answer."""
 
 UNCHANGED: Mapping[str, tuple[Any, ...]] = {
     "temperature": (1,),
@@ -50,7 +52,7 @@ def reshaping(request: Mapping[str, Any]) -> str | None:
     """
     fields = {**request, **(request.get("extra") or {})}
     if _is_constrained(fields):
-        return "sampled under a grammar (response_format or a forced tool): its logprobs are not the policy's own"
+        return "sampled under a grammar (response_format, a forced tool or strict ones): not from what its logprobs say"
     changed = [
         f"{field} = {fields[field]!r}"[:80]
         for field, unchanged in UNCHANGED.items()
@@ -65,8 +67,15 @@ def left_to_server(request: Mapping[str, Any]) -> list[str]:
 
 
 def _is_constrained(fields: Mapping[str, Any]) -> bool:
-    forced_tool = fields.get("tool_choice") not in (None, "auto", "none")
-    form = fields.get("response_format")
-    shaped = form is not None and not (isinstance(form, Mapping) and form.get("type", "text") == "text")
-    others = (field for field in GRAMMARS if field not in ("tool_choice", "response_format"))
-    return forced_tool or shaped or any(fields.get(field) is not None for field in others)
+    if any(fields.get(field) is not None for field in GRAMMARS):
+        return True
+    form, choice = fields.get("response_format"), fields.get("tool_choice")
+    if form is not None and not (isinstance(form, Mapping) and form.get("type", "text") == "text"):
+        return True
+    if choice not in (None, "auto"):
+        return choice != "none"
+    # vLLM 0.32 gives calls a grammar if a tool is strict, or if there may be only one call.
+    functions = [tool.get("function") or {} for tool in fields.get("tools") or () if isinstance(tool, Mapping)]
+    return bool(functions) and (
+        fields.get("parallel_tool_calls") is False or any(function.get("strict") is True for function in functions)
+    )

@@ -19,6 +19,7 @@ from r3agent.records.trajectory import Generation, Task
 from r3agent.testing import PROMPT_TOO_LONG, Edit, Fault, ScriptedEndpoint, ScriptedPolicy, miscount
 
 MESSAGES = [{"role": "user", "content": "hello"}]
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {}}}
 NEUTRAL = {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 """Settings that a server would otherwise take from the model's generation_config.json."""
 
@@ -134,13 +135,12 @@ async def test_an_empty_completion_is_recorded_and_not_trained_on() -> None:
 
 
 async def test_tool_calls_are_asked_for_and_recorded() -> None:
-    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     with ScriptedEndpoint({"content": None, "tool_calls": [call]}) as endpoint:
         policy = OpenAIPolicy(endpoint.url, endpoint.model)
-        [generation] = await policy.sample(MESSAGES, tools=[tool])
+        [generation] = await policy.sample(MESSAGES, tools=[TOOL])
         await policy.aclose()
-    assert endpoint.received[0].body["tools"] == [tool]
+    assert endpoint.received[0].body["tools"] == [TOOL]
     assert (generation.text, generation.tool_calls, generation.finish_reason) == ("", (call,), "tool_calls")
 
 
@@ -262,6 +262,8 @@ def test_both_policies_are_policies() -> None:
         ({"extra": {"tool_choice": "required"}}, "under a grammar"),
         ({"extra": {"tool_choice": {"type": "function", "function": {"name": "f"}}}}, "under a grammar"),
         ({"extra": {"structured_outputs": {"choice": ["a", "b"]}}}, "under a grammar"),
+        ({"extra": {"tools": [TOOL], "parallel_tool_calls": False}}, "under a grammar"),
+        ({"extra": {"tools": [{**TOOL, "function": {**TOOL["function"], "strict": True}}]}}, "under a grammar"),
     ],
 )
 async def test_what_was_not_sampled_as_its_logprobs_say_is_not_trained_on(
@@ -278,7 +280,8 @@ async def test_what_was_not_sampled_as_its_logprobs_say_is_not_trained_on(
     "extra",
     [
         {"response_format": {"type": "text"}},
-        {"tool_choice": "auto"},
+        {"tool_choice": "auto", "tools": [TOOL]},
+        {"tool_choice": "none", "tools": [TOOL], "parallel_tool_calls": False},
         {"top_k": 0, "min_tokens": 0, "logit_bias": {}, "temperature": 1},
         {"ignore_eos": True},
     ],
