@@ -7,6 +7,7 @@ own objects, and the library itself is not patched.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -19,7 +20,8 @@ from r3agent.errors import ConfigError
 from r3agent.http.errors import refused_fields
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
-from r3agent.recording.trace import TraceContext, current_context
+from r3agent.recording.blocks import Block, current, why_none
+from r3agent.recording.trace import Episode
 from r3agent.records import versions
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,9 @@ SAMPLING_FIELDS = {
     *("response_format", "tool_choice", "reasoning_effort"),
 }
 """Request fields that are recorded with the spans; others may contain private data."""
+
+UNRECORDED = ("/responses", "/completions")
+"""Paths of generations that are no chat completions."""
 
 CUT = "the stream was left, or broke off, before the completion ended"
 
@@ -52,16 +57,24 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
         raise ConfigError(f"{type(client).__name__}: instrument() takes an openai.AsyncOpenAI or openai.OpenAI")
     copied = cast(Any, client.copy())
     refused: set[str] = set()
+    warned: set[str] = set()
     plain_post = copied.post
 
     def begin(path: str, body: Any, options: Any) -> RecordedCall | None:
-        context = current_context()
-        if context is None or path != "/chat/completions" or not isinstance(body, Mapping):
+        if path not in ("/chat/completions", *UNRECORDED) or not isinstance(body, Mapping):
+            return None
+        if (block := current()) is None:
+            if (why := why_none()) is not None and why not in warned:
+                warned.add(why)
+                logger.warning("%s in %s: a call is not recorded: %s", path, threading.current_thread().name, why)
+            return None
+        if path in UNRECORDED:
+            block.episode.warn(f"{path}: a call is not recorded: only chat completions are")
             return None
         extra = options.get("extra_json") or {}
         try:
             return RecordedCall(
-                context, {**body}, extra, version=version, tokens=tokens, refused=refused, key=copied.api_key
+                block, {**body}, extra, version=version, tokens=tokens, refused=refused, key=copied.api_key
             )
         except (TypeError, ValueError) as error:  # not JSON, or no messages: leave the decision to the endpoint
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
@@ -104,7 +117,7 @@ class RecordedCall:
 
     def __init__(
         self,
-        context: TraceContext,
+        block: Block,
         body: dict[str, Any],
         extra: Mapping[str, Any],
         *,
@@ -118,7 +131,8 @@ class RecordedCall:
             added["stream_options"] = {"include_usage": True}
         self._added = [field for field in added if field not in {*body, *extra, *refused}]
         self.body = {**body, **{field: added[field] for field in self._added}}
-        self._context, self._version, self._refused = context, version, refused
+        self._episode: Episode = block.episode
+        self._scope, self._version, self._refused = block.scope, version, refused
         self._left_out: set[str] = set()
         self._start = time.perf_counter()
         self._assembly: Assembly | None = Assembly()
@@ -126,9 +140,9 @@ class RecordedCall:
         # Copy the messages as sent: the application may modify its list afterwards.
         sent = orjson.loads(orjson.dumps([body.get("messages"), self._request.get("tools") or []], default=_as_json))
         self._messages, self._tools = sent
-        context.episode.begin(self._messages, self._tools, key if isinstance(key, str) else "")
+        self._episode.begin(self._messages, self._tools, key if isinstance(key, str) else "")
         if body.get("stream"):
-            context.episode.at_end(self.finish)
+            self._episode.at_end(self.finish)
 
     def leave_out_refused_fields(self, error: openai.APIStatusError) -> None:
         """Leave out fields that the endpoint refuses, if they were added for the record; otherwise raise the error."""
@@ -148,6 +162,8 @@ class RecordedCall:
 
     def add(self, chunk: ChatCompletionChunk) -> bool:
         """Record one chunk; return False for the usage chunk that only the record requested."""
+        if self._episode.closed:
+            self._episode.warn("a stream was read after its trace had ended: the record has what was read before")
         if self._assembly is not None:
             try:
                 for _ in self._assembly.add(chunk.to_dict(mode="python", warnings=False)):
@@ -162,6 +178,8 @@ class RecordedCall:
         assembly, self._assembly = self._assembly, None
         if assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
+        elif assembly is not None:
+            self._episode.warn("a stream is not recorded: nothing of it was read inside of its trace")
 
     def _record(self, answer_of: Callable[[], Any]) -> None:
         try:
@@ -178,9 +196,11 @@ class RecordedCall:
             if any(choice.get("finish_reason") is None for choice in choices):
                 cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
                 sampled = [generation.model_copy(update=cut) for generation in sampled]
-            if not self._context.episode.closed:
-                self._context.episode.add(sampled, self._context.scope, self._messages, self._tools)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if self._episode.closed:
+                self._episode.warn("an answer is not recorded: it came after the trace had ended")
+            else:
+                self._episode.add(sampled, self._scope, self._messages, self._tools)
+        except Exception as error:  # the application has its answer whatever happens here
             logger.warning("a chat completion is not recorded: %s: %s", type(error).__name__, error)
 
 
@@ -188,6 +208,8 @@ def _json_of(answer: Any) -> Any:
     """Return the JSON of an SDK model, or of a raw response (`with_raw_response`)."""
     if isinstance(content := getattr(answer, "content", None), bytes):
         return orjson.loads(content)
+    if not isinstance(answer, openai.BaseModel):
+        raise TypeError(f"{type(answer).__name__} is read by the application; use with_raw_response")
     return answer.to_dict(mode="python", warnings=False)
 
 

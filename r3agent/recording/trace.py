@@ -12,8 +12,9 @@
         episode.verdict(retry, passed=True)
 
 If the messages continue the parent's conversation, the span's `request` has only the new messages; otherwise it has all
-messages as sent, and the span is `standalone`: see `r3agent.recording.conversation`. Concurrent episodes do not mix:
-the current episode is a context variable, which tasks and `asyncio.to_thread` inherit and new threads do not.
+messages as sent, and the span is `standalone`: see `r3agent.recording.conversation`. Concurrent episodes do not mix.
+Tasks and `asyncio.to_thread` inherit the current episode, and threads of an executor do not: enter `with episode:` in
+them too. Calls that are not recorded are logged as warnings.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar, Token
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
+from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
 from r3agent.recording.conversation import attach
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
 
 logger = logging.getLogger(__name__)
+
+ENDED = "the episode has ended: calls in this block are not recorded with it; begin another trace()"
 
 
 def trace(
@@ -48,7 +51,8 @@ def trace(
     """Record the calls of instrumented clients in a `with` or `async with` block as one episode.
 
     An error in the block is recorded with the episode and raised. A block without an error and without a span records
-    nothing. `episode.trajectory` is the record; the module's docstring shows a complete episode.
+    nothing, and a warning names the likely causes. An episode can be entered again in other threads while it is open;
+    it ends with its last block. `episode.trajectory` is the record; the module's docstring shows a complete episode.
 
     Args:
         task: a `Task` or its JSON; default: the messages and tools of the first call.
@@ -63,34 +67,8 @@ def trace(
     return Episode(None if task is None else Task.of(task), recorder, out, {"metadata": dict(metadata or {})})
 
 
-@dataclass
-class SpanScope:
-    """Block of one `episode.span(...)`; its calls become spans."""
-
-    label: Label
-    parent_id: str | None
-    span_ids: list[str] = field(default_factory=list)
-    """Ids of the spans that were sampled in the block, in order."""
-
-
 SpanRef: TypeAlias = SpanScope | Span | str
 """A span, a span id, or a scope, which stands for its last span."""
-
-
-class TraceContext(NamedTuple):
-    """Episode and scope of a call."""
-
-    episode: Episode
-    scope: SpanScope | None
-
-
-_context: ContextVar[TraceContext | None] = ContextVar("r3agent_trace", default=None)
-
-
-def current_context() -> TraceContext | None:
-    """Return the innermost open episode and its scope, or `None`."""
-    context = _context.get()
-    return None if context is None or context.episode.closed else context
 
 
 @dataclass(eq=False, repr=False)
@@ -106,8 +84,11 @@ class Episode:
     """API keys of the clients, which are never recorded."""
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _warned: set[str] = field(default_factory=set, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
-    _token: Token[TraceContext | None] | None = field(default=None, init=False)
+    _blocks: list[Block] = field(default_factory=list, init=False)
+    """Open `with` blocks: the episode ends with the last one."""
+    _first: Block | None = field(default=None, init=False)
 
     # ---- called by the traced code ----
 
@@ -124,11 +105,15 @@ class Episode:
         if label not in get_args(Label):
             raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
         scope = SpanScope(label, None if parent is None else self._find(parent).span_id)
-        token = _context.set(TraceContext(self, scope))
+        if self.closed:
+            self.warn(ENDED)
+            yield scope
+            return
+        block = enter(self, scope)
         try:
             yield scope
         finally:
-            _reset(token)
+            leave(block)
 
     def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
         """Set the verdict on a try, by default the last one.
@@ -178,6 +163,12 @@ class Episode:
 
     # ---- called by the instrumented client ----
 
+    def warn(self, message: str) -> None:
+        """Log what is not recorded, once for each message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
+
     def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
         """Register a call; the first call defines the task, unless `trace` got one."""
         with self._lock:
@@ -195,6 +186,11 @@ class Episode:
         """Add the generations of a call as spans."""
         with self._lock:
             place = attach(self.trajectory, scope and scope.parent_id, messages)
+            if any(message.get("role") == "assistant" for message in place["request"]) and not place.get("standalone"):
+                self.warn(
+                    "a conversation continues with an answer that was not recorded: another client gave it, or the "
+                    "application wrote it"
+                )
             place["label"] = "attempt" if scope is None else scope.label
             same_tools = list(self.trajectory.task.tools) == list(tools)
             for generation in generations:
@@ -214,20 +210,37 @@ class Episode:
     # ---- beginning and end ----
 
     def __enter__(self) -> Episode:
-        self._token = _context.set(TraceContext(self, None))
+        """Begin the episode, or join it, e.g. in another thread."""
+        with self._lock:
+            if self.closed:
+                self.warn(ENDED)
+            else:
+                self._blocks.append(enter(self))
+                self._first = self._first or self._blocks[0]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if self._token is not None:
-            _reset(self._token)
-        for finish in self._finishers:
-            finish()
-        self.closed = True
-        if error is not None:
-            self._fields["error"] = EpisodeError(
-                kind=type(error).__name__, message=reduce(redact_key, self._keys, str(error))
+        with self._lock:
+            if not self._blocks:
+                return  # the episode had ended before
+            frame = caller()
+            own = next((block for block in reversed(self._blocks) if block.frame is frame), self._blocks[-1])
+            self._blocks.remove(own)
+            leave(own)
+            if error is not None and own is self._first:
+                message = reduce(redact_key, self._keys, str(error))
+                self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
+            if self._blocks:
+                return
+            for finish in self._finishers:
+                finish()
+            self.closed = True
+        if not self._spans:
+            self.warn(
+                "the trace ends without a recorded call: none was made, or not by a client that instrument() returned "
+                "(applications often have a sync and an async one), or in a thread that is not in `with episode:`"
             )
-        if self._task is None or not (self._spans or error is not None):
+        if self._task is None or not (self._spans or "error" in self._fields):
             return  # no span and no error: there is no episode to record
         if self._recorder is not None:
             self._recorder.record(self.trajectory)
@@ -259,8 +272,3 @@ class Episode:
                 return span
         spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
         raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")
-
-
-def _reset(token: Token[TraceContext | None]) -> None:
-    with suppress(ValueError):  # entered in another context, as in generators of web frameworks
-        _context.reset(token)
