@@ -347,7 +347,7 @@ def test_a_corrected_gold_answer_is_evaluated_anew(run: Run, endpoint: ChattingE
 
 
 def test_an_evaluation_keeps_its_errors(run: Run, endpoint: ChattingEndpoint) -> None:
-    """To draw only them again would favour answers that do not fail."""
+    """Drawing only them again would favour answers that do not fail."""
     evaluated(run)
     [shard] = (run.directory / "eval" / "v0000").glob("*.jsonl")
     first, *others = shard.read_text().splitlines()
