@@ -22,7 +22,7 @@ class Target(NamedTuple):
     in_place: bool
     """True if weights are reloaded under one name, so that the name does not identify the version."""
     version: str | None = None
-    """Version that is live, if the registry was read."""
+    """Version that is live, if `in_place`; otherwise the name tells it."""
 
 
 class LivePolicy:
@@ -54,7 +54,8 @@ class LivePolicy:
             raise ConfigError(
                 f"{self._name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
-        return Target(card.served_name, registry.live_base_url, has_weights_in_place(registry), card.version)
+        in_place = has_weights_in_place(registry)
+        return Target(card.served_name, registry.live_base_url, in_place, card.version if in_place else None)
 
 
 def has_weights_in_place(registry: Registry) -> bool:

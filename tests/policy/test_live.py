@@ -87,6 +87,12 @@ async def episode(endpoint: ScriptedEndpoint, registry: Registry, verifier: Any)
         return (await run_episode(graph, Task(messages=tuple(MESSAGES)))).episode
 
 
+async def test_an_episode_that_began_with_the_base_keeps_it(registry: Registry, endpoint: ScriptedEndpoint) -> None:
+    endpoint.adapters = ["tiny@v0001"]
+    trajectory = await episode(endpoint, registry, lambda task, answer: bool(go_live(registry, "v0001")))
+    assert trajectory.policy_versions == ("v0000",)
+
+
 @pytest.mark.parametrize("stays_loaded", [True, False])
 async def test_an_episode_keeps_its_version_while_that_is_served(
     registry: Registry, endpoint: ScriptedEndpoint, stays_loaded: bool
