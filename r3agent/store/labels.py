@@ -150,7 +150,7 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.
     """
-    path = labels_path(directory)
+    path = labels_path(store_at(directory))
     if not path.is_file():
         return list(trajectories)
     last = {(label.trajectory_id, label.span_id): label for label in records(path, SpanLabel)}

@@ -72,7 +72,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
     """
 
     def __init__(self, directory: str | Path, *, unique: bool = False) -> None:
-        self.directory = Path(directory)
+        self.directory = store_at(directory)
         self._unique = unique
         self._fd: int | None = None
         try:
@@ -125,7 +125,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
 
 
 def read(directory: str | Path) -> Iterator[Trajectory]:
-    """Read all records of all shards, in order of writing, without labels.
+    """Read all records of all shards of a store or run directory, in order of writing, without labels.
 
     Raises:
         ConfigError: there is no such directory.
@@ -153,7 +153,8 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
 def store_at(directory: str | Path) -> Path:
     """Return the `trajectories/` of a run directory, or any other directory unchanged."""
     inside = Path(directory) / "trajectories"
-    return inside if inside.is_dir() else Path(directory)
+    is_run = inside.is_dir() or (Path(directory) / "r3.toml").is_file()
+    return inside if is_run else Path(directory)
 
 
 def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
@@ -186,11 +187,12 @@ def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
 
 
 def shards(directory: str | Path) -> list[Path]:
-    """List the files of a store, in order of writing.
+    """List the files of a store, or of the one in a run directory, in order of writing.
 
     Raises:
         ConfigError: there is no such directory.
     """
-    if not Path(directory).is_dir():
+    directory = store_at(directory)
+    if not directory.is_dir():
         raise ConfigError(f"{directory}: there is no such directory; collect some trajectories first")
-    return sorted(Path(directory).glob("*.jsonl"))
+    return sorted(directory.glob("*.jsonl"))

@@ -19,6 +19,7 @@ def load(directory: str | Path, *, version: str | None = None) -> list[Trajector
     """Read one trajectory per id, with its labels; an episode that was collected again replaces the failed one.
 
     Args:
+        directory: the store, or the run directory that contains it as `trajectories/`.
         version: leave out trajectories with a span that is not known to be of this policy version.
 
     Raises:

@@ -102,8 +102,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "says"), WRONG)
-def test_a_wrong_prompt_is_refused_when_the_graph_is_built(prompt: dict[str, str], says: str) -> None:
+NOT_TEXT = [({name: None}, rf"{name} = None: .* or leave it out for the default") for name in KNOWN]
+
+
+@pytest.mark.parametrize(("prompt", "says"), [*WRONG, *NOT_TEXT])
+def test_a_wrong_prompt_is_refused_when_the_graph_is_built(prompt: dict[str, Any], says: str) -> None:
     policy = ScriptedPolicy("bad")
     with pytest.raises(ConfigError, match=says):
         build_graph(policy=policy, verifier=judged, **prompt)  # pyright: ignore

@@ -11,6 +11,7 @@ from hypothesis import given
 
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import EpisodeError, Trajectory
+from r3agent.store.labels import label
 from r3agent.store.shards import TrajectoryWriter, read, shards
 from r3agent.store.trajectories import features, load, to_dataset
 from tests.support.trees import span, trajectories, tree
@@ -48,6 +49,21 @@ def test_what_is_appended_is_read_in_order(tmp_path: Path) -> None:
     write(tmp_path, records[2])
     assert list(read(tmp_path)) == records == load(tmp_path)
     assert [shard.name for shard in shards(tmp_path)] == ["00000.jsonl", "00001.jsonl"]
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+def test_run_directory_stands_for_its_store(tmp_path: Path, has_store: bool) -> None:
+    run, record = tmp_path / "run", tree(span("attempt", passed=False))
+    (run / "trajectories" if has_store else run).mkdir(parents=True)
+    (run / "r3.toml").write_text("")
+    if not has_store:
+        with pytest.raises(ConfigError, match=r"run/trajectories: there is no such directory; collect some"):
+            load(run)
+    write(run, record)
+    label(run, record, passed=True)
+    assert [path.name for path in shards(run / "trajectories")] == ["00000.jsonl"]
+    assert load(run) == load(run / "trajectories") != [record]
+    assert to_dataset(run)["trajectory_id"] == [record.trajectory_id]
 
 
 @given(trajectories())
