@@ -43,7 +43,7 @@ TEXT_REFUSED = (200, 400, 403, 413, 422, 451, 500)
 
 TOO_LONG = re.compile(
     r"context_length_exceeded|exceed_context_size|tokens_limit_reached|max_model_len"  # codes, and vLLM's setting
-    r"|context[ _-]?(length|size|window|limit)|maximum context|maximum model length"  # vLLM, SGLang, llama.cpp, OpenAI
+    r"|context[ _-]?(length|size|window|limit|overflow)|maximum context|maximum model length"  # vLLM, SGLang, OpenAI
     r"|(prompt|input)( text| length)? is too long|input token count|input tokens exceed|too many tokens"
     r"|`?inputs`? (tokens \+|must have less than)",  # TGI
     re.IGNORECASE,

@@ -116,7 +116,7 @@ class ChatModelPolicy:
             if isinstance(value, SecretStr) and value.get_secret_value():
                 message = message.replace(value.get_secret_value(), "[the API key]")
         status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None and (refusal := text_refusal(status, message)):
+        if refusal := text_refusal(400 if status is None else status, message):  # some providers' errors have no status
             return refusal(f"{message}; {refusal.remedy}")
         if status in (401, 403, 404, 405):
             return AccessError(f"{message}; check the key and the name of the model")

@@ -17,6 +17,7 @@ from r3agent.records.trajectory import Generation, Task, Trajectory
 from r3agent.store.trajectories import load
 from r3agent.testing import PROMPT_TOO_LONG, ScriptedEndpoint, ScriptedPolicy
 from r3agent.train import TrainConfig, credit_spans
+from r3agent.train.report import REMEDIES
 
 TASK = Task(id="t", messages=({"role": "user", "content": "question"},))
 TOO_LONG = ContextLengthError("400 maximum context length is 64 tokens")
@@ -68,8 +69,15 @@ async def test_an_over_long_reflection_is_paid_nothing_and_keeps_its_siblings(tm
     assert retry.verdict is not None
     assert "maximum context length is 64" in str(retry.verdict.feedback)
 
-    credited = credit_spans([trajectory], config=TrainConfig(credit={"reflect": "retry_success"}), version="v0000")
-    assert not any(row.span_id == retry.span_id for row in credited.rows)
+    spans = tuple(span.model_copy(update={"policy_version": "v0000"}) for span in trajectory.spans)
+    config = TrainConfig(credit={"reflect": "retry_success", "retry": "success"})
+    credited = credit_spans([trajectory.changed(spans=spans)], config=config, version="v0000")
+    assert [(row.span_id, row.reward) for row in credited.rows] == [
+        (span.span_id, earned) for span, earned in zip(group.spans_G, group.rewards_G, strict=True)
+    ]
+    reasons = {drop.span_id: drop.reason for drop in credited.dropped}
+    assert reasons[retry.span_id] == "refused"
+    assert set(reasons.values()) <= REMEDIES.keys()
 
 
 async def test_a_refused_try_counts_by_name(tmp_path: Path) -> None:

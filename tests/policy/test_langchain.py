@@ -158,3 +158,15 @@ async def test_a_providers_errors_are_told_apart_and_quote_no_key(settings: Any,
                 await policy.sample(ASK)
     assert type(raised.value) is error
     assert "sk-hidden" not in str(raised.value)
+
+
+async def test_a_providers_error_without_a_status_is_known_by_its_text() -> None:
+    class ContextOverflowError(Exception):
+        pass
+
+    def answers() -> Iterator[AIMessage]:
+        raise ContextOverflowError("The input token count (70) exceeds the maximum")
+        yield
+
+    with pytest.raises(ContextLengthError):
+        await ChatModelPolicy(GenericFakeChatModel(messages=answers())).sample(ASK)

@@ -18,7 +18,7 @@ from r3agent.deploy.server import Server
 from r3agent.run.config import load_config
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
-from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, Fault, ScriptedEndpoint, ScriptedPolicy
+from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, SERVER_ERROR, Fault, ScriptedEndpoint, ScriptedPolicy
 from r3agent.testing.http import JsonServer
 from r3agent.train import PolicyStart, TrainConfig, build_rows
 
@@ -58,6 +58,15 @@ def judged_by(check: Callable[..., Any]) -> None:
 async def forgets_await(task: Task, answer: Answer) -> bool:
     graph = build_graph(policy=ScriptedPolicy("42"), verifier=lambda task, answer: True).compile()
     return graph.invoke({"task": ASKED})["passed"]
+
+
+def out_of_memory(directory: Path) -> None:
+    async def gather() -> None:
+        with ScriptedEndpoint("42", model="my-model", faults=[SERVER_ERROR]) as endpoint:
+            async with OpenAIPolicy(endpoint.url, "my-model", max_tries=1) as policy:
+                await collect([Task.of(ASKED)], policy=policy, verifier=lambda task, answer: True, out=directory)
+
+    asyncio.run(gather())
 
 
 def trained_on(n: int, passes: bool, directory: Path, reflections: int = 2) -> None:
@@ -130,6 +139,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
     "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE]),
     "http://…, model 'my-model': 400": lambda _: ask_scripted(faults=[PROMPT_TOO_LONG]),
+    "http://…, model 'my-model': 500": out_of_memory,
     "check failed on task '…': KeyError": lambda _: judged_by(lambda task, answer: task.info["gold"] in answer),
     "check failed on task '…': TypeError": lambda _: judged_by(lambda task, answer: "yes"),
     "check failed on task '…': RuntimeError": lambda _: judged_by(forgets_await),

@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from r3agent import OpenAIPolicy, Sampling, collect
+from r3agent.errors import ContextLengthError
 from r3agent.records.trajectory import Generation
 from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.store.models import BUNDLED_DIR
@@ -200,3 +201,14 @@ async def test_a_collection_counts_what_it_holds(vllm: VLLMProcess, tmp_path: Pa
     assert summary.errors == {}
     assert summary.capabilities.keys() == {"trainable-exact"}
     assert summary.mixed_versions == 0
+
+
+@STREAMED
+async def test_a_conversation_too_long_for_the_context_is_named(vllm: VLLMProcess, streamed: bool) -> None:
+    streaming = {"on_delta": lambda choice, text: None} if streamed else {}
+    async with OpenAIPolicy(vllm.base_url, "bundled", sampling=Sampling(max_tokens=8)) as policy:
+        for n in (300, 100_000):  # vLLM words the two differently
+            with pytest.raises(ContextLengthError):
+                await policy.sample([{"role": "user", "content": "1 " * n}], **streaming)
+        [cut] = await policy.sample(MESSAGES, sampling=Sampling(max_tokens=2), **streaming)
+        assert cut.unfinished == "length"
