@@ -41,7 +41,8 @@ def render(inspection: Inspection) -> str:
     """Render the conversation, each span indented under its parent; without colours, with logprobs in brackets."""
     console = Console(highlight=False, soft_wrap=True)
     colour = console.is_terminal and not console.no_color
-    text = Text(f"trajectory {inspection.trajectory_id}, credit as trained from {inspection.version}\n")
+    branch = "" if inspection.parent_id is None else f", a branch of {inspection.parent_id}"
+    text = Text(f"trajectory {inspection.trajectory_id}{branch}, credit as trained from {inspection.version}\n")
     if colour:
         text += Text.assemble(
             ("credit above 0", "green"), ", ", ("below 0", "red"), ", none; ",

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Literal, TypeAlias, get_args
 
 from r3agent._util.messages import did_you_mean
-from r3agent.records.trajectory import Record, Span, Trajectory, mean_success
+from r3agent.records.trajectory import Record, Span, Trajectory, mean_success, origins
 
 CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 """A span's label, and whether a retry was blind."""
@@ -150,17 +150,15 @@ def groups(
     """
     check_source(label, source := source or SOURCES[label][0])
     siblings: dict[Hashable, dict[Hashable, tuple[Trajectory, Span, float]]] = {}
-    roots: dict[str, str] = {}
+    trajectories = list(trajectories)
+    origin = origins(trajectories)
     for number, trajectory in enumerate(trajectories):
-        parent_id = trajectory.parent_id
-        root = trajectory.trajectory_id if parent_id is None else roots.get(parent_id, parent_id)
-        roots[trajectory.trajectory_id] = root
         for span in trajectory.spans:
             if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
             key = place, span.policy_version, _drawn_with(span)  # the weights may have been swapped meanwhile
-            siblings.setdefault(key, {})[root, span.span_id] = (trajectory, span, earned)
+            siblings.setdefault(key, {})[origin[trajectory.trajectory_id], span.span_id] = (trajectory, span, earned)
     shared: set[Hashable] = set()
     for by_id in siblings.values():
         trajectories_G, spans_G, rewards_G = zip(*by_id.values(), strict=True)

@@ -39,6 +39,7 @@ __all__ = [
     "VersionedRecord",
     "mean_success",
     "new_id",
+    "origins",
 ]
 
 SOURCE, SPLIT = "source", "split"
@@ -199,3 +200,17 @@ def mean_success(spans: Iterable[Span]) -> float | None:
     """Compute the share of passed spans among those with a verdict; `None` if there is none."""
     verdicts = [s.verdict.passed for s in spans if s.verdict is not None]
     return fmean(verdicts) if verdicts else None
+
+
+def origins(trajectories: Iterable[Trajectory]) -> dict[str, str]:
+    """Map the id of each trajectory to that of the one that it, or its parent and so on, branched off; else to its own.
+
+    Parents come before their branches, as they were recorded.
+    """
+    found: dict[str, str] = {}
+    for trajectory in trajectories:
+        parent_id = trajectory.parent_id
+        found[trajectory.trajectory_id] = (
+            trajectory.trajectory_id if parent_id is None else found.get(parent_id, parent_id)
+        )
+    return found

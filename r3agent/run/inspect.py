@@ -57,6 +57,8 @@ class Inspection(Record):
     """Output of `r3agent inspect RUN TRAJECTORY --json`."""
 
     trajectory_id: str
+    parent_id: str | None = None
+    """Trajectory that this one branched off."""
     task: Task
     error: str | None
     version: str
@@ -100,6 +102,7 @@ def inspect_trajectory(
 
     return Inspection(
         trajectory_id=trajectory.trajectory_id,
+        parent_id=trajectory.parent_id,
         task=trajectory.task,
         error=None if trajectory.error is None else f"{trajectory.error.kind}: {trajectory.error.message}",
         version=version,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ from pydantic import BeforeValidator, Field
 
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.generation import plain
-from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord
+from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
 from r3agent.store.shards import lookup, records, store_at
 
 
@@ -145,21 +146,31 @@ def append_label(directory: str | Path, label: SpanLabel) -> None:
 
 
 def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """Merge the labels of a store into its trajectories.
+    """Merge the labels of a store into its trajectories; an answer that branches share has its label in all of them.
 
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.
     """
+    trajectories = list(trajectories)
     path = labels_path(store_at(directory))
     if not path.is_file():
-        return list(trajectories)
-    last = {(label.trajectory_id, label.span_id): label for label in records(path, SpanLabel)}
-    labelled = {trajectory_id for trajectory_id, _ in last}
+        return trajectories
+    spans = {(t.trajectory_id, span.span_id): span for t in trajectories for span in t.spans}
+    origin = origins(trajectories)
+    last: dict[Hashable, SpanLabel] = {}
+    for label in records(path, SpanLabel):
+        if (span := spans.get((label.trajectory_id, label.span_id))) is not None:
+            last[origin[label.trajectory_id], *_answer(span)] = label
+    labelled = {label.span_id for label in last.values()}
 
     def with_verdicts(trajectory: Trajectory) -> Trajectory:
-        if trajectory.trajectory_id not in labelled:
+        if not any(span.span_id in labelled for span in trajectory.spans):
             return trajectory
-        labels = [(last.get((trajectory.trajectory_id, span.span_id)), span) for span in trajectory.spans]
+        labels = [(last.get((origin[trajectory.trajectory_id], *_answer(span))), span) for span in trajectory.spans]
         return trajectory.changed(spans=tuple(span if label is None else label.over(span) for label, span in labels))
 
     return [with_verdicts(trajectory) for trajectory in trajectories]
+
+
+def _answer(span: Span) -> tuple[str, str]:
+    return span.span_id, json.dumps(span.message, sort_keys=True, default=str)

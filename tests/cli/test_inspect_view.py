@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from r3agent.cli.inspect_view import summary_lines
+from r3agent.cli.inspect_view import render, summary_lines
 from r3agent.records.summary import summarise
+from r3agent.run.inspect import inspect_trajectory
+from r3agent.store.labels import SpanLabel
+from r3agent.train import TrainConfig
+from tests.support.trees import span, tree
 
 
 def test_summary_has_notes_between_capabilities_and_errors() -> None:
@@ -14,3 +18,12 @@ def test_summary_has_notes_between_capabilities_and_errors() -> None:
         "    7 x no token ids",
         "  error RequestError       2 episodes",
     ]
+
+
+def test_trajectory_names_what_it_left_and_who_overruled() -> None:
+    label = SpanLabel(trajectory_id="b", span_id="a", passed=False, by="ada")
+    attempt = label.over(span("attempt", passed=True, policy_version="v0000"))
+    branch = tree(attempt).changed(trajectory_id="b", parent_id="left")
+    shown = render(inspect_trajectory(branch, [branch], config=TrainConfig(), model="bundled"))
+    assert "trajectory b, a branch of left, credit as trained from v0000" in shown
+    assert "attempt ✗ by ada, overruling the verifier, no credit" in shown

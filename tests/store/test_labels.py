@@ -157,6 +157,17 @@ def test_a_label_that_agrees_overrules_nothing(tmp_path: Path) -> None:
     assert one.spans[0].verdict.by
 
 
+def test_label_counts_in_every_branch_that_has_the_answer(tmp_path: Path) -> None:
+    first = tree(span("attempt", None, False, span_id="a"), span("attempt", None, False, span_id="b"))
+    edited = [first.spans[0], first.spans[1].model_copy(update={"text": "edited"})]
+    branch = first.changed(trajectory_id="branch", parent_id=first.trajectory_id, spans=edited)
+    other = first.changed(trajectory_id="other")
+    store(tmp_path, first, branch, other)
+    r3agent.label(tmp_path, "branch", span_id="a", passed=True)
+    r3agent.label(tmp_path, first, span_id="b", passed=True)
+    assert [[s.passed for s in t.spans] for t in load(tmp_path)] == [[True, True], [True, False], [False, False]]
+
+
 def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:
     episode = named("one")
     r3agent.label(tmp_path, episode, passed=True)  # the recorder may not have written it yet
