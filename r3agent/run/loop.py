@@ -120,8 +120,14 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str) -> None:
         "" if resume else "train",  # a training that is resumed takes less than a whole one
     )
 
+    rows: dict[str, Any] = {}
+
     def report_step(stage: str, values: Mapping[str, Any]) -> None:
-        if stage == "step":
+        if stage == "rows":
+            rows.update(values)
+        elif stage == "step":
             reporter.steps(values["step"], values["steps"])
 
     run.train(report_step, resume=resume, start=parent)
+    if rows.get("repeated"):
+        reporter.stage(f"{round_}: {rows['repeated']} of {rows['rows']} rows were trained on in an earlier round too")

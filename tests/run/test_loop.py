@@ -69,6 +69,7 @@ class FakeRun:
     def train(self, progress: Any, *, resume: bool, start: str) -> PolicyCard:
         version = self.registry.next_version()
         with self._stage(f"train {version} from {start}"):
+            progress("rows", {"rows": 8, "repeated": 0 if start == BASE else 3})
             progress("step", {"step": 1, "steps": 1})
             if resume:
                 self.disk.log.append(f"resume {version}")
@@ -146,7 +147,8 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
         "resume v0002",
         "train v0002 from v0001",
     ]
-    assert told.kinds == ["collect", "train", "evaluate", "", "collect", "", "evaluate", ""]  # "" is estimated by none
+    # "" is estimated by none
+    assert told.kinds == ["collect", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
     assert "; resuming the interrupted training on" in told.stages[5]
 
 
@@ -184,6 +186,8 @@ def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the
     ]
     assert promoted(report) == [(1, False), (2, True), (3, False)]
     assert report.live == "v0002"
+    [repeated] = [text for text in told.stages if "trained on" in text and "groups" not in text]
+    assert repeated == "round 3 of 3: 3 of 8 rows were trained on in an earlier round too"
     [first, second] = [text for text in told.stages if "did not pass the gate" in text]
     assert first.startswith("v0001 did not pass the gate (")
     assert "NOT met: p = 1 for a gain" in first
