@@ -170,8 +170,9 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
 
 
 def refused_fields(refusal: str, fields: Iterable[str]) -> set[str]:
-    """Find those of the request's `fields` that the error message of a refusal names."""
-    return {field for field in fields if re.search(rf"(?<!\\)\b{field}\b", refusal)}
+    """Find those of the request's `fields` that the error message of a refusal names, in any case: `topK`, `Top-k`."""
+    names = {field: field.replace("_", "[_ -]?") for field in fields}
+    return {field for field, name in names.items() if re.search(rf"(?i)(?<!\\)\b{name}\b", refusal)}
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:

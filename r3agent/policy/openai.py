@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
@@ -18,7 +19,7 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from r3agent._util.aio import gather_all, run_sync
-from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError, RequestError
+from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
 from r3agent.http.errors import NO_KEY, refused_fields
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
@@ -30,6 +31,9 @@ from r3agent.records import versions
 from r3agent.records.sampling import NEUTRAL
 from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
+
+UNNAMED = re.compile(r"(?i)penalt|unknown|unexpected|unrecogni|unsupported|not (?:permitted|allowed|supported|enabled)")
+"""Refusal of fields that the message may not name."""
 
 
 class OpenAIPolicy:
@@ -73,6 +77,7 @@ class OpenAIPolicy:
         self._live: LivePolicy | None = None
         self._pin: str | None = None
         self._refused: set[str] = set()
+        self._has_answered = False
         self._named: set[str] = set()
         """Base URLs of servers that have named the version of their weights."""
         self._settings: dict[str, Any] = {
@@ -167,14 +172,19 @@ class OpenAIPolicy:
             fields = {field: value for field, value in optional_fields.items() if field not in refused}
             try:
                 drawings = await self._ask(target, {**body, **given, **fields}, settings, n, on_delta)
-            except AccessError:
+            except (AccessError, ConversationError):
                 raise
             except RequestError as error:
-                if not (named := refused_fields(error.refusal, fields)):
+                named = refused_fields(error.refusal, fields)
+                is_vague = UNNAMED.search(error.refusal) and not refused_fields(error.refusal, [*body, *given])
+                if not named and is_vague and not self._has_answered:
+                    named = fields.keys() & NEUTRAL.keys()
+                if not named:
                     raise
                 refused |= named
             else:
                 self._refused |= refused  # remember the fields once a request without them has succeeded
+                self._has_answered = True
                 return drawings
 
     async def _ask(

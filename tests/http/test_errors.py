@@ -177,3 +177,8 @@ def test_policy_error_keeps_the_whole_refusal() -> None:
     assert len(str(error)) < 600
     assert refused_fields(error.refusal, ["return_token_ids"]) == {"return_token_ids"}
     assert refused_fields(error.refusal, ["n", "logprobs"]) == {"logprobs"}
+
+
+@pytest.mark.parametrize("message", ["Unknown name 'topK'", "`top_k` must be positive", "Top-k is unsupported"])
+def test_refused_fields_are_found_in_every_spelling(message: str) -> None:
+    assert refused_fields(message, ["top_k", "min_p", "logprobs"]) == {"top_k"}

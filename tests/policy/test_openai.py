@@ -311,6 +311,18 @@ async def test_all_fields_that_one_refusal_names_are_left_out_at_once() -> None:
     assert [NEUTRAL.keys() - received.body.keys() for received in endpoint.received] == [set(), {"min_p", "top_k"}]
 
 
+async def test_neutral_values_are_left_out_if_a_refusal_names_nothing() -> None:
+    refusal = Fault(400, '{"error": {"message": "Penalty is not enabled for this model"}}')
+    with ScriptedEndpoint("hi", faults=[refusal, None, refusal]) as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            [generation] = await policy.sample(MESSAGES)
+            with pytest.raises(RequestError, match="Penalty is not enabled"):  # it has taken such a request before
+                await policy.sample(MESSAGES)
+    assert [NEUTRAL.keys() & received.body.keys() for received in endpoint.received] == [NEUTRAL.keys(), set(), set()]
+    assert {generation.sampling[field] for field in NEUTRAL} == {None}
+    assert "logprobs" in endpoint.received[-1].body
+
+
 async def test_a_refused_setting_of_the_caller_is_an_error() -> None:
     with ScriptedEndpoint("hi", refuses=["top_k"]) as endpoint, pytest.raises(RequestError, match="top_k"):
         await sample(endpoint, sampling=Sampling(extra={"top_k": 20}))

@@ -175,7 +175,7 @@ async def test_a_passing_fault_of_its_endpoint_is_tried_again() -> None:
     ("fault", "says"),
     [
         (SERVER_ERROR, "LLMJudge failed on task 't': EndpointError: .*out of memory"),
-        (PROMPT_TOO_LONG, "RequestError: .*maximum context length"),
+        (PROMPT_TOO_LONG, "ContextLengthError: .*maximum context length"),
         (Fault(200, '{"choices": 3}'), "no vote"),
         (HTML_PAGE, "no vote"),
     ],

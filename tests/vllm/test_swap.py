@@ -97,7 +97,8 @@ async def test_an_adapter_goes_live_under_load(vllm: VLLMProcess, trained: Train
 
 async def test_the_base_and_three_adapters_answer_side_by_side(vllm: VLLMProcess, trained: Trained) -> None:
     for seed in (1, 2, 3):
-        load_version(trained.publish("lora", seed=seed), registry=trained.registry, base_url=vllm.base_url)
+        version, all_of_them = trained.publish("lora", seed=seed), DeployConfig(keep=3)
+        load_version(version, registry=trained.registry, base_url=vllm.base_url, config=all_of_them)
     async with AsyncExitStack() as stack:
         names = ("bundled", *(f"bundled@v000{number}" for number in (1, 2, 3)))
         sampling = Sampling(max_tokens=24)
