@@ -121,7 +121,8 @@ class TrainConfig(Record):
     epsilon_low: float = Field(default=0.2, gt=0, lt=1)
     """Clip the importance ratio from below at 1 - `epsilon_low`; `cispo` does not."""
     epsilon_high: float = Field(default=0.2, gt=0)
-    """Clip the importance ratio from above at 1 + `epsilon_high`. For `cispo`, TRL recommends 4."""
+    """Clip the importance ratio from above at 1 + `epsilon_high`. For `cispo`, 4 is the limit
+    of 5 that TRL recommends."""
 
     importance_cap: Annotated[float, Field(gt=0)] | Literal["none"] = 3.0
     """Cap of truncated importance sampling, as in TRL: the clipped ratio is current / starting policy, and every token

@@ -83,14 +83,22 @@ def trained_on(n: int, passes: bool, directory: Path, reflections: int = 2) -> N
     build_rows(load(directory), config=TrainConfig(), version="v0000")
 
 
-def other_weights() -> None:
+def other_weights(gap: float, older_gap: float = 0.0) -> None:
+    """Check a row of the starting version and one of the version before, whose tokens deviate by the gaps."""
     from r3agent.train.mismatch import check, measure
     from r3agent.train.row import Row
 
-    recorded = [-0.5] * 64
-    row = Row("g", "t", "s", "reflect", "v0000", [1], [2] * 64, recorded, 1.0, False, 1.0, 1.0)
-    mismatch = measure([row], [[logprob - 0.4 for logprob in recorded]], "v0000")
-    check(mismatch, TrainConfig(), PolicyStart(version="v0000", name="bundled", model="bundled"))
+    row = Row("g", "t", "s", "reflect", "v0001", [1], [2] * 64, [-0.5] * 64, 1.0, False, 1.0, 1.0)
+    rows = [row, row._replace(policy_version="v0000", logprobs_T=[-5.0] * 64)]
+    scores = [[-0.5 - gap] * 64, [-5.0 - older_gap] * 48 + [-5.0 + older_gap] * 16]
+    start = PolicyStart(version="v0001", name="bundled", model="bundled")
+    check(measure(rows, scores, "v0001"), TrainConfig(), start)
+
+
+def far_from_the_base() -> None:
+    from r3agent.train.drift import Drift, check_drift
+
+    check_drift(Drift(rows=64, tokens=640, kl=0.25), TrainConfig(max_drift=0.1), "v0009")
 
 
 def without(module: str, script: str) -> None:
@@ -146,7 +154,9 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "0 of 3 first attempts": lambda path: trained_on(3, True, path),
     "0 of 4 reflect": lambda path: trained_on(2, False, path),
     "0 of 2 reflect": lambda path: trained_on(2, False, path, reflections=1),
-    "mean |logprob gap|": lambda _: other_weights(),
+    "mean |logprob gap|": lambda _: other_weights(0.4),
+    "effective sample size": lambda _: other_weights(0.0, 2.0),
+    "KL to v0000": lambda _: far_from_the_base(),
     "http://…/v1/load_lora_adapter": lambda _: onto_a_server_without_adapters(),
     "http://…/v1/models: …": lambda _: onto_no_server(),
 }
