@@ -85,6 +85,8 @@ class RowReport(Record):
     """Credited reflections that contain the answer of their own retry; `train.leak` sets their treatment."""
     retokenised: int
     """Rows without recorded tokens; their behaviour logprobs are the starting weights'."""
+    doubtful: int = 0
+    """Rows whose requests left sampling settings to the server, which may not sample as its logprobs say."""
     truncated: int
     """Rows that ended at the token limit."""
     repeated: int = 0
@@ -157,6 +159,12 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
             earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
             if earned is not None:
                 rewards.setdefault(label, []).append(earned)
+    doubtful = {
+        (t.trajectory_id, s.span_id)
+        for t in trajectories
+        for s in t.spans
+        if s.capability == "trainable-exact" and s.capability_note
+    }
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     labels = [*config.credit, *(["distill"] if config.distill else [])]
@@ -174,6 +182,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
         not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label == "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
+        doubtful=sum((row.trajectory_id, row.span_id) in doubtful for row in rows),
         truncated=sum(row.truncated for row in rows),
         ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
         settings=Counter(settings[row.trajectory_id] for row in rows),
@@ -202,6 +211,9 @@ def progress_line(stage: str, values: Mapping[str, Any]) -> str:
     return {"rows": rows_line, "mismatch": mismatch_line, "step": step_line}.get(stage, _other)(values)
 
 
+DOUBT = "the server decided on sampling settings: r3agent doctor tests whether it samples as its logprobs say"
+
+
 def rows_line(report: Mapping[str, Any]) -> str:
     """Render a `RowReport`."""
     dropped: Mapping[str, int] = report["dropped"]
@@ -215,6 +227,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
         *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
         *([f"collected with {len(settings)} different settings: {_counted(settings)}"] if len(settings) > 1 else []),
         "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
+        *([f"in {report['doubtful']} rows {DOUBT}"] if report.get("doubtful") else []),
         *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
     ]
     return "; ".join(parts)

@@ -310,3 +310,11 @@ def test_distill_refuses_tries_of_several_steps() -> None:
         build(several, credit={}, distill=1.0)
     with pytest.raises(TrainingError, match=r"several_steps 1: .*tries of several steps"):
         build(several[1:2])
+
+
+def test_rows_that_the_server_decided_on_are_counted(record: Record) -> None:
+    note = "the server decided on top_k; r3agent doctor tests whether it samples as its logprobs say"
+    rows, report = build(record([[1, 0]], capability_note=note))
+    assert (len(rows), report.doubtful) == (2, 2)
+    assert "in 2 rows the server decided on sampling settings" in rows_line(report.model_dump())
+    assert build(record([[1, 0]]))[1].doubtful == 0
