@@ -83,7 +83,8 @@ class Policy(Protocol):
         """Sample `n` completions of one conversation.
 
         Raises:
-            PolicyError: the endpoint did not return them.
+            PolicyError: the endpoint did not return them; a `ConversationError` if it refused the conversation because
+                of its text, e.g. its length: the graph then records failed tries.
         """
         ...
 
