@@ -19,7 +19,7 @@ from r3agent.deploy.strategy import Strategy, choose
 from r3agent.deploy.update import UNCHANGED, WeightUpdate
 from r3agent.errors import ConfigError, DeployError
 from r3agent.records.trajectory import Record
-from r3agent.records.versions import BASE
+from r3agent.records.versions import BASE, is_version
 from r3agent.store.registry import Registry
 
 LOCK_FILE = "deploy.lock"
@@ -193,7 +193,9 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
     try:
         if strategy == "reload" and fingerprint:
             found = measure(server, card.served_name, fingerprint, tolerance=config.tolerance)
-            if found.verdict == "arrived":
+            # A version trained from this one may be near enough to it to pass for it.
+            names_other = is_version(named := server.weight_version()) and named != version
+            if found.verdict == "arrived" and not names_other:
                 strategy, update = "none", None
                 with suppress(DeployError):  # a server that was restarted with these weights does not name them
                     server.set_weight_version(version)
@@ -253,7 +255,8 @@ def _warnings(version: str, report: FingerprintReport | None) -> tuple[str, ...]
         return (f"{version} has no fingerprint: nobody checked that the server answers with its weights",)
     if report.verdict == "indistinguishable":
         return (
-            f"{version} differs too little from the weights it was trained from to tell them apart on this server: "
-            f"its logprobs are {report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old",
+            f"{version} and the weights it was trained from cannot be told apart on this server: its logprobs are "
+            f"{report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old; bfloat16 rounds "
+            "small changes of an adapter away: train longer, or serve in float32",
         )
     return ()

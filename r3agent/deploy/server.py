@@ -2,7 +2,7 @@
 
     /v1/models, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter     under the base URL
     /pause, /collective_rpc, /reset_prefix_cache, /update_weight_version, /resume   at the server's root
-    /metrics, /health
+    /weight_info, /metrics, /health
 
 Nothing is retried, since a whole deploy can be repeated. Every failure is a `DeployError`.
 """
@@ -114,6 +114,13 @@ class Server:
     def reload_weights(self, path: str) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
         self._call("POST", "collective_rpc", json=body, remedy=DEV_ROUTES)
+
+    def weight_version(self) -> str | None:
+        """Return the version that was set last; `None` if the server does not report it."""
+        try:
+            return self._json("GET", "weight_info", remedy=DEV_ROUTES).get("weight_version")
+        except DeployError:
+            return None
 
     def set_weight_version(self, version: str) -> None:
         """Set the version that the server reports with each response, for clients that record it."""

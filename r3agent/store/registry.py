@@ -45,12 +45,16 @@ class FingerprintSequence(Record):
     """Values of log p(token t | tokens before t) at temperature 1; position 0 has no context and holds 0.0."""
     parent_logprobs_T: tuple[float, ...] | None = None
     """Logprobs under the weights that training started from; a server that returns these has the old weights."""
+    positions_K: tuple[int, ...] | None = None
+    """Positions to measure: trained tokens whose logprobs differ most between the two weights. `None`: any position."""
 
     @model_validator(mode="after")
     def _aligned(self) -> FingerprintSequence:
         lengths = {len(x) for x in (self.token_ids_T, self.logprobs_T, self.parent_logprobs_T) if x is not None}
         if len(lengths) != 1:
             raise ValueError(f"fingerprint of lengths {sorted(lengths)}: ids and logprobs must align one to one")
+        if wrong := [t for t in self.positions_K or () if not 0 < t < len(self.token_ids_T)]:
+            raise ValueError(f"position {wrong[0]} of a fingerprint of {len(self.token_ids_T)} tokens")
         return self
 
 

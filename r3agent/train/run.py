@@ -23,15 +23,13 @@ from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.drift import DriftMeter, check_drift
+from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.lineage import base_model, count_repeated, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import (
-    fingerprint,
-    fingerprint_logprobs,
-    fingerprint_sequences,
     load_model,
     load_tokenizer,
     save_weights,
@@ -106,8 +104,8 @@ def train(
         base = base_model(start, out_dir.parent)
         with enough_memory(config):
             meter = DriftMeter(trainer, rows, start=start, base=base, limit=config.max_drift)
-        sequences = fingerprint_sequences(rows)
-        parent_logprobs = fingerprint_logprobs(trainer, sequences)
+        probes = candidates(rows)
+        parent_logprobs = candidate_logprobs(trainer, probes)
         with stop.listening(trainer.accelerator), enough_memory(config):
             processes.wait_for_everyone()  # from here on, a signal to any process is handled
             if first:
@@ -133,7 +131,7 @@ def train(
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),
             },
-            fingerprint=fingerprint(sequences, fingerprint_logprobs(trainer, sequences), parent_logprobs),
+            fingerprint=fingerprint(probes, candidate_logprobs(trainer, probes), parent_logprobs),
         )
         state = trainer.gather_weights()
         if first:

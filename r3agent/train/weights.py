@@ -1,13 +1,9 @@
-"""Loading the starting policy as a trainable model, and saving the trained one.
-
-The fingerprint, the logprobs of a few fixed sequences, is made here; it identifies a server's weights.
-"""
+"""Loading the starting policy as a trainable model, and saving the trained one."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,14 +20,9 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from r3agent.errors import ConfigError, TrainingError
-from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, FingerprintSequence
+from r3agent.errors import ConfigError
+from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR
 from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.row import Row
-
-MAX_SEQUENCES = 4
-MAX_TOKENS = 256
 
 
 def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
@@ -178,33 +169,3 @@ def _no_progress_bars() -> Generator[None]:
     finally:
         if enabled:
             transformers_logging.enable_progress_bar()
-
-
-# ---- the fingerprint ----
-
-
-def fingerprint_sequences(rows: Iterable[Row]) -> list[list[int]]:
-    """Take the prompt and completion of one row from each of the shortest groups."""
-    one_each = {row.group_id: [*row.prompt_ids_P, *row.completion_ids_T] for row in rows}
-    return [ids[:MAX_TOKENS] for ids in sorted(one_each.values(), key=len)[:MAX_SEQUENCES]]
-
-
-def fingerprint_logprobs(trainer: OfflineGRPOTrainer, sequences: Sequence[list[int]]) -> list[tuple[float, ...]]:
-    """Compute log p(token t | tokens before t) in each sequence under the current weights; 0.0 at position 0."""
-    return [(0.0, *logprobs) for logprobs in trainer.logprobs([(ids[:1], ids[1:]) for ids in sequences])]
-
-
-def fingerprint(
-    sequences: Sequence[list[int]], trained: Sequence[tuple[float, ...]], parent: Sequence[tuple[float, ...]]
-) -> tuple[FingerprintSequence, ...]:
-    """Make the fingerprint of the trained weights, together with that of their parent, for the card.
-
-    Raises:
-        TrainingError: the trained weights give logprobs that are not finite.
-    """
-    if not all(math.isfinite(logprob) for logprobs in trained for logprob in logprobs):
-        raise TrainingError("the trained weights give logprobs that are not finite; lower learning_rate")
-    return tuple(
-        FingerprintSequence(token_ids_T=tuple(ids), logprobs_T=new, parent_logprobs_T=old)
-        for ids, new, old in zip(sequences, trained, parent, strict=True)
-    )

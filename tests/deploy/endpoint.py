@@ -132,6 +132,8 @@ class Endpoint:
     """Does not say where its adapters are from."""
     no_logprobs: bool = False
     forces_nothing: bool = False
+    processed: bool = False
+    """Logprobs are those after the sampling masks, as with vLLM's `--logprobs-mode processed_logprobs`."""
     ignores_loads: bool = False
     """Says that an adapter or a checkpoint is loaded, and goes on as before."""
     answers_as: str | None = None
@@ -170,6 +172,7 @@ class Endpoint:
                 "/resume": lambda _: self.pause(False),
                 "/collective_rpc": self.reload,
                 "/update_weight_version": self.set_version,
+                "/weight_info": lambda _: (200, {"weight_version": self.weight_version}),
                 "/reset_prefix_cache": lambda _: (200, {"success": not self.holds_cache}),
             }
         return handlers[route](body) if route in handlers else (404, {"detail": "Not Found"})
@@ -202,6 +205,7 @@ class Endpoint:
         logprob = logprobs_of(self.adapters.get(model, self.weights), tokens)[-1]
         if self.mix_with is not None:
             logprob = (logprob + logprobs_of(self.mix_with, tokens)[-1]) / 2
+        logprob = 0.0 if self.processed else logprob
         logprob += self.noise * (-1) ** len(body["prompt"])
         choice = {
             "text": "",

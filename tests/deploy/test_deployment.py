@@ -185,6 +185,7 @@ def test_full_weights_are_read_in_place(run: Run, endpoint: Endpoint):
     assert endpoint.weights == run.weights("v0001")
     assert not endpoint.paused
     assert [c for c in endpoint.calls if "v1" not in c] == [
+        "/weight_info",
         "/pause?mode=wait",
         "/collective_rpc",
         "/reset_prefix_cache",
@@ -203,6 +204,8 @@ def test_weights_in_place_are_not_read_again(run: Run, endpoint: Endpoint):
     assert deploy("v0001", registry=run.registry, base_url=endpoint.url).strategy == "none"
     assert endpoint.calls.count("/collective_rpc") == 1
     assert endpoint.weight_version == "v0001"
+    endpoint.weight_version = "v0002"  # a version so near that it passes for v0001
+    assert deploy("v0001", registry=run.registry, base_url=endpoint.url).strategy == "reload"
 
 
 def test_full_weights_are_loaded_in_turn_to_compare_them(run: Run, endpoint: Endpoint):

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
 from r3agent.deploy import DeployConfig, deploy, load_version, rollback
+from r3agent.deploy.fingerprint import measure
+from r3agent.deploy.server import Server
 from r3agent.errors import DeployError
+from r3agent.records.trajectory import Trajectory
 from r3agent.serve import ServerProcess
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.store.registry import Registry
+from r3agent.train import PolicyStart, TrainConfig, train
 from tests.deploy.trained import Trained, tiny_base
+from tests.train import recorded
 
 
 def unload(server: ServerProcess, name: str) -> None:
@@ -113,3 +120,36 @@ def test_full_weights_are_swapped_in_place_and_put_back(trained: Trained, server
     assert again.fingerprint is not None
     assert again.fingerprint.gap < 1e-4
     assert rollback(**where).strategy == "reload"
+
+
+@pytest.fixture(scope="module")
+def collections() -> list[list[Trajectory]]:
+    """Two collections by the bundled policy, with prompts of over 300 tokens."""
+    tokenizer, model = AutoTokenizer.from_pretrained(BUNDLED_DIR), recorded.load(BUNDLED_DIR)
+    prefix = tokenizer("3 + 4 * 5 = 23\n" * 45, add_special_tokens=False)["input_ids"]
+    assert len(prefix) > 300
+    long = {"prefix": prefix, "sampled": 24}
+    return [recorded.record(model, tokenizer, [[1, 0]] * 4, seed=seed, **long) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("lora", "float32"), ("full", "bfloat16")])
+def test_one_small_step_after_long_prompts_is_told_from_none(
+    method: str, dtype: str, collections: list[list[Trajectory]], tmp_path: Path
+):
+    """The noise of bfloat16 is a third of the change of the trained tokens, and as large as that of other tokens."""
+    registry = Registry(tmp_path / "run")
+    start = PolicyStart.of(registry.add_base("bundled", str(BUNDLED_DIR)), registry.version_dir("v0000"))
+    versions = ["v0001", "v0002"]
+    for version, episodes in zip(versions, collections, strict=True):
+        config = TrainConfig.model_validate({"learning_rate": 1e-5, "method": method})
+        card = train(episodes, start=start, version=version, out_dir=registry.version_dir(version), config=config)
+        assert card.metrics["steps"] == 1
+    options, log = ["--threads", "1", "--dtype", dtype], tmp_path / "server.log"
+    with ServerProcess(BUNDLED_DIR, name="bundled", log_path=log, options=options) as server:
+        for version in versions:
+            with Server(server.base_url) as client:
+                before = measure(client, "bundled", registry.card(version).fingerprint)
+            found = load_version(version, registry=registry, base_url=server.base_url).fingerprint
+            assert found is not None
+            assert (before.verdict, found.verdict) == ("old", "arrived"), (before, found)
+            load_version("v0000", registry=registry, base_url=server.base_url)

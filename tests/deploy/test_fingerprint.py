@@ -88,6 +88,21 @@ def test_logprobs_that_are_no_numbers_are_not_right(endpoint: Endpoint, tmp_path
         check(server, "tiny", fingerprint(endpoint.weights, save_model(tmp_path / "old", seed=1)))
 
 
+def test_logprobs_after_the_sampling_masks_are_named(endpoint: Endpoint, tmp_path: Path):
+    endpoint.processed = True
+    says = "every token is 0, .* start vLLM with --logprobs-mode raw_logprobs"
+    with Server(endpoint.url) as server, pytest.raises(DeployError, match=says):
+        check(server, "tiny", fingerprint(endpoint.weights, save_model(tmp_path / "old", seed=1)))
+
+
+def test_only_the_named_positions_are_measured(endpoint: Endpoint, tmp_path: Path):
+    old = save_model(tmp_path / "old", seed=1)
+    named = [s.model_copy(update={"positions_K": (2, 4)}) for s in fingerprint(endpoint.weights, old)]
+    with Server(endpoint.url) as server:
+        assert check(server, "tiny", named).n_tokens == 2 * len(TOKENS)
+    assert endpoint.calls.count("/v1/completions") == 2 * len(TOKENS)
+
+
 def test_base_is_recognised_by_the_card_of_a_child(run: Run):
     assert fingerprint_of(run.registry, "v0000") == ()
     run.train("lora", seed=1)

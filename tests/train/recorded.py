@@ -58,6 +58,8 @@ def record(
     blind: Sequence[int] = (),
     first: Sequence[int] = (),
     one_task: bool = False,
+    prefix: Sequence[int] = (),
+    sampled: int = 0,
     seed: int = 0,
     **fields: Any,
 ) -> list[Trajectory]:
@@ -71,10 +73,12 @@ def record(
         blind: outcomes of blind retries of every failed attempt.
         first: outcomes of the attempts, where they are not all failures.
         one_task: the episodes are samples of one task.
+        prefix: tokens before every prompt.
+        sampled: number of tokens to sample from the model, in place of random ones.
         fields: what to set on every reflection.
     """
     rng = random.Random(seed)
-    recorder = _Recorder(model, tokenizer, random.Random(seed + 1))
+    recorder = _Recorder(model, tokenizer, random.Random(seed + 1), prefix, sampled)
     task: Task | None = None
     episodes: list[Trajectory] = []
     for number, reflected in enumerate(outcomes):
@@ -101,16 +105,27 @@ def record(
 class _Recorder:
     """Gives a span the tokens that the model would have been asked with, random ones as sampled, and their logprobs."""
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
-        self.model, self.tokenizer, self.rng = model, tokenizer, rng
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        rng: random.Random,
+        prefix: Sequence[int],
+        sampled: int,
+    ) -> None:
+        self.model, self.tokenizer, self.rng, self.prefix, self.sampled = model, tokenizer, rng, prefix, sampled
 
     def __call__(self, task: Task, path: Sequence[Span], rng: random.Random | None = None) -> Span:
         """The last span of the path, recorded."""
         span, rng = path[-1], rng or self.rng
         messages = Trajectory(task=task, spans=tuple(path)).prompt(span)
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = [*self.prefix, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         completion = [*(rng.randrange(7, 100) for _ in range(rng.randint(1, 6))), self.tokenizer.eos_token_id]
+        if self.sampled:
+            torch.manual_seed(rng.randrange(2**32))
+            limits = {"min_new_tokens": self.sampled, "max_new_tokens": self.sampled, "do_sample": True, "top_k": 0}
+            completion = self.model.generate(torch.tensor([prompt]), **limits)[0, len(prompt) :].tolist()
         tokens = {
             "prompt_token_ids": tuple(prompt),
             "token_ids": tuple(completion),

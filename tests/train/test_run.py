@@ -152,13 +152,27 @@ def test_the_card_tells_how_to_recognise_the_weights(
     assert card.metrics["rows"]["rows"] == 8
     assert card.metrics["steps"] == 4
     assert {"loss", "grad_norm", "kl", "entropy"} <= card.metrics["train"].keys()
-    assert len(card.fingerprint) == 3
+    assert len(card.fingerprint) == 3  # one of each group
     old, new = recorded.load(start.model), trained(start, tmp_path / "v0001")
     for sequence in card.fingerprint:
         ids = sequence.token_ids_T
         assert sequence.logprobs_T == pytest.approx([0.0, *recorded.logprobs(new, ids[:1], ids[1:])], abs=1e-4)
         assert sequence.parent_logprobs_T == pytest.approx([0.0, *recorded.logprobs(old, ids[:1], ids[1:])], abs=1e-4)
         assert sequence.logprobs_T != pytest.approx(sequence.parent_logprobs_T, abs=1e-2)
+
+
+def test_the_fingerprint_measures_trained_tokens_however_long_the_prompt_is(
+    record: Record, start: PolicyStart, tmp_path: Path
+) -> None:
+    trajectories = record([[1, 0]] * 6, prefix=[9, 14] * 160)
+    card = run(trajectories, start, tmp_path / "v0001", epochs=1)
+    rows, _ = build_rows(trajectories, config=TrainConfig(), version="v0000")
+    whole = {(*row.prompt_ids_P[-256:], *row.completion_ids_T): len(row.completion_ids_T) for row in rows}
+    assert len(card.fingerprint) == 4
+    for sequence in card.fingerprint:
+        assert sequence.parent_logprobs_T is not None
+        trained_K = range(len(sequence.token_ids_T) - whole[sequence.token_ids_T], len(sequence.token_ids_T))
+        assert sequence.positions_K == tuple(trained_K)
 
 
 def test_progress_is_reported_in_order_and_nothing_is_printed(
