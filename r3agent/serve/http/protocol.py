@@ -14,24 +14,22 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from r3agent._util.messages import explain, shorten
+from r3agent.records.sampling import GRAMMARS, UNCHANGED
 from r3agent.serve.errors import APIError
 
+IMPLEMENTED = ("temperature", "top_p", "allowed_token_ids")
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("guided_choice", "guided_grammar", "guided_json", "guided_regex", "structured_outputs"), ()),
-    **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs"), ()),
+    **{field: values for field, values in UNCHANGED.items() if field not in IMPLEMENTED},
+    **dict.fromkeys((*GRAMMARS, "chat_template", "prompt_embeds", "prompt_logprobs"), ()),
     **dict.fromkeys(("reasoning_effort", "truncate_prompt_tokens"), ()),
-    **dict.fromkeys(("echo", "include_stop_str_in_output"), (False,)),
-    **dict.fromkeys(("return_tokens_as_token_ids", "use_beam_search"), (False,)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_p", "min_tokens"), (0,)),
-    **dict.fromkeys(("best_of", "repetition_penalty"), (1,)),
-    **dict.fromkeys(("bad_words", "documents", "functions", "logprob_token_ids", "stop_token_ids"), ([],)),
+    **dict.fromkeys(("echo", "include_stop_str_in_output", "return_tokens_as_token_ids"), (False,)),
+    **dict.fromkeys(("documents", "functions", "logprob_token_ids", "stop_token_ids"), ([],)),
     "function_call": ("none", "auto"),
-    "logit_bias": ({},),
     "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
-    "top_k": (0, -1),
 }
 """Fields that would change the result, with the values (besides `null`) that leave it unchanged."""
 
