@@ -24,7 +24,7 @@ from r3agent._util.aio import run_sync
 from r3agent._util.messages import shorten
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.nodes import Nodes, Streamer, Update
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, begin, merge_spans, proceed
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, begin, hashes, merge_spans, proceed
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
@@ -122,9 +122,11 @@ class AsyncNode(AsyncStep[Update]):
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> Update:
         identify = begin if self._step is Nodes.attempt else proceed
         own = identify(state, config.get("metadata", {}))
-        known: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
-        update = await super()._run(known, config)
-        return {**update, **own, "spans": [*own["spans"], *update["spans"]]}
+        seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
+        update = await super()._run(seen, config)
+        spans = [*own["spans"], *update["spans"]]
+        known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
+        return {**update, "lineage": {**own["lineage"], "spans": known}, "spans": spans}
 
 
 def _check_collaborators(policy: object, verifier: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias
+from zlib import crc32
 
 import orjson
 from pydantic import ValidationError
@@ -22,45 +23,29 @@ Json: TypeAlias = dict[str, Any]
 EDITED = "edited: its tokens are not those of its conversation as recorded"
 """Note of a span whose answer or prompt was edited in the state of the graph."""
 
+NO_TOKENS: Json = {
+    **dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs")),
+    "capability": "eval-only",
+    "capability_note": EDITED,
+}
+"""Fields of such a span."""
+
 
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
     """Merge spans by `span_id`: fields of the right one win, and the order of first appearance is kept.
 
-    Applying a node's update again, in a retried node or a resumed thread, changes nothing. Nodes add spans and
-    verdicts; any other change is an edit by the application. An edited span, and those sampled after it, lose their
-    tokens and become `eval-only`; verdict and finish reason of an answer that was edited are removed unless edited too.
+    Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span.
 
     Raises:
-        ConfigError: an edit is not a list of objects with a `span_id`.
+        ConfigError: an application's edit has a span without an id.
     """
     merged = {span["span_id"]: span for span in left}
-    edited: set[str] = set()
     for span in right:
         span_id = span.get("span_id") if isinstance(span, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if not isinstance(span_id, str):
             raise ConfigError(f"spans: {shorten(span)} has no span_id; give the id of the span to edit, or a new one")
-        before = merged.get(span_id, {})
-        merged[span_id] = {**before, **span}
-        if before.get("capability_note") == EDITED:
-            merged[span_id] = _graded_down(merged[span_id])
-        changed = {key for key, value in span.items() if key in before and not _is_same(before[key], value)}
-        if changed & {"text", "reasoning", "tool_calls"}:
-            merged[span_id].update(dict.fromkeys({"verdict", "finish_reason"} & before.keys() - changed))
-        if changed - {"verdict", "capability", "capability_note"}:
-            edited.add(span_id)
-    for span in left:
-        if span.get("parent_id") in edited:
-            edited.add(span["span_id"])
-    return [_graded_down(span) if span["span_id"] in edited else span for span in merged.values()]
-
-
-def _is_same(before: Any, after: Any) -> bool:
-    return before == after or orjson.dumps(before, default=str) == orjson.dumps(after, default=str)  # a tuple is a list
-
-
-def _graded_down(span: Json) -> Json:
-    gone = dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs"))
-    return {**span, **gone, "capability": "eval-only", "capability_note": EDITED}
+        merged[span_id] = {**merged.get(span_id, {}), **span}
+    return list(merged.values())
 
 
 class EpisodeInput(TypedDict):
@@ -92,6 +77,8 @@ class Lineage(TypedDict):
     """Hash of the task."""
     asked: str
     """Hash of the part of the task that the policy sees."""
+    spans: dict[str, list[str]]
+    """Hashes of each span's answer, prompt and verdict, as the nodes left them."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
@@ -151,41 +138,66 @@ def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
 
 
 def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
-    """Return the update by which a later node identifies its episode; a step that does not follow begins a branch.
+    """Return the update by which a later node identifies its episode, and takes account of edits.
 
-    If the task was edited, verdicts of the earlier one are removed, and spans sampled from another prompt lose their
-    tokens.
+    A step that does not follow the last one begins a branch. A span whose answer or prompt was edited, and those that
+    were already sampled after it, lose their tokens, and so do all spans if the policy's part of the task was edited. A
+    verdict on an edited answer is removed unless it was edited too, and so are all verdicts if the task was edited.
 
     Raises:
         ConfigError: there is no attempt yet, or the task is invalid.
     """
-    spans, step = _spans_of(state), metadata["langgraph_step"]
-    root = spans[0]["span_id"]
-    before = state.get("lineage")
-    if before is None or before["root"] not in (None, root):  # the application added the attempt
-        return {"lineage": {**_lineage(task_of(state), metadata), "root": root}, "spans": []}
-    if step == before["step"] + 1:
-        return {"lineage": {**before, "root": root, "step": step}, "spans": []}
-    lineage = _lineage(task_of(state), metadata)
-    parent_id = before["trajectory_id"] or root
-    # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.
-    key = f"{parent_id} {metadata['langgraph_checkpoint_ns']}"
-    lineage.update(root=root, trajectory_id=sha256(key.encode()).hexdigest()[:16], parent_id=parent_id)
-    if lineage["task"] == before["task"]:
+    spans, lineage, before = _spans_of(state), _lineage(task_of(state), metadata), state.get("lineage")
+    lineage["root"] = spans[0]["span_id"]
+    if before is None or before["root"] not in (None, lineage["root"]):  # the application added the attempt
         return {"lineage": lineage, "spans": []}
-    spans = [{**span, "verdict": None} for span in spans]
-    return {"lineage": lineage, "spans": spans if lineage["asked"] == before["asked"] else [*map(_graded_down, spans)]}
+    lineage.update(trajectory_id=before["trajectory_id"], parent_id=before["parent_id"], spans=before["spans"])
+    if lineage["step"] != before["step"] + 1:
+        parent_id = before["trajectory_id"] or lineage["root"]
+        # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.
+        key = f"{parent_id} {metadata['langgraph_checkpoint_ns']}"
+        lineage.update(trajectory_id=_hash(key), parent_id=parent_id)
+    is_other_task, is_other_prompt = (lineage[part] != before[part] for part in ("task", "asked"))
+    edited: dict[str, Json] = {}
+    for span in spans:
+        if (known := before["spans"].get(span["span_id"])) is None:  # the application added it
+            continue
+        now, change = hashes(span), Json()
+        is_answer_edited = now[0] != known[0]
+        if is_other_task or (is_answer_edited and now[2] == known[2]):
+            change["verdict"] = None
+        if is_answer_edited:
+            change["finish_reason"] = None
+        if is_other_prompt or now[:2] != known[:2] or NO_TOKENS.items() <= edited.get(span["parent_id"], {}).items():
+            change |= NO_TOKENS
+        if change:
+            edited[span["span_id"]] = {**span, **change}
+    return {"lineage": lineage, "spans": list(edited.values())}
+
+
+def hashes(span: Json) -> list[str]:
+    """Hash the answer, the prompt and the verdict of a span; a short hash, because every node hashes every span."""
+    parts = (
+        ("text", "reasoning", "tool_calls", "token_ids"),
+        ("parent_id", "request", "standalone"),
+        ("verdict",),
+    )
+    return [f"{crc32(orjson.dumps([span.get(name) for name in names], default=str)):08x}" for names in parts]
+
+
+def _hash(value: Any) -> str:
+    return sha256(orjson.dumps(value, default=str)).hexdigest()[:16]
 
 
 def _lineage(task: Task, metadata: Mapping[str, Any]) -> Lineage:
-    shown = orjson.dumps([task.messages, task.tools], default=str)
     return Lineage(
         root=None,
         trajectory_id=None,
         parent_id=None,
         step=metadata["langgraph_step"],
-        task=sha256(task.model_dump_json().encode()).hexdigest(),
-        asked=sha256(shown).hexdigest(),
+        task=_hash(task.model_dump(mode="json")),
+        asked=_hash([task.messages, task.tools]),
+        spans={},
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any, TypedDict
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
+from langgraph.types import Command, Overwrite
 
 from r3agent import ConfigError, Recorder, Sampling, Task, Trajectory, build_graph, groups, load
 from r3agent.testing import ScriptedPolicy
+from r3agent.verifiers import find_verifier
 from tests.episodes.episodes import FAILS_ONCE, INPUT, labels, on_thread, right, tree
 
 EXACT, EDITED = "trainable-exact", "eval-only"
@@ -144,6 +146,24 @@ async def test_edited_answer_is_judged_anew_and_not_trained_on(run: Any) -> None
     assert (span.capability, span.token_ids, span.logprobs) == (EDITED, None, None)
     assert "edited" in (span.capability_note or "")
     assert tree(output).parent_id == first.trajectory_id
+
+
+async def test_edited_answer_is_noticed_however_it_was_edited(run: Any) -> None:
+    app = graph(reflections=2)
+    first = tree(await run(app, "invoke", INPUT, on_thread()))
+    attempt, *rest = (span.model_dump(mode="json") for span in first.spans[:3])
+    whole = {"spans": Overwrite([{**attempt, "text": "right"}, *rest])}  # past the reducer
+    config = await run(app, "update_state", before(app, "retry"), whole)
+    spans = tree(await run(app, "invoke", None, config)).spans
+    assert [s.capability for s in spans] == [EDITED] * 3 + [EXACT] * 2
+    assert [s.passed for s in spans if s.label != "reflect"] == [True, False, False]
+
+    app = graph("wrong", find_verifier("person"), max_attempts=1)
+    await run(app, "invoke", INPUT, on_thread())
+    [attempt] = app.get_state(on_thread()).values["spans"]
+    command = Command(update={"spans": [{**attempt, "text": "right"}]}, resume=True)
+    [edited] = tree(await run(app, "invoke", command, on_thread())).spans
+    assert (edited.text, edited.passed, edited.capability) == ("right", True, EDITED)
 
 
 async def test_edited_span_grades_down_what_was_sampled_after_it(run: Any) -> None:
