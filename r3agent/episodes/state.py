@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias
+from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, cast
 from zlib import crc32
 
 import orjson
@@ -41,11 +41,16 @@ def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
     """
     merged = {span["span_id"]: span for span in left}
     for span in right:
-        span_id = span.get("span_id") if isinstance(span, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not isinstance(span_id, str):
-            raise ConfigError(f"spans: {shorten(span)} has no span_id; give the id of the span to edit, or a new one")
+        span_id = _id_of(span)
         merged[span_id] = {**merged.get(span_id, {}), **span}
     return list(merged.values())
+
+
+def _id_of(span: object) -> str:
+    span_id: object = cast(Json, span).get("span_id") if isinstance(span, dict) else None
+    if not isinstance(span_id, str):
+        raise ConfigError(f"spans: {shorten(span)} has no span_id; give the id of the span to edit, or a new one")
+    return span_id
 
 
 class EpisodeInput(TypedDict):
@@ -158,7 +163,7 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
         key = f"{parent_id} {metadata['langgraph_checkpoint_ns']}"
         lineage.update(trajectory_id=_hash(key), parent_id=parent_id)
     is_other_task, is_other_prompt = (lineage[part] != before[part] for part in ("task", "asked"))
-    edited: dict[str, Json] = {}
+    edited: dict[str | None, Json] = {}
     for span in spans:
         if (known := before["spans"].get(span["span_id"])) is None:  # the application added it
             continue
@@ -168,7 +173,11 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
             change["verdict"] = None
         if is_answer_edited:
             change["finish_reason"] = None
-        if is_other_prompt or now[:2] != known[:2] or NO_TOKENS.items() <= edited.get(span["parent_id"], {}).items():
+        if (
+            is_other_prompt
+            or now[:2] != known[:2]
+            or NO_TOKENS.items() <= edited.get(span.get("parent_id"), {}).items()
+        ):
             change |= NO_TOKENS
         if change:
             edited[span["span_id"]] = {**span, **change}
@@ -209,7 +218,7 @@ def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
 def _spans_of(state: EpisodeState) -> list[Json]:
     """Return the spans of the last episode of the thread."""
     spans = state.get("spans") or []
-    roots = [i for i, span in enumerate(spans) if span.get("label") == "attempt"]
+    roots = [i for i, span in enumerate(spans) if _id_of(span) and span.get("label") == "attempt"]
     if not roots:
         raise ConfigError("the state has no attempt: run the graph from its start, or add a span with that label")
     return spans[roots[-1] :]

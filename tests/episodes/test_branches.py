@@ -226,6 +226,8 @@ async def test_frontier_can_be_edited(run: Any) -> None:
     [
         ({"spans": [{"text": "x"}]}, "{'text': 'x'} has no span_id"),
         ({"spans": ["x"]}, "'x' has no span_id"),
+        ({"spans": Overwrite([{"label": "attempt"}])}, "{'label': 'attempt'} has no span_id"),
+        ({"spans": Overwrite([])}, "the state has no attempt"),
         ({"frontier": ["zz"]}, r"frontier = \['zz'\]: zz is no span of this episode"),
         ({"spans": [{"span_id": "new", "label": "retry", "text": "x"}]}, r"the state was edited: .*model"),
         ({"task": {"prompt": "x"}}, "unknown key 'task.prompt'"),
