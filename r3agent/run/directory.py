@@ -17,10 +17,10 @@ from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
-from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Task, Trajectory
+from r3agent.records.trajectory import HELD_OUT, SOURCE, Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
-from r3agent.run.split_guard import SplitGuard
+from r3agent.run.split_guard import SplitGuard, says_split
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import default_verifier, find_tasks, read_tasks
@@ -98,7 +98,7 @@ class RunDirectory:
                     f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
                     f"{CONFIG_FILE}, or collect into another directory with --run"
                 )
-        if any(SPLIT not in t.metadata for t in trajectories):
+        if not all(map(says_split, trajectories)):
             self._find_frozen_tasks()
         return self._split_guard.with_splits(trajectories)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import HELD_OUT, SPLIT, Message, Task, Trajectory
 from r3agent.store.shards import shards
-from r3agent.tasks.splits import APART, split_of
+from r3agent.tasks.splits import APART, Split, split_of
 
 
 class SplitGuard:
@@ -54,7 +54,7 @@ class SplitGuard:
         It is the split from which the run drew a task of the same id or the same prompt, the one that is held out if
         there are two, or else that of the id.
         """
-        return [self._with_split(t) if t.metadata.get(SPLIT) not in (*APART, "all") else t for t in trajectories]
+        return [t if says_split(t) else self._with_split(t) for t in trajectories]
 
     def _with_split(self, trajectory: Trajectory) -> Trajectory:
         task, drawn = trajectory.task, self._read()
@@ -72,6 +72,11 @@ class SplitGuard:
                         self._drawn[task["id"]] = split
                         _note_prompt(self._drawn, task["messages"], split)
         return self._drawn
+
+
+def says_split(trajectory: Trajectory) -> bool:
+    """Return True if the record says which split its task was drawn from."""
+    return trajectory.metadata.get(SPLIT) in get_args(Split)
 
 
 def _note_prompt(drawn: dict[str, str], messages: Sequence[Message], split: str) -> None:

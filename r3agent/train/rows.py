@@ -137,6 +137,9 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
     """Make rows without advantages; add reflections that leak the answer to `leaked`, and treat them as configured."""
     config = make_row.config
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
+        if trajectory.has_steps(span):  # the verdict is on all steps, of which this is one
+            yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "several_steps")
+            continue
         if group.label == "reflect" and leaks(trajectory, span):
             leaked.add((trajectory.trajectory_id, span.span_id))
             if config.leak == "drop":
