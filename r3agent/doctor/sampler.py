@@ -188,7 +188,12 @@ def _spread(completions: Sequence[Sequence[Mapping[str, Any]]]) -> float:
 def _tokens(result: Completion) -> list[list[dict[str, Any]]]:
     """Return the tokens of each completion, with their logprobs; completions without them are left out."""
     contents = ((choice.get("logprobs") or {}).get("content") for choice in result.body["choices"])
-    return [content for content in contents if content and all("token" in entry for entry in content)]
+    return [content for content in contents if content and all(map(_is_whole, content))]
+
+
+def _is_whole(entry: Mapping[str, Any]) -> bool:
+    tokens = [entry, *(entry.get("top_logprobs") or ())]
+    return all("token" in token and isinstance(token.get("logprob"), int | float) for token in tokens)
 
 
 def _log_sum(values: Iterable[float]) -> float:

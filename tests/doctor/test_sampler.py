@@ -61,3 +61,17 @@ async def test_processed_logprobs_are_recognised() -> None:
     assert statuses(diagnosis) == ["yes", "yes", "no"]
     assert "--logprobs-mode raw_logprobs" in report(diagnosis)
     assert statuses(await diagnosed(processed=True, defaults={"top_k": 3}))[:2] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("entry", [{"token": "a"}, {"logprob": -1.0}, {"token": "a", "logprob": None}])
+async def test_likely_tokens_that_are_not_whole_prove_nothing(entry: dict[str, Any]) -> None:
+    class Broken(SamplingServer):
+        def choice(self, index: int, asked: dict[str, Any]) -> dict[str, Any]:
+            choice = super().choice(index, asked)
+            for token in choice["logprobs"]["content"]:
+                token["top_logprobs"] = [entry]
+            return choice
+
+    with JsonServer(Broken()) as server:
+        diagnosis = await diagnose(server.url)
+    assert (statuses(diagnosis), diagnosis.tier) == (["unknown"] * 3, "trainable-exact")
