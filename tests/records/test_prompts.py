@@ -134,6 +134,7 @@ def test_what_each_prompt_may_name_is_what_it_is_given() -> None:
 
 def test_init_writes_the_prompts_that_count_and_they_can_be_edited(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {"prompts.retry_prompt": "Again: {{ reflection }}"})
+    run.write_config()
     written = load_config(tmp_path / "run" / "r3.toml", {}).prompts
     assert written == run.config.prompts
     assert (written.reflect_prompt, written.retry_prompt) == (REFLECT, "Again: {{ reflection }}")

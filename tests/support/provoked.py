@@ -113,7 +113,7 @@ def verb(words: Sequence[str]) -> None:
 
 
 def of_another_task(directory: Path) -> None:
-    Run(directory, {"task.source": "countdown", "task.verifier": "exact"})
+    Run(directory, {"task.source": "countdown", "task.verifier": "exact"}).write_config()
     Run(directory, {"task.source": "other.jsonl"})
 
 
