@@ -23,7 +23,7 @@ from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard, says_split
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
-from r3agent.tasks import default_verifier, find_tasks, read_tasks
+from r3agent.tasks import default_verifier, find_tasks, is_finite, read_tasks
 from r3agent.verifiers import KINDS, find_verifier
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,8 @@ class RunDirectory:
 
     def _find_frozen_tasks(self) -> None:
         """Draw the tasks that are held out, so that recorded ones among them are found by their prompts."""
-        task, n, seed = self.config.task, self.config.eval.n, self.config.eval.seed
+        task, seed = self.config.task, self.config.eval.seed
+        n = None if is_finite(task.source) else self.config.eval.n  # every gate draws other tasks
         for split in HELD_OUT:
             with suppress(ConfigError):  # the source has no such split
                 self._split_guard.check(find_tasks(task.source, n, seed=seed, split=split, **task.params), split)

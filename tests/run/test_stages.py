@@ -386,7 +386,7 @@ def test_a_recorded_prompt_of_a_frozen_task_is_held_out(run: Run) -> None:
     run.collect()
     frozen = {split: run.draw_tasks(N_TASKS, split=split, seed=0) for split in ("train", "test")}
     recorded(run, *({"messages": task.messages} for tasks in frozen.values() for task in tasks))
-    for opened in (run, reopened(run)):
+    for opened in (run, reopened(run), reopened(run, eval__n=1)):
         by_prompt = {t.task.messages[0]["content"]: t.metadata["split"] for t in opened.trajectories()}
         expected = {task.messages[0]["content"]: split for split, tasks in frozen.items() for task in tasks}
         assert by_prompt == expected
