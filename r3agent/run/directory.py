@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ class RunDirectory:
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
         self._split_guard = SplitGuard(self.directory)
+        self._warned: set[str] = set()
         if not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
 
@@ -104,11 +104,12 @@ class RunDirectory:
 
     def _find_frozen_tasks(self) -> None:
         """Draw the tasks that are held out, so that recorded ones among them are found by their prompts."""
-        task, seed = self.config.task, self.config.eval.seed
-        n = None if is_finite(task.source) else self.config.eval.n  # every gate draws other tasks
+        task, seed, finite = self.config.task, self.config.eval.seed, is_finite(self.config.task.source)
+        n = None if finite else self.config.eval.n  # every gate draws other tasks
+        drawn = (self.config.gate.split, self.config.eval.split)
         for split in HELD_OUT:
-            with suppress(ConfigError):  # the source has no such split
-                self._split_guard.check(find_tasks(task.source, n, seed=seed, split=split, **task.params), split)
+            if finite or split in drawn:  # a user's own source may have no other
+                self._split_guard.check(read_tasks(task.source, n, seed=seed, split=split, **task.params), split)
 
     def episode_digest(self) -> str:
         """Hash the settings that an episode depends on, besides its task and its policy."""
@@ -127,7 +128,7 @@ class RunDirectory:
         task = self.config.task
         tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
         if n is not None and len(tasks) < n:
-            logger.warning("%d of %d tasks: split %s of %s has no more", len(tasks), n, split, task.source)
+            self._warn_once(f"{len(tasks)} of {n} tasks: split {split} of {task.source} has no more")
         self._split_guard.check(tasks, split)
         return tasks
 
@@ -142,6 +143,12 @@ class RunDirectory:
 
     def write_config(self) -> None:
         write_atomically(self.config_file, to_toml(self.config))
+
+    def _warn_once(self, message: str) -> None:
+        """Warn, unless an earlier draw did: each comparison draws its tasks several times."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     def _check_server(self) -> None:
         """Request one token, so that a mistyped URL or model is not stored."""

@@ -65,7 +65,10 @@ def find_tasks(
     """
     tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
     if not tasks:
-        raise ConfigError(f"task source {source!r} holds no task in split {split!r}, one of train, gate, test, all")
+        settings = f" with {params}" if params else ""
+        raise ConfigError(
+            f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all"
+        )
     return tasks
 
 

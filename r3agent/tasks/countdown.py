@@ -58,7 +58,7 @@ def generate(
     max_number: int = 10,
     max_target: int = 60,
 ) -> Iterator[Task]:
-    """Yield `n` distinct solvable problems.
+    """Yield `n` distinct solvable problems, or all that the settings allow.
 
     Args:
         numbers: how many numbers a problem has.
@@ -66,7 +66,7 @@ def generate(
         max_target: largest target; the smallest is 1.
 
     Raises:
-        ConfigError: as `distinct`, or the settings allow no problem.
+        ConfigError: as `distinct`, or a setting is too small.
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
@@ -77,7 +77,6 @@ def generate(
         split=split,
         max_fruitless=MAX_FRUITLESS,
         source="countdown",
-        settings=f"{numbers=}, {max_number=}, {max_target=}",
     )
 
 

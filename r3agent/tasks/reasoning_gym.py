@@ -33,7 +33,7 @@ GENERATION_S = 600.0
 def generate(
     n: int | None, /, *, seed: int = 0, split: Split = "train", name: str, suffix: str = SUFFIX, **params: Any
 ) -> Iterator[Task]:
-    """Yield `n` distinct problems of a generator; entries whose own answer does not pass its scorer are left out.
+    """Yield up to `n` distinct problems of a generator, without those whose own answer does not pass its scorer.
 
     Args:
         name: name of the generator.
@@ -45,8 +45,7 @@ def generate(
     """
     require_installed("reasoning_gym", "reasoning-gym")
     problems = (_task(name, params, entry, suffix) for entry in _entries(name, params, seed))
-    source, settings = f"reasoning-gym:{name}", str(params)
-    return distinct(problems, n, split=split, max_fruitless=MAX_FRUITLESS, source=source, settings=settings)
+    return distinct(problems, n, split=split, max_fruitless=MAX_FRUITLESS, source=f"reasoning-gym:{name}")
 
 
 def _entries(name: str, params: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:

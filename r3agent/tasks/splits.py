@@ -53,18 +53,16 @@ def draw(tasks: Iterable[T], n: int | None, *, seed: int, split: str) -> list[T]
     return in_split if n >= len(in_split) else random.Random(seed).sample(in_split, n)
 
 
-def distinct(
-    made: Iterator[T | None], n: int | None, *, split: str, max_fruitless: int, source: str, settings: str
-) -> Iterator[T]:
-    """Yield the first `n` distinct tasks of the split from a generator that repeats itself.
+def distinct(made: Iterator[T | None], n: int | None, *, split: str, max_fruitless: int, source: str) -> Iterator[T]:
+    """Yield the first `n` distinct tasks of the split from a generator that repeats itself, or all that it makes.
 
     Args:
         made: endless tasks, with `None` for an unusable one.
         max_fruitless: number of consecutive items without a new task after which the tasks count as exhausted.
-        source, settings: name and settings of the generator, for messages.
+        source: name of the generator, for messages.
 
     Raises:
-        ConfigError: `n` is `None`, there is no such split, or it has fewer tasks.
+        ConfigError: `n` is `None`, or there is no such split.
     """
     if n is None:
         raise ConfigError(f"{source} is generated: say how many tasks with --n")
@@ -76,10 +74,7 @@ def distinct(
         fresh = (task for task in candidates if task and task.id not in seen and split in ("all", split_of(task.id)))
         task = next(fresh, None)
         if task is None:
-            raise ConfigError(
-                f"n = {n}: only about {len(seen)} distinct problems in split {split!r} of {source} with {settings}; "
-                "ask for fewer or change its params"
-            )
+            return
         seen.add(task.id)
         yield task
 

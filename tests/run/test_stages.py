@@ -17,6 +17,7 @@ from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
+from r3agent.tasks import find_tasks
 from r3agent.tasks.splits import split_of
 from r3agent.testing import ScriptedEndpoint
 from r3agent.train.rows import why_untrainable
@@ -517,6 +518,17 @@ def test_each_gate_draws_its_tasks_and_samples_the_champion_anew(run: Run, endpo
     assert first["tasks"] != second["tasks"]
     assert not first["seeds"] & second["seeds"]
     assert not (run.directory / "eval").exists()
+
+
+def test_a_generated_gate_split_with_few_tasks_is_used_whole(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {"task.verifier": "countdown", "task.params": {"numbers": 2, "max_number": 4}, "eval.split": "test"}
+    run = with_version(Run(tmp_path / "few", {**settings, "task.source": "countdown", **few, "eval.n": 50}))
+    gate = run.evaluate("v0000", "v0001", for_gate=True)
+    assert run.comparison("v0000", "v0001", for_gate=True) == gate
+    assert gate.baseline.n_tasks == len(find_tasks("countdown", 50, split="gate", seed=3, **run.config.task.params))
+    assert caplog.text.count(f"{gate.baseline.n_tasks} of 50 tasks: split gate of countdown has no more") == 1
 
 
 def test_a_gate_with_a_corrected_gold_answer_is_not_decided(run: Run, tasks: Path) -> None:

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
+from r3agent.tasks import find_tasks
 from r3agent.tasks.countdown import generate
 from r3agent.tasks.splits import Split, split_of
 from r3agent.verifiers.countdown import countdown
+
+SPLITS: tuple[Split, ...] = ("train", "gate", "test")
 
 
 def ids(n: int, **given: int | str) -> list[str]:
@@ -103,12 +106,13 @@ def test_prompt_shows_the_problem() -> None:
         assert "<answer> </answer>" in message["content"]
 
 
-def test_more_problems_than_there_are_is_refused_with_the_numbers() -> None:
-    with pytest.raises(
-        ConfigError, match=r"n = 500: only about \d+ distinct problems .* with numbers=2, max_number=3"
-    ) as error:
-        list(generate(500, numbers=2, max_number=3))
-    assert "ask for fewer or change its params" in str(error.value)
+def test_generate_yields_what_there_is() -> None:
+    few = {split: set(ids(500, split=split, numbers=2, max_number=4)) for split in SPLITS}
+    assert {task for tasks in few.values() for task in tasks} == set(ids(500, split="all", numbers=2, max_number=4))
+    assert few == {split: set(ids(500, seed=1, split=split, numbers=2, max_number=4)) for split in SPLITS}
+    assert all(0 < len(tasks) < 50 for tasks in few.values())
+    with pytest.raises(ConfigError, match=r"'max_number': 1\} holds no task in split 'gate'"):
+        find_tasks("countdown", 5, split="gate", numbers=2, max_number=1)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,12 @@ def test_prompt_is_the_question_and_a_suffix_that_does_not_make_another_problem(
     assert bare.gold == {"role": "assistant", "content": f"<answer>{bare.info['entry']['answer']}</answer>"}
 
 
+def test_a_generator_with_few_problems_yields_them_all() -> None:
+    few = [set(ids("count_bits", 50, seed=seed, split="all", min_n=1, max_n=4)) for seed in (0, 1)]
+    assert few[0] == few[1]
+    assert len(few[0]) == 4
+
+
 def test_the_verifier_is_reasoning_gym_s() -> None:
     assert default_verifier("reasoning-gym:gcd") == "reasoning_gym"
 
@@ -96,7 +102,7 @@ def test_the_verifier_is_reasoning_gym_s() -> None:
         ("gcd", 1, {"size": 3}, r"\['size'\] cannot be set"),
         ("gcd", 1, {"max_numbr": 3}, "argument 'max_numbr'; its settings are .*max_numbers"),
         ("gcd", 1, {"min_value": 9, "max_value": 3}, "'max_value': 3}: max_value must be > min_value"),
-        ("count_bits", 50, {"min_n": 1, "max_n": 4}, r"n = 50: only about \d distinct problems in split 'train'"),
+        ("count_bits", 50, {"min_n": 1, "max_n": 1, "split": "gate"}, r"'max_n': 1\} holds no task in split 'gate'"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(name: str, n: int | None, params: dict[str, Any], says: str) -> None:
