@@ -27,6 +27,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *((name, f"{share:.1%}") for name, share in shares.items() if share is not None),
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
         *((f"no whole answer: {reason}", f"{count} tries") for reason, count in summary.unfinished.items()),
+        *((f"not whole: {reason}", f"{count} reflections") for reason, count in summary.unfinished_reflections.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
         *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),

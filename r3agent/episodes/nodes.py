@@ -121,7 +121,8 @@ class Nodes:
         """Sample `n` children of `parent`.
 
         A conversation that the endpoint refuses for its text, or one after such a refusal, makes failed tries without
-        an answer: the policy's own text made it too long. Only if it is the task alone, the error passes through.
+        an answer: the policy's own text made it too long. Only if it is the task alone, the error passes through. A
+        reflection that was cut off before any answer makes such tries too: there is nothing to retry with.
         """
         messages, request = list(tree.task.messages), ()
         if parent is not None:
@@ -140,8 +141,11 @@ class Nodes:
             sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
         slots = SpanSlot.siblings(n, label, parent and parent.span_id)
         if parent is not None and parent.refused:
-            why = "so was its parent's"
+            why = f"{parent.finish_reason}: the conversation was refused: so was its parent's"
             return [_refused(slot, parent, request, sampling, str(parent.finish_reason), why) for slot in slots]
+        if parent is not None and parent.label == "reflect" and parent.unanswered:
+            why = f"no whole reflection: {parent.unfinished}"
+            return [_refused(slot, parent, request, sampling, "no_reflection", why) for slot in slots]
         sample: Sample = partial(
             self._policy_of(tree).sample,
             messages,
@@ -154,7 +158,8 @@ class Nodes:
         except ConversationError as error:
             if parent is None:
                 raise
-            return [_refused(slot, parent, request, sampling, error.finish_reason, str(error)) for slot in slots]
+            why = f"{error.finish_reason}: the conversation was refused: {error}"
+            return [_refused(slot, parent, request, sampling, error.finish_reason, why) for slot in slots]
         return [
             Span.model_validate(
                 {**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, "label": label, "request": request}
@@ -193,7 +198,7 @@ class Nodes:
 def _refused(
     slot: SpanSlot, parent: Span, request: Sequence[Message], sampling: Sampling | None, reason: str, why: str
 ) -> Span:
-    """Make the span of a generation that does not exist, because the endpoint refused the conversation."""
+    """Make the span of a generation that does not exist, and fail it if it is a try."""
     return Span(
         span_id=slot.span_id,
         parent_id=slot.parent_id,
@@ -206,7 +211,7 @@ def _refused(
         finish_reason=reason,
         completion_tokens=0,
         capability_note=f"no generation: {reason}",
-        verdict=Verdict.failed(f"{reason}: the conversation was refused: {why}") if slot.label == "retry" else None,
+        verdict=Verdict.failed(why) if slot.label == "retry" else None,
     )
 
 

@@ -47,6 +47,8 @@ class Evaluation(Record):
     errors_by_kind: dict[str, int]
     unfinished: dict[str, int] = {}
     """Tries without a whole answer, by reason, e.g. `length` for the token limit; they are failures in the cells."""
+    unfinished_reflections: dict[str, int] = {}
+    """Reflections that were cut off or refused, by reason."""
     noisy_verdicts: int = 0
     """Number of verdicts that may be wrong, such as an LLM judge's; the intervals above do not account for it."""
 
@@ -66,11 +68,11 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
     if not mixed:
         check_same_settings(trajectories)
     means = cell_means(trajectories)
-    errors = [error_of(t) for t in trajectories]
+    errors, spans = [error_of(t) for t in trajectories], [s for t in trajectories for s in t.spans]
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
     rates = {cell: rate(list(means[cell].values()), errors.count(None)) for cell in CELLS if means[cell]}
     return Evaluation(
-        policy=", ".join(sorted({s.policy_version or s.model for t in trajectories for s in t.spans})),
+        policy=", ".join(sorted({s.policy_version or s.model for s in spans})),
         n_tasks=len(error_means),
         n_episodes=len(trajectories),
         first_try=rates.get("first_try"),
@@ -82,10 +84,9 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
         equal_tokens=equal_tokens(t for t in trajectories if error_of(t) is None),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
-        unfinished=dict(
-            Counter(s.unfinished for t in trajectories for s in t.spans if s.label != "reflect" and s.unfinished)
-        ),
-        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for t in trajectories for s in t.spans),
+        unfinished=dict(Counter(s.unfinished for s in spans if s.label != "reflect" and s.unfinished)),
+        unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
+        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
     )
 
 

@@ -70,6 +70,7 @@ def _cell(value: Rate | Difference | None) -> str:
 def _counts(evaluation: Evaluation) -> str:
     noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
     unfinished = _by_kind("tries without a whole answer", evaluation.unfinished)
+    unfinished += _by_kind("reflections without a whole answer", evaluation.unfinished_reflections)
     errors = _by_kind("errors", evaluation.errors_by_kind)
     return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{unfinished}{errors}"
 

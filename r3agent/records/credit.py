@@ -96,7 +96,8 @@ def reward(
 ) -> float | None:
     """Compute the reward of a span; `None` without a verdict on it, on its retries or (`lift`) on the control.
 
-    The reward of a reflection is also `None` if a retry has several steps.
+    The reward of a reflection is also `None` if a retry has several steps. One that ended before any answer, e.g. cut
+    off within its thinking, earns as if every retry of it had failed: they did not read it.
 
     Source: in arXiv 2505.24726 the reward is the success of one retry, 0 or 1; with M retries this is their mean.
 
@@ -117,7 +118,7 @@ def reward(
     scores = [s for r in retries if (s := _own(r, "score" if source == "retry_score" else "success")) is not None]
     if not scores:
         return None
-    earned = 0.0 if leaked else fmean(scores)
+    earned = 0.0 if leaked or span.unanswered else fmean(scores)
     if source != "lift":
         return earned
     control = mean_success(blind)

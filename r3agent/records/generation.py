@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from r3agent.records.record import Record
 from r3agent.records.task import Message
-from r3agent.records.thinking import ReasoningField
+from r3agent.records.thinking import ReasoningField, split_thinking
 
 Capability: TypeAlias = Literal["trainable-exact", "trainable-retokenised", "eval-only"]
 """Use of a generation in training: its recorded tokens can be trained on, its re-tokenised text can, or neither."""
 
-Unfinished: TypeAlias = Literal["length", "content_filter", "context_overflow", "content_refused"]
-"""Reason why a generation is no whole answer: it was cut off at the token limit or by a content filter, or the endpoint
-refused the conversation, which was longer than the context or not to its content filter's liking."""
+Refused: TypeAlias = Literal["context_overflow", "content_refused", "no_reflection"]
+"""Reason why there is no generation: the endpoint refused the conversation, which was longer than the context or not to
+its content filter's liking; or a retry had no reflection to follow, because this ended within its thinking."""
+
+Unfinished: TypeAlias = Literal["length", "content_filter"] | Refused
+"""Reason why a generation is no whole answer: it was cut off at the token limit or by a content filter, or there is
+none."""
 
 LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
 """Finish reasons of servers for a completion that reached the token limit."""
@@ -74,7 +78,7 @@ class Generation(Record):
     sampling: dict[str, Any] = {}
     """Sampling settings of the request; those that it left out, or that are `None`, are the server's defaults."""
     finish_reason: str | None = None
-    """Reason in the endpoint's response; `context_overflow` or `content_refused` if it refused the conversation."""
+    """Reason in the endpoint's response, or the one of `Refused`."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     latency_s: float | None = None
@@ -98,7 +102,7 @@ class Generation(Record):
         reason = (self.finish_reason or "").lower()
         if reason in LENGTH:
             return "length"
-        if reason in ("content_filter", "context_overflow", "content_refused"):
+        if reason in ("content_filter", "context_overflow", "content_refused", "no_reflection"):
             return reason
         # vLLM reports tool_calls for a completion that was cut off after a tool call.
         limit = self.sampling.get("max_tokens")
@@ -107,8 +111,13 @@ class Generation(Record):
 
     @property
     def refused(self) -> bool:
-        """Return True if there is no generation, because the endpoint refused the conversation."""
-        return self.unfinished in ("context_overflow", "content_refused")
+        """Return True if there is no generation: the endpoint refused the conversation, or nobody asked it."""
+        return self.unfinished in get_args(Refused)
+
+    @property
+    def unanswered(self) -> bool:
+        """Return True if this ended before any answer: refused, or cut off within its thinking."""
+        return bool(self.unfinished) and not self.tool_calls and not split_thinking(self.text).answer.strip()
 
     @property
     def message(self) -> Message:

@@ -32,6 +32,8 @@ class CollectSummary(Record):
     """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
     unfinished: dict[str, int] = {}
     """Tries without a whole answer, by reason, e.g. `length` for the token limit or `context_overflow`."""
+    unfinished_reflections: dict[str, int] = {}
+    """Reflections that were cut off or refused, by reason; those that ended before any answer earn nothing."""
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
@@ -65,6 +67,7 @@ def summarise(
         retry_blind=mean_success(s for blind, s in retries if blind),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
         unfinished=dict(Counter(s.unfinished for s in spans if s.label != "reflect" and s.unfinished)),
+        unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
         groups=len(reflections),
         groups_with_variance=sum(group.has_variance for group in reflections),
         mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),

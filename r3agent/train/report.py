@@ -34,7 +34,8 @@ REMEDIES = {
     "blind_retries of at least 1",
     "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
     "refused": "the endpoint refused their conversation, which was too long or filtered: lower sampling.max_tokens, or "
-    "serve the model with a longer context",
+    "serve the model with a longer context; or their reflection was cut off within its thinking: raise max_tokens of "
+    "reflect_sampling",
     "reshaped": "they were not sampled as their logprobs say: collect with sampling.temperature = 1, top_p = 1 and "
     "without top_k, min_p, penalties, logit_bias or a grammar",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",

@@ -13,7 +13,7 @@ from r3agent.errors import ContentFilterError, ContextLengthError
 from r3agent.evaluate import evaluate
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.credit import groups, reward
-from r3agent.records.trajectory import Generation, Task, Trajectory
+from r3agent.records.trajectory import Generation, Task, Trajectory, Verdict
 from r3agent.store.trajectories import load
 from r3agent.testing import PROMPT_TOO_LONG, ScriptedEndpoint, ScriptedPolicy
 from r3agent.train import TrainConfig, credit_spans
@@ -170,3 +170,28 @@ async def test_a_truncated_reflection_is_judged_by_its_retry(tmp_path: Path) -> 
     policy = ScriptedPolicy({"attempt": "wrong", "reflect": cut("hm"), "retry": "right"})
     trajectory = await episode(tmp_path, policy, reflections=1)
     assert trajectory.passed
+    assert [reward(trajectory, s) for s in trajectory.spans if s.label == "reflect"] == [1.0]
+
+
+@pytest.mark.parametrize("thought", [cut("", reasoning="so the tables"), cut("<think>so the tables"), cut(" ")])
+async def test_a_reflection_cut_off_in_thought_earns_nothing(tmp_path: Path, thought: Generation) -> None:
+    policy = ScriptedPolicy(
+        {"attempt": "wrong", "reflect": [thought, "use tables"], "retry": "right", "blind_retry": "wrong"}
+    )
+    limits: dict[str, Any] = {"reflections": 2, "blind_retries": 1, "max_attempts": 3}
+    summary = await collect([TASK], policy=policy, verifier=accepts, out=tmp_path, **limits)
+    [trajectory] = load(tmp_path)
+    assert sorted(c.asked for c in policy.calls) == ["attempt", "blind_retry", "reflect", "retry"]
+    [group] = groups([trajectory])
+    assert group.rewards_G == (0.0, 1.0)
+    [retry] = trajectory.children(group.spans_G[0], "retry")
+    assert (retry.unfinished, retry.refused, retry.passed) == ("no_reflection", True, False)
+    assert retry.verdict is not None
+    assert retry.verdict.feedback == "no whole reflection: length"
+    for counted in (summary, evaluate([trajectory])):
+        assert (counted.unfinished, counted.unfinished_reflections) == ({"no_reflection": 1}, {"length": 1})
+
+    lucky = retry.model_copy(update={"finish_reason": "stop", "verdict": Verdict(passed=True, score=1.0)})
+    spans = tuple(lucky if span.span_id == retry.span_id else span for span in trajectory.spans)
+    [group] = groups([trajectory.changed(spans=spans)])  # another loop did ask for a retry
+    assert group.rewards_G == (0.0, 1.0)
