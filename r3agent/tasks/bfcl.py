@@ -18,7 +18,7 @@ import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.tasks.calling import Calls, check_calls, function, make_task, tool_name
+from r3agent.tasks.calling import Calls, function, make_task, tool_name
 from r3agent.tasks.splits import draw
 
 CATEGORIES = (
@@ -48,7 +48,6 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
     Raises:
         ConfigError: there is no such category, or `bfcl-eval` is not installed or has other files.
     """
-    check_calls(calls)
     if name in ("simple_java", "simple_javascript"):
         raise ConfigError(f"bfcl:{name}: arguments in the syntax of Java or JavaScript are not verified; take another")
     if name not in CATEGORIES:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
-from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 
 Calls: TypeAlias = Literal["native", "text"]
@@ -33,16 +32,6 @@ JSON_TYPES = {
     "dict": "object",
 }
 """JSON Schema types by the types in function documents; `any` has none."""
-
-
-def check_calls(calls: str) -> None:
-    """Check the format of functions.
-
-    Raises:
-        ConfigError: `calls` is neither `native` nor `text`.
-    """
-    if calls not in get_args(Calls):
-        raise ConfigError(f"{calls=}: functions are called in one of the ways {', '.join(get_args(Calls))}")
 
 
 def tool_name(name: str) -> str:

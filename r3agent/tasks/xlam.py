@@ -19,7 +19,7 @@ from pydantic import BaseModel, Json, TypeAdapter
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.tasks.calling import Calls, check_calls, function, make_task, tool_name
+from r3agent.tasks.calling import Calls, function, make_task, tool_name
 from r3agent.tasks.splits import draw
 
 KINDS = {
@@ -71,7 +71,6 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
     Raises:
         ConfigError: the file is missing, a line is not in the format, or two different lines have the same id.
     """
-    check_calls(calls)
     return draw(_tasks(name, calls), n, seed=seed, split=split)
 
 

@@ -104,7 +104,7 @@ def test_splits_and_draws_are_those_of_all_sources() -> None:
         ("bfcl:simple", {}, "no such category; use one of simple_python, multiple,"),
         ("bfcl:simple_java", {}, "Java or JavaScript are not verified"),
         ("bfcl:simple_javascript", {}, "Java or JavaScript are not verified"),
-        ("bfcl:multiple", {"calls": "xml"}, "calls='xml': functions are called in one of the ways native, text"),
+        ("bfcl:multiple", {"calls": "xml"}, r"task\.params\.calls = 'xml': Input should be 'native' or 'text'"),
     ],
 )
 def test_what_is_not_offered_is_refused(source: str, params: dict[str, Any], says: str) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from r3agent._util.wait import wait_until
 from r3agent.cli.main import main
-from r3agent.records.trajectory import Trajectory
+from r3agent.records.trajectory import SPLIT, Trajectory
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import TrajectoryWriter
@@ -42,7 +42,7 @@ def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
-            writer.append(trajectory)
+            writer.append(trajectory.changed(metadata={SPLIT: "train"}))
     return directory
 
 

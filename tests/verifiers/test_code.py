@@ -308,7 +308,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for settings, says in (
         ({"layers": ["seccomp"]}, "hold nothing"),
         ({"command": ["false"]}, "cannot run Python"),
-        ({"runner": "luck"}, "the runners are sandbox, container"),
+        ({"runner": "luck"}, r"runner = 'luck': Input should be 'sandbox' or 'container'"),
         ({"runner": "container", "command": ["python"]}, "give one of them"),
     ):
         with pytest.raises(ConfigError, match=says):
