@@ -54,6 +54,7 @@ async def collect(
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
     samples: int = 1,
+    first_sample: int = 0,
     concurrency: int = 64,
     rerun_errors: bool = True,
     metadata: dict[str, Any] | None = None,
@@ -71,6 +72,7 @@ async def collect(
         verifier_name: recorded with each trajectory.
         verifier_params: settings of the verifier.
         samples: episodes per task.
+        first_sample: index of the first of them; another one draws new episodes of the same tasks from the same policy.
         concurrency: maximum number of concurrent episodes.
         rerun_errors: run episodes that are stored with an error again. In an evaluation, drawing again only what failed
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
@@ -97,7 +99,7 @@ async def collect(
         "sampling": _attribute(policy, "sampling", Sampling),  # unless `config` replaces it
         **{name: value for name, value in config if value is not None},
     }
-    jobs = _jobs(tasks, samples, identity)
+    jobs = _jobs(tasks, range(first_sample, first_sample + samples), identity)
 
     prompts = [getattr(config, name) for name in EpisodePrompts.model_fields]
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **(metadata or {})}
@@ -178,7 +180,7 @@ async def run_episode(
     return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
 
 
-def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> dict[str, Job]:
+def _jobs(tasks: Iterable[Task], samples: range, identity: dict[str, Any]) -> dict[str, Job]:
     """Return the episodes to run by id, a hash of all that they depend on, by which a later collection finds them."""
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
@@ -186,11 +188,11 @@ def _jobs(tasks: Iterable[Task], samples: int, identity: dict[str, Any]) -> dict
         if task.id in seen:
             raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
         seen.add(task.id)
-        for sample in range(samples):
+        for sample in samples:
             key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
             jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
     if not jobs:
-        raise ConfigError(f"there is nothing to collect, with samples = {samples}; check --n and the task source")
+        raise ConfigError(f"there is nothing to collect, with samples = {len(samples)}; check --n and the task source")
     return jobs
 
 

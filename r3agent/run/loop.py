@@ -115,8 +115,9 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str) -> None:
     resume = run.registry.has_checkpoint(run.registry.next_version())
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
-        f"{round_}: {summary.episodes} episodes, first try {summary.first_try or 0:.1%}, retry after reflection "
-        f"{summary.retry_after_reflection or 0:.1%}; {training} on {summary.groups_with_variance} groups",
+        f"{round_}: {summary.episodes} episodes ({summary.resumed} stored before), "
+        f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}; "
+        f"{training} on {summary.groups_with_variance} groups",
         "" if resume else "train",  # a training that is resumed takes less than a whole one
     )
 

@@ -38,6 +38,10 @@ from r3agent.verifiers import close
 
 Progress = Callable[[int, int], None]
 
+ROUND_SAMPLES = 10_000
+"""Distance of the sample indices of two rounds, so that a round draws new episodes of a task, also with the same
+policy, and finds its own when it resumes."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -63,7 +67,7 @@ class Run(RunDirectory):
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
-        limits = settings.model_dump(exclude={"n"})
+        limits = {**settings.model_dump(exclude={"n"}), "first_sample": (round_ - 1) * ROUND_SAMPLES}
         with self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted

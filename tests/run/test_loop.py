@@ -64,7 +64,7 @@ class FakeRun:
     def collect(self, progress: Any, *, version: str) -> CollectSummary:
         with self._stage(f"collect with {version} for {self.registry.next_version()}"):
             progress(1, 1)
-            return summarise([])
+            return summarise([], resumed=3)
 
     def train(self, progress: Any, *, resume: bool, start: str) -> PolicyCard:
         version = self.registry.next_version()
@@ -149,6 +149,7 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
     ]
     # "" is estimated by none
     assert told.kinds == ["collect", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
+    assert "(3 stored before)" in told.stages[5]
     assert "; resuming the interrupted training on" in told.stages[5]
 
 

@@ -117,6 +117,20 @@ def test_the_live_version_is_the_one_that_is_sampled(run: Run, endpoint: Chattin
     }
 
 
+def test_each_round_draws_new_episodes_and_finds_its_own(run: Run, endpoint: ChattingEndpoint) -> None:
+    run = reopened(run, sampling__seed=5)
+    first = run.collect()
+    seeds = {chat.get("seed") for chat in endpoint.chats}
+    with_version(run)  # it does not pass the gate: v0000 samples again, the same tasks
+    endpoint.chats.clear()
+    second = run.collect()
+    assert (second.episodes, second.resumed, len(stored(run))) == (first.episodes, 0, 2 * first.episodes)
+    assert {chat.get("seed") for chat in endpoint.chats} & seeds <= {None}
+    assert reopened(run, sampling__seed=5).collect().resumed == second.episodes
+    more = reopened(run, sampling__seed=5, collect__samples=2).collect()
+    assert (more.episodes, more.resumed) == (2 * first.episodes, first.episodes)
+
+
 def test_a_file_has_the_settings_of_the_first_call_and_later_overrides_are_not_written(run: Run) -> None:
     assert load_config(run.directory / "r3.toml", {}) == run.config
     again = reopened(run, eval__n=3)
