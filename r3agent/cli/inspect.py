@@ -51,6 +51,7 @@ def inspect(
         trajectories,
         config=config.train,
         model=resolve_model(config.policy.base_model),
+        policies_dir=Registry(run).policies_dir,
     )
     return Output(inspection.model_dump(mode="json"), render(inspection))
 

@@ -19,6 +19,7 @@ from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
+from r3agent.train.lineage import lineage_of
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
@@ -31,7 +32,9 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     with ConsoleReporter() as reporter:
         summary = opened.collect(reporter.episodes)
     stored = opened.trajectories()
-    why_not = why_untrainable(stored, config=opened.config.train, version=opened.ensure_live().version)
+    live = opened.ensure_live().version
+    lineage = lineage_of(opened.registry.policies_dir, live)
+    why_not = why_untrainable(stored, config=opened.config.train, version=live, lineage=lineage)
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),

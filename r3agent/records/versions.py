@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from math import inf
 
 BASE = "v0000"
 PATTERN = r"v\d{4,}"
@@ -22,11 +24,22 @@ def version_number(version: str) -> int:
     return int(version[1:])
 
 
-def version_distance(one: str | None, other: str) -> int | None:
-    """Count the versions between two names; `None` if one of them is not a version."""
-    if one == other:
+def version_age(sampled: str | None, version: str, lineage: Sequence[str] | None = None) -> float | None:
+    """Count the generations from the version that sampled to `version`, e.g. 1 from its parent.
+
+    Args:
+        lineage: `version` and its ancestors, newest first; `None` if they are unknown: all older numbers.
+
+    Returns:
+        The count, infinity for a version that `version` does not descend from; `None` if one name is not a version.
+    """
+    if sampled == version:
         return 0
-    return abs(version_number(one) - version_number(other)) if one and is_version(one) and is_version(other) else None
+    if not sampled or not is_version(sampled) or not is_version(version):
+        return None
+    if lineage is not None:
+        return lineage.index(sampled) if sampled in lineage else inf
+    return n if (n := version_number(version) - version_number(sampled)) > 0 else inf
 
 
 def served_version(name: str) -> str | None:

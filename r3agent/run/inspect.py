@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from r3agent.errors import ConfigError
 from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, Verdict
 from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.train import TrainConfig, credit_spans
+from r3agent.train.lineage import lineage_of
 from r3agent.train.rows import stand_in
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
@@ -69,12 +71,15 @@ class Inspection(Record):
 
 
 def inspect_trajectory(
-    trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str
+    trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str, policies_dir: Path
 ) -> Inspection:
     """Inspect a trajectory, with credit under `config` among all `trajectories` and the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=version_number, default=BASE)
-    rows, dropped, leaked, _ = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
+    lineage, stand = lineage_of(policies_dir, version), stand_in(config)
+    rows, dropped, leaked, _ = credit_spans(
+        trajectories, config=config, version=version, lineage=lineage, retokenise=stand
+    )
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     credit = {row.span_id: row for row in own if row.label != "distill"}
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}

@@ -88,9 +88,10 @@ class TrainConfig(Record):
     (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
     these are not trained on."""
     max_staleness: int = Field(default=1, ge=0)
-    """Drop rows sampled by a policy more than this many versions away from the starting one. With 1, a training uses
-    the rows of the round before once more, although its start was trained on them; the report counts such rows as
-    repeated. With 0, every row is trained on once."""
+    """Drop rows sampled more than this many generations before the starting version: 1 is its parent, 2 the parent of
+    that. Rows of a version that it does not descend from, such as a rejected one, are always dropped. With 1, a
+    training uses the rows of the round before once more, although its start was trained on them; the report counts
+    such rows as repeated. With 0, every row is trained on once."""
     max_row_tokens: int = Field(default=4096, ge=2)
     """Drop rows with more tokens than this, prompt and completion together."""
     retokenise: Literal["refuse", "allow"] = "refuse"

@@ -40,6 +40,12 @@ def base_model(start: PolicyStart, policies_dir: Path) -> str | None:
     return start.model if start.adapter is not None or start.version == BASE else None
 
 
+def lineage_of(policies_dir: Path, version: str) -> list[str] | None:
+    """Return `version` and its ancestors, newest first, or `None` if `policies_dir` does not have its card."""
+    parents = [card.parent for card in ancestry(policies_dir, version)]
+    return [version, *filter(None, parents)] if parents else None
+
+
 def ancestry(policies_dir: Path, version: str | None) -> Iterator[PolicyCard]:
     """Read the cards of `version` and its ancestors, as far as they are in `policies_dir`."""
     while version is not None and (path := policies_dir / version / CARD_FILE).exists():

@@ -44,7 +44,8 @@ REMEDIES = {
     "tool_calls": "their tokens were not recorded, and a tool call cannot be tokenised again from its parsed form: "
     "collect from an endpoint that gives token ids",
     "empty": "they have no tokens: raise max_tokens when collecting",
-    "stale": "they are more than max_staleness versions from the starting policy: collect with it, or raise the limit",
+    "stale": "a version more than max_staleness generations before the starting one sampled them, or one that it does "
+    "not descend from: collect with it, or raise the limit",
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
@@ -94,7 +95,7 @@ class RowReport(Record):
     """Rows that the starting version or one of its ancestors was trained on already; `train.max_staleness = 0` leaves
     out those of earlier rounds."""
     ages: dict[str, int]
-    """Rows by the number of versions between the sampling and the starting policy, or `None`."""
+    """Rows by the number of generations from the sampling to the starting policy, or `None`."""
     settings: dict[str, int] = {}
     """Rows by the settings of their collection (prompts, sampling, task and verifier): a digest, or `None`."""
     temperatures: dict[str, int]
@@ -148,7 +149,13 @@ def _remedy(label: str, reasons: Counter[str]) -> str:
     return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"
 
 
-def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: TrainConfig, version: str) -> RowReport:
+def report_rows(
+    trajectories: Sequence[Trajectory],
+    credited: Credited,
+    config: TrainConfig,
+    version: str,
+    lineage: Sequence[str] | None = None,
+) -> RowReport:
     rows, dropped, leaked, zero_variance_groups = credited
     spans = dict.fromkeys(config.credit, 0)
     rewards: dict[CreditLabel, list[float]] = {}
@@ -185,7 +192,7 @@ def report_rows(trajectories: Sequence[Trajectory], credited: Credited, config: 
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
         doubtful=sum((row.trajectory_id, row.span_id) in doubtful for row in rows),
         truncated=sum(row.truncated for row in rows),
-        ages=Counter(str(versions.version_distance(row.policy_version, version)) for row in rows),
+        ages=Counter(str(versions.version_age(row.policy_version, version, lineage)) for row in rows),
         settings=Counter(settings[row.trajectory_id] for row in rows),
         temperatures=Counter(str(row.temperature) for row in rows),
         reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
@@ -227,7 +234,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
         "dropped: " + (_counted(dropped) or "none"),
         *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
         *([f"collected with {len(settings)} different settings: {_counted(settings)}"] if len(settings) > 1 else []),
-        "age in versions: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
+        "age in generations: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
         *([f"in {report['doubtful']} rows {DOUBT}"] if report.get("doubtful") else []),
         *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from r3agent.records import versions
@@ -66,6 +66,8 @@ class RowMaker(NamedTuple):
 
     config: TrainConfig
     version: str
+    lineage: Sequence[str] | None
+    """The version and its ancestors, newest first."""
     retokenise: Retokenise | None
 
     def __call__(
@@ -107,7 +109,7 @@ class RowMaker(NamedTuple):
         self, trajectory: Trajectory, span: Span, prompt_of: Span | None
     ) -> tuple[list[int], list[int], list[float] | None] | str:
         """Return prompt ids, completion ids and recorded logprobs, or the reason for dropping the span."""
-        age = versions.version_distance(span.policy_version, self.version)
+        age = versions.version_age(span.policy_version, self.version, self.lineage)
         if age is not None and age > self.config.max_staleness:
             return "stale"
         prompt_span = prompt_of or span

@@ -28,28 +28,34 @@ def build_rows(
     *,
     config: TrainConfig,
     version: str,
+    lineage: Sequence[str] | None = None,
     retokenise: Retokenise | None = None,
 ) -> tuple[list[Row], RowReport]:
     """Make the rows for training the policy `version`, with siblings adjacent, and a report of dropped spans.
 
     Args:
+        lineage: `version` and its ancestors, newest first, for `max_staleness`; `None` takes all older numbers for
+            ancestors. `r3agent.train.lineage.lineage_of` reads it from a run's `policies`.
         retokenise: tokenises spans without recorded tokens; `None` drops them.
 
     Raises:
         TrainingError: no row is left.
     """
     trajectories = list(trajectories)
-    credited = credit_spans(trajectories, config=config, version=version, retokenise=retokenise)
-    report = report_rows(trajectories, credited, config, version)
+    credited = credit_spans(trajectories, config=config, version=version, lineage=lineage, retokenise=retokenise)
+    report = report_rows(trajectories, credited, config, version, lineage)
     if not credited.rows:
         raise TrainingError(report.why_empty())
     return credited.rows, report
 
 
-def why_untrainable(trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str) -> str | None:
+def why_untrainable(
+    trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str, lineage: Sequence[str] | None = None
+) -> str | None:
     """Return the message of the error that `build_rows` would raise, or `None`, without tokenising."""
     trajectories = list(trajectories)
-    credited = credit_spans(trajectories, config=config, version=version, retokenise=stand_in(config))
+    stand = stand_in(config)
+    credited = credit_spans(trajectories, config=config, version=version, lineage=lineage, retokenise=stand)
     return None if credited.rows else report_rows(trajectories, credited, config, version).why_empty()
 
 
@@ -59,10 +65,15 @@ def stand_in(config: TrainConfig) -> Retokenise | None:
 
 
 def credit_spans(
-    trajectories: Sequence[Trajectory], *, config: TrainConfig, version: str, retokenise: Retokenise | None = None
+    trajectories: Sequence[Trajectory],
+    *,
+    config: TrainConfig,
+    version: str,
+    lineage: Sequence[str] | None = None,
+    retokenise: Retokenise | None = None,
 ) -> Credited:
     """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
-    make_row = RowMaker(config, version, retokenise)
+    make_row = RowMaker(config, version, lineage, retokenise)
     left_out = _left_out(trajectories)
     whole = [t for t in trajectories if t.trajectory_id not in left_out]
     dropped = list(_without_reward(trajectories, config, left_out))

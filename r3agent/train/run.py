@@ -25,7 +25,7 @@ from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.lineage import base_model, count_repeated, write_rows
+from r3agent.train.lineage import base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.tokenizer import Retokeniser
@@ -79,7 +79,10 @@ def train(
     with _growing(out_dir, checkpoints, first) as directory:
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
-        rows, report = build_rows(trajectories, config=config, version=start.version, retokenise=retokenise)
+        lineage = lineage_of(out_dir.parent, start.version)
+        rows, report = build_rows(
+            trajectories, config=config, version=start.version, lineage=lineage, retokenise=retokenise
+        )
         report = report.model_copy(update={"repeated": count_repeated(rows, out_dir.parent, start.version)})
         progress("rows", report.model_dump())
         checkpoints.bind(rows, config=config, start=start, processes=processes.num_processes, resume=resume)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent.records.versions import BASE, is_version, served_version, version_distance, version_name, version_number
+from r3agent.records.versions import BASE, is_version, served_version, version_age, version_name, version_number
 
 numbers = st.integers(0, 10**9)
 
@@ -23,12 +25,14 @@ def test_a_served_name_carries_its_version(number: int, name: str) -> None:
 
 
 @given(numbers, numbers)
-def test_distance_is_that_of_the_numbers(one: int, other: int) -> None:
-    assert (
-        version_distance(version_name(one), version_name(other))
-        == version_distance(version_name(other), version_name(one))
-        == abs(one - other)
-    )
+def test_age_without_a_lineage_is_that_of_the_numbers(one: int, other: int) -> None:
+    assert version_age(version_name(one), version_name(other)) == (other - one if other >= one else inf)
+
+
+def test_age_counts_generations_along_the_lineage() -> None:
+    lineage = ["v0005", "v0003", "v0000"]
+    ages = {sampled: version_age(sampled, "v0005", lineage) for sampled in map(version_name, range(7))}
+    assert ages == {"v0005": 0, "v0003": 1, "v0000": 2} | dict.fromkeys(("v0001", "v0002", "v0004", "v0006"), inf)
 
 
 def test_the_base_is_number_0() -> None:
@@ -48,6 +52,6 @@ def test_a_name_without_a_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("one", [None, "", "latest"])
-def test_what_is_no_version_is_at_no_distance(one: str | None) -> None:
-    assert version_distance(one, "v0001") is None
-    assert version_distance("latest", "latest") == 0
+def test_what_is_no_version_has_no_age(one: str | None) -> None:
+    assert version_age(one, "v0001") is None
+    assert version_age("latest", "latest") == 0

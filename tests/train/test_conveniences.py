@@ -64,7 +64,7 @@ def test_progress_line_renders_rows_mismatch_and_every_step(record: Record, star
     )
     assert lines[0] == (
         "8 rows in 3 groups; in 25% of all groups the siblings earned the same; dropped: zero_variance 2; "
-        "age in versions: 8 rows 0"
+        "age in generations: 8 rows 0"
     )
     assert lines[1].startswith("|recorded - recomputed| logprob: all rows mean ")
     assert lines[1].endswith("effective sample size 100% of the tokens; 8 rows scored")

@@ -100,6 +100,21 @@ def test_rows_that_an_ancestor_was_trained_on_are_counted(
     assert "before" not in lines[0]
 
 
+def test_rows_of_ancestors_alone_are_trained_on(record: Record, start: PolicyStart, policies: Path) -> None:
+    card = run(record(OUTCOMES), start, policies / "v0005", version="v0005", epochs=1)
+    by_version = [
+        t.model_copy(update={"trajectory_id": f"{version}-{t.trajectory_id}"})
+        for version in ("v0000", "v0001", "v0004", "v0005")
+        for t in record(OUTCOMES, policy_version=version)
+    ]
+    easy: dict[str, Any] = {"epochs": 1, "max_mismatch": 9, "min_ess": 0}
+    after = run(by_version, PolicyStart.of(card, policies / "v0005"), policies / "v0006", version="v0006", **easy)
+    assert after.metrics["rows"]["ages"] == {"1": 8, "0": 8}  # v0000 is the parent of v0005
+    beside = run(by_version, start, policies / "v0007", version="v0007", max_staleness=9, **easy)
+    assert beside.metrics["rows"]["ages"] == {"0": 8}
+    assert beside.metrics["rows"]["dropped"]["stale"] == 24
+
+
 # ---- resuming ----
 
 
