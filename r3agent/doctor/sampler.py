@@ -2,8 +2,9 @@
 
 A sampler with `top_k = 1` draws the same text 32 times and still reports that it had probability 0.5. The test is a
 bet: for each token, an alternative sampler's probability is divided by the reported one, and the product over all
-tokens is averaged over the alternatives. If the reported probabilities are right, the average exceeds 10,000 in at
-most one of 10,000 diagnoses, whatever the model and however long the completions are (Ville's inequality).
+tokens is averaged over the alternatives. If the reported probabilities are right, the average exceeds 20,000 in at
+most one of 20,000 tests, whatever the model and however long the completions are (Ville's inequality). A diagnosis has
+two such tests.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "Write a short story about anything you 
 N, TOP = 32, 20
 """Number of completions, and of most likely tokens to report with each token: the most that OpenAI and vLLM allow."""
 HOT = 2.0
-ENOUGH = math.log(10_000)
+ENOUGH = math.log(20_000)
 """Logarithm of the factor that convicts a sampler."""
 OTHERS = 100
 """Number of the other tokens, as if all of them were equally likely; only the power of the test depends on it."""
