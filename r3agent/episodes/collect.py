@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import Unpack
@@ -22,15 +22,13 @@ from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeC
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, R3Error, VerifierError
-from r3agent.policy import Policy, Sampling
+from r3agent.policy import Policy, sampling_of
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
 from r3agent.verifiers import Verifier
-
-T = TypeVar("T")
 
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
@@ -51,6 +49,7 @@ async def collect(
     out: str | Path,
     policy_name: str = "",
     version: str | None = None,
+    accept: Callable[[Trajectory], bool] = lambda _: True,
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
     samples: int = 1,
@@ -69,6 +68,7 @@ async def collect(
     Args:
         policy_name: served name with its version; default: the policy's `model`.
         version: policy version that all spans must have, or else a stored episode does not count as done; default: any.
+        accept: returns False for a stored episode that does not count as done; default: all do.
         verifier_name: recorded with each trajectory.
         verifier_params: settings of the verifier.
         samples: episodes per task.
@@ -88,25 +88,28 @@ async def collect(
         R3Error: the first episodes all ended with an error.
     """
     config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
+    config = config.model_copy(update={"sampling": config.sampling or sampling_of(policy)})
     graph = build_graph(policy=policy, verifier=verifier, **config.options()).compile()
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
-    policy_name = policy_name or _attribute(policy, "model", str) or ""
-    identity = {
-        "policy": policy_name,
-        "verifier": [verifier_name, verifier_params or {}],
-        "sampling": _attribute(policy, "sampling", Sampling),  # unless `config` replaces it
-        **{name: value for name, value in config if value is not None},
-    }
-    jobs = _jobs(tasks, range(first_sample, first_sample + samples), identity)
+    policy_name = policy_name or getattr(policy, "model", "")
+    jobs = episode_jobs(
+        tasks,
+        policy_name=policy_name,
+        verifier_name=verifier_name,
+        verifier_params=verifier_params,
+        samples=samples,
+        first_sample=first_sample,
+        **config.options(),
+    )
 
     prompts = [getattr(config, name) for name in EpisodePrompts.model_fields]
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **(metadata or {})}
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
-        stored = load(out, version=version)
+        stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
             kept = {id_: t for id_, t in kept.items() if t.error is None}
@@ -180,25 +183,43 @@ async def run_episode(
     return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
 
 
-def _jobs(tasks: Iterable[Task], samples: range, identity: dict[str, Any]) -> dict[str, Job]:
-    """Return the episodes to run by id, a hash of all that they depend on, by which a later collection finds them."""
+def episode_jobs(
+    tasks: Iterable[Task],
+    *,
+    policy_name: str,
+    verifier_name: str = "",
+    verifier_params: Mapping[str, Any] | None = None,
+    samples: int = 1,
+    first_sample: int = 0,
+    **options: Unpack[EpisodeOptions],
+) -> dict[str, Job]:
+    """Return the episodes of a collection by id: a hash of all that they depend on, by which stored ones are found.
+
+    Args:
+        options: as in `collect`, whose arguments of these names are the same; `sampling` includes the policy's own.
+
+    Raises:
+        ConfigError: the tasks or the options are invalid, or there is nothing to collect.
+    """
+    config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
+    identity = {
+        "policy": policy_name,
+        "verifier": [verifier_name, verifier_params or {}],
+        "sampling": None,
+        **{name: value for name, value in config if value is not None},
+    }
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
     for task in tasks:
         if task.id in seen:
             raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
         seen.add(task.id)
-        for sample in samples:
+        for sample in range(first_sample, first_sample + samples):
             key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
             jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
     if not jobs:
-        raise ConfigError(f"there is nothing to collect, with samples = {len(samples)}; check --n and the task source")
+        raise ConfigError(f"there is nothing to collect, with samples = {samples}; check --n and the task source")
     return jobs
-
-
-def _attribute(policy: Policy, name: str, kind: type[T]) -> T | None:
-    value = getattr(policy, name, None)
-    return value if isinstance(value, kind) else None
 
 
 def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:

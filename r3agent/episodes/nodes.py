@@ -15,7 +15,7 @@ from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
 from r3agent.errors import ConversationError
-from r3agent.policy import Pinnable, Policy, Sampling
+from r3agent.policy import Pinnable, Policy, Sampling, sampling_of
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory, Verdict
 from r3agent.verifiers import Answer, Verifier, judge
@@ -169,8 +169,7 @@ class Nodes:
 
     def _sampling(self, label: Label) -> Sampling | None:
         """Return the settings of a request; `None` if the policy has its own and does not show them."""
-        own: object = getattr(self.policy, "sampling", None)
-        sampling = self.config.sampling or (own if isinstance(own, Sampling) else None)
+        sampling = self.config.sampling or sampling_of(self.policy)
         if label == "reflect":
             return self.config.reflect_sampling or (sampling and sampling.without_grammar())
         return sampling

@@ -118,12 +118,14 @@ class StoredComparison(VersionedRecord):
 
     schema_version: Literal[1] = 1
     settings: str
-    """Digest of the settings and tasks that decide which episodes are compared."""
+    """Digest of all that decides which episodes are compared."""
+    drawn: dict[str, int] = {}
+    """Settings that decided on the number of its tasks and episodes."""
     comparison: Comparison
 
 
-def write_comparison(path: Path, settings: str, comparison: Comparison) -> None:
-    stored = StoredComparison(settings=settings, comparison=comparison)
+def write_comparison(path: Path, settings: str, comparison: Comparison, *, drawn: dict[str, int]) -> None:
+    stored = StoredComparison(settings=settings, drawn=drawn, comparison=comparison)
     write_atomically(path, stored.model_dump_json(indent=2))
 
 
@@ -135,3 +137,12 @@ def read_comparison(path: Path, settings: str) -> Comparison | None:
     """
     stored = read_record(StoredComparison, path) if path.exists() else None
     return stored.comparison if stored is not None and stored.settings == settings else None
+
+
+def read_drawn(path: Path) -> dict[str, int]:
+    """Read the settings that decided on the number of tasks and episodes of a stored comparison.
+
+    Raises:
+        RecordError, SchemaVersionError: as `read_comparison`.
+    """
+    return read_record(StoredComparison, path).drawn

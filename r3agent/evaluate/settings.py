@@ -41,6 +41,12 @@ def check_same_settings(trajectories: Iterable[Trajectory]) -> None:
             )
 
 
+def sampled_alike(one: Trajectory, other: Trajectory) -> bool:
+    """Return True if all sampling settings that were sent are the same; a field that the server refused is `null`."""
+    found = {*_sampling(one), *_sampling(other)}
+    return len(found) == len({name for name, _ in found})
+
+
 def _settings(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     for key, name in RECORDED.items():
         if key in trajectory.metadata:
@@ -48,6 +54,10 @@ def _settings(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     if trajectory.verifier:
         yield "the verifier", _text(trajectory.verifier)
     yield f"the hash of task {trajectory.task.id!r}", trajectory.task.digest
+    yield from _sampling(trajectory)
+
+
+def _sampling(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     for span in trajectory.spans:
         for field, value in span.sampling.items():
             if field != "seed":

@@ -93,6 +93,12 @@ class Policy(Protocol):
         ...
 
 
+def sampling_of(policy: Policy) -> Sampling | None:
+    """Return the policy's own sampling settings; `None` if it does not show them."""
+    own: object = getattr(policy, "sampling", None)
+    return own if isinstance(own, Sampling) else None
+
+
 @runtime_checkable
 class Pinnable(Protocol):
     """Policy whose version may change between two calls."""

@@ -100,7 +100,8 @@ class CollectConfig(EpisodeLimits):
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own."""
+    """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own. A gate that
+    has decided stays as it is."""
     split: Split = "test"
     """Split of the final evaluation. `test` is never used for training or promotions; `all` uses every task, including
     those trained on."""
@@ -122,7 +123,8 @@ class GateConfig(Record):
     max_regression: float = Field(default=2.0, ge=0)
     """Maximum loss of first-try success, and maximum increase of errors, in percentage points."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Largest probability that a loop, however long, promotes a version that is no better. The first comparison is a
+    """Largest probability that a loop, however long, promotes a version that is no better, under one set of sampling,
+    prompts and tasks. The first comparison is a
     two-sided test at this level; later ones get a third, a sixth, a tenth of it, and so on, and one that promotes hands
     its level on to the next."""
 

@@ -13,30 +13,29 @@ A stage can be stopped at any moment: the directory stays consistent, and the ne
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r3agent.deploy import DeployReport, deploy, load_version, rollback
-from r3agent.episodes.collect import CollectSummary, collect
+from r3agent.deploy import DeployReport, deploy, rollback
+from r3agent.episodes.collect import CollectSummary, Job, episode_jobs
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
-from r3agent.evaluate.comparison import read_comparison, write_comparison
-from r3agent.http.errors import NO_KEY
-from r3agent.policy import OpenAIPolicy, Sampling
-from r3agent.policy.live import has_weights_in_place
-from r3agent.records.trajectory import SPLIT, Task, Trajectory
+from r3agent.evaluate.comparison import read_comparison, read_drawn, write_comparison
+from r3agent.evaluate.settings import sampled_alike
+from r3agent.policy import Sampling
+from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import version_number
-from r3agent.run.directory import RunDirectory, digest
+from r3agent.run.collector import Collector, Progress
+from r3agent.run.config import EvalConfig
+from r3agent.run.directory import digest
 from r3agent.store.registry import PolicyCard
 from r3agent.store.trajectories import load
-from r3agent.verifiers import close
 
-Progress = Callable[[int, int], None]
+DRAWN = {"n", "samples", "seed"}
+"""Settings of `[eval]` that decide how many episodes are drawn, and on which tasks."""
 
 ROUND_SAMPLES = 10_000
 """Distance of the sample indices of two rounds, so that a round draws new episodes of a task, also with the same
@@ -47,14 +46,20 @@ policy, and finds its own when it resumes."""
 class Draw:
     """Tasks of one evaluation, and the place of its episodes."""
 
+    eval: EvalConfig
     split: str
     tasks: list[Task]
     sampling: Sampling
     folder: Path
     """Folder of the comparison and, by version, of the episodes."""
+    like: Trajectory | None = None
+    """Newest episode: those for which the server refused other sampling fields do not count."""
+
+    def accepts(self, episode: Trajectory) -> bool:
+        return self.like is None or sampled_alike(episode, self.like)
 
 
-class Run(RunDirectory):
+class Run(Collector):
     """The stages of a run, in its directory."""
 
     def collect(self, progress: Progress | None = None, *, version: str | None = None) -> CollectSummary:
@@ -67,12 +72,14 @@ class Run(RunDirectory):
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
-        limits = {**settings.model_dump(exclude={"n"}), "first_sample": (round_ - 1) * ROUND_SAMPLES}
+        limits = settings.model_dump(exclude={"n", "concurrency"})
+        limits["first_sample"] = (round_ - 1) * ROUND_SAMPLES
+        identity = self._identity(card.version, self.config.sampling, **limits)
         with self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()
-            return self._collect(card, url, tasks, "train", self.directory / "trajectories", progress, **limits)
+            return self._collect(card, url, tasks, "train", self.directory / "trajectories", progress, identity)
 
     def train(
         self,
@@ -123,69 +130,72 @@ class Run(RunDirectory):
             for_gate: compare on tasks of `gate.split` that are drawn for `after`, with episodes of both versions that
                 no other comparison uses; default: on the tasks of `eval.split`.
         """
-        is_decided = not for_gate and self.config.gate.split == self.config.eval.split
-        if is_decided and (decided := self.comparison(before, after, for_gate=True)):
+        draw, decided = self._draw(after, for_gate), None
+        if for_gate:
+            decided = self.comparison(before, after, for_gate=True)
+        elif self.config.gate.split == self.config.eval.split:
+            decided = read_comparison(*self._comparison_file(before, after, self._draw(after, for_gate=True)))
+        if decided is not None:
             return decided
-        draw = self._draw(after, for_gate)
-        comparison = compare(*self._evaluations([before, after], draw, progress))
-        write_comparison(*self._comparison_file(before, after, draw), comparison)
+        comparison = compare(*self._evaluations([before, after], draw, progress), mixed=True)  # ids have all settings
+        path, made_with = self._comparison_file(before, after, draw)
+        write_comparison(path, made_with, comparison, drawn=draw.eval.model_dump(include=DRAWN))
         return comparison
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
         """Measure one version on the frozen tasks of `eval.split`, without a comparison."""
         (episodes,) = self._evaluations([version], self._draw(version), progress)
-        return evaluate(episodes)
+        return evaluate(episodes, mixed=True)
 
     def comparison(self, before: str, after: str, *, for_gate: bool = False) -> Comparison | None:
-        """Return the stored result of `evaluate`, if it was made with the current settings and tasks."""
-        if not any(self._folder(after, for_gate).glob(f"{before}-{after}.*.json")):
-            return None
-        return read_comparison(*self._comparison_file(before, after, self._draw(after, for_gate)))
+        """Return the stored result of `evaluate`, if it was made with the current settings and tasks.
 
-    def serve_live(self) -> None:
-        """Make sure that the server has the live version, e.g. after a restart."""
-        load_version(self.ensure_live().version, **self.server_settings())
-
-    @property
-    def swaps_live(self) -> bool:
-        """True if full weights replace the live ones on the live server while another version samples."""
-        return has_weights_in_place(self.registry) and not self.config.deploy.eval_base_url
-
-    @contextmanager
-    def _put_back(self, versions: Sequence[str]) -> Generator[None]:
-        """Put the live weights back at the end, however it ends, if those of other versions replaced them."""
-        try:
-            yield
-        finally:
-            if self.swaps_live and any(version != self.registry.live for version in versions):
-                self.serve_live()
+        A gate decides once: its comparison stays also if the settings of `DRAWN` have changed since.
+        """
+        paths = sorted(self._folder(after, for_gate).glob(f"{before}-{after}.*.json"))
+        for drawn in [None, *map(read_drawn, paths if for_gate else ())] if paths else ():
+            draw = self._draw(after, for_gate, drawn)
+            if stored := read_comparison(*self._comparison_file(before, after, draw)):
+                return stored
+        return None
 
     def _folder(self, after: str, for_gate: bool) -> Path:
         return self.directory / "gate" / after if for_gate else self.directory / "eval"
 
-    def _draw(self, after: str, for_gate: bool = False) -> Draw:
-        split, seed, sampling = self.config.eval.split, self.config.eval.seed, self.config.sampling
+    def _draw(self, after: str, for_gate: bool = False, drawn: Mapping[str, int] | None = None) -> Draw:
+        settings, sampling = self.config.eval.model_copy(update=drawn), self.config.sampling
+        split, seed = settings.split, settings.seed
         if for_gate:
             split, seed = self.config.gate.split, seed * 1000 + version_number(after)
             sampling = sampling.at("gate", after)
-        tasks = self.draw_tasks(self.config.eval.n, split=split, seed=seed)
-        return Draw(split, tasks, sampling, self._folder(after, for_gate))
+        tasks = self.draw_tasks(settings.n, split=split, seed=seed)
+        return Draw(settings, split, tasks, sampling, self._folder(after, for_gate))
 
     def _comparison_file(self, before: str, after: str, draw: Draw) -> tuple[Path, str]:
-        """Return the path of a comparison, and the digest of all that decides which episodes it compares."""
-        settings = {**self.config.eval.model_dump(), "split": draw.split}
-        made_with = digest([settings, self._evaluation_digest(), [task.digest for task in draw.tasks]])
+        """Return the path of a comparison, and the digest of the seed of its draw and of the ids of its episodes."""
+        made_with = digest([draw.eval.seed, *([*self._jobs(version, draw)] for version in (before, after))])
         return draw.folder / f"{before}-{after}.{draw.split}.{made_with[:8]}.json", made_with
 
     def _evaluations(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[list[Trajectory]]:
-        """Load the episodes of each version on the tasks; collect those that are missing."""
+        """Load the episodes of each version on the tasks; collect those that are missing.
+
+        Those for which the server refused other sampling fields than for the newest are collected anew.
+        """
         self.ensure_live()
+        collected = self._complete(versions, draw, progress)
+        stored = [t for v in collected or versions for t in self._evaluated(v, draw) if t.spans]
+        draw = replace(draw, like=sorted(stored, key=lambda t: t.created_at)[-1])
+        self._complete(versions, draw, progress)
+        return [self._evaluated(version, draw) for version in versions]
+
+    def _complete(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[str]:
+        """Collect the episodes that are missing; return the versions that lacked any."""
         missing = [version for version in versions if not self._is_evaluated(version, draw)]
         with self._put_back(missing):
             for version in missing:
                 self._evaluate(version, draw, progress)
                 self._refuse_strays(version, draw)
-        return [self._evaluated(version, draw) for version in versions]
+        return missing
 
     def _evaluate(self, version: str, draw: Draw, progress: Progress | None) -> None:
         self._collect(
@@ -195,97 +205,37 @@ class Run(RunDirectory):
             draw.split,
             draw.folder / version,
             progress,
-            samples=self.config.eval.samples,
+            self._evaluation_identity(version, draw),
+            settings=digest([self.episode_digest(), draw.eval.blind_retries]),
             version=version,
-            sampling=draw.sampling,
-            settings=self._evaluation_digest(),
-            **EpisodeLimits(blind_retries=self.config.eval.blind_retries).model_dump(),
-            concurrency=self.config.collect.concurrency,
+            accept=draw.accepts,
             rerun_errors=False,
         )
 
-    def _load_to_evaluate(self, version: str) -> str:
-        """Load a version without making it live; return the base URL of its server."""
-        return load_version(version, to_evaluate=True, **self.server_settings()).base_url
-
     def _evaluated(self, version: str, draw: Draw) -> list[Trajectory]:
         """Load the stored episodes of the tasks as they are, under the current settings, by this version alone."""
-        digests, current = {task.digest for task in draw.tasks}, self._evaluation_digest()
-        return [
-            t
-            for t in load(draw.folder / version, version=version)
-            if t.metadata.get("settings") == current
-            and t.sample < self.config.eval.samples
-            and t.task.digest in digests
-        ]
+        folder, jobs = draw.folder / version, self._jobs(version, draw)
+        stored = load(folder, version=version, accept=draw.accepts) if folder.is_dir() else []
+        return [t for t in stored if t.trajectory_id in jobs]
+
+    def _jobs(self, version: str, draw: Draw) -> dict[str, Job]:
+        return episode_jobs(draw.tasks, **self._evaluation_identity(version, draw))
+
+    def _evaluation_identity(self, version: str, draw: Draw) -> dict[str, Any]:
+        limits = EpisodeLimits(blind_retries=draw.eval.blind_retries)
+        return self._identity(version, draw.sampling, samples=draw.eval.samples, **limits.model_dump())
 
     def _refuse_strays(self, version: str, draw: Draw) -> None:
         """Refuse an evaluation for which other weights answered, e.g. because the server was restarted meanwhile."""
-        wanted = len(draw.tasks) * self.config.eval.samples
+        wanted = len(draw.tasks) * draw.eval.samples
         if strays := wanted - len(self._evaluated(version, draw)):
             raise RecordError(
-                f"{strays} of {wanted} episodes were not answered by {version} alone: its weights were replaced, or "
-                "the server was restarted, meanwhile; evaluate again, which collects these episodes anew"
+                f"{strays} of {wanted} episodes were not answered by {version} alone, or not like the others: its "
+                "weights were replaced, or the server was restarted or refuses other sampling fields, meanwhile; "
+                "evaluate again, which collects these episodes anew"
             )
 
     def _is_evaluated(self, version: str, draw: Draw) -> bool:
         """Return True if no episode is missing, so that no server is needed; one with an error is not run again."""
-        if not (draw.folder / version).is_dir():
-            return False
         evaluated = self._evaluated(version, draw)
-        is_whole = len({(t.task.id, t.sample) for t in evaluated}) == len(draw.tasks) * self.config.eval.samples
-        return is_whole and any(t.error is None for t in evaluated)
-
-    def _evaluation_digest(self) -> str:
-        """Hash the settings that an episode of an evaluation depends on, besides its task and its policy."""
-        extra, digest_ = self.config.eval.blind_retries - 1, self.episode_digest()
-        return digest([digest_, extra]) if extra else digest_
-
-    def _collect(
-        self,
-        card: PolicyCard,
-        base_url: str | None,
-        tasks: list[Task],
-        split: str,
-        out: Path,
-        progress: Progress | None,
-        sampling: Sampling | None = None,
-        settings: str = "",
-        **limits: Any,
-    ) -> CollectSummary:
-        sampling = sampling or self.config.sampling
-        metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
-
-        async def run() -> CollectSummary:
-            policy = OpenAIPolicy(
-                base_url or self.registry.live_base_url or self.config.policy.base_url,
-                card.served_name,
-                registry=self.registry,
-                api_key=self.api_key or NO_KEY,
-                sampling=sampling,
-                version=card.version,
-                timeout_s=self.config.policy.timeout_s,
-                outage_s=self.config.policy.outage_s,
-                concurrency=2 * limits["concurrency"],
-            )
-            try:
-                return await collect(
-                    tasks,
-                    policy=policy,
-                    verifier=self.verifier,
-                    out=out,
-                    policy_name=f"{card.name}@{card.version}",
-                    verifier_name=self.verifier_name,
-                    verifier_params=self.config.task.verifier_params,
-                    sampling=sampling,
-                    cut_off=self.config.task.cut_off,
-                    metadata=metadata,
-                    on_episode=progress,
-                    **self.config.prompts.model_dump(),
-                    **limits,
-                )
-            finally:
-                await policy.aclose()
-                await close(self.verifier)
-
-        return asyncio.run(run())
+        return len(evaluated) == len(draw.tasks) * draw.eval.samples and any(t.error is None for t in evaluated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
-def load(directory: str | Path, *, version: str | None = None) -> list[Trajectory]:
+def load(
+    directory: str | Path, *, version: str | None = None, accept: Callable[[Trajectory], bool] = lambda _: True
+) -> list[Trajectory]:
     """Read one trajectory per id, with its labels; an episode that was collected again replaces the failed one.
 
     Args:
         directory: the store, or the run directory that contains it as `trajectories/`.
         version: leave out trajectories with a span that is not known to be of this policy version.
+        accept: leave out trajectories for which this returns False.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
     """
-    found = (t for t in read(directory) if version is None or {*t.policy_versions} <= {version})
+    found = (t for t in read(directory) if (version is None or {*t.policy_versions} <= {version}) and accept(t))
     return with_labels(directory, latest(found))
 
 

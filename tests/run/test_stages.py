@@ -339,6 +339,43 @@ def test_prompts_that_a_file_leaves_to_its_source_are_the_same_prompts(run: Run)
     assert reopened(run).collect().resumed == 0
 
 
+def test_params_that_change_no_task_keep_its_episodes(
+    settings: dict[str, Any], tmp_path: Path, endpoint: ChattingEndpoint
+) -> None:
+    numbers = {**settings, "task.source": "countdown", "task.verifier": "countdown", "eval.split": "test"}
+    run = Run(tmp_path / "numbers", numbers)
+    run.write_config()
+    found = evaluated(run).comparison("v0000", "v0001")
+    asked = len(endpoint.chats)
+    spelled = reopened(run, task__params__numbers=3)  # the default
+    assert spelled.comparison("v0000", "v0001") == found
+    assert spelled.evaluate("v0000", "v0001") == found
+    assert len(endpoint.chats) == asked
+    assert reopened(run, task__params__numbers=4).evaluate("v0000", "v0001").baseline.n_episodes == N_TASKS
+    assert len(endpoint.chats) > asked
+
+
+def test_episodes_before_a_server_took_other_fields_are_collected_anew(run: Run, endpoint: ChattingEndpoint) -> None:
+    with_version(run)
+    chat = endpoint.chat
+
+    def refuses(body: dict[str, Any]) -> tuple[int, Any]:
+        return (400, {"error": {"message": "unknown field top_k"}}) if "top_k" in body else chat(body)
+
+    def top_k(version: str) -> set[Any]:
+        return {s.sampling["top_k"] for t in stored(run, version) for s in t.spans}
+
+    endpoint.chat = refuses  # type: ignore[method-assign]
+    reopened(run, eval__n=3).measure("v0000")
+    assert top_k("v0000") == {None}
+    endpoint.chat = chat  # type: ignore[method-assign]
+    comparison = run.evaluate("v0000", "v0001")
+    assert (comparison.baseline.n_episodes, comparison.candidate.n_episodes) == (N_TASKS, N_TASKS)
+    asked = len(endpoint.chats)
+    assert run.evaluate("v0000", "v0001") == comparison
+    assert len(endpoint.chats) == asked
+
+
 def test_a_comparison_of_an_edited_task_is_not_taken_for_this_one(run: Run) -> None:
     evaluated(run)
     edit(run, task__verifier="countdown")
@@ -556,12 +593,30 @@ def test_a_gate_with_a_corrected_gold_answer_is_not_decided(run: Run, tasks: Pat
     assert again.baseline.first_try.rate == 1.0
 
 
+@pytest.mark.parametrize("size", [{"eval__n": 6}, {"eval__n": 2}, {"eval__samples": 2}, {"eval__seed": 1}])
+def test_a_gate_decides_once_however_many_are_drawn_later(
+    size: dict[str, int], run: Run, endpoint: ChattingEndpoint, tasks: Path
+) -> None:
+    gate = {"gate__split": "all", "eval__split": "test", "eval__n": 3}
+    decided = with_version(reopened(run, **gate)).evaluate("v0000", "v0001", for_gate=True)
+    asked = len(endpoint.chats)
+    later = reopened(run, **{**gate, **size})
+    assert later.comparison("v0000", "v0001", for_gate=True) == decided
+    assert later.evaluate("v0000", "v0001", for_gate=True) == decided
+    assert len(endpoint.chats) == asked
+    colder = reopened(run, **{**gate, **size}, sampling__temperature=0.5)
+    assert colder.comparison("v0000", "v0001", for_gate=True) is None
+    tasks.write_text(tasks.read_text().replace('"answer": "6"', '"answer": "5"'))
+    assert reopened(run, **{**gate, **size}).comparison("v0000", "v0001", for_gate=True) is None
+
+
 def test_a_gate_on_the_split_of_the_final_evaluation_is_the_final_one(run: Run, endpoint: ChattingEndpoint) -> None:
     run = with_version(reopened(run, gate__split="all"))
     decided = run.evaluate("v0000", "v0001", for_gate=True)
     asked = len(endpoint.chats)
     assert run.evaluate("v0000", "v0001") == decided
     assert len(endpoint.chats) == asked
+    assert reopened(run, gate__split="all", eval__n=3).evaluate("v0000", "v0001").baseline.n_tasks == 3
 
 
 def test_a_smaller_evaluation_keeps_the_larger_one(run: Run, endpoint: ChattingEndpoint) -> None:

@@ -1,0 +1,103 @@
+"""Collection of episodes with one version of a run, which need not be live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from r3agent.deploy import load_version
+from r3agent.episodes.collect import CollectSummary, collect
+from r3agent.http.errors import NO_KEY
+from r3agent.policy import OpenAIPolicy, Sampling
+from r3agent.policy.live import has_weights_in_place
+from r3agent.records.trajectory import SPLIT, Task
+from r3agent.run.directory import RunDirectory
+from r3agent.store.registry import PolicyCard
+from r3agent.verifiers import close
+
+Progress = Callable[[int, int], None]
+
+
+class Collector(RunDirectory):
+    """A run directory whose versions are loaded and sampled."""
+
+    def serve_live(self) -> None:
+        """Make sure that the server has the live version, e.g. after a restart."""
+        load_version(self.ensure_live().version, **self.server_settings())
+
+    @property
+    def swaps_live(self) -> bool:
+        """True if full weights replace the live ones on the live server while another version samples."""
+        return has_weights_in_place(self.registry) and not self.config.deploy.eval_base_url
+
+    @contextmanager
+    def _put_back(self, versions: Sequence[str]) -> Generator[None]:
+        """Put the live weights back at the end, however it ends, if those of other versions replaced them."""
+        try:
+            yield
+        finally:
+            if self.swaps_live and any(version != self.registry.live for version in versions):
+                self.serve_live()
+
+    def _load_to_evaluate(self, version: str) -> str:
+        """Load a version without making it live; return the base URL of its server."""
+        return load_version(version, to_evaluate=True, **self.server_settings()).base_url
+
+    def _identity(self, version: str, sampling: Sampling, **limits: int) -> dict[str, Any]:
+        """Return the arguments of `collect` that the ids of its episodes depend on, besides the tasks."""
+        return {
+            "policy_name": f"{self.registry.card(version).name}@{version}",
+            "verifier_name": self.verifier_name,
+            "verifier_params": self.config.task.verifier_params,
+            "sampling": sampling,
+            "cut_off": self.config.task.cut_off,
+            **self.config.prompts.model_dump(),
+            **limits,
+        }
+
+    def _collect(
+        self,
+        card: PolicyCard,
+        base_url: str | None,
+        tasks: list[Task],
+        split: str,
+        out: Path,
+        progress: Progress | None,
+        identity: dict[str, Any],
+        settings: str = "",
+        **given: Any,
+    ) -> CollectSummary:
+        concurrency = self.config.collect.concurrency
+        metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
+
+        async def run() -> CollectSummary:
+            policy = OpenAIPolicy(
+                base_url or self.registry.live_base_url or self.config.policy.base_url,
+                card.served_name,
+                registry=self.registry,
+                api_key=self.api_key or NO_KEY,
+                version=card.version,
+                timeout_s=self.config.policy.timeout_s,
+                outage_s=self.config.policy.outage_s,
+                concurrency=2 * concurrency,
+            )
+            try:
+                return await collect(
+                    tasks,
+                    policy=policy,
+                    verifier=self.verifier,
+                    out=out,
+                    concurrency=concurrency,
+                    metadata=metadata,
+                    on_episode=progress,
+                    **identity,
+                    **given,
+                )
+            finally:
+                await policy.aclose()
+                await close(self.verifier)
+
+        return asyncio.run(run())
