@@ -28,8 +28,17 @@ from r3agent.train.row import Row
 
 DIGEST_FILE = "rows.sha256"
 
-WAYS_TO_COMPUTE = {"micro_batch_tokens", "share_prompt", "gradient_checkpointing", "save_steps", "report_to"}
-"""Settings that may change when a training resumes, because the result does not depend on them."""
+WAYS_TO_COMPUTE = {
+    "micro_batch_tokens",
+    "share_prompt",
+    "gradient_checkpointing",
+    "save_steps",
+    "report_to",
+    "max_mismatch",
+    "min_ess",
+    "max_drift",
+}
+"""Settings that may change when a training resumes, because the weights do not depend on them, limits included."""
 
 SIZES = {"micro_batch_tokens", "share_prompt"}
 """Those of them that decide on the size of micro-batches; so does the number of processes."""
@@ -69,7 +78,8 @@ class Checkpoints:
         if (self.directory / DIGEST_FILE).read_text() != self.digest:
             raise ConfigError(
                 f"{self.last} is of other rows or other settings than the current ones: put the trajectories and "
-                "[train] back as they were, or train anew without --resume"
+                "[train] back as they were, or train anew: without --resume, or in a loop after removing "
+                f"{self.directory}"
             )
 
     def begin(self) -> None:
@@ -85,6 +95,20 @@ class Checkpoints:
             yield
         except BaseException:
             if self.directory.is_dir() and get_last_checkpoint(str(self.directory)) is None:
+                self.remove()
+            raise
+
+    @contextmanager
+    def none_if_refused(self, first: bool) -> Generator[None]:
+        """Remove the checkpoints if the block refuses the trained weights: resuming would lead to the same ones.
+
+        Args:
+            first: this is the first process, which removes.
+        """
+        try:
+            yield
+        except TrainingError:
+            if first:
                 self.remove()
             raise
 

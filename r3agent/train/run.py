@@ -114,8 +114,10 @@ def train(
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last)
-        drift = meter.measure()
-        check_drift(drift, config, version)
+        with checkpoints.none_if_refused(first):
+            drift = meter.measure()
+            check_drift(drift, config, version)
+            prints = fingerprint(probes, candidate_logprobs(trainer, probes), parent_logprobs)
         card = PolicyCard(
             version=version,
             name=start.name,
@@ -134,7 +136,7 @@ def train(
                 "train": _means(trainer.state.log_history),
                 "seconds": round(time.perf_counter() - began, 3),
             },
-            fingerprint=fingerprint(probes, candidate_logprobs(trainer, probes), parent_logprobs),
+            fingerprint=prints,
         )
         state = trainer.gather_weights()
         if first:

@@ -65,6 +65,26 @@ def test_a_drift_above_the_limit_makes_no_version(record: Record, start: PolicyS
     assert run(trajectories, start, policies / "v0001", max_drift=100.0).metrics["drift"]["kl"] < 100
 
 
+def test_a_refused_drift_leaves_nothing_to_resume(record: Record, start: PolicyStart, policies: Path) -> None:
+    """A loop resumes whatever checkpoint there is, and must be able to train with the settings of the remedy."""
+    registry = Registry(policies.parent)
+    with pytest.raises(TrainingError, match="max_drift = 1e-06"):
+        run(record(OUTCOMES), start, policies / "v0001", max_drift=1e-6, save_steps=1)
+    assert not registry.has_checkpoint(registry.next_version())
+
+
+def test_a_limit_may_change_when_a_training_resumes(record: Record, start: PolicyStart, policies: Path) -> None:
+    def stop(stage: str, report: Mapping[str, Any]) -> None:
+        if report.get("step") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(record(OUTCOMES), start, policies / "v0001", max_drift=1e-6, save_steps=1, progress=stop)
+    limits = {"max_drift": 100.0, "max_mismatch": 0.2, "min_ess": 0.4}
+    card = run(record(OUTCOMES), start, policies / "v0001", resume=True, **limits)
+    assert card.settings["max_drift"] == 100.0
+
+
 def test_a_limit_of_drift_needs_the_base(record: Record, start: PolicyStart, tmp_path: Path) -> None:
     other, rows = start.model_copy(update={"version": "v0007"}), record(OUTCOMES, policy_version="v0007")
     card = run(rows, other, tmp_path / "v0008", version="v0008", method="full")
