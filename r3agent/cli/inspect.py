@@ -39,13 +39,14 @@ def inspect(
     directory = run / "trajectories"
     if len(rest) > 1:
         raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
-    trajectories = SplitGuard(run).with_splits(load(directory)) if directory.is_dir() else []
+    trajectories = load(directory) if directory.is_dir() else []
     if not trajectories:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
     if not rest:
         return _overview(run, trajectories)
     file = run / CONFIG_FILE
     config = load_config(file if file.exists() else None, overrides)
+    trajectories = SplitGuard(run, config).with_splits(trajectories)
     inspection = inspect_trajectory(
         find(trajectories, rest[0], str(directory)),
         trajectories,

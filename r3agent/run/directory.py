@@ -16,13 +16,13 @@ from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
-from r3agent.records.trajectory import HELD_OUT, SOURCE, Task, Trajectory
+from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
-from r3agent.run.split_guard import SplitGuard, says_split
+from r3agent.run.split_guard import SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
-from r3agent.tasks import default_verifier, find_tasks, is_finite, read_tasks
+from r3agent.tasks import default_verifier, find_tasks, read_tasks
 from r3agent.verifiers import KINDS, find_verifier
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class RunDirectory:
             self._refuse_another_identity(load_config(file, {}))
         self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
         self.registry = Registry(self.directory)
-        self._split_guard = SplitGuard(self.directory)
+        self._split_guard = SplitGuard(self.directory, self.config)
         self._warned: set[str] = set()
         if not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
@@ -98,18 +98,7 @@ class RunDirectory:
                     f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
                     f"{CONFIG_FILE}, or collect into another directory with --run"
                 )
-        if not all(map(says_split, trajectories)):
-            self._find_frozen_tasks()
         return self._split_guard.with_splits(trajectories)
-
-    def _find_frozen_tasks(self) -> None:
-        """Draw the tasks that are held out, so that recorded ones among them are found by their prompts."""
-        task, seed, finite = self.config.task, self.config.eval.seed, is_finite(self.config.task.source)
-        n = None if finite else self.config.eval.n  # every gate draws other tasks
-        drawn = (self.config.gate.split, self.config.eval.split)
-        for split in HELD_OUT:
-            if finite or split in drawn:  # a user's own source may have no other
-                self._split_guard.check(read_tasks(task.source, n, seed=seed, split=split, **task.params), split)
 
     def episode_digest(self) -> str:
         """Hash the settings that an episode depends on, besides its task and its policy."""
@@ -124,13 +113,21 @@ class RunDirectory:
         return {SOURCE: task.source, "params": task.params, "verifier": self.verifier_name, **settings}
 
     def draw_tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
-        """Draw `n` tasks of a split and check that no other split has used them."""
+        """Draw `n` tasks of a split and check that no other split has used them.
+
+        Raises:
+            ConfigError: the source has none, a task is in another split too, or recorded training used up all of them.
+        """
         task = self.config.task
         tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
         if n is not None and len(tasks) < n:
             self._warn_once(f"{len(tasks)} of {n} tasks: split {split} of {task.source} has no more")
-        self._split_guard.check(tasks, split)
-        return tasks
+        admitted = self._split_guard.admit(tasks, split)
+        if left_out := len(tasks) - len(admitted):
+            self._warn_once(f"{left_out} of {len(tasks)} tasks of split {split} left out: recorded, and trained on")
+        if not admitted:
+            raise ConfigError(f"every task of split {split} was trained on, as recorded: take another split or source")
+        return admitted
 
     def server_settings(self) -> dict[str, Any]:
         """Return the arguments of `deploy` besides the version."""

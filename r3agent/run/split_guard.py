@@ -2,7 +2,8 @@
 
 The built-in sources separate the splits by a hash of the id. A user's own source may not, so every draw is checked
 against all earlier draws of the run, in this process or an earlier one. What an application recorded was drawn from no
-split; training leaves out recorded tasks that are held out.
+split: training leaves out recorded tasks that are held out, and draws of the gate and the test leave out recorded tasks
+that a version was trained on.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import HELD_OUT, SPLIT, Message, Task, Trajectory
+from r3agent.run.config import Config
 from r3agent.store.shards import shards
+from r3agent.tasks import is_finite, read_tasks
 from r3agent.tasks.splits import APART, Split, split_of
+from r3agent.train.lineage import ROWS_FILE
 
 
 class SplitGuard:
@@ -25,28 +29,35 @@ class SplitGuard:
 
     Args:
         run: directory of the run, whose stores say which tasks it has drawn.
+        config: its settings, which say what will be drawn.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, config: Config) -> None:
         self._run = run
+        self._config = config
         self._drawn: dict[str, str] | None = None
 
-    def check(self, tasks: Sequence[Task], split: str) -> None:
-        """Check tasks that were drawn from a split; draws from `all` may mix splits and are not checked.
+    def admit(self, tasks: Sequence[Task], split: str) -> list[Task]:
+        """Return the tasks of a draw; the gate and the test leave out recorded ones that a version was trained on.
+
+        Draws from `all` may mix splits and are not checked.
 
         Raises:
             ConfigError: a task was drawn from another split before.
         """
         if split not in APART:
-            return
+            return [*tasks]
         drawn = self._read()
-        for task in tasks:
+        trained = self._trained() if split in HELD_OUT else set[str]()
+        admitted = [task for task in tasks if trained.isdisjoint(_keys(task))]
+        for task in admitted:
             if (before := drawn.setdefault(task.id, split)) != split:
                 raise ConfigError(
                     f"task {task.id!r} was drawn from split {split!r}, and by this run from {before!r} before: train, "
                     "gate and test must share no task; make the source keep them apart, and use another --run"
                 )
             _note_prompt(drawn, task.messages, split)
+        return admitted
 
     def with_splits(self, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
         """Fill in the split of trajectories that say none, such as those of an application.
@@ -54,11 +65,25 @@ class SplitGuard:
         It is the split from which the run drew a task of the same id or the same prompt, the one that is held out if
         there are two, or else that of the id.
         """
+        trajectories = [*trajectories]
+        if not all(map(says_split, trajectories)):
+            self._find_frozen_tasks()
         return [t if says_split(t) else self._with_split(t) for t in trajectories]
+
+    def _find_frozen_tasks(self) -> None:
+        """Draw the tasks that are held out, so that recorded ones among them are found by their prompts.
+
+        An endless source has more of them, which later gates draw.
+        """
+        task, evaluation, finite = self._config.task, self._config.eval, is_finite(self._config.task.source)
+        n = None if finite else evaluation.n
+        for split in HELD_OUT:
+            if finite or split in (self._config.gate.split, evaluation.split):  # a user's own source may have no other
+                self.admit(read_tasks(task.source, n, seed=evaluation.seed, split=split, **task.params), split)
 
     def _with_split(self, trajectory: Trajectory) -> Trajectory:
         task, drawn = trajectory.task, self._read()
-        known = [drawn[key] for key in (task.id, _prompt_key(task.messages)) if key in drawn]
+        known = [drawn[key] for key in _keys(task) if key in drawn]
         split = min(known, key=lambda split: split not in HELD_OUT, default=split_of(task.id))
         return trajectory.changed(metadata={**trajectory.metadata, SPLIT: split})
 
@@ -68,10 +93,30 @@ class SplitGuard:
             self._drawn = {}
             for store in ("trajectories", "eval/v*", "gate/v*/v*"):
                 for directory in self._run.glob(f"{store}/"):
-                    for task, split in _stored(directory):
-                        self._drawn[task["id"]] = split
-                        _note_prompt(self._drawn, task["messages"], split)
+                    for stored in _stored(directory):
+                        if stored.split in APART:
+                            self._drawn[stored.task["id"]] = stored.split
+                            _note_prompt(self._drawn, stored.task["messages"], stored.split)
         return self._drawn
+
+    def _trained(self) -> set[str]:
+        """Return ids and prompts of the recorded tasks that a version was trained on, in this process or another."""
+        files = self._run.glob(f"policies/v*/{ROWS_FILE}")
+        trained = {orjson.loads(line)[0] for file in files for line in file.read_bytes().splitlines()}
+        return {
+            key
+            for stored in (_stored(self._run / "trajectories") if trained else ())
+            if stored.split not in get_args(Split) and stored.trajectory_id in trained
+            for key in (stored.task["id"], _prompt_key(stored.task["messages"]))
+        }
+
+
+class Stored(NamedTuple):
+    """Part of a stored trajectory."""
+
+    trajectory_id: str
+    task: dict[str, Any]
+    split: str | None
 
 
 def says_split(trajectory: Trajectory) -> bool:
@@ -85,18 +130,22 @@ def _note_prompt(drawn: dict[str, str], messages: Sequence[Message], split: str)
         drawn[key] = split
 
 
+def _keys(task: Task) -> tuple[str, str]:
+    return task.id, _prompt_key(task.messages)
+
+
 def _prompt_key(messages: Sequence[Message]) -> str:
     return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
 
 
-def _stored(directory: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield task and split of the trajectories of a store, without validating its records."""
+def _stored(directory: Path) -> Iterator[Stored]:
+    """Yield the trajectories of a store without validating its records."""
     for shard in shards(directory):
         for line in shard.read_bytes().splitlines():
             try:
                 record = orjson.loads(line)
                 task, split = record["task"], record["metadata"].get(SPLIT)
-                if split in APART and {"id", "messages"} <= task.keys():
-                    yield task, split
+                if {"id", "messages"} <= task.keys():
+                    yield Stored(record["trajectory_id"], task, split)
             except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
                 continue  # a torn line, or not a trajectory: `store.read` reports it

@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 
 from r3agent.cli.main import VERBS, main
+from r3agent.records.trajectory import HELD_OUT, Task
 from r3agent.run.config import load_config
 from r3agent.run.demo import SETTINGS
+from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.trajectories import load
+from r3agent.tasks import find_tasks
+from r3agent.tasks.splits import split_of
 from r3agent.testing import HTML_PAGE, ScriptedEndpoint
 
 RIGHT_AFTER_REFLECTING = "6"
@@ -95,6 +100,22 @@ def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, task
     code, _, err = call(capsys, "inspect", "nothing", "--run", tmp_path / "run")
     assert code == 2
     assert "not among the 3" in err
+
+
+def test_inspect_holds_out_what_training_does(tmp_path, capsys):
+    lines = [{"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(20)]
+    (tasks := tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with ScriptedEndpoint(answer) as endpoint:
+        call(capsys, *collecting(tmp_path, endpoint, tasks))
+    first, store = load(tmp_path / "run" / "trajectories")[0], tmp_path / "run" / "trajectories"
+    frozen = [Task.of({"messages": t.messages}) for split in HELD_OUT for t in find_tasks(str(tasks), split=split)]
+    recorded = next(task for task in frozen if split_of(task.id) == "train")
+    with TrajectoryWriter(store) as writer:
+        writer.append(first.changed(trajectory_id="recorded", task=recorded, metadata={}))
+    for id_, reasons in (("recorded", {"held_out"}), (first.trajectory_id, {None})):
+        _, out, _ = call(capsys, "inspect", id_, "--run", tmp_path / "run", "--json")
+        spans = [span for span in json.loads(out)["spans"] if span["label"] == "reflect"]
+        assert {span["no_credit"] for span in spans} == reasons
 
 
 def test_init_writes_the_settings_once(tmp_path, capsys):

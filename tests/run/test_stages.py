@@ -20,6 +20,7 @@ from r3agent.store.trajectories import load
 from r3agent.tasks import find_tasks
 from r3agent.tasks.splits import split_of
 from r3agent.testing import ScriptedEndpoint
+from r3agent.train.lineage import ROWS_FILE
 from r3agent.train.rows import why_untrainable
 from tests.deploy import endpoint as weights
 from tests.deploy.endpoint import serving
@@ -443,6 +444,31 @@ def test_a_recorded_prompt_of_a_frozen_task_is_held_out(run: Run) -> None:
         expected = {task.messages[0]["content"]: split for split, tasks in frozen.items() for task in tasks}
         assert by_prompt == expected
         assert len(set(expected.values())) > 1
+
+
+def test_a_gate_leaves_out_recorded_tasks_that_were_trained_on(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    endless = {"task.source": "countdown", "task.verifier": "countdown", "eval.split": "test", "collect.n": 2}
+    run = Run(tmp_path / "endless", {**settings, **endless, "eval.n": 20})
+    run.collect()
+    drawn = find_tasks("countdown", 20, seed=run.config.eval.seed * 1000 + 1, split="gate")
+    recorded(run, *({"messages": task.messages} for task in drawn))
+    train = [t for t in reopened(run).trajectories() if t.metadata.get("split") == "train"][2:]
+    [*first, _, _] = train
+    assert len(first) > 2
+    with_version(run)
+    rows = [json.dumps([t.trajectory_id, t.spans[0].span_id, "reflect"]) for t in first]
+    (run.registry.version_dir("v0001") / ROWS_FILE).write_text("\n".join(rows))
+    gate = run.evaluate("v0000", "v0001", for_gate=True)
+    tasks = [t.task for t in load(run.directory / "gate" / "v0001" / "v0001")]
+    trained = [t.task.messages for t in first]
+    assert {task.id for task in tasks} == {task.id for task in drawn if task.messages not in trained}
+    assert caplog.text.count(f"{len(first)} of 20 tasks of split gate left out") == 1
+    by_id = {t.trajectory_id: t.metadata["split"] for t in reopened(run).trajectories()}
+    assert {by_id[t.trajectory_id] for t in first} == {"train"}
+    assert {by_id[t.trajectory_id] for t in train[-2:]} == {"gate"}
+    assert reopened(run).comparison("v0000", "v0001", for_gate=True) == gate
 
 
 def test_a_damaged_comparison_is_named(run: Run) -> None:
