@@ -22,7 +22,7 @@ from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeC
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, R3Error, VerifierError
-from r3agent.policy import Policy, sampling_of
+from r3agent.policy import Policy, Versioned, sampling_of
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 from r3agent.records.versions import served_version
@@ -66,8 +66,10 @@ async def collect(
     settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
 
     Args:
-        policy_name: served name with its version; default: the policy's `model`.
-        version: policy version that all spans must have, or else a stored episode does not count as done; default: any.
+        policy_name: served name with its version; default: the policy's `model`, with the version that is live at the
+            start if the name leaves it open.
+        version: policy version that all spans must have, or else a stored episode does not count as done; default: that
+            of the live policy, or else any.
         accept: returns False for a stored episode that does not count as done; default: all do.
         verifier_name: recorded with each trajectory.
         verifier_params: settings of the verifier.
@@ -93,7 +95,11 @@ async def collect(
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
-    policy_name = policy_name or getattr(policy, "model", "")
+    if not policy_name:
+        model = getattr(policy, "model", "")
+        policy_name = model if isinstance(model, str) else ""
+        if isinstance(policy, Versioned) and (policy_name := await policy.versioned_name()) != model:
+            version = version or served_version(policy_name)  # another may be live before the end
     jobs = episode_jobs(
         tasks,
         policy_name=policy_name,

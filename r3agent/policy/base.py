@@ -100,6 +100,15 @@ def sampling_of(policy: Policy) -> Sampling | None:
 
 
 @runtime_checkable
+class Versioned(Protocol):
+    """Policy that knows which version of its model answers."""
+
+    async def versioned_name(self) -> str:
+        """Return the name of the model with the version that answers at present, if that is known."""
+        ...
+
+
+@runtime_checkable
 class Pinnable(Protocol):
     """Policy whose version may change between two calls."""
 

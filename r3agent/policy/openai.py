@@ -94,6 +94,7 @@ class OpenAIPolicy:
             if registry is None:
                 raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
             self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
+        self._registry = registry
         self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
 
     def __repr__(self) -> str:
@@ -137,6 +138,20 @@ class OpenAIPolicy:
             for i in range(len(drawings), n)
         )
         return drawings + [generation for one in await gather_all(rest) for generation in one]
+
+    async def versioned_name(self) -> str:
+        """Return the name of the model with the version that answers at present, if a name or the registry tells it.
+
+        Raises:
+            ConfigError: nothing is live.
+        """
+        target = await self._target()
+        if versions.served_version(target.model):
+            return target.model
+        version = self._version or target.version or (versions.BASE if self._live else None)
+        if version is None and target.in_place and self._registry is not None:
+            version = self._registry.live
+        return f"{target.model}@{version}" if version else target.model
 
     def pinned(self, model: str) -> OpenAIPolicy:
         """Return this policy pinned to the version that answered as `model`, for the rest of an episode."""

@@ -147,6 +147,16 @@ async def test_the_policys_own_settings_are_part_of_the_key(tmp_path: Path, name
         assert summary.resumed == 0
 
 
+async def test_collection_resumes_with_a_policy_that_wraps_a_model(tmp_path: Path) -> None:
+    class Wrapper:
+        def __init__(self) -> None:
+            self.model = object()  # differs from process to process, and is no name
+            self.sample = ScriptedPolicy("right").sample
+
+    await run(tmp_path, Wrapper())
+    assert (await run(tmp_path, Wrapper())).resumed == 3
+
+
 # ---- stopped ----
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from r3agent import Task, build_graph
-from r3agent.episodes.collect import run_episode
+from r3agent.episodes.collect import collect, run_episode
 from r3agent.errors import ConfigError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.live import WeightVersion
 from r3agent.records.summary import summarise
 from r3agent.store.registry import PolicyCard, Registry, create_version, write_card
+from r3agent.store.trajectories import load
 from r3agent.testing import ScriptedEndpoint
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -55,6 +56,49 @@ async def test_each_request_asks_for_what_is_live_then(registry: Registry, endpo
         [after] = await policy.sample(MESSAGES)
     assert (before.model, before.policy_version) == ("tiny", "v0000")
     assert (after.model, after.policy_version) == ("tiny@v0001", "v0001")
+
+
+@pytest.mark.parametrize(("model", "kind"), [("tiny@live", "lora"), ("tiny@live", "full"), ("tiny", "full")])
+async def test_collection_resumes_what_the_live_version_answered(
+    model: str, kind: str, registry: Registry, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    add(registry, "v0001", kind)
+    endpoint.adapters = ["tiny@v0001"]
+
+    async def gather(live: str) -> tuple[int, int]:
+        registry.set_live(live)
+        if kind == "full":
+            endpoint.weight_version = live
+        async with OpenAIPolicy(endpoint.url, model, registry=registry) as policy:
+            tasks = [Task(id=str(i), messages=MESSAGES) for i in range(4)]
+            summary = await collect(tasks, policy=policy, verifier=lambda *_: True, out=tmp_path / "episodes")
+        return summary.resumed, summary.episodes
+
+    assert [await gather(live) for live in ("v0000", "v0000", "v0001", "v0000", "v0001")] == [
+        (0, 4),
+        (4, 4),
+        (0, 4),
+        (4, 4),
+        (4, 4),
+    ]
+    answered = [t.policy_versions for t in load(tmp_path / "episodes")]
+    assert sorted(answered) == [("v0000",)] * 4 + [("v0001",)] * 4
+
+
+async def test_collection_redraws_what_another_version_answered(
+    registry: Registry, endpoint: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    endpoint.adapters = ["tiny@v0001"]
+    tasks = [Task(id=str(i), messages=MESSAGES) for i in range(2)]
+
+    async def gather(verifier: Any) -> int:
+        async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+            out = tmp_path / "episodes"
+            return (await collect(tasks, policy=policy, verifier=verifier, out=out, concurrency=1)).resumed
+
+    await gather(lambda task, answer: go_live(registry, "v0001") is None)  # after the first episode
+    registry.set_live("v0000")
+    assert [await gather(lambda task, answer: True) for _ in range(2)] == [1, 2]
 
 
 async def test_requests_follow_the_live_version_to_another_server(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from r3agent.errors import ConfigError, PolicyError, RecordError, SchemaVersionE
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
-from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter, read
 from r3agent.store.trajectories import load
 from r3agent.tasks import find_tasks
 from r3agent.tasks.splits import split_of
@@ -356,22 +357,20 @@ def test_params_that_change_no_task_keep_its_episodes(
     assert len(endpoint.chats) > asked
 
 
-def test_episodes_before_a_server_took_other_fields_are_collected_anew(run: Run, endpoint: ChattingEndpoint) -> None:
+def test_evaluation_redraws_what_an_older_server_answered(run: Run, endpoint: ChattingEndpoint) -> None:
     with_version(run)
     chat = endpoint.chat
 
     def refuses(body: dict[str, Any]) -> tuple[int, Any]:
         return (400, {"error": {"message": "unknown field top_k"}}) if "top_k" in body else chat(body)
 
-    def top_k(version: str) -> set[Any]:
-        return {s.sampling["top_k"] for t in stored(run, version) for s in t.spans}
-
     endpoint.chat = refuses  # type: ignore[method-assign]
     reopened(run, eval__n=3).measure("v0000")
-    assert top_k("v0000") == {None}
     endpoint.chat = chat  # type: ignore[method-assign]
     comparison = run.evaluate("v0000", "v0001")
     assert (comparison.baseline.n_episodes, comparison.candidate.n_episodes) == (N_TASKS, N_TASKS)
+    sent = Counter(t.spans[0].sampling["top_k"] for t in read(run.directory / "eval" / "v0000"))
+    assert sent == {None: 3, -1: N_TASKS}
     asked = len(endpoint.chats)
     assert run.evaluate("v0000", "v0001") == comparison
     assert len(endpoint.chats) == asked
@@ -620,7 +619,7 @@ def test_a_gate_with_a_corrected_gold_answer_is_not_decided(run: Run, tasks: Pat
 
 
 @pytest.mark.parametrize("size", [{"eval__n": 6}, {"eval__n": 2}, {"eval__samples": 2}, {"eval__seed": 1}])
-def test_a_gate_decides_once_however_many_are_drawn_later(
+def test_gate_decides_once_however_many_are_drawn_later(
     size: dict[str, int], run: Run, endpoint: ChattingEndpoint, tasks: Path
 ) -> None:
     gate = {"gate__split": "all", "eval__split": "test", "eval__n": 3}
