@@ -124,9 +124,8 @@ class GateConfig(Record):
     """Maximum loss of first-try success, and maximum increase of errors, in percentage points."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Largest probability that a loop, however long, promotes a version that is no better, under one set of sampling,
-    prompts and tasks. The first comparison is a
-    two-sided test at this level; later ones get a third, a sixth, a tenth of it, and so on, and one that promotes hands
-    its level on to the next."""
+    prompts and tasks. The first comparison is a two-sided test at this level; later ones get a third, a sixth, a tenth
+    of it, and so on, and one that promotes hands its level on to the next."""
 
 
 class LoopConfig(Record):
