@@ -79,7 +79,8 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
                 continue
             swap = "; the live server answers with their weights meanwhile" if run.swaps_live else ""
             reporter.stage(
-                f"comparing {version} with {champion} on {run.config.eval.n} tasks of the {limits.split} split{swap}",
+                f"comparing {version} with {champion} on up to {run.config.eval.n} tasks of the {limits.split} split"
+                f"{swap}",
                 "evaluate",
             )
             comparison = run.evaluate(champion, version, reporter.episodes, for_gate=True)
