@@ -17,7 +17,7 @@ from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.shards import find
+from r3agent.store.shards import find, store_at
 from r3agent.store.trajectories import load
 
 MAX_IDS = 10
@@ -36,7 +36,7 @@ def inspect(
 ) -> Output:
     rest = list(words)
     run = run or Path(rest.pop(0) if rest else DEFAULT_RUN)
-    directory = run / "trajectories"
+    directory = store_at(run)
     if len(rest) > 1:
         raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
     trajectories = load(directory) if directory.is_dir() else []
@@ -69,7 +69,7 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
     ]
     summary, live = summarise(trajectories), Registry(run).live
     lines = [
-        f"{len(trajectories)} trajectories in {run / 'trajectories'}, {summary.tokens_sampled} tokens sampled",
+        f"{len(trajectories)} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
         *summary_lines(summary),
         f"live policy: {live}",
     ]

@@ -51,8 +51,9 @@ def trace(
     """Record the calls of instrumented clients in a `with` or `async with` block as one episode.
 
     An error in the block is recorded with the episode and raised. A block without an error and without a span records
-    nothing, and a warning names the likely causes. An episode can be entered again in other threads while it is open;
-    it ends with its last block. `episode.trajectory` is the record; the module's docstring shows a complete episode.
+    nothing; if no call was made, a warning names the likely causes. An episode can be entered again in other threads
+    while it is open; it ends with its last block. `episode.trajectory` is the record; the module's docstring shows a
+    complete episode.
 
     Args:
         task: a `Task` or its JSON; default: the messages and tools of the first call.
@@ -84,6 +85,7 @@ class Episode:
     """API keys of the clients, which are never recorded."""
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _called: bool = field(default=False, init=False)
     _warned: set[str] = field(default_factory=set, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     _blocks: list[Block] = field(default_factory=list, init=False)
@@ -128,6 +130,11 @@ class Episode:
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
             verdict = Verdict(passed=passed, score=float(passed), feedback=feedback)
             self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": verdict})
+        if self.closed and (self._recorder or self._out):
+            self.warn(
+                "the episode was recorded before this verdict, which is not stored; set it inside of the block, or use "
+                f"r3agent.label(STORE, {self.trajectory.trajectory_id!r}, passed={passed})"
+            )
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -172,6 +179,7 @@ class Episode:
     def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
         """Register a call; the first call defines the task, unless `trace` got one."""
         with self._lock:
+            self._called = True
             self._keys |= {key} if key else set()
             if self._task is None:
                 self._task = Task.model_validate({"messages": messages, "tools": tools})
@@ -235,7 +243,7 @@ class Episode:
             for finish in self._finishers:
                 finish()
             self.closed = True
-        if not self._spans:
+        if not self._called:
             self.warn(
                 "the trace ends without a recorded call: none was made, or not by a client that instrument() returned "
                 "(applications often have a sync and an async one), or in a thread that is not in `with episode:`"

@@ -63,6 +63,7 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
         R3Error: a stage failed; finished work is kept, and the same call resumes there.
     """
     settings, limits = run.config.loop, run.config.gate
+    run.check_gate()
     run.serve_live()
     champion = parent = BASE
     reports: list[RoundReport] = []

@@ -27,7 +27,7 @@ from r3agent.evaluate.comparison import read_comparison, read_drawn, write_compa
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
 from r3agent.records.trajectory import Task, Trajectory
-from r3agent.records.versions import version_number
+from r3agent.records.versions import version_name, version_number
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
@@ -158,6 +158,14 @@ class Run(Collector):
             if stored := read_comparison(*self._comparison_file(before, after, draw)):
                 return stored
         return None
+
+    def check_gate(self) -> None:
+        """Draw tasks for a gate, so that a split without any is known before a round is spent on it.
+
+        Raises:
+            ConfigError: `gate.split` has no task.
+        """
+        self._draw(version_name(1), for_gate=True)
 
     def _folder(self, after: str, for_gate: bool) -> Path:
         return self.directory / "gate" / after if for_gate else self.directory / "eval"

@@ -67,7 +67,8 @@ def find_tasks(
     if not tasks:
         settings = f" with {params}" if params else ""
         raise ConfigError(
-            f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all"
+            f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all; give "
+            "it more tasks, or choose another split (gate.split, eval.split)"
         )
     return tasks
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from r3agent.cli.main import VERBS, main
-from r3agent.records.trajectory import HELD_OUT, Task
+from r3agent.records.trajectory import HELD_OUT, Task, Trajectory
 from r3agent.run.config import load_config
 from r3agent.run.demo import SETTINGS
 from r3agent.store.shards import TrajectoryWriter
@@ -100,6 +100,13 @@ def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, task
     code, _, err = call(capsys, "inspect", "nothing", "--run", tmp_path / "run")
     assert code == 2
     assert "not among the 3" in err
+
+
+def test_inspect_reads_the_store_of_a_recorder(tmp_path, capsys):
+    with TrajectoryWriter(tmp_path) as writer:
+        writer.append(Trajectory(trajectory_id="first", task=Task(messages=({"role": "user", "content": "?"},))))
+    code, out, _ = call(capsys, "inspect", tmp_path)
+    assert (code, out.splitlines()[0]) == (0, f"1 trajectories in {tmp_path}, 0 tokens sampled")
 
 
 def test_inspect_holds_out_what_training_does(tmp_path, capsys):

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -255,6 +255,22 @@ def test_episode_that_ended_is_not_entered_again(say: Say, tmp_path: Path, caplo
 
 
 # ---- other clients and methods ----
+
+
+def test_trace_with_a_refused_call_blames_no_client(client: openai.OpenAI, caplog: pytest.LogCaptureFixture) -> None:
+    with r3agent.trace(), suppress(openai.NotFoundError):
+        client.chat.completions.create(model="unknown", messages=ASK)
+    assert caplog.messages == []
+
+
+def test_verdict_after_the_episode_is_told_to_be_lost(
+    say: Say, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with r3agent.trace(out=tmp_path) as episode:
+        say()
+    episode.verdict(passed=True)
+    [warning] = caplog.messages
+    assert f"r3agent.label(STORE, {episode.trajectory.trajectory_id!r}, passed=True)" in warning
 
 
 def test_trace_without_a_call_names_the_likely_causes(

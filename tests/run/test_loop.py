@@ -58,6 +58,9 @@ class FakeRun:
             self.registry.set_live(BASE)
         return self.registry.card(self.registry.live or BASE)
 
+    def check_gate(self) -> None:
+        pass
+
     def serve_live(self) -> None:
         self.ensure_live()
 

@@ -15,6 +15,7 @@ import pytest
 from r3agent.errors import ConfigError, PolicyError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.config import load_config, to_toml
+from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
 from r3agent.store.shards import TrajectoryWriter, read
 from r3agent.store.trajectories import load
@@ -25,6 +26,7 @@ from r3agent.train.lineage import ROWS_FILE
 from r3agent.train.rows import why_untrainable
 from tests.deploy import endpoint as weights
 from tests.deploy.endpoint import serving
+from tests.run.test_loop import Told
 from tests.support.chatting import ChattingEndpoint
 
 N_TASKS = 8
@@ -153,6 +155,15 @@ def test_a_mistyped_server_or_model_is_not_stored(tmp_path: Path, settings: dict
 def test_fewer_tasks_than_asked_for_are_reported(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     reopened(run, collect__n=5000).collect()
     assert f"of 5000 tasks: split train of {run.config.task.source} has no more" in caplog.text
+
+
+def test_loop_without_gate_tasks_ends_before_its_first_request(
+    run: Run, tasks: Path, endpoint: ChattingEndpoint
+) -> None:
+    tasks.write_text(tasks.read_text().splitlines()[0])
+    with pytest.raises(ConfigError, match=r"holds no task in split 'gate', .*; give it more tasks"):
+        run_loop(reopened(run, gate__split="gate"), Told())
+    assert endpoint.chats == []
 
 
 def test_train_without_episodes_says_so(run: Run) -> None:
