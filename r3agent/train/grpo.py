@@ -109,13 +109,22 @@ class OfflineGRPOTrainer(GRPOTrainer):
         started = [new or old for old, new in zip(recorded, scores, strict=True)]
         self.train_dataset = rows.add_column("start_logprobs_T", started)
 
-    @torch.no_grad()
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
         """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
 
         Args:
             divided: divide the pairs among the processes; before training each of them has the whole model.
         """
+        return self._scored(pairs, divided=divided, entropies=False)
+
+    def entropies(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """Sum the entropies at the completion tokens of each pair; the processes divide the pairs, before training."""
+        return [sum(entropies_T) for entropies_T in self._scored(pairs, divided=True, entropies=True)]
+
+    @torch.no_grad()
+    def _scored(
+        self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool, entropies: bool
+    ) -> list[list[float]]:
         self.model.eval()
         rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
         costs = Costs([prompt for prompt, _ in pairs], [completion for _, completion in pairs], shares=self.packs)
@@ -125,15 +134,17 @@ class OfflineGRPOTrainer(GRPOTrainer):
             rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
-            logprobs_BT, _, _ = self._get_per_token_logps_and_entropies(
+            logprobs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].size(1),
+                compute_entropy=entropies,
             )
-            for index, logprobs_T in zip(part, logprobs_BT.tolist(), strict=True):
-                found.append((index, logprobs_T[: len(pairs[index][1])]))
-        return [logprobs_T for _, logprobs_T in sorted(gather_object(found) if divided else found)]
+            values_BT = logprobs_BT if entropies_BT is None else entropies_BT
+            for index, values_T in zip(part, values_BT.tolist(), strict=True):
+                found.append((index, values_T[: len(pairs[index][1])]))
+        return [values_T for _, values_T in sorted(gather_object(found) if divided else found)]
 
     def gather_weights(self) -> dict[str, torch.Tensor] | None:
         """Gather weights that are sharded over processes (FSDP, DeepSpeed); every process must call this."""

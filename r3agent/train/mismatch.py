@@ -14,6 +14,7 @@ from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
+from r3agent.train.surprise import LIMIT, Surprise
 
 Scores: TypeAlias = list[list[float]]
 """Logprobs of the completion tokens of rows."""
@@ -52,6 +53,8 @@ class Mismatch(Record):
     none."""
     scored: int = 0
     """Rows with recorded logprobs whose logprobs were also recomputed; only these are compared."""
+    surprise: Surprise | None = None
+    """Test of the doubtful rows that the starting version sampled; `None` if there are none."""
 
 
 def score_rows(rows: Sequence[Row], version: str, score: Score) -> list[list[float] | None]:
@@ -166,6 +169,14 @@ def check(mismatch: Mismatch, config: TrainConfig, start: PolicyStart, *, force:
             f"effective sample size = {mismatch.ess:.3f} of the tokens that other versions sampled{noise}, limit "
             f"{config.min_ess}: they are too far from {start.version}; collect with it, lower max_staleness or "
             "min_ess, or use --force"
+        )
+    if (surprise := mismatch.surprise) is not None and surprise.is_off:
+        reasons.append(
+            f"surprise = {surprise.ratio:.2f} ± {surprise.error:.2f} times the entropy over {surprise.rows} rows whose "
+            f"requests left sampling settings to the server, limit {1 - LIMIT:.2f} to {1 + LIMIT:.2f}: it does not "
+            "sample as its logprobs say, e.g. with top_k of the model's generation config; start it with "
+            "--generation-config vllm, or send temperature = 1, top_p = 1 and no top_k, and record anew (r3agent "
+            "doctor tests the server), or use --force"
         )
     if reasons and not force:
         raise TrainingError("; ".join(reasons))

@@ -167,12 +167,6 @@ def report_rows(
             earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
             if earned is not None:
                 rewards.setdefault(label, []).append(earned)
-    doubtful = {
-        (t.trajectory_id, s.span_id)
-        for t in trajectories
-        for s in t.spans
-        if s.capability == "trainable-exact" and s.capability_note
-    }
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     labels = [*config.credit, *(["distill"] if config.distill else [])]
@@ -190,7 +184,7 @@ def report_rows(
         not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label == "distill")),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
-        doubtful=sum((row.trajectory_id, row.span_id) in doubtful for row in rows),
+        doubtful=sum(row.doubtful for row in rows),
         truncated=sum(row.truncated for row in rows),
         ages=Counter(str(versions.version_age(row.policy_version, version, lineage)) for row in rows),
         settings=Counter(settings[row.trajectory_id] for row in rows),
@@ -256,6 +250,9 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
         f"effective sample size {mismatch['ess']:.0%} of the tokens",
         *([f"{mismatch['scored']} rows scored"] if mismatch.get("scored") else []),
     ]
+    if surprise := mismatch.get("surprise"):
+        ratio = f"{surprise['ratio']:.2f} ± {surprise['error']:.2f}"
+        parts.append(f"surprise {ratio} times the entropy in {surprise['rows']} doubtful rows")
     return "; ".join(parts)
 
 

@@ -37,6 +37,8 @@ class Row(NamedTuple):
     """True if the span ended at the token limit. The paper does not mention such spans; they are kept and counted."""
     reward: float
     advantage: float
+    doubtful: bool = False
+    """True if its request left sampling settings to the server, which may not sample as its logprobs say."""
 
 
 class Dropped(NamedTuple):
@@ -103,6 +105,7 @@ class RowMaker(NamedTuple):
             truncated=span.unfinished == "length",
             reward=reward,
             advantage=advantage,
+            doubtful=span.capability == "trainable-exact" and bool(span.capability_note),
         )
 
     def _tokens(

@@ -28,6 +28,7 @@ from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.lineage import base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.rows import build_rows, to_dataset
+from r3agent.train.surprise import measure_surprise
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import (
     load_model,
@@ -99,8 +100,9 @@ def train(
         )
         with enough_memory(config):
             scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
+            surprise = measure_surprise(rows, start.version, trainer.entropies)
         trainer.start_from(scores)
-        mismatch = measure(rows, scores, start.version)
+        mismatch = measure(rows, scores, start.version).model_copy(update={"surprise": surprise})
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)
 

@@ -60,6 +60,7 @@ def record(
     one_task: bool = False,
     prefix: Sequence[int] = (),
     sampled: int = 0,
+    top_k: int = 0,
     seed: int = 0,
     **fields: Any,
 ) -> list[Trajectory]:
@@ -75,10 +76,11 @@ def record(
         one_task: the episodes are samples of one task.
         prefix: tokens before every prompt.
         sampled: number of tokens to sample from the model, in place of random ones.
+        top_k: limit of that sampling, which the logprobs do not show.
         fields: what to set on every reflection.
     """
     rng = random.Random(seed)
-    recorder = _Recorder(model, tokenizer, random.Random(seed + 1), prefix, sampled)
+    recorder = _Recorder(model, tokenizer, random.Random(seed + 1), prefix, sampled, top_k)
     task: Task | None = None
     episodes: list[Trajectory] = []
     for number, reflected in enumerate(outcomes):
@@ -112,8 +114,10 @@ class _Recorder:
         rng: random.Random,
         prefix: Sequence[int],
         sampled: int,
+        top_k: int,
     ) -> None:
-        self.model, self.tokenizer, self.rng, self.prefix, self.sampled = model, tokenizer, rng, prefix, sampled
+        self.model, self.tokenizer, self.rng, self.prefix = model, tokenizer, rng, prefix
+        self.sampled, self.top_k = sampled, top_k
 
     def __call__(self, task: Task, path: Sequence[Span], rng: random.Random | None = None) -> Span:
         """The last span of the path, recorded."""
@@ -124,7 +128,8 @@ class _Recorder:
         completion = [*(rng.randrange(7, 100) for _ in range(rng.randint(1, 6))), self.tokenizer.eos_token_id]
         if self.sampled:
             torch.manual_seed(rng.randrange(2**32))
-            limits = {"min_new_tokens": self.sampled, "max_new_tokens": self.sampled, "do_sample": True, "top_k": 0}
+            limits = {"min_new_tokens": self.sampled, "max_new_tokens": self.sampled, "do_sample": True}
+            limits |= {"top_k": self.top_k}
             completion = self.model.generate(torch.tensor([prompt]), **limits)[0, len(prompt) :].tolist()
         tokens = {
             "prompt_token_ids": tuple(prompt),
