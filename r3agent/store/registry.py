@@ -187,8 +187,6 @@ class Registry:
             write_card(directory, card)
         return card
 
-    # ---- the live pointer ----
-
     @property
     def live(self) -> str | None:
         return None if (pointer := self._pointer()) is None else pointer.version

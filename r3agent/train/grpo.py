@@ -1,7 +1,7 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's; `_arguments` names every setting
-that the loss depends on, so that no default of TRL's changes it. Five things differ:
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Five
+things differ:
 
 - A batch holds recorded tokens and advantages. Its ratio is relative to the starting policy, and its advantages are
   weighted by starting / *recorded* probability (`importance_cap`), as TRL does only where vLLM generates inside it;
@@ -37,6 +37,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from r3agent.train.arguments import grpo_arguments
 from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
 from r3agent.train.shared_prefix import pack, share, unpack
@@ -78,7 +79,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=_recorded_rewards,
-            args=_arguments(config, self.batches, output_dir),
+            args=grpo_arguments(config, self.batches, output_dir),
             train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -257,53 +258,3 @@ def _enable_sharing(model: PreTrainedModel | PeftModel, longest_row: int) -> boo
 
 def _recorded_rewards(**_: Any) -> list[float | None]:
     raise NotImplementedError("rewards come with the rows")
-
-
-def _arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path) -> GRPOConfig:
-    return GRPOConfig(
-        output_dir=str(output_dir),
-        # the loss
-        loss_type=config.loss_type,
-        importance_sampling_level=config.importance_sampling_level,
-        temperature=1.0,
-        beta=0.0,
-        use_bias_correction_kl=False,
-        epsilon=config.epsilon_low,
-        epsilon_high=config.epsilon_high + (config.loss_type == "cispo"),  # there, the limit of the ratio itself
-        delta=None,
-        max_completion_length=config.max_row_tokens,  # the divisor of dr_grpo
-        off_policy_mask_threshold=None,
-        top_entropy_quantile=1.0,
-        entropy_coef=0.0,
-        use_adaptive_entropy=False,
-        router_aux_loss_coef=None,  # the model's own
-        cast_lm_head_to_fp32=False,
-        disable_dropout=False,
-        use_vllm=False,
-        num_iterations=1,
-        # the optimizer
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
-        # rounded down: transformers would round the ratio up, and the first warmup step has learning rate 0
-        warmup_steps=int(config.warmup_ratio * batches.steps * config.epochs),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        num_train_epochs=config.epochs,
-        gradient_accumulation_steps=batches.accumulate,
-        seed=config.seed,
-        use_cpu=not torch.accelerator.is_available(),
-        bf16=config.dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        # TRL requires complete groups of at least 2 in a generation batch, although nothing is generated
-        per_device_train_batch_size=1,
-        num_generations=2,
-        steps_per_generation=2 * batches.accumulate,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        save_total_limit=1,
-        # no progress bar: `train` reports progress itself
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to=config.report_to,
-        dataloader_pin_memory=False,
-    )
