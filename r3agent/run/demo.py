@@ -82,7 +82,7 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     settings = {**SETTINGS, "task.seed": seed, "train.seed": seed}
     _refuse_another_run(out, settings)
     reporter.stage(
-        f"demo in {out}: {SETTINGS['loop.rounds']} rounds of collecting and training, then a comparison: 3 to 4 "
+        f"demo in {out}: {SETTINGS['loop.rounds']} rounds of collecting and training, then a comparison: 4 to 8 "
         "minutes on two idle cores. What an earlier call has done is not repeated"
     )
     reporter.stage("starting the embedded server with the bundled policy", "start")
