@@ -65,10 +65,11 @@ async def test_an_endpoint_that_fails_ends_the_collection(tmp_path: Path, concur
     with pytest.raises(EndpointError, match=r"500 gone; \d+ episodes ended with such an error"):
         await run(tmp_path, policy, 100, concurrency=concurrency)
     stored = load(tmp_path)
-    assert (len(stored), [t for t in stored if t.error]) == (healthy, [])  # an outage makes no errors of episodes
+    assert not any(t.error for t in stored)  # an outage makes no errors of episodes
+    assert healthy - concurrency < len(stored) <= healthy  # the others may not have ended when the collection did
     assert len(policy.calls) <= healthy + 2 * max(8, concurrency)
     summary = await run(tmp_path, ScriptedPolicy("right"), 100)
-    assert (summary.episodes, summary.resumed, summary.errors) == (100, healthy, {})
+    assert (summary.episodes, summary.resumed, summary.errors) == (100, len(stored), {})
 
 
 @pytest.mark.parametrize("error", [AccessError("wrong key"), UnreachableError("nothing listens")])

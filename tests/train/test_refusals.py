@@ -117,7 +117,8 @@ def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: Polic
         run(record(OUTCOMES, **text_only), start, tmp_path / "v0001")
     card = run(record(OUTCOMES, **text_only), start, tmp_path / "v0001", retokenise="allow")
     assert card.metrics["rows"]["retokenised"] == 8
-    assert card.metrics["mismatch"] == {"gap": None, "labels": {}, "ess": None, "noise_ess": None, "scored": 0}
+    mismatch = card.metrics["mismatch"]
+    assert mismatch == {"gap": None, "labels": {}, "ess": None, "noise_ess": None, "surprise": None, "scored": 0}
 
 
 def test_an_adapter_of_another_base_model_is_refused(
