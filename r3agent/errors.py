@@ -71,12 +71,14 @@ class RequestError(PolicyError):
     """The endpoint refused this request.
 
     Args:
+        status: HTTP status of the refusal.
         refusal: the server's full message, with the names of the fields that it refuses.
+        param: the field to which the server attributes it.
     """
 
-    def __init__(self, message: str = "", *, refusal: str = "") -> None:
+    def __init__(self, message: str = "", *, status: int = 400, refusal: str = "", param: str | None = None) -> None:
         super().__init__(message)
-        self.refusal = refusal
+        self.status, self.refusal, self.param = status, refusal, param
 
 
 class AccessError(RequestError):

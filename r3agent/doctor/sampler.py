@@ -18,7 +18,7 @@ from r3agent._util.aio import gather_all
 from r3agent.doctor.probe import Completion, EndpointProbe
 from r3agent.doctor.records import Check
 from r3agent.errors import PolicyError, RequestError
-from r3agent.http.errors import refused_fields
+from r3agent.http.refusal import refused_fields
 from r3agent.records.sampling import NEUTRAL
 
 NAMES = ("sampling", "sampling by default", "logprobs at temperature 1")
@@ -94,7 +94,9 @@ async def _draw(probe: EndpointProbe, model: str, fields: dict[str, Any]) -> Com
     while True:
         result = await probe.chat(model, messages=MESSAGES, logprobs=True, **fields)
         optional = fields.keys() & {*NEUTRAL, "n", "top_logprobs"}
-        refused = refused_fields(result.refusal, optional) if isinstance(result, RequestError) else ()
+        if not isinstance(result, RequestError):
+            return result
+        refused = refused_fields(result.status, result.refusal, optional, param=result.param)
         if not refused:
             return result
         fields = {field: value for field, value in fields.items() if field not in refused}

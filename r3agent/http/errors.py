@@ -1,17 +1,15 @@
 """Parse the error responses of servers and map them onto `r3agent.errors`.
 
-{"error": {"message", "code", "param"}}     OpenAI; also {"error": "text"}, without "error", or in a list
-{"detail": "text" or [{"loc", "msg"}]}      FastAPI
-text, HTML, nothing                         gateways, proxies, crashed servers
-a redirect                                  sign-in pages
+Besides those of `r3agent.http.body` these are text, HTML and nothing, of gateways, proxies and crashed servers, and
+redirects to sign-in pages.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import orjson
@@ -26,10 +24,20 @@ from r3agent.errors import (
     ProtocolError,
     RequestError,
 )
+from r3agent.http.body import ErrorBody, find_error, read_body, read_text
+from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
 
 MAX_MESSAGE = 500
 """Maximum number of characters of a server's message in our own messages."""
+
+MIN_SECRET = 6
+"""Minimum number of characters of a header's value to be redacted."""
+
+PLAIN_HEADERS = frozenset(
+    {"accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent"}
+)
+"""Headers of every request; the values of all others are the user's, and may be secret."""
 
 NO_KEY = "EMPTY"
 """Key for servers that need none, as vLLM's examples have it."""
@@ -57,42 +65,39 @@ FILTERED = re.compile(
 """Messages and codes of servers whose content filter refuses a conversation."""
 
 
-class _Body(NamedTuple):
-    """Error in the body of a response."""
-
-    message: str
-    code: str | None = None
-    param: str | None = None
-    is_from_api: bool = False
-
-
 class ServerError(Exception):
     """Error response, or an error inside a successful response.
 
     Attributes:
-        status: HTTP status of the response.
-        message: the server's message on one line, without the API key.
+        status: HTTP status of the response, or the one that an error in a successful response carries.
+        message: the server's message on one line, without the request's key and headers.
         brief: the beginning of the message, for our own messages.
         code: the server's name or number of the error.
         param: the request field that caused the error.
         is_from_api: the API answered with an error object, so the route exists.
-        retry_after: value of the Retry-After header.
+        is_within_success: the error was in a response with status 2xx.
+        refuses_field: the error names a field of the request, and says that it is refused.
+        retry_after: value of the Retry-After header, or of its equivalent in the body.
     """
 
-    def __init__(self, body: _Body, response: httpx.Response) -> None:
-        message = " ".join(redact_key(body.message, _sent_key(response.request)).split())
-        self.status = response.status_code
+    def __init__(self, body: ErrorBody, response: httpx.Response) -> None:
+        message = " ".join(redact_secrets(body.message, response.request).split())
         self.message = message or response.reason_phrase
-        self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
-        self.retry_after = response.headers.get("retry-after", "")
         self.brief = self.message[:MAX_MESSAGE]
-        super().__init__(f"{self.status} {self.brief}")
+        self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
+        self.is_within_success = response.is_success
+        self.status = body.status if self.is_within_success else response.status_code
+        self.retry_after = response.headers.get("retry-after") or body.retry_after
+        fields = refused_fields(self.status, self.message, _sent_fields(response.request), param=self.param)
+        self.refuses_field = bool(fields)
+        where = f" inside a {response.status_code}:" if self.is_within_success else ""
+        super().__init__(f"{self.status}{where} {self.brief}")
 
     @property
     def is_transient(self) -> bool:
         """Return True if a retry may succeed."""
         is_transient = self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return is_transient and self.text_refusal is None
+        return is_transient and self.text_refusal is None and not self.refuses_field
 
     @property
     def text_refusal(self) -> type[ConversationError] | None:
@@ -118,34 +123,14 @@ def read_error(response: httpx.Response) -> ServerError:
     """Parse the error of a response whose content has been read."""
     if response.has_redirect_location:
         location = response.headers["location"].partition("?")[0]
-        return ServerError(_Body(f"redirects to {redact_url(location)}"), response)
-    try:
-        return ServerError(_read_body(orjson.loads(response.content)), response)
-    except orjson.JSONDecodeError:
-        return ServerError(_Body(response.text), response)
+        return ServerError(ErrorBody(f"redirects to {redact_url(location)}"), response)
+    return ServerError(read_text(response.text), response)
 
 
 def read_error_event(event: Any, response: httpx.Response) -> ServerError | None:
     """Parse the error in a successful response or an event of a stream; `None` if there is none."""
-    return ServerError(_read_body(event), response) if isinstance(event, dict) and event.get("error") else None
-
-
-def _read_body(body: Any) -> _Body:
-    if isinstance(body, list) and body and isinstance(body[0], dict) and "error" in body[0]:
-        body = body[0]
-    is_from_api = isinstance(body, dict) and ("error" in body or body.get("object") == "error")
-    error = body
-    for key in ("error", "detail"):
-        if isinstance(error, dict) and error.get(key):
-            error = error[key]
-    if isinstance(error, list) and error and all(isinstance(item, dict) for item in error):  # FastAPI's
-        places = [".".join(map(str, item.get("loc") or ("body",))) for item in error]
-        texts = (f"{place}: {item.get('msg')}" for place, item in zip(places, error, strict=True))
-        return _Body("; ".join(texts), param=places[0].rpartition(".")[2], is_from_api=is_from_api)
-    fields: dict[str, Any] = error if isinstance(error, dict) else {}
-    code, param = (None if fields.get(name) is None else str(fields[name]) for name in ("code", "param"))
-    message = fields.get("message") or error
-    return _Body("" if message is None else str(message), code, param, is_from_api)
+    error = find_error(event)
+    return None if error is None else ServerError(read_body(error), response)
 
 
 def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> PolicyError:
@@ -158,33 +143,47 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     message = f"{where}{error}"
     if refusal := error.text_refusal:
         return refusal(f"{message}; {refusal.remedy}")
-    if error.status in WRONG_KEY:
-        return AccessError(f"{message}; check the API key")
-    if error.status in NO_ROUTE:
-        return AccessError(f"{message}; check the model's name and that base_url ends in /v1")
+    if error.refuses_field or error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+        return RequestError(message, status=error.status, refusal=error.message, param=error.param)
     if error.is_transient:
         return EndpointError(f"{message}{tries}")
+    if error.is_within_success:  # the route and the key are right, and other requests may succeed
+        return EndpointError(message)
+    if error.status in WRONG_KEY:
+        return AccessError(f"{message}; check the API key")
+    if error.status == HTTPStatus.PAYMENT_REQUIRED:
+        return AccessError(f"{message}; the account or key has no credit left")
+    if error.status in NO_ROUTE:
+        remedy = f"{message}; check the model's name and that base_url ends in /v1"
+        return AccessError(remedy, status=error.status, refusal=error.message)
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
-    return RequestError(message, refusal=" ".join(filter(None, [error.param, error.message])))
-
-
-def refused_fields(refusal: str, fields: Iterable[str]) -> set[str]:
-    """Find those of the request's `fields` that the error message of a refusal names, in any case: `topK`, `Top-k`."""
-    names = {field: field.replace("_", "[_ -]?") for field in fields}
-    return {field for field, name in names.items() if re.search(rf"(?i)(?<!\\)\b{name}\b", refusal)}
+    return RequestError(message, status=error.status, refusal=error.message, param=error.param)
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:
     """Describe why there was no response."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return f"no answer within {timeout_s:g} s"
-    return redact_key(str(error), _sent_key(error.request)) or type(error).__name__
+    return redact_secrets(str(error), error.request) or type(error).__name__
 
 
 def redact_key(text: str, api_key: str | None) -> str:
     return text.replace(api_key, "[the API key]") if api_key and api_key != NO_KEY else text
 
 
-def _sent_key(request: httpx.Request) -> str:
-    return request.headers.get("authorization", "").partition(" ")[2]
+def redact_secrets(text: str, request: httpx.Request) -> str:
+    """Remove the key and the values of further headers of a request from a text."""
+    text = redact_key(text, request.headers.get("authorization", "").rpartition(" ")[2])
+    for name, value in request.headers.items():
+        if name not in PLAIN_HEADERS and len(value) >= MIN_SECRET:
+            text = text.replace(value, f"[the header {name}]")
+    return text
+
+
+def _sent_fields(request: httpx.Request) -> list[str]:
+    """Return the names of the fields in a request's JSON body."""
+    with suppress(httpx.RequestNotRead, ValueError):
+        body = orjson.loads(request.content)
+        return list(body) if isinstance(body, dict) else []
+    return []

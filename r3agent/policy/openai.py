@@ -20,7 +20,8 @@ import orjson
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
-from r3agent.http.errors import NO_KEY, refused_fields
+from r3agent.http.errors import NO_KEY
+from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
@@ -190,8 +191,9 @@ class OpenAIPolicy:
             except (AccessError, ConversationError):
                 raise
             except RequestError as error:
-                named = refused_fields(error.refusal, fields)
-                is_vague = UNNAMED.search(error.refusal) and not refused_fields(error.refusal, [*body, *given])
+                named = refused_fields(error.status, error.refusal, fields, param=error.param)
+                others = refused_fields(error.status, error.refusal, [*body, *given], param=error.param)
+                is_vague = UNNAMED.search(error.refusal) and not others
                 if not named and is_vague and not self._has_answered:
                     named = fields.keys() & NEUTRAL.keys()
                 if not named:

@@ -17,7 +17,8 @@ import orjson
 from openai.types.chat import ChatCompletionChunk
 
 from r3agent.errors import ConfigError
-from r3agent.http.errors import refused_fields
+from r3agent.http.body import read_text
+from r3agent.http.refusal import refused_fields
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import Block, current, why_none
@@ -146,7 +147,8 @@ class RecordedCall:
 
     def leave_out_refused_fields(self, error: openai.APIStatusError) -> None:
         """Leave out fields that the endpoint refuses, if they were added for the record; otherwise raise the error."""
-        refused = refused_fields(str(error), self._added) if error.status_code in (400, 422) else set[str]()
+        refusal = read_text(error.response.text)
+        refused = refused_fields(error.status_code, refusal.message, self._added, param=refusal.param)
         if not refused:
             raise error
         self._added = [field for field in self._added if field not in refused]

@@ -171,7 +171,7 @@ async def test_a_server_that_ignores_stream_is_named() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"error": {"message": "slow sk-q"}}, "200 slow [the API key]"),
+        ({"error": {"message": "slow sk-q"}}, "502 inside a 200: slow [the API key]"),
         ({"a": "sk-q"}, """answered '{"a": "[the API key]"}', which is not a chat completion (KeyError: 'choices')"""),
     ],
 )

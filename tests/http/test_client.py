@@ -50,7 +50,7 @@ async def test_stream_reads_a_crlf_that_comes_in_two_pieces() -> None:
 
 
 async def test_stream_raises_the_error_of_an_event() -> None:
-    with pytest.raises(ServerError, match="200 out of memory"):
+    with pytest.raises(ServerError, match="502 inside a 200: out of memory"):
         await stream('data: {"n": 1}\n\ndata: {"error": {"message": "out of memory"}}\n\n')
 
 
