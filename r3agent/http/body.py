@@ -4,7 +4,7 @@
 {"object": "error", "message", "code"}          vLLM and Mistral
 {"error": {"code", "metadata": {"raw"}}}        OpenRouter, whose `raw` is the provider's body
 {"detail": "text" or [{"loc", "msg"}]}          FastAPI
-{"choices": [{"finish_reason": "error"}]}       OpenRouter; also with an `error` in the choice
+{"choices": [{"finish_reason": "error"}]}       OpenRouter; also with an `error` in the choice; vLLM: "abort"
 {"type": "error", "error": {"type"}}            Anthropic
 """
 
@@ -39,6 +39,9 @@ STATUSES = {
 }
 """Names of errors, by the HTTP status that they stand for; the first that fits decides."""
 
+BROKEN_OFF = ("abort", "aborted", "cancelled", "canceled", "error", "network_error")
+"""Finish reasons of servers that broke a completion off, e.g. because their weights were swapped."""
+
 UNKNOWN = 502
 """Status of an error that names none: the server failed behind its own front."""
 
@@ -67,8 +70,9 @@ def find_error(event: Any) -> Any:
         return event
     choices = event.get("choices") or ()
     for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and (choice.get("error") or choice.get("finish_reason") == "error"):
-            return {"error": choice.get("error") or "finish_reason = 'error'"}
+        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+        if isinstance(choice, dict) and (choice.get("error") or reason in BROKEN_OFF):
+            return {"error": choice.get("error") or f"finish_reason = {reason!r}"}
     if choices or not any(isinstance(event.get(key), str | list | dict) and event[key] for key in MESSAGES):
         base = event.get("base_resp") or {}  # MiniMax
         return {"error": base} if isinstance(base, dict) and base.get("status_code") else None

@@ -5,6 +5,7 @@ This module sends a request once; `r3agent.http.retry` decides on retries.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import httpx
 import orjson
 
 from r3agent.errors import ConfigError
+from r3agent.http.body import BROKEN_OFF
 from r3agent.http.errors import read_error, read_error_event
 
 CONNECT_TIMEOUT_S = 10.0
@@ -32,6 +34,12 @@ HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 """End of a line in the received part of a stream; a CR at the end may be the first half of a CRLF."""
+
+MAY_FAIL = re.compile(rb'"(?:error|%s)"' % "|".join(BROKEN_OFF).encode())
+"""Names in successful responses that may have an error."""
+
+SSE_FIELDS = (b":", b"event:", b"id:", b"retry:")
+"""Beginnings of the lines of a stream without data."""
 
 
 @dataclass(kw_only=True)
@@ -126,7 +134,7 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
     response = await send(client, method, url, body, follow_redirects=True)
     if not response.is_success:
         raise read_error(response)
-    if b'"error"' in response.content:  # else it is parsed by the caller alone
+    if MAY_FAIL.search(response.content):  # else it is parsed by the caller alone
         with suppress(ValueError):
             if error := read_error_event(parse_json(response.content), response):
                 raise error
@@ -134,15 +142,16 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, including the `NaN` and `Infinity` of Python's encoder, which some servers send as logprobs.
+    """Parse JSON, including what some servers send: `NaN` and `Infinity`, half surrogate pairs, a byte order mark.
 
     Raises:
         ValueError: it is not JSON.
     """
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return json.loads(content)
+        return json.loads(content.decode(errors="replace"))
 
 
 async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
@@ -151,7 +160,7 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
     Raises:
         ServerError: the server refused it, or sent an error as an event.
         httpx.RequestError: there was no response, or the stream broke off.
-        ValueError: an event is not JSON.
+        ValueError: an event, or a response without events, is not JSON.
     """
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
@@ -159,10 +168,7 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
         if not response.is_success:
             await response.aread()
             raise read_error(response)
-        async for data in _event_data(response):
-            if data.startswith(b"[DONE]"):
-                continue  # httpx reuses the connection only if the response is read to its end
-            event = parse_json(data)
+        async for event in _events(response):  # to its end: only then httpx reuses the connection
             if error := read_error_event(event, response):
                 raise error
             take(event)
@@ -170,17 +176,41 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
         await response.aclose()
 
 
-async def _event_data(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the data of each event: its `data:` lines, until a blank one."""
+async def _events(response: httpx.Response) -> AsyncIterator[Any]:
+    """Yield each parsed event: its `data:` lines, until a blank one; or the whole content, if it has no such line.
+
+    Raises:
+        ValueError: an event, or a content without events, is not JSON.
+    """
     data: list[bytes] = []
+    other: list[bytes] | None = []
     async for line in _lines(response):
         if line.startswith(b"data:"):
             data.append(line.removeprefix(b"data:").strip())
-        elif not line and data:
-            yield b"\n".join(data)
+            other = None
+        elif line and other is not None:
+            other.append(line)
+        elif not line:
+            for event in _parsed(data):
+                yield event
             data = []
-    if data:  # the last blank line is missing
-        yield b"\n".join(data)
+    with suppress(ValueError):  # the last blank line is missing, or the stream broke off within an event
+        for event in _parsed(data):
+            yield event
+    if other and not all(line.startswith(SSE_FIELDS) for line in other):
+        try:
+            yield parse_json(b"\n".join(other))  # the server ignores `stream`
+        except ValueError:
+            raise ValueError(f"it begins with {b' '.join(other)[:80].decode(errors='replace')!r}") from None
+
+
+def _parsed(data: list[bytes]) -> list[Any]:
+    """Parse the data of an event; some servers end each with one line break, so that they look like one of many."""
+    lines = [line for line in data if line and not line.startswith(b"[DONE]")]
+    try:
+        return [parse_json(b"\n".join(lines))] if lines else []
+    except ValueError:
+        return [parse_json(line) for line in lines]
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -192,6 +222,5 @@ async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
     async for content in response.aiter_bytes():
         *lines, rest = LINE_END.split(rest + content)
         for line in lines:
-            yield line
-    if rest.endswith(b"\r"):
-        yield rest[:-1]
+            yield line.removeprefix(codecs.BOM_UTF8)
+    yield rest.removesuffix(b"\r").removeprefix(codecs.BOM_UTF8)

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
-
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
+from r3agent.http.client import parse_json
 from r3agent.http.errors import NO_KEY
 from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
-from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
+from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, shift_choices
 from r3agent.records import versions
 from r3agent.records.sampling import NEUTRAL
@@ -212,15 +211,16 @@ class OpenAIPolicy:
         weights = self._weight_version(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
         body = {"model": target.model, **body}
-        content, latency_s = b"", 0.0
+        content, latency_s, assembly = b"", 0.0, Assembly(on_delta)
         try:
             if on_delta is None:
                 content, latency_s = await endpoint.post("/chat/completions", body)
-                answer = orjson.loads(content)
+                answer = parse_json(content)
             else:
-                assembly = Assembly(on_delta)
                 latency_s = await endpoint.stream("/chat/completions", body, assembly.take)
                 answer = assembly.body
+                if assembly.is_broken_off:
+                    raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
             after = None if weights is None else await weights.now()
             served_name = answer.get("model") or target.model
             common = {
@@ -233,7 +233,7 @@ class OpenAIPolicy:
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
                 f"{redact_url(endpoint.base_url)}, model {target.model!r}: "
-                f"{not_a_completion(error, content, endpoint.api_key)}; "
+                f"{not_a_completion(error, content or assembly.beginning.encode(), endpoint.api_key)}; "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
 

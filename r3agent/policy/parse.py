@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from r3agent.http.body import BROKEN_OFF
 from r3agent.http.errors import redact_key
+from r3agent.records.reply import read_reply
 from r3agent.records.sampling import left_to_server, reshaping
-from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation
 
 Json = Mapping[str, Any]
 
 NOT_A_COMPLETION = (KeyError, TypeError, AttributeError, ValueError)
 """Errors of parsing an answer that is not a chat completion."""
+
+REASONING = ("reasoning_field", "reasoning")
+
+BROKEN_STREAM = (
+    "the stream ended without a finish reason: it was broken off; "
+    "if this server never sends one, sample without streaming"
+)
+
+LOWEST, HIGHEST = -9999.0, 1e-3
+"""Bounds of a logprob: vLLM writes the lower one for minus infinity, and rounding may give a little more than 0."""
+
+MENDED = "characters that UTF-8 cannot encode (lone surrogates) were replaced in its text"
 
 UNKNOWN_VERSION = (
     "nobody knows which version it is of: the weights were swapped while it was generated, or the server has restarted "
@@ -29,7 +43,7 @@ def not_a_completion(error: Exception, content: bytes, api_key: str | None) -> s
 
 
 def generations(answer: Json, common: Json, n: int, request: Json | None = None) -> list[Generation]:
-    """Parse the first `n` choices of a response body.
+    """Parse the first `n` choices of a response body, in any of the forms of `records/reply.py`.
 
     Args:
         common: fields of all generations that are not in the body: `policy_version`, `sampling`, `latency_s`, and the
@@ -39,15 +53,17 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     Raises:
         KeyError, TypeError, AttributeError, ValueError: it is not a chat completion.
     """
-    choices, usage = answer["choices"], answer.get("usage") or {}
-    if not choices:
-        raise ValueError("it has no choices")
-    sampled = usage.get("completion_tokens")
+    choices = answer["choices"]
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("it has no choices" if not choices else f"its choices are {reprlib.repr(choices)}")
+    usage: Any = answer.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    sampled = _count(usage.get("completion_tokens"))
     shared = {
         **common,
-        "model": answer.get("model") or common["model"],
+        "model": str(answer.get("model") or common["model"]),
         "prompt_token_ids": answer.get("prompt_token_ids"),
-        "prompt_tokens": usage.get("prompt_tokens"),
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
     n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
@@ -56,38 +72,93 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     flaw = "; ".join(filter(None, [reshaping(request or {}), lost])) or None
     left = None if request is None else ", ".join(left_to_server(request))
     caveat = left and f"the server decided on {left}; r3agent doctor tests whether it samples as its logprobs say"
-    return [_generation(choice, shared, flaw, caveat) for choice in choices[:n]]
+    details: Any = usage.get("completion_tokens_details")
+    has_hidden = isinstance(details, Mapping) and bool(_count(details.get("reasoning_tokens")))
+    return [_generation(choice, shared, flaw, caveat, has_hidden) for choice in choices[:n]]
 
 
-def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None) -> Generation:
-    message, ids = choice["message"], choice.get("token_ids")
-    token_logprobs = (choice.get("logprobs") or {}).get("content")
-    logprobs = None if token_logprobs is None else [entry["logprob"] for entry in token_logprobs]
-    text, tool_calls = message.get("content") or "", message.get("tool_calls") or ()
-    reasoning = find_reasoning(message)
-    capability, note = _grade(bool(text or tool_calls or reasoning), ids, logprobs, shared, flaw, caveat)
-    if reasoning is not None and capability == "trainable-retokenised":
+def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None, has_hidden: bool) -> Generation:
+    message, ids = choice.get("message"), choice.get("token_ids")
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a choice has no message: {reprlib.repr(dict(choice))}")
+    reply = read_reply(message)
+    logprobs, wrong = read_logprobs(choice.get("logprobs"))
+    reason = finish_reason(choice)
+    broken = _not_whole(reason)
+    has_content = bool(reply.text or reply.tool_calls or reply.reasoning)
+    capability, note = _grade(has_content, ids, logprobs, wrong, shared, flaw, caveat)
+    if broken is not None:
+        capability, note = "eval-only", broken
+    elif capability == "trainable-retokenised" and (has_hidden or reply.has_more):
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
+    elif reply.is_mended:
+        note = "; ".join(filter(None, [note, MENDED]))
+        capability = "eval-only" if capability == "trainable-retokenised" else capability
     return Generation.model_validate(
         {
             **shared,
-            "text": text,
-            **({} if reasoning is None else {"reasoning_field": reasoning[0], "reasoning": reasoning[1]}),
-            "tool_calls": tool_calls,
+            "text": reply.text,
+            **({} if reply.reasoning is None else dict(zip(REASONING, reply.reasoning, strict=True))),
+            "tool_calls": reply.tool_calls,
+            "extra": reply.extra,
             "token_ids": ids,
             "logprobs": None if capability == "eval-only" else logprobs,
             "completion_tokens": len(ids) if ids else shared["completion_tokens"],
-            "finish_reason": choice.get("finish_reason"),
+            "finish_reason": reason,
             "capability": capability,
             "capability_note": note,
         }
     )
 
 
+def finish_reason(choice: Json) -> str | None:
+    """Return the finish reason of a choice; SGLang's own is an object, and an empty text is none."""
+    reason: Any = choice.get("finish_reason")
+    reason = reason.get("type") if isinstance(reason, Mapping) else reason
+    return str(reason) if reason else None
+
+
+def _not_whole(reason: str | None) -> str | None:
+    """Return why a completion with this finish reason is no sample of the policy, if it is none."""
+    if reason is None:
+        return "the endpoint gave no finish reason: nobody knows whether the completion is whole"
+    if reason.lower() in BROKEN_OFF:
+        return f"finish_reason {reason!r}: the server broke the completion off"
+    return "a content filter ended the completion" if reason.lower() == "content_filter" else None
+
+
+def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
+    """Return the logprobs of the sampled tokens, and the reason if they are there and not usable.
+
+    Servers write minus infinity as `-Infinity`, null or -9999; training cannot use such a token.
+    """
+    found: Any = logprobs
+    if isinstance(logprobs, Mapping):
+        found = logprobs.get("content")
+        found = logprobs.get("token_logprobs") if found is None else found
+    if found is None or isinstance(found, bool):
+        return None, None
+    if not isinstance(found, list):
+        return None, f"the logprobs are {reprlib.repr(found)}"
+    values: list[Any] = [entry.get("logprob") if isinstance(entry, Mapping) else entry for entry in found]
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not LOWEST < value <= HIGHEST:  # false for NaN too
+            return None, f"{reprlib.repr(value)} among the logprobs is no logprob of a sampled token"
+    return [float(value) for value in values], None
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens; `None` if it is not one."""
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+    return int(value) if is_whole else None
+
+
 def _grade(
     has_content: bool,
     ids: list[int] | None,
     logprobs: list[float] | None,
+    wrong: str | None,
     shared: Json,
     flaw: str | None,
     caveat: str | None,
@@ -95,6 +166,7 @@ def _grade(
     """Grade a choice, with the reason why it is not trainable-exact, or with a caveat if it is.
 
     Args:
+        wrong: defect of the logprobs.
         flaw: defect of the whole response.
         caveat: doubt about the whole response.
     """
@@ -103,7 +175,9 @@ def _grade(
     if shared.get("policy_version") is None:
         return "eval-only", UNKNOWN_VERSION
     if not ids or not shared["prompt_token_ids"]:
-        return "trainable-retokenised", "; ".join(filter(None, ["the endpoint returned no token ids", flaw]))
+        return "trainable-retokenised", "; ".join(filter(None, ["the endpoint returned no token ids", flaw, wrong]))
+    if wrong is not None:
+        return "eval-only", wrong
     if logprobs is None:
         return "trainable-retokenised", "; ".join(filter(None, ["the endpoint returned no logprobs", flaw]))
     if len(logprobs) != len(ids):

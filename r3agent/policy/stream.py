@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from r3agent.records.thinking import find_reasoning
+from r3agent.policy.deltas import add_call, add_content, add_fields
+from r3agent.records.reply import join_surrogates, replace_surrogates, text_of
 
 OnDelta: TypeAlias = Callable[[int, str], object]
 """Callback for each text delta of a streamed completion, without thinking; takes the choice index and the text."""
+
+HALF = re.compile("[\ud800-\udbff]$")
+"""First half of a surrogate pair at the end of a delta; the second is in the next one."""
 
 
 def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
@@ -17,39 +23,71 @@ def shift_choices(on_delta: OnDelta, by: int) -> OnDelta:
 
 
 class Assembly:
-    """Body of a completion, assembled from its chunks in order."""
+    """Body of a completion, assembled from its chunks in order.
+
+    A chunk may lack choices, as that of the usage or a ping; a choice may lack its index, or have a whole `message` in
+    place of a `delta`, as in a response without streaming.
+    """
 
     def __init__(self, on_delta: OnDelta | None = None) -> None:
         self._on_delta = on_delta
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._halves: dict[int, str] = {}
+        self._in_messages: set[int] = set()
+        """Choices whose deltas are called `message`."""
+        self._first: Any = None
 
     def add(self, chunk: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
         """Add one chunk, and yield the choice index and text of each delta in it.
 
         Raises:
-            KeyError, TypeError, AttributeError: it is not a chunk of a chat completion.
+            KeyError, TypeError, AttributeError, ValueError: it is not a chunk of a chat completion.
         """
-        for field in ("model", "usage", "prompt_token_ids"):
+        if not isinstance(chunk, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"an event is {json.dumps(chunk)[:80]}")
+        self._first = chunk if self._first is None else self._first
+        parts: Any = chunk.get("choices") or ()
+        usages = [(chunk.get("x_groq") or {}).get("usage"), *(part.get("usage") for part in parts), chunk.get("usage")]
+        for usage in filter(None, usages):  # Groq and Moonshot have it elsewhere
+            self._head["usage"] = usage
+        for field in ("model", "prompt_token_ids"):
             if chunk.get(field) is not None:
                 self._head[field] = chunk[field]
-        for part in chunk["choices"]:
-            choice = self._choices.setdefault(part["index"], {"index": part["index"], "message": {"content": ""}})
-            delta = part.get("delta") or {}
-            if text := delta.get("content"):
-                choice["message"]["content"] += text
-                yield part["index"], text
-            if reasoning := find_reasoning(delta):
-                field, piece = reasoning
-                choice["message"][field] = choice["message"].get(field, "") + piece
-            for call in delta.get("tool_calls") or ():
-                _add_call(choice["message"].setdefault("tool_calls", []), call)
-            if part.get("token_ids"):
-                choice.setdefault("token_ids", []).extend(part["token_ids"])
-            if token_logprobs := (part.get("logprobs") or {}).get("content"):
-                choice.setdefault("logprobs", {"content": []})["content"].extend(token_logprobs)
-            if part.get("finish_reason"):
-                choice["finish_reason"] = part["finish_reason"]
+        for place, part in enumerate(parts):
+            index = int(place if part.get("index") is None else part["index"])
+            if text := self._take_choice(index, part):
+                yield index, text
+
+    def _take_choice(self, index: int, part: Mapping[str, Any]) -> str:
+        """Add one choice of a chunk, and return its text."""
+        choice = self._choices.setdefault(index, {"index": index, "message": {"content": ""}})
+        message, whole = choice["message"], part.get("message") if not part.get("delta") else None
+        if whole and part.get("finish_reason") and index not in self._in_messages:
+            text = _take_whole(message, whole)
+        else:
+            delta = part.get("delta") or whole or {}
+            self._in_messages |= {index} if whole else set()
+            text = text_of(delta.get("content")) or text_of(delta.get("refusal"))
+            message["content"] = add_content(message["content"], delta.get("content"))
+            add_fields(message, {key: value for key, value in delta.items() if key not in ("content", "tool_calls")})
+            calls = delta.get("tool_calls") or ()
+            for call in [calls] if isinstance(calls, Mapping) else calls:
+                add_call(message.setdefault("tool_calls", []), call)
+        if part.get("token_ids"):
+            choice.setdefault("token_ids", []).extend(part["token_ids"])
+        if isinstance(logprobs := part.get("logprobs"), Mapping):
+            add_fields(choice.setdefault("logprobs", {}), logprobs)
+        if part.get("finish_reason"):
+            choice["finish_reason"] = part["finish_reason"]
+        return self._whole_characters(index, text)
+
+    def _whole_characters(self, index: int, text: str) -> str:
+        """Keep the first half of a surrogate pair back until the second comes."""
+        text = join_surrogates(self._halves.pop(index, "") + text)
+        if HALF.search(text):
+            self._halves[index], text = text[-1], text[:-1]
+        return replace_surrogates(text)
 
     def take(self, chunk: Mapping[str, Any]) -> None:
         """Add one chunk, and call back for each piece of text; raises as `add`."""
@@ -58,17 +96,23 @@ class Assembly:
                 self._on_delta(index, text)
 
     @property
+    def is_broken_off(self) -> bool:
+        """Return True if a choice has begun and has no finish reason."""
+        return any(not choice.get("finish_reason") for choice in self._choices.values())
+
+    @property
+    def beginning(self) -> str:
+        """JSON of the first event, for messages."""
+        return "" if self._first is None else json.dumps(self._first)
+
+    @property
     def body(self) -> dict[str, Any]:
         """Body assembled from the chunks so far."""
         return {**self._head, "choices": [self._choices[index] for index in sorted(self._choices)]}
 
 
-def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
-    """Add a part of a tool call: the first part has the id and name, every part a piece of the arguments."""
-    index = part.get("index", len(calls))
-    while len(calls) <= index:
-        calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
-    call, function = calls[index], part.get("function") or {}
-    call["id"] = part.get("id") or call["id"]
-    for field in ("name", "arguments"):
-        call["function"][field] += function.get(field) or ""
+def _take_whole(message: dict[str, Any], whole: Mapping[str, Any]) -> str:
+    """Take a whole message, which may end a stream of its deltas, and return what of its text is new."""
+    before, text = text_of(message["content"]), text_of(whole.get("content"))
+    message |= {key: value for key, value in whole.items() if value and (key != "content" or text.startswith(before))}
+    return text[len(before) :] if text.startswith(before) else ""

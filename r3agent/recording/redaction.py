@@ -52,6 +52,7 @@ def _span(span: Span, redact: Redact) -> Span:
             "text": redact(span.text),
             "reasoning": None if span.reasoning is None else redact(span.reasoning),
             "tool_calls": tuple(_strings(span.tool_calls, redact)),
+            "extra": _strings(span.extra, redact),
             "request": tuple(_strings(span.request, redact)),
             "verdict": verdict,
         }

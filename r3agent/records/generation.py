@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from r3agent.records.record import Record
+from r3agent.records.reply import normal_calls
 from r3agent.records.task import Message
 from r3agent.records.thinking import ReasoningField, split_thinking
 
@@ -65,7 +66,11 @@ class Generation(Record):
     """The thinking, if the server returned it in a separate field; its tokens are among `token_ids`."""
     reasoning_field: ReasoningField = "reasoning"
     """Name of the server's field for the thinking."""
-    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_calls: Annotated[tuple[dict[str, Any], ...], BeforeValidator(normal_calls)] = ()
+    """Tool calls in the format of OpenAI's API, as `reply.normal_calls` returns them."""
+    extra: dict[str, Any] = {}
+    """Further fields of the assistant message that servers want back, such as `reasoning_details`; `content` if it has
+    parts that are not text."""
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
     """T sampled tokens, including the end-of-turn token if the server counts it."""
@@ -95,6 +100,12 @@ class Generation(Record):
         if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
             raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `extra` if it is empty: releases without it refuse the field."""
+        fields = write(self)
+        return fields if self.extra else {name: value for name, value in fields.items() if name != "extra"}
 
     @property
     def unfinished(self) -> Unfinished | None:
@@ -131,18 +142,26 @@ class Generation(Record):
 
     @property
     def turn(self) -> Message:
-        """Form of `message` to send back: calls whose arguments are not a JSON object, refused by servers, are text."""
+        """Form of `message` to send back: with `extra`, and with calls that servers refuse as text.
+
+        Those are calls without a name, or whose arguments are not a JSON object.
+        """
         broken = [call for call in self.tool_calls if not _is_readable(call)]
-        if not broken:
-            return self.message
-        texts = [self.text, *(json.dumps(call.get("function", call)) for call in broken)]
-        message = {**self.message, "content": "\n".join(text for text in texts if text)}
-        calls = [call for call in self.tool_calls if call not in broken]
-        return {**message, "tool_calls": calls} if calls else {k: v for k, v in message.items() if k != "tool_calls"}
+        message = {key: value for key, value in self.message.items() if key != "tool_calls"}
+        if broken:
+            texts = [self.text, *(json.dumps(call.get("function", call)) for call in broken)]
+            message["content"] = "\n".join(text for text in texts if text)
+        if "content" in self.extra:
+            message.pop(self.reasoning_field, None)  # it is one of the parts
+        message |= {key: value for key, value in self.extra.items() if key != "content" or not broken}
+        readable = [call for call in self.tool_calls if call not in broken]
+        return {**message, "tool_calls": readable} if readable else message
 
 
 def _is_readable(call: Message) -> bool:
+    if "custom" in call:
+        return True
     try:
-        return isinstance(json.loads(call["function"]["arguments"]), dict)
+        return bool(call["function"]["name"]) and isinstance(json.loads(call["function"]["arguments"]), dict)
     except (KeyError, TypeError, ValueError, RecursionError):
         return False

@@ -84,6 +84,7 @@ async def test_a_completion_that_only_thought_is_not_empty() -> None:
 
 def streamed(*deltas: dict[str, Any]) -> Fault:
     chunks = [{"model": "scripted", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    chunks.append({"model": "scripted", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
     return Fault(body=f"{events}data: [DONE]\n\n", content_type="text/event-stream")
 
