@@ -2,6 +2,7 @@
 
     R3Error
     |-- ConfigError            a setting, a file or a combination that cannot work; found before any work starts
+    |   `-- ArgumentError      ... which is a field of a record or an argument; also a `ValueError`
     |-- BusyError              another process is doing this, on the same run
     |-- RecordError            a record cannot be read or stored
     |   `-- SchemaVersionError ... because another version of r3agent wrote it
@@ -37,6 +38,10 @@ class ConfigError(R3Error):
     """A setting, a file or a combination that cannot work; raised before any work starts."""
 
     exit_code = 2
+
+
+class ArgumentError(ConfigError, ValueError):
+    """A record's field or a function's argument that does not fit; a `ValueError` too, as pydantic's own error is."""
 
 
 class BusyError(R3Error):

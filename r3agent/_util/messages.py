@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -61,7 +62,33 @@ def _explain_one(error: Any, model: type[BaseModel], root: str) -> str:
         return f"{key}: {message}"
     if error["type"] == "value_error":  # may concern several keys; the message names them
         return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    message += _remedy(error["type"], error["input"], path)
     return f"{key} = {shorten(error['input'])}: {message}" if key else f"{shorten(error['input'])}: {message}"
+
+
+def _remedy(kind: str, value: Any, path: list[str]) -> str:
+    """Return how to write a value of another type: the converter of its library, or an example."""
+    is_message, is_tool = "messages" in path or path[-1:] == ["gold"], "tools" in path
+    if kind == "dict_type":
+        libraries = {
+            base.__module__.partition(".")[0] for base in (value if isinstance(value, type) else type(value)).__mro__
+        }
+        if is_tool and (callable(value) or "langchain_core" in libraries):
+            return "; convert it with langchain_core.utils.function_calling.convert_to_openai_tool"
+        if "langchain_core" in libraries:
+            return "; convert it with langchain_core.messages.convert_to_openai_messages"
+        if not isinstance(value, type) and hasattr(value, "model_dump"):
+            return "; convert it with its model_dump(exclude_none=True)"
+        if not isinstance(value, type) and is_dataclass(value):
+            return "; convert it with dataclasses.asdict"
+        if is_message:
+            return '; write {"role": "user", "content": "..."}'
+    if kind in ("tuple_type", "list_type", "sequence_type", "sequence_str"):
+        if is_message:
+            return '; write [{"role": "user", "content": "..."}]'
+        if isinstance(value, str | dict):
+            return f"; write [{shorten(value)}]"
+    return ""
 
 
 def _fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:

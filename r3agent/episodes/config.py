@@ -8,7 +8,7 @@ from __future__ import annotations
 from copy import copy
 from typing import Any, Self, cast
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from r3agent._util.messages import explain
@@ -173,13 +173,13 @@ class EpisodeContext(Record):
     blind_retries: int | None = field_of("blind_retries", None)
     sampling: Sampling | None = field_of("sampling", None)
     reflect_sampling: Sampling | None = field_of("reflect_sampling", None)
-    sample: int | None = None
+    sample: int | None = Field(default=None, ge=0)
     """Index of this episode among several of its task, 0 by default: with a seed, each is drawn differently."""
 
     def __init__(self, **settings: Any) -> None:
         # LangGraph calls this with a caller's JSON; the caller should get a one-line error.
         try:
-            super().__init__(**settings)
+            BaseModel.__init__(self, **settings)
         except ValidationError as error:
             raise ConfigError(
                 f"{explain(error, EpisodeContext, root='context')}; change it, or leave it out for what the graph was "

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from r3agent._util.messages import shorten
 from r3agent.records.sampling import FORMS
 from r3agent.records.trajectory import Generation, Message, Record
 
@@ -19,7 +20,7 @@ SEEDS = 2**31 - 2**10
 class Sampling(Record):
     """Sampling settings, sent with every request and stored on every span."""
 
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: total probability of the most likely tokens to sample from."""
@@ -43,6 +44,20 @@ class Sampling(Record):
             return data
         own = {name: value for name, value in extra.items() if name in cls.model_fields}
         return {**data, **own, "extra": {name: value for name, value in extra.items() if name not in own}}
+
+    @field_validator("extra")
+    @classmethod
+    def _is_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name, value in extra.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                remedy = "; give what the endpoint's JSON has"
+                if hasattr(value, "model_json_schema"):
+                    schema = f'{{"name": "{value.__name__}", "schema": {value.__name__}.model_json_schema()}}'
+                    remedy = f'; write {{"type": "json_schema", "json_schema": {schema}}}'
+                raise ValueError(f"{name} = {shorten(value)} is not JSON: {error}{remedy}") from None
+        return extra
 
     def body(self) -> dict[str, Any]:
         """Return the fields of a chat completion request."""

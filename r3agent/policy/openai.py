@@ -13,10 +13,13 @@ import re
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
+from pydantic import Field
+
 from r3agent._util.aio import gather_all, run_sync
+from r3agent._util.checked import AtLeastOne, NotNegative, Positive, Word, checked
 from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
 from r3agent.http.client import parse_json
 from r3agent.http.errors import NO_KEY
@@ -53,22 +56,24 @@ class OpenAIPolicy:
         max_tries: tries of one request; `r3agent.http.retry` documents the errors that are retried.
 
     Raises:
-        ConfigError: the URL is invalid, `NAME@live` has no registry, or nothing is live.
+        ConfigError: an argument is out of range or of another type, the URL is invalid, `NAME@live` has no registry, or
+            nothing is live.
     """
 
+    @checked
     def __init__(
         self,
         base_url: str,
-        model: str,
+        model: Word,
         *,
         api_key: str | None = None,
         sampling: Sampling | None = None,
         registry: Registry | str | Path | None = None,
         version: str | None = None,
-        concurrency: int = 64,
-        timeout_s: float = 600.0,
-        outage_s: float = 600.0,
-        max_tries: int = 6,
+        concurrency: AtLeastOne = 64,
+        timeout_s: Positive = 600.0,
+        outage_s: NotNegative = 600.0,
+        max_tries: AtLeastOne = 6,
     ) -> None:
         self.base_url = base_url
         self.model = model
@@ -100,11 +105,12 @@ class OpenAIPolicy:
     def __repr__(self) -> str:
         return f"OpenAIPolicy({redact_url(self.base_url)!r}, {self.model!r})"
 
+    @checked
     async def sample(
         self,
-        messages: Sequence[Message],
+        messages: Annotated[Sequence[Message], Field(min_length=1)],
         *,
-        n: int = 1,
+        n: AtLeastOne = 1,
         tools: Sequence[dict[str, Any]] = (),
         sampling: Sampling | None = None,
         on_delta: OnDelta | None = None,

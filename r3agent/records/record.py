@@ -5,15 +5,29 @@ from __future__ import annotations
 from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from r3agent.errors import SchemaVersionError
+from r3agent._util.messages import explain
+from r3agent.errors import ArgumentError, SchemaVersionError
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and strict about unknown fields."""
+    """Base of all records: frozen, and strict about unknown fields.
+
+    Raises:
+        ArgumentError: a field is unknown, missing or out of range; `model_validate` raises pydantic's own error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, /, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise ArgumentError(explain(error, type(self), root=type(self).__name__)) from None
+
+    # Parsing of a record within another does not call it.
+    __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class VersionedRecord(Record):

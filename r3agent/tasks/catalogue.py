@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from r3agent._util.imports import entry_points, load_attribute
 from r3agent._util.params import check_params
-from r3agent.errors import ConfigError, R3Error
+from r3agent.errors import ArgumentError, ConfigError, R3Error
 from r3agent.records.trajectory import Task
 from r3agent.tasks.jsonl import load_jsonl
 from r3agent.tasks.rows import ENDINGS
@@ -120,8 +120,10 @@ def _call(source: str, n: int | None, *, seed: int, split: str, **params: Any) -
             if not isinstance(task, Task):
                 raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
             tasks.append(task)
-    except R3Error:
-        raise
+    except R3Error as error:
+        if not isinstance(error, ArgumentError):
+            raise
+        raise ConfigError(f"task {source!r} with {settings}: {error}") from error
     except Exception as error:  # a user's source may raise anything
         raise ConfigError(f"task {source!r} with {settings}: {type(error).__name__}: {error}") from error
     return tasks

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from r3agent.errors import SchemaVersionError
+from r3agent.errors import ArgumentError, SchemaVersionError
 from r3agent.records.trajectory import Generation, Task, Trajectory, Verdict, mean_success
 from tests.support.trees import TASK, span, trajectories, tree, trees
 
@@ -25,14 +25,14 @@ def test_token_ids_and_logprobs_align_or_are_refused(n_ids: int, n_logprobs: int
     if n_ids == n_logprobs:
         Generation(**fields)
     else:
-        with pytest.raises(ValidationError, match=f"{n_ids} token ids but {n_logprobs} logprobs"):
+        with pytest.raises(ArgumentError, match=f"{n_ids} token ids but {n_logprobs} logprobs"):
             Generation(**fields)
 
 
 @pytest.mark.parametrize("missing", ["prompt_token_ids", "token_ids", "logprobs"])
 def test_trainable_exact_needs_every_token(missing: str) -> None:
     exact = {"prompt_token_ids": [1], "token_ids": [2], "logprobs": [-0.5], "capability": "trainable-exact"}
-    with pytest.raises(ValidationError, match="trainable-exact needs"):
+    with pytest.raises(ArgumentError, match="trainable-exact needs"):
         Generation(text="", model="m", **{**exact, missing: None})
 
 
@@ -58,7 +58,7 @@ def test_a_tasks_default_id_depends_on_its_messages_alone() -> None:
 
 
 def test_a_task_needs_a_message() -> None:
-    with pytest.raises(ValidationError, match="messages"):
+    with pytest.raises(ArgumentError, match="messages"):
         Task(messages=())
 
 
@@ -74,9 +74,9 @@ def test_spans_form_a_tree_with_parents_first() -> None:
     attempt = span("attempt")
     reflection = span("reflect", attempt)
     assert tree(attempt, reflection).path(reflection) == [attempt, reflection]
-    with pytest.raises(ValidationError, match="comes before its parent"):
+    with pytest.raises(ArgumentError, match="comes before its parent"):
         tree(reflection, attempt)
-    with pytest.raises(ValidationError, match="appears twice"):
+    with pytest.raises(ArgumentError, match="appears twice"):
         tree(attempt, attempt)
 
 
@@ -142,5 +142,5 @@ def test_mean_success_leaves_out_what_was_not_judged() -> None:
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
 def test_a_score_is_between_0_and_1(score: float) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ArgumentError):
         Verdict(passed=False, score=score)

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from r3agent.errors import BusyError, ConfigError, RecordError, SchemaVersionError
+from r3agent.errors import ArgumentError, BusyError, ConfigError, RecordError, SchemaVersionError
 from r3agent.store.registry import FingerprintSequence, PolicyCard, Registry, create_version, write_card
 
 
@@ -162,13 +161,13 @@ def test_served_names():
 
 @pytest.mark.parametrize("parent", ["v0002", "v0003"])
 def test_parent_is_earlier(parent: str):
-    with pytest.raises(ValidationError, match="a parent is an earlier version"):
+    with pytest.raises(ArgumentError, match="a parent is an earlier version"):
         card("v0002", parent=parent)
 
 
 @pytest.mark.parametrize(("logprobs", "parent"), [((0.0,), None), ((0.0, -1.0), (0.0, -1.0, -2.0))])
 def test_fingerprint_aligns(logprobs: tuple[float, ...], parent: tuple[float, ...] | None):
-    with pytest.raises(ValidationError, match="must align one to one"):
+    with pytest.raises(ArgumentError, match="must align one to one"):
         FingerprintSequence(token_ids_T=(1, 2), logprobs_T=logprobs, parent_logprobs_T=parent)
 
 

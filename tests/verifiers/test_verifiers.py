@@ -79,7 +79,9 @@ async def test_judgement_that_is_no_score_is_named_as_returned(make: Any) -> Non
 
 
 async def test_verdict_out_of_range_is_explained_on_one_line() -> None:
-    with pytest.raises(VerifierError, match=r"ValidationError: score = 7: Input should be less than or equal to 1$"):
+    with pytest.raises(
+        VerifierError, match=r"ArgumentError: Verdict.score = 7: Input should be less than or equal to 1"
+    ):
         await verdict(lambda task, answer: Verdict(passed=True, score=7))
 
 
