@@ -6,13 +6,14 @@ A node works on the whole frontier of the tree at once, that is, on every failed
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from r3agent._util.templates import Template
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
+from r3agent.episodes.renderings import Rendered, Renderer
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
 from r3agent.errors import ConversationError
 from r3agent.policy import Pinnable, Policy, Sampling, sampling_of
@@ -38,6 +39,7 @@ class Nodes:
     """Function that calls `sample` and writes every delta to LangGraph's streams."""
     sample: int = 0
     """Index of the episode among several of its task."""
+    renderer: Renderer = field(default_factory=Renderer)
 
     def under(self, context: object) -> Nodes:
         """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
@@ -146,24 +148,25 @@ class Nodes:
         if parent is not None and parent.label == "reflect" and parent.unanswered:
             why = f"no whole reflection: {parent.unfinished}"
             return [_refused(slot, parent, request, sampling, "no_reflection", why) for slot in slots]
-        sample: Sample = partial(
-            self._policy_of(tree).sample,
-            messages,
-            n=n,
-            tools=() if label == "reflect" else tree.task.tools,
-            sampling=sampling,
-        )
+        policy = self._policy_of(tree)
+
+        async def ask(rendered: Rendered) -> list[Generation]:
+            settings = _without_calls(sampling) if rendered.forbids_calls else sampling
+            sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
+            return await (self.streamer(sample, rendered.messages, slots) if self.streamer else sample())
+
         try:
-            generations = await (self.streamer(sample, messages, slots) if self.streamer else sample())
+            generations, sent = await self.renderer.send(ask, messages, tree.task.tools, may_call=label != "reflect")
         except ConversationError as error:
             if parent is None:
                 raise
             why = f"{error.finish_reason}: the conversation was refused: {error}"
             return [_refused(slot, parent, request, sampling, error.finish_reason, why) for slot in slots]
+        place = {"label": label, "request": request}
+        if sent.messages != messages:
+            place |= {"request": sent.messages, "standalone": True}
         return [
-            Span.model_validate(
-                {**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, "label": label, "request": request}
-            )
+            Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
             for one, slot in zip(generations, slots, strict=True)
         ]
 
@@ -212,6 +215,11 @@ def _refused(
         capability_note=f"no generation: {reason}",
         verdict=Verdict.failed(why) if slot.label == "retry" else None,
     )
+
+
+def _without_calls(sampling: Sampling | None) -> Sampling | None:
+    """Return the settings of a request whose tools are not to be called."""
+    return sampling and sampling.model_copy(update={"extra": {**sampling.extra, "tool_choice": "none"}})
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:

@@ -64,6 +64,11 @@ FILTERED = re.compile(
 )
 """Messages and codes of servers whose content filter refuses a conversation."""
 
+TEMPLATE = re.compile(
+    r"jinja|chat.?template|template error|roles? must alternate|role not supported|unexpected role", re.I
+)
+"""Messages of servers whose chat template refuses a conversation; llama.cpp sends them with 500."""
+
 
 class ServerError(Exception):
     """Error response, or an error inside a successful response.
@@ -97,7 +102,13 @@ class ServerError(Exception):
     def is_transient(self) -> bool:
         """Return True if a retry may succeed."""
         is_transient = self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        return is_transient and self.text_refusal is None and not self.refuses_field
+        is_refusal = self.text_refusal is not None or self.refuses_field or self.is_of_template
+        return is_transient and not is_refusal
+
+    @property
+    def is_of_template(self) -> bool:
+        """Return True if the chat template refused the conversation."""
+        return self.status == HTTPStatus.INTERNAL_SERVER_ERROR and TEMPLATE.search(self.message) is not None
 
     @property
     def text_refusal(self) -> type[ConversationError] | None:
@@ -143,7 +154,11 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     message = f"{where}{error}"
     if refusal := error.text_refusal:
         return refusal(f"{message}; {refusal.remedy}")
-    if error.refuses_field or error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY):
+    if (
+        error.refuses_field
+        or error.is_of_template
+        or error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
+    ):
         return RequestError(message, status=error.status, refusal=error.message, param=error.param)
     if error.is_transient:
         return EndpointError(f"{message}{tries}")

@@ -15,17 +15,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from pydantic import SecretStr
 
 from r3agent._util.aio import gather_all
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
 from r3agent.http.errors import text_refusal
 from r3agent.policy.base import Sampling
+from r3agent.policy.parse import MENDED, not_whole, read_logprobs
 from r3agent.records import versions
 from r3agent.records.generation import LENGTH
+from r3agent.records.reply import CALL_PARTS, TEXT_PARTS, Reply, normal_calls, read_reply
 from r3agent.records.sampling import reshaping
-from r3agent.records.thinking import find_reasoning
 from r3agent.records.trajectory import Capability, Generation, Message
 
 NO_IDS = "LangChain passes on no token ids"
@@ -67,7 +68,7 @@ class ChatModelPolicy:
             EndpointError: the model raises any other error.
         """
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
-        prompt = convert_to_messages(list(messages))
+        prompt = _convert(messages)
 
         async def one(settings: Sampling | None) -> Generation:
             start = time.perf_counter()
@@ -84,20 +85,20 @@ class ChatModelPolicy:
 
     def _generation(self, answer: AIMessage, settings: Sampling | None, latency_s: float) -> Generation:
         metadata, usage = answer.response_metadata, answer.usage_metadata
-        token_logprobs = (metadata.get("logprobs") or {}).get("content")
+        more = {key: value for key, value in answer.additional_kwargs.items() if _is_json(value)}
+        reply = read_reply({**more, "content": answer.content, "tool_calls": _tool_calls(answer)})
+        logprobs, wrong = read_logprobs(metadata.get("logprobs"))
         reason = next((str(metadata[k]) for k in FINISH_REASONS if metadata.get(k)), None)
         name = str(metadata.get("model_name") or metadata.get("model") or getattr(self.model, "model_name", "unknown"))
-        text, calls, reasoning = str(answer.text), _tool_calls(answer), find_reasoning(answer.additional_kwargs)
-        capability, note = _grade(answer, text, calls)
+        capability, note = _grade(reply, answer.content, reason)
         flaw = settings and reshaping(settings.model_dump())
         return Generation(
-            text=text,
-            reasoning=None if reasoning is None else reasoning[1],
-            reasoning_field="reasoning" if reasoning is None else reasoning[0],
-            tool_calls=calls,
-            logprobs=None
-            if token_logprobs is None or capability == "eval-only"
-            else tuple(e["logprob"] for e in token_logprobs),
+            text=reply.text,
+            reasoning=None if reply.reasoning is None else reply.reasoning[1],
+            reasoning_field="reasoning" if reply.reasoning is None else reply.reasoning[0],
+            tool_calls=reply.tool_calls,
+            extra=reply.extra,
+            logprobs=None if logprobs is None or capability == "eval-only" else tuple(logprobs),
             model=name,
             policy_version=versions.served_version(name) or self._version,
             sampling={} if settings is None else settings.model_dump(mode="json"),
@@ -106,7 +107,7 @@ class ChatModelPolicy:
             completion_tokens=None if usage is None else usage["output_tokens"],
             latency_s=latency_s,
             capability=capability,
-            capability_note=f"{note}; {flaw}" if flaw else note,
+            capability_note="; ".join(filter(None, [note, flaw, wrong])),
         )
 
     def _mapped(self, error: Exception) -> PolicyError:
@@ -125,15 +126,38 @@ class ChatModelPolicy:
         return EndpointError(message)
 
 
-def _grade(answer: AIMessage, text: str, calls: Sequence[Any]) -> tuple[Capability, str]:
-    if not text and not calls:
+def _grade(reply: Reply, content: Any, reason: str | None) -> tuple[Capability, str]:
+    if not (reply.text or reply.tool_calls):
         return "eval-only", "the completion is empty"
-    blocks = answer.content if isinstance(answer.content, list) else ()
-    kinds = {"text" if isinstance(block, str) else str(block.get("type")) for block in blocks}
-    kinds |= {"thinking"} if find_reasoning(answer.additional_kwargs) else set()
-    if others := sorted(kinds - {"text", "tool_use", "tool_call", "function_call"}):
-        return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(others)}"
-    return "trainable-retokenised", NO_IDS
+    if reason is not None and (why := not_whole(reason)) is not None:
+        return "eval-only", why
+    if reply.has_more:
+        blocks = content if isinstance(content, list) and "content" in reply.extra else ()
+        kinds = {str(block.get("type")) for block in blocks if isinstance(block, dict)} - {*TEXT_PARTS, *CALL_PARTS}
+        return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(sorted(kinds)) or 'thinking'}"
+    return ("eval-only", f"{NO_IDS}; {MENDED}") if reply.is_mended else ("trainable-retokenised", NO_IDS)
+
+
+def _convert(messages: Sequence[Message]) -> list[BaseMessage]:
+    """Convert a conversation to LangChain's messages.
+
+    Raises:
+        RequestError: it has no such form, e.g. a tool call whose arguments are not JSON.
+    """
+    try:
+        return convert_to_messages(
+            [{**m, "tool_calls": normal_calls(m["tool_calls"])} if m.get("tool_calls") else m for m in messages]
+        )
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise RequestError(f"LangChain does not take the conversation: {type(error).__name__}: {error}") from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _tool_calls(answer: AIMessage) -> tuple[dict[str, Any], ...]:

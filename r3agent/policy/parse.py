@@ -84,7 +84,7 @@ def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None
     reply = read_reply(message)
     logprobs, wrong = read_logprobs(choice.get("logprobs"))
     reason = finish_reason(choice)
-    broken = _not_whole(reason)
+    broken = not_whole(reason)
     has_content = bool(reply.text or reply.tool_calls or reply.reasoning)
     capability, note = _grade(has_content, ids, logprobs, wrong, shared, flaw, caveat)
     if broken is not None:
@@ -118,7 +118,7 @@ def finish_reason(choice: Json) -> str | None:
     return str(reason) if reason else None
 
 
-def _not_whole(reason: str | None) -> str | None:
+def not_whole(reason: str | None) -> str | None:
     """Return why a completion with this finish reason is no sample of the policy, if it is none."""
     if reason is None:
         return "the endpoint gave no finish reason: nobody knows whether the completion is whole"

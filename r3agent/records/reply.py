@@ -26,6 +26,8 @@ NOT_SENT_BACK = {
 """Fields of an answer that are read here, or that only answers have: servers refuse them in a request."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
+CALL_PARTS = ("tool_use", "tool_call", "function_call")
+"""Types of parts of a content: texts, and tool calls, which are in `tool_calls` too."""
 TEXT_KEYS = ("text", "refusal", "content")
 THINKING_KEYS = ("thinking", "reasoning", "text", "summary", "content")
 THINKING_PARTS = ("thinking", "reasoning")
@@ -58,7 +60,7 @@ def read_reply(message: Mapping[str, Any]) -> Reply:
     message = join_surrogates(message)
     content = message.get("content")
     extra = {key: value for key, value in message.items() if _says_something(value) and key not in NOT_SENT_BACK}
-    if isinstance(content, list) and not all(map(_is_text, content)):
+    if isinstance(content, list) and not all(_is_text(part) or part.get("type") in CALL_PARTS for part in content):
         extra["content"] = content
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else ())
     thoughts: dict[ReasoningField, str] = {field: _spelled(message.get(field), THINKING_KEYS) for field in FIELDS}

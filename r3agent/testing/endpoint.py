@@ -33,6 +33,7 @@ class ScriptedEndpoint:
         edits: functions that corrupt every healthy answer.
         ignores: request fields to ignore, among `n`, `logprobs` and `return_token_ids`.
         refuses: request fields to refuse with 400.
+        validate: function that returns why a request's body is refused with 400, or `None`, as a strict server's.
         api_key: accepted key; any other is refused with 401, and quoted.
         model: base model; a name that is neither this nor in `adapters` is refused with 404.
     """
@@ -45,6 +46,7 @@ class ScriptedEndpoint:
         edits: Sequence[Edit] = (),
         ignores: Sequence[str] = (),
         refuses: Sequence[str] = (),
+        validate: Callable[[Json], str | None] = lambda body: None,
         api_key: str | None = None,
         model: str = "scripted",
     ) -> None:
@@ -60,6 +62,7 @@ class ScriptedEndpoint:
         self._edits = edits
         self._ignores = ignores
         self._refuses = refuses
+        self._validate = validate
         self._api_key = api_key
         self._lock = threading.Lock()
         self._server = JsonServer(self._respond)
@@ -103,6 +106,8 @@ class ScriptedEndpoint:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if refused := next((name for name in self._refuses if name in body), None):
             return _error(400, f"Unrecognized request argument supplied: {refused}")
+        if (refusal := self._validate(body)) is not None:
+            return _error(400, refusal)
         completion = self._completion(body)
         if body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)

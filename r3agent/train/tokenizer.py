@@ -34,8 +34,10 @@ class Retokeniser:
         Raises:
             TrainingError: the policy has no chat template, or the template rejects this conversation.
         """
-        options = (span.sampling.get("extra") or {}).get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
-        tools = None if span.label == "reflect" else list(trajectory.task.tools) or None  # as in the graph
+        extra = span.sampling.get("extra") or {}
+        options = extra.get("chat_template_kwargs") or {}  # vLLM's, e.g. enable_thinking
+        has_tools = span.label != "reflect" or extra.get("tool_choice") == "none"  # as in the graph
+        tools = (list(trajectory.task.tools) or None) if has_tools else None
         try:
             prompt = self.tokenizer.apply_chat_template(
                 [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
