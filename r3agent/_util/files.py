@@ -1,13 +1,44 @@
-"""Atomic writes, disk errors as `ConfigError`, and the end of a log."""
+"""Text of people's files, atomic writes, disk errors as `ConfigError`, and the end of a log."""
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from r3agent.errors import ConfigError
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark begins it
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by the byte order mark that a file begins with."""
+
+
+def decode(content: bytes, where: str, *, encoding: str = "", remedy: str = "save it as UTF-8") -> str:
+    """Decode the text of a file: by its byte order mark, which is dropped, or else as UTF-8.
+
+    Args:
+        encoding: encoding to use instead.
+
+    Raises:
+        ConfigError: it is not in this encoding, or there is no such encoding.
+    """
+    marked = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    encoding = marked if encoding.lower() in ("", "utf-8", "utf8", marked) else encoding
+    try:
+        return content.decode(encoding)
+    except LookupError as error:
+        raise ConfigError(f"{where}: encoding {encoding!r} is unknown to Python; name another, e.g. cp1252") from error
+    except UnicodeError as error:
+        at = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = content.count(b"\n", 0, at) + 1
+        raise ConfigError(f"{where}:{line} is not {encoding.upper()} (byte 0x{content[at]:02x}); {remedy}") from error
 
 
 @contextmanager
@@ -36,7 +67,7 @@ def write_atomically(path: Path, text: str) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w") as file:
+            with partial.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from math import isfinite
 from typing import Any, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from r3agent._util.messages import explain
+from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.record import Record
 
@@ -17,6 +19,10 @@ Message: TypeAlias = dict[str, Any]
 
 TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
 """Minimal input of the graph, for error messages."""
+
+
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+"""Range of integers, beyond which readers of records disagree."""
 
 
 class Task(Record):
@@ -42,6 +48,18 @@ class Task(Record):
             return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
         return data
 
+    @model_validator(mode="after")
+    def _is_json(self) -> Task:
+        parts = {"messages": self.messages, "tools": self.tools, "info": self.info, "gold": self.gold}
+        for name, part in parts.items():
+            try:
+                fault = _fault(to_jsonable_python(part, inf_nan_mode="constants"), name)
+            except PydanticSerializationError as error:
+                fault = f"{name}: {error}"
+            if fault:
+                raise ValueError(f"{fault}; a task is JSON: convert the value, e.g. to text")
+        return self
+
     @property
     def digest(self) -> str:
         """Hash of the whole task: messages, tools, the verifier's data and the gold answer."""
@@ -58,3 +76,19 @@ class Task(Record):
             return cls.model_validate(given)
         except ValidationError as error:
             raise ConfigError(f"{explain(error, cls, root='task')}; give one as in {TASK_EXAMPLE}") from None
+
+
+def _fault(value: Any, where: str) -> str | None:
+    """Return the place of a number that readers of JSON change, and the reason."""
+    match value:
+        case dict():
+            found = (_fault(part, f"{where}.{key}") for key, part in value.items())
+        case list():
+            found = (_fault(part, f"{where}[{i}]") for i, part in enumerate(value))
+        case int() if not MIN_INTEGER <= value <= MAX_INTEGER:
+            return f"{where} = {shorten(value)}: an integer of more than 64 bits"
+        case float() if not isfinite(value):
+            return f"{where} = {value}: not a finite number"
+        case _:
+            return None
+    return next(filter(None, found), None)

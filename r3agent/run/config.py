@@ -13,6 +13,7 @@ from typing import Any, cast
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from r3agent._util.files import decode
 from r3agent._util.messages import explain
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
@@ -224,8 +225,8 @@ def _inline(mapping: dict[str, Any]) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(decode(path.read_bytes(), str(path)))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; `r3agent init` writes one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from r3agent._util.imports import entry_points, load_attribute
 from r3agent._util.params import check_params
 from r3agent.errors import ArgumentError, ConfigError, R3Error
 from r3agent.records.trajectory import Task
-from r3agent.tasks.jsonl import load_jsonl
-from r3agent.tasks.rows import ENDINGS
-from r3agent.tasks.splits import draw, unique
+from r3agent.tasks.splits import unique
+from r3agent.tasks.text_files import ENDINGS, ending
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
 """Callable as `source(n, seed=..., split=..., **params)` that yields up to `n` tasks, or all of them if `n` is `None`;
@@ -83,15 +84,13 @@ def read_tasks(
     """
     if n is not None and n < 1:
         raise ConfigError(f"n = {n}: ask for at least 1 task")
-    if source.endswith(".jsonl") and _is_task_file(source) and not params:
-        return draw(load_jsonl(source), n, seed=seed, split=split)
     return _call(source, n, seed=seed, split=split, **params)
 
 
 def is_finite(source: str) -> bool:
     """Return True if all tasks of a source can be read; a user's source may be endless."""
     shipped = _shipped(source)
-    return shipped.finite if shipped else source.endswith(ENDINGS)
+    return shipped.finite if shipped else bool(ending(source))
 
 
 def default_verifier(source: str) -> str:
@@ -139,7 +138,7 @@ def _shipped(source: str) -> ShippedSource | None:
 
 
 def _is_task_file(source: str) -> bool:
-    return source.endswith(ENDINGS) and _shipped(source) is None
+    return bool(ending(source)) and _shipped(source) is None
 
 
 def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]:
@@ -152,14 +151,35 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
     if head in {written.partition(":")[0] for written in SOURCES}:
         raise _unknown(source)
     if name:
-        return load_attribute(source), {}
+        try:
+            return load_attribute(source), {}
+        except ConfigError as error:
+            if near := _near(source):
+                raise ConfigError(f"task {error}; did you mean {near!r}?") from error
+            raise
     if source in (own := entry_points(GROUP)):
         return load_attribute(own[source]), {}
     raise _unknown(source)
 
 
 def _unknown(source: str) -> ConfigError:
+    if Path(source).expanduser().is_dir():
+        return ConfigError(f"task {source!r} is a directory; name it as hf:{source}, or one of its files")
+    near = _near(source)
+    hint = f"did you mean {near!r}? " if near else ""
     return ConfigError(
-        f"task {source!r} is unknown; use one of {sorted([*SOURCES, *entry_points(GROUP)])}, a file "
-        f"({', '.join(ENDINGS)}), or your own as module:callable"
+        f"task {source!r} is unknown; {hint}use one of {_known()}, a file ({', '.join(ENDINGS)}), or your own as "
+        "module:callable"
     )
+
+
+def _known() -> list[str]:
+    return sorted([*SOURCES, *entry_points(GROUP)])
+
+
+def _near(source: str) -> str | None:
+    """Return the known name nearest to a source's, with a colon if the source has one and both exist."""
+    names = sorted(_known(), key=lambda name: (":" in name) == (":" in source))
+    heads = {name.partition(":")[0]: name for name in names}
+    near = get_close_matches(source.partition(":")[0], heads, n=1)
+    return heads[near[0]] if near else None

@@ -1,9 +1,9 @@
 """Countdown: combine the given numbers, each exactly once, into an expression that equals the target.
 
 `generate` makes solvable problems from a seed, with difficulty settings and disjoint splits. `load` reads them from a
-file in the format of the public data set (Jiayi-Pan/Countdown-Tasks-3to4): the columns `nums` and `target`, in JSON
-Lines or Parquet. A problem's id consists of its sorted numbers and its target, so the same problem in another order or
-from another source is the same task and belongs to the same split.
+file in the format of the public data set (Jiayi-Pan/Countdown-Tasks-3to4): the columns `nums` and `target`, in JSON or
+Parquet, or TinyZero's, which has them in `reward_model.ground_truth`. A problem's id consists of its sorted numbers and
+its target, so the same problem in another order or from another source is the same task and belongs to the same split.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks.rows import file_rows
 from r3agent.tasks.splits import Split, distinct, draw
+from r3agent.tasks.text_files import ending
 from r3agent.verifiers.countdown import MAX_NUMBER_DIGITS
 
 PROMPT = (
@@ -25,7 +26,7 @@ PROMPT = (
     "Return the expression in <answer> </answer> tags."
 )
 
-FILE_ENDINGS = (".jsonl", ".parquet")
+FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
 
 MAX_FRUITLESS = 20_000
 """Number of consecutive duplicates after which the problems count as exhausted."""
@@ -168,9 +169,9 @@ def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
 
 
 def _problems(path: str) -> Iterator[FileProblem]:
-    if not path.endswith(FILE_ENDINGS):
+    if ending(path) not in FILE_ENDINGS:
         raise ConfigError(f"countdown:{path}: the file is none of {', '.join(FILE_ENDINGS)}")
-    for where, row in file_rows(path).rows:
+    for where, row, _ in file_rows(path).rows:
         try:
             yield _problem(row)
         except ValueError as error:
@@ -180,6 +181,8 @@ def _problems(path: str) -> Iterator[FileProblem]:
 
 
 def _problem(row: dict[str, Any]) -> FileProblem:
+    if isinstance(verl := row.get("reward_model"), dict) and isinstance(truth := verl.get("ground_truth"), dict):
+        row = {"nums": truth.get("numbers"), "target": truth.get("target")}
     if not {"nums", "target"} <= row.keys():
         raise ValueError("it has not the columns nums and target")
     given, target = row["nums"], row["target"]

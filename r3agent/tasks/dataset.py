@@ -1,48 +1,46 @@
-"""Conversion of data set rows to tasks: a column, or a template over columns, becomes a part of a task.
+"""Conversion of rows to tasks: those of files, directories and hub data sets, in any columns.
 
 A task's id is a hash of its messages, so that duplicate rows are in the same split; `id` can name a column
-to use instead.
+to use instead. A row of a file may also be a whole `Task`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
-from r3agent._util.messages import did_you_mean, explain
-from r3agent._util.templates import compile_template
+from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
+from r3agent.tasks.columns import Columns, Table, cells, is_template
 from r3agent.tasks.json_values import json_value
-from r3agent.tasks.rows import Row, Rows, file_rows, hub_rows
+from r3agent.tasks.rows import Rows, file_rows, hub_rows
 from r3agent.tasks.splits import draw
+from r3agent.tasks.text_files import Row, ending
 
-Part = Callable[[Row], Any]
-"""Function from a row to one part of its task."""
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Roles by the names that ShareGPT's format gives them; all others keep theirs."""
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Settings `task.params` of a data set. Templates are Jinja and use column names, or `row["any column"]`."""
+FORMS = (
+    'a row is {"prompt": "...", "answer": ...} or {"id": "...", "messages": [...], "info": {...}}; map other columns '
+    "with task.params, e.g. --set task.params.prompt=question"
+)
 
-    prompt: str = "prompt"
-    """User message: a template, or a column of text or of chat messages."""
-    system: str = ""
-    """System message: a column, or a template, which may be plain text."""
-    answer: str = ""
-    """Column for `info["answer"]`; default `answer`, if there is one."""
-    gold: str = ""
-    """Reply that passes: a template, or a column of text or of an assistant message; default the answer."""
-    id: str = ""
-    """Column of stable task ids; default a hash of the messages."""
-    tools: str = ""
-    """Column of tool definitions in OpenAI's format, or of their JSON."""
-    info: Sequence[str] | None = None
-    """Columns for the verifier; default all that are not named above."""
+_WRITTEN = re.compile(r"""\s*\[\s*\{[^{}]*['"](?:role|from)['"]\s*:""")
+_GSM8K = re.compile(r"(?:\A|\n)####[ \t]*(\S[^\n]*?)\s*\Z")
 
 
 def from_hub(
@@ -55,112 +53,195 @@ def from_hub(
     hf_split: str | None = None,
     revision: str | None = None,
     data_files: str | list[str] | None = None,
+    encoding: str = "",
+    delimiter: str = "",
     **columns: Any,
 ) -> list[Task]:
     """Return tasks of a hub data set or a local directory; arguments as in `hub_rows` and `Columns`."""
-    mapping = _columns(columns, further=("subset", "hf_split", "revision", "data_files"))
-    rows = hub_rows(name, subset=subset, hf_split=hf_split, revision=revision, data_files=data_files)
+    further = ("subset", "hf_split", "revision", "data_files", "encoding", "delimiter")
+    mapping = Columns.of(columns, further=further)
+    rows = hub_rows(
+        name,
+        subset=subset,
+        hf_split=hf_split,
+        revision=revision,
+        data_files=data_files,
+        encoding=encoding,
+        delimiter=delimiter,
+    )
     return draw(tasks_of(rows, mapping, where=f"hf:{name}"), n, seed=seed, split=split)
 
 
-def from_file(n: int | None, *, seed: int, split: str, name: str, **columns: Any) -> list[Task]:
-    """Return tasks of one file; `columns` as in `Columns`."""
-    mapping = _columns(columns)
-    return draw(tasks_of(file_rows(name), mapping, where=name), n, seed=seed, split=split)
+def from_file(
+    n: int | None, *, seed: int, split: str, name: str, encoding: str = "", delimiter: str = "", **columns: Any
+) -> list[Task]:
+    """Return tasks of one file; `columns` as in `Columns`, the others as in `file_rows`.
+
+    Without `columns`, a row may be a whole task, and the `id` of JSON lines is the task's.
+    """
+    mapping = Columns.of(columns, further=("encoding", "delimiter"))
+    rows = file_rows(name, encoding=encoding, delimiter=delimiter)
+    if not columns and "id" in rows.columns and ending(name) in (".jsonl", ".ndjson"):
+        mapping = Columns(id="id")
+    return draw(tasks_of(rows, mapping, where=name, own=not columns), n, seed=seed, split=split)
 
 
-def tasks_of(rows: Rows, columns: Columns, *, where: str) -> Iterator[Task]:
+def tasks_of(rows: Rows, columns: Columns, *, where: str, own: bool = False) -> Iterator[Task]:
     """Yield one task for each row.
+
+    Args:
+        own: also read rows that are whole tasks, and rows without an answer or an id where others have one.
 
     Raises:
         ConfigError: a column is missing, or a row is not a task; the message has file, row and column.
     """
-    known = rows.columns
-
-    def column(key: str, name: str) -> Part:
-        if name not in known:
-            raise ConfigError(f"task.params.{key}: {where} has no column {name!r}; {did_you_mean(name, known)}")
-        return lambda row: json_value(row.values.get(name), f"{row.where}, column {name!r}")
-
-    def template_or_column(key: str, text: str, *, literal: bool) -> Part:
-        if text in known or not (literal or "{{" in text or "{%" in text):
-            return column(key, text)
-        template = compile_template(text, name=f"task.params.{key}", known=[*filter(str.isidentifier, known), "row"])
-        used = known if "row" in template.used else template.used
-
-        def render(row: Row) -> str:
-            given = {c: json_value(row.values[c], f"{row.where}, column {c!r}") for c in used if c in row.values}
-            try:
-                return template.render(**{**given, "row": given})
-            except ConfigError as error:
-                raise ConfigError(f"{row.where}: {error}") from error
-
-        return render
-
-    prompt = template_or_column("prompt", columns.prompt, literal=False)
-    system = template_or_column("system", columns.system, literal=True) if columns.system else None
-    answer_column = columns.answer or ("answer" if "answer" in known else "")
-    answer = column("answer", answer_column) if answer_column else None
-    gold = template_or_column("gold", columns.gold, literal=False) if columns.gold else answer
-    task_id = column("id", columns.id) if columns.id else None
-    tools = column("tools", columns.tools) if columns.tools else None
-    taken = {columns.prompt, columns.system, columns.gold, columns.id, columns.tools, answer_column}
-    kept = [c for c in known if c not in taken] if columns.info is None else columns.info
-    info = {c: column("info", c) for c in kept}
+    if not rows.columns:
+        return
+    table = Table(rows.columns, where)
+    own_messages = own and "messages" in rows.columns
+    prompt = None if own_messages and "prompt" not in rows.columns else table.part("prompt", columns.prompt)
+    system = table.part("system", columns.system, template="literal") if columns.system else None
+    answer_place = columns.answer or table.default_answer()
+    answer = table.part("answer", answer_place) if answer_place else None
+    gold = table.part("gold", columns.gold) if columns.gold else None
+    task_id = table.part("id", columns.id) if columns.id else None
+    tools = table.part("tools", columns.tools, template="no") if columns.tools else None
+    for column in columns.info or ():
+        table.part("info", column, template="no")
+    taken = {columns.prompt, columns.system, columns.gold, columns.id, columns.tools, answer_place}
+    kept = table.default_info(taken) if columns.info is None else columns.info
     for row in rows.rows:
+        if own_messages and row.values.get("prompt") is None:
+            yield _whole(row)
+            continue
+        if prompt is None:
+            raise ConfigError(f"{row.where} has neither a prompt nor messages; {FORMS}")
+        info = cells(row, kept, strict=columns.info is not None)
+        is_answered = answer and not (own and answer_place.partition(".")[0] not in row.values)
+        found = _required(answer(row), answer_place, row) if answer and is_answered else None
+        if not is_template(answer_place):
+            found = _answer(found)
+        passing = _gold(gold(row)) if gold else _gold_of(found)
+        named = task_id and task_id(row)
         yield _task(
             row,
-            messages=[*_system(system, row), *_messages(prompt(row), row)],
-            info={c: part(row) for c, part in info.items()},
-            answer=None if answer is None else _required(answer(row), answer_column, row),
-            gold=None if gold is None else _gold(gold(row)),
-            id=None if task_id is None else str(_required(task_id(row), columns.id, row)),
-            tools=None if tools is None else _tools(tools(row), row),
+            messages=[*_system(system and system(row)), *_messages(prompt(row), row, passing, columns.prompt)],
+            info={**info, "answer": found} if is_answered else info,
+            gold=passing,
+            id=str(_required(named, columns.id, row)) if task_id and not (own and named is None) else None,
+            tools=tools and _tools(tools(row), row),
         )
 
 
-def _task(row: Row, *, info: dict[str, Any], answer: Any, **parts: Any) -> Task:
-    info = info if answer is None else {**info, "answer": answer}
+def _whole(row: Row) -> Task:
+    """Make the task of a row that is one."""
+    given = {key: json_value(value, f"{row.where}, column {key!r}") for key, value in row.values.items()}
+    given = {key: value for key, value in given.items() if value is not None}
+    if isinstance(messages := given.get("messages"), list) and messages:
+        given["messages"] = _messages(messages, row, None)
+    if "id" in given:
+        given["id"] = str(given["id"])
+    return _task(row, **given)
+
+
+def _task(row: Row, **parts: Any) -> Task:
     try:
-        return Task.model_validate({"info": info, **{k: v for k, v in parts.items() if v is not None}})
+        return Task.model_validate({k: v for k, v in parts.items() if v is not None})
     except ValidationError as error:
-        raise ConfigError(f"{row.where}: not a task: {explain(error, Task)}") from error
+        raise ConfigError(f"{row.where}: not a task: {explain(error, Task)}; {FORMS}") from error
 
 
-def _system(system: Part | None, row: Row) -> list[Message]:
-    text = None if system is None else system(row)
+def _system(text: Any) -> list[Message]:
     return [{"role": "system", "content": str(text)}] if text else []
 
 
-def _messages(value: Any, row: Row) -> list[Message]:
-    """Convert text to a user message; return chat messages unchanged."""
-    if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
-        messages = [{key: part for key, part in m.items() if part is not None} for m in value]
-        if messages[-1]["role"] in ("user", "tool"):
-            return messages
-        raise ConfigError(f"{row.where}: its prompt ends with the {messages[-1]['role']}; it must end with the user")
-    if value is None or isinstance(value, list | dict) or not str(value).strip():
-        raise ConfigError(f"{row.where}: its prompt is {value!r}; it must be text, or messages with roles")
-    return [{"role": "user", "content": str(value)}]
+def _messages(value: Any, row: Row, gold: Message | None, place: str = "messages") -> list[Message]:
+    """Convert text to a user message, and chat messages to those of OpenAI's API, without the gold reply at the end.
+
+    Args:
+        place: column of the messages, for the message.
+
+    Raises:
+        ConfigError: it is neither, or does not end with the user.
+    """
+    if isinstance(value, str) and _WRITTEN.match(value):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ConfigError(
+                f"{row.where}: its prompt {shorten(value)} is messages in Python's notation; write JSON or Parquet"
+            ) from None
+    if isinstance(value, dict) and value.keys() & {"role", "from"}:
+        value = [value]
+    if not isinstance(value, list):
+        if value is None or isinstance(value, dict) or not str(value).strip():
+            raise ConfigError(f"{row.where}: its prompt is {shorten(value)}; it must be text, or messages with roles")
+        return [{"role": "user", "content": str(value)}]
+    if not value or not all(isinstance(m, dict) for m in value):
+        raise ConfigError(f"{row.where}: its prompt is {shorten(value)}; it must be text, or messages with roles")
+    messages = [_message(message, row) for message in value]
+    if messages[-1]["role"] == "assistant" and gold and messages[-1].get("content") == gold.get("content"):
+        messages.pop()
+    last = messages[-1]["role"] if messages else "assistant"
+    if last in ("user", "tool", "function"):
+        return messages
+    reply = f"{place}[-1].{'value' if 'from' in value[-1] else 'content'}"
+    named = f", or name it as the answer: --set task.params.prompt={place} --set task.params.answer={reply}"
+    raise ConfigError(
+        f"{row.where}: its prompt ends with the {last}; it must be text, or messages with roles, and must end with the "
+        f"user; drop what the policy would see of the reply{named if last == 'assistant' else ''}"
+    )
 
 
-def _required(value: Any, column: str, row: Row) -> Any:
-    if value is None:
-        raise ConfigError(f"{row.where}, column {column!r} is empty; drop the row, or name another column")
+def _message(value: Any, row: Row) -> Message:
+    """Convert a message in OpenAI's or ShareGPT's format."""
+    if isinstance(value, dict) and "from" in value and "role" not in value:
+        value = {"role": SHAREGPT_ROLES.get(value["from"], value["from"]), "content": value.get("value")}
+    if not isinstance(value, dict) or value.get("role") not in ROLES:
+        raise ConfigError(f"{row.where}: messages: {shorten(value)} has no role, such as user")
+    if value["role"] == "user" and not value.get("content"):
+        raise ConfigError(f"{row.where}: messages: {shorten(value)} has no content")
+    return {key: _without_nulls(part) for key, part in value.items() if part is not None or key == "content"}
+
+
+def _required(value: Any, place: str, row: Row) -> Any:
+    if value is None or value == []:
+        raise ConfigError(f"{row.where}, column {place!r} is empty; drop the row, or name another column")
     return value
 
 
+def _answer(value: Any) -> Any:
+    """Return the answer in a value: the text of a reply, or the result that a solution in GSM8K's format ends with."""
+    turns = value if isinstance(value, list) else [value]
+    if isinstance(turns[-1], dict) and "role" in turns[-1]:
+        value = turns[-1].get("content")
+    result = _GSM8K.search(value) if isinstance(value, str) else None
+    return result[1] if result else value
+
+
 def _gold(value: Any) -> Message | None:
+    """Make the gold reply of a column: of messages, the last."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and "role" in value[-1]:
+        value = value[-1]
     if isinstance(value, dict) and "role" in value:
         return {key: part for key, part in value.items() if part is not None}
-    return None if value is None else {"role": "assistant", "content": str(value)}
+    return _gold_of(value)
+
+
+def _gold_of(answer: Any) -> Message | None:
+    """Make the gold reply of an answer: of several accepted ones, the first."""
+    if isinstance(answer, list) and answer and not isinstance(answer[0], list | dict):
+        answer = answer[0]
+    if answer is None:
+        return None
+    return {"role": "assistant", "content": json.dumps(answer) if isinstance(answer, list | dict) else str(answer)}
 
 
 def _tools(value: Any, row: Row) -> list[Any] | None:
     if isinstance(value, str):
         try:
-            value = orjson.loads(value) if value.strip() else None
-        except orjson.JSONDecodeError as error:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
             raise ConfigError(f"{row.where}: its tools are not JSON: {error}") from error
     if value is not None and not isinstance(value, list):
         raise ConfigError(f"{row.where}: its tools are a {type(value).__name__}; they must be a list of definitions")
@@ -172,16 +253,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(part) for key, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
-
-
-def _columns(columns: dict[str, Any], further: Sequence[str] = ()) -> Columns:
-    known = [field.name for field in fields(Columns)]
-    for key, value in columns.items():
-        if key not in known:
-            raise ConfigError(f"task.params.{key} is unknown; {did_you_mean(key, [*known, *further])}")
-        texts = isinstance(value, list | tuple) and all(isinstance(c, str) for c in value)
-        if not (texts if key == "info" else isinstance(value, str)):
-            raise ConfigError(
-                f"task.params.{key} = {value!r}: must be {'a list of columns' if key == 'info' else 'text'}"
-            )
-    return Columns(**columns)

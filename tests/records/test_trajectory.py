@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,6 +61,21 @@ def test_a_tasks_default_id_depends_on_its_messages_alone() -> None:
 def test_a_task_needs_a_message() -> None:
     with pytest.raises(ArgumentError, match="messages"):
         Task(messages=())
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"n": [1, 2**64]}, r"info\.n\[1\] = 18446744073709551616: an integer of more than 64 bits; a task is JSON"),
+        ({"n": -(2**63) - 1}, r"info\.n = -9223372036854775809: an integer of more than 64 bits"),
+        ({"n": float("nan")}, r"info\.n = nan: not a finite number"),
+        ({"a": {"b": float("-inf")}}, r"info\.a\.b = -inf: not a finite number"),
+        ({"check": object()}, "info: .*object.*; a task is JSON: convert the value, e.g. to text"),
+    ],
+)
+def test_a_task_refuses_values_that_json_cannot_hold(value: dict[str, Any], says: str) -> None:
+    with pytest.raises(ArgumentError, match=says):
+        Task(messages=({"role": "user", "content": "?"},), info=value)
 
 
 def test_the_shipped_json_schema_is_that_of_the_records() -> None:

@@ -84,6 +84,15 @@ def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
         load_config(tmp_path / "bad.toml", {})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_load_config_reads_a_file_of_a_windows_editor(tmp_path, encoding):
+    (tmp_path / "r3.toml").write_bytes('[policy]\r\nmodel = "größe"\r\n'.encode(encoding))
+    assert load_config(tmp_path / "r3.toml", {}).policy.model == "größe"
+    (tmp_path / "r3.toml").write_bytes('[policy]\nmodel = "größe"\n'.encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"r3\.toml:2 is not UTF-8 \(byte 0xf6\); save it as UTF-8"):
+        load_config(tmp_path / "r3.toml", {})
+
+
 def test_overrides_are_toml_values_or_else_text():
     assert parse_override("train.learning_rate=1e-4") == ("train.learning_rate", 1e-4)
     assert parse_override("task.params={max_number = 9}") == ("task.params", {"max_number": 9})

@@ -100,7 +100,7 @@ def test_splits_and_draws_are_those_of_all_sources() -> None:
 @pytest.mark.parametrize(
     ("source", "params", "says"),
     [
-        ("bfcl", {}, "'bfcl' is unknown; use one of .*'bfcl:CATEGORY'"),
+        ("bfcl", {}, "'bfcl' is unknown; did you mean 'bfcl:CATEGORY'"),
         ("bfcl:simple", {}, "no such category; use one of simple_python, multiple,"),
         ("bfcl:simple_java", {}, "Java or JavaScript are not verified"),
         ("bfcl:simple_javascript", {}, "Java or JavaScript are not verified"),
@@ -243,7 +243,7 @@ def test_the_data_set_s_own_file_is_one_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (7, r":2: not in the format of APIGen"),
+        (7, r":2 is 7; every row must be an object"),
         ({"query": "?"}, r":2: not in the format of APIGen.*(?s:.*)tools"),
         (row({"exact": 1}, id=8, tools="[{"), r":2: not in the format of APIGen"),
         (row({"exact": 1}, id=8, tools="[]"), r":2: .*the answer calls 'live.giveaways', which is none of the tools"),
@@ -257,8 +257,8 @@ def test_a_line_in_another_format_is_named_by_its_number(tmp_path: Path, line: A
 
 
 def test_a_missing_file_and_broken_json_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.jsonl: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.jsonl: there is no such file"):
         find_tasks(f"xlam:{tmp_path}/none.jsonl")
     (tmp_path / "broken.jsonl").write_text("[{")
-    with pytest.raises(ConfigError, match="neither JSON lines nor one JSON list"):
+    with pytest.raises(ConfigError, match=r"broken\.jsonl:1: not JSON"):
         find_tasks(f"xlam:{tmp_path}/broken.jsonl")

@@ -43,6 +43,11 @@ def test_both_forms_hold_the_tasks_that_countdown_makes(tmp_path: Path) -> None:
     assert expected[0].gold is None
 
 
+def test_tinyzero_s_rows_hold_the_same_tasks(tmp_path: Path) -> None:
+    rows = [{"reward_model": {"ground_truth": {"numbers": row["nums"], "target": row["target"]}}} for row in ROWS]
+    assert find_tasks(parquet_file(tmp_path, rows), split="all") == find_tasks(json_file(tmp_path, *ROWS), split="all")
+
+
 def test_a_generated_problem_is_the_same_task_in_a_file(tmp_path: Path) -> None:
     made = list(generate(20, split="all"))
     rows = [{"nums": task.info["numbers"][::-1], "target": task.info["target"]} for task in made]
@@ -129,7 +134,7 @@ def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> N
     for name in ("none.jsonl", "none.parquet"):
         with pytest.raises(ConfigError, match=rf"{name}: there is no such file"):
             find_tasks(f"countdown:{tmp_path / name}")
-    with pytest.raises(ConfigError, match=r"problems\.csv: the file is none of \.jsonl, \.parquet"):
+    with pytest.raises(ConfigError, match=r"problems\.csv: the file is none of \.jsonl, "):
         find_tasks("countdown:problems.csv")
 
 

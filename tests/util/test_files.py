@@ -10,8 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r3agent._util.files import disk_errors, write_atomically
+from r3agent._util.files import decode, disk_errors, write_atomically
 from r3agent.errors import ConfigError
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_decode_drops_a_byte_order_mark(text: str) -> None:
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
+        assert decode(text.encode(encoding), "f") == text
+    assert decode(text.encode("utf-16-le"), "f", encoding="utf-16-le") == text
+
+
+def test_decode_names_the_line_and_the_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"f:2 is not UTF-8 \(byte 0xf6\); save it as UTF-8"):
+        decode(b"a\n\xf6", "f")
+    with pytest.raises(ConfigError, match="f: encoding 'latin-33' is unknown to Python"):
+        decode(b"a", "f", encoding="latin-33")
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
