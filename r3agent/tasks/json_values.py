@@ -21,8 +21,8 @@ from r3agent.errors import ConfigError
 MAX_INTEGER = 2**63
 """Limit of integers, beyond which readers of records disagree."""
 
-MAX_DIGITS = 17
-"""Digits that tell a float from all others."""
+MAX_DIGITS = 15
+"""Digits of a decimal that any float keeps."""
 
 
 def json_stream(text: str, path: str) -> Iterator[tuple[int, Any]]:
@@ -101,12 +101,12 @@ def _is_text(value: str) -> bool:
 
 
 def _exact(text: str) -> float | Decimal:
-    """Parse a number; one with more digits than a float has stays a decimal."""
+    """Parse a decimal; one that no float writes stays a decimal."""
     number = float(text)
-    if len(text) <= MAX_DIGITS and math.isfinite(number):
+    if len(text) <= MAX_DIGITS and "e" not in text.lower():
         return number
-    exact = Decimal(text)
-    return number if Decimal(repr(number)) == exact or len(exact.normalize().as_tuple().digits) <= MAX_DIGITS else exact
+    written = {Decimal(repr(number)), Decimal(f"{number:.17g}")}
+    return number if (exact := Decimal(text)) in written else exact
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def hub_rows(
         return _slice({"train": [str(directory / file) for file in named]}, hf_split, where, read)
     if is_local and (special := sorted(set("[]*?") & {*str(directory.resolve())})):
         raise ConfigError(f"{where}: the path has {special[0]!r} in it, which makes it a pattern; rename the directory")
-    settings = {"name": subset, "revision": revision, "data_files": data_files}
+    settings: Any = {"name": subset, "revision": revision, "data_files": data_files}
     with _naming(where), _without_bars(datasets):
         kind = str(directory) if is_local else name
         try:

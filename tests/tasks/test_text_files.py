@@ -121,6 +121,7 @@ def test_index_of_pandas_is_a_column_that_can_be_named_and_no_data(tmp_path: Pat
 def test_json_stream_changes_no_number(whole: int, decimal: Decimal, number: float) -> None:
     ((_, read),) = json_stream(f"[{whole}, {decimal:f}, {json.dumps(number)}]", "f")
     assert (read[0], Decimal(str(read[1])), read[2]) == (whole, decimal, number)
+    assert type(read[2]) is float
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.parquet"])
