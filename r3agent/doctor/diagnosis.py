@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from r3agent.doctor.conversations import NAME as CONVERSATIONS
+from r3agent.doctor.conversations import conversation_check
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
 from r3agent.doctor.probe import WORST_FIRST, Completion, EndpointProbe, RouteReply, candidates
 from r3agent.doctor.records import Check, Diagnosis
@@ -17,7 +19,7 @@ from r3agent.http.errors import WRONG_KEY
 from r3agent.records.trajectory import Capability
 
 TIMEOUT_S = 60.0
-NAMES = ("reachable", "models", "version", "chat", *FEATURES, *MODES, *SAMPLER, *ROUTES)
+NAMES = ("reachable", "models", "version", "chat", *FEATURES, CONVERSATIONS, *MODES, *SAMPLER, *ROUTES)
 """Names of all checks, in the order of the report."""
 
 NOT_RUNNING = "start the server, or correct host and port; an outside address may need a proxy"
@@ -30,7 +32,7 @@ BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat"
 async def diagnose(
     base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
 ) -> Diagnosis:
-    """Check what an endpoint supports, with about 25 cheap requests; nothing is changed.
+    """Check what an endpoint supports, with about 30 cheap requests; nothing is changed.
 
     The longest are two for 32 completions of at most 16 tokens.
 
@@ -70,7 +72,7 @@ async def _diagnose(probes: Sequence[EndpointProbe], model: str | None) -> Diagn
         checks.append(_chats(chat, model, names))
         if isinstance(chat, Completion):
             more, completions = await generation_checks(probe, model)
-            checks += [*more, *await _sampler(probe, model, more)]
+            checks += [*more, await conversation_check(probe, model), *await _sampler(probe, model, more)]
             completions = completions or [chat]  # no tokens and logprobs, if it accepts the fields only separately
     if names or completions:
         checks += [await _version(probe, listing), *await route_checks(probe)]

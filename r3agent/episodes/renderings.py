@@ -108,6 +108,22 @@ class Rendered(NamedTuple):
     forbids_calls: bool = False
     """True if the tools are only there because the conversation has calls."""
 
+    @classmethod
+    def by(
+        cls,
+        render: Callable[[Sequence[Message]], list[Message]],
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        *,
+        may_call: bool,
+    ) -> Rendered:
+        """Render a conversation, with the tools if the model may call them or a strict server wants them."""
+        sent = render(messages)
+        if may_call:
+            return cls(sent, tools)
+        has_calls = any(message.get("tool_calls") for message in sent)
+        return cls(sent, tools, forbids_calls=True) if has_calls and render is not as_it_is else cls(sent, ())
+
 
 @dataclass
 class Renderer:
@@ -137,7 +153,7 @@ class Renderer:
         tried: list[Rendered] = []
         first: RequestError | None = None
         for i, render in enumerate(RENDERINGS[self.taken :], self.taken):
-            rendered = _rendered(render, messages, tools, may_call)
+            rendered = Rendered.by(render, messages, tools, may_call=may_call)
             if rendered in tried:
                 continue
             tried.append(rendered)
@@ -155,19 +171,6 @@ class Renderer:
             return generations, rendered
         assert first is not None  # there is at least one rendering
         raise first
-
-
-def _rendered(
-    render: Callable[[Sequence[Message]], list[Message]],
-    messages: Sequence[Message],
-    tools: Sequence[dict[str, Any]],
-    may_call: bool,
-) -> Rendered:
-    sent = render(messages)
-    if may_call:
-        return Rendered(sent, tools)
-    has_calls = any(message.get("tool_calls") for message in sent)
-    return Rendered(sent, tools, forbids_calls=True) if has_calls and render is not as_it_is else Rendered(sent, ())
 
 
 def _result(id_: str) -> Message:

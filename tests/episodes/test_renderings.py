@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ def call(id_: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": "get", "arguments": arguments}, **more}
 
 
-SIGNED = {"extra_content": {"google": {"thought_signature": "abc"}}}
+SIGNED: dict[str, Any] = {"extra_content": {"google": {"thought_signature": "abc"}}}
 FAILED: dict[str, dict[str, Any]] = {
     "one call": {"content": None, "tool_calls": [call("call_1", **SIGNED)]},
     "two calls with text": {"content": "I call.", "tool_calls": [call("a", **SIGNED), call("b")]},
@@ -52,7 +52,7 @@ def is_sunny(task: Task, answer: str) -> bool:
 
 
 @asynccontextmanager
-async def policy_of(endpoint: ScriptedEndpoint, kind: str = "openai") -> AsyncIterator[Any]:
+async def policy_of(endpoint: ScriptedEndpoint, kind: str = "openai") -> AsyncGenerator[Any]:
     if kind == "openai":
         async with OpenAIPolicy(endpoint.url, endpoint.model, max_tries=1) as policy:
             yield policy
