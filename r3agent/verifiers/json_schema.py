@@ -9,10 +9,12 @@ import json
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
-from r3agent.verifiers.text import tagged
+from r3agent.verifiers.fences import block_or_all
 from r3agent.verifiers.worker import Worker
 
-FENCE = "```"
+LANGUAGES = r"json[c5l]?"
+WHOLE = ("{}", "[]")
+"""First and last character of a reply that is JSON as a whole, with whatever tags and fences in its texts."""
 
 _check = Worker("r3agent.verifiers.child.schema_check")
 
@@ -20,7 +22,8 @@ _check = Worker("r3agent.verifiers.child.schema_check")
 class JsonSchema:
     """Validate the answer against `task.info["schema"]`, in the dialect of its `$schema`, by default 2020-12.
 
-    The answer is the text in `<answer>` tags, else in the last fenced block, else the whole reply.
+    The answer is the last fenced block of JSON, or the whole reply; in `<answer>` tags, if it has them. Prose around
+    JSON that is not fenced is not JSON.
 
     Args:
         max_chars: maximum length; a longer answer fails without being parsed.
@@ -41,7 +44,9 @@ class JsonSchema:
         Raises:
             RuntimeError: `schema` is not a JSON Schema, or refers to an external one, which is not fetched.
         """
-        schema, text = task.info["schema"], _json_in(answer)
+        schema, text = task.info["schema"], answer.strip()
+        if text[:1] + text[-1:] not in WHOLE:
+            text = block_or_all(text, LANGUAGES).strip()
         if len(text) > self.max_chars:
             return Verdict.failed(f"{len(text)} characters; an answer has at most {self.max_chars}")
         try:
@@ -49,14 +54,3 @@ class JsonSchema:
         except TimeoutError as error:
             return Verdict.failed(f"checking the answer {error}")
         return Verdict.failed(wrong) if wrong else Verdict(passed=True, score=1.0)
-
-
-def _json_in(reply: str) -> str:
-    content = tagged(reply)
-    text = (reply if content is None else content).strip()
-    before, closed, _ = text.rpartition(FENCE)
-    _, opened, block = before.rpartition(FENCE)
-    if not closed or not opened:
-        return text
-    language, _, rest = block.partition("\n")
-    return rest if language.strip().lower() in ("", "json") else text

@@ -1,7 +1,7 @@
 """Judge SQL: the answer's query must return the expected rows on SQLite.
 
-The query is the last ```sql block of the reply, or the whole reply. `task.info` has the database, as
-`{"database": PATH}` or as a `{"schema": SCRIPT}` that creates one in memory, and `{"answer": QUERY}` or
+The query is the last ```sql block of the reply that is a query, or the whole reply (`fences.py`). `task.info` has the
+database, as `{"database": PATH}` or as a `{"schema": SCRIPT}` that creates one in memory, and `{"answer": QUERY}` or
 `{"answer": ROWS}`.
 
 Two results are equal if they have the same columns, by position, and the same rows, each the same number of times.
@@ -26,11 +26,13 @@ from typing import Any
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.child import querying
+from r3agent.verifiers.fences import blocks_or_all
 from r3agent.verifiers.sandbox import Limits, Outcome, run_python
-from r3agent.verifiers.text import block_or_all
 
 _PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")
+LANGUAGES = r"\w*sql(?:ite)?\d*|postgres|snowflake|bigquery|duckdb"
+QUERIES = ("select", "with", "values")
 START_S = 5.0
 """Seconds that the process may take in addition to its two queries."""
 
@@ -82,8 +84,10 @@ class Sql:
 
 
 def query_of(reply: str) -> str:
-    """Return the last SQL block of a reply, or the whole reply if there is none."""
-    return block_or_all(reply, "sql", "sqlite").strip()
+    """Return the last SQL block of a reply that is a query, else the last one, or the whole reply without any."""
+    blocks = blocks_or_all(reply, LANGUAGES)
+    queries = [block for block in blocks if next(querying.top_level(block), "") in QUERIES]
+    return [*blocks, *queries][-1].strip()
 
 
 def _expectation(task: Task) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Compare the text of a reply exactly, normalised, or with a pattern; extract the answer from a reply.
-
-The answer is between the last `<answer>` and `</answer>`, or in the last code block.
-"""
+"""Compare the text of a reply exactly, normalised, or with a pattern; the last `<answer>` tags are the answer."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from typing import Any
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
 
-_BLOCK = r"^[ \t]*```[ \t]*(?:{languages})[ \t]*\n(.*?)(?:^[ \t]*```|\Z)"
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\.?\d))|[^\w\s]|_")
 
@@ -110,10 +106,3 @@ def tagged_or_all(reply: str) -> str:
     """Return the content of the last closed tag, or the whole reply if there is none; stripped."""
     content = tagged(reply)
     return (reply if content is None else content).strip()
-
-
-def block_or_all(reply: str, *languages: str) -> str:
-    """Return the last Markdown code block in one of the languages, closed or not, or else the whole reply."""
-    pattern = _BLOCK.format(languages="|".join(languages))
-    blocks: list[str] = re.findall(pattern, reply, re.DOTALL | re.MULTILINE | re.IGNORECASE)
-    return blocks[-1] if blocks else reply

@@ -13,8 +13,8 @@ import pytest
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import find_verifier, judge
-from r3agent.verifiers.code import Code, code_of
-from tests.support.sandbox_marks import all_layers
+from r3agent.verifiers.code import Code
+from tests.support.sandbox_marks import WITHOUT_NAMESPACES, all_layers, without_namespaces
 from tests.support.trees import span
 
 pytestmark = all_layers
@@ -51,11 +51,20 @@ CASE = "import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n  
         {"tests": SQUARES},
         {"tests": "def test_it():\n    assert f(3) == 9\n"},
         {"tests": CASE},
+        {"tests": f"{CASE}unittest.main()"},
+        {"tests": "class TestIt:\n  def setup_method(self): self.x = 3\n  def test_it(self): assert f(self.x) == 9"},
+        {"tests": "from solution import f as g\nassert g(3) == 9"},
+        {"tests": "from unittest.mock import ANY\nassert f(3) == 9", "test_list": None},
         {"test": CHECK, "entry_point": "f"},
+        {"test": CHECK, "entry_point": "dict(f=f)['f'].__call__"},
         {"test_list": SQUARES.splitlines()},
-        {"test_list": ["assert f(side) == 9"], "test_setup_code": "side = 3"},
+        {"test_list": SQUARES},
+        {"test_list": ["assert f(side) == 9"], "test_setup_code": "side = 3", "test_imports": "import math"},
     ],
-    ids=["asserts", "functions", "unittest", "HumanEval", "MBPP", "set-up"],
+    ids=[
+        *("asserts", "functions", "unittest", "unittest.main", "classes", "import", "empty column", "HumanEval"),
+        *("expression", "MBPP", "text of MBPP", "set-up"),
+    ],
 )
 def test_every_form_of_tests_passes_the_right_and_fails_the_wrong(code: Code, info: dict[str, Any]) -> None:
     assert judged(code, "Here:\n```python\ndef f(x):\n    return x * x\n```\nDone.", **info).passed
@@ -63,10 +72,26 @@ def test_every_form_of_tests_passes_the_right_and_fails_the_wrong(code: Code, in
     assert "AssertionError" in (wrong.feedback or "")
 
 
-def test_the_last_block_counts_and_text_without_one_is_code() -> None:
-    assert code_of("```python\na\n```\n```py\nb\n```\n```sql\nc\n```") == "b\n"
-    assert code_of("x = 1") == "x = 1"
-    assert code_of("```python\nunclosed") == "unclosed"
+RIGHT, WRONG = "```python\ndef f(x):\n    return x * x\n```\n", "```python\ndef f(x):\n    return x + 2\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "passed"),
+    [
+        (f"{WRONG}No:\n{RIGHT}", True),
+        (f"{RIGHT}No:\n{WRONG}", False),
+        (f"{RIGHT}Usage:\n```python\nprint(f(int(input())))\n```\n", True),
+        (f"{RIGHT}```python\n>>> f(2)\n4\n```\n", True),
+        ("```python\nimport operator\n```\n```python\ndef f(x):\n    return operator.mul(x, x)\n```\n", True),
+        ("```python\ndef g(x): return x * x\n```\n```python\ndef h(x): return g(x)\n\nf = h\n```\n", True),
+        ("```python\ng = 1 / 0\n```\n```python\ndef f(x): return x * x\n```\n", True),
+        ('def f(x):\n    """\n    ```python\n    f(2)\n    ```\n    """\n    return x * x\n', True),
+        ("<answer>\ndef f(x): return x * x\n</answer>", True),
+        ("```sql\ndef f(x): return x * x\n```", False),
+    ],
+)
+def test_code_is_the_last_block_that_defines_what_is_tested(code: Code, reply: str, passed: bool) -> None:
+    assert judged(code, reply, tests=SQUARES).passed is passed
 
 
 EVERYTHING = """
@@ -157,7 +182,7 @@ FORGERIES: dict[str, tuple[str, str]] = {
     ),
     "replies with what is too deep": (f"{SPEAK}def f(x): speak(b'[' * 100000)", SQUARES),
     "replies with a module that ends all": (
-        f'{SPEAK}def f(x): speak(b\'["ok", ["module", "unittest.__main__"]]\')',
+        f'{SPEAK}def f(x): speak(b\'["ok", ["module", "unittest.__main__"], []]\')',
         SQUARES,
     ),
     "replies with what fills the memory of the tests": (
@@ -233,6 +258,9 @@ def test_honest_answers_pass_across_processes(code: Code, name: str) -> None:
         ("def g(x): return 4", {}, "name 'f' is not defined"),
         ("def f(x) return 4", {}, "SyntaxError"),
         ("", {}, "name 'f' is not defined"),
+        ("import numpy", {}, "No module named 'numpy'; the standard library can be imported"),
+        ("def f(x): import numpy", {}, "No module named 'numpy'"),
+        ("def f(x): open('rows.csv')", {}, "FileNotFoundError"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", {}, "the answer's process has ended"),
     ],
 )
@@ -250,11 +278,70 @@ def test_what_fails_says_why(answer: str, settings: dict[str, Any], says: str) -
         ({"tests": "assert ("}, "SyntaxError"),
         ({"test": "assert 1", "entry_point": "f"}, r"defines no check\(candidate\)"),
         ({"tests": "class N: pass\nassert f(N())"}, "they pass a <tests>.N; only plain values"),
+        ({"tests": []}, "every answer would pass"),
+        ({"tests": 5}, "tests is 5: give Python source, or a list of it"),
+        ({"tests": None}, "give tests, test_list, or test and entry_point"),
+        ({"tests": SQUARES, "setup": "1 +"}, "setup is not Python: SyntaxError"),
+        ({"tests": SQUARES, "setup": "1 / 0"}, "setup: ZeroDivisionError"),
+        ({"tests": SQUARES, "setup": "while True: pass"}, "setup: over"),
+        ({"tests": f"import numpy\n{SQUARES}"}, r'standard library can be imported, .*packages = \["numpy"\]'),
+        ({"tests": "import unittest\nclass T(unittest.TestCase):\n  def test(self): import numpy"}, "named 'numpy'"),
+        ({"tests": "import pytest\ndef test_it(): assert f(3) == 9"}, "No module named 'pytest'"),
+        ({"tests": f"open('rows.csv')\n{SQUARES}"}, "No such file or directory: 'rows.csv'"),
+        ({"tests": f"import socket\nsocket.create_connection(('1.1.1.1', 80))\n{SQUARES}"}, "Error"),
+        ({"tests": f"raise SystemExit(0)\n{SQUARES}"}, "SystemExit: 0"),
+        ({"tests": "async def test_it(): assert f(3) == 9"}, "test_it is async"),
+        (
+            {"tests": "def test_it(x): assert f(3) == 9"},
+            "test_it: missing a required argument: 'x'; fixtures need pytest",
+        ),
+        ({"tests": CHECK}, "they pass without using the answer"),
+        ({"test": CHECK, "entry_point": "f g"}, "entry_point is not Python"),
+        ({"test": CHECK, "entry_point": "5"}, "entry_point = '5': give the name of a function"),
+        ({"test": "def check():\n    assert f(3) == 9", "entry_point": "f"}, "check without an argument"),
     ],
 )
-async def test_tests_that_cannot_be_run_are_an_error(code: Code, info: dict[str, Any], says: str) -> None:
+async def test_tests_that_cannot_run_are_an_error(info: dict[str, Any], says: str) -> None:
+    code = made(timeout_s=1 if "while" in info.get("setup", "") else 30)
     with pytest.raises(VerifierError, match=rf"Code failed on task 't': .*{says}"):
         await judge(code, task(**info), [span("attempt", text="def f(x): return 1")])
+
+
+NUMPY_ARRAYS = """
+import numpy as np
+np.testing.assert_allclose(f(np.ones((2, 2))), np.full((2, 2), 1.0))
+assert f(3) == 9 and f(np.arange(3)).tolist() == [0, 1, 4]
+"""
+PYTEST = """
+import pytest
+@pytest.fixture
+def three(): return 3
+@pytest.mark.parametrize(("x", "y"), [(2, 4), (3, 9)])
+def test_squares(x, y, three, tmp_path):
+    assert f(x) == pytest.approx(y) and f(three) == 9
+def test_text():
+    with pytest.raises(TypeError):
+        f("2")
+"""
+
+
+@pytest.mark.parametrize("command", [[], [sys.executable]], ids=["sandbox", "command"])
+def test_packages_can_be_imported_by_answer_and_tests(command: list[str]) -> None:
+    code = made(timeout_s=60, packages=("numpy", "pytest"), command=tuple(command))
+    for tests in (NUMPY_ARRAYS, PYTEST):
+        assert judged(code, "import numpy as np\ndef f(x): return np.multiply(x, x)", tests=tests).passed
+        wrong = judged(code, "import numpy as np\ndef f(x): return np.multiply(x, 2)", tests=tests)
+        assert "AssertionError" in (wrong.feedback or ""), wrong.feedback
+    for broken in ("def test_it(missing): assert f(3) == 9", "import missing\ndef test_it(): assert f(3) == 9"):
+        with pytest.raises(ValueError, match=r"cannot be run: .*'missing'"):
+            code(task(tests=f"import pytest\n{broken}"), "def f(x): return 9")
+
+
+@without_namespaces
+def test_packages_can_be_imported_without_namespaces() -> None:
+    code = Code(timeout_s=60, packages=["numpy"], layers=WITHOUT_NAMESPACES)
+    assert judged(code, "import numpy as np\ndef f(x): return np.multiply(x, x)", tests=SQUARES).passed
+    assert not judged(code, "import pytest\ndef f(x): return x * x", tests=SQUARES).passed
 
 
 def test_it_runs_in_what_a_command_starts() -> None:
@@ -308,6 +395,10 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for settings, says in (
         ({"layers": ["seccomp"]}, "hold nothing"),
         ({"command": ["false"]}, "cannot run Python"),
+        ({"packages": ["nonesuch"]}, "'nonesuch' is not installed"),
+        ({"packages": ["../numpy"]}, r"'\.\./numpy' is not the name of a package"),
+        ({"packages": ["nonesuch"], "command": [sys.executable]}, "cannot be imported in the sandbox with memory_mb"),
+        ({"timeout_s": 0}, "wall_s = 0"),
         ({"runner": "luck"}, r"runner = 'luck': Input should be 'sandbox' or 'container'"),
         ({"runner": "container", "command": ["python"]}, "give one of them"),
     ):

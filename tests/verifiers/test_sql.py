@@ -20,6 +20,7 @@ from r3agent.verifiers.sql import Sql
 from tests.support.trees import span
 
 SCHEMA = "create table t(a, b); insert into t values (1, 2.5), (2, null), (2, null), (3, 'x');"
+ROWS = [[1, 2.5], [2, None], [2, None], [3, "x"]]
 COUNT = "with recursive c(x) as (select 1 union all select x + 1 from c) select {} from c"
 
 
@@ -31,14 +32,17 @@ def judged(query: str, answer: Any = "select a, b from t", **info: Any) -> Verdi
     return Sql(timeout_s=2)(task(answer=answer, **info), query)
 
 
-ROWS = [[1, 2.5], [2, None], [2, None], [3, "x"]]
-
-
 @pytest.mark.parametrize(
     ("query", "answer", "passed"),
     [
         ("select * from t order by a desc", "select a, b from t", True),
         ("So:\n```sql\nselect * from t;\n```\nDone.", "select a, b from t", True),
+        ("1. So:\r\n   ```SQLite\r\n   select * from t -- all;\r\n   ;\r\n   ```\r\n", "select a, b from t", True),
+        ("```sql\nselect * from t\n```\nWith an index:\n```sql\ncreate index i on t(a)\n```", ROWS, True),
+        ("```sql\nselect 1\n```\nNo:\n```postgresql\n-- all\nselect * from t\n```\n```\n1|2.5\n```", ROWS, True),
+        ("<answer>```sql select * from t;```</answer>", ROWS, True),
+        ("`select * from t`", ROWS, True),
+        ("```sql\nselect * from t; select 1\n```", ROWS, False),
         ("select * from t order by a desc", "select a, b from t order by a", False),
         ("select distinct a, b from t", "select a, b from t", False),
         ("select b, a from t", "select a, b from t", False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import operator
 import os
+import symtable
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -128,7 +129,44 @@ def _items(of_test: OfTest) -> Iterator[Any]:
         yield item[0]
 
 
-def main(source: str) -> None:
-    side = AnswerSide(source)
+def chosen(sources: list[str], wanted: list[str]) -> str:
+    """Return the program among a reply and its blocks.
+
+    It is the whole reply if that is Python, else the last block that defines a wanted name, with the earlier blocks
+    that define names which it uses; the last block if none does.
+    """
+    whole, *blocks = sources
+    if not blocks or _names(whole):
+        return whole
+    needed, picked = {*wanted}, list[str]()
+    for block in reversed(blocks):
+        defined, used = _names(block) or (set(), set())
+        if defined & needed:
+            needed = (needed | used) - defined
+            picked.insert(0, block)
+    return "\n".join(picked) or blocks[-1]
+
+
+def _names(source: str) -> tuple[set[str], set[str]] | None:
+    """Return the global names that a program defines, and those that it uses, or `None` if it is not Python."""
+    try:
+        top = symtable.symtable(source, "<answer>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    symbols = top.get_symbols()
+    defined = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    used = {s.get_name() for s in symbols if s.is_referenced()}
+    inner = top.get_children()
+    while inner:
+        table = inner.pop()
+        inner += table.get_children()
+        used |= {s.get_name() for s in table.get_symbols() if s.is_global()}
+    return defined, used - defined
+
+
+def main(sources: list[str], wanted: list[str]) -> None:
+    side = AnswerSide(chosen(sources, wanted))
+    for used in (sources, wanted):
+        used.clear()  # the answer sees nothing of how it was chosen
     while True:
         side.send(side.answer(side.receive()))

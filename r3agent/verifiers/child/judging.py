@@ -1,256 +1,190 @@
 """The tests' side of a code verdict: run them against references to the answer's definitions, and make the verdict.
 
-A reference never equals a plain value, whatever the answer's `__eq__` returns, and arithmetic with a plain value never
-returns a plain one. Otherwise the answer itself would decide `abs(f(x) - expected) < 1e-6`.
+What fails because of the tests themselves is no verdict: their set-up, an import, a file, a syntax error, an exit, and
+tests that pass without using the answer.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import importlib
+import importlib.util
+import inspect
 import json
 import linecache
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any, NoReturn
 
-from r3agent.verifiers.child.wire import HungUp, Peer, pack, unpack
+from r3agent.verifiers.child.references import TestSide, Unfit
+from r3agent.verifiers.child.wire import HungUp
 
 TESTS = "<tests>"
+FOR_PYTEST = "test_answer.py"
+SOLUTION = "solution"
+"""Module under which tests may import the answer."""
 
 
-class Unfit(BaseException):
-    """The tests cannot run across processes, which is not the answer's fault."""
-
-
-class Reference:
-    """Reference to an object of the answer."""
-
-    def __init__(self, side: TestSide, index: int) -> None:
-        self.__dict__.update(_side=side, _index=index)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._side.call(self._index, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._side.do("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._side.do("setattr", self, name, value)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(Items(self._side.do("iter", self)))
-
-    def __next__(self) -> Any:
-        return self._side.do("next", self)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._side.do("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._side.do("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._side.do("delitem", self, key)
-
-    def __instancecheck__(self, instance: Any) -> bool:
-        return isinstance(instance, Reference) and bool(self._side.do("isinstance", instance, self))
-
-
-def _unary(name: str, kind: type) -> Callable[[Reference], Any]:
-    def ask(self: Reference) -> Any:
-        result = self._side.do(name, self)
-        if not isinstance(result, kind):
-            raise TypeError(f"the answer's {name} gave a {type(result).__name__}")
-        return result
-
-    return ask
-
-
-def _comparison(name: str) -> Callable[[Reference, Any], Any]:
-    def ask(self: Reference, other: Any) -> Any:
-        return bool(self._side.do(name, self, other)) if isinstance(other, Reference) else NotImplemented
-
-    return ask
-
-
-def _arithmetic(name: str, *, swapped: bool) -> Callable[[Reference, Any], Any]:
-    def ask(self: Reference, other: Any) -> Any:
-        result = self._side.do(name, *((other, self) if swapped else (self, other)))
-        if not (isinstance(result, Reference) or isinstance(other, Reference)):
-            raise TypeError(f"{name} of an object of the answer's and a {type(other).__name__} gave a plain value")
-        return result
-
-    return ask
-
-
-_UNARY = {"len": int, "bool": bool, "str": str, "repr": str, "hash": int, "int": int, "float": float}
-for _name, _kind in _UNARY.items():
-    setattr(Reference, f"__{_name}__", _unary(_name, _kind))
-for _name in ("eq", "lt", "le", "gt", "ge"):
-    setattr(Reference, f"__{_name}__", _comparison(_name))
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
-    setattr(Reference, f"__{_name.strip('_')}__", _arithmetic(_name, swapped=False))
-    setattr(Reference, f"__r{_name.strip('_')}__", _arithmetic(_name, swapped=True))
-Reference.__neg__ = _unary("neg", Reference)  # type: ignore[attr-defined]
-
-
-class Items:
-    """Iterator over an iterator of the answer."""
-
-    def __init__(self, iterator: Any) -> None:
-        self.iterator = iterator
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self.iterator)
-
-
-class TestSide(Peer):
-    """The tests' side."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.references: dict[int, Reference] = {}
-        self.exceptions: dict[int, type[Exception]] = {}
-        self.passed: list[Callable[..., Any]] = []
-
-    def do(self, what: str, *args: Any) -> Any:
-        return self.value(self.ask(what, self.packed(list(args))), may_stop=what == "next")
-
-    def call(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        reply = self.ask("call", index, self.packed(list(args)), self.packed(kwargs))
-        for place, data in reply[2] if reply[0] == "ok" else ():
-            _become(args[place], self.unpacked(data))
-        return self.value(reply)
-
-    def answer(self, request: list[Any]) -> list[Any]:
-        """Serve the only kind of request: a call of a function that a test has passed."""
-        what, index, args, kwargs = request
-        if what != "call" or not isinstance(index, int) or not 0 <= index < len(self.passed):
-            raise HungUp(f"asked for {what}")
-        try:
-            return ["ok", self.packed(self.passed[index](*self.unpacked(args), **self.unpacked(kwargs)))]
-        except Exception as error:
-            kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
-            return ["raise", ["builtin", kind.__name__]]
-
-    def packed(self, value: Any) -> Any:
-        return pack(value, self._refer)
-
-    def unpacked(self, data: Any) -> Any:
-        return unpack(data, self._resolve)
-
-    def value(self, reply: list[Any], *, may_stop: bool = False) -> Any:
-        if reply[0] == "ok":
-            return self.unpacked(reply[1])
-        kind, args = self.unpacked(reply[1]), self.unpacked(reply[2])
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise RuntimeError("the answer raised what is no Exception")
-        if issubclass(kind, StopIteration) and not may_stop:  # it would end a loop in the tests, and no test would fail
-            kind = RuntimeError
-        try:
-            error = kind(*args)
-        except Exception:  # one of the few with other arguments
-            error = RuntimeError(f"the answer raised {kind.__name__}")
-        raise error
-
-    def _refer(self, value: Any) -> list[Any]:
-        if isinstance(value, Reference):
-            return ["yours", value._index]
-        if isinstance(value, type):
-            if getattr(builtins, value.__name__, None) is value:
-                return ["builtin", value.__name__]
-            for index, kind in self.exceptions.items():
-                if kind is value:
-                    return ["yours", index]
-        elif callable(value):
-            return ["function", self._give(value)]
-        elif hasattr(value, "__next__"):
-            return ["iterator", self._give(lambda: [item for _, item in zip("1", value, strict=False)])]
-        kind = type(value)
-        raise Unfit(f"they pass a {kind.__module__}.{kind.__qualname__}; only plain values and functions can be passed")
-
-    def _give(self, function: Callable[..., Any]) -> int:
-        self.passed.append(function)
-        return len(self.passed) - 1
-
-    def _resolve(self, data: list[Any]) -> Any:
-        tag, name = data[:2]
-        if isinstance(name, int):
-            if tag == "mine":
-                return self.references.setdefault(name, Reference(self, name))
-            if tag == "yours" and 0 <= name < len(self.passed):
-                return self.passed[name]
-        elif tag == "builtin" and isinstance(found := getattr(builtins, name, None), type):
-            return found
-        elif tag == "module" and name.partition(".")[0] in sys.stdlib_module_names:
-            return importlib.import_module(name)
-        if tag == "exception":
-            base = self._resolve(data[3])
-            if not issubclass(base, Exception):
-                base = Exception
-            kind: Any = type(str(data[2]), (base,), {})
-            return self.exceptions.setdefault(name, kind)
-        raise ValueError(tag)
-
-
-def _become(argument: Any, value: Any) -> None:
-    """Apply the answer's in-place change to an argument."""
-    if type(argument) is not type(value):
-        raise HungUp("an argument changed its type")
-    if isinstance(argument, (list, bytearray)):
-        argument[:] = value
-    elif isinstance(argument, (dict, set)):
-        argument.clear()
-        argument.update(value)
-
-
-def run_tests(side: TestSide, *, setup: str, tests: str, entry_point: str | None) -> None:
+def run_tests(side: TestSide, *, setup: str, tests: str, entry_point: str | None, ready: Callable[[], Any]) -> None:
     """Run every test until one fails.
 
+    Args:
+        ready: called when the set-up has run, before the answer does.
+
     Raises:
+        Unfit: the tests cannot run, or pass without using the answer.
         BaseException: a test failed, so the answer is wrong.
     """
+    module = ModuleType(TESTS)
+    space = vars(module)
+    try:
+        exec(compile(setup, "<setup>", "exec"), space)
+    except BaseException as error:
+        raise Unfit(f"setup: {_explained(error)}") from None
+    ready()
     side.value(side.ask("run"))
-    space: dict[str, Any] = {"__name__": TESTS}
-    exec(compile(setup, "<setup>", "exec"), space)
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    names = sorted({*used, *([entry_point] if entry_point else [])} - set(space) - set(dir(builtins)))
-    for name in side.value(side.ask("has", names)):
-        if name in names:
-            space[name] = side.value(side.ask("global", name))
-    if entry_point and entry_point not in space:
-        raise NameError(f"the answer defines no {entry_point!r}")
+    known = {*space, *dir(builtins)}
+    under_test = _used(entry_point or "") - known
+    space.update(side.definitions(sorted((under_test | _used(tests)) - known)))
+    if missing := sorted(under_test - set(space)):
+        raise NameError(f"the answer defines no {missing[0]!r}")
+    _offer(side)
+    if entry_point:
+        tests += f"\ncheck({entry_point})\n"
+    imports_pytest = any(_imports(node, "pytest") for node in ast.walk(ast.parse(tests)))
+    if imports_pytest and importlib.util.find_spec("pytest"):
+        _run_pytest(tests, space)
+    else:
+        _run_plainly(tests, space)
+    if not side.is_used:
+        raise Unfit("they pass without using the answer, so every answer would pass")
+
+
+def _used(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+def _imports(node: ast.AST, name: str) -> bool:
+    modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return any(module.partition(".")[0] == name for module in modules)
+
+
+def _offer(side: TestSide) -> None:
+    """Let tests import the answer's definitions from a module."""
+    solution: Any = ModuleType(SOLUTION)
+
+    def find(name: str) -> Any:
+        found = {} if name.startswith("__") else side.definitions([name])
+        if not found:
+            raise AttributeError(f"the answer defines no {name!r}")
+        return found[name]
+
+    solution.__getattr__ = find
+    sys.modules[SOLUTION] = solution
+
+
+def _run_plainly(tests: str, space: dict[str, Any]) -> None:
+    """Run the source, then the test functions, classes and cases that it defines."""
+    if "unittest" in tests:
+        import unittest
+
+        unittest.main = lambda *_, **__: None  # type: ignore[assignment,misc]  # it would exit
     before = dict(space)
     exec(compile(tests, TESTS, "exec"), space)
-    if entry_point:
-        space["check"](space[entry_point])
     own = [value for name, value in space.items() if name not in before or before[name] is not value]
-    for test in own:
-        if callable(test) and getattr(test, "__name__", "").startswith("test_"):
-            test()
+    for value in own:
+        name = getattr(value, "__name__", "")
+        if isinstance(value, type) and name.startswith("Test") and not hasattr(value, "assertEqual"):
+            for method in [name for name in dir(value) if name.startswith("test_")]:
+                instance = value()
+                getattr(instance, "setup_method", lambda: None)()
+                _call(getattr(instance, method))
+        elif callable(value) and name.startswith("test_"):
+            _call(value)
     if "unittest" in sys.modules:
         _run_cases(own)
+
+
+def _call(test: Any) -> None:
+    if inspect.iscoroutinefunction(test):
+        raise Unfit(f"{test.__name__} is async, which is not supported")
+    try:
+        inspect.signature(test).bind()
+    except TypeError as error:
+        raise Unfit(f"{test.__name__}: {error}; fixtures need pytest") from None
+    test()
 
 
 def _run_cases(values: list[Any]) -> None:
     import unittest
 
+    class Result(unittest.TestResult):
+        first: BaseException | None = None
+
+        def addError(self, test: Any, err: Any) -> None:
+            self.first = self.first or err[1]
+            super().addError(test, err)
+
+        def addFailure(self, test: Any, err: Any) -> None:
+            self.first = self.first or err[1]
+            super().addFailure(test, err)
+
+        def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+            self.first = self.first or (err and err[1])
+            super().addSubTest(test, subtest, err)
+
     cases = [v for v in values if isinstance(v, type) and issubclass(v, unittest.TestCase)]
     suite = unittest.TestSuite(map(unittest.defaultTestLoader.loadTestsFromTestCase, cases))
-    result = unittest.TestResult()
+    result = Result()
     result.failfast = True
     suite.run(result)
-    for _, why in [*result.failures, *result.errors]:
-        raise AssertionError(why.strip().rpartition("\n")[2])
+    if result.first is not None:
+        raise result.first
+    if not result.wasSuccessful():
+        raise AssertionError("a unittest case failed")
+
+
+def _run_pytest(tests: str, space: dict[str, Any]) -> None:
+    """Run the tests in pytest, where the answer's definitions are builtins."""
+    import pytest
+
+    first: list[BaseException] = []
+
+    class Plugin:
+        def pytest_exception_interact(self, call: Any) -> None:
+            error = call.excinfo.value
+            first.append(error.__cause__ or error if isinstance(error, pytest.Collector.CollectError) else error)
+
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name in [name for name in space if not name.startswith("__")]:
+        setattr(builtins, name, space[name])
+    with TemporaryDirectory() as folder:
+        path = Path(folder, FOR_PYTEST)
+        path.write_text(tests)
+        linecache.cache[str(path)] = (len(tests), None, tests.splitlines(keepends=True), str(path))
+        options = ("-x", "-q", "--assert=plain", "--rootdir", folder, "-c", os.devnull, "-p", "no:cacheprovider")
+        code = pytest.main([*options, str(path)], plugins=[Plugin()])
+    if first and isinstance(first[0], pytest.FixtureLookupError):
+        raise Unfit(f"there is no fixture {first[0].argname!r}")
+    if first:
+        raise first[0]
+    if code != pytest.ExitCode.OK:
+        raise Unfit(f"pytest ended with {code!r}")
+
+
+def _is_of_tests(error: BaseException) -> bool:
+    """Return True if the tests would fail like this with any answer."""
+    if getattr(error, "of_answer", False) or isinstance(error, TimeoutError):
+        return False
+    if isinstance(error, ImportError):
+        return error.name != SOLUTION
+    return isinstance(error, (OSError, SyntaxError, SystemExit))
 
 
 def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
@@ -259,7 +193,7 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
     os.dup2(1, 2)
     linecache.cache[TESTS] = (len(tests), None, tests.splitlines(keepends=True), TESTS)
     try:
-        run_tests(side, setup=setup, tests=tests, entry_point=entry_point)
+        run_tests(side, setup=setup, tests=tests, entry_point=entry_point, ready=lambda: os.write(verdict_fd, b"\n"))
         verdict: dict[str, Any] = {"passed": True}
     except Unfit as error:
         verdict = {"unfit": str(error)}
@@ -268,14 +202,16 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
     except MemoryError:  # its memory is freed before the report is written
         verdict = {"passed": False, "feedback": "MemoryError"}
     except BaseException as error:
-        verdict = {"passed": False, "feedback": _explained(error)}
+        why = _explained(error)
+        verdict = {"unfit": why} if _is_of_tests(error) else {"passed": False, "feedback": why}
     os.write(verdict_fd, json.dumps(verdict).encode())
     os._exit(0)
 
 
 def _explained(error: BaseException) -> str:
     """Render the error with the line of the tests that raised it."""
-    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == TESTS]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line for frame in frames if frame.filename.endswith((TESTS, FOR_PYTEST))]
     where = f" in: {lines[-1]}" if lines and lines[-1] else ""
     try:
         what = str(error)

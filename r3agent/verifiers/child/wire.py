@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 MAX_MESSAGE_BYTES = 16 << 20
+_DTYPE = re.compile(r"[<>|=][biufcUS]\d+")
+"""Types of arrays of plain numbers and texts."""
 
 
 class HungUp(BaseException):
@@ -68,7 +71,10 @@ class Peer:
 
 
 def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
-    """Convert a value to JSON; `other` packs values that are not plain. An instance of a subclass is not plain."""
+    """Convert a value to JSON; `other` packs values that are not plain. An instance of a subclass is not plain.
+
+    Arrays and scalars of NumPy are plain too.
+    """
 
     def each(values: Any) -> list[Any]:
         return [pack(v, other) for v in values]
@@ -92,6 +98,8 @@ def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
         return ["Fraction", hex(value.numerator), hex(value.denominator)]
     if kind.__module__ == "decimal" and kind.__name__ == "Decimal":
         return ["Decimal", str(value)]
+    if kind.__module__ == "numpy" and _DTYPE.fullmatch(getattr(getattr(value, "dtype", None), "str", "")):
+        return ["numpy", value.dtype.str, list(value.shape), value.tobytes().hex()]
     return other(value)
 
 
@@ -103,7 +111,7 @@ def unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
     """
     try:
         return _unpack(data, other)
-    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, ImportError) as error:
         raise HungUp(f"not a value: {type(error).__name__}") from None
 
 
@@ -134,4 +142,8 @@ def _unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
         from decimal import Decimal
 
         return Decimal(rest[0])
+    if tag == "numpy" and _DTYPE.fullmatch(rest[0]):
+        import numpy  # one of the packages, so both sides have it
+
+        return numpy.frombuffer(bytes.fromhex(rest[2]), rest[0]).reshape(rest[1]).copy()[()]
     return other(data)

@@ -21,6 +21,7 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.verifiers.sandbox import container, scratch
 from r3agent.verifiers.sandbox.layers import LAYERS, Layer, check, lacking
 from r3agent.verifiers.sandbox.limits import Limits, Outcome, Overrun
+from r3agent.verifiers.sandbox.packages import Packages
 
 GRACE_S = 5.0
 """Seconds for a supervisor to kill everything after a limit, before it is killed itself."""
@@ -37,12 +38,14 @@ def run_python(
     limits: Limits | None = None,
     layers: Sequence[Layer] = LAYERS,
     command: Sequence[str] = (),
+    packages: Packages | None = None,
 ) -> Outcome:
     """Run a program as `python -I -S` would, in the sandbox, or in the container that `command` starts.
 
     Args:
         layers: required layers; if one is missing, the program does not run. Fewer layers isolate less.
         command: command that starts Python with the options appended to it; see `README.md`.
+        packages: packages that the program may import; what a command starts has its own.
 
     Raises:
         ConfigError: this machine lacks a layer.
@@ -54,7 +57,15 @@ def run_python(
         file.write(stdin)
         file.seek(0)
         program = stack.enter_context(
-            _Program(source, stdin=file, stdout=subprocess.PIPE, limits=limits, layers=layers, command=command)
+            _Program(
+                source,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                limits=limits,
+                layers=layers,
+                command=command,
+                packages=packages,
+            )
         )
         _listen([program], limits)
         return program.outcome()
@@ -67,6 +78,7 @@ def run_dialogue(
     limits: Limits | None = None,
     layers: Sequence[Layer] = LAYERS,
     command: Sequence[str] = (),
+    packages: Packages | None = None,
 ) -> tuple[Outcome, Outcome]:
     """Run two programs concurrently, each in its own sandbox; the stdout of each is the stdin of the other.
 
@@ -76,7 +88,7 @@ def run_dialogue(
     with ExitStack() as stack:
         files = [stack.enter_context(end) for end in (*_pipe(), *_pipe())]
         to_first, from_second, to_second, from_first = files
-        settings: dict[str, Any] = {"limits": limits, "layers": layers, "command": command}
+        settings: dict[str, Any] = {"limits": limits, "layers": layers, "command": command, "packages": packages}
         programs = [
             stack.enter_context(_Program(first, stdin=to_first, stdout=from_first, **settings)),
             stack.enter_context(_Program(second, stdin=to_second, stdout=from_second, **settings)),
@@ -99,6 +111,7 @@ class _Program:
         limits: Limits,
         layers: Sequence[Layer],
         command: Sequence[str],
+        packages: Packages | None,
     ) -> None:
         self.limits = limits
         self.received: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
@@ -126,7 +139,7 @@ class _Program:
                 passed = [file.fileno(), life.fileno(), report.fileno()]
                 keys = ("program_fd", "life_fd", "report_fd")
                 spec = asdict(limits) | dict(zip(keys, passed, strict=True))
-                spec |= {"layers": list(layers), "scratch": own}
+                spec |= {"layers": list(layers), "scratch": own, "shown": list(packages.paths if packages else ())}
                 here = str(Path(__file__).parent)
                 arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOT, json.dumps(spec), here]
                 environment = {}

@@ -33,7 +33,7 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = [("allowed", ctypes.c_uint64), ("fd", ctypes.c_int32)]
 
 
-def restrict(*, readable: Iterable[str], writable: Iterable[str]) -> None:
+def restrict(*, readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]) -> None:
     """Restrict this process and its children permanently; needs `no_new_privs`.
 
     Raises:
@@ -46,6 +46,8 @@ def restrict(*, readable: Iterable[str], writable: Iterable[str]) -> None:
     fd = syscall(CREATE, ctypes.byref(ruleset), size, 0, call="landlock_create_ruleset")
     for path in readable:
         _allow(fd, path, READ_FILE | READ_DIR)
+    for path in listable:
+        _allow(fd, path, READ_DIR)
     for path in writable:
         _allow(fd, path, handled & ~EXECUTE)
     syscall(RESTRICT, fd, 0, call="landlock_restrict_self")

@@ -141,7 +141,7 @@ def _hold(spec: dict[str, Any], program: bytes, *, go: int, tell: int) -> NoRetu
             os._exit(0)
     _die_with_parent()
     with _layer("namespaces"):
-        paths = mounts.readable(sys.base_prefix)
+        paths = mounts.readable(sys.base_prefix, spec["shown"])
         if "namespaces" in spec["layers"]:
             mounts.enter_root(paths, disk_mb=spec["disk_mb"])
     _keep(spec, program, paths, tell)
@@ -155,9 +155,9 @@ def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> 
     if child == 0:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        _restrict(spec, paths)
+        folders = _restrict(spec, paths)
         os.close(tell)
-        _run(program)
+        _run(program, folders=folders)
     ended, status, used = os.wait4(-1, 0)
     while ended != child:
         ended, status, used = os.wait4(-1, 0)
@@ -170,14 +170,16 @@ def _keep(spec: dict[str, Any], program: bytes, paths: list[str], tell: int) -> 
     os._exit(0)
 
 
-def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
-    """Restrict the program in its own process, irrevocably."""
+def _restrict(spec: dict[str, Any], paths: list[str]) -> list[str]:
+    """Restrict the program in its own process, irrevocably, and return the directories with its packages."""
     layers, scratch = spec["layers"], spec["scratch"]
     alone = "namespaces" not in layers
     if alone:
         _die_with_parent()
         os.chdir(scratch)
+        folders = _linked(spec["shown"], scratch)
     else:
+        folders = [*dict.fromkeys(map(os.path.dirname, spec["shown"]))]
         scratch = mounts.SCRATCH
         if os.geteuid() == 0:
             os.setgroups([])
@@ -189,7 +191,11 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
     os.environ.update(HOME=scratch, TMPDIR=scratch, PATH="/usr/bin:/bin", LANG="C.UTF-8")
     if "landlock" in layers:
         with _layer("landlock"):
-            landlock.restrict(readable=[*paths, "/dev/urandom"], writable=[scratch, "/dev/null", "/dev/zero"])
+            landlock.restrict(
+                readable=[*paths, "/dev/urandom"],
+                listable=[] if alone else folders,
+                writable=[scratch, "/dev/null", "/dev/zero"],
+            )
     limits = {
         resource.RLIMIT_CPU: spec["cpu_s"],
         resource.RLIMIT_AS: spec["memory_mb"] * MIB,
@@ -207,14 +213,25 @@ def _restrict(spec: dict[str, Any], paths: list[str]) -> None:
     if "seccomp" in layers:
         with _layer("seccomp"):
             seccomp.forbid(alone=alone)
+    return folders
 
 
-def _run(program: bytes) -> NoReturn:
+def _linked(shown: list[str], scratch: str) -> list[str]:
+    """Link to the packages from a directory, because those beside them, which cannot be read, must not be found."""
+    folder = os.path.join(scratch, ".packages")
+    if shown:
+        os.mkdir(folder)
+    for path in shown:
+        os.symlink(path, os.path.join(folder, os.path.basename(path)))
+    return [folder] if shown else []
+
+
+def _run(program: bytes, *, folders: list[str]) -> NoReturn:
     """Run the program as a script, but without waiting for its remaining threads."""
     _report_failure(None)
     os.closerange(3, MAX_FDS)
     sys.argv[:] = [""]
-    sys.path.pop()
+    sys.path[-1:] = folders
     module = sys.modules["__main__"] = ModuleType("__main__")
     code = 0
     try:

@@ -15,10 +15,10 @@ _STAGE = "/proc"
 """Directory in which the new root is assembled: it exists everywhere, and nothing inside needs it."""
 
 
-def readable(base_prefix: str) -> list[str]:
-    """Return the paths of the interpreter's standard library and of shared libraries that its modules may need."""
+def readable(base_prefix: str, shown: list[str]) -> list[str]:
+    """Return `shown`, and the paths of the standard library and of shared libraries that its modules may need."""
     own = [os.path.join(os.path.realpath(base_prefix), name) for name in ("lib", "lib64")]
-    paths = [path for path in dict.fromkeys([*own, *SHARED_LIBRARIES]) if os.path.exists(path)]
+    paths = [path for path in dict.fromkeys([*own, *SHARED_LIBRARIES, *shown]) if os.path.exists(path)]
     return [path for path in paths if not any(path.startswith(f"{above}/") for above in paths)]
 
 
