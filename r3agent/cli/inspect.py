@@ -17,7 +17,7 @@ from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.shards import find, store_at
+from r3agent.store.shards import Unreadable, find, left_out, store_at
 from r3agent.store.trajectories import load
 
 MAX_IDS = 10
@@ -39,11 +39,12 @@ def inspect(
     directory = store_at(run)
     if len(rest) > 1:
         raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
-    trajectories = load(directory) if directory.is_dir() else []
+    unreadable: list[Unreadable] = []
+    trajectories = load(directory, unreadable=None if rest else unreadable) if directory.is_dir() else []
     if not trajectories:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
     if not rest:
-        return _overview(run, trajectories)
+        return _overview(run, trajectories, unreadable)
     file = run / CONFIG_FILE
     config = load_config(file if file.exists() else None, overrides)
     trajectories = SplitGuard(run, config).with_splits(trajectories)
@@ -57,7 +58,7 @@ def inspect(
     return Output(inspection.model_dump(mode="json"), render(inspection))
 
 
-def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
+def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unreadable]) -> Output:
     whole = [t for t in trajectories if t.error is None]
     failed = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
     unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
@@ -72,6 +73,7 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
         f"{len(trajectories)} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
         *summary_lines(summary),
         f"live policy: {live}",
+        *([left_out(unreadable)] if unreadable else []),
     ]
     if failed:
         lines.append(f"failed first tries, e.g. (r3agent inspect {run} ID):")
@@ -83,5 +85,5 @@ def _overview(run: Path, trajectories: list[Trajectory]) -> Output:
         lines.append(f"verdicts of the verifier overruled by labels: {len(overruled)}, e.g.:")
         lines += [f"  {text}" for text in overruled[:MAX_IDS]]
     ids = {"failed": failed, "unlabelled_ids": unlabelled, "overruled": overruled}
-    data = {**summary.model_dump(), "live": live, **ids}
+    data = {**summary.model_dump(), "live": live, "unreadable": [*map(str, unreadable)], **ids}
     return Output(data, "\n".join(lines))

@@ -69,13 +69,25 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Add a verdict to a stored episode.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),
+    "data": ("", "Work on stored trajectories.", "check runs/mine --json"),
     "demo": (
         "start:demo",
         "Run the whole loop on this machine with the bundled policy in a few minutes.",
         "--out runs/demo --seed 0",
     ),
 }
-"""Verb to its function, its help and an example of its arguments."""
+"""Verb to its function, its help and an example of its arguments; one without a function has sub-verbs."""
+
+SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "data": {
+        "check": (
+            "data:check",
+            "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",
+            "runs/mine --repair",
+        ),
+    }
+}
+"""The same for the sub-verbs of a verb."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +118,16 @@ def app() -> App:
         print_error=False,
         exit_on_error=False,
     )
-    for verb, (place, help_, example) in VERBS.items():
-        top.command(
-            f"r3agent.cli.{place}",
-            name=verb,
-            help=help_,
-            sort_key=list(VERBS).index(verb),
-            help_epilogue=f"example: r3agent {verb} {example}",
-        )
+    for i, (verb, (place, help_, example)) in enumerate(VERBS.items()):
+        named: dict[str, Any] = {"help": help_, "sort_key": i, "help_epilogue": f"example: r3agent {verb} {example}"}
+        if place:
+            top.command(f"r3agent.cli.{place}", name=verb, **named)
+            continue
+        group = App(name=verb, **named)
+        for sub_verb, (place, help_, example) in SUB_VERBS[verb].items():
+            epilogue = f"example: r3agent {verb} {sub_verb} {example}"
+            group.command(f"r3agent.cli.{place}", name=sub_verb, help=help_, help_epilogue=epilogue)
+        top.command(group)
     top.register_install_completion_command(help="Install shell completion.")
     return top
 

@@ -5,6 +5,7 @@ Nodes parse it into records (`Task`, `Span`) and return their JSON. An applicati
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, cast
@@ -16,6 +17,7 @@ from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema b
 
 from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
+from r3agent.records.json_values import json_value
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
@@ -191,11 +193,18 @@ def hashes(span: Json) -> list[str]:
         ("parent_id", "request", "standalone"),
         ("verdict",),
     )
-    return [f"{crc32(orjson.dumps([span.get(name) for name in names], default=str)):08x}" for names in parts]
+    return [f"{crc32(_bytes([span.get(name) for name in names])):08x}" for names in parts]
 
 
 def _hash(value: Any) -> str:
-    return sha256(orjson.dumps(value, default=str)).hexdigest()[:16]
+    return sha256(_bytes(value)).hexdigest()[:16]
+
+
+def _bytes(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=str)
+    except TypeError:  # an integer of more than 64 bits, or what an edit of the state brought in
+        return json.dumps(json_value(value)).encode()
 
 
 def _lineage(task: Task, metadata: Mapping[str, Any]) -> Lineage:

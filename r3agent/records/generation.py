@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from r3agent.records.record import Record
+from r3agent.records.json_values import json_value, plain
+from r3agent.records.record import StoredRecord
 from r3agent.records.reply import normal_calls
 from r3agent.records.task import Message
 from r3agent.records.thinking import ReasoningField, split_thinking
@@ -27,17 +29,17 @@ LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"}
 """Finish reasons of servers for a completion that reached the token limit."""
 
 
-def plain(value: Any) -> Any:
-    """Return the Python value of a scalar of NumPy, PyTorch or another library with `item()`; any other unchanged."""
-    if isinstance(value, bool | int | float) or not callable(item := getattr(value, "item", None)):
-        return value
-    try:
-        return item()
-    except (TypeError, ValueError, RuntimeError):  # an array of several values
-        return value
+IMPOSSIBLE = -9999.0
+"""Logprob that vLLM and OpenAI give instead of minus infinity."""
+
+NO_NUMBER = "a logprob is not a number, or that of an impossible token (minus infinity, null or -9999)"
+HALF = "the text has half of a character (a lone surrogate), recorded as U+FFFD"
+
+FATAL = {"trainable-exact": NO_NUMBER, "trainable-retokenised": HALF}
+"""Flaw that takes a capability away: exact tokens need their logprobs, and the text that is tokenised must be whole."""
 
 
-class Verdict(Record):
+class Verdict(StoredRecord):
     """A verifier's judgement of one answer."""
 
     passed: Annotated[bool, BeforeValidator(plain)]
@@ -58,7 +60,7 @@ class Verdict(Record):
         return cls(passed=False, score=0.0, feedback=feedback)
 
 
-class Generation(Record):
+class Generation(StoredRecord):
     """One sampled completion, exactly as the endpoint returned it."""
 
     text: str
@@ -91,6 +93,26 @@ class Generation(Record):
     capability: Capability = "eval-only"
     capability_note: str | None = None
     """Reason why the capability is less than `trainable-exact`, or a doubt about one that is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mended(cls, data: Any) -> Any:
+        """Drop logprobs that are not numbers, and lower the capability of an answer that is not as it was sampled."""
+        if not isinstance(data, dict):
+            return data
+        given: dict[str, Any] = data
+        flaws: list[str] = []
+        if not _all_finite(given.get("logprobs")):
+            flaws.append(NO_NUMBER)
+            given = {**given, "logprobs": None}
+        json_value([given.get(name) for name in ("text", "reasoning", "tool_calls")], losses=(halves := []))
+        if halves:
+            flaws.append(HALF)
+        if not flaws:
+            return data
+        if FATAL.get(given.get("capability", "")) in flaws:
+            given = {**given, "capability": "eval-only"}
+        return {**given, "capability_note": "; ".join(filter(None, [given.get("capability_note"), *flaws]))}
 
     @model_validator(mode="after")
     def _aligned(self) -> Generation:
@@ -156,6 +178,13 @@ class Generation(Record):
         message |= {key: value for key, value in self.extra.items() if key != "content" or not broken}
         readable = [call for call in self.tool_calls if call not in broken]
         return {**message, "tool_calls": readable} if readable else message
+
+
+def _all_finite(logprobs: Any) -> bool:
+    try:
+        return not logprobs or (all(map(isfinite, logprobs)) and min(logprobs) > IMPOSSIBLE)
+    except TypeError:  # null among them
+        return False
 
 
 def _is_readable(call: Message) -> bool:

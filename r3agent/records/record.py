@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any, Self, get_args
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from r3agent._util.messages import explain
-from r3agent.errors import ArgumentError, SchemaVersionError
+from r3agent.errors import ArgumentError, RecordError, SchemaVersionError
+from r3agent.records.json_values import json_value, parse_json, well_formed
+
+MENDED = "mended"
+"""Metadata key of a record that was changed so that it could be stored: the places, and what was there."""
 
 
 class Record(BaseModel):
@@ -30,7 +37,24 @@ class Record(BaseModel):
     __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-class VersionedRecord(Record):
+class StoredRecord(Record):
+    """Base of what is stored: texts and free-form values become JSON, except for numbers that are not finite."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_json(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        free, fields = _free_form(cls), cls.model_fields
+        return {
+            name: _converted(value, name in free)
+            for name, value in data.items()
+            # `datasets` reads an object that is missing as null.
+            if value is not None or name not in free or fields[name].default is None
+        }
+
+
+class VersionedRecord(StoredRecord):
     """Base of the records in files; the default of a subclass's `schema_version` is the version that it can read.
 
     Raises:
@@ -47,6 +71,59 @@ class VersionedRecord(Record):
                 "open the run with the version of r3agent that wrote it, or use a new directory"
             )
         return data
+
+    def line(self) -> bytes:
+        """Write one line of JSON, which `of_line` reads back as an equal record.
+
+        Parts that JSON cannot hold, which are infinities, NaN and what `model_copy` brought in, are mended, and noted
+        in `metadata` under `MENDED`.
+
+        Raises:
+            RecordError: it cannot be mended.
+        """
+        with suppress(ValueError, RecursionError):  # ValueError includes pydantic's errors
+            line = self.model_dump_json().encode() + b"\n"
+            if self.of_line(line) == self:
+                return line
+        losses: list[str] = []
+        data = json_value(self, finite=True, losses=losses)
+        if losses and isinstance(data.get("metadata"), dict):
+            data["metadata"] = {**data["metadata"], MENDED: [*data["metadata"].get(MENDED, ()), *losses]}
+        try:
+            return type(self).model_validate(data).model_dump_json().encode() + b"\n"
+        except ValidationError as error:
+            raise RecordError(f"not a {type(self).__name__.lower()}: {explain(error, type(self))}") from None
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Self:
+        """Read a line.
+
+        Raises:
+            ValueError: it is not JSON, or, as a pydantic `ValidationError`, not such a record.
+            SchemaVersionError: another version of r3agent wrote it.
+        """
+        return cls.model_validate(parse_json(line))
+
+
+@cache
+def _free_form(cls: type[BaseModel]) -> frozenset[str]:
+    """Return the names of the fields with values of any type."""
+
+    def is_free(annotation: Any) -> bool:
+        return annotation is Any or any(map(is_free, get_args(annotation)))
+
+    return frozenset(name for name, field in cls.model_fields.items() if is_free(field.annotation))
+
+
+def _converted(value: Any, is_free: bool) -> Any:
+    """Convert the value of a field; pydantic refuses what is no object where there must be one."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if is_free and isinstance(value, Mapping):
+        return json_value(value)
+    if is_free and isinstance(value, list | tuple):
+        return type(value)(json_value(item) if isinstance(item, Mapping) else item for item in value)
+    return value
 
 
 def new_id() -> str:

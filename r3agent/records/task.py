@@ -8,11 +8,11 @@ from math import isfinite
 from typing import Any, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from r3agent._util.messages import explain, shorten
-from r3agent.errors import ConfigError
-from r3agent.records.record import Record
+from r3agent.errors import ArgumentError, ConfigError
+from r3agent.records.json_values import NO_JSON, json_value
+from r3agent.records.record import StoredRecord
 
 Message: TypeAlias = dict[str, Any]
 """One chat message in the format of OpenAI's API: `{"role": ..., "content": ...}`."""
@@ -25,7 +25,7 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 """Range of integers, beyond which readers of records disagree."""
 
 
-class Task(Record):
+class Task(StoredRecord):
     """One problem: the prompt for the policy and the data for the verifier."""
 
     id: str = Field(default_factory=str)  # for type checkers; `_default_id` sets it before this default applies
@@ -40,25 +40,29 @@ class Task(Record):
     """An assistant message that passes, if one is known; `audit` checks the verifier with it. The policy never sees
     it."""
 
+    def __init__(self, /, **fields: Any) -> None:
+        """Make a task; `model_validate` reads a stored one, whatever numbers it has.
+
+        Raises:
+            ArgumentError: a field is not valid, a value is not JSON, or one that readers of JSON change.
+        """
+        super().__init__(**fields)
+        for name in ("messages", "tools", "info", "gold"):
+            value = json_value(fields.get(name), losses=(losses := []))
+            foreign = (f"{name}.{loss}" for loss in losses if loss.endswith(NO_JSON))
+            if fault := _fault(value, name) or next(foreign, None):
+                raise ArgumentError(f"{fault}; a task is JSON: convert the value, e.g. to text")
+
+    # Parsing of a task within a record does not call it.
+    __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]
+
     @model_validator(mode="before")
     @classmethod
     def _default_id(cls, data: Any) -> Any:
         if isinstance(data, dict) and "id" not in data and "messages" in data:
-            shown = json.dumps(data["messages"], sort_keys=True, default=str)
+            shown = json.dumps(json_value(data["messages"]), sort_keys=True)
             return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
         return data
-
-    @model_validator(mode="after")
-    def _is_json(self) -> Task:
-        parts = {"messages": self.messages, "tools": self.tools, "info": self.info, "gold": self.gold}
-        for name, part in parts.items():
-            try:
-                fault = _fault(to_jsonable_python(part, inf_nan_mode="constants"), name)
-            except PydanticSerializationError as error:
-                fault = f"{name}: {error}"
-            if fault:
-                raise ValueError(f"{fault}; a task is JSON: convert the value, e.g. to text")
-        return self
 
     @property
     def digest(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from r3agent.records.generation import Capability, Generation, Verdict
-from r3agent.records.record import Record, VersionedRecord, new_id
+from r3agent.records.record import Record, StoredRecord, VersionedRecord, new_id
 from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
@@ -69,7 +69,7 @@ class Span(Generation):
         return None if self.verdict is None else self.verdict.passed
 
 
-class EpisodeError(Record):
+class EpisodeError(StoredRecord):
     """Error that ended an episode early; it is recorded, never scored 0."""
 
     kind: str

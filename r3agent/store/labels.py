@@ -19,9 +19,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from r3agent.errors import ConfigError, RecordError
-from r3agent.records.generation import plain
+from r3agent.records.json_values import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
-from r3agent.store.shards import lookup, records, store_at
+from r3agent.store.shards import LABELS, lookup, records, store_at
 
 
 class SpanLabel(VersionedRecord):
@@ -120,7 +120,7 @@ def _user() -> str:
 
 def labels_path(directory: str | Path) -> Path:
     """Return the file of a store's labels; its own folder keeps it apart from the shards, `*.jsonl` of the store."""
-    return Path(directory) / "labels" / "labels.jsonl"
+    return Path(directory) / LABELS / "labels.jsonl"
 
 
 def append_label(directory: str | Path, label: SpanLabel) -> None:
@@ -130,11 +130,13 @@ def append_label(directory: str | Path, label: SpanLabel) -> None:
         RecordError: it cannot be written; a partial line is ignored.
     """
     path = labels_path(directory)
-    line = label.model_dump_json().encode() + b"\n"
+    line = label.line()
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # a repair has replaced it
+                return append_label(directory, label)
             end = file.seek(0, os.SEEK_END)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 line = b"\n" + line
@@ -158,7 +160,7 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     spans = {(t.trajectory_id, span.span_id): span for t in trajectories for span in t.spans}
     origin = origins(trajectories)
     last: dict[Hashable, SpanLabel] = {}
-    for label in records(path, SpanLabel):
+    for label in records([path], SpanLabel):
         if (span := spans.get((label.trajectory_id, label.span_id))) is not None:
             last[origin[label.trajectory_id], *_answer(span)] = label
     labelled = {label.span_id for label in last.values()}

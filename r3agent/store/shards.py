@@ -1,11 +1,13 @@
 """Trajectories on disk: append-only JSON Lines, one record per line, many shards in one directory.
 
 Each writer opens its own shard, so no process appends after another's incomplete line. A line that a crash left
-incomplete is reported and skipped; only its episode is lost, and collected again.
+incomplete is reported and skipped; only its episode is lost, and collected again. A complete line that is no record is
+left out, counted and reported: `r3agent data check` lists and repairs such lines.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,49 +15,108 @@ from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from errno import EACCES
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import orjson
 from pydantic import ValidationError
 
 from r3agent._util.messages import did_you_mean, explain
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.records.trajectory import Record, Trajectory, new_id
+from r3agent.records.record import VersionedRecord
+from r3agent.records.trajectory import Trajectory, new_id
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=VersionedRecord)
+
+CHECK = "r3agent data check"
+"""Command that lists and repairs what cannot be read."""
+
+LABELS = "labels"
+"""Folder of a store with the file of its labels."""
 
 
-def records(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R]:
-    """Read all records of a file, in order of writing.
+class Unreadable(NamedTuple):
+    """A line of a file that is no record."""
+
+    path: Path
+    line: int
+    reason: str
+    torn: bool = False
+    """True for the part of a line that a crash left."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+    @property
+    def remedy(self) -> str:
+        store = self.path.parent.parent if self.path.parent.name == LABELS else self.path.parent
+        return f"`{CHECK} {store}` lists and repairs such lines"
+
+
+def parse_lines(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R | Unreadable]:
+    """Read each line of a file, in order of writing.
 
     Args:
         containing: bytes that a line must contain; other lines are skipped unparsed.
 
     Raises:
-        RecordError: a complete line is not such a record.
         SchemaVersionError: another version of r3agent wrote it.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if containing not in line:
-                continue
-            where = f"{path}:{number}"
-            try:
-                data = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                logger.warning("%s: torn line skipped (%d bytes)", where, len(line))
+            if containing not in line or not line.strip():
                 continue
             try:
-                yield kind.model_validate(data)
+                yield kind.of_line(line)
             except SchemaVersionError as error:
-                raise SchemaVersionError(f"{where}: {error}") from None
+                raise SchemaVersionError(f"{path}:{number}: {error}") from None
             except ValidationError as error:
-                raise RecordError(
-                    f"{where}: not a {kind.__name__.lower()}: {explain(error, kind)}; "
-                    "remove the line or restore the file"
-                ) from error
+                yield Unreadable(
+                    path, number, f"not a {kind.__name__.removeprefix('Span').lower()}: {explain(error, kind)}"
+                )
+            except ValueError:
+                yield Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
+
+
+def records(
+    paths: Iterable[Path],
+    kind: type[R],
+    *,
+    containing: bytes = b"",
+    strict: bool = False,
+    unreadable: list[Unreadable] | None = None,
+) -> Iterator[R]:
+    """Read all records of some files, in order of writing; leave out and report lines that are none.
+
+    Args:
+        containing: bytes that a line must contain; other lines are skipped unparsed.
+        strict: raise at the first complete line that is no record.
+        unreadable: receives the complete lines that are no record, instead of the log.
+
+    Raises:
+        RecordError: a complete line is not such a record, and `strict`.
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    found: list[Unreadable] = [] if unreadable is None else unreadable
+    for record in (record for path in paths for record in parse_lines(path, kind, containing=containing)):
+        if not isinstance(record, Unreadable):
+            yield record
+        elif record.torn:
+            logger.warning("%s", record)
+        elif strict:
+            raise RecordError(f"{record}; {record.remedy}")
+        else:
+            found.append(record)
+    if found and unreadable is None:
+        logger.warning("%s", left_out(found))
+
+
+def left_out(unreadable: Sequence[Unreadable]) -> str:
+    """Report lines that are left out."""
+    n, first = len(unreadable), unreadable[0]
+    lines = f"{n} lines are no records and are" if n > 1 else "a line is no record and is"
+    return f"{first}: {lines} left out; {first.remedy}"
 
 
 class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
@@ -90,7 +151,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         Raises:
             RecordError: the disk is full or unavailable; earlier records are kept.
         """
-        line = memoryview(trajectory.model_dump_json().encode() + b"\n")
+        line = memoryview(trajectory.line())
         try:
             if self._fd is None:
                 self._fd = self._open_shard()
@@ -117,23 +178,30 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
             with suppress(FileExistsError):
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-                return os.open(self.directory / f"{name}.jsonl", flags, 0o644)
+                fd = os.open(self.directory / f"{name}.jsonl", flags, 0o644)
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # `data check --repair` leaves it alone
+                return fd
             number += 1
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def read(directory: str | Path) -> Iterator[Trajectory]:
+def read(
+    directory: str | Path, *, strict: bool = False, unreadable: list[Unreadable] | None = None
+) -> Iterator[Trajectory]:
     """Read all records of all shards of a store or run directory, in order of writing, without labels.
+
+    Args:
+        strict, unreadable: as in `records`.
 
     Raises:
         ConfigError: there is no such directory.
-        RecordError: a complete line is not a trajectory.
+        RecordError: a complete line is not a trajectory, and `strict`.
         SchemaVersionError: another version of r3agent wrote it.
     """
-    for shard in shards(directory):
-        yield from records(shard, Trajectory)
+    return records(shards(directory), Trajectory, strict=strict, unreadable=unreadable)
 
 
 def lookup(directory: str | Path, prefix: str) -> Trajectory:
@@ -141,10 +209,10 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
 
     Raises:
         ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
-        RecordError, SchemaVersionError: as `read`.
+        SchemaVersionError: as `read`.
     """
     text = orjson.dumps(prefix)[1:-1]
-    likely = latest(record for shard in shards(directory) for record in records(shard, Trajectory, containing=text))
+    likely = latest(records(shards(directory), Trajectory, containing=text))
     if not any(t.trajectory_id.startswith(prefix) for t in likely):
         likely = latest(read(directory))  # to name the nearest id
     return find(likely, prefix, str(directory))

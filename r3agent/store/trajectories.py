@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from r3agent.errors import RecordError
 from r3agent.records.trajectory import Record, Trajectory
 from r3agent.store.labels import with_labels
-from r3agent.store.shards import latest, read
+from r3agent.store.shards import Unreadable, latest, read
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
 def load(
-    directory: str | Path, *, version: str | None = None, accept: Callable[[Trajectory], bool] = lambda _: True
+    directory: str | Path,
+    *,
+    version: str | None = None,
+    accept: Callable[[Trajectory], bool] = lambda _: True,
+    strict: bool = False,
+    unreadable: list[Unreadable] | None = None,
 ) -> list[Trajectory]:
     """Read one trajectory per id, with its labels; an episode that was collected again replaces the failed one.
 
@@ -25,11 +30,17 @@ def load(
         directory: the store, or the run directory that contains it as `trajectories/`.
         version: leave out trajectories with a span that is not known to be of this policy version.
         accept: leave out trajectories for which this returns False.
+        strict: raise at a line that is no trajectory; default: leave such lines out and log one warning.
+        unreadable: receives such lines, instead of the log.
 
     Raises:
         ConfigError, RecordError, SchemaVersionError: as `read`.
     """
-    found = (t for t in read(directory) if (version is None or {*t.policy_versions} <= {version}) and accept(t))
+    found = (
+        t
+        for t in read(directory, strict=strict, unreadable=unreadable)
+        if (version is None or {*t.policy_versions} <= {version}) and accept(t)
+    )
     return with_labels(directory, latest(found))
 
 

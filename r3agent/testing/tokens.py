@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from r3agent.records.json_values import well_formed
 from r3agent.records.trajectory import Message
 
 END_OF_TURN = 256
@@ -14,7 +15,7 @@ LOGPROB = -0.5
 
 
 def encode(text: str) -> list[int]:
-    return [*text.encode(), END_OF_TURN]
+    return [*well_formed(text).encode(), END_OF_TURN]
 
 
 def encode_prompt(messages: Sequence[Message]) -> list[int]:

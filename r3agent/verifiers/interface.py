@@ -27,7 +27,7 @@ from langgraph.errors import GraphBubbleUp
 from r3agent._util.aio import gather_all
 from r3agent._util.messages import explain
 from r3agent.errors import VerifierError
-from r3agent.records.generation import plain
+from r3agent.records.json_values import plain
 from r3agent.records.thinking import find_reasoning, split_thinking
 from r3agent.records.trajectory import Message, Span, Task, Verdict
 

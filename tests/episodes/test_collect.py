@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from langgraph.types import interrupt
 from r3agent.episodes.collect import HOPELESS, collect
 from r3agent.errors import ConfigError, R3Error, RequestError
 from r3agent.policy import OpenAIPolicy, Sampling
+from r3agent.records.record import MENDED
 from r3agent.records.summary import CollectSummary, summarise
-from r3agent.records.trajectory import EpisodeError, Task
+from r3agent.records.trajectory import EpisodeError, Task, Verdict
 from r3agent.store.shards import shards
 from r3agent.store.trajectories import load
 from r3agent.testing import HANG, ScriptedEndpoint, ScriptedPolicy
@@ -355,3 +357,39 @@ def test_the_summary_of_nothing_has_no_rates() -> None:
     summary = summarise([])
     assert summary.episodes == 0
     assert (summary.first_try, summary.retry_after_reflection, summary.retry_blind) == (None, None, None)
+
+
+async def test_values_that_no_json_holds_stop_no_collection(tmp_path: Path) -> None:
+    infos: list[dict[Any, Any]] = [
+        {"n": 2**70},
+        {"least": -math.inf},
+        {"of": {2, 1}},
+        {"half": "\ud83d"},
+        {1: object()},
+    ]
+    odd = [  # as a store or the state of a graph has them; Task(...) refuses some
+        Task.model_validate({"messages": ({"role": "user", "content": f"{i} \ud83d"},), "info": info})
+        for i, info in enumerate(infos)
+    ]
+
+    def noting(task: Task, answer: str) -> Verdict:
+        return Verdict(passed=answer == "right", score=0, feedback="half of it: \udc00")
+
+    settings: Any = {"reflections": 1, "metadata": {"learning_rate": math.nan, "at": {1: b"\xff"}}}
+    for resumed in (0, 5):  # the hash of a task, and so its episode, is the same again
+        summary = await collect(odd, policy=ScriptedPolicy("no \ud83d"), verifier=noting, out=tmp_path, **settings)
+        assert (summary.episodes, summary.resumed, summary.errors) == (5, resumed, {})
+    stored = sorted(load(tmp_path, strict=True), key=lambda t: t.task.messages[0]["content"])
+    assert [t.task.info for t in stored] == [
+        {"n": 2**70},
+        {"least": None},
+        {"of": [1, 2]},
+        {"half": "\ufffd"},
+        {"1": "<object object>"},
+    ]
+    assert stored[0].metadata["at"] == {"1": "/w=="}
+    assert stored[1].metadata[MENDED] == [
+        "task.info.least: -inf: not finite",
+        "metadata.learning_rate: nan: not finite",
+    ]
+    assert {t.spans[0].text for t in stored} == {"no \ufffd"}

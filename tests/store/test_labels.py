@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import r3agent
-from r3agent import ConfigError, RecordError, SchemaVersionError, Trajectory, build_graph, groups, load
+from r3agent import ConfigError, SchemaVersionError, Trajectory, build_graph, groups, load
 from r3agent.cli.main import main
 from r3agent.episodes.collect import collect
 from r3agent.errors import TrainingError, VerifierError
@@ -212,18 +212,23 @@ def test_a_torn_label_loses_only_itself(tmp_path: Path) -> None:
     assert [t.passed for t in load(tmp_path)] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("line", "error"), [({"schema_version": 9}, SchemaVersionError), ({"trajectory_id": "one"}, RecordError)]
-)
-def test_labels_that_cannot_be_read_are_refused_with_their_place(
-    line: dict[str, Any], error: type[Exception], tmp_path: Path
-) -> None:
+def test_labels_of_another_version_are_refused_with_their_place(tmp_path: Path) -> None:
     store(tmp_path, named("one"))
     r3agent.label(tmp_path, "one", passed=True)
     with labels_path(tmp_path).open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    with pytest.raises(error, match=r"labels\.jsonl:2: "):
+        file.write(json.dumps({"schema_version": 9}) + "\n")
+    with pytest.raises(SchemaVersionError, match=r"labels\.jsonl:2: "):
         load(tmp_path)
+
+
+def test_a_line_that_is_no_label_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store(tmp_path, named("one"))
+    r3agent.label(tmp_path, "one", passed=True)
+    with labels_path(tmp_path).open("a") as file:
+        file.write(json.dumps({"trajectory_id": "one"}) + "\n")
+    assert [t.passed for t in load(tmp_path)] == [True]
+    assert "labels.jsonl:2: not a label: span_id: Field required" in caplog.text
+    assert f"`r3agent data check {tmp_path}`" in caplog.text
 
 
 LABELLER = "import sys, r3agent\nfor i in range(40): r3agent.label(sys.argv[1], f'{i}', passed=True, by=sys.argv[2])"

@@ -150,11 +150,21 @@ def test_a_record_of_another_schema_is_refused_with_its_place(tmp_path: Path) ->
         load(tmp_path)
 
 
-def test_read_names_a_whole_line_that_is_no_record(tmp_path: Path) -> None:
-    shard = write(tmp_path, tree())
-    shard.write_text(shard.read_text() + json.dumps({"task": 3}) + "\n")
-    with pytest.raises(RecordError, match=rf"{shard}:2: not a trajectory"):
-        load(tmp_path)
+def test_load_leaves_out_lines_that_are_no_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, last = tree(), tree()
+    shard = write(tmp_path, first)
+    shard.write_text(shard.read_text() + (json.dumps({"task": 3}) + "\n") * 2 + last.line().decode())
+    assert load(tmp_path) == [first, last]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{shard}:2: not a trajectory: task = 3")
+    assert warning.endswith(
+        f"2 lines are no records and are left out; `r3agent data check {tmp_path}` lists and repairs such lines"
+    )
+    caplog.clear()
+    assert load(tmp_path, unreadable=(unreadable := [])) == [first, last]
+    assert ([found.line for found in unreadable], caplog.text) == ([2, 3], "")
+    with pytest.raises(RecordError, match=rf"{shard}:2: not a trajectory.*r3agent data check"):
+        load(tmp_path, strict=True)
 
 
 def test_a_missing_directory_is_not_an_empty_store(tmp_path: Path) -> None:
