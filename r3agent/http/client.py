@@ -38,6 +38,9 @@ LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 MAY_FAIL = re.compile(rb'"(?:error|%s)"' % "|".join(BROKEN_OFF).encode())
 """Names in successful responses that may have an error."""
 
+NO_DATA = re.compile(rb"|\[DONE\].*|[a-zA-Z-]+")
+"""Data of events that say nothing: none, the end of the stream, or a word such as `ping`."""
+
 SSE_FIELDS = (b":", b"event:", b"id:", b"retry:")
 """Beginnings of the lines of a stream without data."""
 
@@ -204,9 +207,19 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
             raise ValueError(f"it begins with {b' '.join(other)[:80].decode(errors='replace')!r}") from None
 
 
+def read_events(content: bytes) -> list[Any]:
+    """Parse the events of a stream that has been read.
+
+    Raises:
+        ValueError: an event is not JSON.
+    """
+    lines = [line.removeprefix(b"data:").strip() for line in LINE_END.split(content) if line.startswith(b"data:")]
+    return [event for line in lines for event in _parsed([line])]
+
+
 def _parsed(data: list[bytes]) -> list[Any]:
     """Parse the data of an event; some servers end each with one line break, so that they look like one of many."""
-    lines = [line for line in data if line and not line.startswith(b"[DONE]")]
+    lines = [line for line in data if not NO_DATA.fullmatch(line)]
     try:
         return [parse_json(b"\n".join(lines))] if lines else []
     except ValueError:

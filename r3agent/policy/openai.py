@@ -21,7 +21,6 @@ from pydantic import Field
 from r3agent._util.aio import gather_all, run_sync
 from r3agent._util.checked import AtLeastOne, NotNegative, Positive, Word, checked
 from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
-from r3agent.http.client import parse_json
 from r3agent.http.errors import NO_KEY
 from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
@@ -29,7 +28,7 @@ from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
 from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
-from r3agent.policy.stream import Assembly, OnDelta, shift_choices
+from r3agent.policy.stream import Assembly, OnDelta, read_body, shift_choices
 from r3agent.records import versions
 from r3agent.records.sampling import NEUTRAL
 from r3agent.records.trajectory import Generation, Message
@@ -221,14 +220,14 @@ class OpenAIPolicy:
         try:
             if on_delta is None:
                 content, latency_s = await endpoint.post("/chat/completions", body)
-                answer = parse_json(content)
+                answer = read_body(content)
             else:
                 latency_s = await endpoint.stream("/chat/completions", body, assembly.take)
                 answer = assembly.body
                 if assembly.is_broken_off:
                     raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
             after = None if weights is None else await weights.now()
-            served_name = answer.get("model") or target.model
+            served_name = str(answer.get("model") or target.model)
             common = {
                 "model": target.model,
                 "policy_version": self._version_of(target, served_name, before, after),

@@ -36,9 +36,9 @@ UNKNOWN_VERSION = (
 
 
 def not_a_completion(error: Exception, content: bytes, api_key: str | None) -> str:
-    """Say why an answer, which is a stream if it has no content, is not a chat completion; the key is not shown."""
+    """Say why an answer that begins with `content` is not a chat completion; the key is not shown."""
     beginning = redact_key(content.decode(errors="replace"), api_key)[:80]
-    answer = f"answered {beginning!r}, which" if content else "the stream"
+    answer = f"answered {beginning!r}, which" if content else "the answer"
     return redact_key(f"{answer} is not a chat completion ({type(error).__name__}: {error})", api_key)
 
 
@@ -62,11 +62,11 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     shared = {
         **common,
         "model": str(answer.get("model") or common["model"]),
-        "prompt_token_ids": answer.get("prompt_token_ids"),
+        "prompt_token_ids": _ids(answer.get("prompt_token_ids")),
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
-    n_ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
+    n_ids = sum(len(_ids(choice.get("token_ids")) or ()) for choice in choices)
     is_lossy = n_ids and sampled not in (None, n_ids)
     lost = "the number of token ids is not usage.completion_tokens: some were dropped" if is_lossy else None
     flaw = "; ".join(filter(None, [reshaping(request or {}), lost])) or None
@@ -78,10 +78,8 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
 
 
 def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None, has_hidden: bool) -> Generation:
-    message, ids = choice.get("message"), choice.get("token_ids")
-    if not isinstance(message, Mapping):
-        raise ValueError(f"a choice has no message: {reprlib.repr(dict(choice))}")
-    reply = read_reply(message)
+    ids = _ids(choice.get("token_ids"))
+    reply = read_reply(_message(choice))
     logprobs, wrong = read_logprobs(choice.get("logprobs"))
     reason = finish_reason(choice)
     broken = not_whole(reason)
@@ -109,6 +107,16 @@ def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None
             "capability_note": note,
         }
     )
+
+
+def _message(choice: Json) -> Json:
+    """Return the message of a choice; Gemini sends none with some finish reasons, old servers a text."""
+    found: Any = next((choice[key] for key in ("message", "delta", "text") if choice.get(key) is not None), None)
+    if isinstance(found, str) or (found is None and choice.get("finish_reason")):
+        return {"content": found}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a choice has no message: {reprlib.repr(dict(choice))}")
+    return found
 
 
 def finish_reason(choice: Json) -> str | None:
@@ -146,6 +154,12 @@ def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
         if not is_number or not LOWEST < value <= HIGHEST:  # false for NaN too
             return None, f"{reprlib.repr(value)} among the logprobs is no logprob of a sampled token"
     return [float(value) for value in values], None
+
+
+def _ids(value: Any) -> list[int] | None:
+    """Return token ids; `None` if there are none, or they are something else."""
+    is_list = isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+    return value if is_list else None
 
 
 def _count(value: Any) -> int | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+from r3agent.http.client import parse_json, read_events
 from r3agent.policy.deltas import add_call, add_content, add_fields
 from r3agent.records.reply import join_surrogates, replace_surrogates, text_of
 
@@ -38,16 +39,18 @@ class Assembly:
         """Choices whose deltas are called `message`."""
         self._first: Any = None
 
-    def add(self, chunk: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    def add(self, chunk: Any) -> Iterator[tuple[int, str]]:
         """Add one chunk, and yield the choice index and text of each delta in it.
 
         Raises:
             KeyError, TypeError, AttributeError, ValueError: it is not a chunk of a chat completion.
         """
-        if not isinstance(chunk, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"an event is {json.dumps(chunk)[:80]}")
+        if chunk in (None, "", "[DONE]"):
+            return
         self._first = chunk if self._first is None else self._first
-        parts: Any = chunk.get("choices") or ()
+        if not isinstance(chunk, Mapping):
+            raise TypeError(f"an event is {json.dumps(chunk)[:80]}")
+        parts: Any = [part for part in chunk.get("choices") or () if part is not None]
         usages = [(chunk.get("x_groq") or {}).get("usage"), *(part.get("usage") for part in parts), chunk.get("usage")]
         for usage in filter(None, usages):  # Groq and Moonshot have it elsewhere
             self._head["usage"] = usage
@@ -66,13 +69,14 @@ class Assembly:
         if whole and part.get("finish_reason") and index not in self._in_messages:
             text = _take_whole(message, whole)
         else:
-            delta = part.get("delta") or whole or {}
+            delta: Any = part.get("delta") or whole or part.get("text") or {}
+            delta = {"content": delta} if isinstance(delta, str) else delta
             self._in_messages |= {index} if whole else set()
             text = text_of(delta.get("content")) or text_of(delta.get("refusal"))
             message["content"] = add_content(message["content"], delta.get("content"))
             add_fields(message, {key: value for key, value in delta.items() if key not in ("content", "tool_calls")})
-            calls = delta.get("tool_calls") or ()
-            for call in [calls] if isinstance(calls, Mapping) else calls:
+            calls: Any = delta.get("tool_calls") or ()
+            for call in filter(None, [calls] if isinstance(calls, Mapping) else calls):
                 add_call(message.setdefault("tool_calls", []), call)
         if part.get("token_ids"):
             choice.setdefault("token_ids", []).extend(part["token_ids"])
@@ -89,7 +93,7 @@ class Assembly:
             self._halves[index], text = text[-1], text[:-1]
         return replace_surrogates(text)
 
-    def take(self, chunk: Mapping[str, Any]) -> None:
+    def take(self, chunk: Any) -> None:
         """Add one chunk, and call back for each piece of text; raises as `add`."""
         for index, text in self.add(chunk):
             if self._on_delta is not None:
@@ -97,8 +101,8 @@ class Assembly:
 
     @property
     def is_broken_off(self) -> bool:
-        """Return True if a choice has begun and has no finish reason."""
-        return any(not choice.get("finish_reason") for choice in self._choices.values())
+        """Return True if nothing came, or a choice has begun and has no finish reason."""
+        return self._first is None or any(not choice.get("finish_reason") for choice in self._choices.values())
 
     @property
     def beginning(self) -> str:
@@ -116,3 +120,20 @@ def _take_whole(message: dict[str, Any], whole: Mapping[str, Any]) -> str:
     before, text = text_of(message["content"]), text_of(whole.get("content"))
     message |= {key: value for key, value in whole.items() if value and (key != "content" or text.startswith(before))}
     return text[len(before) :] if text.startswith(before) else ""
+
+
+def read_body(content: bytes) -> Any:
+    """Parse the body of a response without streaming; some servers send events, or a list of one, all the same.
+
+    Raises:
+        KeyError, TypeError, AttributeError, ValueError: it is not JSON, nor a stream that came to its end.
+    """
+    if not content.lstrip().startswith((b"data:", b"event:", b":")):
+        body = parse_json(content)
+        return body[0] if isinstance(body, list) and len(body) == 1 else body
+    assembly = Assembly()
+    for event in read_events(content):
+        assembly.take(event)
+    if assembly.is_broken_off:
+        raise ValueError("a stream without a finish reason")
+    return assembly.body

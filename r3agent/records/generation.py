@@ -191,6 +191,11 @@ def _is_readable(call: Message) -> bool:
     if "custom" in call:
         return True
     try:
-        return bool(call["function"]["name"]) and isinstance(json.loads(call["function"]["arguments"]), dict)
+        arguments = json.loads(call["function"]["arguments"], parse_constant=_refuse)
+        return bool(call["function"]["name"]) and isinstance(arguments, dict)
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -28,8 +28,8 @@ NOT_SENT_BACK = {
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 CALL_PARTS = ("tool_use", "tool_call", "function_call")
 """Types of parts of a content: texts, and tool calls, which are in `tool_calls` too."""
-TEXT_KEYS = ("text", "refusal", "content")
-THINKING_KEYS = ("thinking", "reasoning", "text", "summary", "content")
+TEXT_KEYS = ("text", "refusal", "content", "value")
+THINKING_KEYS = ("thinking", "reasoning", "text", "summary", "content", "value")
 THINKING_PARTS = ("thinking", "reasoning")
 
 MORE = re.compile(r"^content$|think|reason")
@@ -123,7 +123,7 @@ def as_json(arguments: Any) -> str:
     """Return the arguments of a tool call as JSON text; none, and an empty text, are `{}`."""
     if isinstance(arguments, str):
         return arguments if arguments.strip() else "{}"
-    return "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+    return "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False, default=str)
 
 
 def join_surrogates(value: Any) -> Any:
@@ -178,6 +178,6 @@ def _spelled(part: Any, keys: tuple[str, ...]) -> str:
         return part or ""
     if isinstance(part, list):
         return "".join(_spelled(inner, keys) for inner in part)
-    if isinstance(part, Mapping):
+    if isinstance(part, Mapping) and (part.get("type") or any(key in part for key in keys)):
         return next((_spelled(part[key], keys) for key in keys if part.get(key)), "")
-    return str(part)
+    return json.dumps(part, ensure_ascii=False)  # a number, or the object that a response_format asked for

@@ -161,7 +161,7 @@ async def test_the_stamp_is_of_the_model_that_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"choices": []}, {"choices": None}, {"choices": "x"}, {"choices": [{}]}, {"prompt_token_ids": "many"}]
+    "wrong", [{"choices": []}, {"choices": None}, {"choices": "x"}, {"choices": [{}]}, {"choices": [3]}]
 )
 async def test_an_answer_that_is_no_chat_completion_is_refused(wrong: dict[str, Any]) -> None:
     spoiled = ScriptedEndpoint("hi", edits=[edited(wrong)])

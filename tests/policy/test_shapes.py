@@ -20,11 +20,14 @@ SIGNED = {"extra_content": {"google": {"thought_signature": "abc"}}}
 
 async def sample(body: str | bytes, *, streamed: bool = False, content_type: str = "application/json") -> Generation:
     pieces: list[str] = []
-    on_delta = (lambda _, text: pieces.append(text)) if streamed else None
+
+    def on_delta(choice: int, text: str) -> None:
+        pieces.append(text)
+
     text = body.decode("latin-1") if isinstance(body, bytes) else body
     with ScriptedEndpoint(faults=[Fault(body=text, content_type=content_type)]) as endpoint:
         async with OpenAIPolicy(endpoint.url, endpoint.model, max_tries=1) as policy:
-            [generation] = await policy.sample(MESSAGES, on_delta=on_delta)
+            [generation] = await policy.sample(MESSAGES, on_delta=on_delta if streamed else None)
     assert not streamed or "".join(pieces) == generation.text
     return generation
 
@@ -51,6 +54,8 @@ TEXTS: dict[str, tuple[Any, str, str | None]] = {
     "missing": ({"role": "assistant"}, "", None),
     "parts": ({"content": [{"type": "text", "text": "4"}, "2"]}, "42", None),
     "one part": ({"content": {"type": "output_text", "text": "42"}}, "42", None),
+    "an object": ({"content": {"answer": 42}}, '{"answer": 42}', None),
+    "a number": ({"content": 42}, "42", None),
     "Mistral's thinking": (
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"text": "42"}]},
         "42",
@@ -186,6 +191,9 @@ STREAMS: dict[str, str] = {
         delta(content="4"), delta(content="2"), {"choices": [{"message": {"content": "42"}, "finish_reason": "stop"}]}
     ),
     "a content of parts": stream(delta(content=[{"type": "text", "text": "4"}]), delta(content="2"), END),
+    "words": stream("data: ping\n\n", TEXT, END, 'data: "[DONE]"\n\n'),
+    "nulls": stream("data: null\n\n", {"choices": [None]}, delta(content="42", tool_calls=[None]), END),
+    "a text for a delta": stream({"choices": [{"text": "42"}]}, {"choices": [{"text": "", "finish_reason": "stop"}]}),
     "no stream": whole({"content": "42"}),
     "no stream, in lines": json.dumps(json.loads(whole({"content": "42"})), indent=1),
 }
@@ -196,6 +204,20 @@ async def test_an_event_need_not_be_of_the_letter(name: str) -> None:
     generation = await sample(STREAMS[name], streamed=True, content_type="text/event-stream")
     assert (generation.text, generation.finish_reason) == ("42", "stop")
     assert generation.completion_tokens == (4 if name.startswith("usage") else None)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (stream(TEXT, END), "42"),
+        (f"[{whole({'content': '42'})}]", "42"),
+        ('{"choices": [{"text": "42", "finish_reason": "stop"}]}', "42"),
+        ('{"choices": [{"finish_reason": "length"}]}', ""),
+        ('{"model": 7, "usage": [1], "choices": [{"message": {"content": "42"}, "token_ids": ["4"]}]}', "42"),
+    ],
+)
+async def test_an_answer_may_be_wrapped_otherwise(body: str, text: str) -> None:
+    assert (await sample(body)).text == text
 
 
 async def test_a_surrogate_pair_may_be_split_over_two_events() -> None:
