@@ -10,13 +10,15 @@ from r3agent.audit.config import AuditConfig
 from r3agent.audit.contents import Drawn, content_checks
 from r3agent.audit.lengths import Lengths, length_check
 from r3agent.audit.probes import judge_probes
-from r3agent.audit.records import Audit
+from r3agent.audit.records import Audit, Check
+from r3agent.audit.served import ServedModel, served_checks
 from r3agent.audit.verdicts import Trial, TrialResult, trials, verdict_checks
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, is_finite, read_tasks
 from r3agent.tasks.splits import APART
 from r3agent.verifiers import find_verifier
+from r3agent.verifiers.interface import close
 
 
 async def audit(
@@ -28,6 +30,7 @@ async def audit(
     verifier_params: Mapping[str, Any],
     settings: AuditConfig,
     lengths: Lengths,
+    served: ServedModel | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """Test the verifier on answers with known verdicts, and check the tasks.
@@ -35,13 +38,15 @@ async def audit(
     Args:
         verifier: name of the verifier; default the source's own.
         lengths: limits of the model.
+        served: model to try some of the train tasks on.
         progress: called with (done, total) after each verdict.
 
     Raises:
         ConfigError: the source or the verifier cannot be used, or there is no task.
+        R3Error: the served model does not answer.
     """
     verifier = verifier or default_verifier(source)
-    find_verifier(verifier, **verifier_params)  # a wrong setting is reported before tasks are made
+    found_verifier = find_verifier(verifier, **verifier_params)  # a wrong setting is reported before tasks are made
     n = None if is_finite(source) else settings.n
     drawn = {split: read_tasks(source, n, seed=seed, split=split, **params) for split in APART}
     tasks = _of_all_splits(drawn)
@@ -49,6 +54,12 @@ async def audit(
         raise ConfigError(f"task source {source!r} holds no task")
     tried = tasks[: settings.n]
     results = await _judge_trials(trials(tried), verifier, verifier_params, settings, progress)
+    tries: list[Check] = []
+    if served is not None:
+        try:
+            tries = await served_checks(drawn["train"] or tasks, served, found_verifier, settings, progress)
+        finally:
+            await close(found_verifier)
     return Audit(
         source=source,
         verifier=verifier,
@@ -57,6 +68,7 @@ async def audit(
             *verdict_checks(results, tried, settings),
             *content_checks(drawn),
             await length_check(tasks, lengths),
+            *tries,
         ),
     )
 

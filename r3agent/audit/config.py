@@ -28,5 +28,13 @@ class AuditConfig(Record):
     tested."""
     max_flaky: float = Field(default=0.0, ge=0, lt=1)
     """Largest share of answers whose repeated verdicts may differ."""
+    probe_n: int = Field(default=20, ge=1)
+    """Number of tasks that `--probe` tries on the served model."""
+    probe_samples: int = Field(default=4, ge=2)
+    """G: first tries of each of these tasks, a group."""
+    max_unreadable: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of first tries that may have no answer in a form that the verifier reads."""
+    min_varied: float = Field(default=0.1, ge=0, le=1)
+    """Smallest share of groups whose first tries must not all pass or all fail: only they teach anything."""
     model_limit: int | None = Field(default=None, ge=1)
     """Maximum tokens of prompt and completion together; default the endpoint's limit, if it is known."""

@@ -16,6 +16,8 @@ from r3agent.cli.command import Output, Overrides, verb
 from r3agent.cli.flags import AUDIT, SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
+from r3agent.http.errors import NO_KEY
+from r3agent.policy import OpenAIPolicy
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.store.models import resolve_model
 from r3agent.train.tokenizer import prompt_tokens
@@ -26,10 +28,15 @@ def audit(
     *,
     overrides: Overrides,
     run: Annotated[Path | None, Parameter(help="Run directory whose r3.toml has the settings.")] = None,
+    probe: Annotated[
+        str | None, Parameter(help="Base URL of a served model to try tasks on: answers read, first tries, groups.")
+    ] = None,
 ) -> Output:
     file = None if run is None else run / CONFIG_FILE
     if file is not None and not file.exists():
         raise ConfigError(f"{file}: there is no such run; leave --run out, or name another")
+    if probe is not None:
+        overrides = {**overrides, "policy.base_url": probe}
     config = load_config(file, overrides)
     task, policy = config.task, config.policy
     with ConsoleReporter() as reporter:
@@ -40,18 +47,30 @@ def audit(
         endpoint = None
         if run or "policy.base_url" in overrides:
             endpoint = EndpointAddress(policy.base_url, policy.model, os.environ.get(policy.api_key_env))
-        found = asyncio.run(
-            auditing.audit(
+        lengths = auditing.Lengths(
+            config.sampling.max_tokens, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
+        )
+
+        async def run_audit(served: auditing.ServedModel | None = None) -> auditing.Audit:
+            return await auditing.audit(
                 task.source,
                 params=task.params,
                 seed=task.seed,
                 verifier=task.verifier,
                 verifier_params=task.verifier_params,
                 settings=config.audit,
-                lengths=auditing.Lengths(
-                    config.sampling.max_tokens, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
-                ),
+                lengths=lengths,
+                served=served,
                 progress=reporter.verdicts,
             )
-        )
+
+        async def run_probe() -> auditing.Audit:
+            key = os.environ.get(policy.api_key_env) or NO_KEY
+            timeout_s, concurrency = policy.timeout_s, config.collect.concurrency
+            async with OpenAIPolicy(
+                policy.base_url, policy.model, api_key=key, timeout_s=timeout_s, outage_s=0
+            ) as asked:
+                return await run_audit(auditing.ServedModel(asked, config.sampling, task.cut_off, concurrency))
+
+        found = asyncio.run(run_audit() if probe is None else run_probe())
     return Output(found.model_dump(mode="json"), auditing.report(found), ok=found.ok)

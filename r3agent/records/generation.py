@@ -53,11 +53,13 @@ class Verdict(StoredRecord):
     """Author of a verdict that was added later with `r3agent label`; `None` for the verifier's own."""
     overruled: bool | None = None
     """The verifier's own `passed`, if a label contradicts it."""
+    readable: bool = True
+    """False if the reply has no answer in a form that the verifier reads, so that the prompt may be at fault."""
 
     @classmethod
-    def failed(cls, feedback: str) -> Verdict:
+    def failed(cls, feedback: str, *, readable: bool = True) -> Verdict:
         """Make a failed verdict with score 0."""
-        return cls(passed=False, score=0.0, feedback=feedback)
+        return cls(passed=False, score=0.0, feedback=feedback, readable=readable)
 
 
 class Generation(StoredRecord):

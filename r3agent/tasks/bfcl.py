@@ -43,7 +43,7 @@ def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "nat
 
     Args:
         calls: `native` offers the functions as `tools`, with `_` in place of dots in names, which OpenAI's API
-            refuses; `text` describes them in the system prompt unchanged.
+            refuses; `text` and `bfcl` describe them in the system prompt unchanged, in our words or in BFCL's own.
 
     Raises:
         ConfigError: there is no such category, or `bfcl-eval` is not installed or has other files.

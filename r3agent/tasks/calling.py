@@ -9,18 +9,42 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Any, Literal, TypeAlias
 
 from r3agent.records.trajectory import Message, Task
 
-Calls: TypeAlias = Literal["native", "text"]
-"""Format of functions: `tools` called by `tool_calls` (`native`), or described and called in text (`text`)."""
+Calls: TypeAlias = Literal["native", "text", "bfcl"]
+"""Format of functions: `tools` in the request, which the server writes in the words of the model's own chat template
+(`native`), or a system prompt that asks for calls in text, in `SYSTEM`'s words (`text`) or BFCL's own (`bfcl`)."""
 
 SYSTEM = """You can call these functions:
 {functions}
 
-If they are needed, reply with nothing but a JSON list of the calls: [{{"name": "...", "arguments": {{...}}}}, ...]. \
-If none of them fits, or the request lacks what they need, reply in words."""
+To call functions, reply with one JSON object for each call, each on its own line: \
+{"name": "function_name", "arguments": {"parameter": "value"}}
+Make all calls that the request asks for: mostly one, sometimes several. If no function fits the request, or the \
+request lacks what the function needs, call none and say so in words."""
+"""Wording that `benchmarks/prompts.py` compares with others; the results are in `benchmarks/RESULTS.md`."""
+
+BFCL = """You are an expert in composing functions.You are given a question and a set of possible functions. Based on \
+the question, you will need to make one or more function/tool calls to achieve the purpose. If none of the functions \
+can be used, point it out. If the given question lacks the parameters required by the function, also point it out.
+
+You should only return the function calls in your response.
+
+If you decide to invoke any of the function(s), you MUST put it in the format of \
+[func_name1(params_name1=params_value1, params_name2=params_value2...), func_name2(params)].  You SHOULD NOT include \
+any other text in the response.
+
+At each turn, you should try your best to complete the tasks requested by the user within the current turn. Continue \
+to output functions to call until you have fulfilled the user's request to the best of your ability. Once you have no \
+more functions to call, the system will consider the current turn complete and proceed to the next turn or task.
+
+Here is a list of functions in json format that you can invoke.
+{functions}
+"""
+"""Source: the default system prompt of `bfcl_eval.constants.default_prompts`, unchanged."""
 
 JSON_TYPES = {
     "string": "string",
@@ -72,13 +96,19 @@ def make_task(
     if calls == "native":
         tools = tuple({"type": "function", "function": offered} for offered in functions)
         return Task(id=task_id, messages=tuple(messages), tools=tools, info=info, gold=gold)
-    system = SYSTEM.format(functions="\n".join(json.dumps(offered, ensure_ascii=False) for offered in functions))
+    system = _system_prompt(functions, calls)
     first, *rest = messages
     if first["role"] == "system":
         system = f"{system}\n\n{first['content']}"
     else:
         rest = list(messages)
     return Task(id=task_id, messages=({"role": "system", "content": system}, *rest), info=info, gold=gold)
+
+
+def _system_prompt(functions: Sequence[dict[str, Any]], calls: Calls) -> str:
+    if calls == "bfcl":
+        return BFCL.replace("{functions}", json.dumps(functions, indent=4))
+    return SYSTEM.replace("{functions}", "\n".join(json.dumps(offered, ensure_ascii=False) for offered in functions))
 
 
 def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
@@ -91,14 +121,28 @@ def _gold(info: dict[str, Any], calls: Calls) -> Message | None:
             made = [{"name": c["name"], "arguments": arguments_of(c, signatures[c["name"]])} for c in info["calls"]]
         case _:
             return None
-    if calls == "text":
-        return {"role": "assistant", "content": json.dumps(made, ensure_ascii=False)}
+    if calls != "native":
+        return {"role": "assistant", "content": _as_python(made) if calls == "bfcl" else _as_lines(made)}
     written = [{**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False)} for call in made]
     return {
         "role": "assistant",
         "content": "",
         "tool_calls": [{"id": f"call_{i}", "type": "function", "function": call} for i, call in enumerate(written)],
     }
+
+
+def _as_lines(made: Sequence[dict[str, Any]]) -> str:
+    return "\n".join(json.dumps(call, ensure_ascii=False) for call in made)
+
+
+def _as_python(made: Sequence[dict[str, Any]]) -> str:
+    """Write calls as BFCL asks for; as JSON if a name is none in Python."""
+    names = [part for call in made for part in (*call["name"].split("."), *call["arguments"])]
+    if not all(name.isidentifier() and not iskeyword(name) for name in names):
+        return _as_lines(made)
+    arguments = [", ".join(f"{key}={value!r}" for key, value in call["arguments"].items()) for call in made]
+    written = (f"{call['name']}({given})" for call, given in zip(made, arguments, strict=True))
+    return f"[{', '.join(written)}]"
 
 
 def _passable(call: dict[str, Any], signature: dict[str, Any]) -> bool:

@@ -29,11 +29,11 @@ def countdown(task: Task, answer: str) -> Verdict:
     """
     content = tagged(answer)
     if content is None:
-        return Verdict.failed("no <answer> </answer> in the reply")
+        return Verdict.failed("no <answer> </answer> in the reply", readable=False)
     try:
         value, used = evaluate(content.partition("=")[0])
     except ValueError as error:
-        return Verdict.failed(str(error))
+        return Verdict.failed(str(error), readable=False)
     if Counter(used) != Counter(task.info["numbers"]):
         return Verdict.failed(f"uses {sorted(used)}, not {sorted(task.info['numbers'])} once each")
     if value != task.info["target"]:

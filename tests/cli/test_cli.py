@@ -387,6 +387,20 @@ def test_an_audit_that_finds_something_exits_1_with_examples_and_makes_no_run(tm
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
+def test_an_audit_tries_the_tasks_on_a_served_model(capsys):
+    few = ["--n", 4, "--set", "audit.probe_n=3", "--set", "audit.probe_samples=2", *FAST]
+    with ScriptedEndpoint("It is 3.") as endpoint:
+        flags = ["--task", "countdown", "--probe", endpoint.url, "--model", endpoint.model]
+        code, out, _ = call(capsys, "audit", *flags, *few)
+    assert code == 1
+    assert "not fit to train on: served: answers read, served: groups vary" in out
+    assert "0 of 6 first tries have an answer that the verifier reads; prevailing fault: unreadable, 6 of 6" in out
+    assert "-> show the form of the answer in the prompt" in out
+    code, _, err = call(capsys, "audit", "--task", "countdown", "--probe", endpoint.url, *few)
+    assert code == 1
+    assert endpoint.url in err
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -13,14 +14,17 @@ import pytest
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks
-from r3agent.tasks.bfcl import CATEGORIES
-from r3agent.tasks.calling import json_schema, tool_name
+from r3agent.tasks.bfcl import CATEGORIES, data_directory
+from r3agent.tasks.calling import json_schema, make_task, tool_name
 from r3agent.verifiers import Answer, find_verifier
 from r3agent.verifiers.function_call import Expectation, function_call
 
 needs_data = pytest.mark.skipif(
     find_spec("bfcl_eval") is None, reason="no bfcl-eval: pip install --no-deps bfcl-eval, which `make setup` does"
 )
+
+USER = {"role": "user", "content": "?"}
+SIGNATURE = {"required": ["i"], "types": {"i": ["integer"]}}
 
 SIZES = [400, 200, 200, 200, 240, 258, 1053, 16, 24, 884, 16]
 
@@ -44,12 +48,44 @@ def test_all_tasks_load_and_their_gold_answers_pass(category: tuple[str, list[Ta
     name, native, text = category
     assert len(native) == len(text) == SIZES[CATEGORIES.index(name)]
     assert [task.id for task in native] == [task.id for task in text]
-    for tasks in (native, text):
+    for tasks in (native, text, find_tasks(f"bfcl:{name}", split="all", calls="bfcl")):
         golds = {task.id.removeprefix("bfcl:"): task for task in tasks if task.gold is not None}
         failed = [i for i, task in golds.items() if not function_call(task, Answer.of(task.gold or {})).passed]
         assert not failed
         missing = {task.id.removeprefix("bfcl:") for task in tasks} - golds.keys()
         assert len(missing) == len(tasks) if name == "live_relevance" else missing == WITHOUT_GOLD.get(name, set())
+
+
+@needs_data
+def test_bfcl_s_wording_is_its_default_prompt() -> None:
+    theirs = run_path(str(data_directory().parent / "constants" / "default_prompts.py"))
+    style = theirs["PROMPT_STYLE_TEMPLATES"]["classic"]
+    documents = [{"name": "f", "description": "Größe", "parameters": {"type": "object", "properties": {}}}]
+    prompt = theirs["PROMPT_TEMPLATE_MAPPING"]["plaintext"].format(
+        persona=style["persona"],
+        task=style["task"],
+        tool_call_format=style["tool_call_no_tag"].format(
+            output_format=theirs["OUTPUT_FORMAT_MAPPING"]["python"], param_types=""
+        ),
+        multiturn_behavior=style["multiturn_behavior"],
+        available_tools=style["available_tools"].format(format="json", functions=json.dumps(documents, indent=4)),
+    )
+    info = {"expect": "no_call", "calls": [], "functions": {"f": {}}}
+    system, _ = make_task("t", [USER], functions=documents, info=info, calls="bfcl").messages
+    assert system == {"role": "system", "content": prompt}
+
+
+def test_calls_in_text_are_asked_for_as_one_object_each() -> None:
+    calls = [{"name": name, "accepts": {"i": [1]}} for name in ("f", "g.h")]
+    info = {"expect": "calls", "calls": calls, "functions": {c["name"]: SIGNATURE for c in calls}}
+    for key, text in (
+        ("text", '{"name": "f", "arguments": {"i": 1}}\n{"name": "g.h", "arguments": {"i": 1}}'),
+        ("bfcl", "[f(i=1), g.h(i=1)]"),
+    ):
+        own = {"role": "system", "content": "Be brief."}
+        task = make_task("t", [own, USER], functions=[{"name": "f", "parameters": {}}], info=info, calls=key)
+        assert task.gold == {"role": "assistant", "content": text}
+        assert str(task.messages[0]["content"]).endswith("\n\nBe brief.")
 
 
 @needs_data
@@ -104,7 +140,7 @@ def test_splits_and_draws_are_those_of_all_sources() -> None:
         ("bfcl:simple", {}, "no such category; use one of simple_python, multiple,"),
         ("bfcl:simple_java", {}, "Java or JavaScript are not verified"),
         ("bfcl:simple_javascript", {}, "Java or JavaScript are not verified"),
-        ("bfcl:multiple", {"calls": "xml"}, r"task\.params\.calls = 'xml': Input should be 'native' or 'text'"),
+        ("bfcl:multiple", {"calls": "xml"}, r"task\.params\.calls = 'xml': Input should be 'native', 'text' or 'bfcl'"),
     ],
 )
 def test_what_is_not_offered_is_refused(source: str, params: dict[str, Any], says: str) -> None:
@@ -190,7 +226,7 @@ def said(**arguments: Any) -> str:
     return json.dumps([{"name": "live.giveaways", "arguments": arguments}])
 
 
-@pytest.mark.parametrize("calls", ["native", "text"])
+@pytest.mark.parametrize("calls", ["native", "text", "bfcl"])
 @pytest.mark.parametrize(
     "answers",
     [

@@ -171,6 +171,15 @@ def test_a_call_that_is_right_for_two_leaves_each_its_own() -> None:
         (" \n", False, False),
         ("No function fits: f(x) is not defined.", True, False),
         ("[]", True, False),
+        ("<think>No function fits, because", False, False),
+        ("<think>f(i=1)</think>None of them fits.", True, False),
+        ('{"name": "f", "arguments": {"i": ', False, False),
+        ('```json\n[{"function": {"name": "f"', False, False),
+        ("[f(i=1, s=", False, False),
+        ("f('Paris')", False, False),
+        ('{"error": "No function fits."}', True, False),
+        ("[None] of these fits the request (at all).", True, False),
+        ("I would write:\n```python\nprint(1)\n```", True, False),
         ("f(i=1)", False, True),
         ("h(i=1)", False, False),
         ("<tool_call>{</tool_call>", False, False),
@@ -196,6 +205,23 @@ def test_no_call_and_some_call(reply: str, none: bool, some: bool) -> None:
         "<think>h(j=2)</think>a.f(b=True,\n  i=1, n=None)",
         'So <tool_call>\n{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}\n</tool_call> it is.',
         "<tool_call>a.f(i=1, b=True, n=None)",
+        '{"function": {"name": "a.f", "arguments": "{\\"i\\": 1, \\"b\\": true, \\"n\\": null}"}}',
+        '{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "a.f", "arguments": {"i": 1, "b": true,'
+        ' "n": null}}}]}',
+        '[{"function": "a.f", "parameters": {"i": 1, "b": true, "n": null}}]',  # BFCL's form in JSON
+        '[{"tool_name": "a.f", "parameters": {"i": 1, "b": true, "n": null}}]',
+        '{"type": "tool_use", "id": "1", "name": "a.f", "input": {"i": 1, "b": true, "n": null}}',
+        "{'name': 'a.f', 'arguments': {'i': 1, 'b': True, 'n': None}}",
+        'Here it is:\r\n```json\r\n{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}\r\n```\r\nDone.',
+        "```tool_code\na.f(i=1, b=True, n=None)\n```",
+        '<tools>\n{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}\n</tools>',
+        '<|python_tag|>{"name": "a.f", "parameters": {"i": 1, "b": true, "n": null}}<|eom_id|>',
+        '[TOOL_CALLS] [{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]</s>',
+        '[TOOL_CALLS]a.f[CALL_ID]x1[ARGS]{"i": 1, "b": true, "n": null}',
+        '<function=a.f>{"i": 1, "b": true, "n": null}</function>',
+        'functools[{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]',
+        "<|tool_call_start|>[a.f(i=1, b=True, n=None)]<|tool_call_end|><|im_end|>",
+        '{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}<|im_end|>\n',
     ],
 )
 def test_ways_to_write_a_call(text: str) -> None:
@@ -210,10 +236,60 @@ def test_ways_to_write_a_call(text: str) -> None:
         "f(i=1), g()",
         "[f(i=1), g()]",
         '<tool_call>{"name": "f", "arguments": {"i": 1}}</tool_call><tool_call>{"name": "g"}</tool_call>',
+        '{"name": "f", "arguments": {"i": 1}}\n{"name": "g", "arguments": null}',
+        '{"name": "f", "parameters": {"i": 1}}; {"name": "g", "parameters": {}}',
+        '{"name": "f", "arguments": {"i": 1}},\n{"name": "g", "arguments": ""}',
+        '```json\n{"name": "f", "arguments": {"i": 1}}\n```\nand\n```json\n{"name": "g"}\n```',
+        '<tool_call>[{"name": "f", "arguments": {"i": 1}}, {"name": "g"}]</tool_call>',
+        '[TOOL_CALLS]f{"i": 1}[TOOL_CALLS]g[ARGS]{}',
+        '<function=f>{"i": 1}</function>\n<function=g>{}</function>',
     ],
 )
 def test_ways_to_write_several(text: str) -> None:
     assert text_calls(text) == [FunctionCall("f", {"i": 1}), FunctionCall("g", {})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "i": 1}',  # no arguments, but more than a name
+        '{"name": "f", "arguments": {"i": 1}, "parameters": {"i": 2}}',
+        '{"name": "f", "description": "A function.", "parameters": {}}',
+        '{"name": "f", "parameters": {"type": "object", "properties": {"i": {"type": "integer"}}}}',
+        '[[{"name": "f", "arguments": {"i": 1}}]]',
+        '["f", {"i": 1}]',
+        '["f(i=1)"]',
+        '{"name": "f", "arguments": {"i": 1}} is the call.',
+        'I could call f(i=1), or {"name": "f", "arguments": {"i": 1}}.',
+        'f{"i": 1}{"i": 2}',
+        "Run this:\n```python\nx = f(i=1)\n```",
+        '{"name": "f", "arguments": {"i": 1}',
+    ],
+)
+def test_what_only_resembles_calls_is_none(text: str) -> None:
+    with pytest.raises(Unreadable):
+        text_calls(text)
+    assert not passes(task(expect="some_call"), text)
+    assert not passes(task(("f", {"i": [1, ""]})), text)
+
+
+def test_tags_within_an_argument_are_text() -> None:
+    [call] = text_calls('{"name": "f", "arguments": {"s": "<tools>```g()```"}}')
+    assert call == FunctionCall("f", {"s": "<tools>```g()```"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "arguments": {"i": 1}}',
+        '```json\n{"name": "f", "arguments": {"i": 1}}\n```',
+        "[f(i=1)]",
+        '<tools>{"name": "f", "arguments": {"i": 1}}</tools>',
+    ],
+)
+def test_calls_of_offered_tools_are_read_from_templates(text: str) -> None:
+    assert passes(task(("f", {"i": [1]}), native=True), text)
+    assert not passes(task(native=True, expect="no_call"), text)
 
 
 identifiers = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))

@@ -1,4 +1,4 @@
-"""Parse function calls written as Python: `f(a=1)`, `[f(a=1), g(b="x")]`, or one on each line.
+"""Parse function calls written as Python: `f(a=1)`, `[f(a=1), g(b="x")]`, one on each line, or dicts as in JSON.
 
 The text is parsed to Python's syntax tree and walked; none of it is executed. Arguments have names, and their values
 are literals: text, numbers, True, False, None (and JSON's true, false, null), lists, tuples and dicts of them.
@@ -21,8 +21,8 @@ MAX_BITS = 4096
 _QUIET = threading.Lock()
 
 
-def parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return names and arguments of the calls. The caller limits the length of `text`.
+def parse_python(text: str) -> list[tuple[str, dict[str, Any]] | dict[str, Any]]:
+    """Return names and arguments of the calls, or the dicts that describe them. The caller limits the length of `text`.
 
     Raises:
         ValueError: the text is anything but calls with literal arguments.
@@ -35,7 +35,7 @@ def parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
             tree = ast.parse(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # also for null bytes and deep nesting
         raise ValueError("neither JSON nor calls as in Python") from None
-    calls: list[tuple[str, dict[str, Any]]] = []
+    calls: list[tuple[str, dict[str, Any]] | dict[str, Any]] = []
     for statement in tree.body:
         match statement:
             case ast.Expr(value=ast.List(elts=elements) | ast.Tuple(elts=elements)):
@@ -47,7 +47,9 @@ def parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-def _call(node: ast.expr) -> tuple[str, dict[str, Any]]:
+def _call(node: ast.expr) -> tuple[str, dict[str, Any]] | dict[str, Any]:
+    if isinstance(node, ast.Dict):
+        return _dict(node.keys, node.values)
     if not isinstance(node, ast.Call):
         raise ValueError("neither JSON nor calls as in Python")
     if node.args:

@@ -1,8 +1,8 @@
 """Judge a reply by its function calls: exactly the expected ones, in any order.
 
-`task.info` is an `Expectation`; if it is malformed, the task is at fault, not the model. If the task offers `tools`,
-calls are the reply's `tool_calls`, or `<tool_call>` blocks if the server does not parse them. Otherwise calls may also
-be written as text (see `calls.py`). The rules for arguments are in `arguments.py`.
+`task.info` is an `Expectation`; if it is malformed, the task is at fault, not the model. Calls are the reply's
+`tool_calls`, else those written in its text (see `calls.py`); if the task offers `tools`, only as chat templates write
+them, for servers that do not parse them. The rules for arguments are in `arguments.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from scipy.optimize import linear_sum_assignment
 
 from r3agent.records.trajectory import Record, Task, Verdict
 from r3agent.verifiers.function_call.arguments import ParameterType, fault, render
-from r3agent.verifiers.function_call.calls import OPEN, FunctionCall, Unreadable, native_calls, tagged_calls, text_calls
+from r3agent.verifiers.function_call.calls import (
+    FunctionCall,
+    Unreadable,
+    is_attempt,
+    native_calls,
+    template_calls,
+    text_calls,
+    without_thinking,
+)
 
 
 class Signature(Record):
@@ -66,16 +74,16 @@ def function_call(task: Task, answer: str) -> Verdict:
     """
     expectation = Expectation.model_validate(task.info)
     tool_calls: Sequence[Any] = getattr(answer, "tool_calls", ())
-    if expectation.expect == "no_call" and not tool_calls and not answer.strip():
+    if expectation.expect == "no_call" and not tool_calls and not without_thinking(answer):
         return _verdict("an empty reply")
-    read = tagged_calls if task.tools else text_calls
+    read = template_calls if task.tools else text_calls
     try:
         calls = native_calls(tool_calls) if tool_calls else read(answer)
     except Unreadable as error:
         # A malformed call is still a call; prose without one is right if no function fits.
-        if expectation.expect == "no_call" and not tool_calls and OPEN not in answer:
+        if expectation.expect == "no_call" and not tool_calls and not is_attempt(answer):
             return _verdict(None)
-        return _verdict(str(error))
+        return Verdict.failed(str(error), readable=False)
     return _verdict(_wrong(expectation, calls))
 
 
