@@ -48,7 +48,7 @@ def audit(
         if run or "policy.base_url" in overrides:
             endpoint = EndpointAddress(policy.base_url, policy.model, os.environ.get(policy.api_key_env))
         lengths = auditing.Lengths(
-            config.sampling.max_tokens, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
+            config.sampling.max_tokens or 1, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
         )
 
         async def run_audit(served: auditing.ServedModel | None = None) -> auditing.Audit:

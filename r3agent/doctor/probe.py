@@ -126,6 +126,7 @@ class EndpointProbe:
         """Sample a few tokens; return an error instead of raising it. A field that is `None` is not sent."""
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
         body |= {"n": n} if n > 1 else {}
+        body |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         body = {field: value for field, value in body.items() if value is not None}
         url, start, content = self._url.route("/chat/completions"), time.perf_counter(), b""
         try:

@@ -41,6 +41,9 @@ MAY_FAIL = re.compile(rb'"(?:error|%s)"' % "|".join(BROKEN_OFF).encode())
 NO_DATA = re.compile(rb"|\[DONE\].*|[a-zA-Z-]+")
 """Data of events that say nothing: none, the end of the stream, or a word such as `ping`."""
 
+HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
+"""Beginning of the choices of a chat completion, which a response of another kind of error lacks."""
+
 SSE_FIELDS = (b":", b"event:", b"id:", b"retry:")
 """Beginnings of the lines of a stream without data."""
 
@@ -137,7 +140,7 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
     response = await send(client, method, url, body, follow_redirects=True)
     if not response.is_success:
         raise read_error(response)
-    if MAY_FAIL.search(response.content):  # else it is parsed by the caller alone
+    if MAY_FAIL.search(response.content) or not HAS_CHOICES.search(response.content):  # else the caller parses it
         with suppress(ValueError):
             if error := read_error_event(parse_json(response.content), response):
                 raise error
@@ -158,14 +161,13 @@ def parse_json(content: bytes) -> Any:
 
 
 async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
-    """Post one streaming request and pass each parsed event of the response to `take`.
+    """Post a request with `stream` and pass each parsed event of the response to `take`.
 
     Raises:
         ServerError: the server refused it, or sent an error as an event.
         httpx.RequestError: there was no response, or the stream broke off.
         ValueError: an event, or a response without events, is not JSON.
     """
-    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
     try:
         if not response.is_success:

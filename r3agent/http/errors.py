@@ -152,28 +152,28 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
         tries: number of tries as text, added to the message of a transient error.
     """
     message = f"{where}{error}"
-    if refusal := error.text_refusal:
-        return refusal(f"{message}; {refusal.remedy}")
+    if kind := error.text_refusal:
+        return kind(f"{message}; {kind.remedy}")
+    refusal: dict[str, Any] = {"status": error.status, "refusal": error.message, "param": error.param}
     if (
         error.refuses_field
         or error.is_of_template
         or error.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
     ):
-        return RequestError(message, status=error.status, refusal=error.message, param=error.param)
+        return RequestError(message, **refusal)
     if error.is_transient:
         return EndpointError(f"{message}{tries}")
     if error.is_within_success:  # the route and the key are right, and other requests may succeed
         return EndpointError(message)
     if error.status in WRONG_KEY:
-        return AccessError(f"{message}; check the API key")
+        return AccessError(f"{message}; check the API key", **refusal)
     if error.status == HTTPStatus.PAYMENT_REQUIRED:
-        return AccessError(f"{message}; the account or key has no credit left")
+        return AccessError(f"{message}; the account or key has no credit left", **refusal)
     if error.status in NO_ROUTE:
-        remedy = f"{message}; check the model's name and that base_url ends in /v1"
-        return AccessError(remedy, status=error.status, refusal=error.message)
+        return AccessError(f"{message}; check the model's name and that base_url ends in /v1", **refusal)
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
-    return RequestError(message, status=error.status, refusal=error.message, param=error.param)
+    return RequestError(message, **refusal)
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:

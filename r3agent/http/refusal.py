@@ -28,9 +28,13 @@ UNSUPPORTED = re.compile(
 
 VAGUE = re.compile(
     r"(?i)penalt|unknown|unexpected|unrecogni|unsupported|not (?:permitted|allowed|supported|enabled)"
-    r"|\bextra[ _](?:inputs?|fields?|forbidden)|invalid (?:param|arg|field)|handle the requested param"
+    r"|\bextra[ _](?:inputs?|fields?|forbidden)|invalid (?:param|arg|field)"
+    r"|^(?:\{\}|bad request|unprocessable \w+|invalid request|error)?\W*$"
 )
-"""Wording of a refusal of fields that the message may not name."""
+"""Wording of a refusal of fields that the message may not name, and of one that says nothing."""
+
+NO_PROVIDER = re.compile(r"(?i)handle the requested param")
+"""Wording of OpenRouter, with 404, if no provider takes all fields of a request."""
 
 OUT_OF_RANGE = re.compile(
     r"(?i)between|(?:less|greater|larger|smaller|more|higher|lower) than|at (?:least|most)|[<>]=?|in [\[(]|exceed"
@@ -60,6 +64,11 @@ SPELLINGS: Mapping[str, str] = {
     "tool_choice": r"tool[_ -]?choice|function[_ -]?call(?:ing)?[_ -]?mode",
 }
 """Patterns of fields that servers call otherwise; `_` of other names is also a space, a hyphen or nothing."""
+
+
+def is_vague(status: int, refusal: str) -> bool:
+    """Return True if a response may refuse fields that it does not name."""
+    return bool(NO_PROVIDER.search(refusal) or (status in (400, 422) and VAGUE.search(refusal)))
 
 
 def refused_fields(status: int, refusal: str, fields: Iterable[str], *, param: str | None = None) -> set[str]:

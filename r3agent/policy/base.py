@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import Field, field_validator, model_validator
 
 from r3agent._util.messages import shorten
-from r3agent.records.sampling import FORMS
+from r3agent.records.sampling import FORMS, LIMITS
 from r3agent.records.trajectory import Generation, Message, Record
 
 SEEDS = 2**31 - 2**10
@@ -20,12 +20,12 @@ SEEDS = 2**31 - 2**10
 class Sampling(Record):
     """Sampling settings, sent with every request and stored on every span."""
 
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Sampling temperature; 0 takes the most likely token."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: total probability of the most likely tokens to sample from."""
-    max_tokens: int = Field(default=512, ge=1)
-    """Maximum number of tokens in a completion."""
+    temperature: float | None = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Sampling temperature; 0 takes the most likely token. "none" leaves it to the server."""
+    top_p: float | None = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: total probability of the most likely tokens to sample from. "none" leaves it to the server."""
+    max_tokens: int | None = Field(default=512, ge=1)
+    """Maximum number of tokens in a completion. "none" leaves it to the server."""
     seed: int | None = None
     """Seed of all episodes. Each of their requests has its own, derived from this one, the id of the task, the sample,
     the number of earlier episodes on the thread and the place in the tree. Choice i of a request has its seed + i, as
@@ -35,6 +35,12 @@ class Sampling(Record):
     extra: dict[str, Any] = {}
     """Additional fields of the request body, for endpoint-specific options."""
 
+    @field_validator("temperature", "top_p", "max_tokens", "seed", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """Read "none", because TOML has no null."""
+        return None if value == "none" else value
+
     @model_validator(mode="before")
     @classmethod
     def _own_fields(cls, data: Any) -> Any:
@@ -43,6 +49,7 @@ class Sampling(Record):
         if not isinstance(extra, dict):
             return data
         own = {name: value for name, value in extra.items() if name in cls.model_fields}
+        own |= {"max_tokens": extra["max_completion_tokens"]} if "max_completion_tokens" in extra else {}
         return {**data, **own, "extra": {name: value for name, value in extra.items() if name not in own}}
 
     @field_validator("extra")
@@ -60,11 +67,32 @@ class Sampling(Record):
         return extra
 
     def body(self) -> dict[str, Any]:
-        """Return the fields of a chat completion request."""
-        body = self.model_dump(exclude={"extra"}, exclude_none=True, mode="json")
+        """Return the fields of a chat completion request, without those that are `None`."""
+        body = {**self.model_dump(exclude={"extra"}, mode="json"), **self.extra}
         if not self.stop:
             del body["stop"]
-        return {**body, **self.extra}
+        if "max_completion_tokens" in self.extra:
+            del body["max_tokens"]
+        return {name: value for name, value in body.items() if value is not None}
+
+    def in_force(self, sent: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
+        """Return the settings as a span records them: those that the request lacks are `None`.
+
+        Args:
+            sent: body of the request that was answered.
+            asked: fields of the request that was to be made; those that `sent` lacks are listed as `refused`.
+        """
+        limit = next((sent[name] for name in LIMITS if name in sent), None)
+        got = {**sent, **({} if limit is None else dict.fromkeys(LIMITS, limit))}
+        own = self.model_dump(exclude={"extra"}, mode="json")
+        settings = {name: value if name in got else None for name, value in own.items()}
+        refused = sorted(set(asked) - got.keys())
+        return {
+            **settings,
+            **({} if self.stop else {"stop": []}),
+            "extra": {name: value if name in got else None for name, value in self.extra.items()},
+            **({"refused": refused} if refused else {}),
+        }
 
     def at(self, *place: object) -> Sampling:
         """Return the settings of one request: its seed is a hash of this one and of its place, a JSON value."""

@@ -78,24 +78,27 @@ class Endpoint:
 
         return TimedContent(*await self._request(once, body.get("model")))
 
-    async def stream(self, path: str, body: dict[str, Any], take: Callable[[Any], None]) -> float:
-        """Post `body`, pass each parsed chunk of the streamed response to `take`, and return the latency in seconds.
+    async def stream(
+        self,
+        path: str,
+        body: dict[str, Any],
+        begin: Callable[[], Callable[[Any], None]],
+        may_repeat: Callable[[], bool],
+    ) -> float:
+        """Post `body`, consume the streamed response, and return the latency in seconds.
+
+        Args:
+            begin: called for each try; returns the function that takes each parsed chunk.
+            may_repeat: returns False once a stream that breaks off must not be tried again.
 
         Raises:
-            EndpointError, AccessError, RequestError: as `post`; a stream that breaks off is not retried.
-            ProtocolError: the stream reports an error.
+            EndpointError, AccessError, RequestError: as `post`.
         """
-        has_begun = False
-
-        def take_first(chunk: Any) -> None:
-            nonlocal has_begun
-            has_begun = True
-            take(chunk)
 
         async def once(client: httpx.AsyncClient) -> None:
-            await http.stream(client, self._url.route(path), body, take_first)
+            await http.stream(client, self._url.route(path), body, begin())
 
-        _, latency_s = await self._request(once, body.get("model"), may_repeat=lambda: not has_begun)
+        _, latency_s = await self._request(once, body.get("model"), may_repeat)
         return latency_s
 
     async def weight_version(self) -> str | None:

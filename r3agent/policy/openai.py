@@ -1,16 +1,15 @@
 """Policy that samples completions from an OpenAI-compatible endpoint and records the exact tokens.
 
 It requests logprobs, vLLM's token ids and neutral values of the sampling settings that a server would otherwise take
-from its own defaults, and omits fields that the endpoint refuses. Every generation records its capability, the settings
-that were sent (`None`: refused, so the server decided), and the version that answered.
+from its own defaults, and omits fields that the endpoint refuses, your own settings included. Every generation records
+its capability, the settings in force (`None`: left out, so the server decided), and the version that answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +19,9 @@ from pydantic import Field
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent._util.checked import AtLeastOne, NotNegative, Positive, Word, checked
-from r3agent.errors import AccessError, ConfigError, ConversationError, EndpointError, ProtocolError, RequestError
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError
 from r3agent.http.errors import NO_KEY
-from r3agent.http.refusal import refused_fields
+from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
@@ -33,9 +32,6 @@ from r3agent.records import versions
 from r3agent.records.sampling import NEUTRAL
 from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
-
-UNNAMED = re.compile(r"(?i)penalt|unknown|unexpected|unrecogni|unsupported|not (?:permitted|allowed|supported|enabled)")
-"""Refusal of fields that the message may not name."""
 
 
 class OpenAIPolicy:
@@ -80,8 +76,8 @@ class OpenAIPolicy:
         self._version = version
         self._live: LivePolicy | None = None
         self._pin: str | None = None
-        self._refused: set[str] = set()
-        self._has_answered = False
+        self._terms: dict[tuple[str, str], Terms] = {}
+        """Refused fields by base URL and model, whose versions are one."""
         self._named: set[str] = set()
         """Base URLs of servers that have named the version of their weights."""
         self._settings: dict[str, Any] = {
@@ -184,45 +180,46 @@ class OpenAIPolicy:
     async def _complete(
         self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
-        given = settings.body()
-        optional_fields = {"logprobs": True, "return_token_ids": True, **({"n": n} if n > 1 else {})}
-        optional_fields |= {field: value for field, value in NEUTRAL.items() if field not in given}
-        refused = set(self._refused)
-        while True:
-            fields = {field: value for field, value in optional_fields.items() if field not in refused}
-            try:
-                drawings = await self._ask(target, {**body, **given, **fields}, settings, n, on_delta)
-            except (AccessError, ConversationError):
-                raise
-            except RequestError as error:
-                named = refused_fields(error.status, error.refusal, fields, param=error.param)
-                others = refused_fields(error.status, error.refusal, [*body, *given], param=error.param)
-                is_vague = UNNAMED.search(error.refusal) and not others
-                if not named and is_vague and not self._has_answered:
-                    named = fields.keys() & NEUTRAL.keys()
-                if not named:
-                    raise
-                refused |= named
-            else:
-                self._refused |= refused  # remember the fields once a request without them has succeeded
-                self._has_answered = True
-                return drawings
+        asked = settings.body()
+        added = {"logprobs": True, "return_token_ids": True, **NEUTRAL}
+        fields = {**added, **body, **asked, **({"n": n} if n > 1 else {})}
+        if on_delta is not None:
+            fields |= {"stream": True, "stream_options": {"include_usage": True}}
+
+        async def send(sent: dict[str, Any]) -> list[Generation]:
+            in_force = settings.in_force(sent, added.keys() | asked) | {field: sent.get(field) for field in NEUTRAL}
+            return await self._ask(target, sent, in_force, n, on_delta)
+
+        return await negotiate(self._terms_of(target), fields, send, asked=asked)
 
     async def _ask(
-        self, target: Target, body: dict[str, Any], settings: Sampling, n: int, on_delta: OnDelta | None
+        self, target: Target, body: dict[str, Any], sampling: dict[str, Any], n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
         """Send one request; if the name does not identify the version, check the weights before and after it."""
         endpoint = self._endpoint(target)
         weights = self._weight_version(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
         body = {"model": target.model, **body}
-        content, latency_s, assembly = b"", 0.0, Assembly(on_delta)
+        content, latency_s = b"", 0.0
+        assembly, has_told = Assembly(), False
+
+        def tell(index: int, text: str) -> None:
+            nonlocal has_told
+            has_told = True
+            if on_delta is not None:
+                on_delta(index, text)
+
+        def begin() -> Callable[[Any], None]:
+            nonlocal assembly
+            assembly = Assembly(tell)
+            return assembly.take
+
         try:
-            if on_delta is None:
+            if not body.get("stream"):
                 content, latency_s = await endpoint.post("/chat/completions", body)
                 answer = read_body(content)
             else:
-                latency_s = await endpoint.stream("/chat/completions", body, assembly.take)
+                latency_s = await endpoint.stream("/chat/completions", body, begin, may_repeat=lambda: not has_told)
                 answer = assembly.body
                 if assembly.is_broken_off:
                     raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
@@ -231,16 +228,24 @@ class OpenAIPolicy:
             common = {
                 "model": target.model,
                 "policy_version": self._version_of(target, served_name, before, after),
-                "sampling": settings.model_dump(mode="json") | {field: body.get(field) for field in NEUTRAL},
+                "sampling": sampling,
                 "latency_s": round(latency_s, 4),
             }
-            return generations(answer, common, n, body)
+            drawings = generations(answer, common, n, body)
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
                 f"{redact_url(endpoint.base_url)}, model {target.model!r}: "
                 f"{not_a_completion(error, content or assembly.beginning.encode(), endpoint.api_key)}; "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
+        if not body.get("stream"):
+            for i, generation in enumerate(drawings):
+                tell(i, generation.text)
+        return drawings
+
+    def _terms_of(self, target: Target) -> Terms:
+        url, name = target.base_url or self.base_url, versions.base_name(target.model)
+        return self._terms.setdefault((url, name), Terms(f"{redact_url(url)}, model {name!r}"))
 
     async def _target(self) -> Target:
         return self._fixed if self._live is None else await self._live.target()

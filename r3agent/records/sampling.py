@@ -19,6 +19,9 @@ NEUTRAL: Mapping[str, float] = {
 """Neutral values of fields that servers fill in if a request leaves them out; vLLM does so from the model's
 generation_config.json, and its logprobs do not show it."""
 
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""Names of the limit of sampled tokens; newer models of OpenAI refuse the first, others do not know the second."""
+
 GRAMMARS = (
     *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),  # vLLM
     *("regex", "ebnf", "structural_tag", "grammar", "json_schema"),  # SGLang and llama.cpp

@@ -46,3 +46,8 @@ def served_version(name: str) -> str | None:
     """Parse the version of a served name: v0007 for `NAME@v0007`; `None` for a name without a version."""
     _, _, version = name.rpartition("@")
     return version if version != name and is_version(version) else None
+
+
+def base_name(name: str) -> str:
+    """Remove the version from a served name: NAME for `NAME@v0007`."""
+    return name.rpartition("@")[0] if served_version(name) else name

@@ -200,8 +200,10 @@ def to_toml(config: Config) -> str:
         for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            if value is None:  # TOML has no null
+            if value is None and kind.model_fields[name].default is None:  # TOML has no null
                 table.add(tomlkit.comment(f"{name} ="))
+            elif value is None:
+                table.add(name, "none")
             else:
                 table.add(name, _inline(value) if isinstance(value, dict) else value)
         document.add(section, table)

@@ -32,7 +32,7 @@ class ScriptedEndpoint:
         faults: responses to the first requests, in order; `None` is a healthy answer, as are all after the last.
         edits: functions that corrupt every healthy answer.
         ignores: request fields to ignore, among `n`, `logprobs` and `return_token_ids`.
-        refuses: request fields to refuse with 400.
+        refuses: request fields to refuse with 400, or a function from the body to its refusal or `None`.
         validate: function that returns why a request's body is refused with 400, or `None`, as a strict server's.
         api_key: accepted key; any other is refused with 401, and quoted.
         model: base model; a name that is neither this nor in `adapters` is refused with 404.
@@ -45,7 +45,7 @@ class ScriptedEndpoint:
         faults: Iterable[Fault | None] = (),
         edits: Sequence[Edit] = (),
         ignores: Sequence[str] = (),
-        refuses: Sequence[str] = (),
+        refuses: Sequence[str] | Callable[[Json], Fault | None] = (),
         validate: Callable[[Json], str | None] = lambda body: None,
         api_key: str | None = None,
         model: str = "scripted",
@@ -104,15 +104,21 @@ class ScriptedEndpoint:
             return fault
         if body["model"] not in (self.model, *self.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
-        if refused := next((name for name in self._refuses if name in body), None):
-            return _error(400, f"Unrecognized request argument supplied: {refused}")
-        if (refusal := self._validate(body)) is not None:
-            return _error(400, refusal)
+        if (refusal := self._refusal(body)) is not None:
+            return refusal
+        if (why := self._validate(body)) is not None:
+            return _error(400, why)
         completion = self._completion(body)
         if body.get("stream"):
             usage = (body.get("stream_options") or {}).get("include_usage", False)
             return Fault(body=as_stream(completion, usage=usage), content_type="text/event-stream")
         return Fault(body=json.dumps(completion))
+
+    def _refusal(self, body: Json) -> Fault | None:
+        if callable(self._refuses):
+            return self._refuses(body)
+        refused = next((name for name in self._refuses if name in body), None)
+        return None if refused is None else _error(400, f"Unrecognized request argument supplied: {refused}")
 
     def _completion(self, body: Json) -> Json:
         fields = {name: value for name, value in body.items() if name not in self._ignores}

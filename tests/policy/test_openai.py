@@ -323,10 +323,5 @@ async def test_neutral_values_are_left_out_if_a_refusal_names_nothing() -> None:
     assert "logprobs" in endpoint.received[-1].body
 
 
-async def test_a_refused_setting_of_the_caller_is_an_error() -> None:
-    with ScriptedEndpoint("hi", refuses=["top_k"]) as endpoint, pytest.raises(RequestError, match="top_k"):
-        await sample(endpoint, sampling=Sampling(extra={"top_k": 20}))
-
-
 def test_sampling_takes_its_own_fields_out_of_extra() -> None:
     assert Sampling(extra={"seed": 3, "top_k": 5}) == Sampling(seed=3, extra={"top_k": 5})

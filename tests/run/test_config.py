@@ -9,7 +9,14 @@ from r3agent.run.config import Config, load_config, parse_override, to_toml
 
 
 def test_the_written_file_reads_back_as_the_same_settings(tmp_path):
-    config = load_config(None, {"collect.n": 7, "task.params": {"max_number": 9}, "train.method": "full"})
+    settings = {
+        "collect.n": 7,
+        "task.params": {"max_number": 9},
+        "train.method": "full",
+        "sampling.temperature": "none",
+    }
+    config = load_config(None, settings)
+    assert config.sampling.temperature is None
     path = tmp_path / "r3.toml"
     path.write_text(to_toml(config))
     assert load_config(path, {}) == config
