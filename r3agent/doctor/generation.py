@@ -8,6 +8,8 @@ from r3agent._util.aio import gather_all
 from r3agent.doctor.probe import MAX_TOKENS, MESSAGES, Completion, EndpointProbe, RouteReply
 from r3agent.doctor.records import Check
 from r3agent.errors import EndpointError, PolicyError
+from r3agent.http.negotiation import Terms
+from r3agent.records.sampling import LIMITS, NEUTRAL
 
 TOOL = {
     "type": "function",
@@ -42,8 +44,23 @@ NEEDS = {
 }
 """Check that a request field works at all, and the mode with only this field, by field."""
 
-FEATURES = ("chat template", "logprobs", "token ids", "n", "streaming", "tool calls", "JSON schema")
+SETTINGS: dict[str, Any] = {**NEUTRAL, "temperature": 0.7, "top_p": 0.9, "seed": 1, "stop": ["\n\n\n\n"]}
+"""Sampling settings to try, with values that are not the defaults of servers."""
 
+FEATURES = (
+    "sampling settings",
+    "chat template",
+    "logprobs",
+    "token ids",
+    "n",
+    "streaming",
+    "tool calls",
+    "JSON schema",
+)
+
+DECIDES = (
+    "r3agent leaves them out, and records on each span that the server decided; set them at the server, if you can"
+)
 RETURN_TOKEN_IDS = "serve the model with a recent vLLM or with `r3agent serve`: they return the tokens they sampled"
 RETURN_LOGPROBS = "allow logprobs at the server or the gateway before it; vLLM and `r3agent serve` return them"
 LOST = (
@@ -63,15 +80,18 @@ ChatResult: TypeAlias = Completion | PolicyError
 
 async def generation_checks(probe: EndpointProbe, model: str) -> tuple[list[Check], list[Completion]]:
     """Run the checks of completions; return them and the completions that decide the tier, plain and n = 2."""
-    logprobs, ids = await gather_all(probe.chat(model, **{field: True}) for field in ("logprobs", "return_token_ids"))
+    logprobs, ids = await gather_all([probe.chat(model, logprobs=True), probe.chat(model, return_token_ids=True)])
     single_fields = {"logprobs": logprobs, "return_token_ids": ids}
-    accepted = {field: True for field, result in single_fields.items() if isinstance(result, Completion)}
+    accepted: dict[str, Any] = {
+        field: True for field, result in single_fields.items() if isinstance(result, Completion)
+    }
     completions = await gather_all(probe.chat(model, **accepted, **fields) for fields in MODES.values())
     results: dict[str, ChatResult] = dict(zip(MODES, completions, strict=True))
     if isinstance(results[TOOL_STREAM], PolicyError):  # not every server and tokenizer can force a call
         results[TOOL_STREAM] = await probe.chat(model, **accepted, **TOOLS, stream=True)
     rendered = await probe.call("/tokenize", {"model": model, "messages": MESSAGES}, of_server=True)
     features = [
+        await _settings(probe, model),
         _template(results[PLAIN], rendered),
         _logprobs(logprobs),
         _token_ids(ids),
@@ -98,6 +118,25 @@ def failed(name: str, error: PolicyError, remedy: str | None = None) -> Check:
     if isinstance(error, EndpointError):
         return Check(name=name, status="unknown", detail=str(error), remedy=LOOK)
     return Check(name=name, status="no", detail=str(error), remedy=remedy)
+
+
+async def _settings(probe: EndpointProbe, model: str) -> Check:
+    """Check which sampling settings the endpoint takes; the others are left out of all requests."""
+    terms = Terms("")
+    result = await probe.chat(model, terms=terms, may_drop=SETTINGS, **SETTINGS)
+    if isinstance(result, PolicyError):
+        return failed("sampling settings", result)
+    settings = {"max_tokens": MAX_TOKENS, **SETTINGS}
+    refused = terms.lost(settings)
+    notes = [f"refuses {', '.join(refused)}"] if refused else []
+    notes += ["takes only one of temperature and top_p"] if terms.excludes_pair else []
+    notes += [f"calls max_tokens {LIMITS[1]}"] if LIMITS[1] in terms.fit(settings) else []
+    return Check(
+        name="sampling settings",
+        status="no" if refused else "yes",
+        detail="; ".join(notes),
+        remedy=DECIDES if refused else None,
+    )
 
 
 def _works(name: str, result: ChatResult, remedy: str) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import httpx
@@ -12,6 +13,7 @@ import orjson
 from r3agent.errors import EndpointError, PolicyError, ProtocolError
 from r3agent.http import client as http
 from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error
+from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
 from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
@@ -100,6 +102,7 @@ class EndpointProbe:
         self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key or NO_KEY)
         self._route_timeout_s = min(ROUTE_TIMEOUT_S, timeout_s)
         self._client = self._settings.open_async()
+        self._terms = Terms(self.base_url)
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -122,30 +125,63 @@ class EndpointProbe:
             content = None
         return RouteReply(response.status_code, content, read_error(response).brief)
 
-    async def chat(self, model: str, *, n: int = 1, stream: bool = False, **fields: Any) -> Completion | PolicyError:
-        """Sample a few tokens; return an error instead of raising it. A field that is `None` is not sent."""
+    async def chat(
+        self,
+        model: str,
+        *,
+        n: int = 1,
+        stream: bool = False,
+        may_drop: Collection[str] = (),
+        terms: Terms | None = None,
+        **fields: Any,
+    ) -> Completion | PolicyError:
+        """Sample a few tokens; return an error instead of raising it. A field that is `None` is not sent.
+
+        Args:
+            may_drop: those of `fields` that are left out if the endpoint refuses them, besides r3agent's own settings.
+            terms: refused fields, to which those of this request are added; default: the ones of all requests.
+        """
+        fields |= {"n": n} if n > 1 else {}
+        fields |= {"stream": True} if stream else {}
         body = {"model": model, "messages": MESSAGES, **Sampling(max_tokens=MAX_TOKENS).body(), **fields}
-        body |= {"n": n} if n > 1 else {}
-        body |= {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        body |= {"stream_options": {"include_usage": True}} if stream else {}
         body = {field: value for field, value in body.items() if value is not None}
-        url, start, content = self._url.route("/chat/completions"), time.perf_counter(), b""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                if stream:
-                    assembly = Assembly()
-                    await http.stream(self._client, url, body, assembly.take)
-                    answer = assembly.body
-                    if not answer["choices"]:
-                        return ProtocolError("no stream came: the server ignores `stream`, or does not send events")
-                else:
-                    content = await http.fetch(self._client, "POST", url, body)
-                    answer = orjson.loads(content)
-            latency_s = time.perf_counter() - start
-            common = {"model": model, "policy_version": versions.BASE}
-            return Completion(answer, generations(answer, common, n), latency_s)
-        except ServerError as error:
-            return policy_error(error)
+                keep = fields.keys() - {*may_drop}
+                return await negotiate(terms or self._terms, body, lambda sent: self._complete(sent, n), keep=keep)
         except (httpx.RequestError, TimeoutError) as error:
             return EndpointError(no_answer(error, self._settings.timeout_s))
+        except PolicyError as error:
+            return error
+
+    async def _complete(self, body: dict[str, Any], n: int) -> Completion:
+        url, start, content = self._url.route("/chat/completions"), time.perf_counter(), b""
+        try:
+            if body.get("stream"):
+                chunks: list[Any] = []
+                await http.stream(self._client, url, body, chunks.append)
+                answer = _assembled(chunks)
+            else:
+                content = await http.fetch(self._client, "POST", url, body)
+                answer = http.parse_json(content)
+            common = {"model": body["model"], "policy_version": versions.BASE}
+            return Completion(answer, generations(answer, common, n), time.perf_counter() - start)
+        except ServerError as error:
+            raise policy_error(error) from None
         except NOT_A_COMPLETION as error:
-            return ProtocolError(not_a_completion(error, content, self._settings.api_key))
+            raise ProtocolError(not_a_completion(error, content, self._settings.api_key)) from None
+
+
+def _assembled(chunks: Sequence[Any]) -> dict[str, Any]:
+    """Assemble the chunks of a stream.
+
+    Raises:
+        ProtocolError: there are none, or one is a whole completion.
+    """
+    assembly = Assembly()
+    for chunk in chunks:
+        assembly.take(chunk)
+    if not any("delta" in choice for chunk in chunks for choice in chunk.get("choices") or ()):
+        raise ProtocolError("no stream came: the server ignores `stream`, or does not send events")
+    return assembly.body

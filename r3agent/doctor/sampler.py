@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 from r3agent._util.aio import gather_all
 from r3agent.doctor.probe import Completion, EndpointProbe
 from r3agent.doctor.records import Check
-from r3agent.errors import PolicyError, RequestError
-from r3agent.http.refusal import refused_fields
+from r3agent.errors import PolicyError
 from r3agent.records.sampling import NEUTRAL
 
 NAMES = ("sampling", "sampling by default", "logprobs at temperature 1")
@@ -91,15 +90,7 @@ async def sampler_checks(probe: EndpointProbe, model: str) -> list[Check]:
 
 async def _draw(probe: EndpointProbe, model: str, fields: dict[str, Any]) -> Completion | PolicyError:
     """Request completions, without the optional fields that the endpoint refuses."""
-    while True:
-        result = await probe.chat(model, messages=MESSAGES, logprobs=True, **fields)
-        optional = fields.keys() & {*NEUTRAL, "n", "top_logprobs"}
-        if not isinstance(result, RequestError):
-            return result
-        refused = refused_fields(result.status, result.refusal, optional, param=result.param)
-        if not refused:
-            return result
-        fields = {field: value for field, value in fields.items() if field not in refused}
+    return await probe.chat(model, messages=MESSAGES, logprobs=True, may_drop={*NEUTRAL, "n", "top_logprobs"}, **fields)
 
 
 def _check(name: str, result: Completion | PolicyError, remedy: str) -> Check:

@@ -54,6 +54,11 @@ class Terms:
             del fitted["top_p" if is_neutral(body, "top_p") or not is_neutral(body, "temperature") else "temperature"]
         return {name: value for name, value in fitted.items() if NEEDED_BY.get(name, name) in fitted}
 
+    def lost(self, body: Mapping[str, Any]) -> list[str]:
+        """Return the fields of a body that are not sent under any name."""
+        sent = self.fit(body)
+        return [name for name in body if name not in sent and not (name in LIMITS and any(n in sent for n in LIMITS))]
+
     def after(
         self, error: RequestError, sent: Mapping[str, Any], asked: Collection[str], keep: Collection[str]
     ) -> Terms | None:
@@ -113,12 +118,9 @@ async def negotiate(
 
 
 def _remember(terms: Terms, trial: Terms, body: Mapping[str, Any], asked: Collection[str]) -> None:
-    sent = trial.fit(body)
-    lost = {name for name in terms.fit(body).keys() & {*asked} - sent.keys() if not is_neutral(body, name)}
-    if any(name in sent for name in LIMITS):
-        lost -= {*LIMITS}
-    if lost:
-        values = ", ".join(f"{name} = {body[name]!r}"[:80] for name in sorted(lost))
+    lost = {*trial.lost(body)} - {*terms.lost(body)}
+    if news := sorted(name for name in lost & {*asked} if not is_neutral(body, name)):
+        values = ", ".join(f"{name} = {body[name]!r}"[:80] for name in news)
         logger.warning("%s refuses %s: left out from here on, so the server decides", terms.where, values)
     terms.refused |= trial.refused
     terms.excludes_pair |= trial.excludes_pair

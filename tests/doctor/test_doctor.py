@@ -43,6 +43,16 @@ def details(diagnosis: Diagnosis) -> dict[str, str]:
     return {check.name: check.detail for check in diagnosis.checks}
 
 
+def one_of_pair(body: dict[str, Any]) -> Fault | None:
+    both = "`temperature` and `top_p` cannot both be specified for this model"
+    return said({"error": {"message": both}}, 400) if {"temperature", "top_p"} <= body.keys() else None
+
+
+def only_default(body: dict[str, Any]) -> Fault | None:
+    message = "'temperature' does not support 0.7 with this model. Only the default (1) value is supported."
+    return said({"error": {"message": message}}, 400) if body.get("temperature", 1) != 1 else None
+
+
 class FakeVLLM:
     """Answers in the shapes of vLLM 0.32; `asked` has method and path of every request."""
 
@@ -140,7 +150,7 @@ async def test_nothing_is_called_that_changes_the_server() -> None:
     with serving(vllm) as url:
         await diagnose(url)
     assert {path for method, path in vllm.asked if method == "POST"} == {CHAT, "/tokenize", "/v1/load_lora_adapter"}
-    assert len(vllm.asked) <= 30
+    assert len(vllm.asked) <= 31
 
 
 async def test_a_mode_that_loses_ids_is_named_with_the_numbers() -> None:
@@ -466,3 +476,27 @@ async def test_the_embedded_server(embedded: ServerProcess) -> None:
     assert [found[name] for name in ROUTES] == ["yes"] * 5
     assert [found[f"exact tokens{mode}"] for mode in ("", ", n = 2", ", streamed")] == ["yes"] * 3
     assert details(diagnosis)["version"].startswith("r3agent ")
+
+
+@pytest.mark.parametrize(
+    ("refuses", "status", "detail"),
+    [
+        ((), "yes", ""),
+        (("max_tokens",), "yes", "calls max_tokens max_completion_tokens"),
+        (("temperature", "seed"), "no", "refuses temperature, seed"),
+        (
+            ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop"),
+            "no",
+            "refuses max_tokens, temperature, top_p, stop",
+        ),
+        (one_of_pair, "no", "refuses top_p; takes only one of temperature and top_p"),
+        (only_default, "no", "refuses temperature"),
+    ],
+)
+async def test_the_refused_settings_are_named(refuses: Any, status: str, detail: str | None) -> None:
+    with ScriptedEndpoint("hi", refuses=refuses) as endpoint:
+        diagnosis = await diagnose(endpoint.url)
+    assert statuses(diagnosis)["sampling settings"] == status
+    assert details(diagnosis)["sampling settings"] == detail
+    assert (diagnosis.tier, statuses(diagnosis)["chat"]) == ("trainable-exact", "yes")
+    assert {statuses(diagnosis)[name] for name in ("exact tokens", "streaming", "n")} == {"yes"}
