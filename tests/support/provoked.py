@@ -31,6 +31,19 @@ def matches(text: str, template: str, *, whole: bool = False) -> bool:
     return (re.fullmatch if whole else re.match)(pattern, " ".join(text.split()), re.DOTALL) is not None
 
 
+def ask_broken_off() -> None:
+    piece = 'data: {"choices": [{"index": 0, "delta": {"content": "4"}}]}\n\n'
+
+    async def sample() -> None:
+        with ScriptedEndpoint(
+            model="my-model", faults=[Fault(body=piece, content_type="text/event-stream")]
+        ) as endpoint:
+            async with OpenAIPolicy(endpoint.url, "my-model", max_tries=1) as policy:
+                await policy.sample(ASKED["messages"], on_delta=lambda choice, text: None)
+
+    asyncio.run(sample())
+
+
 def ask(url: str, model: str = "my-model", **settings: Any) -> None:
     async def sample() -> None:
         async with OpenAIPolicy(url, model, max_tries=1, **settings) as policy:
@@ -146,6 +159,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "http://…, model 'my-modle': 404": lambda _: ask_scripted("my-modle"),
     "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
     "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE]),
+    "http://…, model 'my-model': the stream": lambda _: ask_broken_off(),
     "http://…, model 'my-model': 400": lambda _: ask_scripted(faults=[PROMPT_TOO_LONG]),
     "http://…, model 'my-model': 500": out_of_memory,
     "check failed on task '…': KeyError": lambda _: judged_by(lambda task, answer: task.info["gold"] in answer),
