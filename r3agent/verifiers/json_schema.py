@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from r3agent._util.imports import require_installed
+from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.fences import block_or_all
 from r3agent.verifiers.worker import Worker
@@ -28,12 +29,21 @@ class JsonSchema:
     Args:
         max_chars: maximum length; a longer answer fails without being parsed.
         cpu_s: limit of CPU seconds; an answer that takes longer to check fails.
-        formats: check `format` too, which is only an annotation in the standard.
+        formats: check `format` too, which is only an annotation by default, like the vocabulary format-assertion of the
+            standard: all formats of the draft; a schema with any other is an error.
+
+    Raises:
+        ConfigError: `formats`, and a package that checks one of them is not installed.
     """
 
     def __init__(self, *, max_chars: int = 100_000, cpu_s: float = 5, formats: bool = False) -> None:
         require_installed("jsonschema", "verifiers")
         self.max_chars, self.cpu_s, self.formats = max_chars, cpu_s, formats
+        if formats and (unchecked := _check("unchecked_formats")):
+            raise ConfigError(
+                f"formats = true: nothing installed checks {', '.join(unchecked)}; "
+                'pip install "jsonschema[format-nongpl]", or leave formats out'
+            )
 
     def warm_up(self) -> None:
         _check.start()
@@ -42,7 +52,8 @@ class JsonSchema:
         """Judge an answer.
 
         Raises:
-            RuntimeError: `schema` is not a JSON Schema, or refers to an external one, which is not fetched.
+            RuntimeError: `schema` is not a JSON Schema, refers to an external one, which is not fetched, or has a
+                format that its draft does not have, which is to be checked.
         """
         schema, text = task.info["schema"], answer.strip()
         if text[:1] + text[-1:] not in WHOLE:

@@ -2,7 +2,7 @@
 
 The query is the last ```sql block of the reply that is a query, or the whole reply (`fences.py`). `task.info` has the
 database, as `{"database": PATH}` or as a `{"schema": SCRIPT}` that creates one in memory, and `{"answer": QUERY}` or
-`{"answer": ROWS}`.
+`{"answer": ROWS}`, a list of lists with the cells in the order of the columns.
 
 Two results are equal if they have the same columns, by position, and the same rows, each the same number of times.
 Their order matters if the expected query ends with ORDER BY, or with `{"ordered": true}`. Floats are equal within a
@@ -10,9 +10,10 @@ tolerance; 1 equals 1.0, a number never equals a text, and NULL only equals NULL
 in the order of the expected result, so avoid ties.
 
 A file is opened as read-only and immutable. Only one statement runs, and SQLite itself refuses everything but reads: no
-ATTACH, no PRAGMA, no extension. It runs in a separate process with limits on time, rows, memory and the length of a
-value, which is killed if it exceeds them. SQLite's authorizer and resource limits confine it, not the sandbox, because
-it runs no code but SQLite's. The database must be trusted, like the tests of code.
+ATTACH, no PRAGMA, no extension. Functions are allowed, also `json_each` and `json_tree`. It runs in a separate process
+with limits on time, rows, memory and the length of a value, which is killed if it exceeds them. SQLite's authorizer and
+resource limits confine it, not the sandbox, because it runs no code but SQLite's. The database must be trusted, like
+the tests of code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.child import querying
@@ -94,7 +96,7 @@ def _expectation(task: Task) -> dict[str, Any]:
     """Return the database and the expected query or rows.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: one is missing, or the rows are not lists of cells.
         FileNotFoundError: the database is not a file.
     """
     info = task.info
@@ -107,5 +109,25 @@ def _expectation(task: Task) -> dict[str, Any]:
             raise FileNotFoundError(f"database {path}: no such file")
         database = f"{path.as_uri()}?mode=ro&immutable=1"
     answer = info["answer"]
+    if not isinstance(answer, str):
+        _check_rows(answer)
     ordered = info.get("ordered", isinstance(answer, str) and querying.is_ordered(answer))
     return {"database": database, "schema": info.get("schema", ""), "answer": answer, "ordered": bool(ordered)}
+
+
+def _check_rows(rows: object) -> None:
+    """Check expected rows.
+
+    Raises:
+        ValueError: they are not lists of as many cells each.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"answer is {shorten(rows)}: give a query, or a list of rows such as [[1, 'a']]")
+    for row in rows:
+        if not isinstance(row, list) or not all(isinstance(cell, (str, int, float, type(None))) for cell in row):
+            raise ValueError(
+                f"answer has the row {shorten(row)}: a row is a list of texts, numbers and nulls, one for each column "
+                "in the order of the query's columns, such as [1, 'a']"
+            )
+        if len(row) != len(rows[0]):
+            raise ValueError(f"answer has rows of {len(rows[0])} and of {len(row)} cells: {shorten(row)}")

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,9 +96,48 @@ def test_a_pattern_that_never_ends_fails() -> None:
     assert verdict.feedback == "checking the answer took more than 1 s"
 
 
-def test_formats_are_checked_when_asked() -> None:
-    reply = '{"age": 7, "mail": "nobody"}'
-    assert JsonSchema(formats=True)(asking(SCHEMA), reply).feedback == "$.mail: 'nobody' is not a 'email'"
+FORMATS = {
+    "date": ("2024-02-29", "2024-13-01"),
+    "date-time": ("2024-02-29T12:00:00Z", "2024-02-30T12:00:00Z"),
+    "duration": ("P1D", "1 day"),
+    "email": ("a@b.c", "nobody"),
+    "hostname": ("a.b", "-a-"),
+    "ipv4": ("1.2.3.4", "256.1.1.1"),
+    "iri": ("http://\u00e4.de/", "a b"),
+    "regex": ("a+", "("),
+    "time": ("12:00:00Z", "25:00:00Z"),
+    "uri": ("http://a.de", "a b"),
+    "uri-template": ("/{a}", "{a"),
+    "uuid": ("123e4567-e89b-12d3-a456-426614174000", "1"),
+}
+CHECKERS = ("fqdn", "idna", "isoduration", "jsonpointer", "rfc3339_validator", "rfc3987_syntax", "uri_template")
+installed = pytest.mark.skipif(not all(map(find_spec, CHECKERS)), reason="needs jsonschema[format-nongpl]")
+
+
+@installed
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_checked_when_asked(name: str) -> None:
+    checked, (good, bad) = JsonSchema(formats=True), FORMATS[name]
+    assert checked(asking({"format": name}), json.dumps(good)).passed
+    assert not checked(asking({"format": name}), json.dumps(bad)).passed
+    assert judged(asking({"format": name}), json.dumps(bad)).passed
+
+
+@installed
+def test_formats_that_the_draft_lacks_are_an_error() -> None:
+    checked, draft_4 = JsonSchema(formats=True), {"$schema": "http://json-schema.org/draft-04/schema#"}
+    for schema in ({"format": "phone"}, {"properties": {"n": {"format": "int32"}}}, {**draft_4, "format": "uuid"}):
+        with pytest.raises(RuntimeError, match=r"format '\w+' is not one of its draft: .*email"):
+            checked(asking(schema), "{}")
+    assert checked(asking({"properties": {"format": {"enum": ["phone"]}}}), '{"format": "phone"}').passed
+
+
+def test_formats_without_their_checkers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "isoduration.py").write_text("raise ImportError")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from r3agent.verifiers import find_verifier; "
+    code += "find_verifier('json_schema', formats=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert re.search(r"nothing installed checks .*duration.*pip install .jsonschema\[format-nongpl\]", done.stderr)
 
 
 def test_the_dialect_is_the_schema_s() -> None:

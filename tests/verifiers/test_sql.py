@@ -19,7 +19,12 @@ from r3agent.verifiers.child.querying import Refused, is_ordered, opened, rows_o
 from r3agent.verifiers.sql import Sql
 from tests.support.trees import span
 
-SCHEMA = "create table t(a, b); insert into t values (1, 2.5), (2, null), (2, null), (3, 'x');"
+SCHEMA = """
+create table t(a, b);
+insert into t values (1, 2.5), (2, null), (2, null), (3, 'x');
+create virtual table words using fts5(w);
+insert into words values ('one two');
+"""
 ROWS = [[1, 2.5], [2, None], [2, None], [3, "x"]]
 COUNT = "with recursive c(x) as (select 1 union all select x + 1 from c) select {} from c"
 
@@ -53,6 +58,19 @@ def judged(query: str, answer: Any = "select a, b from t", **info: Any) -> Verdi
         ("select 1000000001", "select 1000000000", False),
         ("select '1'", "select 1", False),
         ("select 1.0", "select 1", True),
+        ("select t.a from t, json_each('[1, 3]') j where t.a = j.value", [[1], [3]], True),
+        ("select value from json_tree('{\"x\": {\"y\": 5}}') where type = 'integer'", [[5]], True),
+        ("select json_group_array(a) from t", [["[1,2,2,3]"]], True),
+        ("select date('2024-02-28', '+2 days'), strftime('%Y', '2024-02-28')", [["2024-03-01", "2024"]], True),
+        ("select w from words where words match 'two'", [["one two"]], True),
+        (
+            "with recursive c(x) as (select 1 union all select x + 1 from c where x < 3) select x from c",
+            [[1], [2], [3]],
+            True,
+        ),
+        ("select a, b from t where a = 9", [], True),
+        ("select b from t where a = 2", [[None], [None]], True),
+        ("select b from t where a = 2", [["None"], ["None"]], False),
         ("select a, b from t", ROWS, True),
         ("select a, b from t", ROWS[1:], False),
     ],
@@ -131,6 +149,14 @@ def test_going_over_a_limit_fails_and_names_it(query: str, says: str) -> None:
         ({"answer": "select no_such"}, "the expected query: no such column"),
         ({"answer": COUNT.format("x")}, "the expected query: over the limit of 10000 rows"),
         ({"schema": "create tabel", "answer": "select 1"}, "the database or the expected query: .*syntax error"),
+        ({"answer": [{"a": 1}]}, r"the row \{'a': 1\}: a row is a list .* in the order of the query's columns"),
+        ({"answer": [1, 2]}, "the row 1: a row is a list"),
+        ({"answer": ["x"]}, "the row 'x': a row is a list"),
+        ({"answer": [[1], [1, 2]]}, "rows of 1 and of 2 cells"),
+        ({"answer": [[[1]]]}, r"the row \[\[1\]\]: a row is a list"),
+        ({"answer": {"a": [1]}}, "give a query, or a list of rows"),
+        ({"answer": 5}, "answer is 5: give a query, or a list of rows"),
+        ({"answer": None}, "answer is None"),
         ({}, "give answer, and database or schema"),
         ({"answer": "select 1", "database": "x.db"}, "give answer, and database or schema"),
     ],

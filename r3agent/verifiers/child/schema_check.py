@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 from jsonschema.validators import Draft202012Validator, validator_for
 from jsonschema_specifications import REGISTRY
+from referencing import Resource
+from referencing.jsonschema import specification_with
+
+FORMATS = frozenset(
+    {
+        *("date", "date-time", "duration", "time"),
+        *("email", "hostname", "idn-email", "idn-hostname", "ipv4", "ipv6"),
+        *("iri", "iri-reference", "uri", "uri-reference", "uri-template"),
+        *("json-pointer", "regex", "relative-json-pointer", "uuid"),
+    }
+)
+"""Formats of draft 2020-12; earlier drafts have fewer."""
+
+
+def unchecked_formats() -> list[str]:
+    """Return the formats that nothing installed checks."""
+    return sorted(FORMATS - set(Draft202012Validator.FORMAT_CHECKER.checkers))
 
 
 def check(schema: str, formats: bool, text: str) -> str:
@@ -15,6 +33,7 @@ def check(schema: str, formats: bool, text: str) -> str:
 
     Raises:
         jsonschema.SchemaError: the schema is invalid.
+        ValueError: `formats`, and the schema has a format that its draft does not have.
         referencing.exceptions.Unresolvable: the schema has an unresolvable reference.
     """
     validator = _validator(schema, formats)
@@ -30,7 +49,20 @@ def _validator(schema: str, formats: bool) -> Any:
     loaded = json.loads(schema)
     kind = validator_for(loaded, default=Draft202012Validator)
     kind.check_schema(loaded)
+    if formats:
+        known = kind.FORMAT_CHECKER.checkers
+        specification = specification_with(str(kind.META_SCHEMA["$schema"]))
+        for name in _formats_in(specification.create_resource(loaded)):
+            if name not in known:
+                raise ValueError(f"format {name!r} is not one of its draft: {', '.join(sorted(known))}")
     return kind(loaded, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER if formats else None)
+
+
+def _formats_in(resource: Resource[Any]) -> Iterator[str]:
+    if isinstance(resource.contents, dict) and "format" in resource.contents:
+        yield resource.contents["format"]
+    for inner in resource.subresources():
+        yield from _formats_in(inner)
 
 
 def _no_constant(name: str) -> None:
