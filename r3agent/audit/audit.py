@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import chain, zip_longest
 from typing import Any
 
+from r3agent.audit.answers import answer_checks
 from r3agent.audit.config import AuditConfig
 from r3agent.audit.contents import Drawn, content_checks
 from r3agent.audit.lengths import Lengths, length_check
@@ -67,6 +68,7 @@ async def audit(
         checks=(
             *verdict_checks(results, tried, settings),
             *content_checks(drawn),
+            *answer_checks(drawn, settings.max_same_gold),
             await length_check(tasks, lengths),
             *tries,
         ),

@@ -28,6 +28,8 @@ class AuditConfig(Record):
     tested."""
     max_flaky: float = Field(default=0.0, ge=0, lt=1)
     """Largest share of answers whose repeated verdicts may differ."""
+    max_same_gold: float = Field(default=0.9, gt=0, le=1)
+    """Largest share of tasks that may have one and the same gold answer, among those that expect one."""
     probe_n: int = Field(default=20, ge=1)
     """Number of tasks that `--probe` tries on the served model."""
     probe_samples: int = Field(default=4, ge=2)

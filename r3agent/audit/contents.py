@@ -1,9 +1,8 @@
-"""Checks of the tasks alone: duplicates, tasks in several splits, and prompts that contain their answer."""
+"""Checks of the prompts: duplicates, prompts in several splits, and conversations that end with a reply."""
 
 from __future__ import annotations
 
 import json
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,26 +10,31 @@ from collections.abc import Mapping, Sequence
 from r3agent.audit.records import Check, check_of, some
 from r3agent.records.trajectory import Task
 
-MIN_ANSWER_CHARS = 4
-"""Length below which an answer may be in a prompt by chance."""
-
 Drawn = Mapping[str, Sequence[Task]]
 """Tasks by split."""
 
 
 def content_checks(drawn: Drawn) -> list[Check]:
     """Run the checks that need neither the verifier nor a model."""
-    return [_ids(drawn), _prompts(drawn), _splits(drawn), _answers_in_prompts(drawn)]
+    return [_ids(drawn), _prompts(drawn), _splits(drawn), _ends(drawn)]
 
 
 def prompt_key(task: Task) -> str:
-    """Return the prompt without case and spacing, equal for duplicate tasks."""
-    parts = [f"{m['role']} {_text(m.get('content'))}" for m in task.messages]
+    """Return the prompt without case, spacing, invisible characters and closing punctuation, equal for duplicates."""
+    parts = [f"{m['role']} {plain(_text(m.get('content'))).rstrip('.?!: ')}" for m in task.messages]
     tools = json.dumps(task.tools, sort_keys=True, default=str) if task.tools else ""
-    return " ".join(unicodedata.normalize("NFKC", " ".join([*parts, tools])).casefold().split())
+    return " ".join([*parts, plain(tools)])
+
+
+def plain(text: str) -> str:
+    """Return a text without case, spacing and invisible characters."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c for c in folded if unicodedata.category(c) != "Cf").split())
 
 
 def _text(content: object) -> str:
+    if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+        return "".join(str(part["text"]) for part in content)
     return content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
 
 
@@ -104,24 +108,21 @@ def _splits(drawn: Drawn) -> Check:
     )
 
 
-def _answers_in_prompts(drawn: Drawn) -> Check:
-    golden = [(task, str(task.gold.get("content") or "")) for ts in drawn.values() for task in ts if task.gold]
-    found = [f"task {task.id!r}: {gold[:80]!r}" for task, gold in golden if _contains(prompt_key(task), gold)]
+def _ends(drawn: Drawn) -> Check:
+    tasks = [task for tasks in drawn.values() for task in tasks]
+    found = [
+        f"task {task.id!r} ends with the {task.messages[-1].get('role')}: {_text(task.messages[-1].get('content'))!r}"
+        for task in tasks
+        if task.messages[-1].get("role") not in ("user", "tool", "function")
+    ]
     return check_of(
-        "answer not told",
-        "warning" if found else "ok" if golden else "skipped",
-        f"{len(found)} of {len(golden)} prompts have the whole gold answer in them"
-        if golden
-        else "no task has a gold answer",
+        "prompts end with the user",
+        "failed" if found else "ok",
+        f"{len(found)} of {len(tasks)} prompts end with a reply of the assistant or with the system message",
         wrong=found,
-        n=len(golden),
-        remedy="fine where the answer is to be chosen or found in the text" if found else "",
+        n=len(tasks),
+        remedy="move the reply into the task's gold: the policy would see it, and answer nobody" if found else "",
     )
-
-
-def _contains(prompt: str, gold: str) -> bool:
-    gold = " ".join(unicodedata.normalize("NFKC", gold).casefold().split())
-    return len(gold) >= MIN_ANSWER_CHARS and re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", prompt) is not None
 
 
 def _few(ids: Sequence[str]) -> str:

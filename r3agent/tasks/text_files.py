@@ -81,10 +81,8 @@ def text_of(path: Path, encoding: str) -> str:
     content = unpacked(path)
     if content.startswith(b"version https://git-lfs"):
         raise ConfigError(f"{path} is a pointer of Git LFS, not the data; fetch it with: git lfs pull")
-    setting = "task.params.encoding, e.g. cp1252 for a file of Windows"
-    text = decode(
-        content, str(path), encoding=encoding, remedy=f"save it as UTF-8, or name its encoding with {setting}"
-    )
+    remedy = "save it as UTF-8, or set task.params.encoding, e.g. cp1252 for a file of Windows"
+    text = decode(content, str(path), encoding=encoding, remedy=remedy)
     if (at := text.find("\0")) >= 0:
         line = text.count("\n", 0, at) + 1
         raise ConfigError(f"{path}:{line} has a NUL byte; if it is UTF-16, set task.params.encoding, or else remove it")

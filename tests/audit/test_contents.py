@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from r3agent.audit.answers import answer_checks
 from r3agent.audit.contents import content_checks
 from r3agent.audit.lengths import EndpointAddress, Lengths, length_check
 from r3agent.audit.records import Check
@@ -19,7 +20,9 @@ CLEAN = {"train": [task(1), task(2)], "gate": [task(3)], "test": [task(4)]}
 
 
 def statuses(**drawn: list[Task]) -> dict[str, str]:
-    return {check.name: check.status for check in content_checks({**CLEAN, **drawn}) if check.status != "ok"}
+    drawn = {**CLEAN, **drawn}
+    checks = [*content_checks(drawn), *answer_checks(drawn, 0.9)]
+    return {check.name: check.status for check in checks if check.status not in ("ok", "skipped")}
 
 
 def words(text: str, **parts: Any) -> Task:
@@ -37,8 +40,47 @@ def test_each_defect_of_contents_is_found_and_no_other() -> None:
     assert statuses(train=[words("Add 2 to 3")], test=[words("add 2 to 3 ")]) == {"splits apart": "failed"}
     assert statuses(train=[task(3)]) == {"splits apart": "failed"}  # the same id as in the gate's
     assert statuses(gate=[]) == {"splits apart": "warning"}
-    told = words("It is BLUE. Which colour?", gold={"role": "assistant", "content": "blue"})
-    assert statuses(train=[told]) == {"answer not told": "warning"}
+    assert statuses(train=[words("Add 2 to 3")], test=[words("Add\u200b 2 to 3.")]) == {"splits apart": "failed"}
+    parts = words("?", messages=[{"role": "user", "content": [{"type": "text", "text": "Add 2 to 3"}]}])
+    assert statuses(train=[words("Add 2 to 3")], test=[parts]) == {"splits apart": "failed"}
+    ends = words("?", messages=[{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}])
+    assert statuses(train=[ends]) == {"prompts end with the user": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("It is BLUE. Which colour?", {"gold": {"role": "assistant", "content": "blue"}}),
+        ("It is BLUE. Which colour?", {"info": {"answer": "blue"}}),
+        ("6 times 7? Answer: 42", {"gold": {"role": "assistant", "content": "42"}}),
+        ("6 times 7?\n#### 42", {"info": {"answer": 42}}),
+    ],
+)
+def test_a_prompt_that_tells_the_answer_is_found(prompt: str, parts: dict[str, Any]) -> None:
+    assert statuses(train=[words(prompt, **parts)]) == {"answer not told": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        (["1"] * 40, {"answers differ": "failed"}),
+        (["a"] * 90 + ["b", "c", "d"], {"answers differ": "failed"}),
+        (["a", "b"] * 20, {}),
+        (["a"] * 5, {}),
+        ([float(2**100 + i) for i in range(40)], {"answers differ": "failed", "answers exact": "warning"}),
+        ([str(2**100 + i) for i in range(40)], {"answers exact": "warning"}),
+        ([float(i) for i in range(40)], {"answers exact": "warning"}),
+        ([i / 2 for i in range(40)], {}),
+    ],
+)
+def test_answers_that_are_one_or_have_lost_digits_are_found(answers: list[Any], status: dict[str, str]) -> None:
+    tasks = [words(f"Question {i * 1000003}", info={"answer": answer}) for i, answer in enumerate(answers)]
+    assert statuses(train=tasks) == status
+
+
+def test_answers_that_no_function_fits_may_be_one() -> None:
+    gold = {"role": "assistant", "content": "None of the functions fits."}
+    assert statuses(train=[words(f"Question {i}", gold=gold, info={"expect": "no_call"}) for i in range(40)]) == {}
 
 
 def test_tasks_are_not_one_for_their_words_alone() -> None:

@@ -186,7 +186,7 @@ def test_another_task_or_base_model_is_refused(run: Run, overrides: dict[str, An
 
 @pytest.mark.parametrize(
     ("mistyped", "says"),
-    [({"task.source": "mising.jsonl"}, "No such file"), ({"task.verifier": "exat"}, "'exat' is unknown")],
+    [({"task.source": "mising.jsonl"}, "there is no such file"), ({"task.verifier": "exat"}, "'exat' is unknown")],
 )
 def test_a_mistyped_first_command_pins_nothing(
     tmp_path: Path, settings: dict[str, Any], mistyped: dict[str, Any], says: str

@@ -18,6 +18,7 @@ from r3agent.deploy.server import Server
 from r3agent.run.config import load_config
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
+from r3agent.tasks import read_tasks
 from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, SERVER_ERROR, Fault, ScriptedEndpoint, ScriptedPolicy
 from r3agent.testing.http import JsonServer
 from r3agent.train import PolicyStart, TrainConfig, build_rows
@@ -146,6 +147,11 @@ def onto_no_server() -> None:
         server.models()
 
 
+def from_rows(path: Path, content: str) -> None:
+    path.write_bytes(content.encode("cp1252"))
+    read_tasks(str(path))
+
+
 PROVOKED: dict[str, Callable[[Path], object]] = {
     "unknown key": lambda _: load_config(None, {"train.learning_rat": 1e-5}),
     "reflections = 0": lambda _: build_graph(policy=ScriptedPolicy(""), verifier=lambda t, a: True, reflections=0),
@@ -155,6 +161,11 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "… is held by": lambda path: held(path / "lock"),
     "schema_version = 99": lambda _: Trajectory.model_validate({"schema_version": 99, "task": ASKED}),
     "….json: nothing is live": lambda path: Registry(path).rollback_target(),
+    "….jsonl:1: its prompt ends": lambda path: from_rows(
+        path / "a.jsonl", '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}'
+    ),
+    "….csv:2 is not UTF-8": lambda path: from_rows(path / "a.csv", "prompt\ngröße\n"),
+    "task.params.prompt: ….csv": lambda path: from_rows(path / "a.csv", "question,answer\n?,1\n"),
     "http://…, model 'my-model': … (tried": lambda _: ask(f"{nowhere()}/v1"),
     "http://…, model 'my-modle': 404": lambda _: ask_scripted("my-modle"),
     "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
