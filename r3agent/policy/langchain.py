@@ -22,7 +22,7 @@ from r3agent._util.aio import gather_all
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
 from r3agent.http.errors import text_refusal
 from r3agent.policy.base import Sampling
-from r3agent.policy.parse import MENDED, not_whole, read_logprobs
+from r3agent.policy.parse import not_whole, read_logprobs
 from r3agent.records import versions
 from r3agent.records.generation import LENGTH
 from r3agent.records.reply import CALL_PARTS, TEXT_PARTS, Reply, normal_calls, read_reply
@@ -135,7 +135,7 @@ def _grade(reply: Reply, content: Any, reason: str | None) -> tuple[Capability, 
         blocks = content if isinstance(content, list) and "content" in reply.extra else ()
         kinds = {str(block.get("type")) for block in blocks if isinstance(block, dict)} - {*TEXT_PARTS, *CALL_PARTS}
         return "eval-only", f"{NO_IDS}, and the text does not spell its {', '.join(sorted(kinds)) or 'thinking'}"
-    return ("eval-only", f"{NO_IDS}; {MENDED}") if reply.is_mended else ("trainable-retokenised", NO_IDS)
+    return "trainable-retokenised", NO_IDS
 
 
 def _convert(messages: Sequence[Message]) -> list[BaseMessage]:

@@ -27,8 +27,6 @@ BROKEN_STREAM = (
 LOWEST, HIGHEST = -9999.0, 1e-3
 """Bounds of a logprob: vLLM writes the lower one for minus infinity, and rounding may give a little more than 0."""
 
-MENDED = "characters that UTF-8 cannot encode (lone surrogates) were replaced in its text"
-
 UNKNOWN_VERSION = (
     "nobody knows which version it is of: the weights were swapped while it was generated, or the server has restarted "
     "and does not name its weights until the next deploy"
@@ -89,9 +87,6 @@ def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None
         capability, note = "eval-only", broken
     elif capability == "trainable-retokenised" and (has_hidden or reply.has_more):
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
-    elif reply.is_mended:
-        note = "; ".join(filter(None, [note, MENDED]))
-        capability = "eval-only" if capability == "trainable-retokenised" else capability
     return Generation.model_validate(
         {
             **shared,

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from r3agent.http.client import parse_json, read_events
 from r3agent.policy.deltas import add_call, add_content, add_fields
-from r3agent.records.reply import join_surrogates, replace_surrogates, text_of
+from r3agent.records.json_values import well_formed
+from r3agent.records.reply import text_of
 
 OnDelta: TypeAlias = Callable[[int, str], object]
 """Callback for each text delta of a streamed completion, without thinking; takes the choice index and the text."""
@@ -88,10 +89,10 @@ class Assembly:
 
     def _whole_characters(self, index: int, text: str) -> str:
         """Keep the first half of a surrogate pair back until the second comes."""
-        text = join_surrogates(self._halves.pop(index, "") + text)
+        text = self._halves.pop(index, "") + text
         if HALF.search(text):
             self._halves[index], text = text[-1], text[:-1]
-        return replace_surrogates(text)
+        return well_formed(text)
 
     def take(self, chunk: Any) -> None:
         """Add one chunk, and call back for each piece of text; raises as `add`."""

@@ -4,8 +4,6 @@ content      text; null, missing; a list of parts of text, refusal, thinking or 
 thinking     in a field of its own, or in parts
 tool calls   ids missing, empty, null, numbers or repeated; no type; arguments an object or null; `function_call`
 other        `reasoning_details`, `extra_content`, `thinking_blocks`, ...: kept, because some servers want them back
-
-Half a surrogate pair, which no UTF-8 file can hold, is replaced; two halves that belong together are joined.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ THINKING_PARTS = ("thinking", "reasoning")
 MORE = re.compile(r"^content$|think|reason")
 """Names of further fields with what the model sampled."""
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 class Reply(NamedTuple):
     """Content of an assistant message."""
@@ -46,8 +42,6 @@ class Reply(NamedTuple):
     tool_calls: tuple[dict[str, Any], ...]
     extra: dict[str, Any]
     """Further fields that go back to the server; `content` if it has parts that are not text."""
-    is_mended: bool = False
-    """True if a character that UTF-8 cannot encode was replaced."""
 
     @property
     def has_more(self) -> bool:
@@ -57,7 +51,6 @@ class Reply(NamedTuple):
 
 def read_reply(message: Mapping[str, Any]) -> Reply:
     """Read an assistant message in any of the forms above."""
-    message = join_surrogates(message)
     content = message.get("content")
     extra = {key: value for key, value in message.items() if _says_something(value) and key not in NOT_SENT_BACK}
     if isinstance(content, list) and not all(_is_text(part) or part.get("type") in CALL_PARTS for part in content):
@@ -65,14 +58,12 @@ def read_reply(message: Mapping[str, Any]) -> Reply:
     calls = message.get("tool_calls") or ([message["function_call"]] if message.get("function_call") else ())
     thoughts: dict[ReasoningField, str] = {field: _spelled(message.get(field), THINKING_KEYS) for field in FIELDS}
     thoughts[FIELDS[0]] = thoughts[FIELDS[0]] or (_thoughts(content) if not any(thoughts.values()) else "")
-    reply = Reply(
+    return Reply(
         text=text_of(content) or text_of(message.get("refusal")),
         reasoning=next(((field, text) for field, text in thoughts.items() if text), None),
         tool_calls=normal_calls(calls, salt=uuid4().hex),
         extra=extra,
     )
-    cleaned = replace_surrogates(reply[:4])
-    return reply if cleaned == reply[:4] else Reply(*cleaned, is_mended=True)
 
 
 def text_of(content: Any) -> str:
@@ -124,29 +115,6 @@ def as_json(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments if arguments.strip() else "{}"
     return "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False, default=str)
-
-
-def join_surrogates(value: Any) -> Any:
-    """Join the halves of surrogate pairs in every string of a JSON value."""
-    return _each_text(value, "surrogatepass")
-
-
-def replace_surrogates(value: Any) -> Any:
-    """Join the halves of surrogate pairs in every string of a JSON value, and replace a half alone by U+FFFD."""
-    return _each_text(value, "replace")
-
-
-def _each_text(value: Any, errors: str) -> Any:
-    match value:
-        case str():
-            whole = value.isascii() or SURROGATE.search(value) is None
-            return value if whole else value.encode("utf-16", "surrogatepass").decode("utf-16", errors)
-        case Mapping():
-            return {_each_text(key, errors): _each_text(inner, errors) for key, inner in value.items()}
-        case list() | tuple():
-            return type(value)(_each_text(inner, errors) for inner in value)
-        case _:
-            return value
 
 
 def _says_something(value: Any) -> bool:

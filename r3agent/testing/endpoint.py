@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message
 from r3agent.testing.faults import Edit, Fault, Json
 from r3agent.testing.http import JsonServer
@@ -151,7 +152,7 @@ class ScriptedEndpoint:
 
 def _sampled(message: Json) -> str:
     """Return the sampled text, including thinking from a separate field."""
-    return str(message.get("reasoning") or message.get("reasoning_content") or "") + (message["content"] or "")
+    return str(message.get("reasoning") or message.get("reasoning_content") or "") + text_of(message.get("content"))
 
 
 def _error(status: int, message: str) -> Fault:

@@ -19,7 +19,8 @@ def as_stream(completion: Json, *, usage: bool) -> str:
     first = {key: completion[key] for key in ("prompt_token_ids",) if key in completion}
     chunks: list[Json] = []
     for choice in completion["choices"]:
-        words = pieces(choice["message"]["content"] or "") or [""]
+        content = choice["message"].get("content") or ""
+        words = [content] if isinstance(content, list) else pieces(content) or [""]
         for i, word in enumerate(words):
             chunks.append({**head, **(first if not chunks else {}), "choices": [_piece(choice, word, i, len(words))]})
         chunks.append({**head, "choices": [_end(choice)]})
@@ -28,7 +29,7 @@ def as_stream(completion: Json, *, usage: bool) -> str:
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
 
-def _piece(choice: Json, word: str, i: int, n: int) -> Json:
+def _piece(choice: Json, word: str | list[Json], i: int, n: int) -> Json:
     """Make the i-th of `n` pieces, with its share of the tokens; the first also has the rest of the message."""
     apart = {key: value for key, value in choice["message"].items() if key not in ("content", "tool_calls")}
     piece: Json = {"index": choice["index"], "delta": {**(apart if i == 0 else {}), "content": word}}
