@@ -104,6 +104,14 @@ def why_none() -> str | None:
     return "this thread is in no trace, but others are; to record it, enter `with episode:` in this thread too"
 
 
+def lose_call() -> None:
+    """Count a call that is in no trace for each trace that is open meanwhile."""
+    with _lock:
+        episodes = {block.episode for blocks in _blocks.values() for block in blocks}
+    for episode in episodes:
+        episode.missed += 1
+
+
 def caller() -> FrameType | None:
     """Return the frame that enters or leaves a context manager."""
     frame = currentframe()

@@ -19,6 +19,7 @@ them too. Calls that are not recorded are logged as warnings.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from r3agent.http.errors import redact_key
 from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
 from r3agent.recording.conversation import attach
 from r3agent.recording.recorder import Recorder
+from r3agent.records.json_values import json_value, text_of
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
 
@@ -81,11 +83,17 @@ class Episode:
     _out: str | Path | None
     _fields: dict[str, Any]
     closed: bool = field(default=False, init=False)
+    missed: int = field(default=0, init=False)
+    """Number of calls in threads without a trace while this one was open."""
     _keys: set[str] = field(default_factory=set, init=False)
     """API keys of the clients, which are never recorded."""
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
     _called: bool = field(default=False, init=False)
+    _n_lost: int = field(default=0, init=False)
+    """Number of its calls without a span: they failed, or cannot be recorded."""
+    _is_try_lost: bool = field(default=False, init=False)
+    """True if the last try is such a call."""
     _warned: set[str] = field(default_factory=set, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     _blocks: list[Block] = field(default_factory=list, init=False)
@@ -102,11 +110,13 @@ class Episode:
             parent: parent span of the calls; default: the span whose conversation they continue, if there is one.
 
         Raises:
-            ConfigError: there is no such label, or the parent is not a span of this episode.
+            ConfigError: there is no such label, or the parent is not a span of this episode, all of whose calls are
+                recorded.
         """
         if label not in get_args(Label):
             raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
-        scope = SpanScope(label, None if parent is None else self._find(parent).span_id)
+        above = None if parent is None else self._find(parent)
+        scope = SpanScope(label, above and above.span_id)
         if self.closed:
             self.warn(ENDED)
             yield scope
@@ -120,12 +130,19 @@ class Episode:
     def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
         """Set the verdict on a try, by default the last one.
 
+        A verdict on a try that is not recorded is not recorded either, with a warning.
+
         Raises:
-            ConfigError: there is no such try.
+            ConfigError: there is no such try, and all calls of the episode are recorded.
         """
+        if not (feedback is None or isinstance(feedback, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            feedback = json.dumps(json_value(feedback))
         with self._lock:
             tries = self._tries()
             found = self._find(span) if span is not None else tries[-1] if tries else None
+            if self._n_lost and (found is None or (span is None and self._is_try_lost)):
+                self.warn("a verdict is not recorded: its try is not")
+                return
             if found is None or found not in tries:
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
             verdict = Verdict(passed=passed, score=float(passed), feedback=feedback)
@@ -145,9 +162,11 @@ class Episode:
         """Last try of the episode.
 
         Raises:
-            LookupError: there is no try yet.
+            LookupError: there is no try yet, and all calls of the episode are recorded.
         """
         if not (tries := self._tries()):
+            if self._n_lost:
+                return Span(label="attempt", text="", model="", capability_note="not recorded")
             raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
         return tries[-1]
 
@@ -176,6 +195,12 @@ class Episode:
             self._warned.add(message)
             logger.warning("%s", message)
 
+    def lose(self, scope: SpanScope | None) -> None:
+        """Count a call that has no span."""
+        with self._lock:
+            self._n_lost += 1
+            self._is_try_lost |= scope is None or scope.label != "reflect"
+
     def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
         """Register a call; the first call defines the task, unless `trace` got one."""
         with self._lock:
@@ -200,6 +225,7 @@ class Episode:
                     "application wrote it"
                 )
             place["label"] = "attempt" if scope is None else scope.label
+            self._is_try_lost &= place["label"] == "reflect"
             same_tools = list(self.trajectory.task.tools) == list(tools)
             for generation in generations:
                 fields = dict(generation)
@@ -236,13 +262,15 @@ class Episode:
             self._blocks.remove(own)
             leave(own)
             if error is not None and own is self._first:
-                message = reduce(redact_key, self._keys, str(error))
+                message = reduce(redact_key, self._keys, text_of(error))
                 self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
             if self._blocks:
                 return
             for finish in self._finishers:
                 finish()
             self.closed = True
+        if self.missed:
+            self.warn(f"{self.missed} calls of threads in no trace were made while this one was open: not recorded")
         if not self._called:
             self.warn(
                 "the trace ends without a recorded call: none was made, or not by a client that instrument() returned "
@@ -250,12 +278,17 @@ class Episode:
             )
         if self._task is None or not (self._spans or "error" in self._fields):
             return  # no span and no error: there is no episode to record
+        try:
+            recorded = self.trajectory
+        except Exception as fault:  # the application goes on whatever happens here
+            logger.warning("an episode is not recorded: %s: %s", type(fault).__name__, fault)
+            return
         if self._recorder is not None:
-            self._recorder.record(self.trajectory)
+            self._recorder.record(recorded)
         if self._out is not None:
             try:
                 with TrajectoryWriter(self._out, unique=True) as writer:
-                    writer.append(self.trajectory)
+                    writer.append(recorded)
             except (ConfigError, RecordError) as refused:
                 if error is None:
                     raise
@@ -267,7 +300,8 @@ class Episode:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         self.__exit__(kind, error, *rest)
 
-    def _find(self, ref: SpanRef) -> Span:
+    def _find(self, ref: SpanRef) -> Span | None:
+        """Find a span; return `None` if it may be of a call that is not recorded."""
         match ref:
             case SpanScope():
                 span_id = ref.span_ids[-1] if ref.span_ids else ""
@@ -278,5 +312,8 @@ class Episode:
         for span in self._spans:
             if span.span_id == span_id:
                 return span
+        if self._n_lost:
+            self.warn("a span is not found: its call is not recorded")
+            return None
         spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
         raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")

@@ -141,7 +141,7 @@ class _Conversion:
                 except UnicodeDecodeError:
                     return base64.b64encode(content).decode()
             case _:
-                text = well_formed(_shown(value))
+                text = well_formed(text_of(value))
                 return self._lost(path, type(value).__name__, text, NO_JSON)
 
     def _lost(self, path: tuple[str, ...], value: object, kept: Any, why: str) -> Any:
@@ -161,7 +161,7 @@ def _items(value: Any) -> dict[Any, Any] | Iterable[Any] | None:
             case list() | tuple():
                 return value
             case Set():
-                return sorted(value, key=lambda item: (type(item).__name__, _shown(item)))
+                return sorted(value, key=lambda item: (type(item).__name__, text_of(item)))
             case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             case _:
@@ -176,11 +176,13 @@ def _key(key: Any) -> str:
         key = key.value
     if isinstance(key, str):
         return key
-    return json.dumps(key) if key is None or isinstance(key, bool | float) else _shown(key)
+    return json.dumps(key) if key is None or isinstance(key, bool | float) else text_of(key)
 
 
-def _shown(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return the text of any object, at most 1,000 characters; never raise."""
     try:
-        return re.sub(r" at 0x[0-9a-f]+", "", str(value)[:1000])  # an address differs from process to process
+        # An address differs from process to process.
+        return re.sub(r" at 0x[0-9a-f]+", "", str(value)[:1000])
     except Exception:  # an application's own class
         return f"<{type(value).__name__}>"
