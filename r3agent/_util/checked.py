@@ -26,12 +26,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 AtLeastOne: TypeAlias = Annotated[int, Field(ge=1)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Word: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """Text that is not blank."""
 
 CONFIG = ConfigDict(
     strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, extra="ignore", protected_namespaces=()
 )
+
+CHECKED_LATER = ("tasks", "trajectories", "policy", "verifier")
+"""Arguments that a check of their own describes."""
 
 SECRET = "api_key"
 """Argument whose value is in no message."""
@@ -50,12 +54,12 @@ def checked(function: F) -> F:
         kinds: dict[str, Any] = {
             p.name: (_unconverted(hints[p.name]), None)
             for p in parameters
-            if p.name in hints and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            if p.name in hints and p.name not in CHECKED_LATER and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
         return create_model(function.__name__, __config__=CONFIG, **kinds)
 
     def check(given: dict[str, Any]) -> None:
-        for name in () if takes_any else given.keys() - {*names, *positional}:
+        for name in () if takes_any else sorted(given.keys() - {*names, *positional}):
             raise ArgumentError(f"unknown argument {name!r}; {did_you_mean(name, names)}")
         try:
             model().model_validate(given)

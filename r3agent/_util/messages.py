@@ -27,6 +27,12 @@ def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "", cutoff: f
     return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the nearest known name, before a list of all; empty if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
 def shorten(value: object) -> str:
     """Render a value in at most `MAX_VALUE_CHARS` characters."""
     text = repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias
@@ -21,6 +22,11 @@ Overrides: TypeAlias = dict[str, Any]
 """Settings from the command line: dotted key to value."""
 
 RunFlag: TypeAlias = Annotated[str, Parameter(name="--run", help="Run directory.")]
+
+
+def next_step(verb: str, *words: object) -> str:
+    """Write a command that can be pasted into a shell, e.g. with quotes around a path that has spaces."""
+    return shlex.join(["r3agent", verb, *map(str, words)])
 
 
 def switch(help_: str) -> Parameter:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, verb
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, next_step, verb
 from r3agent.cli.inspect_view import render, summary_lines
 from r3agent.errors import ConfigError
 from r3agent.records.summary import summarise
@@ -76,10 +76,10 @@ def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unread
         *([left_out(unreadable)] if unreadable else []),
     ]
     if failed:
-        lines.append(f"failed first tries, e.g. (r3agent inspect {run} ID):")
+        lines.append(f"failed first tries, e.g. ({next_step('inspect', run, 'ID')}):")
         lines += [f"  {trajectory_id}" for trajectory_id in failed[:MAX_IDS]]
     if unlabelled:
-        lines.append(f"without a verdict, e.g. (r3agent label {run} ID --passed, or --failed):")
+        lines.append(f"without a verdict, e.g. ({next_step('label', run, 'ID', '--passed')}, or --failed):")
         lines += [f"  {trajectory_id}" for trajectory_id in unlabelled[:MAX_IDS]]
     if overruled:
         lines.append(f"verdicts of the verifier overruled by labels: {len(overruled)}, e.g.:")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import Output, switch, verb
+from r3agent.cli.command import Output, next_step, switch, verb
 from r3agent.errors import ConfigError
 from r3agent.store.labels import label as label_trajectory
 from r3agent.store.shards import store_at
@@ -32,7 +32,7 @@ def label(
     return Output(
         verdict.model_dump(mode="json"),
         f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {_word(verdict.passed)}, "
-        f"says {verdict.by}{overrules}; next: r3agent inspect {directory} {verdict.trajectory_id}",
+        f"says {verdict.by}{overrules}; next: {next_step('inspect', directory, verdict.trajectory_id)}",
     )
 
 

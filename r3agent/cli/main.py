@@ -204,8 +204,11 @@ def _version() -> str:
 
 def _explain(error: CycloptsError) -> str:
     """Render a usage error, with the flags of the values that pydantic refuses."""
+    from cyclopts.exceptions import UnusedCliTokensError
     from pydantic import ValidationError
 
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())}: one argument too many"
     if not isinstance(error.__cause__, ValidationError):
         return str(error)
     refused = error.__cause__.errors(include_url=False)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, switch, verb
+from r3agent._util.messages import nearest
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
 from r3agent.cli.flags import COLLECT, EVAL, ROUNDS, SUBJECT, URL
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
@@ -30,6 +31,7 @@ OUTDATED = "{n} stored episodes do not count: other settings made them, or their
 def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
+        _tell_new(opened, reporter)
         summary = opened.collect(reporter.episodes)
     stored = opened.trajectories()
     live = opened.ensure_live().version
@@ -39,7 +41,7 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
         *summary_lines(summary),
-        f"nothing to train on yet: {why_not}" if why_not else f"next: r3agent train --run {run}",
+        f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run)}",
     ]
     return Output(summary.model_dump(), "\n".join(lines), ok=sum(summary.errors.values()) < summary.episodes)
 
@@ -66,7 +68,7 @@ def train(
         f"  {progress_line('mismatch', card.metrics['mismatch'])}",
         *([f"  KL to the base: {drift['kl']:.3g} nats per token"] if (drift := card.metrics["drift"]) else []),
         *(f"  forced: {reason}" for reason in card.metrics["forced"]),
-        f"next: r3agent deploy {card.version} --run {run}",
+        f"next: {next_step('deploy', card.version, '--run', run)}",
     ]
     return Output(card.model_dump(mode="json", exclude={"fingerprint"}), "\n".join(lines))
 
@@ -115,6 +117,7 @@ def evaluate(
 def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
+        _tell_new(opened, reporter)
         report = run_loop(opened, reporter)
     lines = [
         f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n"
@@ -126,11 +129,11 @@ def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     lines.append(f"{report.live} is live")
     if report.live != report.champion:
         lines[-1] += (
-            f", and {report.champion}, the last version that passed, is not: `r3agent deploy {report.champion} "
-            f"--run {run}` makes it live"
+            f", and {report.champion}, the last version that passed, is not: "
+            f"`{next_step('deploy', report.champion, '--run', run)}` makes it live"
         )
     if opened.config.gate.split != opened.config.eval.split:
-        lines.append(f"next: r3agent eval --run {run}     final evaluation, on tasks the gate did not use")
+        lines.append(f"next: {next_step('eval', '--run', run)}     final evaluation, on tasks the gate did not use")
     return Output(report.model_dump(mode="json"), "\n".join(lines))
 
 
@@ -144,6 +147,14 @@ def _open(run: str, overrides: Overrides) -> Run:
     if not path.exists():
         raise ConfigError(f"{path}: there is no such run; collect into it first, or name another with --run")
     return Run(run, overrides)
+
+
+def _tell_new(run: Run, reporter: ConsoleReporter) -> None:
+    """Report that the run is a new one, and the nearest existing one, because its name may be misspelt."""
+    if not run.config_file.exists():
+        others = (str(file.parent) for file in run.directory.parent.glob(f"*/{CONFIG_FILE}"))
+        hint = nearest(str(run.directory), others)
+        reporter.stage(f"{run.directory} is a new run; {hint}its settings are written to {run.config_file}")
 
 
 def _deployment(report: DeployReport) -> Output:

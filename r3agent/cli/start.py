@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, verb
+from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, verb
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
@@ -26,7 +26,9 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
         overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
         note = ", with the demo's settings for the bundled policy (another model needs others)"
     Run(run, overrides).write_config()
-    return Output({"config": str(path)}, f"{path} written{note}; next: r3agent collect --run {run}")
+    collect = next_step("collect", "--run", run)
+    serve = "r3agent serve bundled, and in another terminal " if config.policy.model == "bundled" else ""
+    return Output({"config": str(path)}, f"{path} written{note}; next: {serve}{collect}")
 
 
 @verb()

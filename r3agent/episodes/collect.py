@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
+from pydantic import Field
 from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
+from r3agent._util.checked import AtLeastOne, checked
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions, EpisodePrompts
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, R3Error, VerifierError
 from r3agent.policy import Policy, Versioned, sampling_of
 from r3agent.records.summary import CollectSummary, summarise
+from r3agent.records.task import each_task
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter
@@ -41,8 +44,9 @@ class Job(NamedTuple):
     sample: int
 
 
+@checked
 async def collect(
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | Mapping[str, Any]],
     *,
     policy: Policy,
     verifier: Verifier,
@@ -52,11 +56,11 @@ async def collect(
     accept: Callable[[Trajectory], bool] = lambda _: True,
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
-    samples: int = 1,
-    first_sample: int = 0,
-    concurrency: int = 64,
+    samples: AtLeastOne = 1,
+    first_sample: Annotated[int, Field(ge=0)] = 0,
+    concurrency: AtLeastOne = 64,
     rerun_errors: bool = True,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     on_episode: Callable[[int, int], None] | None = None,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
@@ -66,6 +70,7 @@ async def collect(
     settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
 
     Args:
+        tasks: tasks, as records or as their JSON.
         policy_name: served name with its version; default: the policy's `model`, with the version that is live at the
             start if the name leaves it open.
         version: policy version that all spans must have, or else a stored episode does not count as done; default: that
@@ -83,7 +88,7 @@ async def collect(
         options: as in `build_graph`; 8 reflections by default.
 
     Raises:
-        ConfigError: the tasks, the limits or the directory are invalid.
+        ConfigError: an argument, the tasks, the limits or the directory are invalid.
         EndpointError, AccessError, ProtocolError: the endpoint fails; finished episodes are stored.
         VerifierError: the endpoint of the judge fails.
         RecordError: the store cannot be read, or the disk is full.
@@ -93,8 +98,6 @@ async def collect(
     config = config.model_copy(update={"sampling": config.sampling or sampling_of(policy)})
     graph = build_graph(policy=policy, verifier=verifier, **config.options()).compile()
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
-    if concurrency < 1:
-        raise ConfigError(f"concurrency = {concurrency}: must be at least 1")
     if not policy_name:
         model = getattr(policy, "model", "")
         policy_name = model if isinstance(model, str) else ""
@@ -190,7 +193,7 @@ async def run_episode(
 
 
 def episode_jobs(
-    tasks: Iterable[Task],
+    tasks: Iterable[Task | Mapping[str, Any]],
     *,
     policy_name: str,
     verifier_name: str = "",
@@ -216,7 +219,7 @@ def episode_jobs(
     }
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
-    for task in tasks:
+    for task in each_task(tasks):
         if task.id in seen:
             raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
         seen.add(task.id)
@@ -224,7 +227,10 @@ def episode_jobs(
             key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
             jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
     if not jobs:
-        raise ConfigError(f"there is nothing to collect, with samples = {samples}; check --n and the task source")
+        raise ConfigError(
+            "there is nothing to collect, in 0 tasks; check --n and the task source, and pass a list, because a "
+            "generator gives its tasks only once"
+        )
     return jobs
 
 

@@ -21,7 +21,7 @@ from langgraph.runtime import get_runtime
 from typing_extensions import Unpack
 
 from r3agent._util.aio import run_sync
-from r3agent._util.messages import shorten
+from r3agent.episodes.collaborators import check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.nodes import Nodes, Streamer, Update
 from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, begin, hashes, merge_spans, proceed
@@ -53,8 +53,9 @@ def build_graph(
             the templates `reflect_prompt`, `retry_prompt` and `blind_retry_prompt`; `sampling` and `reflect_sampling`.
 
     Raises:
-        ConfigError: `policy` cannot sample or stream; `verifier` is not callable; a limit is not an integer or out of
-            range; a sampling is not a `Sampling`; or a prompt is not a template or uses an unknown variable.
+        ConfigError: `policy` cannot sample or stream; `verifier` does not take a task and an answer; a limit is not an
+            integer or out of range; a sampling is not a `Sampling`; or a prompt is not a template or uses an unknown
+            variable.
 
     At run time, an input without a valid task raises a `ConfigError`. A `PolicyError` or a `VerifierError` passes
     through: resume from the checkpoint, or let `collect` record it. On a thread with `durability="sync"`, a resumed run
@@ -62,7 +63,8 @@ def build_graph(
     default one does not retry a `PolicyError`, because its request has been retried already: use
     `retry_on=EndpointError` to wait for the end of an outage.
     """
-    _check_collaborators(policy, verifier)
+    check_policy(policy)
+    check_verifier(verifier)
     config = EpisodeConfig.of(options)
     nodes = Nodes(
         policy=policy,
@@ -127,22 +129,6 @@ class AsyncNode(AsyncStep[Update]):
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         return {**update, "lineage": {**own["lineage"], "spans": known}, "spans": spans}
-
-
-def _check_collaborators(policy: object, verifier: object) -> None:
-    # Check only what the graph calls: an application's policies and verifiers can be of any class.
-    if not callable(getattr(policy, "sample", None)):
-        model = repr(policy) if isinstance(policy, str) else "model"
-        raise ConfigError(
-            f"policy = {shorten(policy)}: it has no sample(); pass OpenAIPolicy(base_url, {model}), "
-            "or what implements r3agent.Policy"
-        )
-    if not callable(verifier):
-        name = repr(verifier) if isinstance(verifier, str) else "name"
-        raise ConfigError(
-            f"verifier = {shorten(verifier)}: it is no callable (task, answer) -> bool; pass your own, "
-            f"or r3agent.verifiers.find_verifier({name})"
-        )
 
 
 def _streamer(policy: Policy) -> Streamer:

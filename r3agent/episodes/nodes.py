@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from r3agent._util.templates import Template
 from r3agent.episodes.checkpointed import Drawing, draw
+from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.renderings import Rendered, Renderer
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
@@ -153,7 +154,8 @@ class Nodes:
         async def ask(rendered: Rendered) -> list[Generation]:
             settings = _without_calls(sampling) if rendered.forbids_calls else sampling
             sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
-            return await (self.streamer(sample, rendered.messages, slots) if self.streamer else sample())
+            answer = self.streamer(sample, rendered.messages, slots) if self.streamer else sample()
+            return await sampled(policy, answer, n)
 
         try:
             generations, sent = await self.renderer.send(ask, messages, tree.task.tools, may_call=label != "reflect")

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from r3agent._util.checked import NotNegative, Share, checked
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, change, evaluate, paired_differences
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference
-from r3agent.records.trajectory import Record, Trajectory, VersionedRecord
+from r3agent.records.trajectory import Record, Trajectory, VersionedRecord, each_trajectory
 from r3agent.store.registry import read_record
 
 
@@ -50,7 +51,7 @@ def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory], *, 
     Raises:
         ConfigError: they have no task in common, a task differs between them, or as `evaluate`.
     """
-    baseline, candidate = list(baseline), list(candidate)
+    baseline, candidate = list(each_trajectory(baseline)), list(each_trajectory(candidate))
     _check_same_tasks(baseline, candidate)
     if not mixed:
         check_same_settings([*baseline, *candidate])
@@ -69,7 +70,8 @@ def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory], *, 
     )
 
 
-def gate(comparison: Comparison, *, min_lift: float, max_regression: float, alpha: float) -> Decision:
+@checked
+def gate(comparison: Comparison, *, min_lift: float, max_regression: NotNegative, alpha: Share) -> Decision:
     """Promote a candidate that is better after a reflection, and not worse elsewhere.
 
     Args:

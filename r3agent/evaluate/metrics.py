@@ -11,7 +11,7 @@ from r3agent.errors import ConfigError
 from r3agent.evaluate.equal_tokens import EqualTokens, equal_tokens, success_of
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference, Rate, difference, rate
-from r3agent.records.trajectory import Record, Trajectory, mean_success
+from r3agent.records.trajectory import Record, Trajectory, each_trajectory, mean_success
 
 Cell: TypeAlias = Literal["first_try", "after_reflection", "blind_retry", "blind_equal_tokens"]
 CELLS: tuple[Cell, ...] = ("first_try", "after_reflection", "blind_retry", "blind_equal_tokens")
@@ -62,7 +62,7 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
     Raises:
         ConfigError: there are no episodes, some lack a kind of retry that others have, or their settings differ.
     """
-    trajectories = list(trajectories)
+    trajectories = list(each_trajectory(trajectories))
     if not trajectories:
         raise ConfigError("there are no episodes to evaluate; collect some first")
     if not mixed:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import NormalDist, fmean, pvariance
 
+from r3agent._util.checked import Share, checked
+from r3agent.errors import ArgumentError
 from r3agent.records.trajectory import Record
 
 CONFIDENCE = 0.95
@@ -50,6 +52,8 @@ def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, f
 
     Both may be fractional, as effective counts are; `scipy.stats.binomtest` takes only whole counts.
     """
+    if not 0 <= k <= n or not n or not 0 < confidence < 1:
+        raise ArgumentError(f"wilson({k}, {n}, {confidence}): needs 0 <= k <= n, n above 0, 0 < confidence < 1")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p = k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -128,7 +132,8 @@ def sign_flip_test(differences_N: Sequence[float]) -> float:
     return min(1.0, 2 * float(null[(total + observed) // 2 :].sum()))
 
 
-def spend_alpha(alpha: float, promoted: Sequence[bool]) -> float:
+@checked
+def spend_alpha(alpha: Share, promoted: Sequence[bool]) -> float:
     """Return the level of the next comparison of a loop that promotes an equal version with probability <= `alpha`.
 
     The k-th comparison gets 2 alpha / (k (k + 1)), at most alpha. These shares add up to 2 alpha, however long the loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 
+from r3agent._util.checked import checked
 from r3agent._util.console import columns
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
@@ -15,6 +16,7 @@ AT_EQUAL_TOKENS = ("blind_equal_tokens", "lift_at_equal_tokens")
 """Further rows, if enough blind retries were collected."""
 
 
+@checked
 def table(result: Evaluation | Comparison) -> str:
     """Render one line per cell, in percent and percentage points, with 95 % intervals."""
     return _of_comparison(result) if isinstance(result, Comparison) else _of_evaluation(result)

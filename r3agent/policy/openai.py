@@ -19,6 +19,7 @@ from pydantic import Field
 
 from r3agent._util.aio import gather_all, run_sync
 from r3agent._util.checked import AtLeastOne, NotNegative, Positive, Word, checked
+from r3agent._util.shared import Shared
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError
 from r3agent.http.errors import NO_KEY
 from r3agent.http.negotiation import Terms, negotiate
@@ -34,7 +35,7 @@ from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
 
 
-class OpenAIPolicy:
+class OpenAIPolicy(Shared):
     """Model behind an OpenAI-compatible endpoint.
 
     Args:

@@ -25,9 +25,13 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from r3agent.errors import ConfigError, R3Error
+from pydantic import Field
+
+from r3agent._util.checked import AtLeastOne, checked
+from r3agent._util.shared import Shared
+from r3agent.errors import R3Error
 from r3agent.recording.redaction import Redact, redact_trajectory
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.shards import TrajectoryWriter
@@ -53,7 +57,7 @@ class Counts(NamedTuple):
     """Trajectories lost to an error of the disk or of `redact`, and invalid trajectories."""
 
 
-class Recorder(AbstractContextManager["Recorder"]):
+class Recorder(AbstractContextManager["Recorder"], Shared):
     """Recorder of a running application's trajectories; a context manager, or `close` it at shutdown.
 
     The interpreter's exit closes it too, but a web server may kill its workers without a clean exit.
@@ -69,18 +73,15 @@ class Recorder(AbstractContextManager["Recorder"]):
         ConfigError: a setting is out of range, or the directory cannot be written.
     """
 
+    @checked
     def __init__(
         self,
         directory: str | Path,
         *,
-        sample_rate: float = 1.0,
+        sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0,
         redact: Redact | None = None,
-        queue_size: int = 1000,
+        queue_size: AtLeastOne = 1000,
     ) -> None:
-        if not 0 <= sample_rate <= 1:
-            raise ConfigError(f"sample_rate = {sample_rate}: must be from 0 to 1, the share that is kept")
-        if queue_size < 1:
-            raise ConfigError(f"queue_size = {queue_size}: must be at least 1")
         self.directory = Path(directory)
         self.sample_rate = sample_rate
         self.queue_size = queue_size
@@ -88,6 +89,9 @@ class Recorder(AbstractContextManager["Recorder"]):
         TrajectoryWriter(self.directory).close()  # raise here rather than in the thread
         self._begin()
         _open.add(self)
+
+    def __copy__(self) -> Recorder:
+        return self  # a second queue would need a second thread
 
     def _begin(self) -> None:
         """Start with an empty queue; the first trajectory starts the thread and its shard."""
@@ -106,8 +110,13 @@ class Recorder(AbstractContextManager["Recorder"]):
             return Counts(*(self._counts[name] for name in get_args(CountName)))
 
     def record(self, trajectory: Trajectory | Mapping[str, Any]) -> None:
-        """Queue a trajectory, or its JSON from the graph's output; never wait for the disk and never raise."""
+        """Queue a trajectory, its JSON, or the graph's output with it; never wait for the disk and never raise."""
         try:
+            if isinstance(trajectory, Mapping):
+                trajectory = trajectory.get("trajectory") or trajectory
+            if not isinstance(trajectory, Trajectory) and "trajectory_id" not in trajectory:
+                self._count("failed", "it has no trajectory_id; pass the result of a graph that ended, or a Trajectory")
+                return
             is_record = isinstance(trajectory, Trajectory)
             trajectory_id = trajectory.trajectory_id if is_record else trajectory["trajectory_id"]
             if not self._keeps(trajectory_id):

@@ -18,7 +18,8 @@ from statistics import fmean
 from typing import Literal, TypeAlias, get_args
 
 from r3agent._util.messages import did_you_mean
-from r3agent.records.trajectory import Record, Span, Trajectory, mean_success, origins
+from r3agent.errors import ArgumentError
+from r3agent.records.trajectory import Record, Span, Trajectory, each_trajectory, mean_success, origins
 
 CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 """A span's label, and whether a retry was blind."""
@@ -73,22 +74,22 @@ def check_label(label: str) -> None:
     """Check that a label exists.
 
     Raises:
-        ValueError: there is no such label; the message suggests the nearest.
+        ArgumentError: there is no such label; the message suggests the nearest.
     """
     labels = get_args(CreditLabel)
     if label not in labels:
-        raise ValueError(f"unknown label {label!r}; {did_you_mean(label, labels)}")
+        raise ArgumentError(f"unknown label {label!r}; {did_you_mean(label, labels)}")
 
 
 def check_source(label: str, source: str) -> None:
     """Check that a reward source is valid for a label.
 
     Raises:
-        ValueError: there is no such label, or the source is not valid for it; the message lists the valid ones.
+        ArgumentError: there is no such label, or the source is not valid for it; the message lists the valid ones.
     """
     check_label(label)
     if source not in (fitting := SOURCES[label]):
-        raise ValueError(f"{label} = {source!r}: what fits {label} is {' or '.join(map(repr, fitting))}")
+        raise ArgumentError(f"{label} = {source!r}: what fits {label} is {' or '.join(map(repr, fitting))}")
 
 
 def reward(
@@ -105,7 +106,7 @@ def reward(
         leaked: compute the reward as if every retry of this reflection had failed.
 
     Raises:
-        ValueError: the source is not valid for the span's label.
+        ArgumentError: the source is not valid for the span's label.
     """
     label = credit_label(trajectory, span)
     source = source or SOURCES[label][0]
@@ -147,11 +148,15 @@ def groups(
     with the same rewards is yielded once.
 
     Raises:
-        ValueError: the source is not valid for the label.
+        ArgumentError: there is no such label, the source is not valid for it, or `trajectories` has something else.
     """
+    check_label(label)
     check_source(label, source := source or SOURCES[label][0])
+    return _groups(list(each_trajectory(trajectories)), label, source)
+
+
+def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSource) -> Iterator[Group]:
     siblings: dict[Hashable, dict[Hashable, tuple[Trajectory, Span, float]]] = {}
-    trajectories = list(trajectories)
     origin = origins(trajectories)
     for number, trajectory in enumerate(trajectories):
         for span in trajectory.spans:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from math import isfinite
+from os import PathLike
 from typing import Any, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
@@ -70,8 +72,11 @@ class Task(StoredRecord):
         return sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
-    def of(cls, given: object) -> Task:
+    def of(cls, given: object, *, root: str = "task") -> Task:
         """Parse a task that a caller passed, as a record or as its JSON.
+
+        Args:
+            root: name of the task in messages.
 
         Raises:
             ConfigError: it is not a valid task.
@@ -79,7 +84,7 @@ class Task(StoredRecord):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise ConfigError(f"{explain(error, cls, root='task')}; give one as in {TASK_EXAMPLE}") from None
+            raise ConfigError(f"{explain(error, cls, root=root)}; give one as in {TASK_EXAMPLE}") from None
 
 
 def _fault(value: Any, where: str) -> str | None:
@@ -96,3 +101,22 @@ def _fault(value: Any, where: str) -> str | None:
         case _:
             return None
     return next(filter(None, found), None)
+
+
+def each_task(tasks: Iterable[Task | Mapping[str, Any]]) -> Iterator[Task]:
+    """Yield the tasks that a caller passed, each as a record or as its JSON.
+
+    Raises:
+        ConfigError: it is one task, a name or a path instead of tasks, or one of them is not valid.
+    """
+    given: object = tasks
+    if isinstance(given, str | PathLike):
+        raise ConfigError(
+            f"tasks = {str(given)!r}: the name of a source; pass r3agent.tasks.find_tasks({str(given)!r})"
+        )
+    if isinstance(given, Task | Mapping):
+        raise ConfigError(f"tasks = {shorten(given)}: one task; pass a list of tasks")
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"tasks = {shorten(given)}: no tasks can be read from it; pass a list of r3agent.Task")
+    for i, task in enumerate(tasks):
+        yield Task.of(task, root=f"tasks[{i}]")

@@ -9,14 +9,17 @@ All records are frozen, versioned and JSON-safe. This module calls no model and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
+from os import PathLike
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from r3agent._util.messages import shorten
+from r3agent.errors import ArgumentError
 from r3agent.records.generation import Capability, Generation, Verdict
 from r3agent.records.record import Record, StoredRecord, VersionedRecord, new_id
 from r3agent.records.task import TASK_EXAMPLE, Message, Task
@@ -37,6 +40,7 @@ __all__ = [
     "Trajectory",
     "Verdict",
     "VersionedRecord",
+    "each_trajectory",
     "mean_success",
     "new_id",
     "origins",
@@ -194,6 +198,31 @@ class Trajectory(VersionedRecord):
     def policy_versions(self) -> tuple[str | None, ...]:
         """Policy versions that answered, in order of first answer; more than one if a deploy happened meanwhile."""
         return tuple(dict.fromkeys(span.policy_version for span in self.spans))
+
+
+def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    """Yield the trajectories that a caller passed.
+
+    Raises:
+        ArgumentError: it is the name of a store, one trajectory, or has an item that is none.
+    """
+    given: object = trajectories
+    if isinstance(given, str | PathLike):
+        raise ArgumentError(f"trajectories = {str(given)!r}: the name of a store; pass r3agent.load({str(given)!r})")
+    if isinstance(given, Trajectory):
+        raise ArgumentError(f"trajectories = {shorten(given)}: one trajectory; pass a list of them")
+    if not isinstance(given, Iterable):
+        raise ArgumentError(
+            f"trajectories = {shorten(given)}: none can be read from it; pass what r3agent.load returns"
+        )
+    for i, trajectory in enumerate(trajectories):
+        item: object = trajectory
+        if not isinstance(item, Trajectory):
+            raise ArgumentError(
+                f"trajectories[{i}] = {shorten(item)}: no Trajectory; pass what r3agent.load returns, or "
+                "Trajectory.model_validate(...) of its JSON"
+            )
+        yield trajectory
 
 
 def mean_success(spans: Iterable[Span]) -> float | None:

@@ -35,9 +35,9 @@ CONFIG_FILE = "r3.toml"
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"
     """Base URL of an OpenAI-compatible server; usually ends in /v1."""
-    model: str = "bundled"
+    model: str = Field(default="bundled", min_length=1)
     """Served name of the base model; version v0007 is served as `MODEL@v0007`."""
-    base_model: str = "bundled"
+    base_model: str = Field(default="bundled", min_length=1)
     """Directory or hub id of the base model's weights, for training; `bundled` is the policy in the package."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the API key; the key itself is never stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with ServerProcess("bundled", log_path=log) as server:
-        run = Run(out, {**settings, "policy.base_url": server.base_url})
-        report = run_loop(run, reporter)
+        opened = Run(out, {**settings, "policy.base_url": server.base_url})
+        report = run_loop(opened, reporter)
     comparison = report.rounds[-1].comparison
     before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
     assert change is not None  # `evaluate` collects every cell
@@ -107,18 +108,20 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
         policy_before=before.policy,
         policy_after=after.policy,
         tokens_sampled=sum(span.completion_tokens or 0 for f in folders for t in load(f) for span in t.spans),
-        rounds=run.config.loop.rounds,
+        rounds=opened.config.loop.rounds,
     )
     write_atomically(out / "summary.json", summary.model_dump_json(indent=2))
-    again = f"{out}" if report.live == after.policy else f"{out} --after {after.policy}"
+    run = shlex.quote(str(out))
+    again = run if report.live == after.policy else f"{run} --after {after.policy}"
     text = f"""{table(comparison)}
 
 {_conclusion(comparison, change)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
 next: r3agent eval --run {again}               this table again
-      r3agent inspect {out} [TRAJECTORY]     what was collected, and one conversation with its credit
-      r3agent init --run runs/mine           a run of your own: then `r3agent serve bundled` and `r3agent loop`"""
+      r3agent inspect {run} [TRAJECTORY]     what was collected, and one conversation with its credit
+      r3agent init --run runs/mine           a run of your own: then `r3agent serve bundled`, and
+      r3agent loop --run runs/mine           all of it again"""
     return summary, text
 
 

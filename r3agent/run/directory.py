@@ -47,7 +47,11 @@ class RunDirectory:
     """
 
     def __init__(self, directory: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
+        if not str(directory).strip():
+            raise ConfigError(f"--run {str(directory)!r}: it has no name; name a directory")
         self.directory = Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ConfigError(f"cannot write to {self.directory}: it is a file; choose another directory with --run")
         self.config_file = self.directory / CONFIG_FILE
         file = self.config_file if self.config_file.exists() else None
         config = load_config(file, overrides or {})

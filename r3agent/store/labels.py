@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from r3agent._util.checked import checked
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.json_values import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
@@ -58,11 +59,12 @@ def overruled(verdict: Verdict | None, passed: bool) -> bool | None:
     return own if own is not None and own != passed else None
 
 
+@checked
 def label(
     directory: str | Path,
     trajectory_id: str | Trajectory,
     *,
-    passed: bool,
+    passed: Annotated[bool, BeforeValidator(plain)],
     span_id: str | None = None,
     feedback: str | None = None,
     by: str | None = None,

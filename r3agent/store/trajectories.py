@@ -7,6 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from r3agent._util.checked import checked
 from r3agent.errors import RecordError
 from r3agent.records.trajectory import Record, Trajectory
 from r3agent.store.labels import with_labels
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 
+@checked
 def load(
     directory: str | Path,
     *,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from r3agent.errors import ConfigError
 from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message
 from r3agent.testing.faults import Edit, Fault, Json
@@ -70,7 +71,13 @@ class ScriptedEndpoint:
 
     @property
     def url(self) -> str:
-        """Base URL for `OpenAIPolicy`."""
+        """Base URL for `OpenAIPolicy`.
+
+        Raises:
+            ConfigError: the server has not been started, so that a client would wait in vain.
+        """
+        if not self._server.has_started:
+            raise ConfigError("ScriptedEndpoint: it does not run; write `with ScriptedEndpoint(...) as endpoint:`")
         return f"{self._server.url}/v1"
 
     def wait_for_hanging(self, n: int, timeout_s: float = 30.0) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from r3agent.testing.faults import Fault, Json
 
@@ -19,7 +19,7 @@ Respond: TypeAlias = Callable[[str, str | None, Json | None], Fault]
 class JsonServer(ThreadingHTTPServer):
     """Server on a free port of 127.0.0.1 that sends the responses of `respond`; a context manager."""
 
-    daemon_threads = False  # so that closing waits for them
+    daemon_threads = True  # an interpreter that exits without closing it does not wait for its clients
     request_queue_size = 256
 
     def __init__(self, respond: Respond) -> None:
@@ -28,12 +28,17 @@ class JsonServer(ThreadingHTTPServer):
         self._open: set[socket.socket] = set()
         self._hanging = 0
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._clients: set[threading.Thread] = set()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property
     def url(self) -> str:
         """Address of the server, without a path."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread.ident is not None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -47,6 +52,16 @@ class JsonServer(ThreadingHTTPServer):
             with suppress(OSError):  # the client closed it first
                 connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
+        for client in list(self._clients):
+            client.join()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection in its thread, which closing waits for."""
+        self._clients.add(threading.current_thread())
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._clients.discard(threading.current_thread())
 
     @contextmanager
     def opened(self, connection: socket.socket) -> Generator[None, None, None]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from r3agent._util.messages import did_you_mean, shorten
+from r3agent._util.shared import Shared
+from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.policy.stream import OnDelta
 from r3agent.records.prompts import PROMPTS
@@ -22,6 +25,8 @@ Script: TypeAlias = (
 )
 """One reply every time, replies in order, or a function (sync or async) of the conversation."""
 
+_REPLIES = (str, Generation, Exception)
+_KINDS: tuple[CallKind, ...] = get_args(CallKind)
 _KIND_OF_REQUEST: dict[object, CallKind] = {}
 for _prompts in PROMPTS.values():
     _KIND_OF_REQUEST[_prompts.reflect_prompt] = "reflect"
@@ -39,7 +44,7 @@ class Call(NamedTuple):
     sampling: Sampling | None
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(Shared):
     """Policy that answers from a script and records its calls in `calls`.
 
     Args:
@@ -52,14 +57,21 @@ class ScriptedPolicy:
     def __init__(
         self, script: Script | Mapping[CallKind, Script], *, exact: bool = True, model: str = "scripted"
     ) -> None:
+        """Make a policy.
+
+        Raises:
+            ConfigError: a script is for another kind of call, or is no reply, replies or function.
+        """
         self.calls: list[Call] = []
         self.closed = False
         self.exact = exact
         self.model = model
         if isinstance(script, Mapping):
+            for asked in script.keys() - set(_KINDS):
+                raise ConfigError(f"script of {asked!r}: no kind of call; {did_you_mean(asked, _KINDS)}")
             self._reply = {asked: _as_function(part) for asked, part in script.items()}
         else:
-            self._reply = dict.fromkeys(("attempt", *_KIND_OF_REQUEST.values()), _as_function(script))
+            self._reply = dict.fromkeys(_KINDS, _as_function(script))
 
     async def sample(
         self,
@@ -75,7 +87,8 @@ class ScriptedPolicy:
         Raises:
             LookupError: the script has no reply.
         """
-        asked = _KIND_OF_REQUEST.get(messages[-1]["content"], "attempt")
+        content = messages[-1].get("content")
+        asked = _KIND_OF_REQUEST.get(content, "attempt") if isinstance(content, str) else "attempt"
         self.calls.append(Call(asked, list(messages), n, list(tools), sampling))
         if asked not in self._reply:
             raise LookupError(f"the script says nothing to {asked!r}, only to {sorted(self._reply)}")
@@ -116,7 +129,10 @@ class ScriptedPolicy:
 def _as_function(script: Script) -> Callable[[Sequence[Message]], ScriptedReply | Awaitable[ScriptedReply]]:
     if callable(script):
         return script
-    if isinstance(script, str | Generation | Exception):
+    if isinstance(script, _REPLIES):
         return lambda messages: script
+    wrong = [script] if not isinstance(script, Sequence) else [r for r in script if not isinstance(r, _REPLIES)]
+    if wrong:
+        raise ConfigError(f"script has {shorten(wrong[0])}; a reply is a text, a Generation or an exception")
     replies, end = iter(script), LookupError(f"the script ends after {len(script)} replies")
     return lambda messages: next(replies, end)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from r3agent._util.checked import checked
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.prompts import NOT_RUN
-from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory, each_trajectory
 from r3agent.train.advantages import with_advantages
 from r3agent.train.config import TrainConfig
 from r3agent.train.leak import leaks
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+@checked
 def build_rows(
     trajectories: Iterable[Trajectory],
     *,
@@ -41,7 +43,7 @@ def build_rows(
     Raises:
         TrainingError: no row is left.
     """
-    trajectories = list(trajectories)
+    trajectories = list(each_trajectory(trajectories))
     credited = credit_spans(trajectories, config=config, version=version, lineage=lineage, retokenise=retokenise)
     report = report_rows(trajectories, credited, config, version, lineage)
     if not credited.rows:
@@ -64,8 +66,9 @@ def stand_in(config: TrainConfig) -> Retokenise | None:
     return (lambda trajectory, span: ([0], [0])) if config.retokenise == "allow" else None
 
 
+@checked
 def credit_spans(
-    trajectories: Sequence[Trajectory],
+    trajectories: Iterable[Trajectory],
     *,
     config: TrainConfig,
     version: str,
@@ -73,6 +76,7 @@ def credit_spans(
     retokenise: Retokenise | None = None,
 ) -> Credited:
     """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
+    trajectories = list(each_trajectory(trajectories))
     make_row = RowMaker(config, version, lineage, retokenise)
     left_out = _left_out(trajectories)
     whole = [t for t in trajectories if t.trajectory_id not in left_out]

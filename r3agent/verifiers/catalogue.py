@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from r3agent._util.imports import entry_points, load_attribute
+from r3agent._util.messages import nearest
 from r3agent._util.params import check_params
 from r3agent.errors import ConfigError, R3Error
 from r3agent.records.prompts import Kind
@@ -47,7 +48,10 @@ def find_verifier(name: str, **params: Any) -> Verifier:
     """
     known = {**entry_points(GROUP), **VERIFIERS}
     if name not in known and ":" not in name:
-        raise ConfigError(f"verifier {name!r} is unknown; use one of {sorted(known)} or your own as module:callable")
+        raise ConfigError(
+            f"verifier {name!r} is unknown; {nearest(name, known)}use one of {sorted(known)} or your own as "
+            "module:callable"
+        )
     found = load_attribute(known.get(name, name))
     if not callable(found):
         raise ConfigError(

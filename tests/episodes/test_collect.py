@@ -272,9 +272,9 @@ async def test_no_more_episodes_are_under_way_than_concurrency(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 0}, "nothing to collect, with samples = 1; check --n"),
-        ({"samples": 0}, "nothing to collect, with samples = 0"),
-        ({"concurrency": 0}, "concurrency = 0: must be at least 1"),
+        ({"n": 0}, "nothing to collect, in 0 tasks; check --n"),
+        ({"samples": 0}, "samples = 0: Input should be greater than or equal to 1"),
+        ({"concurrency": 0}, "concurrency = 0: Input should be greater than or equal to 1"),
         ({"retries": 0}, "retries = 0: .* greater than or equal to 1"),
     ],
 )

@@ -75,7 +75,9 @@ def test_sampling_is_by_id_so_that_every_worker_chooses_alike(tmp_path: Path) ->
     assert 60 < len(kept[0]) < 140 < len(kept[2]) < 260
 
 
-@pytest.mark.parametrize(("settings", "says"), [({"sample_rate": 1.5}, "from 0 to 1"), ({"queue_size": 0}, "least 1")])
+@pytest.mark.parametrize(
+    ("settings", "says"), [({"sample_rate": 1.5}, "than or equal"), ({"queue_size": 0}, "than or equal")]
+)
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         Recorder(tmp_path, **settings)

@@ -44,6 +44,10 @@ def launch(
     engine = config.engine
     if wrong := _misplaced(options, config, further):
         raise ConfigError(wrong)
+    if not 0 <= options.port < 2**16:
+        raise ConfigError(f"--port {options.port}: must be 0 to 65535")
+    if not options.host.strip():
+        raise ConfigError(f"--host {options.host!r}: name an address; 0.0.0.0 listens on all of this machine")
     if engine == "embedded" and run_dir is None and log is None:
         from r3agent.serve import serve
 
