@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 AtLeastOne: TypeAlias = Annotated[int, Field(ge=1)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
+Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Word: TypeAlias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -45,7 +46,8 @@ def checked(function: F) -> F:
     """Check types, limits and names of the arguments of each call; one that does not fit raises an `ArgumentError`."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self"]
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    unnamed = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    positional = [*unnamed, *(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @cache
@@ -58,7 +60,10 @@ def checked(function: F) -> F:
         }
         return create_model(function.__name__, __config__=CONFIG, **kinds)
 
-    def check(given: dict[str, Any]) -> None:
+    def check(args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for name in named.keys() & {*unnamed}:
+            raise ArgumentError(f"argument {name!r}: pass it by its position, without a name")
+        given = {**dict(zip(positional, args, strict=False)), **named}
         for name in () if takes_any else sorted(given.keys() - {*names, *positional}):
             raise ArgumentError(f"unknown argument {name!r}; {did_you_mean(name, names)}")
         try:
@@ -71,14 +76,14 @@ def checked(function: F) -> F:
 
         @wraps(function)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            check({**dict(zip(positional, args, strict=False)), **kwargs})
+            check(args, kwargs)
             return await function(*args, **kwargs)
 
         return cast(F, call_async)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        check({**dict(zip(positional, args, strict=False)), **kwargs})
+        check(args, kwargs)
         return function(*args, **kwargs)
 
     return cast(F, call)
@@ -99,7 +104,8 @@ def _message(name: str, value: object, model: type[BaseModel], error: Validation
         return f"{name}: a {type(value).__name__}; it must be a string"
     errors = [each for each in error.errors(include_url=False) if each["loc"][0] == name]
     hint = model.model_fields[name].annotation
-    kinds = [getattr(kind, "__name__", str(kind)) for kind in get_args(hint) if kind is not type(None)]
+    plain = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(hint)]
+    kinds = [getattr(kind, "__name__", str(kind)) for kind in plain if kind is not type(None)]
     if get_origin(hint) in (Union, UnionType) and len(kinds) > 1 and len(errors) > 1:
         return f"{name} = {shorten(value)}: must be {' or '.join(kinds)}"
     kind = errors[0].get("ctx", {}).get("class")

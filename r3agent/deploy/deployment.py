@@ -9,6 +9,7 @@ from warnings import warn
 
 from pydantic import AliasChoices, ConfigDict, Field
 
+from r3agent._util.checked import checked
 from r3agent._util.lock import file_lock
 from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
@@ -71,6 +72,7 @@ class Rollout(NamedTuple):
     """Server that has the version; differs from `old` only after a restart."""
 
 
+@checked
 def deploy(
     version: str,
     *,
@@ -108,6 +110,7 @@ def deploy(
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
 
 
+@checked
 def load_version(
     version: str,
     *,
@@ -133,6 +136,7 @@ def load_version(
     return rollouts[0].report
 
 
+@checked
 def rollback(
     *,
     registry: Registry,

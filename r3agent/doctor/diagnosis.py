@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from r3agent._util.checked import Positive, Word, checked
 from r3agent.doctor.conversations import NAME as CONVERSATIONS
 from r3agent.doctor.conversations import conversation_check
 from r3agent.doctor.generation import FEATURES, MODES, PLAIN, N, failed, generation_checks
@@ -29,8 +30,9 @@ BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat"
 """Reason for skipping the other checks, by the check that failed."""
 
 
+@checked
 async def diagnose(
-    base_url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = TIMEOUT_S
+    base_url: str, *, model: Word | None = None, api_key: str | None = None, timeout_s: Positive = TIMEOUT_S
 ) -> Diagnosis:
     """Check what an endpoint supports, with about 30 cheap requests; nothing is changed.
 

@@ -24,7 +24,17 @@ from r3agent._util.aio import run_sync
 from r3agent.episodes.collaborators import check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.nodes import Nodes, Streamer, Update
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, begin, hashes, merge_spans, proceed
+from r3agent.episodes.state import (
+    EpisodeInput,
+    EpisodeOutput,
+    EpisodeState,
+    begin,
+    hashes,
+    merge_spans,
+    proceed,
+    shown,
+    warn_of_edited_output,
+)
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
@@ -123,12 +133,15 @@ class AsyncNode(AsyncStep[Update]):
 
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> Update:
         identify = begin if self._step is Nodes.attempt else proceed
+        if identify is proceed:
+            warn_of_edited_output(state)
         own = identify(state, config.get("metadata", {}))
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
         update = await super()._run(seen, config)
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
-        return {**update, "lineage": {**own["lineage"], "spans": known}, "spans": spans}
+        lineage = {**own["lineage"], "spans": known, "shown": shown({**state, **update})}
+        return {**update, "lineage": lineage, "spans": spans}
 
 
 def _streamer(policy: Policy) -> Streamer:

@@ -6,6 +6,7 @@ Nodes parse it into records (`Task`, `Span`) and return their JSON. An applicati
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, cast
@@ -15,15 +16,20 @@ import orjson
 from pydantic import ValidationError
 from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
-from r3agent._util.messages import explain, shorten
+from r3agent._util.messages import did_you_mean, explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.json_values import json_value
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
+
+logger = logging.getLogger(__name__)
 
 Json: TypeAlias = dict[str, Any]
 
 EDITED = "edited: its tokens are not those of its conversation as recorded"
 """Note of a span whose answer or prompt was edited in the state of the graph."""
+
+EDITOR = "update_state"
+"""Author of a verdict that was edited in the state of the graph."""
 
 NO_TOKENS: Json = {
     **dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs")),
@@ -39,11 +45,16 @@ def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
     Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span.
 
     Raises:
-        ConfigError: an application's edit has a span without an id.
+        ConfigError: an application's edit has a span without an id, or a part of one that does not exist.
     """
     merged = {span["span_id"]: span for span in left}
     for span in right:
         span_id = _id_of(span)
+        if span_id not in merged and (missing := [name for name in ("label", "text", "model") if name not in span]):
+            raise ConfigError(
+                f"the state was edited: there is no span {span_id!r}, {did_you_mean(span_id, merged)}; "
+                f"a new one needs {', '.join(missing)}"
+            )
         merged[span_id] = {**merged.get(span_id, {}), **span}
     return list(merged.values())
 
@@ -85,7 +96,9 @@ class Lineage(TypedDict):
     asked: str
     """Hash of the part of the task that the policy sees."""
     spans: dict[str, list[str]]
-    """Hashes of each span's answer, prompt and verdict, as the nodes left them."""
+    """Hashes of each span's answer, prompt and verdict, and the verdict's `passed`, as the nodes left them."""
+    shown: NotRequired[str]
+    """Hash of the output's answer and `passed`, as `verify` left them."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
@@ -175,6 +188,8 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
             change["verdict"] = None
         if is_answer_edited:
             change["finish_reason"] = None
+        if "verdict" not in change and now[2] != known[2] and isinstance(verdict := span.get("verdict"), dict):
+            change["verdict"] = _edited(verdict, known)
         if (
             is_other_prompt
             or now[:2] != known[:2]
@@ -193,7 +208,34 @@ def hashes(span: Json) -> list[str]:
         ("parent_id", "request", "standalone"),
         ("verdict",),
     )
-    return [f"{crc32(_bytes([span.get(name) for name in names])):08x}" for names in parts]
+    verdict = span.get("verdict")
+    passed = verdict.get("passed") if isinstance(verdict, dict) else None
+    return [
+        *(f"{crc32(_bytes([span.get(name) for name in names])):08x}" for names in parts),
+        str(passed),
+    ]
+
+
+def _edited(verdict: Json, known: list[str]) -> Json:
+    """Return a verdict that the application edited, with its author and the verifier's own `passed` if it differs."""
+    own = {"True": True, "False": False}.get(known[3]) if len(known) > 3 else None
+    overruled = own if own is not None and own != verdict.get("passed") else None
+    return {**verdict, "by": verdict.get("by") or EDITOR, "overruled": overruled}
+
+
+def warn_of_edited_output(state: EpisodeState) -> None:
+    """Log an edit of the output, which changes nothing, because the output is made of the spans."""
+    lineage = state.get("lineage") or {}
+    if lineage.get("shown", shown(state)) != shown(state):
+        logger.warning(
+            "answer or passed was edited, which changes nothing: they are made of the spans; edit the text or the "
+            "verdict of a span in spans"
+        )
+
+
+def shown(state: Mapping[str, Any]) -> str:
+    """Hash the answer and `passed` of the output."""
+    return _hash([state.get("answer"), state.get("passed")])
 
 
 def _hash(value: Any) -> str:

@@ -19,6 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from pydantic import SecretStr
 
 from r3agent._util.aio import gather_all
+from r3agent._util.checked import checked
 from r3agent.errors import AccessError, EndpointError, PolicyError, RequestError
 from r3agent.http.errors import text_refusal
 from r3agent.policy.base import Sampling
@@ -45,6 +46,7 @@ class ChatModelPolicy:
     without it the model uses its own settings.
     """
 
+    @checked
     def __init__(self, model: BaseChatModel, *, version: str | None = None) -> None:
         self.model = model
         self._version = version or versions.BASE

@@ -29,6 +29,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
+from r3agent._util.checked import checked
+from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
 from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 ENDED = "the episode has ended: calls in this block are not recorded with it; begin another trace()"
 
 
+@checked
 def trace(
     task: Task | Mapping[str, Any] | None = None,
     *,
@@ -309,6 +312,8 @@ class Episode:
                 span_id = ref.span_id
             case str():
                 span_id = ref
+            case _:
+                raise ConfigError(f"span {shorten(ref)}: give a span, its id or its scope")
         for span in self._spans:
             if span.span_id == span_id:
                 return span

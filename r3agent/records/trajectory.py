@@ -212,9 +212,7 @@ def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
     if isinstance(given, Trajectory):
         raise ArgumentError(f"trajectories = {shorten(given)}: one trajectory; pass a list of them")
     if not isinstance(given, Iterable):
-        raise ArgumentError(
-            f"trajectories = {shorten(given)}: none can be read from it; pass what r3agent.load returns"
-        )
+        raise ArgumentError(f"trajectories = {shorten(given)}: not iterable; pass what r3agent.load returns")
     for i, trajectory in enumerate(trajectories):
         item: object = trajectory
         if not isinstance(item, Trajectory):

@@ -19,6 +19,7 @@ from warnings import warn
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
 
+from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
 from r3agent._util.messages import explain
@@ -124,6 +125,7 @@ def checkpoints_dir(version_dir: Path) -> Path:
 class Registry:
     """The policy versions of one run directory."""
 
+    @checked
     def __init__(self, run_dir: Path | str) -> None:
         self.run_dir = Path(run_dir)
         self.policies_dir = self.run_dir / "policies"

@@ -16,9 +16,10 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_package
-from r3agent.records.trajectory import Trajectory
+from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
@@ -43,12 +44,13 @@ STEPS_FILE = "steps.jsonl"
 """File in the version's directory with the log of each optimizer step."""
 
 
+@checked
 def train(
     trajectories: Iterable[Trajectory],
     *,
     start: PolicyStart,
     version: str,
-    out_dir: Path,
+    out_dir: str | Path,
     config: TrainConfig | None = None,
     resume: bool = False,
     force: bool = False,
@@ -69,7 +71,8 @@ def train(
         ConfigError: weights cannot be loaded, `out_dir` cannot be written, or there is nothing to resume.
         TrainingInterrupted: SIGTERM or Ctrl-C arrived; the current step was finished and a checkpoint saved.
     """
-    config = config or TrainConfig()
+    config, out_dir = config or TrainConfig(), Path(out_dir)
+    trajectories = list(each_trajectory(trajectories))
     if config.report_to != "none":
         require_package(config.report_to, f"report_to = {config.report_to!r}")
     processes = PartialState(cpu=not torch.accelerator.is_available())

@@ -9,6 +9,7 @@ import inspect
 from functools import partial
 from typing import Any, cast
 
+from r3agent._util.checked import checked
 from r3agent._util.imports import entry_points, load_attribute
 from r3agent._util.messages import nearest
 from r3agent._util.params import check_params
@@ -40,6 +41,7 @@ GROUP = "r3agent.verifiers"
 """Entry point group for packages that provide verifiers."""
 
 
+@checked
 def find_verifier(name: str, **params: Any) -> Verifier:
     """Return the verifier of a name, with its settings applied.
 

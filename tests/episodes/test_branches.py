@@ -135,6 +135,15 @@ async def test_update_state_works_as_any_node(run: Any, as_node: str | None) -> 
     assert (branch.spans[-1].label, branch.passed) == ("retry", True)
 
 
+async def test_edited_output_is_logged_because_it_changes_nothing(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    app = graph(FAILS_ONCE)
+    await run(app, "invoke", INPUT, on_thread())
+    assert caplog.text == ""
+    config = await run(app, "update_state", before(app, "reflect"), {"passed": True})
+    await run(app, "invoke", None, config)
+    assert caplog.text.count("answer or passed was edited, which changes nothing") == 1
+
+
 async def test_edited_answer_is_judged_anew_and_not_trained_on(run: Any) -> None:
     app = graph()
     first = tree(await run(app, "invoke", INPUT, on_thread()))
@@ -188,6 +197,8 @@ async def test_edited_verdict_ends_the_episode_and_keeps_the_tokens(run: Any) ->
     output = await run(app, "invoke", None, config)
     [span] = tree(output).spans
     assert (output["passed"], span.capability, len(policy.calls)) == (True, EXACT, 3)
+    assert span.verdict is not None
+    assert (span.verdict.by, span.verdict.overruled) == ("update_state", False)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +241,7 @@ async def test_frontier_can_be_edited(run: Any) -> None:
         ({"spans": Overwrite([])}, "the state has no attempt"),
         ({"frontier": ["zz"]}, r"frontier = \['zz'\]: zz is no span of this episode"),
         ({"spans": [{"span_id": "new", "label": "retry", "text": "x"}]}, r"the state was edited: .*model"),
+        ({"spans": [{"span_id": "typo", "text": "x"}]}, r"there is no span 'typo', known are .*needs label, model$"),
         ({"task": {"prompt": "x"}}, "unknown key 'task.prompt'"),
     ],
 )

@@ -35,8 +35,14 @@ from r3agent import (
     groups,
     label,
     load,
+    trace,
 )
+from r3agent.deploy import deploy
+from r3agent.doctor import diagnose
 from r3agent.evaluate import compare, evaluate, spend_alpha, table, wilson
+from r3agent.policy.langchain import ChatModelPolicy
+from r3agent.serve import ServerProcess, VLLMProcess
+from r3agent.store.registry import Registry
 from r3agent.tasks import find_tasks
 from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
 from r3agent.train import TrainConfig, build_rows, credit_spans
@@ -322,6 +328,20 @@ def test_readers_of_trajectories_refuse_anything_else(read: Callable[[Any], Any]
         (lambda: table(None), "result = None: must be"),
         (lambda: find_tasks("countdwn"), "did you mean 'countdown'?"),
         (lambda: find_verifier("exactt"), "did you mean 'exact'?"),
+        (lambda: find_verifier(None), "name = None: Input should be a valid string"),
+        (lambda: find_tasks("countdown", 0), "n = 0: Input should be greater than or equal to 1"),
+        (lambda: find_tasks("countdown", n=2), "argument 'n': pass it by its position"),
+        (lambda: asyncio.run(diagnose(URL, timeout_s=0)), "timeout_s = 0: Input should be greater than 0"),
+        (
+            lambda: deploy("v0001", registry="runs/mine", base_url=URL),
+            "Input should be an instance of Registry",
+        ),
+        (lambda: ServerProcess(port=99999), "port = 99999: Input should be less than or equal to 65535"),
+        (lambda: VLLMProcess("m", timeout_s=-1), "timeout_s = -1: Input should be greater than 0"),
+        (lambda: ChatModelPolicy("gpt-4"), "model = 'gpt-4': Input should be an instance of BaseChatModel"),
+        (lambda: Registry(5), "run_dir = 5: must be Path or str"),
+        (lambda: trace(metadata="x"), "metadata = 'x': Input should be a valid dictionary"),
+        (lambda: trace(MESSAGES[0]), "task.messages: Field required"),
     ],
 )
 def test_functions_name_what_they_cannot_use(call: Callable[[], object], says: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from r3agent._util.checked import Port, Positive, checked
 from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
 from r3agent.store.models import default_name
@@ -25,15 +26,16 @@ class ServerProcess(LocalServer):
         options: more command-line arguments, e.g. `["--threads", "1"]`.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path = "bundled",
         *,
         name: str | None = None,
-        port: int = 0,
+        port: Port = 0,
         api_key: str | None = None,
-        log_path: Path | None = None,
-        timeout_s: float = 180.0,
+        log_path: str | Path | None = None,
+        timeout_s: Positive = 180.0,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)

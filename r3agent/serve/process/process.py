@@ -39,9 +39,9 @@ class LocalServer(ABC):
         timeout_s: time limit for loading the model.
     """
 
-    def __init__(self, *, name: str, log_path: Path | None, timeout_s: float) -> None:
+    def __init__(self, *, name: str, log_path: str | Path | None, timeout_s: float) -> None:
         self.name = name
-        self.log_path = log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log"
+        self.log_path = Path(log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log")
         self.base_url = ""
         """Base URL of the API, ending in /v1; empty until the server has started."""
         self._timeout_s = timeout_s

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from r3agent._util.checked import Port, Positive, checked
 from r3agent.errors import ConfigError
 from r3agent.serve.process.address import base_url, is_loopback, listen
 from r3agent.serve.process.log_diagnosis import likely_cause
@@ -61,17 +62,18 @@ class VLLMProcess(LocalServer):
         ConfigError: there is no such Python or model, or r3agent itself sets one of the options.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path = "bundled",
         *,
         name: str | None = None,
         host: str = "127.0.0.1",
-        port: int = 0,
+        port: Port = 0,
         api_key: str | None = None,
         python: str | Path | None = None,
-        log_path: Path | None = None,
-        timeout_s: float = 1800.0,
+        log_path: str | Path | None = None,
+        timeout_s: Positive = 1800.0,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
