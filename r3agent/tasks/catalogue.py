@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from r3agent._util.checked import AtLeastOne, checked
+from r3agent._util.checked import checked
 from r3agent._util.imports import entry_points, load_attribute
 from r3agent._util.params import check_params
 from r3agent.errors import ArgumentError, ConfigError, R3Error
@@ -54,7 +54,7 @@ GROUP = "r3agent.tasks"
 
 @checked
 def find_tasks(
-    source: str, n: AtLeastOne | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
+    source: str, n: int | None = None, /, *, seed: int = 0, split: str = "train", **params: Any
 ) -> list[Task]:
     """Return the tasks of a source.
 

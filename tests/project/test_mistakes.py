@@ -329,7 +329,7 @@ def test_readers_of_trajectories_refuse_anything_else(read: Callable[[Any], Any]
         (lambda: find_tasks("countdwn"), "did you mean 'countdown'?"),
         (lambda: find_verifier("exactt"), "did you mean 'exact'?"),
         (lambda: find_verifier(None), "name = None: Input should be a valid string"),
-        (lambda: find_tasks("countdown", 0), "n = 0: Input should be greater than or equal to 1"),
+        (lambda: find_tasks("countdown", 0), "n = 0: ask for at least 1 task"),
         (lambda: find_tasks("countdown", n=2), "argument 'n': pass it by its position"),
         (lambda: asyncio.run(diagnose(URL, timeout_s=0)), "timeout_s = 0: Input should be greater than 0"),
         (
