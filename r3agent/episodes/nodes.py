@@ -219,9 +219,10 @@ def _refused(
     )
 
 
-def _without_calls(sampling: Sampling | None) -> Sampling | None:
+def _without_calls(sampling: Sampling | None) -> Sampling:
     """Return the settings of a request whose tools are not to be called."""
-    return sampling and sampling.model_copy(update={"extra": {**sampling.extra, "tool_choice": "none"}})
+    given = sampling or Sampling(temperature=None, top_p=None, max_tokens=None)  # the policy has its own
+    return given.model_copy(update={"extra": {**given.extra, "tool_choice": "none"}})
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:
