@@ -14,14 +14,15 @@ its judge, so measure the judge on answers that are known to be wrong.
 from __future__ import annotations
 
 import os
-import re
-from typing import Any
+from typing import Any, Literal
 
 from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
-from r3agent.errors import AccessError, ConfigError, RequestError, VerifierError
+from r3agent.errors import ConfigError, VerifierError
 from r3agent.http.errors import NO_KEY
+from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
+from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.interface import Answer
@@ -42,8 +43,9 @@ class LLMJudge:
         api_key_env: environment variable with the API key; the key itself is never recorded.
         votes: number of votes on each answer; the score is the share of votes to pass.
         threshold: an answer passes if its score exceeds this; by default a tie does not pass.
-        temperature: the judge's sampling temperature; several votes need one above 0 to differ.
-        max_tokens: limit for one vote, including the judge's thinking.
+        temperature: the judge's sampling temperature; several votes need one above 0 to differ. `None`, or "none" in
+            r3.toml, leaves it to the server.
+        max_tokens: limit for one vote, including the judge's thinking; `None` or "none" likewise.
         extra: more fields of the request body, e.g. `{reasoning_effort = "low"}`.
         concurrency, timeout_s, outage_s, max_tries: as in `OpenAIPolicy`.
 
@@ -60,8 +62,8 @@ class LLMJudge:
         api_key_env: str = "OPENAI_API_KEY",
         votes: int = 1,
         threshold: float = 0.5,
-        temperature: float = 1.0,
-        max_tokens: int = 1024,
+        temperature: float | Literal["none"] | None = 1.0,
+        max_tokens: int | Literal["none"] | None = 1024,
         extra: dict[str, Any] | None = None,
         concurrency: int = 16,
         timeout_s: float = 120.0,
@@ -80,9 +82,12 @@ class LLMJudge:
             raise ConfigError(f"threshold = {threshold}: a share from 0 to below 1, which the votes must exceed")
         self.votes, self.threshold = votes, threshold
         self._rubric = compile_template(rubric, name="rubric", known=KNOWN)
-        self._max_tokens = max_tokens
-        self._body = {"model": model, "temperature": temperature, **(extra or {})}
-        self._refused: set[str] = set()
+        settings = {"temperature": temperature, "max_tokens": max_tokens}
+        self._body = {
+            "model": model,
+            **Sampling.model_validate({**settings, "top_p": None, "extra": extra or {}}).body(),
+        }
+        self._terms = Terms(f"judge {model!r} at {redact_url(base_url)}")
         self._endpoint = Endpoint(
             base_url,
             api_key=os.environ.get(api_key_env) or NO_KEY,
@@ -126,21 +131,9 @@ class LLMJudge:
 
     async def _ask(self, body: dict[str, Any], n: int) -> list[str]:
         """Return up to `n` replies to one request; fields that the endpoint refuses are omitted from then on."""
-        optional = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), "max_tokens": self._max_tokens}
-        refused = set(self._refused)
-        while True:
-            fields = {field: value for field, value in optional.items() if field not in refused}
-            if "max_tokens" in refused:
-                fields["max_completion_tokens"] = self._max_tokens  # the name in OpenAI's newer models
-            try:
-                reply = await self._endpoint.post("/chat/completions", {**fields, **body})
-            except AccessError:
-                raise
-            except RequestError as error:
-                left = [field for field in optional if field not in refused]
-                if not left:
-                    raise
-                refused.add(next((field for field in left if re.search(rf"\b{field}\b", str(error))), left[0]))
-            else:
-                self._refused |= refused  # remembered only if the request succeeds without them
-                return replies(reply.content)[:n]
+        fields = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), **body}
+
+        async def send(sent: dict[str, Any]) -> bytes:
+            return (await self._endpoint.post("/chat/completions", sent)).content
+
+        return replies(await negotiate(self._terms, fields, send, asked=self._body))[:n]

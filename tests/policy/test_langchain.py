@@ -14,10 +14,11 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from r3agent import AccessError, EndpointError, Sampling, Trajectory, build_graph
-from r3agent.errors import ContextLengthError
+from r3agent.errors import ContextLengthError, RequestError
 from r3agent.policy import Policy
 from r3agent.policy.langchain import NO_IDS, ChatModelPolicy
 from r3agent.testing import PROMPT_TOO_LONG, SERVER_ERROR, ScriptedEndpoint
+from tests.support.gateway import Gateway, gateway
 
 ASK = [{"role": "system", "content": "be short"}, {"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object", "properties": {}}}}
@@ -121,7 +122,7 @@ OTHERWISE = f"{NO_IDS}; sampled with temperature = 0.5: not from what its logpro
 
 
 @asynccontextmanager
-async def chat_openai(endpoint: ScriptedEndpoint, **settings: Any) -> AsyncIterator[ChatModelPolicy]:
+async def chat_openai(endpoint: ScriptedEndpoint | Gateway, **settings: Any) -> AsyncIterator[ChatModelPolicy]:
     langchain_openai = pytest.importorskip("langchain_openai")
     async with openai.DefaultAsyncHttpxClient() as http:
         settings |= {"base_url": endpoint.url, "api_key": "sk-hidden", "max_retries": 0, "http_async_client": http}
@@ -141,6 +142,45 @@ async def test_chat_openai_passes_on_logprobs_usage_tools_and_the_sampling() -> 
     assert (generation.model, generation.finish_reason, generation.completion_tokens) == ("scripted", "stop", 3)
     assert (generation.capability, generation.capability_note) == ("trainable-retokenised", OTHERWISE)
     assert generation.sampling["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("refuses", "lost"),
+    [(["temperature"], ["temperature"]), (["max_completion_tokens"], ["max_tokens"]), (["temperature", "seed"], None)],
+)
+async def test_chat_openai_goes_on_without_the_settings_that_are_refused(refuses: Any, lost: Any) -> None:
+    with ScriptedEndpoint("hi", refuses=refuses) as endpoint:
+        async with chat_openai(endpoint) as policy:
+            for _ in range(2):
+                [generation] = await policy.sample(ASK, sampling=Sampling(temperature=0.5, seed=7, max_tokens=9))
+    lost = lost or ["seed", "temperature"]
+    assert generation.sampling["refused"] == lost
+    assert {generation.sampling[name] for name in lost} == {None}
+    assert f"the server decided on {', '.join(lost)}" in (generation.capability_note or "")
+    assert len(endpoint.received) >= 3
+    assert not {*refuses} & endpoint.received[-1].body.keys()
+
+
+async def test_an_argument_that_the_model_does_not_know_is_left_out() -> None:
+    class Picky(Refusing):
+        def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
+            if "top_p" in kwargs:
+                raise TypeError("create() got an unexpected keyword argument 'top_p'")
+            return super()._generate(messages, *args, **kwargs)
+
+    [generation] = await ChatModelPolicy(Picky(error=None)).sample(ASK, sampling=Sampling())
+    assert (generation.text, generation.sampling["refused"]) == ("ok", ["top_p"])
+
+
+async def test_headers_are_sent_and_in_no_message() -> None:
+    with gateway() as server:
+        async with chat_openai(server) as inner:
+            policy = ChatModelPolicy(inner.model, headers={"x-team": "team-secret"})
+            await policy.sample(ASK)
+            server.error = {"error": {"message": "no team-secret"}}
+            with pytest.raises(RequestError, match=r"no \[the header x-team\]"):
+                await policy.sample(ASK)
+    assert server.last.headers["x-team"] == "team-secret"
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,24 @@ async def test_a_model_that_calls_max_tokens_otherwise_is_asked_so() -> None:
     assert "response_format" in body
 
 
+@pytest.mark.parametrize(
+    ("refuses", "settings"),
+    [(["temperature"], {}), (["temperature"], {"temperature": 0}), (["max_tokens", "max_completion_tokens"], {})],
+)
+async def test_a_model_that_refuses_a_setting_judges_without_it(refuses: list[str], settings: dict[str, Any]) -> None:
+    with ScriptedEndpoint(vote(), refuses=refuses) as endpoint:
+        assert (await verdict(endpoint, **settings)).passed
+    body = endpoint.received[-1].body
+    assert not {*refuses} & body.keys()
+    assert "response_format" in body
+
+
+async def test_a_setting_that_is_none_is_left_to_the_judge() -> None:
+    with ScriptedEndpoint(vote()) as endpoint:
+        await verdict(endpoint, temperature=None, max_tokens="none")
+    assert endpoint.received[0].body.keys() == {"model", "messages", "response_format"}
+
+
 # ---- what is no vote is never a failure of the policy ----
 
 NO_VOTES = [
