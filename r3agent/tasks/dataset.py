@@ -17,8 +17,9 @@ from r3agent._util.messages import explain, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 from r3agent.tasks.columns import Columns, Table, cells, is_template
+from r3agent.tasks.hub import hub_rows
 from r3agent.tasks.json_values import json_value
-from r3agent.tasks.rows import Rows, file_rows, hub_rows
+from r3agent.tasks.rows import Rows, file_rows
 from r3agent.tasks.splits import draw
 from r3agent.tasks.text_files import Row, ending
 

@@ -65,55 +65,51 @@ def ending(name: str) -> str:
     return next((known for known in ENDINGS if bare.endswith(known)), "")
 
 
-def unpacked(path: Path) -> bytes:
-    """Read a file, decompressed if its ending says so."""
-    content = path.read_bytes()
-    unpack = PACKED.get(path.suffix.lower())
+def unpacked(content: bytes, name: str) -> bytes:
+    """Decompress the content of a file if the ending of its name says so."""
+    unpack = PACKED.get(Path(name).suffix.lower())
     return unpack(content) if unpack else content
 
 
-def text_of(path: Path, encoding: str) -> str:
-    """Read the text of a file.
+def text_of(content: bytes, name: str, encoding: str) -> str:
+    """Decode the text of a file.
 
     Raises:
         ConfigError: it has another encoding, or NUL bytes.
     """
-    content = unpacked(path)
-    if content.startswith(b"version https://git-lfs"):
-        raise ConfigError(f"{path} is a pointer of Git LFS, not the data; fetch it with: git lfs pull")
     remedy = "save it as UTF-8, or set task.params.encoding, e.g. cp1252 for a file of Windows"
-    text = decode(content, str(path), encoding=encoding, remedy=remedy)
+    text = decode(content, name, encoding=encoding, remedy=remedy)
     if (at := text.find("\0")) >= 0:
         line = text.count("\n", 0, at) + 1
-        raise ConfigError(f"{path}:{line} has a NUL byte; if it is UTF-16, set task.params.encoding, or else remove it")
+        raise ConfigError(f"{name}:{line} has a NUL byte; if it is UTF-16, set task.params.encoding, or else remove it")
     return text
 
 
-def json_rows(path: Path, encoding: str) -> Iterator[Row]:
+def json_rows(text: str, name: str) -> Iterator[Row]:
     """Yield the objects of JSON lines, of an array, or of the only list of objects in a `.json` file's object."""
-    values = list(json_stream(text_of(path, encoding), str(path)))
+    values = list(json_stream(text, name))
     sign = ":"
-    if len(values) == 1 and (inner := _list_of(values[0][1], path)) is not None:
+    if len(values) == 1 and (inner := _list_of(values[0][1], name)) is not None:
         sign, values = " row ", list(enumerate(inner, start=1))
     for number, value in values:
-        where = f"{path}{sign}{number}"
+        where = f"{name}{sign}{number}"
         if not isinstance(value, dict):
             raise ConfigError(f"{where} is {shorten(value)}; every row must be an object")
         yield Row(where, value, number)
 
 
-def _list_of(value: Any, path: Path) -> list[Any] | None:
+def _list_of(value: Any, name: str) -> list[Any] | None:
     """Return the rows of a file's only value; `None` if the value is a row itself."""
     if isinstance(value, list):
         return value
-    if ending(path.name) != ".json" or not isinstance(value, dict):
+    if ending(name) != ".json" or not isinstance(value, dict):
         return None
     lists = {key: inner for key, inner in value.items() if isinstance(inner, list) and _are_rows(inner)}
     if len(lists) == 1:
         return next(iter(lists.values()))
     found = f" with the lists {', '.join(lists)}" if lists else ""
     raise ConfigError(
-        f"{path} is a JSON dict{found}; it must be an array of objects, or name it .jsonl if it is one row; pandas "
+        f"{name} is a JSON dict{found}; it must be an array of objects, or name it .jsonl if it is one row; pandas "
         'writes rows with to_json(orient="records")'
     )
 
@@ -123,7 +119,7 @@ def _are_rows(values: list[Any]) -> bool:
     return bool(values) and all(isinstance(v, dict) and not v.keys() & {"role", "from"} for v in values)
 
 
-def csv_rows(path: Path, encoding: str, delimiter: str) -> tuple[tuple[str, ...], list[Row]]:
+def csv_rows(text: str, name: str, delimiter: str) -> tuple[tuple[str, ...], list[Row]]:
     """Return the columns and the rows of a CSV file.
 
     Args:
@@ -132,30 +128,29 @@ def csv_rows(path: Path, encoding: str, delimiter: str) -> tuple[tuple[str, ...]
     Raises:
         ConfigError: a line has more or fewer cells than the header, or the header does not name each column once.
     """
-    text = text_of(path, encoding)
     if stated := re.match(r"sep=(.)\r?\n", text, re.IGNORECASE):  # Excel's own line
         delimiter = delimiter or stated[1]
         text = f"\n{text[stated.end() :]}"
-    delimiter = delimiter or ("\t" if ending(path.name) == ".tsv" else _delimiter(text))
+    delimiter = delimiter or ("\t" if ending(name) == ".tsv" else _delimiter(text))
     try:
         (_, header), *lines = _lines(text, delimiter) or [(0, [])]
     except csv.Error as error:
-        raise ConfigError(f"{path}: {error}; double the quotes inside a cell, or set task.params.delimiter") from error
+        raise ConfigError(f"{name}: {error}; double the quotes inside a cell, or set task.params.delimiter") from error
     header = [cell.strip() for cell in header]
     if header[:1] == [""] and any(cells[0] for _, cells in lines):
         header[0] = INDEX
-    columns = {name: i for i, name in enumerate(header) if name}
+    columns = {column: i for i, column in enumerate(header) if column}
     if not columns or len(columns) < sum(map(bool, header)):
-        raise ConfigError(f"{path}: the first line must name every column once, and is {header}")
+        raise ConfigError(f"{name}: the first line must name every column once, and is {header}")
     for number, cells in lines:
         named = [*header[: len(cells)], *[""] * (len(cells) - len(header))]
-        if any(header[len(cells) :]) or any(cell and not name for cell, name in zip(cells, named, strict=True)):
+        if any(header[len(cells) :]) or any(cell and not column for cell, column in zip(cells, named, strict=True)):
             raise ConfigError(
-                f"{path}:{number} has {len(cells)} cells, and the header the columns {', '.join(columns)}; quote cells "
+                f"{name}:{number} has {len(cells)} cells, and the header the columns {', '.join(columns)}; quote cells "
                 f"that have {delimiter!r} in them, or set task.params.delimiter"
             )
-    named = [(number, {name: cells[i] for name, i in columns.items()}) for number, cells in lines]
-    return tuple(columns), [Row(f"{path}:{number}", values, number) for number, values in named]
+    named = [(number, {column: cells[i] for column, i in columns.items()}) for number, cells in lines]
+    return tuple(columns), [Row(f"{name}:{number}", values, number) for number, values in named]
 
 
 def _delimiter(text: str) -> str:

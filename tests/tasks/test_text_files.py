@@ -208,5 +208,46 @@ def test_files_of_a_directory_are_taken_by_their_names(tmp_path: Path) -> None:
     assert task.messages[0]["content"] == "right"
     odd = tmp_path / "x[1]"
     odd.mkdir()
-    with pytest.raises(ConfigError, match=r"the path has '\[' in it, which makes it a pattern; rename the directory"):
+    with pytest.raises(ConfigError, match=r"the path has '\[' in it, as a pattern has; rename the directory"):
         find_tasks(f"hf:{odd}", split="all")
+
+
+def test_a_data_set_that_was_saved_to_disk_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the data extra")
+    rows = datasets.Dataset.from_list([{"prompt": "?", "answer": "007"}])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(test=rows, train=rows).save_to_disk(str(tmp_path / "two"))
+    for name in ("one", "two"):
+        (task,) = find_tasks(f"hf:{tmp_path / name}", split="all")
+        assert task.info == {"answer": "007"}
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "answer"),
+    [
+        ("hf:csv", "prompt,answer\n?,007\n", "007"),
+        ("hf:csv", "prompt,answer\n?,NA\n", "NA"),
+        ("hf:json", '{"prompt": "?", "answer": "2024-01-02"}', "2024-01-02"),
+        ("hf:json", f'{{"prompt": "?", "answer": {BIG}}}', str(BIG)),
+    ],
+)
+def test_a_file_of_any_name_is_read_as_it_is(source: str, content: str, answer: str, tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs the data extra")
+    (tmp_path / "rows.dat").write_text(content)
+    (task,) = find_tasks(source, data_files=str(tmp_path / "rows.dat"), split="all")
+    assert task.info == {"answer": answer}
+
+
+def test_lines_of_text_are_read_anew(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="needs the data extra")
+    for text in ("one", "two"):
+        (tmp_path / "train.txt").write_text(text)
+        os.utime(tmp_path / "train.txt", (1e9, 1e9))
+        (task,) = find_tasks(f"hf:{tmp_path}", prompt="text", split="all")
+        assert task.messages[0]["content"] == text
+
+
+def test_narrow_floats_keep_their_text(tmp_path: Path) -> None:
+    numbers = pyarrow.array([0.1], pyarrow.float32())
+    parquet.write_table(pyarrow.table({"prompt": ["?"], "answer": numbers}), tmp_path / "f.parquet")
+    assert pairs(tmp_path / "f.parquet") == [("?", 0.1)]
