@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from inspect import BoundArguments
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
+from r3agent._util.launcher import launched_rank
 from r3agent.errors import R3Error, TrainingInterrupted
 
 if TYPE_CHECKING:
@@ -163,12 +165,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with 0 after help or the version; with 2 if the command line is not valid.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode gets ? in place of the character
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     verb = words[0] if words else ""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # With several training processes, only rank 0 prints.
-    silent = verb == "train" and os.environ.get("RANK", "0") != "0"
+    silent = verb == "train" and bool(launched_rank())
     try:
         output = parse(words)()
         if output is None:

@@ -114,11 +114,16 @@ def evaluate(
 
 
 @verb(*URL, *SUBJECT, *COLLECT, *ROUNDS)
-def loop(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+def loop(
+    *,
+    overrides: Overrides,
+    run: RunFlag = DEFAULT_RUN,
+    anew: Annotated[bool, switch("Train an interrupted version anew instead of resuming it.")] = False,
+) -> Output:
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
-        report = run_loop(opened, reporter)
+        report = run_loop(opened, reporter, anew=anew)
     lines = [
         f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n"
         f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"

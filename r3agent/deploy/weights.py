@@ -36,19 +36,20 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
         if not any(f".{module}".endswith(f".{target}") for module in downs):
             raise DeployError(f"{adapter_dir}: target module {target} has no tensors; {INCOMPLETE}")
     ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-    base = _base_shapes(base_model)
+    base = {_in_text_model(name): shape for name, shape in _base_shapes(base_model).items()}
     for module, (rank, n_in) in downs.items():
+        tensor = _in_text_model(f"{module}.weight")
         n_out, up_rank = ups[module]
         if rank != up_rank or rank not in ranks:
             raise DeployError(
                 f"{adapter_dir}: {module} has ranks {rank} and {up_rank}, its config says {', '.join(map(str, ranks))}"
             )
-        if base.get(f"{module}.weight", (n_out, n_in)) != (n_out, n_in):
+        if base.get(tensor, (n_out, n_in)) != (n_out, n_in):
             raise DeployError(
                 f"{adapter_dir}: {module} is {n_out} x {n_in}, in {base_model} it is "
-                f"{' x '.join(map(str, base[f'{module}.weight']))}: the adapter belongs to another base model"
+                f"{' x '.join(map(str, base[tensor]))}: the adapter belongs to another base model"
             )
-    if base and not any(f"{module}.weight" in base for module in downs):
+    if base and not any(_in_text_model(f"{module}.weight") in base for module in downs):
         raise DeployError(
             f"{adapter_dir}: none of its modules, such as {next(iter(downs))}, is in {base_model}: "
             "the adapter belongs to another base model"
@@ -64,10 +65,10 @@ def check_weights(weights: str, base_model: str) -> None:
     if not Path(weights).is_absolute():
         return
     read_json(Path(weights) / "config.json")
-    shapes = read_shapes(Path(weights))
+    shapes = {_in_text_model(name): shape for name, shape in read_shapes(Path(weights)).items()}
     for name, shape in _base_shapes(base_model).items():
         # Checkpoints may or may not include a tied output head.
-        found = shapes.get(name, shape if name == "lm_head.weight" else None)
+        found = shapes.get(_in_text_model(name), shape if name.endswith("lm_head.weight") else None)
         if found != shape:
             raise DeployError(
                 f"{weights}: {name} is {found}, in {base_model} it is {shape}; "
@@ -111,11 +112,18 @@ def read_shapes(directory: Path) -> Shapes:
 
 
 def _base_shapes(base_model: str) -> Shapes:
-    """Read the base model's shapes; empty if they cannot be compared: not a local directory, or quantized."""
+    """Read the base model's shapes; empty if they cannot be compared: a hub id, quantized, or not in safetensors."""
     directory = Path(base_model)
     if not directory.is_dir() or "quantization_config" in read_json(directory / "config.json"):
         return {}
+    if any(directory.glob("*.bin")) and not any(directory.glob("*.safetensors")):
+        return {}
     return read_shapes(directory)
+
+
+def _in_text_model(name: str) -> str:
+    """Drop the parts of a tensor's name that multimodal checkpoints of different age have in different places."""
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
 
 
 def _modules(shapes: Shapes, suffix: str) -> dict[str, tuple[int, int]]:

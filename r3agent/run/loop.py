@@ -56,14 +56,18 @@ class LoopReport(Record):
     """Another version than the champion if it was deployed, or rolled back to, by hand."""
 
 
-def run_loop(run: Run, reporter: Reporter) -> LoopReport:
+def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
     """Run rounds until the run has `loop.rounds` trained versions.
+
+    Args:
+        anew: train an interrupted version anew instead of resuming it.
 
     Raises:
         R3Error: a stage failed; finished work is kept, and the same call resumes there.
     """
     settings, limits = run.config.loop, run.config.gate
     run.check_gate()
+    run.check_training()
     run.serve_live()
     champion = parent = BASE
     reports: list[RoundReport] = []
@@ -74,7 +78,7 @@ def run_loop(run: Run, reporter: Reporter) -> LoopReport:
         stored = comparison is not None
         if comparison is None:
             if version not in run.registry.versions():
-                _grow(run, reporter, parent, f"round {number} of {settings.rounds}")
+                _grow(run, reporter, parent, f"round {number} of {settings.rounds}", anew=anew)
             if not evaluated:
                 parent = version
                 continue
@@ -109,12 +113,12 @@ def _make_live(run: Run, reporter: Reporter, version: str) -> None:
         reporter.stage(f"{version} passed the gate: {report.served_name} is live")
 
 
-def _grow(run: Run, reporter: Reporter, parent: str, round_: str) -> None:
+def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool) -> None:
     """Collect with a version, which need not be live, and train the next one from it."""
     name = run.registry.card(parent).served_name
     reporter.stage(f"{round_}: collecting episodes of {run.config.collect.n} tasks with {name}", "collect")
     summary = run.collect(reporter.episodes, version=parent)
-    resume = run.registry.has_checkpoint(run.registry.next_version())
+    resume = not anew and run.registry.has_checkpoint(run.registry.next_version())
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
         f"{round_}: {summary.episodes} episodes ({summary.resumed} stored before), "

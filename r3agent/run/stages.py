@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.episodes.collect import CollectSummary, Job, episode_jobs
 from r3agent.episodes.config import EpisodeLimits
@@ -27,7 +28,7 @@ from r3agent.evaluate.comparison import read_comparison, read_drawn, write_compa
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
 from r3agent.records.trajectory import Task, Trajectory
-from r3agent.records.versions import version_name, version_number
+from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
@@ -166,6 +167,20 @@ class Run(Collector):
             ConfigError: `gate.split` has no task.
         """
         self._draw(version_name(1), for_gate=True)
+
+    def check_training(self) -> None:
+        """Check the settings of training and its base model, before episodes are collected for it.
+
+        Raises:
+            ConfigError: the extra is missing, the base model cannot be trained, or `train.report_to` cannot be used.
+        """
+        require_extra("trl", "train")
+        from r3agent.train import PolicyStart
+        from r3agent.train.run import check_start
+
+        self.ensure_live()
+        start = PolicyStart.of(self.registry.card(BASE), self.registry.version_dir(BASE))
+        check_start(start, self.config.train)
 
     def _folder(self, after: str, for_gate: bool) -> Path:
         return self.directory / "gate" / after if for_gate else self.directory / "eval"

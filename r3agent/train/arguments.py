@@ -14,9 +14,17 @@ from r3agent.train.collate import MicroBatches
 from r3agent.train.config import TrainConfig
 
 
+class OneDevice(GRPOConfig):
+    """Arguments of a process that computes on one GPU, also if it sees several and no launcher started it."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 def grpo_arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path) -> GRPOConfig:
     """Make the trainer's arguments from the settings of a training."""
-    return GRPOConfig(
+    return OneDevice(
         output_dir=str(output_dir),
         # the loss
         loss_type=config.loss_type,
@@ -56,7 +64,6 @@ def grpo_arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path)
         steps_per_generation=2 * batches.accumulate,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
-        save_total_limit=1,
         # no progress bar: `train` reports progress itself
         logging_steps=1,
         disable_tqdm=True,

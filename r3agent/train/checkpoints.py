@@ -1,32 +1,39 @@
-"""Checkpoints of a training, stopping at a signal, and out-of-memory errors.
+"""Checkpoints of a training, and out-of-memory errors.
 
-Checkpoints are beside the version, in `v0001.checkpoints/`, and are removed when the version is complete.
+Checkpoints are beside the version, in `v0001.checkpoints/`, and are removed when the version is complete. One is whole
+if its manifest, which is written last, has the hashes of all its files; any other is passed over.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-import signal
-import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from r3agent._util.files import disk_errors, write_atomically
-from r3agent.errors import ConfigError, TrainingError, TrainingInterrupted
+from r3agent.errors import ConfigError, TrainingError
 from r3agent.store.registry import checkpoints_dir
+from r3agent.train.base import one_line
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
 
+logger = logging.getLogger(__name__)
+
 DIGEST_FILE = "rows.sha256"
+PREFIX = "checkpoint-"
+"""Beginning of a checkpoint's name, as transformers has it; its step follows."""
+MANIFEST_FILE = "r3agent_manifest.json"
+"""File of a checkpoint that maps the name of each other file to its hash."""
 
 WAYS_TO_COMPUTE = {
     "micro_batch_tokens",
@@ -51,42 +58,79 @@ class Checkpoints:
         self.version = version_dir.name
         self.directory = checkpoints_dir(version_dir)
         self.digest = ""
-        self.last: str | None = None
-        """Checkpoint to resume from."""
+        self.last: Path | None = None
+        """Last whole checkpoint; training resumes from it."""
 
     def bind(
-        self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, processes: int, resume: bool
+        self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, processes: PartialState, resume: bool
     ) -> None:
         """Bind the checkpoints to one training: its rows, settings and starting version.
 
         Args:
-            resume: continue from the last checkpoint; otherwise all are removed and training starts again.
+            resume: continue from the last whole checkpoint, or anew if none is whole; otherwise all are removed and
+                training starts again.
 
         Raises:
             ConfigError: there is nothing to resume, or the checkpoints are of another training.
         """
         ways, layout = WAYS_TO_COMPUTE, 0
         if config.loss_type == "bnpo":  # an average over micro-batches depends on them
-            ways, layout = ways - SIZES, processes
+            ways, layout = ways - SIZES, processes.num_processes
         identity = [[tuple(row) for row in rows], config.model_dump(exclude=ways), start.version, layout]
         self.digest = sha256(orjson.dumps(identity)).hexdigest()
         if not resume:
             return
-        self.last = get_last_checkpoint(str(self.directory)) if self.directory.is_dir() else None
-        if self.last is None:
+        found = self._all()
+        if not found:
             raise ConfigError(f"{self.directory}: no checkpoint of {self.version}; train without --resume")
-        if (self.directory / DIGEST_FILE).read_text() != self.digest:
+        for path in found:
+            fault = damage(path)
+            if fault is None:
+                self.last = path
+                break
+            if processes.is_main_process:
+                logger.warning("%s is passed over: %s", path, fault)
+        digest = self._read_digest()
+        if self.last is None or digest is None:
+            self.last = None
+            if processes.is_main_process:
+                logger.warning("%s has no whole checkpoint: training starts anew", self.directory)
+        elif digest != self.digest:
             raise ConfigError(
                 f"{self.last} is of other rows or other settings than the current ones: put the trajectories and "
-                "[train] back as they were, or train anew: without --resume, or in a loop after removing "
-                f"{self.directory}"
+                "[train] back as they were, or train anew: `r3agent train` without --resume, or `r3agent loop --anew`"
             )
 
     def begin(self) -> None:
-        """Create the directory, and empty it unless training resumes."""
+        """Create the directory; keep the checkpoint that training resumes from, and remove all others."""
         if self.last is None:
             shutil.rmtree(self.directory, ignore_errors=True)
             write_atomically(self.directory / DIGEST_FILE, self.digest)
+        self.remove_others()
+
+    def remove_others(self) -> None:
+        """Remove all checkpoints but the last whole one."""
+        for path in self._all():
+            if path != self.last:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def seal(self, step: int) -> None:
+        """Write the manifest of a checkpoint, which makes it whole."""
+        path = self.directory / f"{PREFIX}{step}"
+        hashes = {str(file.relative_to(path)): _hash(file) for file in _files(path)}
+        write_atomically(path / MANIFEST_FILE, orjson.dumps(hashes, option=orjson.OPT_INDENT_2).decode())
+        self.last = path
+
+    def _read_digest(self) -> str | None:
+        try:
+            digest = (self.directory / DIGEST_FILE).read_text()
+        except (OSError, ValueError):
+            return None
+        return digest if len(digest) == len(self.digest) else None
+
+    def _all(self) -> list[Path]:
+        """List the checkpoints, newest first."""
+        return sorted(self.directory.glob(f"{PREFIX}[0-9]*"), key=_step, reverse=True)
 
     @contextmanager
     def whole_or_none(self) -> Generator[None]:
@@ -94,7 +138,7 @@ class Checkpoints:
         try:
             yield
         except BaseException:
-            if self.directory.is_dir() and get_last_checkpoint(str(self.directory)) is None:
+            if self.directory.is_dir() and not self._all():
                 self.remove()
             raise
 
@@ -117,52 +161,67 @@ class Checkpoints:
             shutil.rmtree(self.directory)
 
 
-class StopOnSignal(TrainerCallback):
-    """Callback that stops training at SIGTERM or Ctrl-C, after the current step and with a checkpoint.
+@contextmanager
+def writing(checkpoint: Path) -> Generator[None]:
+    """Remove the half of a checkpoint that the block cannot write; earlier ones stay.
 
-    A second signal stops a single process at once.
-
-    Several processes agree after every step, since the signal may not have reached all of them by then. Their launcher
-    repeats signals, so a second signal has no meaning there.
+    Raises:
+        ConfigError: the disk is full or cannot be written.
     """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch raises a RuntimeError
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise ConfigError(
+            f"cannot write to {checkpoint}: {one_line(error)}; free space, then go on from the checkpoint before with "
+            "--resume if there is one, or set train.save_steps higher"
+        ) from error
 
-    def __init__(self) -> None:
-        self.stop = False
-        self.accelerator: Accelerator | None = None
 
-    @contextmanager
-    def listening(self, accelerator: Accelerator) -> Generator[None]:
-        """Handle signals inside the block.
+def damage(checkpoint: Path) -> str | None:
+    """Return how a checkpoint differs from its manifest, or `None` if it is whole."""
+    try:
+        hashes: dict[str, str] = orjson.loads((checkpoint / MANIFEST_FILE).read_bytes())
+        for name, expected in hashes.items():
+            if _hash(checkpoint / name) != expected:
+                return f"{name} has changed or was cut off"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+    return None
 
-        Raises:
-            TrainingInterrupted: at the end of the block, if a signal stopped training.
-        """
-        self.accelerator = accelerator
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread receives signals
-            return
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.stop:
-            raise TrainingInterrupted
 
-    def _hear(self, *_: object) -> None:
-        assert self.accelerator is not None
-        if self.stop and self.accelerator.num_processes == 1:
-            raise KeyboardInterrupt
-        self.stop = True
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _step(checkpoint: Path) -> int:
+    digits = checkpoint.name.removeprefix(PREFIX)
+    return int(digits) if digits.isdecimal() else -1
+
+
+class SealCheckpoints(TrainerCallback):
+    """Callback that makes each checkpoint whole when all processes have written their part, and keeps one before it."""
+
+    def __init__(self, checkpoints: Checkpoints, processes: PartialState) -> None:
+        self.checkpoints, self.processes = checkpoints, processes
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.accelerator is not None
-        own: Any = torch.tensor(float(self.stop), device=self.accelerator.device)
-        agreed: Any = self.accelerator.reduce(own)
-        self.stop = agreed.item() > 0
-        if self.stop:
-            control.should_save = control.should_training_stop = True
+        if control.should_save and self.processes.is_main_process:
+            self.checkpoints.remove_others()  # so that there is room for this one
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.processes.wait_for_everyone()
+        if self.processes.is_main_process:
+            self.checkpoints.seal(state.global_step)
 
 
 # ---- memory ----

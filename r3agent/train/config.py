@@ -57,7 +57,7 @@ class TrainConfig(Record):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. It makes the importance ratio noisy; keep 0 unless the adapter overfits."""
     lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an adapter; the output head cannot have one."""
+    """Names of the layers that get an adapter; the embeddings and the output head cannot have one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the computation. With bfloat16, the frozen weights under an adapter are bfloat16 too; trained
     weights stay float32."""
@@ -153,10 +153,11 @@ class TrainConfig(Record):
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""
     save_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps between checkpoints, from which `--resume` continues; `None` saves one only when interrupted."""
+    """Optimizer steps between checkpoints, from which `--resume` continues; `None` saves one only when interrupted.
+    While one is written, the one before is kept."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Service that transformers logs each step to, in addition to `steps.jsonl` in the version's directory.
-    tensorboard writes into `TENSORBOARD_LOGGING_DIR`."""
+    tensorboard writes into `policies/tensorboard/`, or into `TENSORBOARD_LOGGING_DIR` if that is set."""
     seed: int = Field(default=0, ge=0)
     """Seed for a new adapter's weights, the order of rows, and dropout."""
 

@@ -16,7 +16,8 @@ things differ:
 - Every row of a step has the same weight, even if micro-batches differ in size.
 - The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are split by tokens.
 
-Logprobs are at temperature 1. Rotary or relative positions are assumed, as in TRL: prompts are padded on the left.
+Logprobs are at temperature 1. Prompts are padded on the left, as in TRL; a model whose logprobs that changes computes
+rows one at a time.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from r3agent.errors import ConfigError
 from r3agent.train.arguments import grpo_arguments
+from r3agent.train.checkpoints import PREFIX, writing
 from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
 from r3agent.train.shared_prefix import pack, share, unpack
+from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +68,17 @@ class OfflineGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         prompts, completions = rows["prompt_ids_P"], rows["completion_ids_T"]
-        self.packs = config.share_prompt and _enable_sharing(model, max(map(len, prompts)) + max(map(len, completions)))
+        inner = _without_adapter(model)
+        expected = trial_logprobs(inner)
+        longest_row = max(map(len, prompts)) + max(map(len, completions))
+        self.packs = config.share_prompt and _enable_sharing(inner, longest_row)
+        self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
         processes = PartialState(cpu=not torch.accelerator.is_available())
         self.batches = MicroBatches(
             rows["group_id"],
             Costs(prompts, completions, shares=self.packs),
             batch_size=config.batch_size,
-            budget=config.micro_batch_tokens,
+            budget=self.budget,
             epochs=config.epochs,
             seed=config.seed,
             rank=processes.process_index,
@@ -88,8 +96,21 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
         self.config = config
         self.pad_id = cast(int, tokenizer.pad_token_id)
+        self._refuse_another_head(inner, expected)
 
     # ---- before the first step ----
+
+    def _refuse_another_head(self, model: PreTrainedModel, expected: Sequence[float]) -> None:
+        """Refuse a model whose output head TRL, which does not call it, computes in another way than transformers."""
+        found = [logprob for logprobs_T in self.logprobs(trial_pairs(model)) for logprob in logprobs_T]
+        gap = max(abs(new - old) for new, old in zip(found, expected, strict=True))
+        if not gap < (
+            0.01 if self.config.dtype == "float32" else 0.25
+        ):  # devices may differ, so more than `share` allows
+            raise ConfigError(
+                f"{type(model).__name__}: TRL computes other logprobs than transformers, by {gap:.2g} nats: its output "
+                "head does more than TRL knows; choose another model"
+            )
 
     def score(self) -> list[list[float]]:
         """Compute the logprobs of every row's completion under the current weights, and `start_from` them."""
@@ -131,7 +152,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         costs = Costs([prompt for prompt, _ in pairs], [completion for _, completion in pairs], shares=self.packs)
         by_prompt = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0]))
         found: list[tuple[int, list[float]]] = []
-        for part in costs.cut(by_prompt, self.config.micro_batch_tokens)[rank::processes]:
+        for part in costs.cut(by_prompt, self.budget)[rank::processes]:
             rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
@@ -230,6 +251,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
                 self._metrics["train"]["ratio"].append((total / tokens).item())
         return logprobs_BT, entropies_BT, aux_loss
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, or the error of a disk that is full."""
+        with writing(Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
@@ -244,16 +270,27 @@ class _Epochs(DataLoader[Any]):
         cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
-def _enable_sharing(model: PreTrainedModel | PeftModel, longest_row: int) -> bool:
+def _enable_sharing(model: PreTrainedModel, longest_row: int) -> bool:
     """Enable prompt sharing if the model supports it; otherwise log the reason."""
-    inner = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-    if getattr(inner.config.get_text_config(), "router_aux_loss_coef", 0.0):
+    if getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0):
         reason = "its experts' router loss is computed over padded rows"
     else:
-        reason = share(inner, longest_row)
+        reason = share(model, longest_row)
     if reason:
         logger.warning("prompts are not shared, every row computes its own: %s", reason)
     return not reason
+
+
+def _pads(model: PreTrainedModel, longest_row: int) -> bool:
+    """Return True if the model can compute padded rows together; otherwise log the reason."""
+    reason = padding_obstacle(model, longest_row)
+    if reason:
+        logger.warning("rows are computed one at a time: %s", reason)
+    return not reason
+
+
+def _without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def _recorded_rewards(**_: Any) -> list[float | None]:

@@ -28,7 +28,7 @@ def count_repeated(rows: Iterable[Row], policies_dir: Path, version: str) -> int
     for card in ancestry(policies_dir, version):
         path = policies_dir / card.version / ROWS_FILE
         if path.exists():
-            before.update(tuple(orjson.loads(line)) for line in path.read_text().splitlines())
+            before.update(tuple(orjson.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
     return sum(_identity(row) in before for row in rows)
 
 

@@ -11,24 +11,26 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import orjson
-import torch
-from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
-from r3agent._util.imports import require_package
+from r3agent._util.launcher import without_leftovers
 from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.registry import PolicyCard, create_version, write_card
-from r3agent.train.checkpoints import Checkpoints, StopOnSignal, enough_memory
+from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
+from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.lineage import base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
+from r3agent.train.processes import join_processes
 from r3agent.train.rows import build_rows, to_dataset
+from r3agent.train.services import check_service, logs_beside
+from r3agent.train.signals import StopOnSignal
 from r3agent.train.surprise import measure_surprise
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import (
@@ -45,6 +47,7 @@ STEPS_FILE = "steps.jsonl"
 
 
 @checked
+@without_leftovers()
 def train(
     trajectories: Iterable[Trajectory],
     *,
@@ -73,14 +76,14 @@ def train(
     """
     config, out_dir = config or TrainConfig(), Path(out_dir)
     trajectories = list(each_trajectory(trajectories))
-    if config.report_to != "none":
-        require_package(config.report_to, f"report_to = {config.report_to!r}")
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    check_service(config)
+    processes = join_processes()
     first = processes.is_main_process
     progress = progress if progress and first else _ignore_progress
     began = time.perf_counter()
     checkpoints = Checkpoints(out_dir)
     with _growing(out_dir, checkpoints, first) as directory:
+        read_config(start, config)  # refuses some models before anything is read or computed
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         lineage = lineage_of(out_dir.parent, start.version)
@@ -89,19 +92,21 @@ def train(
         )
         report = report.model_copy(update={"repeated": count_repeated(rows, out_dir.parent, start.version)})
         progress("rows", report.model_dump())
-        checkpoints.bind(rows, config=config, start=start, processes=processes.num_processes, resume=resume)
+        checkpoints.bind(rows, config=config, start=start, processes=processes, resume=resume)
 
         model = load_model(start, config)
+        make_savable(model, tokenizer, start, directory if first else None)
+        check_ids(rows, model, start)
         stop = StopOnSignal()
-        trainer = OfflineGRPOTrainer(
-            model,
-            to_dataset(rows),
-            tokenizer,
-            config,
-            checkpoints.directory,
-            callbacks=[StepProgress(progress), stop],
-        )
-        with enough_memory(config):
+        with fitting(start, model), enough_memory(config), logs_beside(out_dir, config):
+            trainer = OfflineGRPOTrainer(
+                model,
+                to_dataset(rows),
+                trainer_tokenizer(tokenizer, model),
+                config,
+                checkpoints.directory,
+                callbacks=[StepProgress(progress), stop, SealCheckpoints(checkpoints, processes)],
+            )
             scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
             surprise = measure_surprise(rows, start.version, trainer.entropies)
         trainer.start_from(scores)
@@ -118,7 +123,7 @@ def train(
             processes.wait_for_everyone()  # from here on, a signal to any process is handled
             if first:
                 checkpoints.begin()
-            trainer.train(resume_from_checkpoint=checkpoints.last)
+            trainer.train(resume_from_checkpoint=checkpoints.last and str(checkpoints.last))
         with checkpoints.none_if_refused(first):
             drift = meter.measure()
             check_drift(drift, config, version)
@@ -157,6 +162,17 @@ def train(
     kl = {"KL to the base": f"{drift.kl:.3g}"} if drift else {}
     progress("saved", {"directory": str(out_dir), "seconds": card.metrics["seconds"], **kl})
     return card
+
+
+def check_start(start: PolicyStart, config: TrainConfig) -> None:
+    """Check what training needs besides rows and weights, e.g. before episodes are collected for it.
+
+    Raises:
+        ConfigError: the model or its tokenizer cannot be trained, or the service of `report_to` cannot be used.
+    """
+    check_service(config)
+    read_config(start, config)
+    load_tokenizer(start)
 
 
 class StepProgress(TrainerCallback):

@@ -20,11 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from r3agent.train.trial import WIDTH, alone, chosen, max_gap, trial_rows, varying_positions
+
 ATTENTION = "r3agent_shared_prefix"
 """Name under which this attention is registered in transformers."""
-
-MAX_GAP = {torch.float32: 1e-3}
-"""Limit in nats between the logprobs of packed and single rows in the trial; half precision rounds by more."""
 
 
 class PackedGroup(NamedTuple):
@@ -150,12 +149,12 @@ def share(model: PreTrainedModel, longest_row: int) -> str | None:
         return reason
     training = model.training
     model.eval()
-    alone = _alone(model)
+    expected = alone(model)
     model.set_attn_implementation(ATTENTION)
     hook = model.base_model.register_forward_hook(_labelled_only, with_kwargs=True)
     try:
-        gap = (_packed(model) - alone).abs().max().item()
-        reason = f"packed rows get other logprobs, by {gap:.2g}" if not gap < MAX_GAP.get(model.dtype, 0.25) else None
+        gap = (_packed(model) - expected).abs().max().item()
+        reason = f"packed rows get other logprobs, by {gap:.2g}" if not gap < max_gap(model) else None
     except Exception as error:  # an unknown model may fail in any way
         reason = f"packed rows fail: {error!r}"
     if reason:
@@ -175,7 +174,7 @@ def _obstacle(model: PreTrainedModel, longest_row: int) -> str | None:
         return f"it has layers of {', '.join(sorted(other))}"
     if "sliding_attention" in layers and longest_row > window:
         return f"its sliding window of {window} tokens is shorter than the longest row of {longest_row}"
-    return None
+    return varying_positions(config, longest_row)
 
 
 def _labelled_only(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -185,38 +184,13 @@ def _labelled_only(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return output
 
 
-# ---- the trial: two siblings and an unrelated row ----
-
-PROMPT, WIDTH = 5, 3
-LENGTHS = (3, 2, 3)
-
-
-def _rows(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make the ids and the mask, each (3, 8)."""
-    ids = torch.arange(1, 1 + len(LENGTHS) * (PROMPT + WIDTH)).view(len(LENGTHS), -1) % model.config.vocab_size
-    ids[1, :PROMPT] = ids[0, :PROMPT]
-    mask = torch.tensor([[1] * (PROMPT + n) + [0] * (WIDTH - n) for n in LENGTHS])
-    return ids.to(model.device), mask.to(model.device)
-
-
-@torch.no_grad()
-def _alone(model: PreTrainedModel) -> torch.Tensor:
-    ids, _ = _rows(model)
-    rows = [ids[i : i + 1, : PROMPT + n] for i, n in enumerate(LENGTHS)]
-    return torch.cat([_chosen(model(input_ids=row).logits[0, PROMPT - 1 : -1], row[0, PROMPT:]) for row in rows])
-
-
 @torch.no_grad()
 def _packed(model: PreTrainedModel) -> torch.Tensor:
-    packed: Packed = pack(*_rows(model), WIDTH)
+    packed: Packed = pack(*trial_rows(model), WIDTH)
     logits_KV = model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         shared_prefix=packed.shared_prefix,
         use_cache=False,
     ).logits[0]
-    return _chosen(logits_KV, packed.shift_labels[0])
-
-
-def _chosen(logits_KV: torch.Tensor, ids_K: torch.Tensor) -> torch.Tensor:
-    return logits_KV.float().log_softmax(-1).gather(-1, ids_K[:, None])[:, 0]
+    return chosen(logits_KV, packed.shift_labels[0])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +17,19 @@ from peft import (
 )
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.utils import logging as transformers_logging
 
 from r3agent.errors import ConfigError
 from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR
+from r3agent.train.base import (
+    check_adapted,
+    copy_generation_config,
+    freeze_towers,
+    loading,
+    no_progress_bars,
+    not_adapted,
+    one_line,
+    read_config,
+)
 from r3agent.train.config import PolicyStart, TrainConfig
 
 
@@ -31,7 +39,7 @@ def load_tokenizer(start: PolicyStart) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: it cannot be loaded.
     """
-    with _loading(start):
+    with loading(start):
         return AutoTokenizer.from_pretrained(start.model)
 
 
@@ -43,32 +51,49 @@ def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | Pef
     """
     set_seed(config.seed)
     frozen_bfloat16 = config.method == "lora" and config.dtype == "bfloat16"
-    with _loading(start):
+    base_config = read_config(start, config)
+    with loading(start):
         loader: Any = AutoModelForCausalLM
         model, info = loader.from_pretrained(
-            start.model, dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32, output_loading_info=True
+            start.model,
+            config=base_config,
+            dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32,
+            ignore_mismatched_sizes=True,  # transformers' own message names no tensor
+            output_loading_info=True,
         )
+        for name, stored, expected in sorted(info["mismatched_keys"]):
+            raise ValueError(f"{name} is {tuple(stored)} in its weights and {tuple(expected)} by its config.json")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     if start.adapter is not None:
         model = _with_adapter(model, start.adapter, start, config)
         return model if config.method == "lora" else _merged(model)
     if config.method == "full":
+        freeze_towers(model)
         return model
     targets = config.lora_target_modules
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora_r,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-                task_type="CAUSAL_LM",
-            ),
-        )
-    except ValueError as error:
-        raise ConfigError(f"lora_target_modules = {targets!r} does not fit {start.model}: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what `check_adapted` refuses
+            adapted = get_peft_model(
+                model,
+                LoraConfig(
+                    r=config.lora_r,
+                    lora_alpha=config.lora_alpha,
+                    lora_dropout=config.lora_dropout,
+                    target_modules=targets if isinstance(targets, str) else list(targets),
+                    exclude_modules=not_adapted(model, is_default=targets == "all-linear"),
+                    task_type="CAUSAL_LM",
+                ),
+            )
+    except Exception as error:  # of a package that a quantised layer needs, too
+        raise ConfigError(f"lora_target_modules = {targets!r} does not fit {start.model}: {one_line(error)}") from error
+    check_adapted(adapted, start, config)
+    if targets == "all-linear":  # peft lists excluded layers too, and servers refuse names that they do not adapt
+        found = cast(list[str], adapted.base_model.targeted_module_names)
+        lora = cast(LoraConfig, adapted.peft_config["default"])
+        lora.target_modules = sorted({name.rpartition(".")[2] for name in found})
+    return adapted
 
 
 def save_weights(
@@ -83,7 +108,7 @@ def save_weights(
     Args:
         state: all weights, if the model holds only a shard of them.
     """
-    with _no_progress_bars():
+    with no_progress_bars():
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = start.model
             model.save_pretrained(str(directory / ADAPTER_DIR), save_embedding_layers=False, state_dict=state)
@@ -93,6 +118,7 @@ def save_weights(
                 state = {name: tensor for name, tensor in state.items() if name not in tied}
             model.save_pretrained(directory / MODEL_DIR, state_dict=state)
             tokenizer.save_pretrained(directory / MODEL_DIR)
+            copy_generation_config(start, directory / MODEL_DIR)
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, config: TrainConfig) -> PeftModel:
@@ -121,7 +147,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path, start: PolicyStart, con
 
 def _adapter_base(adapter: Path) -> str:
     try:
-        return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        return json.loads((adapter / "adapter_config.json").read_bytes())["base_model_name_or_path"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{adapter}: not a LoRA adapter ({error!r}); name a directory with adapter_config.json"
@@ -145,27 +171,5 @@ def _check_shape(lora: LoraConfig, config: TrainConfig, start: PolicyStart) -> N
 def _merged(model: PeftModel) -> PreTrainedModel:
     merged = model.merge_and_unload()
     merged.requires_grad_(True)
+    freeze_towers(merged)
     return merged
-
-
-@contextmanager
-def _loading(start: PolicyStart) -> Generator[None]:
-    """Turn loading errors into a ConfigError."""
-    try:
-        with _no_progress_bars():
-            yield
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"model {start.model!r} cannot be loaded: {error}; copy or download it again, or choose another"
-        ) from error
-
-
-@contextmanager
-def _no_progress_bars() -> Generator[None]:
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()

@@ -61,6 +61,9 @@ class FakeRun:
     def check_gate(self) -> None:
         pass
 
+    def check_training(self) -> None:
+        pass
+
     def serve_live(self) -> None:
         self.ensure_live()
 

@@ -25,13 +25,15 @@ SIZE = {
     "initializer_range": 0.2,  # logits far from uniform, so that wrong positions show
     "max_position_embeddings": 128,
     "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
 }
 LONGEST = 19
 
 
 def tiny(family: str, **values: Any) -> Any:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](vocab_size=128, **SIZE, **values)).eval()
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**{"vocab_size": 128, **SIZE, **values})).eval()
 
 
 def rows() -> list[Row]:
