@@ -101,7 +101,7 @@ class Restart(WeightUpdate):
                 if entry["pid"] == process.pid:
                     return entry["base_url"]
             if (code := process.poll()) is not None:
-                end = last_lines(log.read_text(errors="replace"))
+                end = last_lines(log.read_text(encoding="utf-8", errors="replace"))
                 raise DeployError(f"the new server ended with exit code {code}; {log} ends:\n{end}")
             return None
 

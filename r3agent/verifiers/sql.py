@@ -31,7 +31,7 @@ from r3agent.verifiers.child import querying
 from r3agent.verifiers.fences import blocks_or_all
 from r3agent.verifiers.sandbox import Limits, Outcome, run_python
 
-_PROGRAM = Path(querying.__file__).read_text() + "\nmain()\n"
+_PROGRAM = Path(querying.__file__).read_text(encoding="utf-8") + "\nmain()\n"
 _PYTHON = (sys.executable, "-S")
 LANGUAGES = r"\w*sql(?:ite)?\d*|postgres|snowflake|bigquery|duckdb"
 QUERIES = ("select", "with", "values")

@@ -124,7 +124,7 @@ class LocalServer(ABC):
         return last_lines(self._log())
 
     def _log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         # This machine's servers are not behind its proxy.
