@@ -115,6 +115,32 @@ def far_from_the_base() -> None:
     check_drift(Drift(rows=64, tokens=640, kl=0.25), TrainConfig(max_drift=0.1), "v0009")
 
 
+def of_an_adapter(directory: Path) -> None:
+    from r3agent.train.base import read_config
+
+    directory.mkdir(exist_ok=True)
+    (directory / "adapter_config.json").write_text("{}")
+    read_config(PolicyStart(version="v0000", name="tiny", model=str(directory)), TrainConfig())
+
+
+def of_a_larger_vocabulary() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from r3agent.train.base import check_ids
+    from r3agent.train.row import Row
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    row = Row("g", "t", "s", "reflect", "v0000", [1], [40], [-0.5], 1.0, False, 1.0, 1.0)
+    start = PolicyStart(version="v0000", name="tiny", model="tiny")
+    check_ids([row], LlamaForCausalLM(LlamaConfig(vocab_size=32, **size)), start)
+
+
+def to_a_missing_service() -> None:
+    from r3agent.train.services import check_service
+
+    check_service(TrainConfig(report_to="wandb"))
+
+
 def without(module: str, script: str) -> None:
     """Run a script where a package is missing, and raise the last line that it says."""
     code = f"import sys; sys.modules[{module!r}] = None; {script}"
@@ -182,6 +208,9 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "mean |logprob gap|": lambda _: other_weights(0.4),
     "effective sample size": lambda _: other_weights(0.0, 2.0),
     "KL to v0000": lambda _: far_from_the_base(),
+    "model '…' is a LoRA adapter": of_an_adapter,
+    "span … has token id 40": lambda _: of_a_larger_vocabulary(),
+    "report_to = 'wandb'": lambda _: to_a_missing_service(),
     "http://…/v1/load_lora_adapter": lambda _: onto_a_server_without_adapters(),
     "http://…/v1/models: …": lambda _: onto_no_server(),
 }
