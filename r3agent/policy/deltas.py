@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from r3agent.records.reply import as_json
 
-WHOLE = {"id", "type", "role", "name", "index", "format", "signature", "thought_signature"}
-"""Fields whose text comes in one piece; that of others is the sum of its pieces."""
+PIECES = re.compile("text|content|think|reason|refusal|summary|plan|arguments")
+"""Names of fields whose text comes in pieces; that of others, such as ids and signatures, is whole in one delta."""
 
 FUNCTION = ("name", "arguments")
 
@@ -32,7 +33,7 @@ def add_fields(before: dict[str, Any], delta: Mapping[str, Any]) -> None:
         old = before.get(key)
         if value is None:
             continue
-        if isinstance(value, str) and isinstance(old, str) and key not in WHOLE:
+        if isinstance(value, str) and isinstance(old, str) and PIECES.search(key):
             before[key] = old + value
         elif isinstance(value, Mapping) and isinstance(old, dict):
             add_fields(old, value)
@@ -45,10 +46,11 @@ def add_fields(before: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _add_part(parts: list[Any], part: Any) -> None:
-    """Add an object to a list; one that continues the last, by its type and its index if it has one, is merged."""
-    if isinstance(part, Mapping) and parts and isinstance(parts[-1], dict):
-        last = parts[-1]
-        if part.get("type") and all(last.get(key) == part.get(key) for key in ("type", "index")):
+    """Add an object to a list; one that continues the last, by its type, index and id, is merged."""
+    if isinstance(part, Mapping):
+        last = parts[-1] if parts and isinstance(parts[-1], dict) else {}
+        is_same = part.get("type") and all(last.get(key) == part.get(key) for key in ("type", "index"))
+        if is_same and "data" not in part and part.get("id") in (None, last.get("id")):
             add_fields(last, part)
             return
     parts.append(dict(part) if isinstance(part, Mapping) else part)

@@ -268,6 +268,14 @@ SENT_BACK: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
             ]
         },
     ),
+    "details without an index": (
+        [{"reasoning_details": [{"type": "reasoning.encrypted", "data": data, "id": data}]} for data in ("a", "b")],
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": data, "id": data} for data in ("a", "b")]},
+    ),
+    "a field in each delta": (
+        [{"content": "4", "tier": "x"}, {"content": "2", "tier": "x"}],
+        {"content": "42", "tier": "x"},
+    ),
     "a field of the message": ([{"content": "42", **SIGNED}], {"content": "42", **SIGNED}),
     "but no annotations, nor what is null": ([{"content": "42", "annotations": [1], "audio": None}], {"content": "42"}),
 }
