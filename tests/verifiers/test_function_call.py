@@ -219,6 +219,9 @@ def test_no_call_and_some_call(reply: str, none: bool, some: bool) -> None:
         '[TOOL_CALLS] [{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]</s>',
         '[TOOL_CALLS]a.f[CALL_ID]x1[ARGS]{"i": 1, "b": true, "n": null}',
         '<function=a.f>{"i": 1, "b": true, "n": null}</function>',
+        "<tool_call>\n<function=a.f>\n<parameter=i>\n1\n</parameter>\n<parameter=b>true</parameter>"
+        "<parameter=n>null</parameter>\n</function>\n</tool_call>",
+        "<|python_start|>[a.f(i=1, b=True, n=None)]<|python_end|>",
         'functools[{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]',
         "<|tool_call_start|>[a.f(i=1, b=True, n=None)]<|tool_call_end|><|im_end|>",
         '{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}<|im_end|>\n',
@@ -365,6 +368,11 @@ HOSTILE = [
     "x" * 10_000_000,
     "f(s='" + "x" * 10_000_000 + "')",
     "<tool_call>" * 1_000_000,
+    "<function=f>" + "<parameter=i>" * 3_000,
+    "<function=f><parameter=i>1</parameter><parameter=i>1</parameter></function>",
+    "<tools>" * 7_000,
+    "```" * 16_000,
+    "{}," * 16_000,
 ]
 
 

@@ -35,9 +35,10 @@ MARKS = {
     "<|tool_call|>": "<|/tool_call|>",  # Granite, Phi
     "<|tool_call_start|>": "<|tool_call_end|>",  # LFM2
     "<|python_tag|>": "<|eom_id|>",  # Llama
+    "<|python_start|>": "<|python_end|>",  # Llama 4
     "[TOOL_CALLS]": "</s>",  # Mistral
     "functools[": "",  # Phi; the bracket belongs to the list
-    "<function=": "</function>",  # Llama; the name follows
+    "<function=": "</function>",  # Llama, Qwen3-Coder; the name follows
 }
 """Texts at the beginning and end of calls; the end may be missing."""
 
@@ -136,6 +137,9 @@ def _marked(text: str) -> Iterator[str]:
 def _calls(text: str) -> list[FunctionCall]:
     if not text:
         return []
+    name, is_tagged, parameters = text.partition(">")
+    if is_tagged and parameters.lstrip().startswith("<parameter="):
+        return [FunctionCall(name.strip(), _tagged_arguments(parameters))]
     named = _NAMED.match(text)
     if named or text[0] in "[{":
         try:
@@ -151,6 +155,22 @@ def _calls(text: str) -> list[FunctionCall]:
     except ValueError as error:
         raise Unreadable(str(error)) from None
     return [_object(call) if isinstance(call, dict) else FunctionCall(*call) for call in written]
+
+
+def _tagged_arguments(text: str) -> dict[str, Any]:
+    """Return the arguments in Qwen3-Coder's `<parameter=NAME>VALUE</parameter>`; a value that is no JSON is text."""
+    before, *parts = text.split("<parameter=")
+    arguments: dict[str, Any] = {}
+    for part in parts:
+        name, _, rest = part.partition(">")
+        value, closed, after = rest.partition("</parameter>")
+        if before.strip() or not closed or after.strip() or name in arguments:
+            raise Unreadable("a parameter is <parameter=NAME>VALUE</parameter>, each once")
+        try:
+            [arguments[name]] = _json_values(value.strip())
+        except ValueError:
+            arguments[name] = value.strip()
+    return arguments
 
 
 def _json_values(text: str) -> list[Any]:
