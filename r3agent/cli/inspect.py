@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
 from r3agent.store.shards import Unreadable, find, left_out, store_at
 from r3agent.store.trajectories import load
+
+logger = logging.getLogger(__name__)
 
 MAX_IDS = 10
 """Number of ids that the summary lists as examples."""
@@ -47,7 +50,10 @@ def inspect(
         return _overview(run, trajectories, unreadable)
     file = run / CONFIG_FILE
     config = load_config(file if file.exists() else None, overrides)
-    trajectories = SplitGuard(run, config).with_splits(trajectories)
+    try:
+        trajectories = SplitGuard(run, config).with_splits(trajectories)
+    except ConfigError as error:  # a record can be read where its task source cannot
+        logger.warning("tasks of the gate and test splits are not marked: %s", error)
     inspection = inspect_trajectory(
         find(trajectories, rest[0], str(directory)),
         trajectories,

@@ -75,3 +75,9 @@ def test_prompts_are_one_list_of_token_ids_or_one_text(prompt: Any) -> None:
 
 def test_errors_do_not_repeat_a_long_value() -> None:
     assert len(str(refused(ChatCompletionRequest, {**CHAT, "temperature": "x" * 10_000}))) < 300
+
+
+def test_parse_logs_a_field_that_may_be_misspelt(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        parse(ChatCompletionRequest, orjson.dumps({**CHAT, "temprature": 0.5, "user": "ada"}))
+    assert caplog.messages == ["request field 'temprature' is unknown, and ignored; did you mean 'temperature'?"]

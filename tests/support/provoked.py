@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import re
 import socket
 import subprocess
@@ -11,7 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from r3agent import Answer, OpenAIPolicy, Task, Trajectory, build_graph, collect, load
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
+
+from r3agent import Answer, OpenAIPolicy, Sampling, Task, Trajectory, build_graph, collect, load
 from r3agent._util.lock import file_lock
 from r3agent.cli.main import parse
 from r3agent.deploy.server import Server
@@ -179,7 +183,12 @@ def from_rows(path: Path, content: str) -> None:
 
 
 PROVOKED: dict[str, Callable[[Path], object]] = {
-    "unknown key": lambda _: load_config(None, {"train.learning_rat": 1e-5}),
+    "unknown key 'Sampling": lambda _: Sampling(temprature=1),
+    "concurrency = 0": lambda _: OpenAIPolicy("http://127.0.0.1:9/v1", "my-model", concurrency=0),
+    "Task.messages.0 =": lambda _: Task(messages=[HumanMessage("Hello")]),
+    "policy = ": lambda _: build_graph(policy=FakeListChatModel(responses=[]), verifier=lambda t, a: True),
+    "OpenAIPolicy cannot be pickled": lambda _: pickle.dumps(OpenAIPolicy("http://127.0.0.1:9/v1", "my-model")),
+    "unknown key 'train": lambda _: load_config(None, {"train.learning_rat": 1e-5}),
     "reflections = 0": lambda _: build_graph(policy=ScriptedPolicy(""), verifier=lambda t, a: True, reflections=0),
     "trl is not": lambda _: without("trl", "import r3agent.train; r3agent.train.train"),
     "….toml: there is no such run": lambda path: verb(["train", "--run", str(path / "none")]),

@@ -1,6 +1,7 @@
 """Request bodies with the field names, defaults and limits of vLLM 0.32.
 
-Unknown fields are ignored, as in OpenAI's API, except those that would change the result, which are refused by name.
+Unknown fields are ignored, as in OpenAI's API, except those that would change the result, which are refused by name. A
+field that resembles a known one may be misspelt, and is logged.
 vLLM takes some defaults from the model's generation_config.json; here they are neutral, temperature 1 and no
 truncation, so that samples follow the reported logprobs. `n` completions at temperature 0, which vLLM refuses, are
 identical.
@@ -8,12 +9,14 @@ identical.
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from r3agent._util.messages import explain, shorten
+from r3agent._util.messages import explain, nearest, shorten
 from r3agent.records.sampling import GRAMMARS, UNCHANGED
 from r3agent.serve.errors import APIError
 
@@ -32,6 +35,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
 }
 """Fields that would change the result, with the values (besides `null`) that leave it unchanged."""
+
+logger = logging.getLogger(__name__)
 
 INT64 = 2**63
 
@@ -150,4 +155,13 @@ def parse(kind: type[BodyT], body: bytes) -> BodyT:
                 "the model with vLLM",
                 param=field,
             )
+        if field not in NEUTRAL:
+            _warn_of_unknown(field, kind)
     return request
+
+
+@lru_cache(maxsize=256)
+def _warn_of_unknown(field: str, kind: type[Body]) -> None:
+    """Log an unknown field that resembles a known one, once."""
+    if hint := nearest(field, [*kind.model_fields, *NEUTRAL]):
+        logger.warning("request field %r is unknown, and ignored; %s", field[:80], hint.strip())
