@@ -7,9 +7,9 @@ tool messages, user. Others refuse a part of that, with 400 or 422:
 - calls in a conversation that is sent without tools (Anthropic and gateways to it), calls without results;
 - a message without text (Anthropic, Mistral, Gemini), a system message (Gemma), fields such as `reasoning_content`.
 
-A refused conversation is rendered in the next of `RENDERINGS` and sent again. Once one is taken, the policy's later
-conversations begin with it. The span records what was sent, as a `standalone` request. Most conversations, such as all
-without calls, system messages and empty texts, are the same in each.
+A refused conversation is rendered in the next of `RENDERINGS` and sent again. Once one is taken, later conversations
+begin with it, those with calls and those without apart. The span records what was sent, as a `standalone` request. Most
+conversations, such as all without calls, system messages and empty texts, are the same in each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -125,12 +124,12 @@ class Rendered(NamedTuple):
         return cls(sent, tools, forbids_calls=True) if has_calls and render is not as_it_is else cls(sent, ())
 
 
-@dataclass
 class Renderer:
     """Renderer of a policy's conversations, which remembers what the endpoint takes."""
 
-    taken: int = 0
-    """Index in `RENDERINGS`; a higher one once a lower one was refused."""
+    def __init__(self) -> None:
+        self._taken = {True: 0, False: 0}
+        """Index in `RENDERINGS` that conversations with and without calls begin with."""
 
     async def send(
         self,
@@ -150,9 +149,11 @@ class Renderer:
         Raises:
             PolicyError: the error of `ask`; if the endpoint refuses each rendering, the first refusal.
         """
+        has_calls = any(message.get("tool_calls") for message in messages)
+        begin = self._taken[has_calls]
         tried: list[Rendered] = []
         first: RequestError | None = None
-        for i, render in enumerate(RENDERINGS[self.taken :], self.taken):
+        for i, render in enumerate(RENDERINGS[begin:], begin):
             rendered = Rendered.by(render, messages, tools, may_call=may_call)
             if rendered in tried:
                 continue
@@ -165,7 +166,7 @@ class Renderer:
                 first = first or error
                 continue
             if first is not None:
-                self.taken = max(i, self.taken)
+                self._taken[has_calls] = max(i, self._taken[has_calls])
                 name = render.__name__.replace("_", " ")
                 logger.warning("the endpoint refuses a conversation as it is, and takes it %s: %s", name, first)
             return generations, rendered

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from r3agent import OpenAIPolicy, RequestError, Task, Trajectory, build_graph
-from r3agent.episodes.renderings import RENDERINGS, Renderer
+from r3agent.episodes.renderings import RENDERINGS
 from r3agent.policy.langchain import ChatModelPolicy
 from r3agent.records.prompts import BLIND_RETRY, NOT_RUN, REFLECT, RETRY
 from r3agent.testing import Fault, ScriptedEndpoint
@@ -105,6 +105,7 @@ async def test_what_an_endpoint_takes_is_remembered(stream: bool) -> None:
                 assert (await graph.ainvoke({"task": TASK}))["passed"]
                 requests.append(len(endpoint.received) - before)
     assert requests[0] > requests[1] == 3
+    assert endpoint.received[-3].body["messages"] == [SYSTEM, ASK]  # which has no calls, and was never refused
 
 
 @pytest.mark.parametrize("kind", ["openai", "langchain"])
@@ -174,4 +175,3 @@ def test_a_rendering_changes_nothing_more_the_second_time(messages: list[dict[st
     final = RENDERINGS[-1](messages)
     assert [message["role"] for message in final] == [("user", "assistant")[i % 2] for i in range(len(final))]
     assert ("image_url" in str(final)) == ("image_url" in str(messages))
-    assert Renderer().taken == 0

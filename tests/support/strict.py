@@ -1,6 +1,6 @@
 """Validators of conversations after those of strict servers: each returns why a request is refused, or `None`.
 
-mistral    `mistral_common`'s validator and the API's message order
+mistral    `mistral_common`'s validator and the API's message order; `old_mistral` before tokenizer version 5
 anthropic  the Messages API, as gateways to it pass a conversation on
 gemini     the function-calling turns and thought signatures of the Gemini API
 template   chat templates of Gemma, Llama 2 and Mistral 7B, which know neither system nor tool messages
@@ -56,6 +56,12 @@ def mistral(body: Json) -> str | None:
             return "Not the same number of function calls and responses"
         last = role
     return None if last in ("user", "tool") else f"Expected last role User or Tool for serving but got {last}"
+
+
+def old_mistral(body: Json) -> str | None:
+    if any(message.get("content") and message.get("tool_calls") for message in body["messages"]):
+        return "Assistant message must have either content or tool_calls, but not both."
+    return mistral(body)
 
 
 def anthropic(body: Json) -> str | None:
@@ -120,6 +126,7 @@ def template(body: Json) -> str | None:
 
 STRICT: dict[str, Callable[[Json], str | None]] = {
     "mistral": mistral,
+    "old mistral": old_mistral,
     "anthropic": anthropic,
     "gemini": gemini,
     "template": template,
