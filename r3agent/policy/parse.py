@@ -8,6 +8,7 @@ from typing import Any
 
 from r3agent.http.body import BROKEN_OFF
 from r3agent.http.errors import redact_key
+from r3agent.records.media import why_untrainable
 from r3agent.records.reply import read_reply
 from r3agent.records.sampling import left_to_server, reshaping
 from r3agent.records.trajectory import Capability, Generation
@@ -72,19 +73,22 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     caveat = left and f"the server decided on {left}; r3agent doctor tests whether it samples as its logprobs say"
     details: Any = usage.get("completion_tokens_details")
     has_hidden = isinstance(details, Mapping) and bool(_count(details.get("reasoning_tokens")))
-    return [_generation(choice, shared, flaw, caveat, has_hidden) for choice in choices[:n]]
+    media = why_untrainable((request or {}).get("messages") or ())
+    return [_generation(choice, shared, flaw, caveat, has_hidden, media) for choice in choices[:n]]
 
 
-def _generation(choice: Json, shared: Json, flaw: str | None, caveat: str | None, has_hidden: bool) -> Generation:
+def _generation(
+    choice: Json, shared: Json, flaw: str | None, caveat: str | None, has_hidden: bool, media: str | None
+) -> Generation:
     ids = _ids(choice.get("token_ids"))
     reply = read_reply(_message(choice))
     logprobs, wrong = read_logprobs(choice.get("logprobs"))
     reason = finish_reason(choice)
-    broken = not_whole(reason)
+    unfit = not_whole(reason) or media
     has_content = bool(reply.text or reply.tool_calls or reply.reasoning)
     capability, note = _grade(has_content, ids, logprobs, wrong, shared, flaw, caveat)
-    if broken is not None:
-        capability, note = "eval-only", broken
+    if unfit is not None:
+        capability, note = "eval-only", unfit
     elif capability == "trainable-retokenised" and (has_hidden or reply.has_more):
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
     return Generation.model_validate(

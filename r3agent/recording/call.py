@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 class Memory:
-    """What is known of endpoints and what was logged; a client and its copies share it."""
+    """Knowledge of endpoints, and what was logged; a client and its copies share it."""
 
     def __init__(self) -> None:
         self.refused: dict[Subject, set[str]] = {}
@@ -245,7 +245,8 @@ class RecordedCall:
                 "latency_s": round(time.perf_counter() - self._start, 4),
             }
             choices = answer["choices"]
-            sampled = generations(answer, common, len(choices), self._request)
+            request = {**self._request, "messages": self._messages}
+            sampled = generations(answer, common, len(choices), request)
             if any(choice.get("finish_reason") is None for choice in choices):
                 cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
                 sampled = [generation.model_copy(update=cut) for generation in sampled]

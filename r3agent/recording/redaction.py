@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias
 
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
@@ -11,6 +13,12 @@ Redact: TypeAlias = Callable[[str], str]
 """Function that takes a text and returns it without private data."""
 
 NOTE = "redacted: its tokens spelled what was taken out"
+
+PAYLOAD = re.compile(
+    r"data:[\w.+/-]{0,100}(?:;[\w=.+-]{1,100}){0,5};base64,[A-Za-z0-9+/=_-]*"
+    r"|(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{1000,}"
+)
+"""Images, audio and files in base64, which are no text: a data URL, or a run without its prefix."""
 
 KEPT = {"role", "type", "id", "tool_call_id"}
 """Message keys whose values are not redacted, because they are not free text."""
@@ -21,8 +29,10 @@ def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
 
     A span whose prompt or answer changes loses its token ids and logprobs, because they contain the text, and becomes
     `eval-only`. A task id that is the hash of the messages is computed again from the redacted messages. Tokens without
-    a text in the record, such as hidden reasoning, are kept if nothing in the span's conversation was redacted.
+    a text in the record, such as hidden reasoning, are kept if nothing in the conversation was redacted. Payloads
+    in base64 are kept, and `redact` gets the text around them; it gets the same text once.
     """
+    redact = cache(_around_payloads(redact))
     error = trajectory.error
     cleaned = trajectory.changed(
         task=_task(trajectory.task, redact),
@@ -35,6 +45,21 @@ def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
         for was, now in zip(trajectory.spans, cleaned.spans, strict=True)
     ]
     return cleaned.changed(spans=tuple(spans))
+
+
+def _around_payloads(redact: Redact) -> Redact:
+    """Apply `redact` to the parts of a text between payloads, over which many regular expressions take very long."""
+
+    def redact_parts(text: str) -> str:
+        parts: list[str] = []
+        end = 0
+        for payload in PAYLOAD.finditer(text):
+            parts += [redact(before) if (before := text[end : payload.start()]) else "", payload[0]]
+            end = payload.end()
+        rest = text[end:]
+        return "".join(parts) + (redact(rest) if rest or not parts else "")
+
+    return redact_parts
 
 
 def _task(task: Task, redact: Redact) -> Task:

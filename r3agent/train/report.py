@@ -38,6 +38,7 @@ REMEDIES = {
     "reflect_sampling",
     "reshaped": "they were not sampled as their logprobs say: collect with sampling.temperature = 1, top_p = 1 and "
     "without top_k, min_p, penalties, logit_bias or a grammar",
+    "media": "their prompt has images, audio or files, which token ids alone do not rebuild: collect text",
     "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
     "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
     "or set retokenise = 'allow'",

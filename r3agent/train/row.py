@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from r3agent.records import versions
 from r3agent.records.credit import CreditLabel
+from r3agent.records.media import media_in
 from r3agent.records.sampling import reshaping
 from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.config import TrainConfig
@@ -120,6 +121,8 @@ class RowMaker(NamedTuple):
             return "refused"
         if span.capability != "trainable-retokenised" and reshaping(span.sampling):
             return "reshaped"
+        if media_in(trajectory.prompt(prompt_span)):
+            return "media"
         capabilities = {span.capability, prompt_span.capability}
         if "eval-only" in capabilities:
             return "eval_only"

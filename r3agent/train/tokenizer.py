@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError, TrainingError
+from r3agent.records.media import flat
 from r3agent.records.thinking import fill_reasoning_fields
 from r3agent.records.trajectory import Message, Span, Trajectory
 
@@ -38,7 +39,7 @@ class Retokeniser:
         tools = (list(trajectory.task.tools) or None) if has_tools else None
         try:
             prompt = self.tokenizer.apply_chat_template(
-                [fill_reasoning_fields(message) for message in trajectory.prompt(span)],
+                [flat(fill_reasoning_fields(message)) for message in trajectory.prompt(span)],
                 **{**options, "tools": tools, "add_generation_prompt": True, "tokenize": False},
             )
         except Exception as error:  # a template may fail in any way

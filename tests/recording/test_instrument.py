@@ -223,6 +223,21 @@ def test_messages_that_no_json_holds_are_recorded() -> None:
     assert episode.trajectory.task.messages[0]["n"] == 2**70
 
 
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+def test_answers_to_media_are_recorded_and_not_trained_on(kind: str) -> None:
+    asked: Any = [{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": kind, kind: {"data": "aGk="}}]}]
+    with ScriptedEndpoint("42") as server:
+        plain = openai.OpenAI(base_url=server.url, api_key="x", max_retries=0)
+        with r3agent.instrument(plain) as client, r3agent.trace() as episode:
+            client.chat.completions.create(model="scripted", messages=asked)
+            client.chat.completions.create(**{**ASK, "model": "scripted"})
+    shown, text = episode.spans
+    assert (shown.capability, text.capability) == ("eval-only", "trainable-exact")
+    assert shown.capability_note == f"the prompt has parts that token ids do not rebuild: {kind}"
+    assert shown.prompt_token_ids is not None
+    assert episode.trajectory.task.messages == tuple(asked)
+
+
 # ---- wrappers of tracers ----
 
 

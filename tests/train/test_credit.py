@@ -178,6 +178,25 @@ def test_reasons_for_dropping_a_span_hold_for_every_label(
     assert {(drop.label, drop.reason) for drop in dropped} == {(label, reason) for label in [*EVERYTHING, "distill"]}
 
 
+def test_spans_behind_an_image_are_dropped(sampled: list[Trajectory]) -> None:
+    image = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]
+    shown = [
+        t.changed(task=t.task.model_copy(update={"messages": ({"role": "user", "content": image},)})) for t in sampled
+    ]
+    config = TrainConfig.model_validate({"credit": EVERYTHING})
+    rows, dropped, *_ = credit_spans(shown, config=config, version="v0000")
+    assert (rows, {drop.reason for drop in dropped}) == ([], {"media"})
+
+
+def test_texts_in_parts_are_tokenised_again(record: Record, tokenizer: PreTrainedTokenizerFast) -> None:
+    (trajectory,) = record([[1, 0]])
+    content = trajectory.task.messages[-1]["content"]
+    parts = {**trajectory.task.messages[-1], "content": [{"type": "text", "text": content}]}
+    listed = trajectory.changed(task=trajectory.task.model_copy(update={"messages": (parts,)}))
+    retokenise = Retokeniser(tokenizer)
+    assert retokenise(listed, listed.spans[0]) == retokenise(trajectory, trajectory.spans[0])
+
+
 # ---- distill ----
 
 
