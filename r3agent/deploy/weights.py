@@ -40,11 +40,12 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
     for module, (rank, n_in) in downs.items():
         tensor = _in_text_model(f"{module}.weight")
         n_out, up_rank = ups[module]
-        if rank != up_rank or rank not in ranks:
+        is_stacked = ".experts" in module and any(each and rank % each == 0 for each in ranks)  # one rank per expert
+        if rank != up_rank or not (is_stacked or rank in ranks):
             raise DeployError(
                 f"{adapter_dir}: {module} has ranks {rank} and {up_rank}, its config says {', '.join(map(str, ranks))}"
             )
-        if base.get(tensor, (n_out, n_in)) != (n_out, n_in):
+        if sorted(base.get(tensor, (n_out, n_in))) != sorted((n_out, n_in)):  # some architectures store it transposed
             raise DeployError(
                 f"{adapter_dir}: {module} is {n_out} x {n_in}, in {base_model} it is "
                 f"{' x '.join(map(str, base[tensor]))}: the adapter belongs to another base model"

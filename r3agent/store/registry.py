@@ -145,7 +145,7 @@ class Registry:
 
     def has_checkpoint(self, version: str) -> bool:
         """Return True if the version has an interrupted training that can be resumed."""
-        return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-*"))
+        return any(checkpoints_dir(self.version_dir(version)).glob("checkpoint-[0-9]*"))
 
     def version_dir(self, version: str) -> Path:
         return self.policies_dir / version

@@ -9,7 +9,7 @@ import copy
 import logging
 import re
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -176,13 +176,21 @@ def check_adapted(model: PeftModel, start: PolicyStart, config: TrainConfig) -> 
 
 
 @contextmanager
-def fitting(start: PolicyStart, model: PreTrainedModel | PeftModel) -> Generator[None]:
-    """Turn an error of an architecture's own code into a ConfigError of one line."""
+def fitting(
+    start: PolicyStart, model: PreTrainedModel | PeftModel, fits: Callable[[], bool] = lambda: False
+) -> Generator[None]:
+    """Turn an error of an architecture's own code into a ConfigError of one line.
+
+    Args:
+        fits: function that returns True when the model has been computed with, so that errors have another cause.
+    """
     try:
         yield
     except R3Error:
         raise
     except Exception as error:  # an unknown model may fail in any way
+        if fits():
+            raise
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         raise ConfigError(
             f"model {start.model!r} cannot be trained, {type(inner).__name__} fails: {one_line(error)}; choose "

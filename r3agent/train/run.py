@@ -119,7 +119,8 @@ def train(
             meter = DriftMeter(trainer, rows, start=start, base=base, limit=config.max_drift)
         probes = candidates(rows)
         parent_logprobs = candidate_logprobs(trainer, probes)
-        with stop.listening(trainer.accelerator), enough_memory(config):
+        fits = fitting(start, model, lambda: trainer.state.global_step > 0)
+        with stop.listening(trainer.accelerator), fits, enough_memory(config):
             processes.wait_for_everyone()  # from here on, a signal to any process is handled
             if first:
                 checkpoints.begin()

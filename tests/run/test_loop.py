@@ -139,6 +139,14 @@ def loop(disk: Disk, killed: tuple[str, str] | None = None, told: Told | None = 
     return run_loop(run, told or Told())
 
 
+def test_an_interrupted_training_is_trained_anew_on_demand(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, LEARNING)
+    (checkpoints_dir(disk.registry.version_dir("v0001")) / "checkpoint-3").mkdir(parents=True)
+    run: Any = FakeRun(disk, {"rounds": 1})
+    run_loop(run, Told(), anew=True)
+    assert [entry for entry in disk.log if entry.startswith(("resume", "train"))] == ["train v0001 from v0000"]
+
+
 def promoted(report: LoopReport) -> list[tuple[int, bool]]:
     return [(r.round, r.decision.promote) for r in report.rounds]
 

@@ -21,6 +21,8 @@ from r3agent.errors import R3Error
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart
 from tests.train import recorded
+from tests.train.test_architectures import EXPERTS
+from tests.train.test_shared_prefix import tiny
 from tests.train.versions import OUTCOMES, run
 
 Record = Callable[..., list[Trajectory]]
@@ -173,6 +175,18 @@ def test_multimodal_checkpoint_is_trained_on_text(
     assert all("language_model" in name or name == "lm_head.weight" for name in changed)
 
 
+@pytest.mark.parametrize(("family", "values"), [("granitemoe", EXPERTS), ("qwen3_moe", EXPERTS), ("gpt2", {})])
+def test_adapter_of_other_layers_than_linear_passes_the_deploy_check(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str, values: dict[str, Any]
+) -> None:
+    model = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=512, **values)
+    directory = recorded.save(model, tokenizer, tmp_path / family)
+    rows = recorded.record(recorded.load(directory), tokenizer, OUTCOMES)
+    start = PolicyStart(version="v0000", name="tiny", model=str(directory))
+    run(rows, start, tmp_path / "v0001", epochs=1)
+    check_adapter(tmp_path / "v0001" / "adapter", str(directory))
+
+
 # ---- what is refused ----
 
 
@@ -227,6 +241,11 @@ def an_added_token(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def failing_architecture(directory: Path) -> None:
+    tokenizer = build_tokenizer()
+    recorded.save(tiny("doge", vocab_size=len(tokenizer), max_position_embeddings=512), tokenizer, directory)
+
+
 REFUSED: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
     (pickled_code, {}, "cannot be loaded: .*weights_only"),
     (adapter, {}, "is a LoRA adapter: merge it into its base model"),
@@ -239,6 +258,7 @@ REFUSED: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
     (config_with_text, {}, "cannot be loaded: .*hidden_size"),
     (no_templates, {"retokenise": "allow"}, "chat template does not take its conversation"),
     (failing_template, {"retokenise": "allow"}, "chat template does not take its conversation"),
+    (failing_architecture, {"retokenise": "allow"}, "cannot be trained, DogeForCausalLM fails: IndexError"),
     (an_added_token, {"retokenise": "allow"}, "token id 125, and .* has embeddings of 125 tokens"),
     (lambda _: None, {"lora_target_modules": ["q_proj", "lm_head"]}, "puts an adapter on 'lm_head'"),
     (lambda _: None, {"lora_target_modules": ["embed_tokens"]}, "puts an adapter on 'embed_tokens'"),

@@ -14,6 +14,7 @@ from r3agent._util.launcher import launched_rank, without_leftovers
 from r3agent.cli.main import main
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import SPLIT, Trajectory
+from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import TrajectoryWriter
@@ -108,6 +109,28 @@ def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         check_service(config)
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_service(config)
+
+
+def test_loop_finds_what_training_lacks_before_it_collects(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="report_to = 'wandb': wandb is not installed"):
+        run_loop(Run(run_dir, {"train.report_to": "wandb"}), NoReport())
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    Registry(tmp_path / "other").add_base("tiny", str(adapter))
+    with pytest.raises(ConfigError, match="is a LoRA adapter"):
+        run_loop(Run(tmp_path / "other", {"policy.model": "tiny", "policy.base_model": str(adapter)}), NoReport())
+
+
+class NoReport:
+    """Reporter of a loop that must end before its first stage."""
+
+    def stage(self, text: str, kind: str = "") -> None:
+        raise AssertionError(text)
+
+    def episodes(self, done: int, total: int) -> None: ...
+
+    def steps(self, done: int, total: int) -> None: ...
 
 
 TENSORBOARD = """
