@@ -38,8 +38,8 @@ CONFIG = ConfigDict(
 CHECKED_LATER = ("tasks", "trajectories", "policy", "verifier")
 """Arguments that a check of their own describes."""
 
-SECRET = "api_key"
-"""Argument whose value is in no message."""
+SECRETS = {"api_key": "a string", "headers": "a mapping of names to strings"}
+"""Arguments whose values are in no message, and what they must be."""
 
 
 def checked(function: F) -> F:
@@ -100,8 +100,8 @@ def _unconverted(hint: Any) -> Any:
 
 def _message(name: str, value: object, model: type[BaseModel], error: ValidationError) -> str:
     """Describe the first wrong argument."""
-    if name == SECRET:
-        return f"{name}: a {type(value).__name__}; it must be a string"
+    if name in SECRETS:
+        return f"{name}: a {type(value).__name__}; it must be {SECRETS[name]}"
     errors = [each for each in error.errors(include_url=False) if each["loc"][0] == name]
     hint = model.model_fields[name].annotation
     plain = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in get_args(hint)]

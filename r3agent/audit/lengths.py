@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ class EndpointAddress(NamedTuple):
     base_url: str
     model: str
     api_key: str | None
+    headers: Mapping[str, str] | None = None
 
 
 class Lengths(NamedTuple):
@@ -62,7 +63,8 @@ async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
     limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
     if lengths.endpoint is not None:
-        probe = EndpointProbe(lengths.endpoint.base_url, api_key=lengths.endpoint.api_key, timeout_s=TIMEOUT_S)
+        url, _, key, headers = lengths.endpoint
+        probe = EndpointProbe(url, api_key=key, headers=headers, timeout_s=TIMEOUT_S)
         try:
             limit = _limit(await _card(probe, lengths.endpoint.model), limit)
             if counted is None:

@@ -34,6 +34,14 @@ def switch(help_: str) -> Parameter:
     return Parameter(help=help_, show_default=False)
 
 
+HEADER = Parameter(
+    name="--header",
+    metavar="NAME: VALUE",
+    help="Further header of every request, e.g. 'api-key: $AZURE_KEY', which is read from the environment; may be "
+    "repeated.",
+    show_default=False,
+)
+
 JSON_FLAG = inspect.Parameter(
     "json",
     inspect.Parameter.KEYWORD_ONLY,

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Annotated
+
 from r3agent.audit.config import AuditConfig
-from r3agent.cli.command import flags_of
+from r3agent.cli.command import HEADER, flags_of
 from r3agent.run.config import CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
 
-URL = flags_of("policy", PolicyConfig, {"--url": "base_url"})
+URL = [
+    *flags_of("policy", PolicyConfig, {"--url": "base_url"}),
+    inspect.Parameter(
+        "policy__headers",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[tuple[str, ...] | None, HEADER],
+    ),
+]
 SUBJECT = [
     *flags_of("policy", PolicyConfig, {"--model": "model", "--base-model": "base_model"}),
     *flags_of("task", TaskConfig, {"--task": "source", "--verifier": "verifier", "--seed": "seed"}),

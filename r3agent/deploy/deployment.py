@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from warnings import warn
 
 from pydantic import AliasChoices, ConfigDict, Field
@@ -79,6 +79,7 @@ def deploy(
     registry: Registry,
     base_url: str,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     config: DeployConfig | None = None,
     passed: bool = False,
 ) -> DeployReport:
@@ -90,6 +91,7 @@ def deploy(
 
     Args:
         base_url: OpenAI API, ending in `/v1`; if a restart moved the live version, its new address is used instead.
+        headers: further headers of every request, e.g. of a gateway.
         passed: the version passed the gate; `live.json` records it. Otherwise, the report has a warning.
 
     Raises:
@@ -99,7 +101,7 @@ def deploy(
     """
     config = config or DeployConfig()
     urls = [registry.live_base_url or base_url, *config.replicas]
-    with _servers(urls, registry, api_key, config, f"deploying {version}") as servers:
+    with _servers(urls, registry, api_key, headers, config, f"deploying {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         previous, first = registry.live, rollouts[0]
         new_url = first.new.base_url if first.new is not first.old else None
@@ -117,6 +119,7 @@ def load_version(
     registry: Registry,
     base_url: str,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     config: DeployConfig | None = None,
     to_evaluate: bool = False,
 ) -> LoadReport:
@@ -130,7 +133,7 @@ def load_version(
     config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
     live_url = registry.live_base_url or base_url
     urls = [config.eval_base_url or live_url] if to_evaluate else [live_url, *config.replicas]
-    with _servers(urls, registry, api_key, config, f"loading {version}") as servers:
+    with _servers(urls, registry, api_key, headers, config, f"loading {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report
@@ -143,6 +146,7 @@ def rollback(
     base_url: str,
     to: str | None = None,
     api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
     config: DeployConfig | None = None,
 ) -> DeployReport:
     """Return to an earlier version, `to` or else the previous one; load it again if needed, and verify it.
@@ -151,12 +155,17 @@ def rollback(
         ConfigError, BusyError, DeployError: as `deploy`, or there is no such earlier version.
     """
     target = registry.rollback_target(to)
-    return deploy(target, registry=registry, base_url=base_url, api_key=api_key, config=config)
+    return deploy(target, registry=registry, base_url=base_url, api_key=api_key, headers=headers, config=config)
 
 
 @contextmanager
 def _servers(
-    urls: Sequence[str], registry: Registry, api_key: str | None, config: DeployConfig, purpose: str
+    urls: Sequence[str],
+    registry: Registry,
+    api_key: str | None,
+    headers: Mapping[str, str] | None,
+    config: DeployConfig,
+    purpose: str,
 ) -> Generator[list[Server]]:
     """Yield servers of the run under a lock, for one deploy at a time."""
     if config.strategy == "restart" and config.replicas:
@@ -165,7 +174,8 @@ def _servers(
             'leave deploy.replicas empty, or use deploy.strategy = "command"'
         )
     with ExitStack() as stack:
-        servers = [stack.enter_context(Server(url, api_key=api_key, timeout_s=config.timeout_s)) for url in urls]
+        settings: Any = {"api_key": api_key, "headers": headers, "timeout_s": config.timeout_s}
+        servers = [stack.enter_context(Server(url, **settings)) for url in urls]
         stack.enter_context(file_lock(registry.run_dir / LOCK_FILE, purpose))
         yield servers
 

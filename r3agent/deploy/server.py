@@ -9,7 +9,7 @@ Nothing is retried, since a whole deploy can be repeated. Every failure is a `De
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,22 +55,30 @@ class Server:
         timeout_s: limit for one request; a pause waits this long for running generations.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 120.0,
+    ) -> None:
         self._url = ApiURL(base_url)
         if not self._url.is_versioned:
             raise ConfigError(f"base_url = {redact_url(base_url)!r}: it must end in /v1, as {EXAMPLE} does")
         self.base_url = base_url
-        self._api_key = api_key
+        self._api_key, self._headers = api_key, headers
         self._timeout_s = timeout_s
-        self._client = ClientSettings(timeout_s=timeout_s, api_key=api_key).open()
+        self._client = ClientSettings(timeout_s=timeout_s, api_key=api_key, headers=headers).open()
         self.root = self._url.root
         """Address of the server itself, without any password."""
 
         self._successors: list[Server] = []
 
     def at(self, base_url: str) -> Server:
-        """Return a client of another server with the same key; closing this one closes it too."""
-        self._successors.append(Server(base_url, api_key=self._api_key, timeout_s=self._timeout_s))
+        """Return a client of another server with the same key and headers; closing this one closes it too."""
+        successor = Server(base_url, api_key=self._api_key, headers=self._headers, timeout_s=self._timeout_s)
+        self._successors.append(successor)
         return self._successors[-1]
 
     def __enter__(self) -> Server:
@@ -106,7 +114,7 @@ class Server:
 
     def pause(self) -> None:
         """Let running generations finish, and hold back new ones."""
-        self._call("POST", "pause", params={"mode": "wait"}, remedy=DEV_ROUTES)
+        self._call("POST", "pause", query={"mode": "wait"}, remedy=DEV_ROUTES)
 
     def resume(self) -> None:
         self._call("POST", "resume", remedy=DEV_ROUTES)
@@ -179,10 +187,13 @@ class Server:
             raise DeployError(f"{self.root}/{route}: answered {start!r}, which is not a JSON object; {remedy}")
         return answer
 
-    def _call(self, method: str, route: str, *, remedy: str, **request: Any) -> httpx.Response:
+    def _call(
+        self, method: str, route: str, *, remedy: str, query: Mapping[str, str] | None = None, **request: Any
+    ) -> httpx.Response:
+        url = self._url.server_route(f"/{route}").copy_merge_params(query or {})
         where = f"{self.root}/{route}"
         try:
-            response = self._client.request(method, self._url.server_route(f"/{route}"), **request)
+            response = self._client.request(method, url, **request)
         except httpx.RequestError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
             remedy = "look at the server's log, then deploy again" if timed_out else "is the server running?"

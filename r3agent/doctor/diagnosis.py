@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -32,7 +32,12 @@ BLOCKED = {"reachable": "nothing answers", "models": "no list of models", "chat"
 
 @checked
 async def diagnose(
-    base_url: str, *, model: Word | None = None, api_key: str | None = None, timeout_s: Positive = TIMEOUT_S
+    base_url: str,
+    *,
+    model: Word | None = None,
+    api_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: Positive = TIMEOUT_S,
 ) -> Diagnosis:
     """Check what an endpoint supports, with about 30 cheap requests; nothing is changed.
 
@@ -42,12 +47,13 @@ async def diagnose(
         base_url: base URL with or without /v1.
         model: served name; default: the first model that the endpoint lists.
         api_key: key for every request, never recorded.
+        headers: further headers of every request, e.g. of a gateway; never recorded.
         timeout_s: timeout of one completion; other routes take at most 10 s each, all checks 4 `timeout_s` + 70 s.
 
     Raises:
         ConfigError: the URL is invalid, or the key cannot be sent. An unusable endpoint is a result, not an error.
     """
-    probes = [EndpointProbe(url, api_key=api_key, timeout_s=timeout_s) for url in candidates(base_url)]
+    probes = [EndpointProbe(url, api_key=api_key, headers=headers, timeout_s=timeout_s) for url in candidates(base_url)]
     try:
         return await _diagnose(probes, model)
     finally:

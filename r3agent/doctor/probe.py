@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
@@ -80,8 +80,8 @@ def candidates(url: str) -> tuple[str, ...]:
     Raises:
         ConfigError: it is not an HTTP URL.
     """
-    base = str(ApiURL(url.strip(), setting="url").route("").copy_with(query=None)).rstrip("/")
-    return (base,) if base.endswith("/v1") else (f"{base}/v1", base)
+    base = ApiURL(url.strip(), setting="url")
+    return (str(base.route("")),) if base.is_versioned else (str(base.route("/v1")), str(base.route("")).rstrip("/"))
 
 
 class EndpointProbe:
@@ -89,17 +89,20 @@ class EndpointProbe:
 
     Args:
         api_key: key for every request, never shown.
+        headers: further headers of every request, never shown.
         timeout_s: timeout of one completion, in seconds.
 
     Raises:
         ConfigError: the key is not valid in an HTTP header.
     """
 
-    def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self, base_url: str, *, api_key: str | None, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._url = ApiURL(base_url)
         self.base_url = redact_url(base_url)
         self.root = self._url.root
-        self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key or NO_KEY)
+        self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key or NO_KEY, headers=headers)
         self._route_timeout_s = min(ROUTE_TIMEOUT_S, timeout_s)
         self._client = self._settings.open_async()
         self._terms = Terms(self.base_url)

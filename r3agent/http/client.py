@@ -9,8 +9,8 @@ import codecs
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.http.body import BROKEN_OFF
-from r3agent.http.errors import read_error, read_error_event
+from r3agent.http.errors import NO_KEY, read_error, read_error_event
+from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
+from r3agent.http.urls import redact_url
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -28,9 +30,6 @@ HEADER_VARIABLES = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "O
 
 CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
 """Environment variable with further headers, one `Name: value` per line, which override all others."""
-
-HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-"""Header name as in RFC 9110."""
 
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 """End of a line in the received part of a stream; a CR at the end may be the first half of a CRLF."""
@@ -59,7 +58,9 @@ class ClientSettings:
     timeout_s: float
     """Timeout of one request, in seconds; connecting gets at most `CONNECT_TIMEOUT_S` of it."""
     api_key: str | None = field(default=None, repr=False)
-    """Bearer token of every request, stripped of whitespace."""
+    """Bearer token of every request, stripped of whitespace; the stand-in for none yields to a key in a header."""
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
+    """Further headers of every request, which override all others."""
     max_connections: int = 100
     trust_env: bool = True
     """Use the proxies from the environment; set it to False for servers on this machine."""
@@ -69,11 +70,13 @@ class ClientSettings:
         self._headers = self._read_headers()
 
     def open(self) -> httpx.Client:
-        return httpx.Client(**self._arguments())
+        with _proxies():
+            return httpx.Client(**self._arguments())
 
     def open_async(self) -> httpx.AsyncClient:
         """Open a client for one event loop."""
-        return httpx.AsyncClient(**self._arguments())
+        with _proxies():
+            return httpx.AsyncClient(**self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
         most = self.max_connections
@@ -89,19 +92,30 @@ class ClientSettings:
         for name, variable in HEADER_VARIABLES.items():
             if value := os.environ.get(variable, "").strip():
                 headers[name] = _check_header(value, variable)
-        if self.api_key:
+        if self.api_key and not (self.api_key == NO_KEY and has_key(self.headers)):
             headers["Authorization"] = f"Bearer {_check_header(self.api_key, 'the API key')}"
-        for line in os.environ.get(CUSTOM_HEADERS, "").splitlines():
-            name, colon, value = (part.strip() for part in line.partition(":"))
-            if colon and not HEADER_NAME.fullmatch(name):
-                raise ConfigError(f"{CUSTOM_HEADERS}: a line has no header's name before the colon; write Name: value")
-            if colon:
-                headers[name] = _check_header(value, f"{name} of {CUSTOM_HEADERS}")
+        lines = [line for line in os.environ.get(CUSTOM_HEADERS, "").splitlines() if ":" in line]
+        for name, value in parse_headers(lines, setting=CUSTOM_HEADERS).items():
+            headers[name] = _check_header(value, f"{name} of {CUSTOM_HEADERS}")
+        for name, value in (self.headers or {}).items():
+            if not HEADER_NAME.fullmatch(name):
+                raise ConfigError(f"headers: {name[:40]!r} is not the name of a header")
+            headers[name] = _check_header(value, f"the header {name}")
         return headers
 
 
+@contextmanager
+def _proxies() -> Generator[None]:
+    """Name the environment's proxies in the error of one that httpx cannot use."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+        raise ConfigError(f"the proxy in {', '.join(sorted(names))}: {redact_url(str(error))}; correct it") from None
+
+
 def _check_header(value: str, source: str) -> str:
-    if not (value.isascii() and value.isprintable()):
+    if not (isinstance(value, str) and value.isascii() and value.isprintable()):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"{source} has characters that no HTTP header can carry; was it copied whole?")
     return value
 

@@ -92,7 +92,7 @@ class ServerError(Exception):
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
         self.is_within_success = response.is_success
         self.status = body.status if self.is_within_success else response.status_code
-        self.retry_after = response.headers.get("retry-after") or body.retry_after
+        self.retry_after = _retry_after(response) or body.retry_after
         fields = refused_fields(self.status, self.message, _sent_fields(response.request), param=self.param)
         self.refuses_field = bool(fields)
         where = f" inside a {response.status_code}:" if self.is_within_success else ""
@@ -194,6 +194,11 @@ def redact_secrets(text: str, request: httpx.Request) -> str:
         if name not in PLAIN_HEADERS and len(value) >= MIN_SECRET:
             text = text.replace(value, f"[the header {name}]")
     return text
+
+
+def _retry_after(response: httpx.Response) -> str:
+    ms = response.headers.get("retry-after-ms", "")
+    return str(int(ms) / 1000) if ms.isdecimal() else response.headers.get("retry-after", "")
 
 
 def _sent_fields(request: httpx.Request) -> list[str]:

@@ -7,21 +7,27 @@ import re
 import httpx
 
 from r3agent.errors import ConfigError
+from r3agent.http.headers import SECRET
 
 EXAMPLE = "http://127.0.0.1:8000/v1"
 REMEDY = f"write e.g. {EXAMPLE}, and each of / ? # @ in a user, password or query as %2F %3F %23 %40"
 
 
 def redact_url(url: str) -> str:
-    """Remove user and password: everything up to the last `@`, because a password may contain any character."""
-    return re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)
+    """Remove user and password, everything up to the last `@`, and the values of secrets in the query."""
+    url = re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)
+    return re.sub(r"([?&])([^=&#]*)=[^&#]+", lambda m: f"{m[1]}{m[2]}=..." if SECRET.search(m[2]) else m[0], url)
+
+
+COMPLETIONS = re.compile(rb"/+(?:chat/)?completions$")
+"""Route that is pasted with a base URL."""
 
 
 class ApiURL:
     """Base URL of an API, which makes the URLs of its routes; they keep its query.
 
     Args:
-        base_url: base URL, which usually ends in `/v1`.
+        base_url: base URL, which usually ends in `/v1`; a route `/chat/completions` at its end is dropped.
         setting: name of the URL in error messages.
 
     Raises:
@@ -41,7 +47,7 @@ class ApiURL:
         if self._url.scheme not in ("http", "https") or not self._url.host or not has_port:
             raise ConfigError(f"{wrong}: must start with http://, e.g. {EXAMPLE}")
         path, _, self._query = self._url.raw_path.partition(b"?")
-        self._path = path.rstrip(b"/")
+        self._path = COMPLETIONS.sub(b"", path.rstrip(b"/"))
         self.is_versioned = self._path.endswith(b"/v1")
         """True if the path ends in `/v1`."""
 

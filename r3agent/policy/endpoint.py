@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -55,11 +55,14 @@ class Endpoint:
         timeout_s: float,
         outage_s: float,
         max_tries: int,
+        headers: Mapping[str, str] | None = None,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.base_url = base_url
         self._url = ApiURL(base_url)
-        self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key, max_connections=concurrency)
+        self._settings = http.ClientSettings(
+            timeout_s=timeout_s, api_key=api_key, headers=headers, max_connections=concurrency
+        )
         self.api_key = self._settings.api_key
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from r3agent._util.checked import AtLeastOne, NotNegative, Positive, Word, check
 from r3agent._util.shared import Shared
 from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError
 from r3agent.http.errors import NO_KEY
+from r3agent.http.headers import has_key
 from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
@@ -42,7 +43,8 @@ class OpenAIPolicy(Shared):
         base_url: base URL that ends in `/v1`, e.g. `http://127.0.0.1:8000/v1`.
         model: served name; `NAME@v0007` is version v0007 of NAME, a bare name is the base, v0000; `NAME@live` is
             resolved with the registry's live pointer for every request.
-        api_key: default `$OPENAI_API_KEY`; never recorded.
+        api_key: default `$OPENAI_API_KEY`, unless a header has the key; never recorded.
+        headers: further headers of every request, e.g. of a gateway, or `{"api-key": ...}` of Azure; never recorded.
         registry: registry or directory of the run. It is needed for `NAME@live`, and for asking the server which
             version answered if full weights are reloaded under one name.
         version: version of a bare name, if neither the name nor the server tells it.
@@ -63,6 +65,7 @@ class OpenAIPolicy(Shared):
         model: Word,
         *,
         api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
         sampling: Sampling | None = None,
         registry: Registry | str | Path | None = None,
         version: str | None = None,
@@ -82,7 +85,8 @@ class OpenAIPolicy(Shared):
         self._named: set[str] = set()
         """Base URLs of servers that have named the version of their weights."""
         self._settings: dict[str, Any] = {
-            "api_key": api_key or os.environ.get("OPENAI_API_KEY") or NO_KEY,
+            "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
+            "headers": headers,
             "concurrency": concurrency,
             "timeout_s": timeout_s,
             "outage_s": outage_s,

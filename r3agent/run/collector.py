@@ -79,6 +79,7 @@ class Collector(RunDirectory):
                 card.served_name,
                 registry=self.registry,
                 api_key=self.api_key or NO_KEY,
+                headers=self.headers,
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
                 outage_s=self.config.policy.outage_s,

@@ -19,6 +19,7 @@ from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
 from r3agent.errors import ConfigError
+from r3agent.http.headers import check_stored, parse_headers
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
 from r3agent.records.prompts import PROMPTS, Kind
@@ -41,10 +42,28 @@ class PolicyConfig(Record):
     """Directory or hub id of the base model's weights, for training; `bundled` is the policy in the package."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the API key; the key itself is never stored."""
+    headers: dict[str, str] = {}
+    """Further headers of every request, e.g. of a gateway. `$NAME` in a value is an environment variable; secret values
+    must come from one, e.g. `headers = {api-key = "$AZURE_KEY"}`."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Timeout of one request, in seconds."""
     outage_s: float = Field(default=600.0, ge=0)
     """Seconds to wait for a server that has answered before and became unreachable."""
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _headers(cls, headers: Any) -> Any:
+        """Read lines `Name: value`, as of the command line, and refuse secrets, which would be written to r3.toml."""
+        try:
+            if isinstance(headers, list | tuple):
+                headers = parse_headers(map(str, cast(list[Any], headers)), setting="policy.headers")
+            if isinstance(headers, dict):
+                check_stored(
+                    {str(k): str(v) for k, v in cast(dict[Any, Any], headers).items()}, setting="policy.headers"
+                )
+        except ConfigError as error:
+            raise ValueError(error) from None
+        return headers
 
     @field_validator("base_url")
     @classmethod

@@ -15,6 +15,7 @@ from r3agent._util.aio import run_sync
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
+from r3agent.http.headers import fill_in
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import BASE
@@ -88,6 +89,11 @@ class RunDirectory:
         """API key of the endpoint, from the environment variable `policy.api_key_env`."""
         return os.environ.get(self.config.policy.api_key_env)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Further headers of requests to the endpoint, with values from the environment."""
+        return fill_in(self.config.policy.headers, setting="policy.headers")
+
     def trajectories(self) -> list[Trajectory]:
         """Load the trajectories collected for training, each with the split of its task in the metadata.
 
@@ -139,6 +145,7 @@ class RunDirectory:
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
             "api_key": self.api_key,
+            "headers": self.headers,
             "config": self.config.deploy,
         }
 
@@ -156,7 +163,8 @@ class RunDirectory:
         policy = self.config.policy
 
         async def sample() -> None:
-            async with OpenAIPolicy(policy.base_url, policy.model, api_key=self.api_key or NO_KEY) as asked:
+            settings: Any = {"api_key": self.api_key or NO_KEY, "headers": self.headers}
+            async with OpenAIPolicy(policy.base_url, policy.model, **settings) as asked:
                 await asked.sample([{"role": "user", "content": "Hello"}], sampling=Sampling(max_tokens=1))
 
         run_sync(sample())

@@ -20,6 +20,7 @@ from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.http.errors import NO_KEY
+from r3agent.http.headers import check_stored, fill_in
 from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Sampling
@@ -41,6 +42,8 @@ class LLMJudge:
         rubric: criteria for an answer to pass; a Jinja template that may use `task.messages`, `task.tools`, `answer`
             and `reference` (or "").
         api_key_env: environment variable with the API key; the key itself is never recorded.
+        headers: further headers of every request, e.g. of a gateway; `$NAME` in a value is an environment variable.
+            Secret values must come from one, because these parameters are recorded.
         votes: number of votes on each answer; the score is the share of votes to pass.
         threshold: an answer passes if its score exceeds this; by default a tie does not pass.
         temperature: the judge's sampling temperature; several votes need one above 0 to differ. `None`, or "none" in
@@ -60,6 +63,7 @@ class LLMJudge:
         *,
         rubric: str = RUBRIC,
         api_key_env: str = "OPENAI_API_KEY",
+        headers: dict[str, str] | None = None,
         votes: int = 1,
         threshold: float = 0.5,
         temperature: float | Literal["none"] | None = 1.0,
@@ -74,6 +78,7 @@ class LLMJudge:
             raise ConfigError(
                 f"base_url = {redact_url(base_url)!r} with a password in it would be recorded; use api_key_env"
             )
+        check_stored(headers or {}, setting="headers")
         if votes < 1:
             raise ConfigError(f"votes = {votes}: the judge must be asked at least once")
         if votes > 1 and temperature == 0:
@@ -91,6 +96,7 @@ class LLMJudge:
         self._endpoint = Endpoint(
             base_url,
             api_key=os.environ.get(api_key_env) or NO_KEY,
+            headers=fill_in(headers or {}, setting="headers"),
             concurrency=concurrency,
             timeout_s=timeout_s,
             outage_s=outage_s,

@@ -21,6 +21,8 @@ from r3agent.http.urls import ApiURL, redact_url
         ("http://me:open//sesame@host/v1", "http://host/v1"),
         ("me:open?ses/ame@host/v1", "host/v1"),
         ("localhost:8000/v1", "localhost:8000/v1"),
+        ("http://h/v1?api-version=3&key=open-sesame", "http://h/v1?api-version=3&key=..."),
+        ("http://h/v1?access_token=open-sesame&a=b", "http://h/v1?access_token=...&a=b"),
         ("", ""),
     ],
 )
@@ -39,6 +41,13 @@ def test_what_is_no_address_is_no_obstacle_to_an_error_message() -> None:
         ("http://h/p/v1/", "http://h/p", "http://h/p/v1/models", "http://h/p/health"),
         ("http://h", "http://h", "http://h/models", "http://h/health"),
         ("http://h/v1?api-version=3", "http://h", "http://h/v1/models?api-version=3", "http://h/health?api-version=3"),
+        ("http://h/v1/chat/completions", "http://h", "http://h/v1/models", "http://h/health"),
+        (
+            "http://h/o/d/m/chat/completions/?v=3",
+            "http://h/o/d/m",
+            "http://h/o/d/m/models?v=3",
+            "http://h/o/d/m/health?v=3",
+        ),
         ("http://h/a%2Fb/v1", "http://h/a%2Fb", "http://h/a%2Fb/v1/models", "http://h/a%2Fb/health"),
     ],
 )
