@@ -69,7 +69,7 @@ def hub_rows(
         files = {str(split): [*found] for split, found in (builder.config.data_files or {}).items()}
         is_local = all(Path(file).is_file() for found in files.values() for file in found)
         if files and (kind in ("csv", "json") or (kind == "parquet" and is_local)):
-            at = datasets.DownloadManager(dataset_name=name).download(files)
+            at: Any = datasets.DownloadManager(dataset_name=name).download(files)
             parts = {
                 split: [
                     partial(read, file, kind=f".{kind}", content_at=str(path))
