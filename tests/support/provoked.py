@@ -113,6 +113,12 @@ def other_weights(gap: float, older_gap: float = 0.0) -> None:
     check(measure(rows, scores, "v0001"), TrainConfig(), start)
 
 
+def not_a_trajectory(directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "00000.jsonl").write_text('{"task": 3}\n')
+    load(directory, strict=True)
+
+
 def far_from_the_base() -> None:
     from r3agent.train.drift import Drift, check_drift
 
@@ -195,6 +201,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "task.source = 'other.jsonl'": of_another_task,
     "… is held by": lambda path: held(path / "lock"),
     "schema_version = 99": lambda _: Trajectory.model_validate({"schema_version": 99, "task": ASKED}),
+    "….jsonl:1: not a trajectory": not_a_trajectory,
     "….json: nothing is live": lambda path: Registry(path).rollback_target(),
     "….jsonl:1: its prompt ends": lambda path: from_rows(
         path / "a.jsonl", '{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}'
