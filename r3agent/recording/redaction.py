@@ -99,7 +99,7 @@ def _strings(value: Any, redact: Redact) -> Any:
 
 def _tokenized_content(trajectory: Trajectory, span: Span) -> Any:
     """Return all content that is in the tokens of a span's prompt and answer."""
-    return trajectory.prompt(span), trajectory.task.tools, span.message
+    return trajectory.prompt(span), trajectory.task.tools, span.message, span.extra
 
 
 def _without_tokens(span: Span) -> Span:
