@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent import audit as auditing
+from r3agent._util.aio import run_sync
 from r3agent.audit.lengths import EndpointAddress
 from r3agent.cli.command import Output, Overrides, verb
 from r3agent.cli.flags import AUDIT, SUBJECT, URL
@@ -75,5 +75,6 @@ def audit(
             ) as asked:
                 return await run_audit(auditing.ServedModel(asked, config.sampling, task.cut_off, concurrency))
 
-        found = asyncio.run(run_audit() if probe is None else run_probe())
+        # Ctrl-C ends it at once, and not only where it awaits.
+        found = run_sync(run_audit() if probe is None else run_probe())
     return Output(found.model_dump(mode="json"), auditing.report(found), ok=found.ok)

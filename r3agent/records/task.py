@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from math import isfinite
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -109,7 +109,7 @@ def each_task(tasks: Iterable[Task | Mapping[str, Any]]) -> Iterator[Task]:
     Raises:
         ConfigError: it is one task, a name or a path instead of tasks, or one of them is not valid.
     """
-    given: object = tasks
+    given = cast(object, tasks)
     if isinstance(given, str | PathLike):
         raise ConfigError(
             f"tasks = {str(given)!r}: the name of a source; pass r3agent.tasks.find_tasks({str(given)!r})"

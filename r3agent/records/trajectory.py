@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from os import PathLike
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from pydantic import Field, model_validator
 
@@ -206,7 +206,7 @@ def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
     Raises:
         ArgumentError: it is the name of a store, one trajectory, or has an item that is none.
     """
-    given: object = trajectories
+    given = cast(object, trajectories)
     if isinstance(given, str | PathLike):
         raise ArgumentError(f"trajectories = {str(given)!r}: the name of a store; pass r3agent.load({str(given)!r})")
     if isinstance(given, Trajectory):
@@ -214,7 +214,7 @@ def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
     if not isinstance(given, Iterable):
         raise ArgumentError(f"trajectories = {shorten(given)}: not iterable; pass what r3agent.load returns")
     for i, trajectory in enumerate(trajectories):
-        item: object = trajectory
+        item = cast(object, trajectory)
         if not isinstance(item, Trajectory):
             raise ArgumentError(
                 f"trajectories[{i}] = {shorten(item)}: no Trajectory; pass what r3agent.load returns, or "

@@ -33,7 +33,8 @@ class ScriptedEndpoint:
         answer: answer of every completion, or a function of the request's body and the index of the choice.
         faults: responses to the first requests, in order; `None` is a healthy answer, as are all after the last.
         edits: functions that corrupt every healthy answer.
-        ignores: request fields to ignore, among `n`, `logprobs` and `return_token_ids`.
+        ignores: request fields to ignore, among `n`, `logprobs`, `return_token_ids`, `max_tokens` and
+            `max_completion_tokens`. A text that is longer than the limit is cut off; a token is a byte.
         refuses: request fields to refuse with 400, or a function from the body to its refusal or `None`.
         validate: function that returns why a request's body is refused with 400, or `None`, as a strict server's.
         api_key: accepted key; any other is refused with 401, and quoted.
@@ -132,7 +133,7 @@ class ScriptedEndpoint:
         fields = {name: value for name, value in body.items() if name not in self._ignores}
         choices = [self._choice(body, fields, i) for i in range(fields.get("n", 1))]
         prompt_ids = encode_prompt(body["messages"])
-        sampled = sum(len(encode(_sampled(choice["message"]))) for choice in choices)
+        sampled = sum(len(encode(_sampled(c["message"]))) - (c["finish_reason"] == "length") for c in choices)
         completion: Json = {
             "object": "chat.completion",
             "model": body["model"],
@@ -148,10 +149,15 @@ class ScriptedEndpoint:
         answer: Any = self._answer(body, i) if callable(self._answer) else self._answer
         message = {"role": "assistant", **(answer if isinstance(answer, dict) else {"content": answer})}
         ids = encode(_sampled(message))
+        limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or len(ids)
+        is_cut = len(ids) > limit and message.keys() == {"role", "content"} and isinstance(message["content"], str)
+        if is_cut:
+            message["content"] = bytes(ids[:limit]).decode(errors="ignore")
+            ids = ids[:limit]
         return {
             "index": i,
             "message": message,
-            "finish_reason": "tool_calls" if "tool_calls" in message else "stop",
+            "finish_reason": "length" if is_cut else "tool_calls" if "tool_calls" in message else "stop",
             "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in fields else None,
             **({"token_ids": ids} if "return_token_ids" in fields else {}),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from r3agent._util.messages import did_you_mean, shorten
 from r3agent._util.shared import Shared
@@ -131,8 +131,12 @@ def _as_function(script: Script) -> Callable[[Sequence[Message]], ScriptedReply 
         return script
     if isinstance(script, _REPLIES):
         return lambda messages: script
-    wrong = [script] if not isinstance(script, Sequence) else [r for r in script if not isinstance(r, _REPLIES)]
-    if wrong:
+    given = cast(Any, script)
+    if (
+        wrong := [reply for reply in given if not isinstance(reply, _REPLIES)]
+        if isinstance(given, Sequence)
+        else [given]
+    ):
         raise ConfigError(f"script has {shorten(wrong[0])}; a reply is a text, a Generation or an exception")
     replies, end = iter(script), LookupError(f"the script ends after {len(script)} replies")
     return lambda messages: next(replies, end)

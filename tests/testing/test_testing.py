@@ -114,3 +114,16 @@ def test_an_endpoint_refuses_what_it_is_told_to() -> None:
 def test_waiting_for_clients_that_never_come_ends() -> None:
     with ScriptedEndpoint("hi") as endpoint, pytest.raises(TimeoutError, match="0 clients hang after 0 s, not 1"):
         endpoint.wait_for_hanging(1, timeout_s=0)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_an_endpoint_cuts_off_a_text_at_the_limit(field: str) -> None:
+    with ScriptedEndpoint("hello") as endpoint:
+        cut = post(endpoint, logprobs=True, return_token_ids=True, **{field: 3}).json()
+        whole = post(endpoint, **{field: 6}).json()
+    choice = cut["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("hel", "length")
+    assert len(choice["token_ids"]) == len(choice["logprobs"]["content"]) == cut["usage"]["completion_tokens"] == 3
+    assert (whole["choices"][0]["finish_reason"], whole["usage"]["completion_tokens"]) == ("stop", 6)
+    with ScriptedEndpoint("hello", ignores=[field]) as endpoint:
+        assert post(endpoint, **{field: 3}).json()["choices"][0]["finish_reason"] == "stop"
