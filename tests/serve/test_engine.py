@@ -268,3 +268,10 @@ def test_weights_are_reloaded_in_place(checkpoint: Path, other_checkpoint: Path)
             RunningRequest(engine, prompt_token_ids=PROMPTS[3], temperature=0), tiny.reference(path), PROMPTS[3], 8
         )
     engine.close()
+
+
+def test_load_model_names_weights_that_are_only_pickled(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ConfigError, match="pickled files only: save them as safetensors"):
+        load_model(str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,11 @@ def read_weights(path: str, dtype: str | torch.dtype) -> Any:
     Raises:
         ConfigError: the model is missing or incomplete.
     """
+    if any(Path(path).glob("*.bin")) and not any(Path(path).glob("*.safetensors")):
+        raise ConfigError(
+            f"model {path} has its weights in pickled files only: save them as safetensors (`save_pretrained` of "
+            "transformers), or serve it with vLLM"
+        )
     try:
         loader: Any = AutoModelForCausalLM
         model, info = loader.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
