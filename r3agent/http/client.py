@@ -18,7 +18,7 @@ import httpx
 import orjson
 
 from r3agent.errors import ConfigError
-from r3agent.http.body import BROKEN_OFF
+from r3agent.http.body import BROKEN_OFF, find_error
 from r3agent.http.errors import NO_KEY, read_error, read_error_event
 from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
 from r3agent.http.urls import redact_url
@@ -36,6 +36,9 @@ LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 MAY_FAIL = re.compile(rb'"(?:error|%s)"' % "|".join(BROKEN_OFF).encode())
 """Names in successful responses that may have an error."""
+
+ERROR_LINES = (b"event: error", b"event:error", b"error:")
+"""Beginnings of the lines that call an event an error; the last is llama.cpp's, with the data."""
 
 NO_DATA = re.compile(rb"|\[DONE\].*|[a-zA-Z-]+")
 """Data of events that say nothing: none, the end of the stream, or a word such as `ping`."""
@@ -203,16 +206,19 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
     """
     data: list[bytes] = []
     other: list[bytes] | None = []
+    is_error = False
     async for line in _lines(response):
-        if line.startswith(b"data:"):
-            data.append(line.removeprefix(b"data:").strip())
+        if line.startswith(ERROR_LINES):
+            is_error = True
+        if line.startswith((b"data:", b"error:")):
+            data.append(line.partition(b":")[2].strip())
             other = None
         elif line and other is not None:
             other.append(line)
         elif not line:
-            for event in _parsed(data):
+            for event in _errors(data) if is_error else _parsed(data):
                 yield event
-            data = []
+            data, is_error = [], is_error and not data
     with suppress(ValueError):  # the last blank line is missing, or the stream broke off within an event
         for event in _parsed(data):
             yield event
@@ -221,6 +227,16 @@ async def _events(response: httpx.Response) -> AsyncIterator[Any]:
             yield parse_json(b"\n".join(other))  # the server ignores `stream`
         except ValueError:
             raise ValueError(f"it begins with {b' '.join(other)[:80].decode(errors='replace')!r}") from None
+
+
+def _errors(data: list[bytes]) -> list[Any]:
+    """Parse the data of an event that is called an error, in a shape that is known as one."""
+    content = b"\n".join(data)
+    try:
+        error = parse_json(content)
+    except ValueError:
+        error = content.decode(errors="replace")
+    return [error if find_error(error) else {"error": error}] if content else []
 
 
 def read_events(content: bytes) -> list[Any]:

@@ -1,13 +1,15 @@
 """Chat completion requests without the fields that a model at a server refuses; every request of r3agent goes this way.
 
 A refused field is left out, and remembered once a request without it has succeeded. `max_tokens` is sent as
-`max_completion_tokens` where that is its name. Where only one of `temperature` and `top_p` may be sent, it is the one
-that has an effect, or else `temperature`. A field whose value is out of range is not left out, but is an error.
+`max_completion_tokens` where that is its name, and the only value that is accepted where the refusal names it. Where
+only one of `temperature` and `top_p` may be sent, it is the one that has an effect, or else `temperature`. A value out
+of range is not left out, but is an error.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -26,6 +28,9 @@ PAIR = frozenset({"temperature", "top_p"})
 NEEDED_BY: Mapping[str, str] = {"top_logprobs": "logprobs", "stream_options": "stream"}
 """Fields to the field without which they are refused."""
 
+ONLY_DEFAULT = re.compile(r"(?i)only the default \(?(\d+(?:\.\d+)?)\)?")
+"""Refusal of any value but one."""
+
 GUESSES = ({*NEUTRAL}, {"return_token_ids"}, {"logprobs", "top_logprobs"}, {"response_format"})
 """Fields to leave out, in turn, if a first refusal names none."""
 
@@ -40,6 +45,8 @@ class Terms:
 
     where: str
     refused: frozenset[str] = frozenset()
+    defaults: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Only accepted values, of fields whose refusal names one."""
     excludes_pair: bool = False
     """True if temperature and top_p are refused together."""
     has_answered: bool = field(default=False, compare=False)
@@ -47,6 +54,7 @@ class Terms:
     def fit(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return a body without the refused fields, with its limit of tokens under a name that is accepted."""
         fitted = {name: value for name, value in body.items() if name not in {*self.refused, *LIMITS}}
+        fitted |= {name: value for name, value in self.defaults.items() if name in fitted}
         limits = sorted(LIMITS, key=lambda name: body.get(name) is None)  # the body's own name first
         if limits[0] in body and (name := next((name for name in limits if name not in self.refused), None)):
             fitted[name] = body[limits[0]]
@@ -72,6 +80,8 @@ class Terms:
             named -= {name for name in asked if name in sent and not is_neutral(sent, name)}
         if named > {"stream"}:
             named.remove("stream")
+        if (only := ONLY_DEFAULT.search(text)) and len(named) == 1 and not named & self.defaults.keys():
+            return replace(self, defaults={**self.defaults, **dict.fromkeys(named, float(only[1]))})
         pair = PAIR if named >= PAIR else frozenset[str]()
         if not named:
             return None
@@ -118,10 +128,12 @@ async def negotiate(
 
 
 def _remember(terms: Terms, trial: Terms, body: Mapping[str, Any], asked: Collection[str]) -> None:
-    lost = {*trial.lost(body)} - {*terms.lost(body)}
+    replaced = {name for name, value in trial.defaults.items() if name in body and body[name] != value}
+    lost = {*trial.lost(body)} - {*terms.lost(body)} | replaced - terms.defaults.keys()
     if news := sorted(name for name in lost & {*asked} if not is_neutral(body, name)):
         values = ", ".join(f"{name} = {body[name]!r}"[:80] for name in news)
-        logger.warning("%s refuses %s: left out from here on, so the server decides", terms.where, values)
+        logger.warning("%s refuses %s: left out from here on, so the server's default is in force", terms.where, values)
     terms.refused |= trial.refused
+    terms.defaults = {**terms.defaults, **trial.defaults}
     terms.excludes_pair |= trial.excludes_pair
     terms.has_answered = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
 
@@ -75,18 +75,18 @@ class Sampling(Record):
             del body["max_tokens"]
         return {name: value for name, value in body.items() if value is not None}
 
-    def in_force(self, sent: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
+    def in_force(self, sent: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings as a span records them: those that the request lacks are `None`.
 
         Args:
             sent: body of the request that was answered.
-            asked: fields of the request that was to be made; those that `sent` lacks are listed as `refused`.
+            asked: fields of the request that was to be made; those that `sent` lacks or has otherwise are `refused`.
         """
         limit = next((sent[name] for name in LIMITS if name in sent), None)
         got = {**sent, **({} if limit is None else dict.fromkeys(LIMITS, limit))}
         own = self.model_dump(exclude={"extra"}, mode="json")
-        settings = {name: value if name in got else None for name, value in own.items()}
-        refused = sorted(set(asked) - got.keys())
+        settings = {name: got.get(name) for name in own}
+        refused = sorted(name for name, value in asked.items() if got.get(name) != value)
         return {
             **settings,
             **({} if self.stop else {"stop": []}),

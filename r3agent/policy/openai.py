@@ -192,7 +192,7 @@ class OpenAIPolicy(Shared):
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
 
         async def send(sent: dict[str, Any]) -> list[Generation]:
-            in_force = settings.in_force(sent, added.keys() | asked) | {field: sent.get(field) for field in NEUTRAL}
+            in_force = settings.in_force(sent, {**added, **asked}) | {field: sent.get(field) for field in NEUTRAL}
             return await self._ask(target, sent, in_force, n, on_delta)
 
         return await negotiate(self._terms_of(target), fields, send, asked=asked)

@@ -14,6 +14,7 @@ import orjson
 from pydantic import StrictBool, ValidationError
 
 from r3agent._util.templates import Template
+from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message, Record, Task
 from r3agent.verifiers.interface import Answer
 
@@ -80,7 +81,8 @@ def messages(task: Task, answer: Answer, rubric: Template) -> list[Message]:
 def replies(content: bytes) -> list[str]:
     """Return the texts of a chat completion without thinking; if it is not one, the beginning of the response."""
     try:
-        return [Answer.of(choice["message"]) for choice in orjson.loads(content)["choices"]]
+        messages = [choice["message"] for choice in orjson.loads(content)["choices"]]
+        return [Answer.of({**message, "content": text_of(message.get("content"))}) for message in messages]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [content[:200].decode(errors="replace")]
 

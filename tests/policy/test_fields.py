@@ -71,7 +71,7 @@ async def ask(endpoint: ScriptedEndpoint, **settings: Any) -> tuple[Generation, 
         (one_of_pair, {"top_p": 0.9}, {"temperature"}, 1),
         (one_of_pair, {"top_p": None}, {}, 0),
         (default_temperature, {}, {}, 0),
-        (default_temperature, {"temperature": 0.7}, {"temperature"}, 1),
+        (default_temperature, {"top_p": 0.9}, {}, 0),
         (without("logprobs", status=404, message=NO_PROVIDER), {}, {*NEUTRAL, "logprobs", "return_token_ids"}, 3),
         (without(*NEUTRAL, message="Bad Request"), {}, {*NEUTRAL}, 1),
     ],
@@ -89,6 +89,14 @@ async def test_refused_fields_are_left_out_remembered_and_recorded(
     asked = Sampling(**sampling)
     kept = {"temperature": asked.temperature, "top_p": asked.top_p, "max_tokens": asked.max_tokens}
     assert {f: recorded[f] for f in kept} == {f: None if f in lost else value for f, value in kept.items()}
+
+
+async def test_a_value_is_replaced_by_the_only_one_that_is_accepted() -> None:
+    with ScriptedEndpoint("42", refuses=default_temperature) as endpoint:
+        generation, _ = await ask(endpoint, sampling=Sampling(temperature=0.7))
+    assert [r.body["temperature"] for r in endpoint.received] == [0.7, 1, 1]
+    assert (generation.sampling["temperature"], generation.sampling["refused"]) == (1, ["temperature"])
+    assert (generation.capability, generation.capability_note) == ("trainable-exact", None)
 
 
 @pytest.mark.parametrize("field", ["stream", "stream_options"])
