@@ -18,8 +18,9 @@ from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.shards import Unreadable, find, left_out, store_at
+from r3agent.store.shards import Unreadable, find, report_left_out, store_at
 from r3agent.store.trajectories import load
+from r3agent.train.rows import left_out
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +75,14 @@ def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unread
         for span in t.spans
         if (v := span.verdict) is not None and v.overruled is not None
     ]
+    n_changed = [*left_out(trajectories).values()].count("task_changed")
     summary, live = summarise(trajectories), Registry(run).live
     lines = [
         f"{len(trajectories)} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
         *summary_lines(summary),
         f"live policy: {live}",
-        *([left_out(unreadable)] if unreadable else []),
+        *([f"{n_changed} of tasks that have changed since: not trained on"] if n_changed else []),
+        *([report_left_out(unreadable)] if unreadable else []),
     ]
     if failed:
         lines.append(f"failed first tries, e.g. ({next_step('inspect', run, 'ID')}):")
@@ -91,5 +94,11 @@ def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unread
         lines.append(f"verdicts of the verifier overruled by labels: {len(overruled)}, e.g.:")
         lines += [f"  {text}" for text in overruled[:MAX_IDS]]
     ids = {"failed": failed, "unlabelled_ids": unlabelled, "overruled": overruled}
-    data = {**summary.model_dump(), "live": live, "unreadable": [*map(str, unreadable)], **ids}
+    data = {
+        **summary.model_dump(),
+        "live": live,
+        **ids,
+        "task_changed": n_changed,
+        "unreadable": [*map(str, unreadable)],
+    }
     return Output(data, "\n".join(lines))

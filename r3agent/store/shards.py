@@ -109,10 +109,10 @@ def records(
         else:
             found.append(record)
     if found and unreadable is None:
-        logger.warning("%s", left_out(found))
+        logger.warning("%s", report_left_out(found))
 
 
-def left_out(unreadable: Sequence[Unreadable]) -> str:
+def report_left_out(unreadable: Sequence[Unreadable]) -> str:
     """Report lines that are left out."""
     n, first = len(unreadable), unreadable[0]
     lines = f"{n} lines are no records and are" if n > 1 else "a line is no record and is"

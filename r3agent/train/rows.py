@@ -78,9 +78,9 @@ def credit_spans(
     """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
     trajectories = list(each_trajectory(trajectories))
     make_row = RowMaker(config, version, lineage, retokenise)
-    left_out = _left_out(trajectories)
-    whole = [t for t in trajectories if t.trajectory_id not in left_out]
-    dropped = list(_without_reward(trajectories, config, left_out))
+    reasons = left_out(trajectories)
+    whole = [t for t in trajectories if t.trajectory_id not in reasons]
+    dropped = list(_without_reward(trajectories, config, reasons))
     leaked: set[tuple[str, str]] = set()
     siblings: list[list[Row]] = []
     zero_variance_groups = 0
@@ -109,7 +109,7 @@ def to_dataset(rows: Iterable[Row]) -> Dataset:
     return Dataset.from_list([row._asdict() for row in rows])
 
 
-def _left_out(trajectories: Sequence[Trajectory]) -> dict[str, str]:
+def left_out(trajectories: Sequence[Trajectory]) -> dict[str, str]:
     """Return why trajectories are left out as a whole, by id."""
     newest: dict[tuple[str, str], Trajectory] = {}
     for trajectory in sorted(trajectories, key=lambda t: t.created_at):
@@ -131,7 +131,7 @@ def _collected(trajectory: Trajectory) -> tuple[str, str]:
 
 
 def _without_reward(
-    trajectories: Iterable[Trajectory], config: TrainConfig, left_out: Mapping[str, str]
+    trajectories: Iterable[Trajectory], config: TrainConfig, reasons: Mapping[str, str]
 ) -> Iterator[Dropped]:
     """Find the spans of credited labels that are in no group."""
     for trajectory in trajectories:
@@ -139,7 +139,7 @@ def _without_reward(
             label = credit_label(trajectory, span)
             if label not in config.credit:
                 continue
-            if reason := left_out.get(trajectory.trajectory_id):
+            if reason := reasons.get(trajectory.trajectory_id):
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
             elif reward(trajectory, span, config.credit[label]) is None:
                 paying = payers(trajectory, span, config.credit[label])

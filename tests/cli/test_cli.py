@@ -109,6 +109,21 @@ def test_inspect_reads_the_store_of_a_recorder(tmp_path, capsys):
     assert (code, out.splitlines()[0]) == (0, f"1 trajectories in {tmp_path}, 0 tokens sampled")
 
 
+def test_inspect_counts_what_it_does_not_show(tmp_path, capsys):
+    tasks = [Task(id="t", messages=({"role": "user", "content": "?"},), info={"answer": n}) for n in (1, 2)]
+    with TrajectoryWriter(tmp_path) as writer:
+        for i, task in enumerate(tasks):
+            created = {"created_at": f"2026-01-0{i + 1}T00:00:00+00:00", "metadata": {"source": "a"}}
+            writer.append(Trajectory(trajectory_id=f"{i}", task=task, **created))
+    (tmp_path / "00001.jsonl").write_text('{"task": 3}\n')
+    _, out, err = call(capsys, "inspect", tmp_path)
+    assert "1 of tasks that have changed since: not trained on" in out
+    assert "00001.jsonl:1: not a trajectory: task = 3" in out
+    assert "a line is no record and is left out" not in err
+    _, out, _ = call(capsys, "inspect", tmp_path, "--json")
+    assert (json.loads(out)["task_changed"], len(json.loads(out)["unreadable"])) == (1, 1)
+
+
 def test_inspect_holds_out_what_training_does(tmp_path, capsys):
     lines = [{"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(20)]
     (tasks := tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
