@@ -39,6 +39,52 @@ def expecting(answer: Any) -> Task:
         ("10^{100}", "<answer>10^{100}</answer>"),
         (["7", "1/2"], "<answer>0.5</answer>"),
         ("3", "<answer>2</answer> no: <answer>3</answer>"),
+        (1e-05, "0.00001"),
+        ("1E5", r"\boxed{10^5}"),
+        (r"6.02 \times 10^{23}", r"\boxed{6.02e23}"),
+        ("2.5e-3", "The answer is 2.5e-3."),
+        ("1,000.5", "<answer>1000.5</answer>"),
+        ("1e-20", r"<answer>10^{-20}</answer>"),
+        (0.1 + 0.2, "0.3"),
+        (5.0, "5"),
+        ("1/12", r"\boxed{0.08333333}"),
+        ("50%", "50 percent"),
+        (r"12.5\%", "<answer>0.125</answer>"),
+        ("12.5%", "12.5"),
+        ("5", "<answer>5 cm</answer>"),
+        ("5 cm", r"\boxed{5}"),
+        ("5", r"\boxed{5\,\text{m}^2}"),
+        ("5 m/s", r"$5\ \mathrm{m/s}$"),
+        ("5 km", "<answer>5 kilometers</answer>"),
+        ("5", r"<answer>\$5</answer>"),
+        ("$1,234.50", "<answer>1234.5 dollars</answer>"),
+        ("5", "<answer>USD 5</answer>"),
+        ("5", "<answer>5 €</answer>"),
+        ("90", r"\boxed{90^\circ}"),
+        ("90 degrees", "<answer>90°</answer>"),
+        ("5", "<answer>5 red apples</answer>"),
+        ("1/2", "<answer>1/2 cup</answer>"),
+        ("3/2", "<answer>1 1/2 hours</answer>"),
+        (r"1\frac{1}{2}", "1½"),
+        ("1.5 million", "<answer>1,500,000</answer>"),
+        ("5", "<answer>**5**</answer>"),
+        ("5", "So:\n\n**Answer:** `5`"),
+        ("5", "<answer>The answer is 5.</answer>"),
+        ("5", "<answer>Since 2 + 3 = 5, the answer is $5$.</answer>"),
+        ("5", "<answer>She has 5 apples left.</answer>"),
+        ("5", "<answer>= 5</answer>"),
+        ("-5", "−5"),
+        (r"\infty", "<answer>∞</answer>"),
+        ("(-\\infty, 3]", "<answer>(-∞, 3]</answer>"),
+        (r"2\sqrt{3}\pi", "<answer>2√3π</answer>"),
+        ("x^2", "<answer>x²</answer>"),
+        ("0.3x", "<answer>0.1x + 0.2x</answer>"),
+        ("He has <<3*4=12>>12.\n#### 1,200", "3 * 4 = 12\n#### 1200"),
+        ("42", r"\boxed{7}, no: \boxed{\boxed{42}}"),
+        ("42", r"\boxed{42}. So $\boxed{42}$."),
+        ("1, 2", "<answer>x = 1 or x = 2</answer>"),
+        ("5 or 6", "<answer>5 or 6</answer>"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"$\begin{pmatrix}1\\2.0\end{pmatrix}$"),
     ],
 )
 def test_what_is_equal_passes(expected: Any, reply: str) -> None:
@@ -53,6 +99,33 @@ def test_what_is_equal_passes(expected: Any, reply: str) -> None:
         ("(1,2)", "<answer>(2,1)</answer>", "is not (1,2)"),
         (["7", "8"], "9", "9 is not 7 or 8"),
         ("3", "<answer>3</answer> no: <answer>2</answer>", "2 is not 3"),
+        ("1e-20", "2e-20", "2e-20 is not 1e-20"),
+        ("0.0000001", "<answer>0.0000002</answer>", "is not"),
+        ("1e-20", "<answer>0</answer>", "is not"),
+        ("1e-20", "The answer is 1", "is not"),
+        (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}", "is not"),
+        ("(0, 10^{-20})", "<answer>(0, 2*10^{-20})</answer>", "is not"),
+        ("x/10^{20}", "<answer>2x/10^{20}</answer>", "is not"),
+        ("10^{100}", "<answer>10^{100}+1</answer>", "is not"),
+        ("100", "<answer>99.9999999</answer>", "is not"),
+        ("1000", "<answer>1,00</answer>", "is not"),
+        (r"\infty", r"<answer>-\infty</answer>", "is not"),
+        (r"1 - \frac{1}{\mathrm{e}}", r"\boxed{1 + \frac{1}{\mathrm{e}}}", "is not"),
+        ("4", r"The area is $4\sqrt(2)$.", "no mathematics"),
+        ("5 km", "<answer>5 m</answer>", "is not"),
+        ("5 dollars", "<answer>5 cents</answer>", "is not"),
+        ("5", "<answer>5 million</answer>", "is not"),
+        ("5", "<answer>5x</answer>", "is not"),
+        ("5", "<answer>sin 5</answer>", ""),
+        ("5", "<answer>less than 5</answer>", ""),
+        ("30", "<answer>5 hours 30 minutes</answer>", ""),
+        ("1 1/2", "<answer>1/2</answer>", "is not"),
+        ("11/2", "<answer>1 1/2</answer>", "is not"),
+        ("6", "<answer>5\n6</answer>", "is not"),
+        ("6", r"\boxed{5} or \boxed{6}", "is not"),
+        ("6", r"\boxed{5 \text{ or } 6}", "is not"),
+        ("6", "x = 5 or x = 6", "is not"),
+        ("6", "It is $5$ or $6$.", "is not"),
         ("5", "", "no mathematics in the answer"),
         ("5", "I do not know.", "no mathematics in the answer"),
         ("5", "<answer></answer>", "no mathematics in the answer"),
@@ -118,6 +191,20 @@ def test_code_is_never_run(tmp_path: Path) -> None:
 def test_any_reply_gets_a_verdict(text: str) -> None:
     for reply in (text, f"<answer>{text}</answer>"):
         assert not Math(cpu_s=1)(expecting("987654321"), reply).passed
+
+
+NUMBERS = st.integers(-(10**6), 10**6) | st.decimals(-1000, 1000, places=3, allow_nan=False)
+FORMS = ("{}", "<answer>{}</answer>", r"\boxed{{{}}}", "The answer is {}.", "<answer>It is {} apples.</answer>", "${}$")
+
+
+@given(NUMBERS, NUMBERS, st.integers(-30, 30), st.sampled_from(FORMS))
+@settings(max_examples=100, deadline=None)
+def test_a_number_is_equal_to_itself_and_to_no_other(one: Any, other: Any, power: int, form: str) -> None:
+    task = expecting(f"{one}e{power}")
+    assert judged(task, form.format(f"{one}e{power}")).passed
+    assert judged(task, form.format(f"{other}e{power}")).passed == (one == other)
+    if one != other:
+        assert not judged(expecting(f"{other}"), form.format(f"{one} or {other}")).passed
 
 
 @given(st.fractions(max_denominator=99), st.integers(2, 9))
