@@ -56,7 +56,9 @@ SQL = {
     "List all titles, oldest first.": "SELECT title FROM books ORDER BY year",
     "Which authors are there, each once?": "SELECT DISTINCT author FROM books",
     "Which titles are from before 1900?": "SELECT title FROM books WHERE year < 1900",
-    "How many books has each author? Give author and number.": "SELECT author, count(*) FROM books GROUP BY author",
+    "How many books has each author written? Give author and number.": (
+        "SELECT author, count(*) FROM books GROUP BY author"
+    ),
     "How many copies were sold in all?": "SELECT sum(copies) FROM sales",
     "What is the title of the cheapest book?": "SELECT title FROM books ORDER BY price LIMIT 1",
     "How many copies were sold of Dune?": "SELECT sum(copies) FROM sales WHERE book_id = 1",

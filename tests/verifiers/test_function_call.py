@@ -224,7 +224,7 @@ def test_no_call_and_some_call(reply: str, none: bool, some: bool) -> None:
         "<|python_start|>[a.f(i=1, b=True, n=None)]<|python_end|>",
         'functools[{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]',
         "<|tool_call_start|>[a.f(i=1, b=True, n=None)]<|tool_call_end|><|im_end|>",
-        '{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}<|im_end|>\n',
+        '{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}\n<|im_end|> <|endoftext|></s>\n',
     ],
 )
 def test_ways_to_write_a_call(text: str) -> None:
@@ -373,6 +373,8 @@ HOSTILE = [
     "<tools>" * 7_000,
     "```" * 16_000,
     "{}," * 16_000,
+    "</s>" * 1_000_000,
+    "f" + " " * 49_000 + "f",
 ]
 
 

@@ -47,8 +47,9 @@ ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input")
 FORM = 'a call is {"name": ..., "arguments": {...}}'
 
 _OPEN = re.compile("|".join(map(re.escape, MARKS)))
-_END = re.compile(r"(?:\s*(?:<\|\w+\|>|</s>|<end_of_turn>|<eos>))+$")
-"""Special tokens at the end of a reply, which some servers return."""
+_END = re.compile(r"\s*(?:<\|\w+\|>|</s>|<end_of_turn>|<eos>)$")
+"""Special token at the end of a reply, which some servers return."""
+_MAX_END = 32
 _NAMED = re.compile(r"([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\]|>)?\s*(?=\{)")
 """Name before arguments: Mistral's `f[ARGS]{...}`, Llama's `f>{...}`."""
 _BETWEEN = re.compile(r"[\s,;]*")
@@ -92,9 +93,11 @@ def text_calls(text: str) -> list[FunctionCall]:
     """
     text = without_thinking(text)
     first = _OPEN.search(text)
-    _bounded(len(text) - (first.start() if first else 0))
+    if first and len(text) > MAX_CHARS:
+        text = text[first.start() :]  # prose before the tags has no limit
+    _bounded(len(text))
     try:
-        return _calls(text if len(text) <= MAX_CHARS else "<")  # prose before the tags has no limit
+        return _calls(text)
     except Unreadable:
         blocks = [*_marked(text)] if first else [block.text.strip() for block in find_blocks(text, r"\w+")]
         if not blocks and not first:
@@ -121,7 +124,11 @@ def is_attempt(text: str) -> bool:
 
 def without_thinking(text: str) -> str:
     """Return the text after the thinking, without special tokens; nothing if the thinking has no end."""
-    return _END.sub("", text.rpartition("</think>")[2].partition("<think>")[0].strip())
+    text = text.rpartition("</think>")[2].partition("<think>")[0].strip()
+    end = len(text)
+    while token := _END.search(text, max(0, end - _MAX_END), end):
+        end = token.start()
+    return text[:end].rstrip()
 
 
 def _marked(text: str) -> Iterator[str]:
