@@ -32,7 +32,7 @@ PARTS: dict[str, list[Message]] = {
 }
 """Conversations that a server may refuse, by what is unusual in them."""
 
-RENDERS = "nothing: r3agent sends a conversation that is refused in another form, and records what it sent"
+RENDERS = "nothing needs to: r3agent sends a conversation that is refused in another form, and records what it sent"
 NO_FORM = "ask for answers in text, not tool calls: the model cannot reflect on a failed try with calls here"
 
 
@@ -57,5 +57,7 @@ async def conversation_check(probe: EndpointProbe, model: str) -> Check:
         fields: dict[str, Any] = {"tools": sent.tools, "tool_choice": "none"} if sent.forbids_calls else {}
         if isinstance(await ask(sent.messages, **fields), Completion):
             form = render.__name__.replace("_", " ")
-            return Check(name=NAME, status="no", detail=f"{detail}; takes the last {form}", remedy=RENDERS)
+            return Check(
+                name=NAME, status="no", detail=f"takes a failed try with calls {form}; {detail}", remedy=RENDERS
+            )
     return Check(name=NAME, status="no", detail=detail, remedy=NO_FORM)

@@ -29,7 +29,7 @@ async def test_conversations_that_a_server_refuses_are_named(strict: str, refuse
     assert check.status == "no"
     assert check.detail.count(": 400 ") == len(refused)
     assert all(name in check.detail for name in refused)
-    assert check.detail.endswith(f"takes the last {taken}")
+    assert check.detail.startswith(f"takes a failed try with calls {taken}; refuses ")
     assert "in another form" in (check.remedy or "")
 
 
