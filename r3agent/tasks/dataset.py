@@ -112,11 +112,9 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str, own: bool = False) -> 
     taken = {columns.prompt, columns.system, columns.gold, columns.id, columns.tools, answer_place}
     kept = table.default_info(taken) if columns.info is None else columns.info
     for row in rows.rows:
-        if own_messages and row.values.get("prompt") is None:
+        if prompt is None or (own_messages and row.values.get("prompt") is None):
             yield _whole(row)
             continue
-        if prompt is None:
-            raise ConfigError(f"{row.where} has neither a prompt nor messages; {FORMS}")
         info = cells(row, kept, strict=columns.info is not None)
         is_answered = answer and not (own and answer_place.partition(".")[0] not in row.values)
         found = _required(answer(row), answer_place, row) if answer and is_answered else None
