@@ -25,7 +25,7 @@ def media_in(messages: Iterable[Message]) -> list[str]:
     for message in messages:
         found.update(name for name in FIELDS if message.get(name))
         content: Any = message.get("content")
-        parts: list[Any] = content if isinstance(content, list | tuple) else [content]
+        parts: Any = content if isinstance(content, list | tuple) else [content]
         found.update(_type(part) for part in parts if isinstance(part, Mapping))
     return sorted(found - TEXT)
 
