@@ -129,11 +129,12 @@ async def _settings(probe: EndpointProbe, model: str) -> Check:
     settings = {"max_tokens": MAX_TOKENS, **SETTINGS}
     refused = terms.lost(settings)
     notes = [f"refuses {', '.join(refused)}"] if refused else []
+    notes += [f"takes only {name} = {value:g}" for name, value in terms.defaults.items()]
     notes += ["takes only one of temperature and top_p"] if terms.excludes_pair else []
     notes += [f"calls max_tokens {LIMITS[1]}"] if LIMITS[1] in terms.fit(settings) else []
     return Check(
         name="sampling settings",
-        status="no" if refused else "yes",
+        status="no" if refused or terms.defaults else "yes",
         detail="; ".join(notes),
         remedy=DECIDES if refused else None,
     )

@@ -132,7 +132,7 @@ def _remember(terms: Terms, trial: Terms, body: Mapping[str, Any], asked: Collec
     lost = {*trial.lost(body)} - {*terms.lost(body)} | replaced - terms.defaults.keys()
     if news := sorted(name for name in lost & {*asked} if not is_neutral(body, name)):
         values = ", ".join(f"{name} = {body[name]!r}"[:80] for name in news)
-        logger.warning("%s refuses %s: left out from here on, so the server's default is in force", terms.where, values)
+        logger.warning("%s refuses %s: from here on the server's default is in force", terms.where, values)
     terms.refused |= trial.refused
     terms.defaults = {**terms.defaults, **trial.defaults}
     terms.excludes_pair |= trial.excludes_pair

@@ -490,7 +490,7 @@ async def test_the_embedded_server(embedded: ServerProcess) -> None:
             "refuses max_tokens, temperature, top_p, stop",
         ),
         (one_of_pair, "no", "refuses top_p; takes only one of temperature and top_p"),
-        (only_default, "no", "refuses temperature"),
+        (only_default, "no", "takes only temperature = 1"),
     ],
 )
 async def test_the_refused_settings_are_named(refuses: Any, status: str, detail: str | None) -> None:
