@@ -9,15 +9,12 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib.util
-import inspect
 import json
 import linecache
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -112,6 +109,8 @@ def _run_plainly(tests: str, space: dict[str, Any]) -> None:
 
 
 def _call(test: Any) -> None:
+    import inspect  # imported here, like others: most tests do not need it
+
     if inspect.iscoroutinefunction(test):
         raise Unfit(f"{test.__name__} is async, which is not supported")
     try:
@@ -152,6 +151,9 @@ def _run_cases(values: list[Any]) -> None:
 
 def _run_pytest(tests: str, space: dict[str, Any]) -> None:
     """Run the tests in pytest, where the answer's definitions are builtins."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
     import pytest
 
     first: list[BaseException] = []
