@@ -89,7 +89,7 @@ def not_json(checkpoint: Path) -> None:
 DAMAGES = [
     missing,
     empty,
-    *map(cut, ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")),
+    *map(cut, ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")),
     zero_bytes,
     flipped,
     not_json,

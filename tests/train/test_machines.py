@@ -42,7 +42,7 @@ LEFTOVERS = [
 def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     directory = tmp_path / "run"
     Registry(directory).add_base("tiny", str(base))
-    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
+    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base), "eval.n": 4}).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
             writer.append(trajectory.changed(metadata={SPLIT: "train"}))
@@ -118,8 +118,9 @@ def test_loop_finds_what_training_lacks_before_it_collects(run_dir: Path, tmp_pa
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     Registry(tmp_path / "other").add_base("tiny", str(adapter))
+    settings = {"policy.model": "tiny", "policy.base_model": str(adapter), "eval.n": 4}
     with pytest.raises(ConfigError, match="is a LoRA adapter"):
-        run_loop(Run(tmp_path / "other", {"policy.model": "tiny", "policy.base_model": str(adapter)}), NoReport())
+        run_loop(Run(tmp_path / "other", settings), NoReport())
 
 
 class NoReport:
