@@ -15,7 +15,8 @@ import openai
 
 from r3agent.errors import ConfigError
 from r3agent.recording.blocks import current, lose_call, why_none
-from r3agent.recording.call import Memory, RecordedCall, observed, observed_async, report
+from r3agent.recording.call import Memory, RecordedCall, report
+from r3agent.recording.streams import observed, observed_async
 from r3agent.recording.wrappers import keep_wrappers
 
 Client = TypeVar("Client", openai.AsyncOpenAI, openai.OpenAI)

@@ -1,0 +1,62 @@
+"""Streams of the SDK that are recorded while the application reads them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import openai
+from openai.types.chat import ChatCompletionChunk
+
+from r3agent.recording.call import RecordedCall
+
+
+def observed(call: RecordedCall, again: Callable[[], Any] | None) -> type[openai.Stream[ChatCompletionChunk]]:
+    """Make the class of a stream that is recorded while it is read.
+
+    Args:
+        again: sends the request once more and returns its stream; `None` if the application has the response.
+    """
+
+    class Observed(openai.Stream[ChatCompletionChunk]):
+        def __stream__(self) -> Iterator[ChatCompletionChunk]:
+            try:
+                yield from filter(call.add, super().__stream__())
+                refused = again is not None and call.ends_empty()
+            except Exception as error:
+                if again is None or not call.breaks(error):
+                    raise
+                refused = True
+            if refused and again is not None:
+                fresh = again()
+                self.response = fresh.response
+                yield from fresh
+            call.finish()
+
+    return Observed
+
+
+def observed_async(
+    call: RecordedCall, again: Callable[[], Awaitable[Any]] | None
+) -> type[openai.AsyncStream[ChatCompletionChunk]]:
+    """Make the class of an async stream; see `observed`."""
+
+    class Observed(openai.AsyncStream[ChatCompletionChunk]):
+        async def __stream__(self) -> AsyncIterator[ChatCompletionChunk]:
+            try:
+                async for chunk in super().__stream__():
+                    if call.add(chunk):
+                        yield chunk
+                refused = again is not None and call.ends_empty()
+            except Exception as error:
+                if again is None or not call.breaks(error):
+                    raise
+                refused = True
+            if refused and again is not None:
+                fresh = await again()
+                self.response = fresh.response
+                async for chunk in fresh:
+                    yield chunk
+            call.finish()
+
+    return Observed
