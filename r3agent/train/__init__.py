@@ -3,15 +3,21 @@
 Importing this package loads neither torch nor TRL; the first use of `train` does.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 from r3agent._util.imports import require_extra
 from r3agent._util.lazy import lazy_names
+from r3agent.errors import ConfigError
 
 
 def _prepare(name: str) -> None:
     """Check that the packages that `train` needs are installed."""
     if name == "train":
+        if sys.flags.optimize > 1:
+            raise ConfigError(
+                "PYTHONOPTIMIZE = 2 removes the docstrings that transformers reads; unset it, or set it to 1"
+            )
         require_extra("trl", "train")
 
 

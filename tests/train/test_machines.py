@@ -174,3 +174,9 @@ def test_commands_speak_on_an_ascii_terminal_without_writable_caches(run_dir: Pa
     assert wrong.returncode == 2
     assert "pfad-" in wrong.stderr.decode("ascii")
     assert b"Traceback" not in wrong.stderr
+
+
+def test_train_names_an_optimisation_that_transformers_does_not_survive() -> None:
+    code = "import r3agent.train as t; t.train"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert "ConfigError: PYTHONOPTIMIZE = 2" in done.stderr
