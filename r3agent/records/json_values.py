@@ -31,6 +31,9 @@ RECORD_DEPTH = 10
 NO_JSON = "no JSON"
 """End of the report of a loss: an object, of which only the text is kept."""
 
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
+"""Range of integers, beyond which readers of records disagree."""
+
 MAX_DIGITS = 4300
 """Digits of an integer that Python parses."""
 
@@ -63,9 +66,42 @@ def json_value(value: Any, *, finite: bool = False, losses: list[str] | None = N
         finite: replace infinities and NaN by `None`; otherwise they stay, for code in this process.
         losses: receives the place of each part that cannot be restored from the JSON, and what was there.
     """
-    is_record = isinstance(value, BaseModel)
-    max_depth = MAX_DEPTH + (RECORD_DEPTH if is_record else 0)
+    with suppress(_NotPlainError):
+        return _copy(value, MAX_DEPTH)
+    max_depth = MAX_DEPTH + (RECORD_DEPTH if isinstance(value, BaseModel) else 0)
     return _Conversion(finite, [] if losses is None else losses, max_depth).of(value, (), ())
+
+
+def is_portable(value: Any) -> bool:
+    """Return True if a value is JSON that every reader reads alike, without integers of more than 64 bits."""
+    try:
+        _copy(value, MAX_DEPTH)
+    except _NotPlainError:
+        return False
+    return True
+
+
+class _NotPlainError(Exception):
+    """A value needs a conversion."""
+
+
+def _copy(value: Any, depth: int) -> Any:
+    """Copy a value that is JSON as it is, as nearly all are; this takes a tenth of the time of a conversion."""
+    kind = type(value)
+    if kind is str:
+        if value.isascii() or well_formed(value) is value:
+            return value
+    elif kind is dict:
+        if depth and all(type(key) is str and (key.isascii() or well_formed(key) is key) for key in value):
+            return {key: _copy(item, depth - 1) for key, item in value.items()}
+    elif kind is list or kind is tuple:
+        if depth:
+            return [_copy(item, depth - 1) for item in value]
+    elif value is None or kind is bool or (kind is int and MIN_INTEGER <= value <= MAX_INTEGER):
+        return value
+    elif kind is float and isfinite(value):
+        return value
+    raise _NotPlainError
 
 
 def parse_json(line: bytes | str) -> Any:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from r3agent._util.messages import explain, shorten
 from r3agent.errors import ArgumentError, ConfigError
-from r3agent.records.json_values import NO_JSON, json_value
+from r3agent.records.json_values import MAX_INTEGER, MIN_INTEGER, NO_JSON, is_portable, json_value
 from r3agent.records.record import StoredRecord
 
 Message: TypeAlias = dict[str, Any]
@@ -21,10 +21,6 @@ Message: TypeAlias = dict[str, Any]
 
 TASK_EXAMPLE = '{"task": {"messages": [{"role": "user", "content": "..."}]}}'
 """Minimal input of the graph, for error messages."""
-
-
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
-"""Range of integers, beyond which readers of records disagree."""
 
 
 class Task(StoredRecord):
@@ -50,6 +46,8 @@ class Task(StoredRecord):
         """
         super().__init__(**fields)
         for name in ("messages", "tools", "info", "gold"):
+            if is_portable(fields.get(name)):
+                continue
             value = json_value(fields.get(name), losses=(losses := []))
             foreign = (f"{name}.{loss}" for loss in losses if loss.endswith(NO_JSON))
             if fault := _fault(value, name) or next(foreign, None):
