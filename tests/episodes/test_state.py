@@ -9,7 +9,10 @@ from r3agent.episodes.state import EpisodeState, merge_spans, tree_of
 from tests.support.trees import TASK, span
 
 json_spans = st.lists(
-    st.fixed_dictionaries({"span_id": st.sampled_from("abcd"), "text": st.text(max_size=2)}), max_size=6
+    st.fixed_dictionaries(
+        {"span_id": st.sampled_from("abcd"), "label": st.just("attempt"), "model": st.just("m"), "text": st.text()}
+    ),
+    max_size=6,
 )
 merged = json_spans.map(lambda spans: merge_spans([], spans))
 """Contents of the state: every span once."""
