@@ -6,7 +6,6 @@ This module sends a request once; `r3agent.http.retry` decides on retries.
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -22,6 +21,7 @@ from r3agent.http.body import BROKEN_OFF, find_error
 from r3agent.http.errors import NO_KEY, read_error, read_error_event
 from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
 from r3agent.http.urls import redact_url
+from r3agent.records import json_values
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -165,16 +165,16 @@ async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: An
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, including what some servers send: `NaN` and `Infinity`, half surrogate pairs, a byte order mark.
+    """Parse JSON of any server, as `json_values.parse_json`, and with a byte order mark or bytes that are no UTF-8.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or nested too deeply.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
-        return json.loads(content.decode(errors="replace"))
+        return json_values.parse_json(content.decode(errors="replace"))
 
 
 async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:

@@ -368,7 +368,9 @@ async def test_a_stream_without_a_finish_reason_was_broken_off(done: bool) -> No
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("body", ["<html>Sign in</html>", '{"answer": 42}', "[1]", '{"choices": [{"no": 42}]}'])
+@pytest.mark.parametrize(
+    "body", ["<html>Sign in</html>", '{"answer": 42}', "[1]", '{"choices": [{"no": 42}]}', "[" * 99_999]
+)
 async def test_an_error_quotes_what_came(body: str, streamed: bool) -> None:
     with pytest.raises((ProtocolError, EndpointError)) as error:
         await sample(body, streamed=streamed)
