@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from r3agent.records.json_values import json_value, parse_json
+from r3agent.records.json_values import is_portable, json_value, parse_json
 from r3agent.records.record import MENDED
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Verdict
 
@@ -119,6 +120,12 @@ def test_other_values_are_mended_in_the_line(value: Any, kept: Any) -> None:
     assert read.metadata[MENDED][0].startswith("metadata.value")
 
 
+@pytest.mark.parametrize("foreign", [Colour.RED, nan, 2**64, np.float64(1), {1: 2}, {"\ud83d": 1}, nested(95), {1}])
+def test_is_portable_refuses_what_readers_change(foreign: Any) -> None:
+    assert not is_portable([foreign])
+    assert is_portable(({"x": [1, 2.5, None, True, "\N{GRINNING FACE}"]},))
+
+
 def test_depth_is_bounded() -> None:
     json_value(nested(50_000))
     assert Trajectory.of_line(trajectory(nested(50_000)).line())
@@ -129,13 +136,23 @@ def test_numbers_that_are_not_finite_stay_in_the_process() -> None:
     assert task.info["least"] == -inf
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)) | st.binary(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
-        max_leaves=8,
-    )
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)) | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=8,
 )
+
+
+@given(ANY)
+def test_portable_values_are_copied_as_they_are(value: Any) -> None:
+    copied = json_value(value)
+    assert is_portable(copied) or not is_portable(value)
+    if is_portable(value):
+        assert orjson.loads(orjson.dumps(value)) == copied
+        assert copied is not value or not isinstance(value, dict | list)
+
+
+@given(ANY)
 def test_a_line_reads_back_whatever_is_in_it(value: Any) -> None:
     read = Trajectory.of_line(trajectory(value).line())
     assert Trajectory.of_line(read.line()) == read
