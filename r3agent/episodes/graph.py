@@ -23,18 +23,9 @@ from typing_extensions import Unpack
 from r3agent._util.aio import run_sync
 from r3agent.episodes.collaborators import check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
+from r3agent.episodes.lineage import begin, hashes, proceed, shown, warn_of_edited_output
 from r3agent.episodes.nodes import Nodes, Streamer, Update
-from r3agent.episodes.state import (
-    EpisodeInput,
-    EpisodeOutput,
-    EpisodeState,
-    begin,
-    hashes,
-    merge_spans,
-    proceed,
-    shown,
-    warn_of_edited_output,
-)
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, merge_spans
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier

@@ -5,38 +5,16 @@ Nodes parse it into records (`Task`, `Span`) and return their JSON. An applicati
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping
-from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, cast
-from zlib import crc32
 
-import orjson
 from pydantic import ValidationError
 from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
 from r3agent._util.messages import did_you_mean, explain, shorten
 from r3agent.errors import ConfigError
-from r3agent.records.json_values import json_value
 from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
 
-logger = logging.getLogger(__name__)
-
 Json: TypeAlias = dict[str, Any]
-
-EDITED = "edited: its tokens are not those of its conversation as recorded"
-"""Note of a span whose answer or prompt was edited in the state of the graph."""
-
-EDITOR = "update_state"
-"""Author of a verdict that was edited in the state of the graph."""
-
-NO_TOKENS: Json = {
-    **dict.fromkeys(("prompt_token_ids", "token_ids", "logprobs")),
-    "capability": "eval-only",
-    "capability_note": EDITED,
-}
-"""Fields of such a span."""
 
 
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
@@ -148,125 +126,12 @@ def task_of(state: EpisodeState) -> Task:
     return Task.of(state["task"])
 
 
-def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
-    """Return the update by which the first node of an episode identifies it.
-
-    Args:
-        metadata: those of the node's config, in which LangGraph numbers the step.
-    """
-    return {"lineage": _lineage(task_of(state), metadata), "spans": []}
-
-
-def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
-    """Return the update by which a later node identifies its episode, and takes account of edits.
-
-    A step that does not follow the last one begins a branch. A span whose answer or prompt was edited, and those that
-    were already sampled after it, lose their tokens, and so do all spans if the policy's part of the task was edited. A
-    verdict on an edited answer is removed unless it was edited too, and so are all verdicts if the task was edited.
-
-    Raises:
-        ConfigError: there is no attempt yet, or the task is invalid.
-    """
-    spans, lineage, before = _spans_of(state), _lineage(task_of(state), metadata), state.get("lineage")
-    lineage["root"] = spans[0]["span_id"]
-    if before is None or before["root"] not in (None, lineage["root"]):  # the application added the attempt
-        return {"lineage": lineage, "spans": []}
-    lineage.update(trajectory_id=before["trajectory_id"], parent_id=before["parent_id"], spans=before["spans"])
-    if lineage["step"] != before["step"] + 1:
-        parent_id = before["trajectory_id"] or lineage["root"]
-        # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.
-        key = f"{parent_id} {metadata['langgraph_checkpoint_ns']}"
-        lineage.update(trajectory_id=_hash(key), parent_id=parent_id)
-    is_other_task, is_other_prompt = (lineage[part] != before[part] for part in ("task", "asked"))
-    edited: dict[str | None, Json] = {}
-    for span in spans:
-        if (known := before["spans"].get(span["span_id"])) is None:  # the application added it
-            continue
-        now, change = hashes(span), Json()
-        is_answer_edited = now[0] != known[0]
-        if is_other_task or (is_answer_edited and now[2] == known[2]):
-            change["verdict"] = None
-        if is_answer_edited:
-            change["finish_reason"] = None
-        if "verdict" not in change and now[2] != known[2] and isinstance(verdict := span.get("verdict"), dict):
-            change["verdict"] = _edited(verdict, known)
-        if (
-            is_other_prompt
-            or now[:2] != known[:2]
-            or NO_TOKENS.items() <= edited.get(span.get("parent_id"), {}).items()
-        ):
-            change |= NO_TOKENS
-        if change:
-            edited[span["span_id"]] = {**span, **change}
-    return {"lineage": lineage, "spans": list(edited.values())}
-
-
-def hashes(span: Json) -> list[str]:
-    """Hash the answer, the prompt and the verdict of a span; a short hash, because every node hashes every span."""
-    parts = (
-        ("text", "reasoning", "tool_calls", "token_ids"),
-        ("parent_id", "request", "standalone"),
-        ("verdict",),
-    )
-    verdict = span.get("verdict")
-    passed = verdict.get("passed") if isinstance(verdict, dict) else None
-    return [
-        *(f"{crc32(_bytes([span.get(name) for name in names])):08x}" for names in parts),
-        str(passed),
-    ]
-
-
-def _edited(verdict: Json, known: list[str]) -> Json:
-    """Return a verdict that the application edited, with its author and the verifier's own `passed` if it differs."""
-    own = {"True": True, "False": False}.get(known[3]) if len(known) > 3 else None
-    overruled = own if own is not None and own != verdict.get("passed") else None
-    return {**verdict, "by": verdict.get("by") or EDITOR, "overruled": overruled}
-
-
-def warn_of_edited_output(state: EpisodeState) -> None:
-    """Log an edit of the output, which changes nothing, because the output is made of the spans."""
-    lineage = state.get("lineage") or {}
-    if lineage.get("shown", shown(state)) != shown(state):
-        logger.warning(
-            "answer or passed was edited, which changes nothing: they are made of the spans; edit the text or the "
-            "verdict of a span in spans"
-        )
-
-
-def shown(state: Mapping[str, Any]) -> str:
-    """Hash the answer and `passed` of the output."""
-    return _hash([state.get("answer"), state.get("passed")])
-
-
-def _hash(value: Any) -> str:
-    return sha256(_bytes(value)).hexdigest()[:16]
-
-
-def _bytes(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value, default=str)
-    except TypeError:  # an integer of more than 64 bits, or what an edit of the state brought in
-        return json.dumps(json_value(value)).encode()
-
-
-def _lineage(task: Task, metadata: Mapping[str, Any]) -> Lineage:
-    return Lineage(
-        root=None,
-        trajectory_id=None,
-        parent_id=None,
-        step=metadata["langgraph_step"],
-        task=_hash(task.model_dump(mode="json")),
-        asked=_hash([task.messages, task.tools]),
-        spans={},
-    )
-
-
 def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
     """Count the episodes of the thread before `tree`, so that a task that is asked again is not drawn alike."""
     return sum(span["label"] == "attempt" for span in state.get("spans", ())) - (tree.attempt is not None)
 
 
-def _spans_of(state: EpisodeState) -> list[Json]:
+def spans_of(state: EpisodeState) -> list[Json]:
     """Return the spans of the last episode of the thread."""
     spans = state.get("spans") or []
     roots = [i for i, span in enumerate(spans) if _id_of(span) and span.get("label") == "attempt"]
@@ -281,7 +146,7 @@ def tree_of(state: EpisodeState) -> Trajectory:
     Raises:
         ConfigError: there is no attempt yet, or an edit of the state left no valid tree.
     """
-    spans, lineage = _spans_of(state), state.get("lineage") or {}
+    spans, lineage = spans_of(state), state.get("lineage") or {}
     named = {
         "trajectory_id": lineage.get("trajectory_id") or spans[0]["span_id"],
         "parent_id": lineage.get("parent_id"),

@@ -46,7 +46,7 @@ _current: ContextVar[Block | None] = ContextVar("r3agent_trace", default=None)
 _lock = threading.Lock()
 _blocks: dict[FrameType | None, list[Block]] = {}
 """Open blocks of each frame, the innermost last."""
-_MANAGERS = (__name__, "contextlib", "r3agent.recording.trace")
+_MANAGERS = (__name__, "contextlib", "r3agent.recording.episode")
 """Modules whose functions enter a block for their caller."""
 
 

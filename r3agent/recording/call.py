@@ -21,7 +21,7 @@ from r3agent.http.refusal import refused_fields
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import Block
-from r3agent.recording.trace import Episode
+from r3agent.recording.episode import Episode
 from r3agent.records import versions
 from r3agent.records.json_values import json_value, parse_json
 

@@ -97,9 +97,12 @@ def _copy(value: Any, depth: int) -> Any:
     elif kind is list or kind is tuple:
         if depth:
             return [_copy(item, depth - 1) for item in value]
-    elif value is None or kind is bool or (kind is int and MIN_INTEGER <= value <= MAX_INTEGER):
-        return value
-    elif kind is float and isfinite(value):
+    elif (
+        value is None
+        or kind is bool
+        or (kind is int and MIN_INTEGER <= value <= MAX_INTEGER)
+        or (kind is float and isfinite(value))
+    ):
         return value
     raise _NotPlainError
 
@@ -177,7 +180,7 @@ class _Conversion:
                 except UnicodeDecodeError:
                     return base64.b64encode(content).decode()
             case _:
-                text = well_formed(text_of(value))
+                text = well_formed(any_text(value))
                 return self._lost(path, type(value).__name__, text, NO_JSON)
 
     def _lost(self, path: tuple[str, ...], value: object, kept: Any, why: str) -> Any:
@@ -197,7 +200,7 @@ def _items(value: Any) -> dict[Any, Any] | Iterable[Any] | None:
             case list() | tuple():
                 return value
             case Set():
-                return sorted(value, key=lambda item: (type(item).__name__, text_of(item)))
+                return sorted(value, key=lambda item: (type(item).__name__, any_text(item)))
             case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             case _:
@@ -212,10 +215,10 @@ def _key(key: Any) -> str:
         key = key.value
     if isinstance(key, str):
         return key
-    return json.dumps(key) if key is None or isinstance(key, bool | float) else text_of(key)
+    return json.dumps(key) if key is None or isinstance(key, bool | float) else any_text(key)
 
 
-def text_of(value: Any) -> str:
+def any_text(value: Any) -> str:
     """Return the text of any object, at most 1,000 characters; never raise."""
     try:
         # An address differs from process to process.

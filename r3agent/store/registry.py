@@ -30,10 +30,11 @@ from r3agent.records.versions import version_number
 from r3agent.store.models import resolve_model
 
 CARD_FILE = "card.json"
-
 ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
 """Folder of full weights in a version's directory; an adapter is in `ADAPTER_DIR`."""
+
+_R = TypeVar("_R", bound=Record)
 
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
@@ -280,9 +281,6 @@ def write_card(directory: Path, card: PolicyCard) -> None:
         ConfigError: the card cannot be written.
     """
     write_atomically(directory / CARD_FILE, card.model_dump_json(indent=2))
-
-
-_R = TypeVar("_R", bound=Record)
 
 
 def read_record(kind: type[_R], path: Path) -> _R:

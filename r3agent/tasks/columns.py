@@ -12,7 +12,7 @@ from typing import Any, Literal
 from r3agent._util.messages import did_you_mean, shorten
 from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError
-from r3agent.tasks.json_values import json_value
+from r3agent.tasks.json_values import exact_json
 from r3agent.tasks.text_files import INDEX, Row
 
 Part = Callable[[Row], Any]
@@ -181,7 +181,7 @@ def cells(row: Row, names: Sequence[str], *, strict: bool) -> dict[str, Any]:
 
 
 def _cell(row: Row, name: str) -> Any:
-    return json_value(row.values.get(name), f"{row.where}, column {name!r}")
+    return exact_json(row.values.get(name), f"{row.where}, column {name!r}")
 
 
 def _follow(value: Any, steps: str, where: str) -> Any:

@@ -18,7 +18,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Task
 from r3agent.tasks.columns import Columns, Table, cells, is_template
 from r3agent.tasks.hub import hub_rows
-from r3agent.tasks.json_values import json_value
+from r3agent.tasks.json_values import exact_json
 from r3agent.tasks.rows import Rows, file_rows
 from r3agent.tasks.splits import draw
 from r3agent.tasks.text_files import Row, ending
@@ -134,7 +134,7 @@ def tasks_of(rows: Rows, columns: Columns, *, where: str, own: bool = False) -> 
 
 def _whole(row: Row) -> Task:
     """Make the task of a row that is one."""
-    given = {key: json_value(value, f"{row.where}, column {key!r}") for key, value in row.values.items()}
+    given = {key: exact_json(value, f"{row.where}, column {key!r}") for key, value in row.values.items()}
     given = {key: value for key, value in given.items() if value is not None}
     if isinstance(messages := given.get("messages"), list) and messages:
         given["messages"] = _messages(messages, row, None)

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError
+from r3agent.records.json_values import well_formed
 
 MAX_INTEGER = 2**63
 """Limit of integers, beyond which readers of records disagree."""
@@ -46,7 +47,7 @@ def json_stream(text: str, path: str) -> Iterator[tuple[int, Any]]:
         place = end
 
 
-def json_value(value: Any, where: str) -> Any:
+def exact_json(value: Any, where: str) -> Any:
     """Convert a value to JSON that a record holds without loss.
 
     Args:
@@ -58,7 +59,7 @@ def json_value(value: Any, where: str) -> Any:
     match value:
         case None | bool():
             return value
-        case str() if value.isascii() or _is_text(value):
+        case str() if value.isascii() or well_formed(value) is value:
             return value
         case int():
             return value if abs(value) < MAX_INTEGER else str(value)
@@ -73,31 +74,22 @@ def json_value(value: Any, where: str) -> Any:
         case Decimal() | UUID():
             return str(value)
         case dict():
-            return {str(key): json_value(item, where) for key, item in value.items()}
+            return {str(key): exact_json(item, where) for key, item in value.items()}
         case list() | tuple():
-            return [json_value(item, where) for item in value]
+            return [exact_json(item, where) for item in value]
         case bytes():
             try:
                 return value.decode()
             except UnicodeDecodeError:
                 pass
         case _ if hasattr(value, "tolist"):  # numpy's array or scalar
-            return json_value(value.tolist(), where)
+            return exact_json(value.tolist(), where)
         case _:
             pass
     raise ConfigError(
         f"{where}: {shorten(value)}, a {type(value).__name__} that JSON cannot hold; leave the column out: name those "
         'to keep with task.params.info, e.g. ["level"]'
     )
-
-
-def _is_text(value: str) -> bool:
-    """Return False if the text has half of a surrogate pair."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _exact(text: str) -> float | Decimal:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
-from r3agent.tasks.text_files import ENDINGS, PACKED, Row, csv_rows, ending, json_rows, text_of, unpacked
+from r3agent.tasks.text_files import ENDINGS, PACKED, Row, csv_rows, ending, file_text, json_rows, unpacked
 
 LFS = b"version https://git-lfs"
 """Beginning of a file whose content Git LFS has not fetched."""
@@ -51,7 +51,7 @@ def file_rows(name: str, *, encoding: str = "", delimiter: str = "", kind: str =
         if kind == ".parquet":
             return _parquet_rows(name, path)
         if kind:
-            text = text_of(unpacked(path.read_bytes(), name), name, encoding)
+            text = file_text(unpacked(path.read_bytes(), name), name, encoding)
             if kind in (".csv", ".tsv"):
                 return Rows(*csv_rows(text, name, delimiter))
             rows = list(json_rows(text, name))

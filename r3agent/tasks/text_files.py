@@ -71,7 +71,7 @@ def unpacked(content: bytes, name: str) -> bytes:
     return unpack(content) if unpack else content
 
 
-def text_of(content: bytes, name: str, encoding: str) -> str:
+def file_text(content: bytes, name: str, encoding: str) -> str:
     """Decode the text of a file.
 
     Raises:

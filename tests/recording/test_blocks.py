@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 import r3agent
 from r3agent import load
-from r3agent.recording.trace import Episode
+from r3agent.recording.episode import Episode
 from r3agent.testing import ScriptedEndpoint
 
 ASK: list[Any] = [{"role": "user", "content": "2 + 2?"}]

@@ -13,7 +13,7 @@ import pytest
 
 import r3agent
 from r3agent import ConfigError, Recorder, RecordError, groups, load
-from r3agent.recording.trace import Episode
+from r3agent.recording.episode import Episode
 from r3agent.store.shards import shards
 from r3agent.testing import MALFORMED_JSON, SERVER_ERROR, ScriptedEndpoint
 from r3agent.testing.tokens import encode, encode_prompt

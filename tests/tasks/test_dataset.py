@@ -24,7 +24,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, find_tasks, is_finite, read_tasks
 from r3agent.tasks.dataset import Columns, tasks_of
-from r3agent.tasks.json_values import json_value
+from r3agent.tasks.json_values import exact_json
 from r3agent.tasks.rows import Row, Rows
 from r3agent.tasks.splits import split_of
 
@@ -308,9 +308,9 @@ VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionarie
 
 @given(VALUES)
 def test_what_becomes_plain_survives_a_record(value: Any) -> None:
-    found = json_value(value, "here")
+    found = exact_json(value, "here")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert json_value(found, "here") == found
+    assert exact_json(found, "here") == found
 
 
 def test_values_of_columns_become_the_json_that_is_meant() -> None:
@@ -333,5 +333,5 @@ def test_values_of_columns_become_the_json_that_is_meant() -> None:
         "f": Decimal("1.10"),
         "g": np.float64("nan"),
     }
-    assert json_value(given_, "here") == meant
-    assert orjson.loads(orjson.dumps(json_value(given_, "here"))) == meant
+    assert exact_json(given_, "here") == meant
+    assert orjson.loads(orjson.dumps(exact_json(given_, "here"))) == meant

@@ -1,0 +1,277 @@
+"""Episode that is being recorded: its spans and verdicts, from its first block to its last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+from r3agent._util.messages import shorten
+from r3agent.errors import ConfigError, RecordError
+from r3agent.http.errors import redact_key
+from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
+from r3agent.recording.conversation import attach
+from r3agent.recording.recorder import Recorder
+from r3agent.records.json_values import any_text, json_value
+from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
+from r3agent.store.shards import TrajectoryWriter
+
+logger = logging.getLogger(__name__)
+
+ENDED = "the episode has ended: calls in this block are not recorded with it; begin another trace()"
+
+SpanRef: TypeAlias = SpanScope | Span | str
+"""A span, a span id, or a scope, which stands for its last span."""
+
+
+@dataclass(eq=False, repr=False)
+class Episode:
+    """Episode that is being recorded; created by `trace`."""
+
+    _task: Task | None
+    _recorder: Recorder | None
+    _out: str | Path | None
+    _fields: dict[str, Any]
+    closed: bool = field(default=False, init=False)
+    missed: int = field(default=0, init=False)
+    """Number of calls in threads without a trace while this one was open."""
+    _keys: set[str] = field(default_factory=set, init=False)
+    """API keys of the clients, which are never recorded."""
+    _spans: list[Span] = field(default_factory=list, init=False)
+    _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _called: bool = field(default=False, init=False)
+    _n_lost: int = field(default=0, init=False)
+    """Number of its calls without a span: they failed, or cannot be recorded."""
+    _is_try_lost: bool = field(default=False, init=False)
+    """True if the last try is such a call."""
+    _warned: set[str] = field(default_factory=set, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _blocks: list[Block] = field(default_factory=list, init=False)
+    """Open `with` blocks: the episode ends with the last one."""
+    _first: Block | None = field(default=None, init=False)
+
+    # ---- called by the traced code ----
+
+    @contextmanager
+    def span(self, label: Label, *, parent: SpanRef | None = None) -> Generator[SpanScope]:
+        """Label the calls in a block; calls outside such a block are attempts.
+
+        Args:
+            parent: parent span of the calls; default: the span whose conversation they continue, if there is one.
+
+        Raises:
+            ConfigError: there is no such label, or the parent is not a span of this episode, all of whose calls are
+                recorded.
+        """
+        if label not in get_args(Label):
+            raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
+        above = None if parent is None else self._find(parent)
+        scope = SpanScope(label, above and above.span_id)
+        if self.closed:
+            self.warn(ENDED)
+            yield scope
+            return
+        block = enter(self, scope)
+        try:
+            yield scope
+        finally:
+            leave(block)
+
+    def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
+        """Set the verdict on a try, by default the last one.
+
+        A verdict on a try that is not recorded is not recorded either, with a warning.
+
+        Raises:
+            ConfigError: there is no such try, and all calls of the episode are recorded.
+        """
+        if not (feedback is None or isinstance(feedback, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            feedback = json.dumps(json_value(feedback))
+        with self._lock:
+            tries = self._tries()
+            found = self._find(span) if span is not None else tries[-1] if tries else None
+            if self._n_lost and (found is None or (span is None and self._is_try_lost)):
+                self.warn("a verdict is not recorded: its try is not")
+                return
+            if found is None or found not in tries:
+                raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
+            verdict = Verdict(passed=passed, score=float(passed), feedback=feedback)
+            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": verdict})
+        if self.closed and (self._recorder or self._out):
+            self.warn(
+                "the episode was recorded before this verdict, which is not stored; set it inside of the block, or use "
+                f"r3agent.label(STORE, {self.trajectory.trajectory_id!r}, passed={passed})"
+            )
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(self._spans)
+
+    @property
+    def answer(self) -> Span:
+        """Last try of the episode.
+
+        Raises:
+            LookupError: there is no try yet, and all calls of the episode are recorded.
+        """
+        if not (tries := self._tries()):
+            if self._n_lost:
+                return Span(label="attempt", text="", model="", capability_note="not recorded")
+            raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
+        return tries[-1]
+
+    def _tries(self) -> list[Span]:
+        return [span for span in self._spans if span.label != "reflect"]
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Record so far; its id does not change.
+
+        Raises:
+            RecordError: there is no task and no call yet.
+        """
+        with self._lock:
+            if self._task is None:
+                raise RecordError("this episode has no task yet; pass one to trace(), or ask something first")
+            recorded = Trajectory(task=self._task, spans=self.spans, **self._fields)
+            self._fields |= {"trajectory_id": recorded.trajectory_id, "created_at": recorded.created_at}
+            return recorded
+
+    # ---- called by the instrumented client ----
+
+    def warn(self, message: str) -> None:
+        """Log what is not recorded, once for each message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
+
+    def lose(self, scope: SpanScope | None) -> None:
+        """Count a call that has no span."""
+        with self._lock:
+            self._n_lost += 1
+            self._is_try_lost |= scope is None or scope.label != "reflect"
+
+    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
+        """Register a call; the first call defines the task, unless `trace` got one."""
+        with self._lock:
+            self._called = True
+            self._keys |= {key} if key else set()
+            if self._task is None:
+                self._task = Task.model_validate({"messages": messages, "tools": tools})
+
+    def add(
+        self,
+        generations: Iterable[Generation],
+        scope: SpanScope | None,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+    ) -> None:
+        """Add the generations of a call as spans."""
+        with self._lock:
+            place = attach(self.trajectory, scope and scope.parent_id, messages)
+            if any(message.get("role") == "assistant" for message in place["request"]) and not place.get("standalone"):
+                self.warn(
+                    "a conversation continues with an answer that was not recorded: another client gave it, or the "
+                    "application wrote it"
+                )
+            place["label"] = "attempt" if scope is None else scope.label
+            self._is_try_lost &= place["label"] == "reflect"
+            same_tools = list(self.trajectory.task.tools) == list(tools)
+            for generation in generations:
+                fields = dict(generation)
+                if generation.capability == "trainable-retokenised" and not same_tools:
+                    note = f"{generation.capability_note}, and it was asked with other tools than the task's"
+                    fields |= {"capability": "eval-only", "capability_note": note, "logprobs": None}
+                span = Span.model_validate({**fields, **place})
+                self._spans.append(span)
+                if scope is not None:
+                    scope.span_ids.append(span.span_id)
+
+    def at_end(self, finish: Callable[[], None]) -> None:
+        """Call `finish` at the end of the episode, e.g. to record a stream that was not read to its end."""
+        self._finishers.append(finish)
+
+    # ---- beginning and end ----
+
+    def __enter__(self) -> Episode:
+        """Begin the episode, or join it, e.g. in another thread."""
+        with self._lock:
+            if self.closed:
+                self.warn(ENDED)
+            else:
+                self._blocks.append(enter(self))
+                self._first = self._first or self._blocks[0]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        with self._lock:
+            if not self._blocks:
+                return  # the episode had ended before
+            frame = caller()
+            own = next((block for block in reversed(self._blocks) if block.frame is frame), self._blocks[-1])
+            self._blocks.remove(own)
+            leave(own)
+            if error is not None and own is self._first:
+                message = reduce(redact_key, self._keys, any_text(error))
+                self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
+            if self._blocks:
+                return
+            for finish in self._finishers:
+                finish()
+            self.closed = True
+        if self.missed:
+            self.warn(f"{self.missed} calls of threads in no trace were made while this one was open: not recorded")
+        if not self._called:
+            self.warn(
+                "the trace ends without a recorded call: none was made, or not by a client that instrument() returned "
+                "(applications often have a sync and an async one), or in a thread that is not in `with episode:`"
+            )
+        if self._task is None or not (self._spans or "error" in self._fields):
+            return  # no span and no error: there is no episode to record
+        try:
+            recorded = self.trajectory
+        except Exception as fault:  # the application goes on whatever happens here
+            logger.warning("an episode is not recorded: %s: %s", type(fault).__name__, fault)
+            return
+        if self._recorder is not None:
+            self._recorder.record(recorded)
+        if self._out is not None:
+            try:
+                with TrajectoryWriter(self._out, unique=True) as writer:
+                    writer.append(recorded)
+            except (ConfigError, RecordError) as refused:
+                if error is None:
+                    raise
+                logger.warning("%s", refused)  # the error of the block takes precedence
+
+    async def __aenter__(self) -> Episode:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        self.__exit__(kind, error, *rest)
+
+    def _find(self, ref: SpanRef) -> Span | None:
+        """Find a span; return `None` if it may be of a call that is not recorded."""
+        match ref:
+            case SpanScope():
+                span_id = ref.span_ids[-1] if ref.span_ids else ""
+            case Span():
+                span_id = ref.span_id
+            case str():
+                span_id = ref
+            case _:
+                raise ConfigError(f"span {shorten(ref)}: give a span, its id or its scope")
+        for span in self._spans:
+            if span.span_id == span_id:
+                return span
+        if self._n_lost:
+            self.warn("a span is not found: its call is not recorded")
+            return None
+        spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
+        raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")
