@@ -1,7 +1,7 @@
 """Read answers of mathematics as people write them: numbers with a unit, a currency or a percent sign, and Markdown.
 
-A number is read exactly, as 1,000.5, 1e-05, 3/4, 1 1/2, -$5, 5 million or 50 %, with a unit of words or symbols after
-it. A comma is a thousands separator, never a decimal point. Anything else is left to math-verify.
+A number is read exactly, as 1,000.5, 10 000, 1e-05, 3/4, 1 1/2, -$5, 5 million, 50 % or 1001_2, with a unit of words or
+symbols after it. A comma is a thousands separator, never a decimal point. Anything else is left to math-verify.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LETTERS = frozenset("msghlLNJWVAKCF°$€£¥₹¢Ω")
 JOINED = frozenset(
     {
         *("nm", "mm", "cm", "dm", "km", "mg", "kg", "ml", "mL", "ft", "mi", "lb", "lbs", "oz"),
-        *("ms", "sec", "min", "hr", "hrs", "mph", "Hz", "kHz"),
+        *("ms", "sec", "min", "hr", "hrs", "mph", "kph", "m/s", "km/h", "Hz", "kHz"),
     }
 )
 """Units that may follow a number without a space, where other letters are variables."""
@@ -67,24 +67,46 @@ _CHARACTERS = str.maketrans(
     }
 )
 _NAMES = {"∞": "infty", "π": "pi", "×": "times", "·": "cdot", "⋅": "cdot", "÷": "div", "≤": "le", "≥": "ge"}
-_SYMBOLS = str.maketrans(
-    {mark: rf"\{name} " for mark, name in _NAMES.items()}
-    | {mark: f"^{{{power}}}" for power, mark in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+_SYMBOLS = str.maketrans({mark: rf"\{name} " for mark, name in _NAMES.items()})
+_RAISED = {mark: str(power) for power, mark in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-"}
+_POWER = re.compile(f"[{''.join(_RAISED)}]+")
+_SPELLINGS = (
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\^\s*(-?\d+)"), r"^{\1}"),
+    (re.compile(r"(?<=\d)\s*[xX*]\s*(?=10\s*\^)"), r"\\times "),
+    (re.compile(r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp)(?=\s*[(\\\d^]|\s+[a-z]\b)"), r"\\\1"),
+    (
+        re.compile(r"(\\(?:sin|cos|tan))\s*[({]?\s*(\d+)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°)\s*[)}]?"),
+        r"\1(\\frac{\2\\pi}{180})",
+    ),
+    (re.compile(r"\\varnothing"), r"\\emptyset"),
+    (re.compile(r"\\langle\b"), "("),
+    (re.compile(r"\\rangle\b"), ")"),
 )
+"""Forms of LaTeX that math-verify reads, by plain and rarer ones."""
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|\w))")
-_MARKDOWN = re.compile(r"\*\*([^*\n]+)\*\*|__([^_\n]+)__|`([^`\n]+)`")
+_MARKDOWN = re.compile(
+    r"\*\*([^*\n]+)\*\*|__([^_\n]+)__|```\w*\n([^`]*)\n\s*```|`([^`\n]+)`|(?<!\S)\*([^*\s]+)\*(?!\S)|(?<!\S)_([^_\s]+)_(?!\S)"
+)
 _SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d*)?[eE][+-]?\d{1,2}(?!\w)(?!\.\d)")
+_CHOICE = re.compile(r"\(?([A-H])[).:]\s+\S.*")
 _LAST_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _JOINING = re.compile(r"[\s$.]*(?:,|;|and|or|\\text\{\s*(?:and|or)\s*\}|\\quad)?[\s$]*")
 _WORDS_IN_LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _ROMAN = re.compile(r"\\(?:mathrm|mathbf)\s*(\{[ei]\})")
 _SPACES_IN_LATEX = re.compile(r"\\[,;:! ]|~")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d{1,4})?|\.\d+(?:[eE][+-]?\d{1,4})?"
+_TEMPERATURE = re.compile(r"\s*(?:°|degrees?)\s*([CF])(?:elsius|ahrenheit)?\b")
+_BASE = re.compile(r"\$?(\d+)_\{?(\d+)\}?\$?")
+_REPEATING = re.compile(r"\$?(-?)(\d*)\.(\d*)\\overline\s*(?:\{(\d+)\}|(\d))\$?")
+_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_DAY = re.compile(rf"\b{_MONTH}\s+\d|\d(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}\s*(?:,?\s*\d+)?\.?$", re.IGNORECASE)
+_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d{1,4})?|\.\d+(?:[eE][+-]?\d{1,4})?"
 _WORD = r"[A-Za-zµΩ°$€£¥₹¢][A-Za-z'-]*\.?(?:\s?\^(?:\{-?\d\}|-?\d)|\d)?"
 _UNIT = rf"{_WORD}(?:(?:\s*[/*·⋅]\s*|\s+){_WORD}){{0,5}}"
 _QUANTITY = re.compile(
-    r"(?:[=≈~]\s*)?(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]|(?:USD|EUR|GBP|JPY|INR)\s)?\s*(?P<inner>-?)\s*"
+    r"(?:(?:[=≈~]|\\approx\b)\s*)?(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]|(?:USD|EUR|GBP|JPY|INR)\s)?\s*(?P<inner>-?)\s*"
     rf"(?:(?:(?P<whole>\d+)\s+)?(?P<top>\d+)\s*/\s*(?P<bottom>\d+)|(?P<number>{_NUMBER}))"
     rf"(?:\s*(?P<percent>\\?%|(?i:per ?cent|pct)\b))?(?P<unit>\s*{_UNIT})?\s*\.?",
     re.ASCII,
@@ -115,6 +137,8 @@ class Reading:
 def read_answer(text: str) -> Reading:
     """Read a text that is an answer and nothing else: an expected one, or the content of tags or of a box."""
     plain = _without_markdown(text).rpartition("####")[2].strip()
+    if date := _DATE.fullmatch(plain):
+        return Reading(f"({', '.join(date.groups())})")
     box = last_box(plain)
     if box is not None:
         return read_answer(box)
@@ -123,11 +147,15 @@ def read_answer(text: str) -> Reading:
         return Reading(", ".join(lines))
     if found := _quantity(plain):
         return found
+    if choice := _CHOICE.fullmatch(plain):
+        return Reading(choice[1])
     if said := _SAID.search(plain):
         return read_answer(said[1])
     if found := _in_sentence(plain):
         return found
     latex = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", plain).translate(_SYMBOLS)
+    for spelling, form in _SPELLINGS if r"\text" not in latex else ():
+        latex = spelling.sub(form, latex)
     return Reading(_written_out(latex), is_several=_ALTERNATIVES.search(plain) is not None)
 
 
@@ -146,7 +174,8 @@ def read_reply(text: str) -> Reading:
 
 
 def _without_markdown(text: str) -> str:
-    return _MARKDOWN.sub(lambda mark: "".join(filter(None, mark.groups())), text.translate(_CHARACTERS))
+    plain = _MARKDOWN.sub(lambda mark: "".join(filter(None, mark.groups())), text.translate(_CHARACTERS))
+    return _POWER.sub(lambda power: f"^{{{''.join(_RAISED[mark] for mark in power[0])}}}", plain)
 
 
 def last_box(text: str) -> str | None:
@@ -176,8 +205,13 @@ def _quantity(text: str) -> Reading | None:
         if len(plain) > 2 * len(mark) and plain.startswith(mark) and plain.endswith(mark):
             plain = plain.removeprefix(mark).removesuffix(mark)
     plain = _SPACES_IN_LATEX.sub(" ", _DEGREES.sub(" degrees", plain.replace(r"\$", "$")))
+    if based := _BASE.fullmatch(plain):
+        return Reading(plain, number=based[1], unit=f"base {based[2]}")
+    if repeating := _REPEATING.fullmatch(plain):
+        return Reading(plain, number=_repeating(*repeating.groups("")))
     plain = " ".join(_WORDS_IN_LATEX.sub(r" \1 ", plain).split())
-    match = _QUANTITY.fullmatch(plain)
+    plain = _TEMPERATURE.sub(lambda scale: " celsius" if scale[1] == "C" else " fahrenheit", plain)
+    match = None if _DAY.search(plain) else _QUANTITY.fullmatch(plain)
     if match is None or (match["bottom"] and int(match["bottom"]) == 0):
         return None
     if any(len(part) > MAX_DIGITS for part in match.groups("")):
@@ -190,7 +224,7 @@ def _quantity(text: str) -> Reading | None:
         return None
     sign = "-" if (match["sign"] == "-") != (match["inner"] == "-") else ""
     if match["number"]:
-        number = match["number"].replace(",", "")
+        number = re.sub("[, ]", "", match["number"])
         number = str(Fraction(number) * scale) if scale != 1 else number
     else:
         number = str((int(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))) * scale)
@@ -202,11 +236,18 @@ def _quantity(text: str) -> Reading | None:
     )
 
 
+def _repeating(sign: str, whole: str, head: str, *tails: str) -> str:
+    """Return the fraction that a decimal with repeating digits is."""
+    tail = "".join(tails)
+    value = Fraction(int(f"{whole}{head}{tail}") - int(f"0{whole}{head}"), 10 ** len(head) * (10 ** len(tail) - 1))
+    return f"{sign}{value}"
+
+
 def _in_sentence(text: str) -> Reading | None:
     """Read the only number of a text whose words do not change it."""
     words = {word.lower() for word in re.findall("[A-Za-z]+", text)}
     match = _SENTENCE.fullmatch(text)
-    if match is None or words & CHANGES or all(len(word) == 1 for word in words):
+    if match is None or words & CHANGES or _DAY.search(text) or all(len(word) == 1 for word in words):
         return None
     return _quantity(match[1])
 

@@ -9,6 +9,7 @@ Numbers are compared here and not by math-verify, which rounds them to a number 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import math_verify.grader as grader
@@ -24,6 +25,28 @@ EXACT_DIGITS = 50
 FLOAT_ERROR = 2e-15
 """Relative error of a few operations with floats."""
 
+NO_PRODUCTS = ("dollar", "cent", "euro", "pound sterling", "yen", "rupee", "celsius", "fahrenheit")
+TEMPERATURES = ({"degree", "celsius"}, {"degree", "fahrenheit"})
+POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+"""Words that raise the unit after them to a power."""
+UNIT_NAMES = {
+    **dict.fromkeys(("h", "hr", "hrs"), "hour"),
+    **dict.fromkeys(("min", "mins"), "minute"),
+    **dict.fromkeys(("sec", "secs"), "second"),
+    **dict.fromkeys(("kph", "kmh", "kmph"), "kilometer/hour"),
+    **dict.fromkeys(("lb", "lbs"), "pound"),
+    **dict.fromkeys(("metre", "metres"), "meter"),
+    **dict.fromkeys(("L", "litre", "litres"), "liter"),
+    "mph": "mile/hour",
+    "mi": "mile",
+    "in": "inch",
+    "mL": "milliliter",
+}
+"""Names that sympy gives to units, by others."""
+AMBIGUOUS = ("pound", "pounds")
+"""Words that are a weight or a currency."""
+
+_UNITS = re.compile(r"(/?)\s*([A-Za-zµΩ°]+)\.?(?:\s?\^?\{?(-?\d)\}?)?")
 _compare_matrices = grader.sympy_numeric_eq
 
 
@@ -45,7 +68,7 @@ def compare(expected: list[dict[str, Any]], given: dict[str, Any], digits: int) 
     equal = any(
         _same_unit(reading["unit"], given["unit"])
         and (reading["is_several"] or isinstance(gold[0], (Set, Tuple)) or not given["is_several"])
-        and verify(gold, found, float_rounding=digits, timeout_seconds=0)
+        and verify(gold, found, float_rounding=digits, allow_set_relation_comp=True, timeout_seconds=0)
         for reading, gold in zip(expected, golds, strict=True)
     )
     return equal, ("" if equal or not found else given["text"].strip()[-80:])
@@ -71,15 +94,29 @@ def _parsed(reading: dict[str, Any]) -> list[Any]:
 def _same_unit(one: str, other: str) -> bool:
     """Return False if both are known and differ; a missing unit, and one that is not known, fits any."""
     quantities = [_quantity(unit) for unit in (one, other)]
-    return None in quantities or quantities[0] == quantities[1]
+    return None in quantities or quantities[0] == quantities[1] or {*map(str, quantities)} in TEMPERATURES
 
 
 def _quantity(unit: str) -> Any:
+    """Return the product of units that a text names, or `None` if one of its words is none; of others, the text."""
     from sympy.physics import units
 
-    currencies = ("dollar", "cent", "euro", "pound sterling", "yen", "rupee")
-    found = unit if unit in currencies else getattr(units, unit, None) if unit.isidentifier() else None
-    return found if isinstance(found, (str, units.Quantity)) else None
+    if unit in NO_PRODUCTS or unit.startswith("base "):
+        return unit
+    found: Any = Integer(1)
+    power = sign = 1
+    for mark, word, exponent in _UNITS.findall(unit):
+        sign = -1 if mark == "/" or word == "per" else sign
+        if word in POWERS or word == "per":
+            power = POWERS.get(word, power)
+            continue
+        name = UNIT_NAMES.get(word, word)
+        parts = [getattr(units, part, None) for part in name.split("/")]
+        if word in AMBIGUOUS or not all(isinstance(part, units.Quantity) for part in parts):
+            return None
+        found *= (parts[0] / parts[1] if len(parts) == 2 else parts[0]) ** (sign * power * int(exponent or 1))
+        power = 1
+    return None if found == 1 else found
 
 
 def _equal_numbers(one: Any, other: Any, digits: int, precision: int) -> bool:
