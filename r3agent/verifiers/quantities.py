@@ -22,24 +22,10 @@ CURRENCIES = {
 }
 CHANGES = frozenset(
     {
-        *(
-            "or",
-            "not",
-            "no",
-            "plus",
-            "minus",
-            "times",
-            "over",
-            "mod",
-            "modulo",
-            "choose",
-            "factorial",
-            "squared",
-            "cubed",
-        ),
-        *("pi", "sqrt", "root", "sin", "cos", "tan", "log", "ln", "exp", "infinity", "less", "more", "than", "least"),
-        *("half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "score"),
-        *SCALES,
+        *("or", "not", "no", "plus", "minus", "times", "over", "mod", "modulo", "choose", "factorial", "squared"),
+        *("cubed", "pi", "sqrt", "root", "sin", "cos", "tan", "log", "ln", "exp", "infinity", "less", "more", "than"),
+        *("least", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths"),
+        *("score", *SCALES),
     }
 )
 """Words that make another number, or several, of the number beside them."""
@@ -103,6 +89,7 @@ _DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _DAY = re.compile(rf"\b{_MONTH}\s+\d|\d(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}\s*(?:,?\s*\d+)?\.?$", re.IGNORECASE)
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?(?:[eE][+-]?\d{1,4})?|\.\d+(?:[eE][+-]?\d{1,4})?"
+_HUGE = re.compile(r"[eE][+-]?\d{4}")
 _WORD = r"[A-Za-zµΩ°$€£¥₹¢][A-Za-z'-]*\.?(?:\s?\^(?:\{-?\d\}|-?\d)|\d)?"
 _UNIT = rf"{_WORD}(?:(?:\s*[/*·⋅]\s*|\s+){_WORD}){{0,5}}"
 _QUANTITY = re.compile(
@@ -149,7 +136,7 @@ def read_answer(text: str) -> Reading:
         return found
     if choice := _CHOICE.fullmatch(plain):
         return Reading(choice[1])
-    if said := _SAID.search(plain):
+    if said := _SAID.match(plain):
         return read_answer(said[1])
     if found := _in_sentence(plain):
         return found
@@ -218,6 +205,8 @@ def _quantity(text: str) -> Reading | None:
         return None
     words = (match["unit"] or "").strip().split(" ")
     scale = SCALES.get(words[0].lower(), 1)
+    if scale != 1 and _HUGE.search(match["number"] or ""):  # Python writes out no integer of so many digits
+        return None
     words = words[1:] if scale != 1 else words
     unit = " ".join(words).strip(" .")
     if not _is_unit(unit, is_joined=not (match["unit"] or " ").startswith(" ")):

@@ -203,6 +203,12 @@ def test_what_never_ends_fails(reply: str) -> None:
     assert verdict == Verdict(passed=False, score=0.0, feedback="comparing the answer took more than 1 s")
 
 
+@pytest.mark.parametrize("reply", ["1e9999 million", "$1e-9999 dozen", "9" * 1900 + " thousand", "answer is " * 190])
+def test_an_answer_of_any_size_is_judged(reply: str) -> None:
+    assert not judged(expecting("7"), reply).passed
+    assert not judged(expecting("7"), f"<answer>{reply}</answer>").passed
+
+
 def test_code_is_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     code = f"open({str(trace)!r}, 'w')"
