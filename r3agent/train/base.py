@@ -18,13 +18,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -36,7 +30,6 @@ from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import Row
 
 logger = logging.getLogger(__name__)
-
 
 READ_BY_KERNELS = ("out_proj", "conv1d")
 """Layers of state-space models that peft refuses to adapt."""

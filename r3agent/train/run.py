@@ -33,11 +33,7 @@ from r3agent.train.services import check_service, logs_beside
 from r3agent.train.signals import StopOnSignal
 from r3agent.train.surprise import measure_surprise
 from r3agent.train.tokenizer import Retokeniser
-from r3agent.train.weights import (
-    load_model,
-    load_tokenizer,
-    save_weights,
-)
+from r3agent.train.weights import load_model, load_tokenizer, save_weights
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Callback at the end of each stage (`rows`, `mismatch`, every `step`, `saved`), with the stage's values."""
