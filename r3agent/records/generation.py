@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 from math import isfinite
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from r3agent.records.json_values import json_value, plain
 from r3agent.records.record import StoredRecord
@@ -72,7 +73,7 @@ class Generation(StoredRecord):
     """Name of the server's field for the thinking."""
     tool_calls: Annotated[tuple[dict[str, Any], ...], BeforeValidator(normal_calls)] = ()
     """Tool calls in the format of OpenAI's API, as `reply.normal_calls` returns them."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default={}, exclude_if=operator.not_)  # releases without it refuse the field
     """Further fields of the assistant message that servers want back, such as `reasoning_details`; `content` if it has
     parts that are not text."""
     prompt_token_ids: tuple[int, ...] | None = None
@@ -124,12 +125,6 @@ class Generation(StoredRecord):
         if self.capability == "trainable-exact" and (not ids or logprobs is None or not self.prompt_token_ids):
             raise ValueError("trainable-exact needs prompt_token_ids, token_ids and logprobs")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `extra` if it is empty: releases without it refuse the field."""
-        fields = write(self)
-        return fields if self.extra else {name: value for name, value in fields.items() if name != "extra"}
 
     @property
     def unfinished(self) -> Unfinished | None:

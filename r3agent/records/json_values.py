@@ -66,8 +66,10 @@ def json_value(value: Any, *, finite: bool = False, losses: list[str] | None = N
         finite: replace infinities and NaN by `None`; otherwise they stay, for code in this process.
         losses: receives the place of each part that cannot be restored from the JSON, and what was there.
     """
-    with suppress(_NotPlainError):
+    try:
         return _copy(value, MAX_DEPTH)
+    except _NotPlainError:
+        pass
     max_depth = MAX_DEPTH + (RECORD_DEPTH if isinstance(value, BaseModel) else 0)
     return _Conversion(finite, [] if losses is None else losses, max_depth).of(value, (), ())
 

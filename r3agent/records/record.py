@@ -45,13 +45,15 @@ class StoredRecord(Record):
     def _of_json(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        free, fields = _free_form(cls), cls.model_fields
-        return {
-            name: _converted(value, name in free)
-            for name, value in data.items()
-            # `datasets` reads an object that is missing as null.
-            if value is not None or name not in free or fields[name].default is None
-        }
+        free, fields = _free_form(cls), dict[str, Any]()
+        for name, value in data.items():
+            if name in free:
+                if value is None and not free[name]:  # `datasets` reads an object that is missing as null
+                    continue
+                fields[name] = _converted(value)
+            else:
+                fields[name] = value if not isinstance(value, str) or value.isascii() else well_formed(value)
+        return fields
 
 
 class VersionedRecord(StoredRecord):
@@ -106,24 +108,22 @@ class VersionedRecord(StoredRecord):
 
 
 @cache
-def _free_form(cls: type[BaseModel]) -> frozenset[str]:
-    """Return the names of the fields with values of any type."""
+def _free_form(cls: type[BaseModel]) -> dict[str, bool]:
+    """Map the names of the fields with values of any type to True if their default is `None`."""
 
     def is_free(annotation: Any) -> bool:
         return annotation is Any or any(map(is_free, get_args(annotation)))
 
-    return frozenset(name for name, field in cls.model_fields.items() if is_free(field.annotation))
+    return {name: field.default is None for name, field in cls.model_fields.items() if is_free(field.annotation)}
 
 
-def _converted(value: Any, is_free: bool) -> Any:
-    """Convert the value of a field; pydantic refuses what is no object where there must be one."""
+def _converted(value: Any) -> Any:
+    """Convert the value of a free-form field; pydantic refuses what is no object where there must be one."""
     if isinstance(value, str):
         return well_formed(value)
-    if is_free and isinstance(value, Mapping):
-        return json_value(value)
-    if is_free and isinstance(value, list | tuple):
-        return type(value)(json_value(item) if isinstance(item, Mapping) else item for item in value)
-    return value
+    if isinstance(value, list | tuple):
+        return type(value)([json_value(item) if isinstance(item, Mapping) else item for item in value])
+    return json_value(value) if isinstance(value, Mapping) else value
 
 
 def new_id() -> str:
