@@ -123,8 +123,13 @@ class Table:
         """Return the place of the answer if none is named; empty if there is none.
 
         Raises:
-            ConfigError: it is a data set of preferences.
+            ConfigError: it is a data set of preferences, or of replies with labels, where a reply may be wrong.
         """
+        if {"prompt", "completion", "label"} <= {*self.columns} and not {"answer", "reward_model"} & {*self.columns}:
+            raise ConfigError(
+                f"{self.where} holds replies with labels (completion, label), and a reply may be a wrong one; keep the "
+                "rows of right ones and name it: --set task.params.answer=completion"
+            )
         if place := next((place for place in DEFAULT_ANSWERS if place.partition(".")[0] in self.columns), ""):
             return place
         if {"chosen", "rejected"} <= {*self.columns}:

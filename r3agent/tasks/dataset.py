@@ -41,7 +41,7 @@ FORMS = (
 )
 
 _WRITTEN = re.compile(r"""\s*\[\s*\{[^{}]*['"](?:role|from)['"]\s*:""")
-_GSM8K = re.compile(r"(?:\A|\n)####[ \t]*(\S[^\n]*?)\s*\Z")
+_GSM8K = re.compile(r"(?:\A|\s)####[ \t]*(\S[^\n]*?)\s*\Z")
 
 
 def from_hub(
@@ -204,7 +204,7 @@ def _message(value: Any, row: Row) -> Message:
 
 
 def _required(value: Any, place: str, row: Row) -> Any:
-    if value is None or value == []:
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         raise ConfigError(f"{row.where}, column {place!r} is empty; drop the row, or name another column")
     return value
 
@@ -214,6 +214,8 @@ def _answer(value: Any) -> Any:
     turns = value if isinstance(value, list) else [value]
     if isinstance(turns[-1], dict) and "role" in turns[-1]:
         value = turns[-1].get("content")
+    elif isinstance(value, list) and all(isinstance(accepted, str) for accepted in value):
+        return [_answer(accepted) for accepted in value]
     result = _GSM8K.search(value) if isinstance(value, str) else None
     return result[1] if result else value
 

@@ -6,10 +6,12 @@ executed: loading scripts, pickles and `trust_remote_code` are not supported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from r3agent._util.imports import require_extra
@@ -21,6 +23,8 @@ FORMATS = ("arrow", "csv", "json", "parquet", "text")
 
 SAVED = ("state.json", "dataset_dict.json")
 """Files that mark a directory that `save_to_disk` of `datasets` has written."""
+
+_PATTERN = re.compile(r"[\[\]*?]")
 
 Splits: TypeAlias = Mapping[str, Sequence[Callable[[], Rows]]]
 """Readers of each split's files."""
@@ -51,7 +55,7 @@ def hub_rows(
 
     where, directory = f"hf:{name}", Path(name).expanduser()
     read = partial(file_rows, encoding=encoding, delimiter=delimiter)
-    with naming(where), _without_bars(datasets):
+    with naming(where), _without_bars(datasets), ExitStack() as links:
         if directory.is_dir():
             named = [data_files] if isinstance(data_files, str) else data_files or []
             if named and all((directory / file).is_file() for file in named):
@@ -61,9 +65,9 @@ def hub_rows(
                 tables = saved if isinstance(saved, dict) else {"train": saved}
                 parts = {str(split): [partial(_table_rows, where, table)] for split, table in tables.items()}
                 return _rows(parts, hf_split, where)
-            if special := sorted(set("[]*?") & {*str(directory.resolve())}):
-                raise ConfigError(f"{where}: the path has {special[0]!r} in it, as a pattern has; rename the directory")
             name = str(directory)
+            if _PATTERN.search(str(directory.resolve())):
+                name = links.enter_context(_linked(directory))
         builder = _builder(name, where, subset=subset, revision=revision, data_files=data_files)
         kind = _format(builder, where)
         files = {str(split): [*found] for split, found in (builder.config.data_files or {}).items()}
@@ -72,7 +76,7 @@ def hub_rows(
             at: Any = datasets.DownloadManager(dataset_name=name).download(files)
             parts = {
                 split: [
-                    partial(read, file, kind=f".{kind}", content_at=str(path))
+                    partial(read, _original(file), kind=f".{kind}", content_at=str(path))
                     for file, path in zip(found, at[split], strict=True)
                 ]
                 for split, found in files.items()
@@ -81,6 +85,23 @@ def hub_rows(
         builder.download_and_prepare(download_mode="force_redownload" if files and is_local else None)
         table = builder.as_dataset(split=_split([*(builder.info.splits or ())], hf_split, where))
         return _table_rows(where, table)
+
+
+@contextmanager
+def _linked(directory: Path) -> Generator[str]:
+    """Make a directory of links to the files of one whose path `datasets` would read as a pattern."""
+    with TemporaryDirectory() as links:
+        for file in directory.resolve().rglob("*"):
+            if file.is_file():
+                link = Path(links, *(_PATTERN.sub("_", part) for part in file.relative_to(directory.resolve()).parts))
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file)
+        yield links
+
+
+def _original(file: str) -> str:
+    """Return the file that a link of `_linked` leads to, for messages."""
+    return str(Path(file).resolve()) if Path(file).is_symlink() else file
 
 
 def _builder(name: str, where: str, *, subset: str | None, revision: str | None, data_files: Any) -> Any:

@@ -51,7 +51,7 @@ def file_rows(name: str, *, encoding: str = "", delimiter: str = "", kind: str =
         if kind == ".parquet":
             return _parquet_rows(name, path)
         if kind:
-            text = file_text(unpacked(path.read_bytes(), name), name, encoding)
+            text = file_text(unpacked(path.read_bytes()), name, encoding)
             if kind in (".csv", ".tsv"):
                 return Rows(*csv_rows(text, name, delimiter))
             rows = list(json_rows(text, name))
@@ -70,7 +70,7 @@ def _parquet_rows(name: str, path: Path) -> Rows:
     from pyarrow import parquet
 
     is_packed = path.suffix.lower() in PACKED
-    file: Any = parquet.ParquetFile(io.BytesIO(unpacked(path.read_bytes(), name)) if is_packed else path)
+    file: Any = parquet.ParquetFile(io.BytesIO(unpacked(path.read_bytes())) if is_packed else path)
     return Rows(tuple(file.schema_arrow.names), numbered(name, file.iter_batches()))
 
 

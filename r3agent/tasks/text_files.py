@@ -13,7 +13,6 @@ import io
 import lzma
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from r3agent._util.files import decode
@@ -49,13 +48,16 @@ def _zstd(content: bytes) -> bytes:
     return pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd").read()
 
 
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _zstd,
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of the names of compressed files."""
+
+COMPRESSIONS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\0": lzma.decompress,
+    b"\x28\xb5\x2f\xfd": _zstd,
 }
-"""Compression by the last ending of a name."""
+"""Compression by the bytes that a file begins with: browsers and stores unpack files, or pack them, under one name."""
 
 
 def ending(name: str) -> str:
@@ -65,9 +67,9 @@ def ending(name: str) -> str:
     return next((known for known in ENDINGS if bare.endswith(known)), "")
 
 
-def unpacked(content: bytes, name: str) -> bytes:
-    """Decompress the content of a file if the ending of its name says so."""
-    unpack = PACKED.get(Path(name).suffix.lower())
+def unpacked(content: bytes) -> bytes:
+    """Decompress the content of a file if it is compressed, whatever its name says."""
+    unpack = next((unpack for mark, unpack in COMPRESSIONS.items() if content.startswith(mark)), None)
     return unpack(content) if unpack else content
 
 

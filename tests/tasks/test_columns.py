@@ -61,6 +61,8 @@ def one(tmp_path: Path, row: dict[str, Any], ending: str = ".jsonl", **params: A
         ({"prompt": "1 + 1?", "extra": json.dumps({"level": [{"truth": 2}]})}, {"answer": "extra.level[0].truth"}, 2),
         ({"prompt": json.dumps([USER]), "answer": "2"}, {}, "2"),
         ({"question": "1 + 1?", "answer": SOLUTION}, {"prompt": "question"}, "2"),
+        ({"question": "1 + 1?", "answer": SOLUTION.replace("\n", " ")}, {"prompt": "question"}, "2"),
+        ({"prompt": "1 + 1?", "completion": "2", "label": True}, {"answer": "completion"}, "2"),
         ({"question": "1 + 1?", "answer": SOLUTION}, {"prompt": "question", "answer": "{{ answer }}"}, SOLUTION),
     ],
 )
@@ -84,6 +86,7 @@ def test_the_first_of_accepted_answers_is_the_gold_one(tmp_path: Path) -> None:
     for ending in (".json", ".parquet"):
         task = one(tmp_path, {"prompt": "?", "answer": ["2", "two"]}, ending)
         assert (task.info["answer"], task.gold) == (["2", "two"], {"role": "assistant", "content": "2"})
+        assert one(tmp_path, {"prompt": "?", "answer": [SOLUTION, SOLUTION]}, ending).info["answer"] == ["2", "2"]
     (made,) = [one(tmp_path, {"prompt": "?", "answer": {"a": [1]}})]
     assert made.gold == {"role": "assistant", "content": '{"a": [1]}'}
 
@@ -112,6 +115,8 @@ def test_the_first_of_accepted_answers_is_the_gold_one(tmp_path: Path) -> None:
         ({"nums": [1, 2], "target": 3}, {}, "name it as countdown:FILE"),
         ({"query": "a", "tools": [], "answers": []}, {}, "name it as xlam:FILE"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, {}, r"holds preferences .*task\.params\.answer=chosen"),
+        ({"prompt": "a", "completion": "b", "label": False}, {}, r"holds replies with labels .*answer=completion"),
+        ({"prompt": "a", "answer": " "}, {}, "column 'answer' is empty; drop the row"),
         (
             VERL,
             {"answer": "reward_model.ground_trut"},

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -77,6 +78,8 @@ def table(name: str, content: str | bytes, **params: Any) -> Any:
         table("quoted.csv", CSV.replace("prompt,", '"prompt",')),
         table("packed.csv.gz", gzip.compress(CSV.encode())),
         table("packed.JSONL.GZ", gzip.compress(LINES.encode())),
+        table("packed_without_ending.csv", gzip.compress(CSV.encode())),
+        table("unpacked_by_a_browser.csv.gz", CSV.encode()),
         table("packed.json.bz2", bz2.compress(json.dumps(ROWS).encode())),
         table("packed.jsonl.xz", lzma.compress(LINES.encode())),
         table("packed.jsonl.zst", pyarrow.compress(LINES.encode(), "zstd", asbytes=True)),
@@ -206,10 +209,26 @@ def test_files_of_a_directory_are_taken_by_their_names(tmp_path: Path) -> None:
         write_csv(tmp_path / name, [{"prompt": prompt, "answer": "1"}])
     (task,) = find_tasks(f"hf:{tmp_path}", split="all", data_files="data[1].csv")
     assert task.messages[0]["content"] == "right"
-    odd = tmp_path / "x[1]"
-    odd.mkdir()
-    with pytest.raises(ConfigError, match=r"the path has '\[' in it, as a pattern has; rename the directory"):
-        find_tasks(f"hf:{odd}", split="all")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_directory_may_have_the_characters_of_patterns(tmp_path: Path, form: str) -> None:
+    pandas = pytest.importorskip("pandas", reason="needs the data extra")
+    for directory, prompt in (("x[1]*", "right"), ("x1", "wrong")):
+        path = tmp_path / directory / "data[?]" / f"train.{form}"
+        path.parent.mkdir(parents=True)
+        frame = pandas.DataFrame([{"prompt": prompt, "answer": "007"}])
+        if form == "jsonl":
+            path.write_text(json.dumps({"prompt": prompt, "answer": "007"}))
+        else:
+            frame.to_csv(path, index=False) if form == "csv" else frame.to_parquet(path)
+    (task,) = find_tasks(f"hf:{tmp_path / 'x[1]*'}", split="all")
+    assert (task.messages[0]["content"], task.info) == ("right", {"answer": "007"})
+    if form == "csv":
+        path = tmp_path / "x[1]*" / "data[?]" / "train.csv"
+        path.write_text("prompt,answer\na,1,2\n")
+        with pytest.raises(ConfigError, match=re.escape(f"{path}:2 has 3 cells")):
+            find_tasks(f"hf:{tmp_path / 'x[1]*'}", split="all")
 
 
 def test_a_data_set_that_was_saved_to_disk_is_read(tmp_path: Path) -> None:

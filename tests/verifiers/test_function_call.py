@@ -60,6 +60,30 @@ def passes(task: Task, answer: str) -> bool:
 
 
 @pytest.mark.parametrize(
+    ("name", "accepted", "written", "right"),
+    [
+        ("i", 5, "\n5\n", True),
+        ("i", 5, "6", False),
+        ("x", 5.5, "5.5", True),
+        ("s", "5", "5", True),
+        ("s", "true", "true", True),
+        ("s", '{"a": 1}', '{"a": 1}', True),
+        ("s", "Rome", "Rome", True),
+        ("b", True, "true", True),
+        ("b", True, "True", True),
+        ("b", False, "True", False),
+        ("xs", [1, 2], "[1, 2]", True),
+        ("d", {"k": ["v"]}, '{"k": "v"}', True),
+        ("free", 7, "7", True),
+        ("free", "a b", "a b", True),
+    ],
+)
+def test_an_argument_in_tags_has_its_parameters_type(name: str, accepted: Any, written: str, right: bool) -> None:
+    reply = f"<tool_call>\n<function=f>\n<parameter={name}>{written}</parameter>\n</function>\n</tool_call>"
+    assert passes(task(("f", {name: [accepted]})), reply) == right
+
+
+@pytest.mark.parametrize(
     ("name", "accepted", "value", "right"),
     [
         ("i", [5], 5, True),
@@ -219,8 +243,6 @@ def test_no_call_and_some_call(reply: str, none: bool, some: bool) -> None:
         '[TOOL_CALLS] [{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]</s>',
         '[TOOL_CALLS]a.f[CALL_ID]x1[ARGS]{"i": 1, "b": true, "n": null}',
         '<function=a.f>{"i": 1, "b": true, "n": null}</function>',
-        "<tool_call>\n<function=a.f>\n<parameter=i>\n1\n</parameter>\n<parameter=b>true</parameter>"
-        "<parameter=n>null</parameter>\n</function>\n</tool_call>",
         "<|python_start|>[a.f(i=1, b=True, n=None)]<|python_end|>",
         'functools[{"name": "a.f", "arguments": {"i": 1, "b": true, "n": null}}]',
         "<|tool_call_start|>[a.f(i=1, b=True, n=None)]<|tool_call_end|><|im_end|>",

@@ -44,6 +44,7 @@ MARKS = {
 
 NAMES = ("name", "function", "tool_name", "tool")
 ARGUMENTS = ("arguments", "parameters", "args", "input", "tool_input")
+LITERALS = {"True": True, "False": False, "None": None}
 FORM = 'a call is {"name": ..., "arguments": {...}}'
 
 _OPEN = re.compile("|".join(map(re.escape, MARKS)))
@@ -59,6 +60,10 @@ _ATTEMPT = re.compile(
     r"|\[?\s*[\w.]+\(\w+\s*=|\[\s*[\w.]+\(|[\w.]+\([^\n]*\)$)"
 )
 """Beginning of calls in JSON or Python, whether they can be read or not."""
+
+
+class Written(str):
+    """Argument in tags, as Qwen3-Coder writes it; only its parameter's type tells text from a number."""
 
 
 class Unreadable(ValueError):
@@ -165,7 +170,7 @@ def _calls(text: str) -> list[FunctionCall]:
 
 
 def _tagged_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments in Qwen3-Coder's `<parameter=NAME>VALUE</parameter>`; a value that is no JSON is text."""
+    """Return the arguments in Qwen3-Coder's `<parameter=NAME>VALUE</parameter>`."""
     before, *parts = text.split("<parameter=")
     arguments: dict[str, Any] = {}
     for part in parts:
@@ -173,11 +178,23 @@ def _tagged_arguments(text: str) -> dict[str, Any]:
         value, closed, after = rest.partition("</parameter>")
         if before.strip() or not closed or after.strip() or name in arguments:
             raise Unreadable("a parameter is <parameter=NAME>VALUE</parameter>, each once")
-        try:
-            [arguments[name]] = _json_values(value.strip())
-        except ValueError:
-            arguments[name] = value.strip()
+        arguments[name] = Written(value.strip())
     return arguments
+
+
+def typed(value: Any, kind: str = "any") -> Any:
+    """Return an argument as its parameter's type: a `Written` one is text, JSON or a literal of Python."""
+    if not isinstance(value, Written):
+        return value
+    if kind == "string":
+        return str(value)
+    if value in LITERALS:
+        return LITERALS[value]
+    try:
+        [parsed] = _json_values(value)
+    except ValueError:
+        return str(value)
+    return parsed
 
 
 def _json_values(text: str) -> list[Any]:

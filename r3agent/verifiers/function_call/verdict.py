@@ -22,6 +22,7 @@ from r3agent.verifiers.function_call.calls import (
     native_calls,
     template_calls,
     text_calls,
+    typed,
     without_thinking,
 )
 
@@ -115,7 +116,8 @@ def _fault(expectation: Expectation, expected: ExpectedCall, call: FunctionCall)
     if call.name != expected.name:
         return f"calls {render(call.name)}, not {expected.name}"
     signature = expectation.functions[expected.name]
-    return fault(call.arguments, required=signature.required, accepts=expected.accepts, types=signature.types)
+    arguments = {name: typed(value, *signature.types.get(name, ())[:1]) for name, value in call.arguments.items()}
+    return fault(arguments, required=signature.required, accepts=expected.accepts, types=signature.types)
 
 
 def _verdict(wrong: str | None) -> Verdict:
