@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ STATUSES = {
 }
 """Names of errors, by the HTTP status that they stand for; the first that fits decides."""
 
-BROKEN_OFF = ("abort", "aborted", "cancelled", "canceled", "error", "network_error")
+BROKEN_OFF = re.compile(r"(?i)\w*(?:abort|cancel|error|time_?d?_?out|insufficient|interrupt|fail)\w*")
 """Finish reasons of servers that broke a completion off, e.g. because their weights were swapped."""
 
 UNKNOWN = 502
@@ -70,13 +70,20 @@ def find_error(event: Any) -> Any:
         return event
     choices = event.get("choices") or ()
     for choice in choices if isinstance(choices, list) else ():
-        reason = choice.get("finish_reason") if isinstance(choice, dict) else None
-        if isinstance(choice, dict) and (choice.get("error") or reason in BROKEN_OFF):
+        reason = finish_reason(choice) if isinstance(choice, dict) else None
+        if isinstance(choice, dict) and (choice.get("error") or BROKEN_OFF.fullmatch(reason or "")):
             return {"error": choice.get("error") or f"finish_reason = {reason!r}"}
     if choices or not any(isinstance(event.get(key), str | list | dict) and event[key] for key in MESSAGES):
         base = event.get("base_resp") or {}  # MiniMax
         return {"error": base} if isinstance(base, dict) and base.get("status_code") else None
     return event
+
+
+def finish_reason(choice: Mapping[str, Any]) -> str | None:
+    """Return the finish reason of a choice; SGLang's own is an object, and an empty text is none."""
+    reason: Any = choice.get("finish_reason")
+    reason = reason.get("type") if isinstance(reason, Mapping) else reason
+    return str(reason) if reason else None
 
 
 def read_text(text: str) -> ErrorBody:
@@ -154,6 +161,8 @@ def _places(levels: list[dict[str, Any]]) -> str | None:
     """Return the places of FastAPI's errors, without the leading `body`."""
     locs = [level["loc"] for level in levels if isinstance(level.get("loc"), list)]
     places = [".".join(str(part) for part in loc if part != "body") for loc in locs]
+    params = [level["params"] for level in levels if isinstance(level.get("params"), dict)]
+    places += [str(param.get("additionalProperty") or "") for param in params]  # Ajv's
     return " ".join(filter(None, places)) or None
 
 

@@ -34,7 +34,7 @@ CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 """End of a line in the received part of a stream; a CR at the end may be the first half of a CRLF."""
 
-MAY_FAIL = re.compile(rb'"(?:error|%s)"' % "|".join(BROKEN_OFF).encode())
+MAY_FAIL = re.compile(rb'"(?i:%s)"' % BROKEN_OFF.pattern.removeprefix("(?i)").encode())
 """Names in successful responses that may have an error."""
 
 ERROR_LINES = (b"event: error", b"event:error", b"error:")

@@ -6,8 +6,9 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from r3agent.http.body import BROKEN_OFF
+from r3agent.http.body import BROKEN_OFF, finish_reason
 from r3agent.http.errors import redact_key
+from r3agent.records.generation import FILTERED
 from r3agent.records.media import why_untrainable
 from r3agent.records.reply import read_reply
 from r3agent.records.sampling import left_to_server, reshaping
@@ -118,20 +119,13 @@ def _message(choice: Json) -> Json:
     return found
 
 
-def finish_reason(choice: Json) -> str | None:
-    """Return the finish reason of a choice; SGLang's own is an object, and an empty text is none."""
-    reason: Any = choice.get("finish_reason")
-    reason = reason.get("type") if isinstance(reason, Mapping) else reason
-    return str(reason) if reason else None
-
-
 def not_whole(reason: str | None) -> str | None:
     """Return why a completion with this finish reason is no sample of the policy, if it is none."""
     if reason is None:
         return "the endpoint gave no finish reason: nobody knows whether the completion is whole"
-    if reason.lower() in BROKEN_OFF:
+    if BROKEN_OFF.fullmatch(reason):
         return f"finish_reason {reason!r}: the server broke the completion off"
-    return "a content filter ended the completion" if reason.lower() == "content_filter" else None
+    return "a content filter ended the completion" if FILTERED.match(reason) else None
 
 
 def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
@@ -157,7 +151,7 @@ def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
 
 def _ids(value: Any) -> list[int] | None:
     """Return token ids; `None` if there are none, or they are something else."""
-    is_list = isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+    is_list = isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
     return value if is_list else None
 
 

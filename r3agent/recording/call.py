@@ -20,10 +20,11 @@ from r3agent.http.errors import text_refusal
 from r3agent.http.refusal import refused_fields
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
+from r3agent.recording.answers import is_blank, is_whole, json_of
 from r3agent.recording.blocks import Block
 from r3agent.recording.episode import Episode
 from r3agent.records import versions
-from r3agent.records.json_values import json_value, parse_json
+from r3agent.records.json_values import json_value
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class RecordedCall:
         self._is_remembered = True
         self._start = time.perf_counter()
         self._assembly: Assembly | None = Assembly()
-        self._has_chunks = False
+        self._has_begun = False
+        """True if a stream has said something."""
         self._request = {**body, **extra}
         # Copy the messages as sent: the application may modify its list afterwards.
         sent = json_value([body.get("messages"), self._request.get("tools") or []])
@@ -150,15 +152,29 @@ class RecordedCall:
             status, text = read.status, read.message
         if text_refusal(status, text) is not None:
             return 0, set()
-        return status, refused_fields(status, text, self._added, param=read.param)
+        # A key without access to logprobs, or a quota for them, is 401, 402 or 429.
+        return status, refused_fields(400 if status in INNOCENT else status, text, self._added, param=read.param)
 
     def refuses(self, answer: Any) -> bool:
-        """Return True if a successful response has an error that may refuse the added fields; they are then out."""
-        if not self._added or self.is_stream or getattr(answer, "choices", None):
+        """Return True if a successful response is no answer, and may refuse the added fields; they are then out."""
+        if not self._added or self.is_stream or is_whole(answer):
             return False
-        with suppress(Exception):  # read by the application
-            if (error := find_error(_json_of(answer))) is not None:
-                return self.repeats(error)
+        try:
+            found = json_of(answer)
+            error = find_error(found)
+        except Exception:  # no JSON
+            found = error = None
+        if error is None and isinstance(found, Mapping) and found.get("choices"):
+            return False
+        return self.ends_empty() if error is None else self.repeats(error)
+
+    def refuses_at(self, chunk: Any) -> bool:
+        """Return True if an event is an error, in a stream that has said nothing, that may refuse the added fields."""
+        if self._has_begun:
+            return False
+        with suppress(Exception):  # a chunk of another class
+            error = find_error(chunk.to_dict(mode="python", warnings=False))
+            return error is not None and self.repeats(error)
         return False
 
     def fail(self) -> None:
@@ -170,7 +186,7 @@ class RecordedCall:
     def take(self, answer: Any) -> Any:
         """Record a response, unless it is a stream, which is recorded while it is read."""
         if not self.is_stream:
-            self._record(lambda: _json_of(answer))
+            self._record(lambda: json_of(answer))
             self._settle()
             with suppress(Exception):  # an object of another class
                 self._hide(answer)
@@ -178,8 +194,8 @@ class RecordedCall:
 
     def add(self, chunk: ChatCompletionChunk) -> bool:
         """Add one chunk to the record; return False for the usage chunk that only the record requested."""
-        if not self._has_chunks:
-            self._has_chunks = True
+        if not self._has_begun and not is_blank(chunk):
+            self._has_begun = True
             self._settle()
         try:
             if self._episode.closed:
@@ -195,13 +211,13 @@ class RecordedCall:
         return not ("stream_options" in self._added and not chunk.choices and chunk.usage is not None)
 
     def ends_empty(self) -> bool:
-        """Return True if a stream without any chunk may have been refused; the added fields are then out."""
-        is_known = self._has_chunks or self._subject in self._memory.taken
-        return not is_known and self.repeats({"error": {"message": "an empty stream", "code": 400}})
+        """Return True if a response without anything may be a refusal of the added fields; they are then out."""
+        is_known = self._has_begun or self._subject in self._memory.taken
+        return not is_known and self.repeats({"error": {"message": "no answer", "code": 400}})
 
     def breaks(self, error: Exception) -> bool:
-        """Return True if the first event of a stream may refuse the added fields; they are then out."""
-        return not self._has_chunks and self.repeats(error)
+        """Return True if a stream that has said nothing may refuse the added fields; they are then out."""
+        return not self._has_begun and self.repeats(error)
 
     def finish(self) -> None:
         """Record a stream that has ended, or will not be read to its end."""
@@ -227,7 +243,7 @@ class RecordedCall:
     def _hide(self, answer: Any) -> None:
         """Remove what the application did not ask for from an answer that is already recorded."""
         for choice in answer.choices or ():
-            if "logprobs" in self._added:
+            if "logprobs" in self._added and choice.logprobs is not None:
                 choice.logprobs = None
             if "return_token_ids" in self._added:
                 (choice.model_extra or {}).pop("token_ids", None)
@@ -269,12 +285,3 @@ def report(memory: Memory, what: str, error: Exception) -> None:
     """Log an error of the recording, once for each kind."""
     name = type(error).__name__
     memory.report(f"{what} {name}", "%s: %s: %s", what, name, " ".join(str(error).split())[:400])
-
-
-def _json_of(answer: Any) -> Any:
-    """Return the JSON of an SDK model, or of a raw response (`with_raw_response`)."""
-    if isinstance(content := getattr(answer, "content", None), bytes):
-        return parse_json(content)
-    if not isinstance(answer, openai.BaseModel):
-        raise TypeError(f"{type(answer).__name__} is read by the application; use with_raw_response")
-    return answer.to_dict(mode="python", warnings=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import dropwhile
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletionChunk
 
+from r3agent.recording.answers import is_blank
 from r3agent.recording.call import RecordedCall
 
 
@@ -20,17 +22,25 @@ def observed(call: RecordedCall, again: Callable[[], Any] | None) -> type[openai
 
     class Observed(openai.Stream[ChatCompletionChunk]):
         def __stream__(self) -> Iterator[ChatCompletionChunk]:
+            n_seen, refused = 0, False
             try:
-                yield from filter(call.add, super().__stream__())
-                refused = again is not None and call.ends_empty()
+                for chunk in super().__stream__():
+                    if refused := again is not None and call.refuses_at(chunk):
+                        break
+                    if call.add(chunk):
+                        n_seen += 1
+                        yield chunk
+                refused = again is not None and (refused or call.ends_empty())
             except Exception as error:
                 if again is None or not call.breaks(error):
                     raise
                 refused = True
             if refused and again is not None:
+                self.response.close()
                 fresh = again()
                 self.response = fresh.response
-                yield from fresh
+                # The application has the role already.
+                yield from dropwhile(is_blank, fresh) if n_seen else fresh
             call.finish()
 
     return Observed
@@ -43,19 +53,27 @@ def observed_async(
 
     class Observed(openai.AsyncStream[ChatCompletionChunk]):
         async def __stream__(self) -> AsyncIterator[ChatCompletionChunk]:
+            n_seen, refused = 0, False
             try:
                 async for chunk in super().__stream__():
+                    if refused := again is not None and call.refuses_at(chunk):
+                        break
                     if call.add(chunk):
+                        n_seen += 1
                         yield chunk
-                refused = again is not None and call.ends_empty()
+                refused = again is not None and (refused or call.ends_empty())
             except Exception as error:
                 if again is None or not call.breaks(error):
                     raise
                 refused = True
             if refused and again is not None:
+                await self.response.aclose()
                 fresh = await again()
                 self.response = fresh.response
                 async for chunk in fresh:
+                    if n_seen and is_blank(chunk):
+                        continue  # the application has the role already
+                    n_seen = 0
                     yield chunk
             call.finish()
 

@@ -35,7 +35,7 @@ def trace(
     *,
     recorder: Recorder | None = None,
     out: str | Path | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[Any, Any] | None = None,
 ) -> Episode:
     """Record the calls of instrumented clients in a `with` or `async with` block as one episode.
 

@@ -8,10 +8,11 @@ that patch the SDK's classes, as Langfuse and OpenTelemetry's instrumentors do, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from inspect import isawaitable, isfunction
+from inspect import isasyncgen, isawaitable, isfunction, isgenerator
 from typing import Any
 
 _post: ContextVar[Callable[..., Any] | None] = ContextVar("r3agent_post", default=None)
@@ -61,20 +62,47 @@ def _lead_on(resource: Any) -> None:
 
 
 def _through(wrapper: Callable[..., Any], post: Callable[..., Any]) -> Callable[..., Any]:
+    """Lead the requests of a wrapper to `post`, also those of a generator, which begin when it is read."""
+
     @wraps(wrapper)
     def call(*arguments: Any, **options: Any) -> Any:
-        token = _post.set(post)
-        try:
+        with leading():
             answer = wrapper(*arguments, **options)
-        finally:
-            _post.reset(token)
+        if isgenerator(answer):
+            return generated(answer)
+        if isasyncgen(answer):
+            return agenerated(answer)
         return awaited(answer) if isawaitable(answer) else answer
 
-    async def awaited(answer: Any) -> Any:
+    @contextmanager
+    def leading() -> Generator[None]:
         token = _post.set(post)
         try:
-            return await answer
+            yield
         finally:
             _post.reset(token)
+
+    async def awaited(answer: Any) -> Any:
+        with leading():
+            answer = await answer
+        return generated(answer) if isgenerator(answer) else agenerated(answer) if isasyncgen(answer) else answer
+
+    def generated(answer: Any) -> Generator[Any]:
+        with closing(answer):
+            while True:
+                with leading():
+                    chunk = next(answer, _post)
+                if chunk is _post:
+                    return
+                yield chunk
+
+    async def agenerated(answer: Any) -> AsyncGenerator[Any]:
+        async with aclosing(answer):
+            while True:
+                with leading():
+                    chunk = await anext(answer, _post)
+                if chunk is _post:
+                    return
+                yield chunk
 
     return call

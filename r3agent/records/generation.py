@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from math import isfinite
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
@@ -26,9 +27,15 @@ Unfinished: TypeAlias = Literal["length", "content_filter"] | Refused
 """Reason why a generation is no whole answer: it was cut off at the token limit or by a content filter, or there is
 none."""
 
-LENGTH = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+LENGTH = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "max_new_tokens", "model_length", "model_context_window_exceeded"}
+)
 """Finish reasons of servers for a completion that reached the token limit."""
 
+FILTERED = re.compile(
+    r"(?i)content_?(?:filter|block)|safety|recitation|prohibited|blocklist|spii|sensitive|guardrail|refusal"
+)
+"""Beginnings of finish reasons for a completion that a content filter ended: OpenAI, Gemini, Zhipu, Bedrock, Claude."""
 
 IMPOSSIBLE = -9999.0
 """Logprob that vLLM and OpenAI give instead of minus infinity."""
@@ -132,7 +139,9 @@ class Generation(StoredRecord):
         reason = (self.finish_reason or "").lower()
         if reason in LENGTH:
             return "length"
-        if reason in ("content_filter", "context_overflow", "content_refused", "no_reflection"):
+        if FILTERED.match(reason):
+            return "content_filter"
+        if reason in ("context_overflow", "content_refused", "no_reflection"):
             return reason
         # vLLM reports tool_calls for a completion that was cut off after a tool call.
         limit = self.sampling.get("max_tokens")

@@ -110,6 +110,7 @@ LOC = {"type": "extra_forbidden", "loc": ["body", "min_p"], "msg": "Extra inputs
         {"success": False, "errors": [{"code": 1, "message": UNKNOWN}]},
         {"title": "Bad Request", "status": 400, "detail": UNKNOWN},
         {"error": {"min_p": ["not supported"]}},
+        {"error": {"message": "additional properties", "details": [{"params": {"additionalProperty": "min_p"}}]}},
         UNKNOWN,
     ],
 )

@@ -338,24 +338,29 @@ async def test_numbers_and_marks_that_are_not_JSON_are_read() -> None:
     assert (await sample(body)).text == "42"
 
 
-@pytest.mark.parametrize("reason", ["content_filter", None, "", {"type": "length"}])
+@pytest.mark.parametrize(
+    "reason", ["content_filter", "SAFETY", "ContentFilter", "refusal", None, "", {"type": "length"}]
+)
 async def test_what_may_not_be_whole_is_never_trained_on(reason: Any) -> None:
     exact = {"token_ids": [4, 2], "logprobs": {"content": [{"logprob": -1}, {"logprob": -1}]}, "finish_reason": reason}
     body = json.dumps({"prompt_token_ids": [1], "choices": [{"message": {"content": "42"}, **exact}]})
     generation = await sample(body)
     assert generation.text == "42"
     assert (generation.capability == "eval-only") == (reason != {"type": "length"})
-    assert (generation.unfinished == "length") == (reason == {"type": "length"})
+    assert generation.unfinished == ("length" if isinstance(reason, dict) else "content_filter" if reason else None)
 
 
-@pytest.mark.parametrize("reason", ["abort", "error"])
-async def test_what_the_server_broke_off_is_asked_for_again(reason: str) -> None:
+@pytest.mark.parametrize(
+    "reason",
+    ["abort", "error", "Aborted", "insufficient_system_resource", "timeout", {"type": "abort", "message": "x"}],
+)
+async def test_what_the_server_broke_off_is_asked_for_again(reason: Any) -> None:
     broken = Fault(body=whole({"content": "4"}, finish_reason=reason))
     with ScriptedEndpoint("42", faults=[broken]) as endpoint:
         async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
             [generation] = await policy.sample(MESSAGES)
     assert generation.text == "42"
-    with pytest.raises(EndpointError, match=reason):
+    with pytest.raises(EndpointError, match=reason if isinstance(reason, str) else "abort"):
         await sample(stream(TEXT, {"choices": [{"index": 0, "finish_reason": reason}]}), streamed=True)
 
 

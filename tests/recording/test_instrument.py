@@ -69,14 +69,28 @@ REFUSALS = {
     "422": Fault(422, json.dumps({"detail": [{"loc": ["body", "logprobs"], "msg": "Extra inputs are not permitted"}]})),
     "500": error("Out of range float values are not JSON compliant", 500),
     "501": error("not implemented", 501),
+    "401": error("This key is not authorized to request logprobs or return_token_ids", 401),
+    "402": error("logprobs and return_token_ids need a paid plan", 402),
+    "429": error("logprobs, return_token_ids: not allowed on your tier", 429),
     "list": Fault(400, json.dumps([{"error": {"code": 400, "message": FULL}}])),
     "no field": error("Your request contains unsupported parameters"),
     "no JSON": Fault(400, "bad request", "text/html"),
     "dropped": Fault(kind="drop"),
     "not JSON, 200": Fault(200, "<html>", "application/json"),
 }
-IN_200 = {"error in 200": Fault(200, json.dumps({"error": {"message": "logprobs are not supported", "code": 400}}))}
+REFUSED = {"message": "logprobs are not supported", "code": 400}
+ROLE = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+BROKEN: Any = {"id": "1", "model": "m", "choices": [{**CHOICE, "finish_reason": "error", "error": REFUSED}]}
+IN_200 = {
+    "error in 200": Fault(200, json.dumps({"error": REFUSED})),
+    "choice with an error": Fault(200, json.dumps({"choices": [{**BROKEN["choices"][0], "message": {"content": ""}}]})),
+    "no choices": Fault(200, '{"id": "1", "choices": []}'),
+    "no completion": Fault(200, "<html>", "text/html"),
+}
 IN_STREAM = {
+    "choice with an error": stream({**BROKEN, "choices": [{**BROKEN["choices"][0], "delta": {}}]}),
+    "error after the role": stream(ROLE, {"error": REFUSED}),
+    "event of an error": Fault(200, f"event: error\ndata: {json.dumps(REFUSED)}\n\n", "text/event-stream"),
     "first event": stream({"error": {"message": "logprobs are not supported", "code": 400}}),
     "no event": stream(),
     "JSON for a stream": IN_200["error in 200"],
@@ -107,8 +121,8 @@ def test_whatever_refuses_the_fields_the_request_is_made_as_it_was(
             assert use(client.with_options(timeout=5)) == "42"
     assert asked.keys() - {"stream"} == ASK.keys()
     assert [span.text for span in (*episode.spans, *again.spans)] == ["42", "42"]
-    is_remembered = (refusal.kind != "drop" and refusal.status != 200) or refusal is IN_200["error in 200"]
-    assert len(received) - n == (1 if is_remembered or refusal in IN_STREAM.values() else 2)
+    is_lasting = refusal.kind != "drop" and refusal is not REFUSALS["not JSON, 200"]
+    assert len(received) - n == (1 if is_lasting else 2)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +253,30 @@ def test_answers_to_media_are_recorded_and_not_trained_on(kind: str) -> None:
 
 
 # ---- wrappers of tracers ----
+
+
+async def test_generators_of_wrappers_are_recorded_when_they_are_read() -> None:
+    with endpoint(lambda body: None) as (plain, received):
+        create_sync, client = plain.chat.completions.create, openai.AsyncOpenAI(base_url=plain.base_url, api_key="x")
+        create_async: Any = client.chat.completions.create
+
+        def lazy(**options: Any) -> Iterator[Any]:
+            yield from create_sync(**options)
+
+        async def alazy(**options: Any) -> AsyncIterator[Any]:
+            async for chunk in await create_async(**options):
+                yield chunk
+
+        plain.chat.completions.create = lazy  # type: ignore[method-assign, assignment]
+        client.chat.completions.create = alazy  # type: ignore[method-assign, assignment]
+        recorded: Any = r3agent.instrument(client)
+        with r3agent.trace() as episode:
+            assert read_stream(r3agent.instrument(plain)) == "42"
+            assert len([chunk async for chunk in recorded.chat.completions.create(**ASK, stream=True)]) == 3
+        assert read_stream(plain) == "42"
+        await client.close()
+    assert [span.text for span in episode.spans] == ["42", "42"]
+    assert [body.keys() >= ADDED for body in received] == [True, True, False]
 
 
 def wrapping(client: openai.OpenAI, seen: list[str]) -> openai.OpenAI:
