@@ -9,6 +9,7 @@ from r3agent.doctor.probe import MAX_TOKENS, MESSAGES, Completion, EndpointProbe
 from r3agent.doctor.records import Check
 from r3agent.errors import EndpointError, PolicyError
 from r3agent.http.negotiation import Terms
+from r3agent.policy.parse import read_logprobs
 from r3agent.records.sampling import LIMITS, NEUTRAL
 
 TOOL = {
@@ -147,7 +148,9 @@ def _works(name: str, result: ChatResult, remedy: str) -> Check:
 def _logprobs(result: ChatResult) -> Check:
     if isinstance(result, PolicyError):
         return failed("logprobs", result, RETURN_LOGPROBS)
-    token_logprobs = (result.body["choices"][0].get("logprobs") or {}).get("content")
+    token_logprobs, wrong = read_logprobs(result.body["choices"][0].get("logprobs"))
+    if wrong is not None:
+        return Check(name="logprobs", status="no", detail=wrong, remedy=RETURN_LOGPROBS)
     if not token_logprobs:
         return Check(name="logprobs", status="no", detail="asked for and not returned", remedy=RETURN_LOGPROBS)
     return Check(name="logprobs", status="yes", detail=f"{len(token_logprobs)} of sampled tokens")

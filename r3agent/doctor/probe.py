@@ -16,8 +16,8 @@ from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, re
 from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
-from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
-from r3agent.policy.stream import Assembly
+from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion, read_logprobs
+from r3agent.policy.stream import Assembly, read_body
 from r3agent.records import versions
 from r3agent.records.trajectory import Capability, Generation, Message
 
@@ -64,14 +64,16 @@ class Completion(NamedTuple):
         """Text with the numbers of token ids, logprobs and usage tokens, which must be equal."""
         choices = self.body["choices"]
         ids = sum(len(choice.get("token_ids") or ()) for choice in choices)
-        logprobs = sum(len((choice.get("logprobs") or {}).get("content") or ()) for choice in choices)
+        logprobs = sum(len(read_logprobs(choice.get("logprobs"))[0] or ()) for choice in choices)
         usage_tokens = "nothing" if self.usage_tokens is None else self.usage_tokens
         return f"{ids} token ids, {logprobs} logprobs, usage says {usage_tokens}"
 
     @property
     def usage_tokens(self) -> int | None:
         """Tokens of all choices, by `usage.completion_tokens`."""
-        return (self.body.get("usage") or {}).get("completion_tokens")
+        usage = self.body.get("usage")
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        return tokens if isinstance(tokens, int) else None
 
 
 def candidates(url: str) -> tuple[str, ...]:
@@ -167,7 +169,7 @@ class EndpointProbe:
                 answer = _assembled(chunks)
             else:
                 content = await http.fetch(self._client, "POST", url, body)
-                answer = http.parse_json(content)
+                answer = read_body(content)
             common = {"model": body["model"], "policy_version": versions.BASE}
             return Completion(answer, generations(answer, common, n), time.perf_counter() - start)
         except ServerError as error:
@@ -180,11 +182,11 @@ def _assembled(chunks: Sequence[Any]) -> dict[str, Any]:
     """Assemble the chunks of a stream.
 
     Raises:
-        ProtocolError: there are none, or one is a whole completion.
+        ProtocolError: there are none, or the only one is a whole completion.
     """
     assembly = Assembly()
     for chunk in chunks:
         assembly.take(chunk)
-    if not any("delta" in choice for chunk in chunks for choice in chunk.get("choices") or ()):
+    if len(chunks) < 2 and not any("delta" in choice for chunk in chunks for choice in chunk.get("choices") or ()):
         raise ProtocolError("no stream came: the server ignores `stream`, or does not send events")
     return assembly.body

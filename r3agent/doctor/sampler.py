@@ -181,12 +181,13 @@ def _spread(completions: Sequence[Sequence[Mapping[str, Any]]]) -> float:
 
 def _tokens(result: Completion) -> list[list[dict[str, Any]]]:
     """Return the tokens of each completion, with their logprobs; completions without them are left out."""
-    contents = ((choice.get("logprobs") or {}).get("content") for choice in result.body["choices"])
+    found = (choice.get("logprobs") for choice in result.body["choices"])
+    contents = (logprobs.get("content") for logprobs in found if isinstance(logprobs, Mapping))
     return [content for content in contents if content and all(map(_is_whole, content))]
 
 
-def _is_whole(entry: Mapping[str, Any]) -> bool:
-    tokens = [entry, *(entry.get("top_logprobs") or ())]
+def _is_whole(entry: Any) -> bool:
+    tokens = [entry, *(entry.get("top_logprobs") or ())] if isinstance(entry, Mapping) else [{}]
     return all("token" in token and isinstance(token.get("logprob"), int | float) for token in tokens)
 
 

@@ -35,8 +35,8 @@ def _piece(choice: Json, word: str | list[Json], i: int, n: int) -> Json:
     piece: Json = {"index": choice["index"], "delta": {**(apart if i == 0 else {}), "content": word}}
     if (ids := choice.get("token_ids")) is not None:
         piece["token_ids"] = _part(ids, i, n)
-    if (token_logprobs := (choice.get("logprobs") or {}).get("content")) is not None:
-        piece["logprobs"] = {"content": _part(token_logprobs, i, n)}
+    if isinstance(logprobs := choice.get("logprobs"), dict) and "content" in logprobs:
+        piece["logprobs"] = {"content": _part(logprobs["content"], i, n)}
     return {**piece, "finish_reason": None}
 
 

@@ -500,3 +500,18 @@ async def test_the_refused_settings_are_named(refuses: Any, status: str, detail:
     assert details(diagnosis)["sampling settings"] == detail
     assert (diagnosis.tier, statuses(diagnosis)["chat"]) == ("trainable-exact", "yes")
     assert {statuses(diagnosis)[name] for name in ("exact tokens", "streaming", "n")} == {"yes"}
+
+
+@pytest.mark.parametrize(
+    "logprobs", [[-0.5], {"token_logprobs": [-0.5]}, [{"logprob": -0.5}], {"content": [-0.5]}, True]
+)
+async def test_logprobs_and_usage_of_any_shape_are_reported(logprobs: Any) -> None:
+    def edit(answer: dict[str, Any]) -> None:
+        answer["usage"] = "3"
+        for choice in answer["choices"]:
+            choice["logprobs"] = logprobs
+
+    with ScriptedEndpoint("h", edits=[edit]) as endpoint:
+        diagnosis = await diagnose(endpoint.url)
+    assert statuses(diagnosis)["logprobs"] == ("no" if logprobs is True else "yes")
+    assert "usage says nothing" in details(diagnosis)["exact tokens"]
