@@ -28,7 +28,7 @@ def answer_checks(drawn: Drawn, max_same_gold: float) -> list[Check]:
         max_same_gold: largest share of tasks with one answer.
     """
     tasks = [task for tasks in drawn.values() for task in tasks]
-    return [_told(tasks), _differ(tasks, max_same_gold), _digits(tasks)]
+    return [_absent(tasks), _differ(tasks, max_same_gold), _digits(tasks)]
 
 
 def _answer(task: Task) -> str:
@@ -38,7 +38,7 @@ def _answer(task: Task) -> str:
     return str(found) if isinstance(found, str | int | float) else ""
 
 
-def _told(tasks: list[Task]) -> Check:
+def _absent(tasks: list[Task]) -> Check:
     answered = [(task, answer) for task in tasks if (answer := _answer(task))]
     found = [f"task {task.id!r}: {answer[:80]!r}" for task, answer in answered if _contains(prompt_key(task), answer)]
     return check_of(

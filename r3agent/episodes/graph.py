@@ -23,7 +23,7 @@ from typing_extensions import Unpack
 from r3agent._util.aio import run_sync
 from r3agent.episodes.collaborators import check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
-from r3agent.episodes.lineage import begin, hashes, proceed, shown, warn_of_edited_output
+from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, warn_of_edited_output
 from r3agent.episodes.nodes import Nodes, Streamer, Update
 from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, merge_spans
 from r3agent.errors import ConfigError
@@ -131,7 +131,7 @@ class AsyncNode(AsyncStep[Update]):
         update = await super()._run(seen, config)
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
-        lineage = {**own["lineage"], "spans": known, "shown": shown({**state, **update})}
+        lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
         return {**update, "lineage": lineage, "spans": spans}
 
 

@@ -109,14 +109,14 @@ def _edited(verdict: Json, known: list[str]) -> Json:
 def warn_of_edited_output(state: EpisodeState) -> None:
     """Log an edit of the output, which changes nothing, because the output is made of the spans."""
     lineage = state.get("lineage") or {}
-    if lineage.get("shown", shown(state)) != shown(state):
+    if lineage.get("output", output_hash(state)) != output_hash(state):
         logger.warning(
             "answer or passed was edited, which changes nothing: they are made of the spans; edit the text or the "
             "verdict of a span in spans"
         )
 
 
-def shown(state: Mapping[str, Any]) -> str:
+def output_hash(state: Mapping[str, Any]) -> str:
     """Hash the answer and `passed` of the output."""
     return _hash([state.get("answer"), state.get("passed")])
 

@@ -186,8 +186,8 @@ class _Conversion:
                 return self._lost(path, type(value).__name__, text, NO_JSON)
 
     def _lost(self, path: tuple[str, ...], value: object, kept: Any, why: str) -> Any:
-        shown = value if isinstance(value, str) and " " in value else shorten(value)
-        self.losses.append(well_formed(f"{'.'.join(path) or 'the value'}: {shown}: {why}"))
+        quoted = value if isinstance(value, str) and " " in value else shorten(value)
+        self.losses.append(well_formed(f"{'.'.join(path) or 'the value'}: {quoted}: {why}"))
         return kept
 
 

@@ -60,8 +60,8 @@ class Task(StoredRecord):
     @classmethod
     def _default_id(cls, data: Any) -> Any:
         if isinstance(data, dict) and "id" not in data and "messages" in data:
-            shown = json.dumps(json_value(data["messages"]), sort_keys=True)
-            return {"id": sha256(shown.encode()).hexdigest()[:16], **data}
+            text = json.dumps(json_value(data["messages"]), sort_keys=True)
+            return {"id": sha256(text.encode()).hexdigest()[:16], **data}
         return data
 
     @property

@@ -104,9 +104,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """Refuse a model whose output head TRL, which does not call it, computes in another way than transformers."""
         found = [logprob for logprobs_T in self.logprobs(trial_pairs(model)) for logprob in logprobs_T]
         gap = max(abs(new - old) for new, old in zip(found, expected, strict=True))
-        if not gap < (
-            0.01 if self.config.dtype == "float32" else 0.25
-        ):  # devices may differ, so more than `share` allows
+        limit = 0.01 if self.config.dtype == "float32" else 0.25  # devices may differ, so more than `share` allows
+        if not gap < limit:
             raise ConfigError(
                 f"{type(model).__name__}: TRL computes other logprobs than transformers, by {gap:.2g} nats: its output "
                 "head does more than TRL knows; choose another model"

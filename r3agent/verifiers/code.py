@@ -122,9 +122,9 @@ class Code:
         if isinstance(packages, str):
             raise ConfigError(f'packages = {packages!r}: give a list, packages = ["{packages}"]')
         self.packages = tuple(packages)
-        shown = Packages(modules=self.packages) if command else find_packages(self.packages)
-        self._runner: dict[str, Any] = {"layers": tuple(layers), "command": tuple(command), "packages": shown}
-        self._try(runner, shown.modules)
+        visible = Packages(modules=self.packages) if command else find_packages(self.packages)
+        self._runner: dict[str, Any] = {"layers": tuple(layers), "command": tuple(command), "packages": visible}
+        self._try(runner, visible.modules)
 
     def _try(self, runner: Runner, modules: Sequence[str]) -> None:
         """Run Python, and import the packages within the limit of memory."""

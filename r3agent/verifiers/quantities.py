@@ -98,7 +98,7 @@ _QUANTITY = re.compile(
     rf"(?:\s*(?P<percent>\\?%|(?i:per ?cent|pct)\b))?(?P<unit>\s*{_UNIT})?\s*\.?",
     re.ASCII,
 )
-_SAID = re.compile(r".*\b(?:answer|result|total|value)\s*(?:is|are|was|:|=)\s*:?\s*(\S.*)", re.DOTALL | re.IGNORECASE)
+_STATED = re.compile(r".*\b(?:answer|result|total|value)\s*(?:is|are|was|:|=)\s*:?\s*(\S.*)", re.DOTALL | re.IGNORECASE)
 _SENTENCE = re.compile(rf"[A-Za-z,.:;'()$€£¥\s]*(-?(?:{_NUMBER})%?)[A-Za-z,.:;'()€£¥\s]*")
 _ALTERNATIVES = re.compile(
     r"\d\S*+(?:\s+\w+){0,2}?,?\s+or\s+(?:\w+\s+)?(?:\w\s*=\s*)?[-$\\(]*\d[^\s]*(?:\s+\w+){0,2}\W*$"
@@ -136,8 +136,8 @@ def read_answer(text: str) -> Reading:
         return found
     if choice := _CHOICE.fullmatch(plain):
         return Reading(choice[1])
-    if said := _SAID.match(plain):
-        return read_answer(said[1])
+    if stated := _STATED.match(plain):
+        return read_answer(stated[1])
     if found := _in_sentence(plain):
         return found
     latex = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", plain).translate(_SYMBOLS)

@@ -66,7 +66,7 @@ async def test_the_prevailing_fault_is_named_with_its_remedy(
     assert f"not fit to train on: served: {failed[0]}" in report(result)
 
 
-async def test_an_error_of_one_try_is_a_warning_and_of_the_endpoint_the_end() -> None:
+async def test_an_error_of_one_try_is_a_warning() -> None:
     refusal = AccessError("the key is wrong")
     checks = served(await tried("it is 0", refusal, "?", "it is 2", "it is 4", "?", "?", "?"))
     assert checks["no errors"].status == "warning"

@@ -328,7 +328,7 @@ async def test_what_is_no_api(answer: Fault, shows: str, model: str | None) -> N
     assert "hunter2" not in report(diagnosis)
 
 
-async def test_an_api_at_another_path_and_without_a_list_of_models_is_found() -> None:
+async def test_an_api_at_another_path_and_without_models_is_found() -> None:
     vllm = FakeVLLM(all_flags=True)
 
     def elsewhere(path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
@@ -339,7 +339,7 @@ async def test_an_api_at_another_path_and_without_a_list_of_models_is_found() ->
     assert (diagnosis.base_url, diagnosis.tier) == (f"{url}/api", "trainable-exact")
 
 
-async def test_fields_that_are_only_refused_together_leave_what_goes_without() -> None:
+async def test_fields_that_are_only_refused_together_are_left_out() -> None:
     def refuses(body: dict[str, Any], answer: dict[str, Any]) -> None:
         if body.keys() >= {"logprobs", "return_token_ids"}:
             answer.clear()
@@ -380,7 +380,7 @@ async def test_hanging_and_dropped_connections_end(fault: Fault) -> None:
     assert ("no answer within 0.3 s" if fault is HANG else "disconnected") in details(diagnosis)["reachable"]
 
 
-async def test_a_server_that_accepts_everything_is_left_without_the_probe() -> None:
+async def test_a_server_that_accepts_everything_is_not_probed_on() -> None:
     asked: list[str] = []
 
     def accepts(path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:

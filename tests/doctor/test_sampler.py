@@ -42,7 +42,7 @@ async def test_defaults_that_a_request_can_set_are_named(defaults: dict[str, Any
 
 @pytest.mark.parametrize("defaults", [{"top_k": 1}, {"top_k": 3}], ids=str)
 @pytest.mark.parametrize("how", ["refuses", "ignores"])
-async def test_defaults_that_no_request_can_set_leave_nothing_to_train_on(defaults: Any, how: str) -> None:
+async def test_defaults_that_no_request_can_set_are_a_fault(defaults: Any, how: str) -> None:
     diagnosis = await diagnosed(defaults=defaults, **{how: ALL})
     assert (statuses(diagnosis), diagnosis.tier) == (["no", "no", "yes"], "eval-only")
     [step] = diagnosis.next_steps

@@ -109,7 +109,7 @@ async def test_what_an_endpoint_takes_is_remembered(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["openai", "langchain"])
-async def test_a_reflection_on_calls_has_the_tools_and_may_not_call_them(kind: str) -> None:
+async def test_a_reflection_on_calls_has_tools_and_may_not_call_them(kind: str) -> None:
     validate = STRICT["anthropic"]
     with ScriptedEndpoint(answers(FAILED["one call"]), validate=validate) as endpoint:
         trajectory = await run_on(endpoint, kind)

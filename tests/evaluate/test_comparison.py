@@ -165,7 +165,7 @@ def test_gate_of_a_loop_keeps_its_level_for_equal_versions():
 
 
 @given(promoted=st.lists(st.booleans(), max_size=30))
-def test_levels_of_comparisons_without_gain_add_up_to_at_most_twice_alpha(promoted: list[bool]):
+def test_levels_without_gain_add_up_to_at_most_twice_alpha(promoted: list[bool]):
     levels = [spend_alpha(0.05, promoted[:k]) for k in range(len(promoted))]
     assert all(0 < level <= 0.05 for level in levels)
     spent = sum(level for level, promotes in zip(levels, promoted, strict=True) if not promotes)
@@ -231,7 +231,7 @@ def test_compare_refuses_episodes_of_different_settings(
     assert compare(old, other, mixed=True).candidate.n_episodes == len(new)
 
 
-def test_evaluate_refuses_episodes_of_a_task_and_of_its_correction() -> None:
+def test_evaluate_refuses_a_task_beside_its_correction() -> None:
     corrected = OLD[0].changed(task=OLD[0].task.model_copy(update={"info": {"answer": "42"}}))
     with pytest.raises(ConfigError, match="the hash of task 'task-000' is"):
         evaluate([*OLD, corrected])

@@ -57,7 +57,7 @@ def test_client_refuses_headers_that_cannot_be_sent(headers: dict[str, str]) -> 
     assert "cret" not in str(refused.value)
 
 
-def test_client_names_the_variable_of_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_names_the_variable_of_an_unusable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "carrier-pigeon://me:open-sesame@host")
     with pytest.raises(ConfigError, match="the proxy in HTTP_PROXY") as refused:
         http.ClientSettings(timeout_s=5).open()

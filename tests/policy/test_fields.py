@@ -100,7 +100,7 @@ async def test_a_value_is_replaced_by_the_only_one_that_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("field", ["stream", "stream_options"])
-async def test_an_endpoint_that_refuses_to_stream_tells_the_text_all_the_same(field: str) -> None:
+async def test_an_endpoint_that_refuses_to_stream_tells_the_text(field: str) -> None:
     with ScriptedEndpoint("42", refuses=[field]) as endpoint:
         generation, told = await ask(endpoint, stream=True)
     assert (generation.text, "".join(told)) == ("42", "4242")
@@ -132,7 +132,7 @@ async def test_a_refused_key_is_no_refused_field() -> None:
     assert len(endpoint.received) == 1
 
 
-async def test_a_setting_of_the_caller_that_is_left_out_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_setting_that_is_left_out_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedEndpoint("42", refuses=without("temperature", "seed", "top_k", "max_tokens")) as endpoint:
         await ask(endpoint, sampling=Sampling(temperature=0.7, seed=3, extra={"top_p": 1.0}))
     [record] = caplog.records
@@ -149,7 +149,7 @@ async def test_terms_are_of_one_model_at_one_server() -> None:
     assert [r.body["model"] for r in endpoint.received if "temperature" in r.body] == ["scripted", "other"]
 
 
-async def test_what_the_server_decides_is_no_setting_that_was_asked_for() -> None:
+async def test_a_server_s_own_decision_is_no_setting_asked_for() -> None:
     with ScriptedEndpoint("42", refuses=["temperature"]) as endpoint:
         generation, _ = await ask(endpoint, sampling=Sampling(temperature=0.7))
     assert generation.capability == "trainable-exact"

@@ -122,7 +122,7 @@ def test_the_command_line_takes_headers(server: Gateway, capsys: pytest.CaptureF
     assert HEADERS.items() <= server.last.headers.items()
 
 
-def test_settings_have_headers_whose_secrets_stay_in_the_environment(tmp_path: Path) -> None:
+def test_headers_of_settings_leave_secrets_in_the_environment(tmp_path: Path) -> None:
     config = load_config(None, {"policy.headers": ("x-a: b", "api-key: $GATEWAY_KEY")})
     assert config.policy.headers == {"x-a": "b", "api-key": "$GATEWAY_KEY"}
     file = tmp_path / "r3.toml"

@@ -148,7 +148,7 @@ async def test_chat_openai_passes_on_logprobs_usage_tools_and_the_sampling() -> 
     ("refuses", "lost"),
     [(["temperature"], ["temperature"]), (["max_completion_tokens"], ["max_tokens"]), (["temperature", "seed"], None)],
 )
-async def test_chat_openai_goes_on_without_the_settings_that_are_refused(refuses: Any, lost: Any) -> None:
+async def test_chat_openai_goes_on_without_refused_settings(refuses: Any, lost: Any) -> None:
     with ScriptedEndpoint("hi", refuses=refuses) as endpoint:
         async with chat_openai(endpoint) as policy:
             for _ in range(2):

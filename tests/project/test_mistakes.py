@@ -272,7 +272,7 @@ def test_scripted_policy_answers_content_in_parts() -> None:
     assert graph.invoke({"task": {"messages": messages}})["passed"] is True
 
 
-def test_scripted_endpoint_that_stays_open_lets_the_interpreter_end() -> None:
+def test_scripted_endpoint_lets_the_interpreter_end() -> None:
     script = (
         "import httpx; from r3agent.testing import ScriptedEndpoint; endpoint = ScriptedEndpoint('42').__enter__(); "
         "client = httpx.Client(); print(client.get(endpoint.url + '/models').status_code)"

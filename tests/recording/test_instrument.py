@@ -108,9 +108,7 @@ IN_STREAM = {
         ),
     ],
 )
-def test_whatever_refuses_the_fields_the_request_is_made_as_it_was(
-    use: Callable[[openai.OpenAI], str | None], refusal: Fault
-) -> None:
+def test_a_refused_request_is_made_again_as_it_was(use: Callable[[openai.OpenAI], str | None], refusal: Fault) -> None:
     with endpoint(lambda body: refusal if ADDED & body.keys() else None) as (plain, received):
         client = r3agent.instrument(plain)
         with r3agent.trace() as episode:
@@ -137,7 +135,7 @@ def test_whatever_refuses_the_fields_the_request_is_made_as_it_was(
         (Fault(200, '{"choices": ['), 1),
     ],
 )
-def test_errors_of_the_application_are_raised_as_by_the_plain_client(fault: Fault, n_more: int) -> None:
+def test_errors_of_the_application_are_raised_unchanged(fault: Fault, n_more: int) -> None:
     with endpoint(lambda body: fault) as (plain, received):
         with pytest.raises(Exception, match=r"\w") as wanted:
             create(plain)

@@ -68,7 +68,7 @@ def test_lift_needs_a_control() -> None:
     assert list(groups([grown], "reflect", "lift")) == []
 
 
-def test_a_leaked_reflection_earns_what_it_would_if_its_retries_had_failed() -> None:
+def test_a_leaked_reflection_earns_as_if_its_retries_had_failed() -> None:
     attempt = span("attempt", passed=False)
     reflection, unjudged = span("reflect", attempt), span("reflect", attempt)
     control = [span("retry", attempt, passed) for passed in (True, False)]

@@ -48,7 +48,7 @@ def test_default_id_comes_from_what_the_policy_sees(tmp_path: Path) -> None:
     assert other.id != prompt.id
 
 
-def test_blank_lines_and_line_separators_inside_text_are_no_lines(tmp_path: Path) -> None:
+def test_line_separators_inside_text_are_no_lines(tmp_path: Path) -> None:
     tasks = rows_of(written(tmp_path, "", '{"prompt": "a\u2028b"}\r', "  ", {"prompt": "c"}, ""))
     assert [task.messages[0]["content"] for task in tasks] == ["a\u2028b", "c"]
 

@@ -109,7 +109,7 @@ def test_cells_keep_their_text(tmp_path: Path) -> None:
     assert [task.gold["content"] for task in tasks(path) if task.gold] == cells
 
 
-def test_index_of_pandas_is_a_column_that_can_be_named_and_no_data(tmp_path: Path) -> None:
+def test_index_of_pandas_is_a_column_and_no_data(tmp_path: Path) -> None:
     path = tmp_path / "index.csv"
     path.write_text("," + CSV.replace("\n", "\n7,", len(ROWS)))
     assert pairs(path) == EXPECTED

@@ -176,7 +176,7 @@ def test_multimodal_checkpoint_is_trained_on_text(
 
 
 @pytest.mark.parametrize(("family", "values"), [("granitemoe", EXPERTS), ("qwen3_moe", EXPERTS), ("gpt2", {})])
-def test_adapter_of_other_layers_than_linear_passes_the_deploy_check(
+def test_adapter_of_other_layers_passes_the_deploy_check(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str, values: dict[str, Any]
 ) -> None:
     model = tiny(family, vocab_size=len(tokenizer), max_position_embeddings=512, **values)
@@ -267,7 +267,7 @@ REFUSED: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "values", "message"), REFUSED)
-def test_base_model_that_cannot_be_trained_is_refused_in_one_line(
+def test_untrainable_base_model_is_refused_in_one_line(
     record: Record,
     start: PolicyStart,
     copied: Path,

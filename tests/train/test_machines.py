@@ -162,7 +162,7 @@ def test_tensorboards_log_stays(
     assert Registry(tmp_path).versions() == ["v0001"]
 
 
-def test_commands_speak_on_an_ascii_terminal_without_writable_caches(run_dir: Path) -> None:
+def test_commands_speak_on_an_ascii_terminal(run_dir: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     nowhere = dict.fromkeys(("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "MPLCONFIGDIR"), "/dev/null/none")
     env = {**os.environ, **ascii_only, **nowhere, "OMP_NUM_THREADS": "1"}
@@ -176,7 +176,7 @@ def test_commands_speak_on_an_ascii_terminal_without_writable_caches(run_dir: Pa
     assert b"Traceback" not in wrong.stderr
 
 
-def test_train_names_an_optimisation_that_transformers_does_not_survive() -> None:
+def test_train_names_an_unusable_optimisation_of_python() -> None:
     code = "import r3agent.train as t; t.train"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
     assert "ConfigError: PYTHONOPTIMIZE = 2" in done.stderr

@@ -62,7 +62,7 @@ async def test_checked_names_value_limit_and_remedy(given: dict[str, Any], says:
         await later(**given)
 
 
-def test_checked_passes_on_what_fits_and_leaves_the_rest_to_python() -> None:
+def test_checked_passes_on_what_fits() -> None:
     sampling = Sampling(top_p=0.5)
     given = {"n": 2, "timeout_s": 3, "out": Path("there"), "sampling": sampling}
     assert call("a", **given) == {"name": "a", **given}

@@ -14,7 +14,7 @@ from r3agent._util.files import decode, disk_errors, write_atomically
 from r3agent.errors import ConfigError
 
 
-@given(st.text(st.characters(codec="utf-8")))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))  # with NUL, UTF-16 may look like UTF-32
 def test_decode_drops_a_byte_order_mark(text: str) -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert decode(text.encode(encoding), "f") == text

@@ -19,7 +19,7 @@ with file_lock(Path(sys.argv[1]), "deploying v0001"):
 """
 
 
-def test_the_second_is_told_who_holds_the_lock_until_that_one_dies(tmp_path: Path):
+def test_file_lock_names_its_holder_until_that_one_dies(tmp_path: Path):
     path = tmp_path / "deploy.lock"
     command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

@@ -62,7 +62,7 @@ def test_what_is_filled_in_is_never_taken_for_a_template(text: str) -> None:
         ("{% include 'other' %}", "prompt: rendering it failed"),
     ],
 )
-def test_a_template_that_cannot_work_is_named_with_the_known_names(text: str, says: str) -> None:
+def test_a_template_that_cannot_work_is_named(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         rendered(text)
 
