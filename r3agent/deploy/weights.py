@@ -6,6 +6,7 @@ Only the headers of safetensors files are read. The server must see the director
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,11 @@ Shapes: TypeAlias = dict[str, tuple[int, ...]]
 """Tensor shapes by name."""
 
 INCOMPLETE = "the weights are incomplete, train the version again"
+
+
+_MAY_LACK = re.compile(r"lm_head\.weight$|(?:^|\.)mtp\.|\.rotary_emb\.\w+$|\.attn(?:ention)?\.(?:masked_)?bias$")
+"""Tensors that a checkpoint may lack: a tied output head, layers that predict further tokens, and buffers that older
+versions of transformers saved."""
 
 
 def check_adapter(adapter_dir: Path, base_model: str) -> None:
@@ -68,8 +74,7 @@ def check_weights(weights: str, base_model: str) -> None:
     read_json(Path(weights) / "config.json")
     shapes = {_in_text_model(name): shape for name, shape in read_shapes(Path(weights)).items()}
     for name, shape in _base_shapes(base_model).items():
-        # Checkpoints may or may not include a tied output head.
-        found = shapes.get(_in_text_model(name), shape if name.endswith("lm_head.weight") else None)
+        found = shapes.get(_in_text_model(name), shape if _MAY_LACK.search(name) else None)
         if found != shape:
             raise DeployError(
                 f"{weights}: {name} is {found}, in {base_model} it is {shape}; "
@@ -123,8 +128,8 @@ def _base_shapes(base_model: str) -> Shapes:
 
 
 def _in_text_model(name: str) -> str:
-    """Drop the parts of a tensor's name that multimodal checkpoints of different age have in different places."""
-    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
+    """Drop the parts of a tensor's name that checkpoints of different age have in different places, or lack."""
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model", "transformer"))
 
 
 def _modules(shapes: Shapes, suffix: str) -> dict[str, tuple[int, int]]:

@@ -22,9 +22,9 @@ still cheat where any test by examples can be cheated: return expected values th
 dict argument that a test compares with later; define a helper that the tests use but do not define (put helpers into
 `setup`); and control comparison, iteration and methods among objects of its own classes.
 
-Limitations: tests can pass plain values, NumPy's arrays and functions, but not objects of their own classes; an object
-of the answer never equals a plain value, and `x in` it uses its iterator; the two share no files; the answer's output
-is ignored; `async` tests do not run.
+Limitations: tests can pass plain values, dates, NumPy's arrays and functions, but not objects of their own classes; an
+object of the answer never equals a plain value, and `x in` it uses its iterator; the two share no files; the answer's
+output is ignored; tests that record it, patch something, or run coroutines are an error, as `async` tests are.
 """
 
 from __future__ import annotations
@@ -221,6 +221,8 @@ def _tests(task: Task) -> dict[str, Any]:
         body = _parsed("entry_point", entry_point).body
         if len(body) != 1 or not isinstance(getattr(body[0], "value", None), (ast.Name, ast.Attribute)):
             raise ValueError(f"entry_point = {entry_point!r}: give the name of a function")
+    if any(isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts for node in nodes):
+        raise ValueError("an assert is of a tuple, as in assert (f(1) == 2, 'message'), which is always true")
     if not any(isinstance(node, (ast.Assert, ast.Raise)) or _ASSERTS.match(_name(node)) for node in nodes):
         raise ValueError("the tests have no assert and no test_ function: every answer would pass")
     return {"setup": setup, "tests": tests, "entry_point": entry_point}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from r3agent.deploy.weights import check_adapter, check_weights
 from r3agent.errors import DeployError
@@ -84,6 +86,18 @@ def test_quantized_base_is_left_to_the_server(tmp_path: Path, base: str):
 def test_whole_checkpoint_passes(tmp_path: Path, base: str):
     check_weights(str(save_model(tmp_path / "model", seed=1)), base)
     check_weights("org/on-a-hub", base)
+
+
+@pytest.mark.parametrize(
+    "name", ["lm_head.weight", "mtp.fc.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "h.0.attn.masked_bias"]
+)
+def test_checkpoint_may_lack_what_no_model_loads(tmp_path: Path, base: str, name: str):
+    path = Path(base) / "model.safetensors"
+    save_file({**load_file(path), name: numpy.zeros(2)}, path)
+    check_weights(str(save_model(tmp_path / "model", seed=1)), base)
+    save_file({**load_file(path), "model.layers.9.mlp.up_proj.weight": numpy.zeros(2)}, path)
+    with pytest.raises(DeployError, match=r"layers\.9\.mlp\.up_proj\.weight is None"):
+        check_weights(str(tmp_path / "model"), base)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -217,7 +217,10 @@ PAIRS: dict[str, tuple[str, str]] = {
     "plain values": (
         "def f(x): return x",
         "from fractions import Fraction\n"
-        "for x in (None, True, 1.5, float('inf'), 'é\\ud800', b'x', (1, [2], {3}), {(1, 2): {}}, 10**5000, range(3), "
+        "from datetime import date, datetime, time, timedelta\nfrom collections import deque\n"
+        "for x in (date(2024, 2, 29), datetime(2024, 1, 2, 3, 4, 5, 6), time(7, 8), timedelta(-1, 2, 3), "
+        "deque([1, (2,)], 3), None, True, 1.5, float('inf'), "
+        "'é\\ud800', b'x', (1, [2], {3}), {(1, 2): {}}, 10**5000, range(3), "
         "2j, Fraction(1, 3)):\n    assert f(x) == x and type(f(x)) is type(x)",
     ),
     "own exceptions": (
@@ -257,6 +260,8 @@ def test_honest_answers_pass_across_processes(code: Code, name: str) -> None:
         ("def f(x): return f(x)", {}, "RecursionError"),
         ("def g(x): return 4", {}, "name 'f' is not defined"),
         ("def f(x) return 4", {}, "SyntaxError"),
+        ("1 / 0", {}, "ZeroDivisionError"),
+        ("assert False", {}, "AssertionError"),
         ("", {}, "name 'f' is not defined"),
         ("import numpy", {}, "No module named 'numpy'; the standard library can be imported"),
         ("def f(x): import numpy", {}, "No module named 'numpy'"),
@@ -279,6 +284,17 @@ def test_what_fails_says_why(answer: str, settings: dict[str, Any], says: str) -
         ({"test": "assert 1", "entry_point": "f"}, r"defines no check\(candidate\)"),
         ({"tests": "class N: pass\nassert f(N())"}, "they pass a <tests>.N; only plain values"),
         ({"tests": []}, "every answer would pass"),
+        ({"tests": "assert (f(3) == 9, 'no')"}, "an assert is of a tuple"),
+        ({"tests": f"x = 1 + '1'\n{SQUARES}"}, "TypeError: unsupported operand"),
+        ({"tests": f"import math\nx = math.squared\n{SQUARES}"}, "has no attribute 'squared'"),
+        ({"tests": f"assert 1 == 2\n{SQUARES}"}, "AssertionError"),
+        (
+            {"tests": f"import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): f(3)\n{SQUARES}"},
+            "they use redirect_stdout, which does not reach the answer",
+        ),
+        ({"tests": f"import io, sys\nsys.stdin = io.StringIO('3')\n{SQUARES}"}, "they use sys.stdin, which"),
+        ({"tests": f"from unittest.mock import patch\nwith patch('f'): pass\n{SQUARES}"}, "they use patch, which"),
+        ({"tests": "import asyncio\nassert asyncio.run(f(3)) == 9"}, "they use asyncio.run, which"),
         ({"tests": 5}, "tests is 5: give Python source, or a list of it"),
         ({"tests": None}, "give tests, test_list, or test and entry_point"),
         ({"tests": SQUARES, "setup": "1 +"}, "setup is not Python: SyntaxError"),

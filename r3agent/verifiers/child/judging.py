@@ -12,6 +12,7 @@ import importlib.util
 import json
 import linecache
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,11 @@ from r3agent.verifiers.child.wire import HungUp
 
 TESTS = "<tests>"
 FOR_PYTEST = "test_answer.py"
+_ACROSS = re.compile(
+    r"\b(?:redirect_std(?:out|err)|capsys|capfd|monkeypatch|mock\.patch|patch\.object"
+    r"|(?<=import )patch|asyncio\.run|run_until_complete)\b|\bsys\.std(?:out|in|err) *=(?!=)"
+)
+"""Ways to record or replace something of the answer, or to run its coroutines."""
 SOLUTION = "solution"
 """Module under which tests may import the answer."""
 
@@ -45,6 +51,8 @@ def run_tests(side: TestSide, *, setup: str, tests: str, entry_point: str | None
         raise Unfit(f"setup: {_explained(error)}") from None
     ready()
     side.value(side.ask("run"))
+    if across := _ACROSS.search(tests):
+        raise Unfit(f"they use {across[0].strip(' (=')}, which does not reach the answer in its own process")
     known = {*space, *dir(builtins)}
     under_test = _used(entry_point or "") - known
     space.update(side.definitions(sorted((under_test | _used(tests)) - known)))
@@ -79,7 +87,9 @@ def _offer(side: TestSide) -> None:
     def find(name: str) -> Any:
         found = {} if name.startswith("__") else side.definitions([name])
         if not found:
-            raise AttributeError(f"the answer defines no {name!r}")
+            missing: Any = AttributeError(f"the answer defines no {name!r}")
+            missing.of_answer = True
+            raise missing
         return found[name]
 
     solution.__getattr__ = find
@@ -180,13 +190,17 @@ def _run_pytest(tests: str, space: dict[str, Any]) -> None:
         raise Unfit(f"pytest ended with {code!r}")
 
 
-def _is_of_tests(error: BaseException) -> bool:
-    """Return True if the tests would fail like this with any answer."""
+def _is_of_tests(error: BaseException, *, is_used: bool) -> bool:
+    """Return True if the tests would fail like this with any answer.
+
+    Args:
+        is_used: the tests have used something of the answer, so that it may be the cause.
+    """
     if getattr(error, "of_answer", False) or isinstance(error, TimeoutError):
         return False
     if isinstance(error, ImportError):
         return error.name != SOLUTION
-    return isinstance(error, (OSError, SyntaxError, SystemExit))
+    return isinstance(error, (OSError, SyntaxError, SystemExit)) or not (is_used or isinstance(error, NameError))
 
 
 def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
@@ -205,7 +219,7 @@ def main(*, setup: str, tests: str, entry_point: str | None) -> NoReturn:
         verdict = {"passed": False, "feedback": "MemoryError"}
     except BaseException as error:
         why = _explained(error)
-        verdict = {"unfit": why} if _is_of_tests(error) else {"passed": False, "feedback": why}
+        verdict = {"unfit": why} if _is_of_tests(error, is_used=side.is_used) else {"passed": False, "feedback": why}
     os.write(verdict_fd, json.dumps(verdict).encode())
     os._exit(0)
 

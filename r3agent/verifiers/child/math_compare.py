@@ -104,14 +104,14 @@ def _quantity(unit: str) -> Any:
     if unit in NO_PRODUCTS or unit.startswith("base "):
         return unit
     found: Any = Integer(1)
+    parts: list[Any]
     power = sign = 1
     for mark, word, exponent in _UNITS.findall(unit):
         sign = -1 if mark == "/" or word == "per" else sign
         if word in POWERS or word == "per":
             power = POWERS.get(word, power)
             continue
-        name = UNIT_NAMES.get(word, word)
-        parts = [getattr(units, part, None) for part in name.split("/")]
+        parts = [getattr(units, part, None) for part in str(UNIT_NAMES.get(word, word)).split("/")]
         if word in AMBIGUOUS or not all(isinstance(part, units.Quantity) for part in parts):
             return None
         found *= (parts[0] / parts[1] if len(parts) == 2 else parts[0]) ** (sign * power * int(exponent or 1))

@@ -13,6 +13,16 @@ _DTYPE = re.compile(r"[<>|=][biufcUS]\d+")
 """Types of arrays of plain numbers and texts."""
 
 
+_DAY, _TIME = ("year", "month", "day"), ("hour", "minute", "second", "microsecond")
+DATES = {
+    "date": _DAY,
+    "time": _TIME,
+    "datetime": (*_DAY, *_TIME),
+    "timedelta": ("days", "seconds", "microseconds"),
+}
+"""Fields of the classes of `datetime`, of which those without a time zone are plain."""
+
+
 class HungUp(BaseException):
     """The other side ended or sent an invalid message; `except Exception` in a test does not catch it."""
 
@@ -98,9 +108,17 @@ def pack(value: Any, other: Callable[[Any], list[Any]]) -> Any:
         return ["Fraction", hex(value.numerator), hex(value.denominator)]
     if kind.__module__ == "decimal" and kind.__name__ == "Decimal":
         return ["Decimal", str(value)]
+    if kind.__module__ == "datetime" and kind.__name__ in DATES and getattr(value, "tzinfo", None) is None:
+        return ["datetime", kind.__name__, _date_fields(value)]
+    if kind.__module__ == "collections" and kind.__name__ == "deque":
+        return ["deque", each(value), value.maxlen]
     if kind.__module__ == "numpy" and _DTYPE.fullmatch(getattr(getattr(value, "dtype", None), "str", "")):
         return ["numpy", value.dtype.str, list(value.shape), value.tobytes().hex()]
     return other(value)
+
+
+def _date_fields(value: Any) -> list[int]:
+    return [getattr(value, field) for field in DATES[type(value).__name__]]
 
 
 def unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
@@ -142,6 +160,15 @@ def _unpack(data: Any, other: Callable[[list[Any]], Any]) -> Any:
         from decimal import Decimal
 
         return Decimal(rest[0])
+    if tag == "datetime":
+        import datetime
+
+        fields = {field: int(number) for field, number in zip(DATES[rest[0]], rest[1], strict=True)}
+        return getattr(datetime, rest[0])(**fields)
+    if tag == "deque":
+        from collections import deque
+
+        return deque((_unpack(value, other) for value in rest[0]), rest[1])
     if tag == "numpy" and _DTYPE.fullmatch(rest[0]):
         import numpy  # one of the packages, so both sides have it
 
