@@ -57,7 +57,7 @@ def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
         raise ConfigError(f"cannot write to {path}: {error}; free space or choose another directory") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file in one step, so that readers see the old or the new content, also after a crash.
 
     Raises:
@@ -67,8 +67,8 @@ def write_atomically(path: Path, text: str) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -16,7 +16,7 @@ from r3agent.records.trajectory import Capability, Generation
 
 Json = Mapping[str, Any]
 
-NOT_A_COMPLETION = (KeyError, TypeError, AttributeError, ValueError)
+NOT_A_COMPLETION = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 """Errors of parsing an answer that is not a chat completion."""
 
 REASONING = ("reasoning_field", "reasoning")
@@ -51,7 +51,7 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
         request: body of the request, from which each generation is graded; default: one with nothing unusual.
 
     Raises:
-        KeyError, TypeError, AttributeError, ValueError: it is not a chat completion.
+        KeyError, TypeError, AttributeError, ValueError, OverflowError: it is not a chat completion.
     """
     choices = answer["choices"]
     if not isinstance(choices, list) or not choices:

@@ -44,7 +44,7 @@ class Assembly:
         """Add one chunk, and yield the choice index and text of each delta in it.
 
         Raises:
-            KeyError, TypeError, AttributeError, ValueError: it is not a chunk of a chat completion.
+            KeyError, TypeError, AttributeError, ValueError, OverflowError: it is not a chunk of a chat completion.
         """
         if chunk in (None, "", "[DONE]"):
             return

@@ -174,5 +174,5 @@ def _replace(path: Path, content: bytes) -> Path:
             os.link(path, backup)
         except OSError:  # a file system without hard links
             shutil.copy2(path, backup)
-        write_atomically(path, content.decode())
+        write_atomically(path, content)
     return backup

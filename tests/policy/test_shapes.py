@@ -372,9 +372,12 @@ async def test_a_stream_without_a_finish_reason_was_broken_off(done: bool) -> No
         await sample(stream(TEXT, done=False) + 'data: {"choices": [{"ind', streamed=True)
 
 
+BIG = f'{{"choices": [{{"message": {{"content": "4"}}}}], "usage": {{"completion_tokens": {10**400}}}}}'
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(
-    "body", ["<html>Sign in</html>", '{"answer": 42}', "[1]", '{"choices": [{"no": 42}]}', "[" * 99_999]
+    "body", ["<html>Sign in</html>", '{"answer": 42}', "[1]", '{"choices": [{"no": 42}]}', "[" * 99_999, BIG]
 )
 async def test_an_error_quotes_what_came(body: str, streamed: bool) -> None:
     with pytest.raises((ProtocolError, EndpointError)) as error:

@@ -102,6 +102,10 @@ def test_repair_leaves_other_versions_and_open_files_alone(tmp_path: Path) -> No
     assert ([fault.kind for fault in found.faults], found.backups, found.ok) == (["other_version"], (), False)
     with pytest.raises(SchemaVersionError):
         load(tmp_path)
+    newer = shard.read_bytes().replace(b'"42"', b'"\xff"')
+    shard.write_bytes(newer + b"torn")
+    assert check_store(tmp_path, repair=True).backups
+    assert shard.read_bytes() == newer
     with TrajectoryWriter(tmp_path / "open") as writer:
         writer.append(episode("b"))
         (shard,) = shards(tmp_path / "open")
