@@ -175,7 +175,9 @@ class EndpointProbe:
         except ServerError as error:
             raise policy_error(error) from None
         except NOT_A_COMPLETION as error:
-            raise ProtocolError(not_a_completion(error, content, self._settings.api_key)) from None
+            raise ProtocolError(
+                not_a_completion(error, content, lambda text: self._settings.redact(text, url))
+            ) from None
 
 
 def _assembled(chunks: Sequence[Any]) -> dict[str, Any]:

@@ -52,18 +52,18 @@ def in_order(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         role, answered = message["role"], str(message.get("tool_call_id"))
         if role == "tool" and answered in ids:
-            ordered.append({**message, "tool_call_id": ids.pop(answered), "content": message.get("content") or EMPTY})
+            ordered.append({**message, "tool_call_id": ids.pop(answered), "content": _filled(message.get("content"))})
             continue
         ordered += [_result(id_) for id_ in ids.values()]
         ids = {}
-        content = message.get("content")
+        content = _filled(message.get("content"))
         calls: list[Message] = list(message.get("tool_calls") or ())
         if calls:
             renamed = [{**call, "id": _new_id(call, taken, len(ordered), place)} for place, call in enumerate(calls)]
             ids = {str(old.get("id")): new["id"] for old, new in zip(calls, renamed, strict=True)}
-            ordered.append({**message, "content": content or None, "tool_calls": renamed})
+            ordered.append({**message, "content": None if content == EMPTY else content, "tool_calls": renamed})
             continue
-        message = {**message, "content": content or EMPTY}
+        message = {**message, "content": content}
         if role == "tool":  # it answers no call
             message, role = {"role": "user", "content": message["content"]}, "user"
         if role == "user" and ordered and ordered[-1]["role"] == "tool":
@@ -88,7 +88,7 @@ def in_words(messages: Sequence[Message]) -> list[Message]:
             texts = [text_of(content), *(json.dumps(_called(call), ensure_ascii=False) for call in calls)]
             content = "\n".join(text for text in texts if text)
         role = "assistant" if message["role"] == "assistant" else "user"
-        content = (text_of(content) if role == "assistant" else content) or EMPTY
+        content = _filled(text_of(content) if role == "assistant" else content)
         if spoken and spoken[-1]["role"] == role:
             content = _joined(spoken.pop()["content"], content)
         spoken.append({"role": role, "content": content})
@@ -172,6 +172,11 @@ class Renderer:
             return generations, rendered
         assert first is not None  # there is at least one rendering
         raise first
+
+
+def _filled(content: Any) -> Any:
+    """Return a content, or `EMPTY` in place of none and of white space."""
+    return EMPTY if not content or (isinstance(content, str) and not content.strip()) else content
 
 
 def _result(id_: str) -> Message:

@@ -18,7 +18,7 @@ import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.http.body import BROKEN_OFF, find_error
-from r3agent.http.errors import NO_KEY, read_error, read_error_event
+from r3agent.http.errors import NO_KEY, read_error, read_error_event, redact_secrets
 from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
 from r3agent.http.urls import redact_url
 from r3agent.records import json_values
@@ -80,6 +80,10 @@ class ClientSettings:
         """Open a client for one event loop."""
         with _proxies():
             return httpx.AsyncClient(**self._arguments())
+
+    def redact(self, text: str, url: httpx.URL) -> str:
+        """Remove the secrets of a request to a URL from a text."""
+        return redact_secrets(text, httpx.Request("GET", url, headers=self._headers))
 
     def _arguments(self) -> dict[str, Any]:
         most = self.max_connections

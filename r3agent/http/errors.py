@@ -25,6 +25,7 @@ from r3agent.errors import (
     RequestError,
 )
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
+from r3agent.http.headers import SECRET
 from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
 
@@ -188,11 +189,14 @@ def redact_key(text: str, api_key: str | None) -> str:
 
 
 def redact_secrets(text: str, request: httpx.Request) -> str:
-    """Remove the key and the values of further headers of a request from a text."""
+    """Remove the key, and the values of further headers and of secrets in the query, of a request from a text."""
     text = redact_key(text, request.headers.get("authorization", "").rpartition(" ")[2])
     for name, value in request.headers.items():
         if name not in PLAIN_HEADERS and len(value) >= MIN_SECRET:
             text = text.replace(value, f"[the header {name}]")
+    for name, value in request.url.params.multi_items():
+        if SECRET.search(name) and len(value) >= MIN_SECRET:
+            text = text.replace(value, f"[the {name} of the URL]")
     return text
 
 

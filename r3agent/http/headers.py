@@ -14,7 +14,7 @@ HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 """Environment variable in a value: `$NAME` or `${NAME}`."""
 
-SECRET = re.compile(r"(?i)auth|key|token|secret|password|cookie|credential")
+SECRET = re.compile(r"(?i)auth|key|token|secret|passw|pwd|cookie|credential|signature|^(?:sig|code)$")
 """Names of headers, and of parameters of a URL, with secret values."""
 
 

@@ -37,7 +37,7 @@ class ApiURL:
     def __init__(self, base_url: str, *, setting: str = "base_url") -> None:
         wrong = f"{setting} = {redact_url(base_url)!r}"
         try:
-            self._url = httpx.URL(base_url)
+            self._url = httpx.URL(base_url.strip())
         except httpx.InvalidURL:  # its message may quote a password
             raise ConfigError(f"{wrong}: not a URL; {REMEDY}") from None
         if "@" in base_url and not self._url.userinfo:

@@ -63,7 +63,6 @@ class Endpoint:
         self._settings = http.ClientSettings(
             timeout_s=timeout_s, api_key=api_key, headers=headers, max_connections=concurrency
         )
-        self.api_key = self._settings.api_key
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
 
@@ -115,6 +114,10 @@ class Endpoint:
             return orjson.loads(content)["weight_version"]
         except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
             return None
+
+    def redact(self, text: str) -> str:
+        """Remove the key and other secrets of the requests from a text."""
+        return self._settings.redact(text, self._url.route(""))
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""

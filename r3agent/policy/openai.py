@@ -240,7 +240,7 @@ class OpenAIPolicy(Shared):
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
                 f"{redact_url(endpoint.base_url)}, model {target.model!r}: "
-                f"{not_a_completion(error, content or assembly.beginning.encode(), endpoint.api_key)}; "
+                f"{not_a_completion(error, content or assembly.beginning.encode(), endpoint.redact)}; "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
         if not body.get("stream"):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from r3agent.http.body import BROKEN_OFF, finish_reason
-from r3agent.http.errors import redact_key
 from r3agent.records.generation import FILTERED
 from r3agent.records.media import why_untrainable
 from r3agent.records.reply import read_reply
@@ -35,11 +34,11 @@ UNKNOWN_VERSION = (
 )
 
 
-def not_a_completion(error: Exception, content: bytes, api_key: str | None) -> str:
-    """Say why an answer that begins with `content` is not a chat completion; the key is not shown."""
-    beginning = redact_key(content.decode(errors="replace"), api_key)[:80]
+def not_a_completion(error: Exception, content: bytes, redact: Callable[[str], str]) -> str:
+    """Say why an answer that begins with `content` is not a chat completion; `redact` removes secrets."""
+    beginning = redact(content.decode(errors="replace"))[:80]
     answer = f"answered {beginning!r}, which" if content else "the answer"
-    return redact_key(f"{answer} is not a chat completion ({type(error).__name__}: {error})", api_key)
+    return redact(f"{answer} is not a chat completion ({type(error).__name__}: {error})")
 
 
 def generations(answer: Json, common: Json, n: int, request: Json | None = None) -> list[Generation]:

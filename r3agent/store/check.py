@@ -134,7 +134,7 @@ def _judge(content: bytes, kind: type[VersionedRecord], path: Path, number: int)
     losses: list[str] = []
     try:
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             text = content.decode(errors="replace")
             losses.append(f"byte {error.start} is no UTF-8")

@@ -34,6 +34,7 @@ FAILED: dict[str, dict[str, Any]] = {
     "no JSON": {"content": "", "tool_calls": [call("call_1", '{"a":')]},
     "thinking": {"content": "no", "reasoning_content": "hm"},
     "nothing": {"content": ""},
+    "white space": {"content": " \n"},
 }
 
 

@@ -23,6 +23,7 @@ from r3agent.http.urls import ApiURL, redact_url
         ("localhost:8000/v1", "localhost:8000/v1"),
         ("http://h/v1?api-version=3&key=open-sesame", "http://h/v1?api-version=3&key=..."),
         ("http://h/v1?access_token=open-sesame&a=b", "http://h/v1?access_token=...&a=b"),
+        ("http://h/v1?code=open-sesame&sig=b&design=c", "http://h/v1?code=...&sig=...&design=c"),
         ("", ""),
     ],
 )

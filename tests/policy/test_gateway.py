@@ -12,7 +12,7 @@ import pytest
 from r3agent.cli.main import main
 from r3agent.deploy.server import Server
 from r3agent.doctor import diagnose
-from r3agent.errors import ConfigError, RequestError
+from r3agent.errors import ConfigError, PolicyError, RequestError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task
@@ -63,6 +63,13 @@ async def test_a_header_is_in_no_error(server: Gateway) -> None:
         with pytest.raises(RequestError, match=r"bad key \[the header api-key\]") as raised:
             await policy.sample(MESSAGES)
     assert KEY not in str(raised.value)
+    server.error = {"oops": f"bad {KEY}-2"}
+    for headers, query in ((HEADERS, ""), ({}, f"?code={KEY}-2"), ({}, f"?sig={KEY}")):
+        async with OpenAIPolicy(f"{server.url}/v1{query}", "m", headers=headers, max_tries=1) as policy:
+            for server.status in (200, 400):
+                with pytest.raises(PolicyError) as raised:
+                    await policy.sample(MESSAGES)
+                assert KEY not in str(raised.value)
     with pytest.raises(ConfigError, match="headers: a str") as refused:
         OpenAIPolicy(f"{server.url}/v1", "m", headers=KEY)  # type: ignore[arg-type]
     assert KEY not in str(refused.value)

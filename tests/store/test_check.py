@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def damaged(directory: Path) -> Path:
     lines[2] = lines[2].replace(b'"42"', rb'"4\ud83d"')
     lines[3] = lines[3].replace(b'"metadata":{}', b'"metadata":{"a":NaN,"big":1180591620717411303424}')
     lines[4] = lines[4].replace(b'"42"', b'"\xff"')
+    lines[0] = codecs.BOM_UTF8 + lines[0]  # an editor's
     lines[5] = b'{"task": 3}\n'
     lines[6:] = [b"\n", lines[0], lines[6][:50]]
     shard.write_bytes(b"".join(lines))

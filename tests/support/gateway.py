@@ -29,6 +29,8 @@ class Gateway:
     """Address without a path."""
     seen: list[Seen] = field(default_factory=list)
     error: Any = None
+    status: int = 400
+    """Status of the errors."""
 
     @property
     def last(self) -> Seen:
@@ -46,7 +48,7 @@ def gateway() -> Iterator[Gateway]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"] or 0))
-            self.reply(COMPLETION if log.error is None else log.error, 200 if log.error is None else 400)
+            self.reply(COMPLETION if log.error is None else log.error, 200 if log.error is None else log.status)
 
         def reply(self, body: Any, status: int = 200) -> None:
             log.seen.append(Seen(self.path, {name.lower(): value for name, value in self.headers.items()}))

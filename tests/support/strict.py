@@ -80,8 +80,9 @@ def anthropic(body: Json) -> str | None:
             waiting.remove(message["tool_call_id"])
         elif waiting:
             return f"messages.{i}: `tool_use` ids were found without `tool_result` blocks immediately after"
-        if message.get("content") == "" or (message.get("content") is None and not message.get("tool_calls")):
-            return f"messages.{i}: text content blocks must be non-empty"
+        content = message.get("content")
+        if (content is None and not message.get("tool_calls")) or (content is not None and not str(content).strip()):
+            return f"messages.{i}: text content blocks must contain non-whitespace text"
         for call in message.get("tool_calls") or ():
             if call["id"] in ids or not re.fullmatch("[a-zA-Z0-9_-]+", call["id"]):
                 return f"messages.{i}: `tool_use` ids must be unique"
