@@ -56,7 +56,15 @@ def _add_part(parts: list[Any], part: Any) -> None:
     parts.append(dict(part) if isinstance(part, Mapping) else part)
 
 
-def add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
+def add_calls(calls: list[dict[str, Any]], parts: Any) -> None:
+    """Add the parts of tool calls in one delta; two with one index and no ids are parts of two calls."""
+    indices: list[Any] = []
+    for part in filter(None, [parts] if isinstance(parts, Mapping) else parts):
+        _add_call(calls, part, is_another=part.get("index") in indices and not part.get("id"))
+        indices.append(part.get("index"))
+
+
+def _add_call(calls: list[dict[str, Any]], part: Mapping[str, Any], *, is_another: bool) -> None:
     """Add a part of a tool call to the calls so far, in a list in the order in which they began.
 
     The first part has the index, the id and the name, every part a piece of the arguments. Servers also leave out the
@@ -64,7 +72,7 @@ def add_call(calls: list[dict[str, Any]], part: Mapping[str, Any]) -> None:
     """
     function = part.get("function")
     function = function if isinstance(function, Mapping) else {key: part[key] for key in FUNCTION if key in part}
-    call = _continued(calls, part, function)
+    call = None if is_another and function.get("name") else _continued(calls, part, function)
     if call is None:
         calls.append(call := {"index": part.get("index"), "id": None, "function": {"name": "", "arguments": ""}})
     call["id"] = call["id"] or part.get("id")

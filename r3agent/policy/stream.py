@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from r3agent.http.client import parse_json, read_events
-from r3agent.policy.deltas import add_call, add_content, add_fields
+from r3agent.policy.deltas import add_calls, add_content, add_fields
 from r3agent.records.json_values import well_formed
 from r3agent.records.reply import text_of
 
@@ -76,9 +76,8 @@ class Assembly:
             text = text_of(delta.get("content")) or text_of(delta.get("refusal"))
             message["content"] = add_content(message["content"], delta.get("content"))
             add_fields(message, {key: value for key, value in delta.items() if key not in ("content", "tool_calls")})
-            calls: Any = delta.get("tool_calls") or ()
-            for call in filter(None, [calls] if isinstance(calls, Mapping) else calls):
-                add_call(message.setdefault("tool_calls", []), call)
+            if calls := delta.get("tool_calls"):
+                add_calls(message.setdefault("tool_calls", []), calls)
         if part.get("token_ids"):
             choice.setdefault("token_ids", []).extend(part["token_ids"])
         if isinstance(logprobs := part.get("logprobs"), Mapping):

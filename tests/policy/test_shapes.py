@@ -159,6 +159,13 @@ PARTS: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]]]] = {
 }
 
 
+@pytest.mark.parametrize("given", [{}, {"index": 0}, {"index": 0, "id": ""}])
+async def test_calls_of_one_delta_are_calls_though_they_are_the_same(given: dict[str, Any]) -> None:
+    called = {**given, "function": {"name": "f", "arguments": "{}"}}
+    generation = await sample(stream(delta(tool_calls=[called, called]), END), streamed=True)
+    assert len(generation.tool_calls) == 2
+
+
 @pytest.mark.parametrize("name", PARTS)
 async def test_parts_of_tool_calls_are_put_together(name: str) -> None:
     parts, expected = PARTS[name]
