@@ -23,6 +23,8 @@ _check = Worker("r3agent.verifiers.child.schema_check")
 class JsonSchema:
     """Validate the answer against `task.info["schema"]`, in the dialect of its `$schema`, by default 2020-12.
 
+    The schema is an object, or the JSON of one, as tables have it.
+
     The answer is the last fenced block of JSON, or the whole reply; in `<answer>` tags, if it has them. Prose around
     JSON that is not fenced is not JSON.
 
@@ -56,12 +58,13 @@ class JsonSchema:
                 format that its draft does not have, which is to be checked.
         """
         schema, text = task.info["schema"], answer.strip()
+        schema = schema if isinstance(schema, str) else json.dumps(schema)
         if text[:1] + text[-1:] not in WHOLE:
             text = block_or_all(text, LANGUAGES).strip()
         if len(text) > self.max_chars:
             return Verdict.failed(f"{len(text)} characters; an answer has at most {self.max_chars}")
         try:
-            wrong = _check("check", json.dumps(schema), self.formats, text, cpu_s=self.cpu_s)
+            wrong = _check("check", schema, self.formats, text, cpu_s=self.cpu_s)
         except TimeoutError as error:
             return Verdict.failed(f"checking the answer {error}")
         return Verdict.failed(wrong) if wrong else Verdict(passed=True, score=1.0)

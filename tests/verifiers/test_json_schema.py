@@ -115,6 +115,16 @@ installed = pytest.mark.skipif(not all(map(find_spec, CHECKERS)), reason="needs 
 
 
 @installed
+@pytest.mark.parametrize(
+    ("value", "factor", "passed"),
+    [(19.99, 0.01, True), (1e-7, 1e-8, True), (19.995, 0.01, False), (10**30 + 1, 2, False), (4.0, 2, True)],
+)
+def test_multiples_are_exact(value: float, factor: float, passed: bool) -> None:
+    for schema in ({"multipleOf": factor}, json.dumps({"multipleOf": factor})):
+        assert judged(asking(schema), json.dumps(value)).passed == passed
+    assert not judged(asking({"multipleOf": factor}), "1e999").passed
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_are_checked_when_asked(name: str) -> None:
     checked, (good, bad) = JsonSchema(formats=True), FORMATS[name]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from jsonschema.validators import Draft202012Validator, validator_for
+from jsonschema import ValidationError
+from jsonschema.validators import Draft202012Validator, extend, validator_for
 from jsonschema_specifications import REGISTRY
 from referencing import Resource
 from referencing.jsonschema import specification_with
@@ -55,7 +58,14 @@ def _validator(schema: str, formats: bool) -> Any:
         for name in _formats_in(specification.create_resource(loaded)):
             if name not in known:
                 raise ValueError(f"format {name!r} is not one of its draft: {', '.join(sorted(known))}")
+    kind = extend(kind, {"multipleOf": _multiple_of})
     return kind(loaded, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER if formats else None)
+
+
+def _multiple_of(validator: Any, factor: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+    """Check `multipleOf` exactly: 19.99 is a multiple of 0.01, which division of floats denies."""
+    if validator.is_type(value, "number") and (math.isinf(value) or Fraction(str(value)) % Fraction(str(factor))):
+        yield ValidationError(f"{value!r} is not a multiple of {factor}")
 
 
 def _formats_in(resource: Resource[Any]) -> Iterator[str]:
