@@ -115,9 +115,9 @@ async def test_an_endpoint_without_structured_output_is_asked_in_words_from_then
 
 async def test_a_model_that_calls_max_tokens_otherwise_is_asked_so() -> None:
     with ScriptedEndpoint(vote(), refuses=["max_tokens"]) as endpoint:
-        assert (await verdict(endpoint, max_tokens=9)).passed
+        assert (await verdict(endpoint, max_tokens=999)).passed
     body = endpoint.received[-1].body
-    assert body["max_completion_tokens"] == 9
+    assert body["max_completion_tokens"] == 999
     assert "response_format" in body
 
 
