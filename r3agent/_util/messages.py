@@ -15,15 +15,14 @@ MAX_ERRORS = 5
 """Maximum number of a validation's errors in a message."""
 
 
-def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Suggest the nearest known name, or list all of them if none is near.
 
     Args:
         prefix: text before the suggested name, such as `collect.`.
-        cutoff: minimum similarity of a near name, 0 to 1.
     """
     known = list(known)
-    nearest = get_close_matches(name, known, n=1, cutoff=cutoff)
+    nearest = get_close_matches(name, known, n=1)
     return f"did you mean {prefix + nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
 
 

@@ -37,6 +37,8 @@ def check(
     n = len(found.faults)
     if found.ok:
         lines.append("nothing is left to repair" if found.backups else "every line is a sound record")
+    elif repair:
+        lines.append("lines of another version of r3agent stay: open the run with the version that wrote them")
     else:
         lines.append(f"{n} lines need attention; r3agent data check {run} --repair mends or takes out what it can")
     return Output({**found.model_dump(mode="json"), "ok": found.ok}, "\n".join(lines), ok=found.ok)

@@ -157,8 +157,7 @@ def _open(run: str, overrides: Overrides) -> Run:
 def _tell_new(run: Run, reporter: ConsoleReporter) -> None:
     """Report that the run is a new one, and the nearest existing one, because its name may be misspelt."""
     if not run.config_file.exists():
-        others = (str(file.parent) for file in run.directory.parent.glob(f"*/{CONFIG_FILE}"))
-        hint = nearest(str(run.directory), others)
+        hint = nearest(run.directory.name, (file.parent.name for file in run.directory.parent.glob(f"*/{CONFIG_FILE}")))
         reporter.stage(f"{run.directory} is a new run; {hint}its settings are written to {run.config_file}")
 
 

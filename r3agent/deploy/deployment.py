@@ -25,7 +25,7 @@ from r3agent.store.registry import Registry
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
-UNGATED = "nothing records that {version} passed the gate; `r3agent eval` compares it with the base"
+UNGATED = "nothing records that {version} passed the gate; `r3agent eval` of the run compares it with the base"
 
 
 class LoadReport(Record):

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from r3agent._util.messages import did_you_mean, explain
+from r3agent._util.messages import explain, nearest
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.record import VersionedRecord
 from r3agent.records.trajectory import Trajectory, new_id
@@ -239,8 +239,8 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
         return (exact or found)[0]
     if found:
         raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
-    ids = [t.trajectory_id for t in trajectories]
-    hint = did_you_mean(prefix, ids, cutoff=0) if ids else "collect some first"
+    near = nearest(prefix, [t.trajectory_id for t in trajectories])
+    hint = f"{near}r3agent inspect lists them" if trajectories else "collect some first"
     raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}; {hint}")
 
 
@@ -262,5 +262,6 @@ def shards(directory: str | Path) -> list[Path]:
     """
     directory = store_at(directory)
     if not directory.is_dir():
-        raise ConfigError(f"{directory}: there is no such directory; collect some trajectories first")
+        remedy = "give its directory" if directory.is_file() else "collect some trajectories first"
+        raise ConfigError(f"{directory}: {'a file' if directory.is_file() else 'there is no such directory'}; {remedy}")
     return sorted(directory.glob("*.jsonl"))

@@ -68,6 +68,8 @@ class RowReport(Record):
     last_error: str | None
     failures: int
     """Failed first attempts."""
+    unlabelled: int = 0
+    """First attempts without a verdict yet."""
     spans: dict[str, int]
     """Recorded spans by credited label."""
     rows: int
@@ -118,9 +120,12 @@ class RowReport(Record):
 
     def _why_empty(self) -> str:
         if not self.failures and "attempt" not in self.spans and self.dropped.keys() <= {"errored"}:
+            waiting = (
+                f"{self.unlabelled} have no verdict yet: attach it with r3agent label; " if self.unlabelled else ""
+            )
             return (
                 f"0 of {self.trajectories - self.errored} first attempts failed: there is nothing to reflect on; "
-                "collect more tasks, or harder ones"
+                f"{waiting}collect more tasks, or harder ones"
             )
         counted = ", ".join(f"{n} {label}" for label, n in self.spans.items())
         means = ", ".join(f"{mean:.3f} {label}" for label, mean in self.reward_means.items()) or "none"
@@ -176,6 +181,7 @@ def report_rows(
         errored=len(errors),
         last_error=errors[-1] if errors else None,
         failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
+        unlabelled=sum(t.error is None and t.attempt is not None and t.attempt.passed is None for t in trajectories),
         spans={str(label): n for label, n in spans.items()},
         rows=len(rows),
         labels=dict(Counter(row.label for row in rows)),

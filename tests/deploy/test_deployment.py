@@ -25,7 +25,7 @@ def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
 def test_deploy_by_hand_warns_that_no_gate_has_passed(run: Run, endpoint: Endpoint):
     where = {"registry": run.registry, "base_url": endpoint.url}
     run.train("lora", seed=1)
-    says = "nothing records that v0001 passed the gate; `r3agent eval` compares it with the base"
+    says = "nothing records that v0001 passed the gate; `r3agent eval` of the run compares it with the base"
     assert deploy("v0001", **where).warnings == (says,)
     assert run.registry.passed == ()
     deploy("v0001", passed=True, **where)

@@ -35,7 +35,7 @@ class Policy(ScriptedEndpoint):
 
     def __init__(self) -> None:
         self.gate = threading.Event()
-        super().__init__(self._say, model="tiny")
+        super().__init__(self._say, model="tiny", ignores=["max_tokens"])
 
     def _say(self, body: dict[str, Any], choice: int) -> str:
         asked = body["messages"][-1]["content"]

@@ -178,9 +178,9 @@ def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ("abd", "did you mean .abc"),
+        ("abd1", "did you mean .abc1"),
         ("abc", "begins the ids of 2"),
-        ("zzz", "did you mean"),
+        ("zzz", "not among the 2 .*; r3agent inspect lists them"),
         ('"', "not among"),
         ("", "'': every id begins with that; give an id"),
     ],

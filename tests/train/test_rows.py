@@ -161,6 +161,11 @@ def test_episodes_that_errored_are_no_first_attempts_that_passed(record: Record)
     passed = [t.model_copy(update={"spans": t.spans[:1]}) for t in every]
     with pytest.raises(TrainingError, match=r"^0 of 1 first attempts failed: .*; 1 of 2 episodes errored \(Verifier"):
         build([*passed, *lost])
+    waiting = [t.model_copy(update={"spans": (t.spans[0].model_copy(update={"verdict": None}),)}) for t in every]
+    with pytest.raises(
+        TrainingError, match=r"^0 of 1 first attempts failed: .*; 1 have no verdict yet: .* r3agent label"
+    ):
+        build(waiting)
 
 
 def test_retokeniser_uses_the_policys_template_when_allowed(record: Record, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -36,6 +36,6 @@ def test_a_source_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"pip install 'r3agent\[reasoning-gym\]'"):
         find_tasks("reasoning-gym:gcd", 1)
     (tmp_path / "x.parquet").touch()
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pip install 'r3agent\[data\]'"):
         find_tasks(f"countdown:{tmp_path}/x.parquet")

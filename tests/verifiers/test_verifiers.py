@@ -307,7 +307,7 @@ async def test_a_package_brings_a_verifier_by_entry_point(project: Path) -> None
     [
         (
             "contdown",
-            r"'contdown' is unknown; use one of \[.*'countdown', .*'exact'.*\] or your own as module:callable",
+            r"'contdown' is unknown; did you mean 'countdown'\? use one of \[.*'exact'.*\] or your own as module:call",
         ),
         ("", "'' is unknown"),
         (
