@@ -19,6 +19,12 @@ def load_attribute(spec: str) -> Any:
         ConfigError: the module or the attribute does not exist, or importing it failed.
     """
     module_name, _, attribute = spec.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        folder, stem = Path(module_name).parent, Path(module_name).stem
+        raise ConfigError(
+            f"{spec!r} names a path; name a module, {stem}:{attribute}, and "
+            f"{'run where it is' if folder == Path() else f'add {folder} to PYTHONPATH'}"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

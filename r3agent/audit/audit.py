@@ -17,8 +17,9 @@ from r3agent.audit.verdicts import Trial, TrialResult, trials, verdict_checks
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.tasks import default_verifier, is_finite, read_tasks
+from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import APART
-from r3agent.verifiers import find_verifier
+from r3agent.verifiers import VERIFIERS, find_verifier
 from r3agent.verifiers.interface import close
 
 
@@ -46,6 +47,8 @@ async def audit(
         ConfigError: the source or the verifier cannot be used, or there is no task.
         R3Error: the served model does not answer.
     """
+    if fault := fault_of_params(params):
+        raise ConfigError(f"task.params: {fault}")
     verifier = verifier or default_verifier(source)
     found_verifier = find_verifier(verifier, **verifier_params)  # a wrong setting is reported before tasks are made
     n = None if is_finite(source) else settings.n
@@ -66,7 +69,7 @@ async def audit(
         verifier=verifier,
         tasks={split: len(found) for split, found in drawn.items()},
         checks=(
-            *verdict_checks(results, tried, settings),
+            *verdict_checks(results, tried, settings, is_shipped=verifier in VERIFIERS),
             *content_checks(drawn),
             *answer_checks(drawn, settings.max_same_gold),
             await length_check(tasks, lengths),

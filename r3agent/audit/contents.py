@@ -96,13 +96,13 @@ def _splits(drawn: Drawn) -> Check:
     sizes = ", ".join(f"{split} {len(tasks)}" for split, tasks in drawn.items())
     return check_of(
         "splits apart",
-        "failed" if leaks else "warning" if empty else "ok",
+        "failed" if leaks or "train" in empty else "warning" if empty else "ok",
         f"{len(leaks)} tasks or prompts in more than one of {sizes}",
         wrong=leaks,
         n=n,
         remedy="drop all but one task of each prompt: what is trained on must not be what is measured"
         if leaks
-        else f"no task in {' and '.join(empty)}: give the source more of them"
+        else f"no task in {' and '.join(empty)}: give the source more of them; a hash of its id gives a task its split"
         if empty
         else "",
     )

@@ -16,6 +16,8 @@ from r3agent.records.trajectory import Message, Task
 CHARS_PER_TOKEN = 4
 TIMEOUT_S = 10.0
 CONCURRENCY = 8
+RETRY_EXTRA = 2
+"""Completions that a retry's prompt includes: the failed try and the reflection."""
 
 PromptTokens = Callable[[Sequence[Message], Sequence[dict[str, Any]]], int]
 """Function that counts the tokens of messages and tools in the model's chat template, or raises `ValueError`."""
@@ -90,8 +92,7 @@ def _check(tasks: Sequence[Task], counted: PromptSizes, limit: Limit | None, max
         strict = limit.strict or max_tokens > limit.tokens  # which every server refuses
         long = [size for size in sizes if size[0] >= limit.tokens]
         short_of_room = [size for size in sizes if limit.tokens - max_tokens < size[0] < limit.tokens]
-        # A retry's prompt includes the failed try and the reflection.
-        tight = sum(n + 3 * max_tokens > limit.tokens for n in known) - len(long) - len(short_of_room)
+        tight = sum(n + (1 + RETRY_EXTRA) * max_tokens > limit.tokens for n in known) - len(long) - len(short_of_room)
         parts.append(f"{limit.source} allows {limit.tokens}, of which a completion takes up to {max_tokens}")
         parts.append(f"{len(long)} too long")
     if short_of_room:
@@ -102,8 +103,12 @@ def _check(tasks: Sequence[Task], counted: PromptSizes, limit: Limit | None, max
     wrong = [*long, *(short_of_room if strict else [])]
     bad = wrong or refused
     remedies = ["drop them, shorten the template or serve more context"] if long or refused else []
-    if short_of_room and limit is not None:
-        remedies.insert(0, f"lower sampling.max_tokens to at most {limit.tokens - max(short_of_room)[0]}")
+    if (short_of_room or tight > 0) and limit is not None:
+        room = limit.tokens - max(n for n in known if n < limit.tokens)
+        needs = [(room, "for a first try")] if short_of_room else []
+        needs += [(room // (1 + RETRY_EXTRA), "for the longest retry too")] if room > RETRY_EXTRA else []
+        if needs:
+            remedies.insert(0, f"lower sampling.max_tokens to at most {', '.join(f'{n} {why}' for n, why in needs)}")
     return Check(
         name="prompt length",
         status="failed" if bad else "warning" if short_of_room or tight > 0 else "ok",

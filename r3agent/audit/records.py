@@ -12,6 +12,8 @@ Status: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
 """Result of a check. `warning`: worth a look, but may be intended. `skipped`: there was nothing to check."""
 
 MAX_EXAMPLES = 5
+MAX_EXAMPLE_CHARS = 1000
+"""Maximum length of an example; an error message ends with its remedy, so it is kept whole."""
 
 
 class Check(Record):
@@ -74,4 +76,7 @@ def check_of(
 
 def some(examples: list[str]) -> tuple[str, ...]:
     """Return the first few examples, each shortened."""
-    return tuple(text if len(text) <= 240 else f"{text[:237]}..." for text in examples[:MAX_EXAMPLES])
+    return tuple(
+        text if len(text) <= MAX_EXAMPLE_CHARS else f"{text[: MAX_EXAMPLE_CHARS - 3]}..."
+        for text in examples[:MAX_EXAMPLES]
+    )

@@ -140,6 +140,9 @@ def _errors(failures: Sequence[Failure], n: int) -> Check:
 
 
 def _read(failures: Sequence[Failure], n: int, settings: AuditConfig) -> Check:
+    n -= sum(failure.fault == "error" for failure in failures)
+    if not n:
+        return Check(name="served: answers read", status="skipped", detail="no answer came")
     unread = [failure for failure in failures if failure.fault in ("empty", "cut off", "unreadable")]
     is_over = len(unread) / n > settings.max_unreadable
     return Check(

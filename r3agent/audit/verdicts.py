@@ -61,15 +61,17 @@ def _answer_key(message: Message) -> tuple[str, str]:
     return str(message.get("content") or "").strip(), repr(message.get("tool_calls") or [])
 
 
-def verdict_checks(results: Sequence[TrialResult], tasks: Sequence[Task], settings: AuditConfig) -> list[Check]:
-    """Run the checks that need the verifier."""
+def verdict_checks(
+    results: Sequence[TrialResult], tasks: Sequence[Task], settings: AuditConfig, *, is_shipped: bool = False
+) -> list[Check]:
+    """Run the checks that need the verifier; a shipped one is not the user's to mend."""
     n, lacking = len(tasks), sum(task.gold is None for task in tasks)
     return [
         _known(results, "gold", settings.max_gold_failing, n, lacking),
         _known(results, "empty", settings.max_empty_passing, n, 0),
         _known(results, "shuffled", settings.max_shuffled_passing, n, lacking),
         _repeats(results, settings),
-        _errors(results),
+        _errors(results, is_shipped),
         _times(results, settings),
     ]
 
@@ -122,7 +124,13 @@ def _repeats(results: Sequence[TrialResult], settings: AuditConfig) -> Check:
     )
 
 
-def _errors(results: Sequence[TrialResult]) -> Check:
+def _errors(results: Sequence[TrialResult], is_shipped: bool) -> Check:
+    remedy = (
+        "give the tasks all that the verifier reads (task.params.answer and task.params.info name columns), and the "
+        "verifier its settings (task.verifier_params)"
+        if is_shipped
+        else "let it say False instead"
+    )
     ended = [(o, s) for o in results for s in o.results if not s.hung]
     raised = [(o, s) for o, s in ended if s.error]
     return Check(
@@ -132,7 +140,7 @@ def _errors(results: Sequence[TrialResult]) -> Check:
         counts={"tried": len(ended), "wrong": len(raised)},
         rate=len(raised) / len(ended) if ended else None,
         examples=some(list(dict.fromkeys(f"{_example(o)}: {s.error}" for o, s in raised))),
-        remedy="an episode whose verifier raises is not trained on: let it say False instead" if raised else "",
+        remedy=f"an episode whose verifier raises is not trained on: {remedy}" if raised else "",
     )
 
 

@@ -25,6 +25,7 @@ from r3agent.policy import Sampling
 from r3agent.records.prompts import PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.serve.config import ServeConfig
+from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 from r3agent.verifiers.interface import CutOff
@@ -93,6 +94,13 @@ class TaskConfig(Record):
     """Parameters of the source, e.g. `max_number` of countdown. A file or `hf:NAME` takes `prompt`, `system`, `gold`
     (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
     `hf:NAME` also takes `subset`, `hf_split`, `revision` and `data_files`."""
+
+    @field_validator("params")
+    @classmethod
+    def _not_passed(cls, params: dict[str, Any]) -> dict[str, Any]:
+        if fault := fault_of_params(params):
+            raise ValueError(fault)
+        return params
 
 
 class PromptConfig(EpisodePrompts):

@@ -6,19 +6,24 @@ A name is a shipped source (`countdown`), one with its data (`bfcl:simple_python
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
+
 from r3agent._util.checked import checked
 from r3agent._util.imports import entry_points, load_attribute
+from r3agent._util.messages import explain
 from r3agent._util.params import check_params
 from r3agent.errors import ArgumentError, ConfigError, R3Error
 from r3agent.records.trajectory import Task
-from r3agent.tasks.splits import unique
+from r3agent.tasks.splits import APART, split_of, unique
 from r3agent.tasks.text_files import ENDINGS, ending
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task]]
@@ -48,6 +53,13 @@ SOURCES: dict[str, ShippedSource] = {
 }
 """Shipped sources; names have placeholders in capitals. To add one, add a file to this folder and a line here."""
 
+PASSED = {
+    "n": "--n and collect.n, eval.n say how many tasks",
+    "seed": "task.seed and eval.seed are the seeds",
+    "split": "collections draw from train, and gate.split and eval.split name the others",
+}
+"""Arguments of a source that its caller passes, and the settings for them."""
+
 GROUP = "r3agent.tasks"
 """Entry point group for packages that provide sources."""
 
@@ -69,11 +81,22 @@ def find_tasks(
     tasks = unique(read_tasks(source, n, seed=seed, split=split, **params))
     if not tasks:
         settings = f" with {params}" if params else ""
+        held = ""
+        if is_finite(source) and split in APART:
+            sizes = Counter(split_of(task.id) for task in read_tasks(source, seed=seed, split="all", **params))
+            held = ", ".join(f"{name} {sizes[name]}" for name in APART)
+            held = f" a hash of its id gives a task its split, here {held};"
+        other = "" if split == "train" else ", or choose another split (gate.split, eval.split)"
         raise ConfigError(
-            f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all; give "
-            "it more tasks, or choose another split (gate.split, eval.split)"
+            f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all;{held} "
+            f"give it more tasks{other}"
         )
     return tasks
+
+
+def fault_of_params(params: Mapping[str, Any]) -> str:
+    """Return why settings cannot be a source's: its caller passes one of them; empty if none is."""
+    return next((f"{key} cannot be set; {instead}" for key, instead in PASSED.items() if key in params), "")
 
 
 def read_tasks(
@@ -116,11 +139,18 @@ def _call(source: str, n: int | None, *, seed: int, split: str, **params: Any) -
     tasks: list[Task] = []
     check_params(make, params, key="task.params", passed=("n", "seed", "split", *name))
     settings = {"seed": seed, "split": split, **params, **name}
+    _check_signature(make, source, n, settings)
     try:
-        for task in islice(make(n, **settings), n):
-            if not isinstance(task, Task):
-                raise ConfigError(f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task")
-            tasks.append(task)
+        for i, task in enumerate(islice(make(n, **settings), n)):
+            if not isinstance(task, Task | dict):
+                raise ConfigError(
+                    f"task {source!r} yielded a {type(task).__name__}; it must yield r3agent.Task, or its fields as a "
+                    "dict"
+                )
+            try:
+                tasks.append(task if isinstance(task, Task) else Task.model_validate(task))
+            except ValidationError as error:
+                raise ConfigError(f"task {source!r}, item {i}: {explain(error, Task)}") from error
     except R3Error as error:
         if not isinstance(error, ArgumentError):
             raise
@@ -128,6 +158,23 @@ def _call(source: str, n: int | None, *, seed: int, split: str, **params: Any) -
     except Exception as error:  # a user's source may raise anything
         raise ConfigError(f"task {source!r} with {settings}: {type(error).__name__}: {error}") from error
     return tasks
+
+
+def _check_signature(make: Callable[..., object], source: str, n: int | None, settings: Mapping[str, Any]) -> None:
+    """Check that a source takes what it is called with.
+
+    Raises:
+        ConfigError: it does not; the message has the signature to write.
+    """
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(n, **settings)
+    except TypeError as error:
+        name = source.rpartition(":")[2]
+        raise ConfigError(f"task {source!r}: {error}; write `def {name}(n, *, seed, split)`") from None
 
 
 def _shipped(source: str) -> ShippedSource | None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from r3agent._util.messages import did_you_mean, shorten
+from r3agent._util.messages import did_you_mean, nearest, shorten
 from r3agent._util.templates import compile_template
 from r3agent.errors import ConfigError
 from r3agent.tasks.json_values import exact_json
@@ -145,7 +145,8 @@ class Table:
 
     def _advice(self, name: str) -> str:
         hint = next((hint for named, hint in HINTS.items() if {*named} <= {*self.columns}), "")
-        return f"{did_you_mean(name, self.columns)}{f'; {hint}' if hint and name == 'prompt' else ''}"
+        near = nearest(name, self.columns)
+        return f"{near}known are {', '.join(self.columns)}{f'; {hint}' if hint and name == 'prompt' else ''}"
 
     def _template(self, key: str, text: str) -> Part:
         known = [name for name in self.columns if name.isidentifier()]

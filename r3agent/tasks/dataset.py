@@ -37,8 +37,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 FORMS = (
     'a row is {"prompt": "...", "answer": ...} or {"id": "...", "messages": [...], "info": {...}}; map other columns '
-    "with task.params, e.g. --set task.params.prompt=question"
+    "with task.params"
 )
+
+PROMPTS = ("messages", "prompt", "question", "problem", "instruction", "query")
+"""Columns that hold the prompt in common data sets."""
 
 _WRITTEN = re.compile(r"""\s*\[\s*\{[^{}]*['"](?:role|from)['"]\s*:""")
 _GSM8K = re.compile(r"(?:\A|\s)####[ \t]*(\S[^\n]*?)\s*\Z")
@@ -147,7 +150,13 @@ def _task(row: Row, **parts: Any) -> Task:
     try:
         return Task.model_validate({k: v for k, v in parts.items() if v is not None})
     except ValidationError as error:
-        raise ConfigError(f"{row.where}: not a task: {explain(error, Task)}; {FORMS}") from error
+        raise ConfigError(f"{row.where}: not a task: {explain(error, Task)}; {FORMS}{_example(row)}") from error
+
+
+def _example(row: Row) -> str:
+    """Return an example of a setting that names a column of the row for the prompt; empty if none looks like one."""
+    column = next((name for name in PROMPTS if row.values.get(name)), "")
+    return f", e.g. --set task.params.prompt={column}" if column else ""
 
 
 def _system(text: Any) -> list[Message]:

@@ -14,6 +14,7 @@ from collections import Counter
 from fractions import Fraction
 
 from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.interface import needed
 from r3agent.verifiers.text import tagged
 
 MAX_EXPRESSION_CHARS = 200
@@ -34,9 +35,9 @@ def countdown(task: Task, answer: str) -> Verdict:
         value, used = evaluate(content.partition("=")[0])
     except ValueError as error:
         return Verdict.failed(str(error), readable=False)
-    if Counter(used) != Counter(task.info["numbers"]):
+    if Counter(used) != Counter(needed(task, "numbers")):
         return Verdict.failed(f"uses {sorted(used)}, not {sorted(task.info['numbers'])} once each")
-    if value != task.info["target"]:
+    if value != needed(task, "target"):
         return Verdict.failed(f"equals {value}, not {task.info['target']}")
     return Verdict(passed=True, score=1.0)
 

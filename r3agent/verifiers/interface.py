@@ -110,6 +110,20 @@ def _cut_off(span: Span) -> Verdict:
     return Verdict.failed(f"cut off{sampled}{f', at max_tokens = {limit}' if limit else ''}: the answer is not whole")
 
 
+def needed(task: Task, key: str) -> Any:
+    """Return a field of a task's `info` that a verifier reads.
+
+    Raises:
+        KeyError: the task lacks it; the message has the setting that gives it.
+    """
+    if key not in task.info:
+        setting = (
+            "name its column with task.params.answer" if key == "answer" else "give the rows a column of that name"
+        )
+        raise KeyError(f"info has {sorted(task.info)} and no {key!r}, which the verifier reads; {setting}")
+    return task.info[key]
+
+
 def warm_up(verifier: Verifier) -> None:
     """Call a verifier's `warm_up` if it has one, so that its first verdict does not wait for loading."""
     if (load := getattr(verifier, "warm_up", None)) is not None:

@@ -11,6 +11,7 @@ from r3agent._util.imports import require_installed
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.fences import block_or_all
+from r3agent.verifiers.interface import needed
 from r3agent.verifiers.worker import Worker
 
 LANGUAGES = r"json[c5l]?"
@@ -57,7 +58,7 @@ class JsonSchema:
             RuntimeError: `schema` is not a JSON Schema, refers to an external one, which is not fetched, or has a
                 format that its draft does not have, which is to be checked.
         """
-        schema, text = task.info["schema"], answer.strip()
+        schema, text = needed(task, "schema"), answer.strip()
         schema = schema if isinstance(schema, str) else json.dumps(schema)
         if text[:1] + text[-1:] not in WHOLE:
             text = block_or_all(text, LANGUAGES).strip()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.interface import needed
 from r3agent.verifiers.quantities import read_answer, read_reply
 from r3agent.verifiers.text import tagged
 from r3agent.verifiers.worker import Worker
@@ -46,7 +47,7 @@ class Math:
         Raises:
             RuntimeError: math-verify cannot parse an expected answer.
         """
-        expected = task.info["answer"]
+        expected = needed(task, "answer")
         expected = [str(gold) for gold in (expected if isinstance(expected, list) else [expected])]
         golds = [asdict(read_answer(gold)) for gold in expected]
         content = tagged(answer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.interface import needed
 from r3agent.verifiers.text import tagged_or_all
 from r3agent.verifiers.worker import Worker
 
@@ -31,7 +32,7 @@ class ReasoningGym:
         child.start()
 
     def __call__(self, task: Task, answer: str) -> Verdict:
-        generator, params, entry = (task.info[key] for key in ("generator", "params", "entry"))
+        generator, params, entry = (needed(task, key) for key in ("generator", "params", "entry"))
         given = tagged_or_all(answer)
         if len(given) > max(self.max_chars, 4 * len(entry["answer"] or "")):
             return Verdict.failed(f"{len(given)} characters; an answer has at most {self.max_chars}")

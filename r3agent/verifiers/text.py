@@ -9,6 +9,7 @@ from typing import Any
 
 from r3agent._util.imports import require_installed
 from r3agent.records.trajectory import Task, Verdict
+from r3agent.verifiers.interface import needed
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\.?\d))|[^\w\s]|_")
@@ -16,7 +17,7 @@ _MARKS = re.compile(r"(?P<of_a_number>(?<=\d)[^\w\s](?=\d)|\.(?=\d)|(?<!\w)-(?=\
 
 def exact(task: Task, answer: str) -> bool:
     """Compare with `task.info["answer"]`; if that is missing, the `KeyError` is a verifier error."""
-    return answer.strip() == str(task.info["answer"]).strip()
+    return answer.strip() == str(needed(task, "answer")).strip()
 
 
 def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
@@ -32,7 +33,7 @@ def normalised(task: Task, answer: str, *, articles: bool = False) -> bool:
     Args:
         articles: compare a, an and the too.
     """
-    accepted = task.info["answer"]
+    accepted = needed(task, "answer")
     answer = normal_form(tagged_or_all(answer), articles=articles)
     texts = accepted if isinstance(accepted, list) else [accepted]
     return any(answer == normal_form(str(text), articles=articles) for text in texts)
@@ -73,7 +74,7 @@ class Regex:
         Raises:
             re2.error: `pattern` is not a valid RE2 pattern.
         """
-        pattern = _compiled(task.info["pattern"], self.ignore_case)
+        pattern = _compiled(needed(task, "pattern"), self.ignore_case)
         text = answer if self.search else tagged_or_all(answer)
         if len(text) > self.max_chars:
             return Verdict(

@@ -8,6 +8,7 @@ import pytest
 
 from r3agent.audit import Audit, AuditConfig, Check, Lengths, audit, report
 from r3agent.audit.probes import Probe, ProbeResult
+from r3agent.audit.records import some
 from r3agent.audit.verdicts import Trial, TrialResult, trials, verdict_checks
 from r3agent.errors import ConfigError
 from tests.audit import planted
@@ -98,8 +99,32 @@ def test_only_answers_that_differ_are_shuffled_and_an_empty_gold_is_not_tried_as
     assert [i for kind, i, _ in tried if kind == "empty"] == ["0", "1", "2"]
 
 
+async def test_errors_of_a_shipped_verifier_are_mended_in_the_tasks_and_whole() -> None:
+    lacking = await audit(
+        f"{planted.__name__}:source",
+        params={},
+        verifier="exact",
+        verifier_params={},
+        settings=SETTINGS,
+        lengths=Lengths(max_tokens=16),
+    )
+    check = found(lacking)["verifier errors"]
+    assert "no 'answer', which the verifier reads; name its column with task.params.answer" in check.examples[0]
+    assert "task.params.answer" in check.remedy
+    assert "say False" not in check.remedy
+    assert some(["x" * 300 + 'packages = ["numpy"]'])[0].endswith('packages = ["numpy"]')
+
+
 async def test_what_cannot_be_asked_at_all_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigError, match="has no 'missing'"):
         await audited(verifier="missing")
     with pytest.raises(ConfigError, match="has no 'missing'"):
         await audited("missing")
+    with pytest.raises(ConfigError, match=r"task\.params: split cannot be set; .*gate\.split"):
+        await audit(
+            "countdown",
+            params={"split": "all"},
+            verifier_params={},
+            settings=SETTINGS,
+            lengths=Lengths(max_tokens=16),
+        )

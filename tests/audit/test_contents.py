@@ -40,6 +40,7 @@ def test_each_defect_of_contents_is_found_and_no_other() -> None:
     assert statuses(train=[words("Add 2 to 3")], test=[words("add 2 to 3 ")]) == {"splits apart": "failed"}
     assert statuses(train=[task(3)]) == {"splits apart": "failed"}  # the same id as in the gate's
     assert statuses(gate=[]) == {"splits apart": "warning"}
+    assert statuses(train=[]) == {"splits apart": "failed"}
     assert statuses(train=[words("Add 2 to 3")], test=[words("Add\u200b 2 to 3.")]) == {"splits apart": "failed"}
     parts = words("?", messages=[{"role": "user", "content": [{"type": "text", "text": "Add 2 to 3"}]}])
     assert statuses(train=[words("Add 2 to 3")], test=[parts]) == {"splits apart": "failed"}
@@ -111,6 +112,12 @@ async def test_prompts_are_held_against_the_limit(limit: int | None, status: str
     assert check.ok or check.examples[0] == "task 'long': 100 tokens"
 
 
+async def test_length_remedy_leaves_room_for_the_longest_retry() -> None:
+    check = await length_check(TASKS, Lengths(max_tokens=10, limit=120))
+    assert check.remedy == "lower sampling.max_tokens to at most 6 for the longest retry too"
+    assert (await length_check(TASKS, Lengths(max_tokens=6, limit=120))).status == "ok"
+
+
 async def test_a_tokenizer_counts_and_what_its_template_refuses_is_named() -> None:
     def count(messages: Any, tools: Any) -> int:
         if len(messages[0]["content"]) > 100:
@@ -155,7 +162,7 @@ async def test_no_room_for_a_completion_fails_only_where_the_server_is_known_to_
 ) -> None:
     check = await checked_at(card, **settings)
     assert (check.status, check.counts["no_room"]) == (status, 2)
-    assert check.remedy == "lower sampling.max_tokens to at most 112"
+    assert check.remedy == "lower sampling.max_tokens to at most 112 for a first try, 37 for the longest retry too"
     assert "refuses such requests (HTTP 400)" in check.detail
 
 

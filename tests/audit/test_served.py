@@ -16,12 +16,12 @@ SETTINGS = AuditConfig(n=4, repeats=1, concurrency=1, timeout_s=60, slow_s=60, p
 CUT = Generation(text="it is", model="scripted", finish_reason="length")
 
 
-async def tried(*replies: ScriptedReply, source: str = f"{planted.__name__}:source") -> Audit:
+async def tried(*replies: ScriptedReply, source: str = f"{planted.__name__}:source", verifier: str = "right") -> Audit:
     """Each first try gets the next reply, one task after another."""
     return await audit(
         source,
         params={},
-        verifier="" if source == "countdown" else f"{planted.__name__}:right",
+        verifier="" if source == "countdown" else f"{planted.__name__}:{verifier}",
         verifier_params={},
         settings=SETTINGS,
         lengths=Lengths(max_tokens=16, limit=400),
@@ -72,5 +72,15 @@ async def test_an_error_of_one_try_is_a_warning() -> None:
     assert checks["no errors"].status == "warning"
     assert "the key is wrong" in checks["no errors"].examples[0]
     assert checks["first try"].counts["tried"] == 7
+    assert checks["answers read"].counts["tried"] == 7
     with pytest.raises(AccessError, match="the key is wrong"):
         await tried(refusal)
+
+
+async def test_tries_that_all_end_with_an_error_read_no_answer() -> None:
+    checks = served(await tried(*["?"] * 8, verifier="raising_always"))
+    assert {name: check.status for name, check in checks.items()} == {
+        "no errors": "failed",
+        "answers read": "skipped",
+        "first try": "skipped",
+    }

@@ -62,6 +62,8 @@ def test_command_line_beats_file_beats_default(tmp_path):
         ({"train.epochs": 0}, "train.epochs = 0: Input should be greater than or equal to 1"),
         ({"sampling.temperature": -1}, "sampling.temperature = -1"),
         ({"train.credit.retry": "lift"}, "train.credit: retry = 'lift': what fits retry is 'success' or 'score'"),
+        ({"task.params.split": "all"}, "task.params: split cannot be set; collections draw from train, and gate.split"),
+        ({"task.params.seed": 3}, "task.params: seed cannot be set; task.seed and eval.seed"),
         ({"train.credit": "lift"}, "train.credit = 'lift': Input should be a valid dictionary"),
         ({"train.credit_weights.reflect": 0}, "train.credit_weights.reflect = 0: Input should be greater than 0"),
     ],

@@ -110,3 +110,12 @@ def test_a_file_of_other_columns_is_told_how_to_map_them(tmp_path: Path) -> None
         ConfigError, match=r"tasks\.jsonl has no column 'prompt'; .*--set task\.params\.prompt=question"
     ):
         find_tasks(str(written(tmp_path, {"question": "2 + 2?"})))
+
+
+def test_rows_of_messages_and_an_answer_get_a_setting_that_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}')
+    with pytest.raises(ConfigError, match=r"e\.g\. --set task\.params\.prompt=messages"):
+        read_tasks(str(path), split="all")
+    (task,) = read_tasks(str(path), split="all", prompt="messages")
+    assert task.info == {"answer": "2"}

@@ -10,6 +10,7 @@ import pytest
 from r3agent.errors import ConfigError
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.tasks.countdown import generate
+from r3agent.tasks.splits import split_of
 
 SOURCES = """
 from itertools import count
@@ -35,6 +36,16 @@ def broken(n, *, seed, split):
 def half(n, *, seed, split):
     yield Task(messages=[])
 
+def dicts(n, *, seed, split):
+    yield {"messages": [{"role": "user", "content": "?"}], "info": {"answer": "1"}}
+
+def wrong_dicts(n, *, seed, split):
+    yield from dicts(n, seed=seed, split=split)
+    yield {"messages": [{"role": "user", "content": "?"}], "infos": {}}
+
+def seedless(n, split):
+    return []
+
 LIMIT = 3
 """
 
@@ -57,6 +68,26 @@ def test_shipped_source_is_found_by_name_and_takes_its_params() -> None:
 def test_own_source_is_asked_for_n(sources: str) -> None:
     tasks = find_tasks(f"{sources}:endless", 2, seed=1, split="test", prefix="p")
     assert [task.id for task in tasks] == ["p0-1-test", "p1-1-test"]
+
+
+def test_own_source_may_yield_dicts(sources: str) -> None:
+    (task,) = find_tasks(f"{sources}:dicts", 2)
+    assert task.info == {"answer": "1"}
+
+
+def test_a_path_as_a_source_is_refused_with_the_module_s_name() -> None:
+    with pytest.raises(ConfigError, match=r"names a path; name a module, mine:tasks, and run where it is"):
+        find_tasks("./mine.py:tasks", 2)
+
+
+def test_an_empty_split_says_where_the_tasks_are(tmp_path: Path) -> None:
+    ids = [str(i) for i in range(40) if split_of(str(i)) == "test"][:3]
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(f'{{"id": "{i}", "prompt": "?"}}' for i in ids))
+    with pytest.raises(ConfigError, match=r"here train 0, gate 0, test 3; give it more tasks$"):
+        find_tasks(str(path))
+    with pytest.raises(ConfigError, match=r"give it more tasks, or choose another split \(gate\.split"):
+        find_tasks(str(path), split="gate")
 
 
 def test_a_package_brings_a_source_by_entry_point(sources: str, tmp_path: Path) -> None:
@@ -109,13 +140,15 @@ def test_what_cannot_work_is_refused_by_name(source: str, n: int | None, params:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("prompts", "yielded a str; it must yield r3agent.Task"),
+        ("prompts", "yielded a str; it must yield r3agent.Task, or its fields as a dict"),
         ("nothing", "holds no task"),
         ("number", "'int' object is not iterable"),
         ("LIMIT", "'int' object is not callable"),
         ("broken", r"task 'my_sources:broken' with \{'seed': 0, 'split': 'train'\}: ValueError: row 2 has no question"),
         ("half", r"Task.messages = \[\]: List should have at least 1 item"),
         ("missing", "has no 'missing'"),
+        ("seedless", r"unexpected keyword argument 'seed'; write `def seedless\(n, \*, seed, split\)`"),
+        ("wrong_dicts", r"item 1: unknown key 'infos'; did you mean 'info'"),
     ],
 )
 def test_own_source_that_yields_no_tasks_is_refused(sources: str, name: str, says: str) -> None:
