@@ -3,7 +3,7 @@
 In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
 `blind_retries` as a control. The graph is the same. Nodes work on the whole frontier instead of using one `Send` per
 span: the drawing keeps its four nodes, one `n = G` request samples all siblings, so the server can share their prefill,
-and an episode of 18 spans needs half of the CPU time (6 ms instead of 12 ms, `benchmarks/graph_overhead.py`). The
+and an episode of 18 spans needs half of the CPU time (8 ms instead of 16 ms, `benchmarks/graph_overhead.py`). The
 cost is that after an error the current step is repeated as a whole, except for the responses that
 `r3agent.episodes.checkpointed` has saved.
 """
