@@ -26,7 +26,7 @@ from r3agent.records.trajectory import Task
 from r3agent.tasks.splits import APART, split_of, unique
 from r3agent.tasks.text_files import ENDINGS, ending
 
-TaskSource: TypeAlias = Callable[..., Iterable[Task]]
+TaskSource: TypeAlias = Callable[..., Iterable[Task | dict[str, Any]]]
 """Callable as `source(n, seed=..., split=..., **params)` that yields up to `n` tasks, or all of them if `n` is `None`;
 a shipped source also gets the text after its colon as `name=`."""
 
