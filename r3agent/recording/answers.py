@@ -8,15 +8,19 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionChunk
 
+from r3agent.recording import exchange
 from r3agent.records.json_values import parse_json
+
+
+def json_of_chunk(chunk: Any) -> Any:
+    """Return the JSON of an event of the SDK."""
+    return chunk.to_dict(mode="python", warnings=False)
 
 
 def is_blank(chunk: ChatCompletionChunk) -> bool:
     """Return True if a chunk has no part of the answer, but e.g. the role with an empty text."""
     with suppress(Exception):  # a chunk of another class
-        choices: Any = chunk.to_dict(mode="python", warnings=False).get("choices") or ()
-        parts = [{**(choice.get("delta") or {}), "role": choice.get("finish_reason")} for choice in choices]
-        return not any(value for part in parts for value in part.values())
+        return exchange.is_blank(json_of_chunk(chunk))
     return False
 
 
@@ -24,7 +28,7 @@ def is_whole(answer: Any) -> bool:
     """Return True if all choices of an answer have one of the usual finish reasons."""
     choices = getattr(answer, "choices", None)
     reasons = [getattr(choice, "finish_reason", None) for choice in choices] if isinstance(choices, list) else []
-    return bool(reasons) and all(reason in ("stop", "length", "tool_calls", "content_filter") for reason in reasons)
+    return bool(reasons) and all(reason in exchange.WHOLE for reason in reasons)
 
 
 def json_of(answer: Any) -> Any:

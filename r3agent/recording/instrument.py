@@ -15,7 +15,8 @@ import openai
 
 from r3agent.errors import ConfigError
 from r3agent.recording.blocks import current, lose_call, why_none
-from r3agent.recording.call import Memory, RecordedCall, report
+from r3agent.recording.call import RecordedCall
+from r3agent.recording.exchange import Memory
 from r3agent.recording.streams import observed, observed_async
 from r3agent.recording.wrappers import keep_wrappers
 
@@ -68,7 +69,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
         except Exception as error:  # not a chat completion; leave the decision to the endpoint
             if (block := current()) is not None:
                 block.episode.lose(block.scope)
-            report(memory, "a chat completion is not recorded", error)
+            memory.report_error("a chat completion is not recorded", error)
             return None
 
     def start(path: str, body: Any, options: Mapping[str, Any]) -> RecordedCall | None:
@@ -106,7 +107,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
             try:
                 answer = await send()
             except Exception as error:
-                if not call.repeats(error):
+                if not call.forgives(error):
                     call.fail()
                     raise
             else:
@@ -127,7 +128,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
             try:
                 answer = send()
             except Exception as error:
-                if not call.repeats(error):
+                if not call.forgives(error):
                     call.fail()
                     raise
             else:

@@ -1,0 +1,285 @@
+"""One chat completion over the wire, as JSON: the fields that are added to its request, and the record of its answer.
+
+Who sent the request gets what he would get without the recording. If a request with added fields fails in a way that
+may be their fault, it is sent again without them, as it was written; what recording itself cannot do is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from r3agent.http.body import ErrorBody, find_error, read_body
+from r3agent.http.errors import text_refusal
+from r3agent.http.refusal import refused_fields
+from r3agent.policy.parse import generations
+from r3agent.policy.stream import Assembly
+from r3agent.recording.blocks import SpanScope
+from r3agent.recording.episode import Episode
+from r3agent.records import versions
+from r3agent.records.json_values import json_value
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_FIELDS = {
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
+    *("response_format", "tool_choice", "reasoning_effort"),
+}
+"""Request fields that are recorded with the spans; others may contain private data."""
+
+CUT = "the stream was left, or broke off, before the completion ended"
+
+WHOLE = ("stop", "length", "tool_calls", "content_filter")
+"""Finish reasons of whole choices."""
+
+INNOCENT = (401, 402, 407, 429)
+"""Statuses that no field causes, unless the error names one."""
+
+TRANSIENT = (408, 409, 502, 503, 504, 529)
+"""Statuses of a busy server, which an endpoint that has taken the fields before does not have because of them."""
+
+UNREMEMBERED = (*TRANSIENT, None)
+"""Statuses after which the next request has the fields again, although one without them succeeded."""
+
+
+class Subject(NamedTuple):
+    """A model at an endpoint."""
+
+    base_url: str
+    model: str
+
+
+class Memory:
+    """Knowledge of endpoints, and what was logged; a client and its copies share it, and so do a gateway's calls."""
+
+    def __init__(self) -> None:
+        self.refused: dict[Subject, set[str]] = {}
+        """Added fields that are left out of further requests."""
+        self.taken: set[Subject] = set()
+        """Endpoints that have answered a request with added fields."""
+        self._reported: set[str] = set()
+
+    def report(self, kind: str, message: str, *values: object) -> None:
+        """Log a warning, once for each kind."""
+        if kind not in self._reported:
+            self._reported.add(kind)
+            logger.warning(message, *values)
+
+    def report_error(self, what: str, error: Exception) -> None:
+        """Log an error of the recording, once for each kind."""
+        name = type(error).__name__
+        self.report(f"{what} {name}", "%s: %s: %s", what, name, " ".join(str(error).split())[:400])
+
+
+class Exchange:
+    """One request and its record.
+
+    Args:
+        body: JSON of the request.
+        extra: further fields that the sender adds to the body itself.
+        key: secret of the request, which is never recorded.
+        version: policy version of a served name that has none.
+        tokens: request logprobs, token ids, and the usage when streaming.
+    """
+
+    def __init__(
+        self,
+        episode: Episode,
+        scope: SpanScope | None,
+        body: Mapping[str, Any],
+        *,
+        base_url: str,
+        memory: Memory,
+        extra: Mapping[str, Any] | None = None,
+        key: str = "",
+        version: str | None = None,
+        tokens: bool = True,
+    ) -> None:
+        self._request = {**body, **(extra or {})}
+        self.is_stream = bool(self._request.get("stream"))
+        added: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if tokens else {}
+        if tokens and self.is_stream:
+            added["stream_options"] = {"include_usage": True}
+        self._memory = memory
+        self._subject = Subject(base_url, str(body.get("model")))
+        refused = memory.refused.get(self._subject, set[str]())
+        self.added = [field for field in added if field not in {*self._request, *refused}]
+        """Fields of `body` that the sender did not write, and whose effect on the answer it must not see."""
+        self.body = {**body, **{field: added[field] for field in self.added}}
+        """Request to send."""
+        self._episode, self._scope, self._version = episode, scope, version
+        self._left_out: set[str] = set()
+        self._is_remembered = True
+        self._start = time.perf_counter()
+        self._latency_s: float | None = None
+        self._assembly: Assembly | None = Assembly()
+        self.has_begun = False
+        """True if a stream has said something."""
+        # Copy the messages as sent: the application may modify its list afterwards.
+        sent = json_value([body.get("messages"), self._request.get("tools") or []])
+        self._messages, self._tools = sent
+        episode.begin(self._messages, self._tools, key)
+
+    # ---- the request ----
+
+    def repeats(self, status: int | None, error: ErrorBody) -> bool:
+        """Take out added fields that an error may refuse; return False if it is not their fault.
+
+        Args:
+            status: HTTP status, or the one that an error in a successful response carries; `None` without a response.
+        """
+        if not self.added:
+            return False
+        if status is not None and text_refusal(status, error.message) is not None:
+            return False
+        # A key without access to logprobs, or a quota for them, is 401, 402 or 429.
+        as_refusal = 400 if status in INNOCENT or status is None else status
+        named = refused_fields(as_refusal, error.message, self.added, param=error.param)
+        has_taken = self._subject in self._memory.taken
+        if not named and (status in INNOCENT or (status in UNREMEMBERED and has_taken)):
+            return False
+        out = named or {*self.added}
+        self._is_remembered &= bool(named) or not (status in UNREMEMBERED or has_taken)
+        self.added = [field for field in self.added if field not in out]
+        self.body = {field: value for field, value in self.body.items() if field not in out}
+        self._left_out |= out
+        return True
+
+    def repeats_after(self, answer: Any) -> bool:
+        """Return True if a successful response is no answer, and may refuse the added fields; they are then out."""
+        if not self.added or is_whole(answer):
+            return False
+        if (error := find_error(answer)) is not None:
+            return self.repeats(*_with_status(read_body(error)))
+        if isinstance(answer, Mapping) and answer.get("choices"):
+            return False
+        return self.ends_empty()
+
+    def repeats_at(self, chunk: Any) -> bool:
+        """Return True if an event is an error, in a stream that has said nothing, that may refuse the added fields."""
+        if self.has_begun or (error := find_error(chunk)) is None:
+            return False
+        return self.repeats(*_with_status(read_body(error)))
+
+    def ends_empty(self) -> bool:
+        """Return True if a response without anything may be a refusal of the added fields; they are then out."""
+        is_known = self.has_begun or self._subject in self._memory.taken
+        return not is_known and self.repeats(400, ErrorBody("no answer"))
+
+    def fail(self) -> None:
+        """Note that the request failed, which its sender sees."""
+        self._episode.lose(self._scope)
+
+    # ---- the answer ----
+
+    def stop(self) -> None:
+        """Take the latency; what is recorded later does not count."""
+        self._latency_s = self._latency_s or round(time.perf_counter() - self._start, 4)
+
+    def take_whole(self, read: Callable[[], Any]) -> None:
+        """Record the JSON of a response without streaming, which `read` returns."""
+        self.stop()
+        self._record(read)
+        self.settle()
+
+    def take_chunk(self, chunk: Any) -> None:
+        """Add one event of a stream to the record."""
+        if not self.has_begun and not is_blank(chunk):
+            self.has_begun = True
+            self.settle()
+        try:
+            if self._assembly is not None:
+                for _ in self._assembly.add(chunk):
+                    pass
+        except Exception as error:
+            self._assembly = None
+            self._lose("a stream is not recorded", error)
+
+    def finish(self) -> None:
+        """Record a stream that has ended, or will not be read to its end."""
+        self.stop()
+        assembly, self._assembly = self._assembly, None
+        if assembly is None:
+            return
+        if assembly.body["choices"]:
+            self._record(lambda: assembly.body)
+        else:
+            self._episode.warn("a stream is not recorded: nothing of it was read inside of its trace")
+            self._episode.lose(self._scope)
+
+    def hide(self, answer: dict[str, Any]) -> bool:
+        """Remove what was not asked for from an answer or event; return False if nothing else was in it."""
+        if "logprobs" in self.added or "return_token_ids" in self.added:
+            choices: Any = answer.get("choices")
+            for choice in filter(lambda choice: isinstance(choice, dict), choices if isinstance(choices, list) else ()):
+                if "logprobs" in self.added and choice.get("logprobs") is not None:
+                    choice["logprobs"] = None
+                if "return_token_ids" in self.added:
+                    choice.pop("token_ids", None)
+        if "return_token_ids" in self.added:
+            answer.pop("prompt_token_ids", None)
+        return not ("stream_options" in self.added and not answer.get("choices") and answer.get("usage") is not None)
+
+    def settle(self) -> None:
+        """Remember what the endpoint takes once it has answered."""
+        if self.added:
+            self._memory.taken.add(self._subject)
+        if self._left_out and self._is_remembered:
+            self._memory.refused.setdefault(self._subject, set()).update(self._left_out)
+            fields = " and ".join(sorted(self._left_out))
+            message = "%s, model %r refuses %s: requests are sent without, and their record has less"
+            self._memory.report(f"{self._subject} {fields}", message, *self._subject, fields)
+
+    def _record(self, read: Callable[[], Any]) -> None:
+        try:
+            answer = read()
+            answered = answer.get("model") or self.body["model"]
+            common = {
+                "model": answered,
+                "policy_version": versions.served_version(answered) or self._version or versions.BASE,
+                "sampling": {key: self._request[key] for key in sorted(SAMPLING_FIELDS & self._request.keys())},
+                "latency_s": self._latency_s,
+            }
+            choices = answer["choices"]
+            request = {**self._request, "messages": self._messages}
+            sampled = generations(answer, common, len(choices), request)
+            if any(choice.get("finish_reason") is None for choice in choices):
+                cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
+                sampled = [generation.model_copy(update=cut) for generation in sampled]
+            if self._episode.closed:
+                self._episode.warn("an answer is not recorded: it came after the trace had ended")
+            else:
+                self._episode.add(sampled, self._scope, self._messages, self._tools)
+        except Exception as error:  # the sender has the answer whatever happens here
+            self._lose("a chat completion is not recorded", error)
+
+    def _lose(self, what: str, error: Exception) -> None:
+        self._memory.report_error(what, error)
+        self._episode.lose(self._scope)
+
+
+def _with_status(error: ErrorBody) -> tuple[int, ErrorBody]:
+    return error.status, error
+
+
+def is_blank(chunk: Any) -> bool:
+    """Return True if the JSON of a chunk has no part of the answer, but e.g. the role with an empty text."""
+    with suppress(AttributeError, TypeError):  # not a chunk
+        choices = chunk.get("choices") or ()
+        parts = [{**(choice.get("delta") or {}), "role": choice.get("finish_reason")} for choice in choices]
+        return not any(value for part in parts for value in part.values())
+    return False
+
+
+def is_whole(answer: Any) -> bool:
+    """Return True if all choices in the JSON of an answer have one of the usual finish reasons."""
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    return (
+        bool(choices)
+        and isinstance(choices, list)
+        and all(isinstance(choice, Mapping) and choice.get("finish_reason") in WHOLE for choice in choices)
+    )
