@@ -1,0 +1,1 @@
+"""Gateway: a proxy of model endpoints that records the calls of any program."""
