@@ -58,7 +58,7 @@ class Nodes:
         verdicts = await judge(self.verifier, tree.task, waiting, cut_off=self.config.cut_off)
         judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
         spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
-        tree = tree.model_copy(update={"spans": spans, "sample": self.sample})
+        tree = tree.changed(spans=spans, sample=self.sample)
         answer, frontier = tree.answer, self._frontier(tree)
         assert answer is not None  # `tree_of` requires an attempt
         return {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from math import ceil, comb, floor
 from statistics import fmean
 
-from r3agent.records.trajectory import Record, Span, Trajectory
+from r3agent.records.trajectory import Record, Span, Trajectory, Try
 
 
 class EqualTokens(Record):
@@ -32,20 +32,20 @@ class EqualTokens(Record):
 
 def equal_tokens(trajectories: Iterable[Trajectory]) -> EqualTokens | None:
     """Compute what reflecting costs; `None` without both kinds of retry, or if the endpoint counted no tokens."""
-    failed = [(t, t.attempt) for t in trajectories if t.attempt is not None and t.attempt.passed is False]
+    failed = [(t, t.attempt) for t in trajectories if t.attempt is not None and t.try_of(t.attempt).passed is False]
     reflections = [span for t, attempt in failed for span in t.children(attempt, "reflect")]
-    retries = [retry for t, _ in failed for retry in t.spans if retry.label == "retry" and not t.is_blind(retry)]
-    blind = [t.children(attempt, "retry") for t, attempt in failed]
-    means = [_mean_tokens(spans) for spans in (reflections, retries, [span for spans in blind for span in spans])]
+    retries = [a_try for t, _ in failed for a_try in t.tries if a_try.label == "retry" and not a_try.is_blind]
+    blind = [t.retries(attempt) for t, attempt in failed]
+    means = [_mean_tokens(spans) for spans in (reflections, retries, [a_try for tries in blind for a_try in tries])]
     reflecting, retrying, blindly = means
     if reflecting is None or retrying is None or not blindly:
         return None
     return EqualTokens(
-        reflecting=reflecting + retrying, blind_retry=blindly, recorded=min(len(_verdicts(spans)) for spans in blind)
+        reflecting=reflecting + retrying, blind_retry=blindly, recorded=min(len(_verdicts(tries)) for tries in blind)
     )
 
 
-def success_of(retries: Sequence[Span], m: float) -> float | None:
+def success_of(retries: Sequence[Try], m: float) -> float | None:
     """Estimate without bias the chance that at least one of `m` retries passes; `None` with fewer than `m` verdicts.
 
     A fraction of `m` is the chance of one more retry. Source of the estimate for whole numbers: M. Chen et al.,
@@ -59,10 +59,10 @@ def success_of(retries: Sequence[Span], m: float) -> float | None:
     return fewer + (m - floor(m)) * (more - fewer)
 
 
-def _verdicts(spans: Sequence[Span]) -> list[bool]:
-    return [span.passed for span in spans if span.passed is not None]
+def _verdicts(tries: Sequence[Try]) -> list[bool]:
+    return [a_try.passed for a_try in tries if a_try.passed is not None]
 
 
-def _mean_tokens(spans: Sequence[Span]) -> float | None:
+def _mean_tokens(spans: Sequence[Span | Try]) -> float | None:
     counts = [span.completion_tokens for span in spans if span.completion_tokens is not None]
     return fmean(counts) if counts else None

@@ -84,7 +84,7 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
         equal_tokens=equal_tokens(t for t in trajectories if error_of(t) is None),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
-        unfinished=dict(Counter(s.unfinished for s in spans if s.label != "reflect" and s.unfinished)),
+        unfinished=dict(Counter(a.unfinished for t in trajectories for a in t.tries if a.unfinished)),
         unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
     )
@@ -121,22 +121,21 @@ def outcome(trajectory: Trajectory, cell: Cell, retries: float = 1) -> float | N
         retries: number of blind retries that cost as many tokens as reflecting.
     """
     attempt = trajectory.attempt
-    if attempt is None or attempt.passed or cell == "first_try":
+    if attempt is None or trajectory.try_of(attempt).passed or cell == "first_try":
         return _first_try(trajectory)
     if cell == "blind_retry":
-        return mean_success(trajectory.children(attempt, "retry"))
+        return mean_success(trajectory.retries(attempt))
     if cell == "blind_equal_tokens":
-        return success_of(trajectory.children(attempt, "retry"), retries)
+        return success_of(trajectory.retries(attempt), retries)
     reflections = trajectory.children(attempt, "reflect")
-    return mean_success(retry for reflection in reflections for retry in trajectory.children(reflection, "retry"))
+    return mean_success(retry for reflection in reflections for retry in trajectory.retries(reflection))
 
 
 def error_of(trajectory: Trajectory) -> str | None:
-    """Return why an episode cannot be evaluated: the kind of its error, several steps, no verdict; `None` if it can."""
-    if trajectory.error is not None:
-        return trajectory.error.kind
-    if any(map(trajectory.is_step, trajectory.spans)):
-        return "several steps"
+    """Return why an episode cannot be evaluated: an error of it or of a try, no verdict; `None` if it can."""
+    errors = [trajectory.error, *(a_try.error for a_try in trajectory.tries)]
+    if error := next(filter(None, errors), None):
+        return error.kind
     return "no verdict" if _first_try(trajectory) is None else None
 
 
@@ -152,8 +151,7 @@ def change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference 
 
 
 def _first_try(trajectory: Trajectory) -> float | None:
-    attempt = trajectory.attempt
-    return None if attempt is None or attempt.passed is None else float(attempt.passed)
+    return mean_success([trajectory.try_of(attempt)]) if (attempt := trajectory.attempt) else None
 
 
 def _by_task(values: Iterable[tuple[str, float]]) -> dict[str, float]:

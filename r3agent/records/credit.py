@@ -7,7 +7,8 @@
     blind_retry   success | score                             blind retries of one failed try
 
 Siblings are sampled from the same prompt by one policy version, with the same settings but the seed. Spans of different
-failures are never compared: that would bias the baseline.
+failures are never compared: that would bias the baseline. A try of several steps is one sibling, by its first span, and
+each of its steps has its reward.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal, TypeAlias, get_args
 
 from r3agent._util.messages import did_you_mean
 from r3agent.errors import ArgumentError
-from r3agent.records.trajectory import Record, Span, Trajectory, each_trajectory, mean_success, origins
+from r3agent.records.trajectory import Record, Span, Trajectory, Try, each_trajectory, mean_success, origins
 
 CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 """A span's label, and whether a retry was blind."""
@@ -49,6 +50,7 @@ class Group(Record):
     trajectories_G: tuple[Trajectory, ...]
     """Trajectory of each span: the same for all, except for attempts."""
     spans_G: tuple[Span, ...]
+    """Reflections, or the first spans of tries."""
     rewards_G: tuple[float, ...]
 
     @property
@@ -97,8 +99,8 @@ def reward(
 ) -> float | None:
     """Compute the reward of a span; `None` without a verdict on it, on its retries or (`lift`) on the control.
 
-    The reward of a reflection is also `None` if a retry has several steps. One that ended before any answer, e.g. cut
-    off within its thinking, earns as if every retry of it had failed: they did not read it.
+    A reflection that ended before any answer, e.g. cut off within its thinking, earns as if every retry of it had
+    failed: they did not read it.
 
     Source: in arXiv 2505.24726 the reward is the success of one retry, 0 or 1; with M retries this is their mean.
 
@@ -112,31 +114,29 @@ def reward(
     source = source or SOURCES[label][0]
     check_source(label, source)
     if source in ("success", "score"):
-        return _own(span, source)
-    retries, blind = trajectory.children(span, "retry"), _control(trajectory, span) if source == "lift" else []
-    if any(map(trajectory.has_steps, [*retries, *blind])):
-        return None  # their verdict is on the last step
-    scores = [s for r in retries if (s := _own(r, "score" if source == "retry_score" else "success")) is not None]
+        return _own(trajectory.try_of(span), source)
+    retry_source = "score" if source == "retry_score" else "success"
+    scores = [own for retry in trajectory.retries(span) if (own := _own(retry, retry_source)) is not None]
     if not scores:
         return None
     earned = 0.0 if leaked or span.unanswered else fmean(scores)
     if source != "lift":
         return earned
-    control = mean_success(blind)
+    control = mean_success(_control(trajectory, span))
     return None if control is None else earned - control
 
 
-def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Span]:
-    """Return the spans whose verdicts determine the reward of `span`."""
+def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Try]:
+    """Return the tries whose verdicts determine the reward of `span`."""
     if source in ("success", "score"):
-        return [span]
-    return [*trajectory.children(span, "retry"), *(_control(trajectory, span) if source == "lift" else [])]
+        return [trajectory.try_of(span)]
+    return [*trajectory.retries(span), *(_control(trajectory, span) if source == "lift" else [])]
 
 
-def _control(trajectory: Trajectory, reflection: Span) -> list[Span]:
+def _control(trajectory: Trajectory, reflection: Span) -> list[Try]:
     """Return the blind retries of the try that was reflected on."""
     above = trajectory.parent(reflection)
-    return [] if above is None else [r for r in trajectory.children(above, "retry") if trajectory.is_blind(r)]
+    return [] if above is None else trajectory.retries(above)
 
 
 def groups(
@@ -160,7 +160,9 @@ def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSo
     origin = origins(trajectories)
     for number, trajectory in enumerate(trajectories):
         for span in trajectory.spans:
-            if credit_label(trajectory, span) != label or (earned := reward(trajectory, span, source)) is None:
+            if credit_label(trajectory, span) != label or trajectory.is_step(span):
+                continue
+            if (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
             key = place, span.policy_version, _drawn_with(span)  # the weights may have been swapped meanwhile
@@ -180,10 +182,10 @@ def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSo
         )
 
 
-def _own(span: Span, source: str) -> float | None:
-    if span.verdict is None:
+def _own(a_try: Try, source: str) -> float | None:
+    if (verdict := a_try.verdict) is None:
         return None
-    return span.verdict.score if source == "score" else float(span.verdict.passed)
+    return verdict.score if source == "score" else float(verdict.passed)
 
 
 def _asked(span: Span) -> str:

@@ -30,6 +30,12 @@ class CollectSummary(Record):
     """Share of blind retries that passed."""
     noisy_verdicts: int
     """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
+    tries: int = 0
+    """Attempts and retries."""
+    steps_per_try: float | None = None
+    """Mean number of model calls in a try."""
+    try_errors: dict[str, int] = {}
+    """Tries that ended with an error, by its kind; they have no verdict."""
     unfinished: dict[str, int] = {}
     """Tries without a whole answer, by reason, e.g. `length` for the token limit or `context_overflow`."""
     unfinished_reflections: dict[str, int] = {}
@@ -54,7 +60,8 @@ def summarise(
     """Summarise trajectories."""
     whole = [t for t in episodes if t.error is None]
     spans = [s for t in episodes for s in t.spans]
-    retries = [(t.is_blind(s), s) for t in whole for s in t.spans if s.label == "retry"]
+    tries = [a_try for t in episodes for a_try in t.tries]
+    retries = [a_try for t in whole for a_try in t.tries if a_try.label == "retry"]
     reflections = list(groups(whole))
     return CollectSummary(
         episodes=len(episodes),
@@ -62,11 +69,14 @@ def summarise(
         outdated=outdated,
         errors=dict(Counter(t.error.kind for t in episodes if t.error)),
         unlabelled=sum(all(s.verdict is None for s in t.spans) for t in whole),
-        first_try=mean_success(t.attempt for t in whole if t.attempt),
-        retry_after_reflection=mean_success(s for blind, s in retries if not blind),
-        retry_blind=mean_success(s for blind, s in retries if blind),
+        first_try=mean_success(t.try_of(t.attempt) for t in whole if t.attempt),
+        retry_after_reflection=mean_success(retry for retry in retries if not retry.is_blind),
+        retry_blind=mean_success(retry for retry in retries if retry.is_blind),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
-        unfinished=dict(Counter(s.unfinished for s in spans if s.label != "reflect" and s.unfinished)),
+        tries=len(tries),
+        steps_per_try=sum(len(a_try.steps) for a_try in tries) / len(tries) if tries else None,
+        try_errors=dict(Counter(a_try.error.kind for a_try in tries if a_try.error)),
+        unfinished=dict(Counter(a_try.unfinished for a_try in tries if a_try.unfinished)),
         unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
         groups=len(reflections),
         groups_with_variance=sum(group.has_variance for group in reflections),

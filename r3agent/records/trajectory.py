@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from functools import cached_property
 from os import PathLike
 from statistics import fmean
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ArgumentError
 from r3agent.records.generation import Capability, Generation, Verdict
-from r3agent.records.record import Record, StoredRecord, VersionedRecord, new_id
+from r3agent.records.record import Record, VersionedRecord, new_id
+from r3agent.records.span import EpisodeError, Label, Span, Try
 from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Span",
     "Task",
     "Trajectory",
+    "Try",
     "Verdict",
     "VersionedRecord",
     "each_trajectory",
@@ -51,34 +53,6 @@ SOURCE, SPLIT = "source", "split"
 
 HELD_OUT = ("gate", "test")
 """Splits whose tasks are never trained on."""
-
-Label: TypeAlias = Literal["attempt", "reflect", "retry"]
-
-
-class Span(Generation):
-    """A generation with its place in the tree."""
-
-    span_id: str = Field(default_factory=new_id)
-    parent_id: str | None = None
-    label: Label
-    request: tuple[Message, ...] = ()
-    """Messages that were appended to the parent's conversation to request this span."""
-    standalone: bool = False
-    """True if `request` is the whole prompt and does not continue the parent's conversation."""
-    verdict: Verdict | None = None
-    """Verdict on an attempt or a retry, once verified."""
-
-    @property
-    def passed(self) -> bool | None:
-        return None if self.verdict is None else self.verdict.passed
-
-
-class EpisodeError(StoredRecord):
-    """Error that ended an episode early; it is recorded, never scored 0."""
-
-    kind: str
-    """Class of the exception, e.g. `VerifierError`."""
-    message: str
 
 
 class Trajectory(VersionedRecord):
@@ -158,9 +132,50 @@ class Trajectory(VersionedRecord):
                 messages.append(step.turn)
         return messages
 
+    # ---- tries ----
+
+    @cached_property
+    def _tries(self) -> dict[str, Try]:
+        """Map the id of each span of a try to the try."""
+        steps: dict[str, list[Span]] = {}
+        first: dict[str, str] = {}
+        for span in self.spans:
+            if span.label != "reflect":
+                is_step = self.is_step(span) and span.parent_id is not None
+                first[span.span_id] = first[str(span.parent_id)] if is_step else span.span_id
+                steps.setdefault(first[span.span_id], []).append(span)
+        tries = {
+            span_id: Try(tuple(spans), spans[0].label == "retry" and not self._reflected(spans[0]))
+            for span_id, spans in steps.items()
+        }
+        return {span_id: tries[first_id] for span_id, first_id in first.items()}
+
+    def _reflected(self, retry: Span) -> bool:
+        above = self.parent(retry)
+        return above is None or above.label == "reflect"
+
+    @property
+    def tries(self) -> tuple[Try, ...]:
+        """Attempts and retries, in order of their first spans."""
+        return tuple(a_try for span_id, a_try in self._tries.items() if span_id == a_try.first.span_id)
+
+    def try_of(self, span: Span) -> Try:
+        """Return the try that a span is a step of.
+
+        Raises:
+            KeyError: it is a reflection, or no span of this trajectory.
+        """
+        return self._tries[span.span_id]
+
+    def retries(self, span: Span) -> list[Try]:
+        """Return the retries that follow a reflection, or, blindly, the last span of a failed try."""
+        return [self.try_of(child) for child in self.children(span, "retry") if not self.is_step(child)]
+
     @property
     def attempt(self) -> Span | None:
-        return next((s for s in self.spans if s.label == "attempt"), None)
+        """Last span of the first try, which has its verdict."""
+        first = next((a_try for a_try in self.tries if a_try.label == "attempt"), None)
+        return first and first.last
 
     def is_step(self, span: Span) -> bool:
         """Return True for a further step of its parent's try, such as an agent's call after the result of a tool.
@@ -172,27 +187,26 @@ class Trajectory(VersionedRecord):
         if above is None or span.label == "reflect" or above.label != span.label:
             return False
         answers_calls = bool(span.request) and span.request[-1].get("role") == "tool"
-        return span.label == "attempt" or above.verdict is None or answers_calls
-
-    def has_steps(self, span: Span) -> bool:
-        """Return True for a span of a try of several steps."""
-        return self.is_step(span) or any(map(self.is_step, self.children(span)))
+        return above.verdict is None or answers_calls
 
     def is_blind(self, span: Span) -> bool:
-        """Return True for a retry without a reflection above it."""
-        above = self.parent(span)
-        return span.label == "retry" and above is not None and above.label != "reflect" and not self.is_step(span)
+        """Return True for a span of a retry without a reflection above it."""
+        return span.label == "retry" and self.try_of(span).is_blind
+
+    @property
+    def final(self) -> Try | None:
+        """Try to show to a user: the first that passed, or else the last that has an answer."""
+        tries = [a_try for a_try in self.tries if not a_try.refused]
+        return next((a_try for a_try in tries if a_try.passed), tries[-1] if tries else None)
 
     @property
     def answer(self) -> Span | None:
-        """Span to show to a user: the first try that passed, or else the last try that has an answer."""
-        tries = [s for s in self.spans if s.label != "reflect" and not s.refused]
-        return next((s for s in tries if s.passed), tries[-1] if tries else None)
+        """Last span of the `final` try."""
+        return None if (final := self.final) is None else final.last
 
     @property
     def passed(self) -> bool | None:
-        answer = self.answer
-        return None if answer is None else answer.passed
+        return None if (final := self.final) is None else final.passed
 
     @property
     def policy_versions(self) -> tuple[str | None, ...]:
@@ -223,9 +237,9 @@ def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:
         yield trajectory
 
 
-def mean_success(spans: Iterable[Span]) -> float | None:
-    """Compute the share of passed spans among those with a verdict; `None` if there is none."""
-    verdicts = [s.verdict.passed for s in spans if s.verdict is not None]
+def mean_success(tries: Iterable[Span | Try]) -> float | None:
+    """Compute the share of passed tries among those with a verdict; `None` if there is none."""
+    verdicts = [a_try.passed for a_try in tries if a_try.passed is not None]
     return fmean(verdicts) if verdicts else None
 
 

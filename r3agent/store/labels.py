@@ -110,7 +110,7 @@ def _try_of(trajectory: Trajectory, span_id: str | None) -> Span:
             f"span {span_id!r}: not a try of trajectory {trajectory.trajectory_id}; verdicts are on attempts and "
             f"retries: {', '.join(f'{s.span_id} ({s.label})' for s in tries.values()) or 'it has none'}"
         )
-    return tries[span_id]
+    return trajectory.try_of(tries[span_id]).last
 
 
 def _user() -> str:

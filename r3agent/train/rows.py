@@ -143,8 +143,7 @@ def _without_reward(
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
             elif reward(trajectory, span, config.credit[label]) is None:
                 paying = payers(trajectory, span, config.credit[label])
-                reason = "unlabelled" if any(s.verdict is None for s in paying) else "no_reward"
-                reason = "several_steps" if any(map(trajectory.has_steps, paying)) else reason
+                reason = "unlabelled" if any(a_try.verdict is None for a_try in paying) else "no_reward"
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
 
 
@@ -152,7 +151,7 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
     """Make rows without advantages; add reflections that leak the answer to `leaked`, and treat them as configured."""
     config = make_row.config
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
-        if trajectory.has_steps(span):  # the verdict is on all steps, of which this is one
+        if _has_steps(trajectory, span):  # the verdict is on all steps, of which this is one
             yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "several_steps")
             continue
         if group.label == "reflect" and leaks(trajectory, span):
@@ -201,4 +200,8 @@ def _has_own_results(trajectory: Trajectory, attempt: Span, retry: Span) -> bool
     above = {span.span_id for span in trajectory.path(attempt)}
     between = [m for span in trajectory.path(retry) if span.span_id not in above for m in span.request]
     has_results = any(m.get("role") == "tool" and m.get("content") != NOT_RUN for m in between)
-    return has_results or trajectory.has_steps(attempt) or trajectory.has_steps(retry)
+    return has_results or _has_steps(trajectory, attempt) or _has_steps(trajectory, retry)
+
+
+def _has_steps(trajectory: Trajectory, span: Span) -> bool:
+    return span.label != "reflect" and len(trajectory.try_of(span).steps) > 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.records.credit import SOURCES, CreditLabel, Group, RewardSource, credit_label, groups, reward
-from r3agent.records.trajectory import Label, Span, Trajectory, Verdict, mean_success
+from r3agent.records.trajectory import EpisodeError, Label, Span, Trajectory, Verdict, mean_success
 from tests.support.trees import TASK, span, tree, trees
 
 FITTING = [(label, source) for label, sources in SOURCES.items() for source in sources]
@@ -101,7 +101,7 @@ def test_a_group_is_the_rewarded_spans_of_one_label_parent_and_request(
         assert group.rewards_G == tuple(reward(trajectory, s, source) for s in group.spans_G)
     asked = {(group.spans_G[0].parent_id, json.dumps(group.spans_G[0].request)) for group in found}
     assert len(asked) == len(found)
-    labelled = [s for s in trajectory.spans if credit_label(trajectory, s) == label]
+    labelled = [s for s in trajectory.spans if credit_label(trajectory, s) == label and not trajectory.is_step(s)]
     rewarded = [s.span_id for s in labelled if reward(trajectory, s, source) is not None]
     assert sorted(s.span_id for group in found for s in group.spans_G) == sorted(rewarded)
 
@@ -110,10 +110,8 @@ def test_a_group_is_the_rewarded_spans_of_one_label_parent_and_request(
 def test_lift_is_success_minus_that_of_the_control(trajectory: Trajectory) -> None:
     for s in trajectory.spans:
         if s.label == "reflect":
-            control = mean_success(c for c in trajectory.spans if c.parent_id == s.parent_id and trajectory.is_blind(c))
-            success, lift = reward(trajectory, s), reward(trajectory, s, "lift")
-            if any(trajectory.has_steps(c) for c in trajectory.spans if c.parent_id == s.parent_id):
-                continue  # a try of several steps has no reward
+            blind = [t for t in trajectory.tries if t.is_blind and t.first.parent_id == s.parent_id]
+            success, lift, control = reward(trajectory, s), reward(trajectory, s, "lift"), mean_success(blind)
             assert lift == (None if success is None or control is None else success - control)
 
 
@@ -198,14 +196,36 @@ def test_groups_never_mix_settings(other: dict[str, Any]) -> None:
 # ---- tries of several steps ----
 
 
-def test_a_step_of_a_retry_is_no_blind_retry() -> None:
-    failed = span("attempt", passed=False)
-    reflection = span("reflect", failed)
-    call = span("retry", reflection)
-    answer = span("retry", call, passed=True, request=({"role": "tool", "content": "order 7"},))
-    blind = span("retry", failed, passed=False)
-    again = span("retry", blind, passed=False, request=({"role": "user", "content": "again"},))
-    trajectory = tree(failed, reflection, call, answer, blind, again)
-    assert [trajectory.is_step(s) for s in trajectory.spans] == [False, False, False, True, False, False]
-    assert [trajectory.is_blind(s) for s in trajectory.spans] == [False, False, False, False, True, True]
-    assert reward(trajectory, reflection) is None  # the verdict is on the last step
+def test_tries_of_several_steps_earn_as_one() -> None:
+    call = span("attempt")
+    failed = span("attempt", call, passed=False, request=({"role": "tool", "content": "order 1"},))
+    reflection, other = span("reflect", failed), span("reflect", failed)
+    first = span("retry", reflection)
+    answer = span("retry", first, passed=True, request=({"role": "tool", "content": "order 7"},))
+    at_once = span("retry", other, passed=False)
+    errored = span("retry", other, error=EpisodeError(kind="AgentError", message="it fell over"))
+    blind = span("retry", failed)
+    blind_answer = span("retry", blind, passed=False, standalone=True, request=({"role": "user", "content": "sum up"},))
+    again = span("retry", blind_answer, passed=False, request=({"role": "user", "content": "again"},))
+    spans = (call, failed, reflection, other, first, answer, at_once, errored, blind, blind_answer, again)
+    trajectory = tree(*spans)
+    assert [[s.span_id for s in t.steps] for t in trajectory.tries] == [
+        [s.span_id for s in steps]
+        for steps in ([call, failed], [first, answer], [at_once], [errored], [blind, blind_answer], [again])
+    ]
+    assert [t.is_blind for t in trajectory.tries] == [False, False, False, False, True, True]
+    assert [trajectory.is_blind(s) for s in trajectory.spans] == [False] * 8 + [True] * 3
+    assert [reward(trajectory, s) for s in spans] == [0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, None, 0.0, 0.0, 0.0]
+    assert trajectory.attempt == failed
+    assert trajectory.answer == answer
+    (group,) = groups([trajectory])
+    assert (group.spans_G, group.rewards_G) == ((reflection, other), (1.0, 0.0))
+    assert [group.spans_G for group in groups([trajectory], "retry")] == [(first,), (at_once,)]
+    assert [group.spans_G for group in groups([trajectory], "blind_retry")] == [(blind,), (again,)]
+
+
+def test_span_leaves_out_what_older_releases_refuse() -> None:
+    plain = span("attempt", passed=True)
+    assert not {"answer", "error", "purpose"} & plain.model_dump(mode="json").keys()
+    full = span("attempt", answer="4", error=EpisodeError(kind="AgentError", message="no"), purpose="router")
+    assert Span.model_validate(full.model_dump(mode="json")) == full
