@@ -80,6 +80,7 @@ class RecordedCall(Exchange):
         """Record a response, unless it is a stream, which is recorded while it is read."""
         if not self.is_stream:
             self.take_whole(lambda: json_of(answer))
+            self.finish()
             with suppress(Exception):  # an object of another class
                 self._hide(answer)
         return answer

@@ -101,21 +101,20 @@ class Exchange:
     ) -> None:
         self._request = {**body, **(extra or {})}
         self.is_stream = bool(self._request.get("stream"))
-        added: dict[str, Any] = {"logprobs": True, "return_token_ids": True} if tokens else {}
-        if tokens and self.is_stream:
-            added["stream_options"] = {"include_usage": True}
         self._memory = memory
         self._subject = Subject(base_url, str(body.get("model")))
-        refused = memory.refused.get(self._subject, set[str]())
-        self.added = [field for field in added if field not in {*self._request, *refused}]
-        """Fields of `body` that the sender did not write, and whose effect on the answer it must not see."""
-        self.body = {**body, **{field: added[field] for field in self.added}}
-        """Request to send."""
+        left_out = {*(extra or ()), *memory.refused.get(self._subject, ())}
+        wanted = wanted_fields(body, is_stream=self.is_stream) if tokens else {}
+        self._written = body
+        self.added = {field: value for field, value in wanted.items() if field not in left_out}
+        """Fields of `body` that are not as the sender wrote them, and whose effect on the answer it must not see."""
         self._episode, self._scope, self._version = episode, scope, version
         self._left_out: set[str] = set()
         self._is_remembered = True
         self._start = time.perf_counter()
         self._latency_s: float | None = None
+        self._read: Callable[[], Any] | None = None
+        """Reads the response, if it came whole."""
         self._assembly: Assembly | None = Assembly()
         self.has_begun = False
         """True if a stream has said something."""
@@ -125,6 +124,11 @@ class Exchange:
         episode.begin(self._messages, self._tools, key)
 
     # ---- the request ----
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """Request to send."""
+        return {**self._written, **self.added}
 
     def repeats(self, status: int | None, error: ErrorBody) -> bool:
         """Take out added fields that an error may refuse; return False if it is not their fault.
@@ -144,8 +148,7 @@ class Exchange:
             return False
         out = named or {*self.added}
         self._is_remembered &= bool(named) or not (status in UNREMEMBERED or has_taken)
-        self.added = [field for field in self.added if field not in out]
-        self.body = {field: value for field, value in self.body.items() if field not in out}
+        self.added = {field: value for field, value in self.added.items() if field not in out}
         self._left_out |= out
         return True
 
@@ -172,6 +175,7 @@ class Exchange:
 
     def fail(self) -> None:
         """Note that the request failed, which its sender sees."""
+        self._assembly = None
         self._episode.lose(self._scope)
 
     # ---- the answer ----
@@ -181,10 +185,9 @@ class Exchange:
         self._latency_s = self._latency_s or round(time.perf_counter() - self._start, 4)
 
     def take_whole(self, read: Callable[[], Any]) -> None:
-        """Record the JSON of a response without streaming, which `read` returns."""
+        """Take a response without streaming, whose JSON `read` returns when `finish` records it."""
         self.stop()
-        self._record(read)
-        self.settle()
+        self._read = read
 
     def take_chunk(self, chunk: Any) -> None:
         """Add one event of a stream to the record."""
@@ -199,30 +202,53 @@ class Exchange:
             self._assembly = None
             self._lose("a stream is not recorded", error)
 
+    @property
+    def is_answered(self) -> bool:
+        """Return True if the answer is there, also if more of its stream may come, and is not recorded yet."""
+        if self._read is not None or self._assembly is None:
+            return self._read is not None
+        n = self._request.get("n") or 1
+        return not self._assembly.is_broken_off and len(self._assembly.body["choices"]) >= n
+
     def finish(self) -> None:
-        """Record a stream that has ended, or will not be read to its end."""
+        """Record the answer, or the part of it that was read if it will not be read to its end."""
         self.stop()
-        assembly, self._assembly = self._assembly, None
-        if assembly is None:
-            return
-        if assembly.body["choices"]:
+        read, assembly = self._read, self._assembly
+        self._read = self._assembly = None
+        if read is not None:
+            self._record(read)
+            self.settle()
+        elif assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
-        else:
+        elif assembly is not None and self.is_stream:
             self._episode.warn("a stream is not recorded: nothing of it was read inside of its trace")
             self._episode.lose(self._scope)
 
-    def hide(self, answer: dict[str, Any]) -> bool:
-        """Remove what was not asked for from an answer or event; return False if nothing else was in it."""
-        if "logprobs" in self.added or "return_token_ids" in self.added:
-            choices: Any = answer.get("choices")
-            for choice in filter(lambda choice: isinstance(choice, dict), choices if isinstance(choices, list) else ()):
-                if "logprobs" in self.added and choice.get("logprobs") is not None:
-                    choice["logprobs"] = None
-                if "return_token_ids" in self.added:
-                    choice.pop("token_ids", None)
+    def fit(self, answer: Any) -> Any:
+        """Return an answer or event without what was not asked for, by itself unchanged; `None` if nothing is left."""
+        if not isinstance(answer, dict) or not self.added:
+            return answer
+        fitted: dict[str, Any] = dict(answer)
+        if "stream_options" in self.added and fitted.get("usage", True) is None:
+            del fitted["usage"]
+        choices: Any = fitted.get("choices")
+        if "stream_options" in self.added and not choices and fitted.get("usage") is not None:
+            return None
+        if isinstance(choices, list):
+            fitted["choices"] = [self._fit_choice(choice) for choice in choices]
         if "return_token_ids" in self.added:
-            answer.pop("prompt_token_ids", None)
-        return not ("stream_options" in self.added and not answer.get("choices") and answer.get("usage") is not None)
+            fitted.pop("prompt_token_ids", None)
+        return fitted
+
+    def _fit_choice(self, choice: Any) -> Any:
+        if not isinstance(choice, dict):
+            return choice
+        fitted: dict[str, Any] = dict(choice)
+        if "logprobs" in self.added and fitted.get("logprobs") is not None:
+            fitted["logprobs"] = None
+        if "return_token_ids" in self.added:
+            fitted.pop("token_ids", None)
+        return fitted
 
     def settle(self) -> None:
         """Remember what the endpoint takes once it has answered."""
@@ -260,6 +286,15 @@ class Exchange:
     def _lose(self, what: str, error: Exception) -> None:
         self._memory.report_error(what, error)
         self._episode.lose(self._scope)
+
+
+def wanted_fields(body: Mapping[str, Any], *, is_stream: bool) -> dict[str, Any]:
+    """Return the fields of a request that the record needs, without those that it has."""
+    wanted: dict[str, Any] = {name: True for name in ("logprobs", "return_token_ids") if not body.get(name)}
+    options: Any = body.get("stream_options") or {}
+    if is_stream and isinstance(options, Mapping) and not options.get("include_usage"):
+        wanted["stream_options"] = {**options, "include_usage": True}
+    return wanted
 
 
 def _with_status(error: ErrorBody) -> tuple[int, ErrorBody]:
