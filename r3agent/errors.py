@@ -14,7 +14,8 @@
     |   |   `-- ConversationError ... because of its text
     |   |       |-- ContextLengthError ... which is longer than the context
     |   |       `-- ContentFilterError ... which the endpoint's content filter refuses
-    |   `-- ProtocolError      the endpoint's response is not an OpenAI response
+    |   |-- ProtocolError      the endpoint's response is not an OpenAI response
+    |   `-- StepLimitError     a try asked for more model calls than it may make
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
     |-- TrainingError          training failed, or the rows cannot be trained on
     `-- DeployError            the weights did not reach the server; the live pointer did not move
@@ -117,6 +118,10 @@ class ContentFilterError(ConversationError):
 
 class ProtocolError(PolicyError):
     """The endpoint's response is not an OpenAI response."""
+
+
+class StepLimitError(PolicyError):
+    """A try asked for more model calls than it may make; the call was not sent."""
 
 
 class VerifierError(R3Error):

@@ -13,17 +13,24 @@ from inspect import currentframe
 from types import FrameType
 from typing import Any
 
+from r3agent.recording.terms import CallTerms
 from r3agent.records.trajectory import Label
 
 
 @dataclass
 class SpanScope:
-    """Block of one `episode.span(...)`; its calls become spans."""
+    """Block of one `episode.span(...)` or `episode.one_try(...)`; its calls become spans."""
 
     label: Label
     parent_id: str | None
     span_ids: list[str] = field(default_factory=list)
     """Ids of the spans that were sampled in the block, in order."""
+    one_try: bool = False
+    """True if all calls are steps of one try."""
+    terms: CallTerms | None = None
+    """Terms of the calls."""
+    ended: bool = False
+    """True once the try has ended; later calls are not recorded."""
 
 
 @dataclass(eq=False)

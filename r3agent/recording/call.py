@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import openai
 from openai.types.chat import ChatCompletionChunk
 
+from r3agent.errors import EndpointError, PolicyError, UnreachableError
 from r3agent.http.body import ErrorBody, read_body, read_text
+from r3agent.http.errors import policy_error, read_error
+from r3agent.http.urls import redact_url
 from r3agent.recording.answers import is_whole, json_of, json_of_chunk
 from r3agent.recording.blocks import Block
 from r3agent.recording.exchange import Exchange, Memory
@@ -42,9 +45,19 @@ class RecordedCall(Exchange):
             memory=memory,
         )
         if self.is_stream:
-            self._episode.at_end(self.finish)
+            self._episode.at_end(self.finish, self._scope)
 
     # ---- the request ----
+
+    def url(self, path: str) -> str:
+        """Return the URL to send to, or the path if that is the client's own."""
+        return path if self.headers is None else f"{self.base_url.rstrip('/')}{path}"
+
+    def options(self, options: Mapping[str, Any]) -> Any:
+        """Return the options of the request with the policy's headers, and without the application's own key."""
+        if self.headers is None:
+            return options
+        return {**options, "headers": {"api-key": openai.Omit(), **(options.get("headers") or {}), **self.headers}}
 
     def forgives(self, error: Exception) -> bool:
         """Take out added fields that an exception may refuse; return False if it is the application's own."""
@@ -72,7 +85,28 @@ class RecordedCall(Exchange):
 
     def breaks(self, error: Exception) -> bool:
         """Return True if a stream that has said nothing may refuse the added fields; they are then out."""
-        return not self.has_begun and self.forgives(error)
+        if not self.has_begun and self.forgives(error):
+            return True
+        self.note(self._failure(error))
+        return False
+
+    def fail_with(self, error: Exception) -> None:
+        """Note the exception of a request, which the application sees."""
+        self.fail(self._failure(error))
+
+    def _failure(self, error: Exception) -> PolicyError | None:
+        """Map an exception of the SDK onto `r3agent.errors`; `None` if it is not the endpoint's."""
+        where = f"{redact_url(self.base_url)}, model {self.body.get('model')!r}: "
+        try:
+            if isinstance(error, openai.APIStatusError):
+                return policy_error(read_error(cast(Any, error.response)), where=where)
+        except Exception as unreadable:
+            self._memory.report_error("an error of the endpoint is not read", unreadable)
+        if not isinstance(error, openai.APIError):
+            return None
+        refused = isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ == "ConnectError"
+        kind = UnreachableError if refused else EndpointError
+        return kind(f"{where}{error}")
 
     # ---- the answer ----
 

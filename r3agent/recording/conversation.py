@@ -8,7 +8,7 @@ what they say.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 from r3agent.records.thinking import find_reasoning, split_thinking
@@ -20,7 +20,24 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 Key: TypeAlias = Callable[[Message], Any]
 
 
-def attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message]) -> dict[str, Any]:
+def attach_step(
+    tree: Trajectory, parent_id: str | None, steps: Sequence[str], messages: Sequence[Message]
+) -> dict[str, Any]:
+    """Find parent and request of a call of one try: the step that it continues, or else the last.
+
+    Args:
+        parent_id: parent of the first step.
+        steps: ids of the steps so far.
+    """
+    if not steps:
+        return attach(tree, parent_id, messages, among=[] if parent_id is None else None)
+    place = attach(tree, None, messages, among=steps)
+    return place if place.get("parent_id") else {"parent_id": steps[-1], "request": messages, "standalone": True}
+
+
+def attach(
+    tree: Trajectory, parent_id: str | None, messages: Sequence[Message], among: Collection[str] | None = None
+) -> dict[str, Any]:
     """Find parent and request of a call: the parent with the longest conversation that `messages` continue.
 
     If they continue it word for word, the request is what comes after it. If the thinking was dropped from them, or
@@ -28,8 +45,10 @@ def attach(tree: Trajectory, parent_id: str | None, messages: Sequence[Message])
 
     Args:
         parent_id: the parent, if it is known.
+        among: ids of the spans that can be the parent; default: all.
     """
-    parents = [span for span in reversed(tree.spans) if parent_id in (None, span.span_id)]  # of equal ones, the last
+    spans = [span for span in reversed(tree.spans) if among is None or span.span_id in among]  # of equal ones, the last
+    parents = [span for span in spans if parent_id in (None, span.span_id)]
     depths = {span.span_id: len(tree.path(span)) for span in parents}
     found: tuple[int, dict[str, Any]] | None = None
     for parent in sorted(parents, key=lambda span: -depths[span.span_id]):

@@ -16,8 +16,9 @@ from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
 from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
-from r3agent.recording.conversation import attach
+from r3agent.recording.conversation import attach, attach_step
 from r3agent.recording.recorder import Recorder
+from r3agent.recording.terms import CallTerms
 from r3agent.records.json_values import any_text, json_value
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
@@ -44,7 +45,7 @@ class Episode:
     _keys: set[str] = field(default_factory=set, init=False)
     """API keys of the clients, which are never recorded."""
     _spans: list[Span] = field(default_factory=list, init=False)
-    _finishers: list[Callable[[], None]] = field(default_factory=list, init=False)
+    _finishers: list[tuple[SpanScope | None, Callable[[], None]]] = field(default_factory=list, init=False)
     _called: bool = field(default=False, init=False)
     _n_lost: int = field(default=0, init=False)
     """Number of its calls without a span: they failed, or cannot be recorded."""
@@ -55,6 +56,14 @@ class Episode:
     _blocks: list[Block] = field(default_factory=list, init=False)
     """Open `with` blocks: the episode ends with the last one."""
     _first: Block | None = field(default=None, init=False)
+
+    @classmethod
+    def seeded(cls, tree: Trajectory, recorder: Recorder | None = None, out: str | Path | None = None) -> Episode:
+        """Make an episode that goes on where a trajectory ends; without `recorder` and `out` it stays in memory."""
+        fields = {name: value for name, value in tree if name not in ("task", "spans", "error")}
+        episode = cls(tree.task, recorder, out, fields)
+        episode._spans = list(tree.spans)
+        return episode
 
     # ---- called by the traced code ----
 
@@ -72,7 +81,35 @@ class Episode:
         if label not in get_args(Label):
             raise ConfigError(f"span({label!r}): the label must be one of {', '.join(get_args(Label))}")
         above = None if parent is None else self._find(parent)
-        scope = SpanScope(label, above and above.span_id)
+        with self._entered(SpanScope(label, above and above.span_id)) as scope:
+            yield scope
+
+    @contextmanager
+    def one_try(
+        self, label: Label, *, parent: SpanRef | None = None, terms: CallTerms | None = None
+    ) -> Generator[SpanScope]:
+        """Record all calls in a block as the steps of one try, in whatever thread or task that inherits it.
+
+        A call that continues the conversation of an earlier step becomes its child, any other that of the last step.
+
+        Args:
+            parent: parent of the first step; default: it is a root of the tree.
+            terms: applied to each call.
+
+        Raises:
+            ConfigError: the label is not that of a try, or the parent is not a span of this episode.
+        """
+        if label not in ("attempt", "retry"):
+            raise ConfigError(f"one_try({label!r}): the label must be attempt or retry")
+        above = None if parent is None else self._find(parent)
+        with self._entered(SpanScope(label, above and above.span_id, one_try=True, terms=terms)) as scope:
+            try:
+                yield scope
+            finally:
+                self.end(scope)
+
+    @contextmanager
+    def _entered(self, scope: SpanScope) -> Generator[SpanScope]:
         if self.closed:
             self.warn(ENDED)
             yield scope
@@ -82,6 +119,19 @@ class Episode:
             yield scope
         finally:
             leave(block)
+
+    def end(self, scope: SpanScope) -> None:
+        """End a try: record its streams as far as they were read; later calls are not recorded."""
+        with self._lock:
+            finishers = [finish for owner, finish in self._finishers if owner is scope]
+            self._finishers = [(owner, finish) for owner, finish in self._finishers if owner is not scope]
+            for finish in finishers:
+                finish()
+            scope.ended = True
+
+    def spans_of(self, scope: SpanScope) -> tuple[Span, ...]:
+        """Return the spans that were sampled in a block."""
+        return tuple(span for span in self._spans if span.span_id in scope.span_ids)
 
     def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
         """Set the verdict on a try, by default the last one.
@@ -157,11 +207,11 @@ class Episode:
             self._n_lost += 1
             self._is_try_lost |= scope is None or scope.label != "reflect"
 
-    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], key: str) -> None:
+    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], keys: Iterable[str]) -> None:
         """Register a call; the first call defines the task, unless `trace` got one."""
         with self._lock:
             self._called = True
-            self._keys |= {key} if key else set()
+            self._keys |= {key for key in keys if key}
             if self._task is None:
                 self._task = Task.model_validate({"messages": messages, "tools": tools})
 
@@ -171,16 +221,20 @@ class Episode:
         scope: SpanScope | None,
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]],
+        purpose: str | None = None,
     ) -> None:
         """Add the generations of a call as spans."""
         with self._lock:
-            place = attach(self.trajectory, scope and scope.parent_id, messages)
+            if scope is not None and scope.one_try:
+                place = attach_step(self.trajectory, scope.parent_id, scope.span_ids, messages)
+            else:
+                place = attach(self.trajectory, scope and scope.parent_id, messages)
             if any(message.get("role") == "assistant" for message in place["request"]) and not place.get("standalone"):
                 self.warn(
                     "a conversation continues with an answer that was not recorded: another client gave it, or the "
                     "application wrote it"
                 )
-            place["label"] = "attempt" if scope is None else scope.label
+            place |= {"label": "attempt" if scope is None else scope.label, "purpose": purpose}
             self._is_try_lost &= place["label"] == "reflect"
             same_tools = list(self.trajectory.task.tools) == list(tools)
             for generation in generations:
@@ -192,10 +246,13 @@ class Episode:
                 self._spans.append(span)
                 if scope is not None:
                     scope.span_ids.append(span.span_id)
+                    if scope.one_try:  # further choices are steps too, so that the record has one try
+                        place |= {"parent_id": span.span_id, "request": messages, "standalone": True}
 
-    def at_end(self, finish: Callable[[], None]) -> None:
-        """Call `finish` at the end of the episode, e.g. to record a stream that was not read to its end."""
-        self._finishers.append(finish)
+    def at_end(self, finish: Callable[[], None], scope: SpanScope | None = None) -> None:
+        """Call `finish` at the end of the try or the episode, e.g. to record a stream that was not read to its end."""
+        with self._lock:
+            self._finishers.append((scope, finish))
 
     # ---- beginning and end ----
 
@@ -222,7 +279,7 @@ class Episode:
                 self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
             if self._blocks:
                 return
-            for finish in self._finishers:
+            for _, finish in self._finishers:
                 finish()
             self.closed = True
         if self.missed:

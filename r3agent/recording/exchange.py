@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from r3agent.errors import PolicyError
 from r3agent.http.body import ErrorBody, find_error, read_body
 from r3agent.http.errors import text_refusal
 from r3agent.http.refusal import refused_fields
@@ -19,6 +20,7 @@ from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
+from r3agent.recording.terms import OTHER
 from r3agent.records import versions
 from r3agent.records.json_values import json_value
 
@@ -78,12 +80,18 @@ class Memory:
 class Exchange:
     """One request and its record.
 
+    The terms of the scope are applied to it: `base_url` and `headers` are where and how it is to be sent.
+
     Args:
         body: JSON of the request.
         extra: further fields that the sender adds to the body itself.
+        base_url: base URL that the sender would use.
         key: secret of the request, which is never recorded.
         version: policy version of a served name that has none.
         tokens: request logprobs, token ids, and the usage when streaming.
+
+    Raises:
+        StepLimitError: the try may make no further call.
     """
 
     def __init__(
@@ -99,13 +107,29 @@ class Exchange:
         version: str | None = None,
         tokens: bool = True,
     ) -> None:
-        self._request = {**body, **(extra or {})}
-        self.is_stream = bool(self._request.get("stream"))
+        request = {**body, **(extra or {})}
+        self.is_stream = bool(request.get("stream"))
+        self._terms = terms = None if scope is None else scope.terms
+        self._purpose: str | None = None
+        self.headers: Mapping[str, str] | None = None
+        """Headers for the server of the policy; `None` for the sender's own server."""
+        filled: dict[str, Any] = {}
+        if terms is not None:
+            index = terms.count()
+            if terms.means_policy(request.get("model")):
+                body, filled = {**body, "model": terms.model}, terms.filled(request, index)
+                version = terms.version or version
+                if terms.base_url is not None:
+                    base_url, self.headers = terms.base_url, terms.headers
+            else:
+                self._purpose, tokens = OTHER, False
+        self.base_url = base_url
         self._memory = memory
         self._subject = Subject(base_url, str(body.get("model")))
         left_out = {*(extra or ()), *memory.refused.get(self._subject, ())}
-        wanted = wanted_fields(body, is_stream=self.is_stream) if tokens else {}
-        self._written = body
+        wanted = (wanted_fields(body, is_stream=self.is_stream) if tokens else {}) | filled
+        self._filled = frozenset(filled)
+        self._written, self._extra = body, dict(extra or {})
         self.added = {field: value for field, value in wanted.items() if field not in left_out}
         """Fields of `body` that are not as the sender wrote them, and whose effect on the answer it must not see."""
         self._episode, self._scope, self._version = episode, scope, version
@@ -119,9 +143,9 @@ class Exchange:
         self.has_begun = False
         """True if a stream has said something."""
         # Copy the messages as sent: the application may modify its list afterwards.
-        sent = json_value([body.get("messages"), self._request.get("tools") or []])
+        sent = json_value([body.get("messages"), request.get("tools") or []])
         self._messages, self._tools = sent
-        episode.begin(self._messages, self._tools, key)
+        episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())])
 
     # ---- the request ----
 
@@ -146,7 +170,8 @@ class Exchange:
         has_taken = self._subject in self._memory.taken
         if not named and (status in INNOCENT or (status in UNREMEMBERED and has_taken)):
             return False
-        out = named or {*self.added}
+        if not (out := named or {*self.added} - self._filled):
+            return False
         self._is_remembered &= bool(named) or not (status in UNREMEMBERED or has_taken)
         self.added = {field: value for field, value in self.added.items() if field not in out}
         self._left_out |= out
@@ -173,10 +198,16 @@ class Exchange:
         is_known = self.has_begun or self._subject in self._memory.taken
         return not is_known and self.repeats(400, ErrorBody("no answer"))
 
-    def fail(self) -> None:
+    def fail(self, why: PolicyError | None = None) -> None:
         """Note that the request failed, which its sender sees."""
         self._assembly = None
+        self.note(why)
         self._episode.lose(self._scope)
+
+    def note(self, failure: PolicyError | None) -> None:
+        """Tell the try why the endpoint of the policy failed, or that it answered."""
+        if self._terms is not None and self._purpose is None:
+            self._terms.failure = failure
 
     # ---- the answer ----
 
@@ -207,7 +238,7 @@ class Exchange:
         """Return True if the answer is there, also if more of its stream may come, and is not recorded yet."""
         if self._read is not None or self._assembly is None:
             return self._read is not None
-        n = self._request.get("n") or 1
+        n = {**self._written, **self._extra}.get("n") or 1
         return not self._assembly.is_broken_off and len(self._assembly.body["choices"]) >= n
 
     def finish(self) -> None:
@@ -252,7 +283,8 @@ class Exchange:
 
     def settle(self) -> None:
         """Remember what the endpoint takes once it has answered."""
-        if self.added:
+        self.note(None)
+        if self.added.keys() - self._filled:
             self._memory.taken.add(self._subject)
         if self._left_out and self._is_remembered:
             self._memory.refused.setdefault(self._subject, set()).update(self._left_out)
@@ -263,23 +295,26 @@ class Exchange:
     def _record(self, read: Callable[[], Any]) -> None:
         try:
             answer = read()
-            answered = answer.get("model") or self.body["model"]
+            sent = {**self.body, **self._extra, "messages": self._messages}
+            answered = answer.get("model") or sent["model"]
             common = {
                 "model": answered,
                 "policy_version": versions.served_version(answered) or self._version or versions.BASE,
-                "sampling": {key: self._request[key] for key in sorted(SAMPLING_FIELDS & self._request.keys())},
+                "sampling": {key: sent[key] for key in sorted((SAMPLING_FIELDS | self._filled) & sent.keys())},
                 "latency_s": self._latency_s,
             }
             choices = answer["choices"]
-            request = {**self._request, "messages": self._messages}
-            sampled = generations(answer, common, len(choices), request)
-            if any(choice.get("finish_reason") is None for choice in choices):
-                cut = {"capability": "eval-only", "capability_note": CUT, "logprobs": None}
-                sampled = [generation.model_copy(update=cut) for generation in sampled]
-            if self._episode.closed:
-                self._episode.warn("an answer is not recorded: it came after the trace had ended")
+            sampled = generations(answer, common, len(choices), sent)
+            flaw = CUT if any(choice.get("finish_reason") is None for choice in choices) else None
+            if self._purpose is not None:
+                flaw = f"{self._purpose}: {answered!r} is not the policy"
+            if flaw is not None:
+                lowered = {"capability": "eval-only", "capability_note": flaw, "logprobs": None}
+                sampled = [generation.model_copy(update=lowered) for generation in sampled]
+            if self._episode.closed or (self._scope is not None and self._scope.ended):
+                self._episode.warn("an answer is not recorded: it came after its trace or try had ended")
             else:
-                self._episode.add(sampled, self._scope, self._messages, self._tools)
+                self._episode.add(sampled, self._scope, self._messages, self._tools, self._purpose)
         except Exception as error:  # the sender has the answer whatever happens here
             self._lose("a chat completion is not recorded", error)
 

@@ -13,9 +13,10 @@ from typing import Any, TypeVar, cast
 
 import openai
 
-from r3agent.errors import ConfigError
-from r3agent.recording.blocks import current, lose_call, why_none
+from r3agent.errors import ConfigError, StepLimitError
+from r3agent.recording.blocks import Block, SpanScope, current, lose_call, why_none
 from r3agent.recording.call import RecordedCall
+from r3agent.recording.episode import Episode
 from r3agent.recording.exchange import Memory
 from r3agent.recording.streams import observed, observed_async
 from r3agent.recording.wrappers import keep_wrappers
@@ -29,7 +30,7 @@ RAW = "x-stainless-raw-response"
 """Header by which the SDK marks `with_raw_response` and `with_streaming_response`."""
 
 SOURCE = "_r3agent_source"
-"""Attribute of an instrumented client: the client that it is a copy of."""
+"""Attribute of an instrumented client: the client that it is a copy of, and the arguments of `_instrument`."""
 
 
 def instrument(client: Client, *, version: str | None = None, tokens: bool = True) -> Client:
@@ -55,8 +56,14 @@ def instrument(client: Client, *, version: str | None = None, tokens: bool = Tru
     return _instrument(client, version, tokens, Memory())
 
 
-def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) -> Any:
-    source = vars(client).get(SOURCE, client)
+def bind(client: Client, episode: Episode, scope: SpanScope) -> Client:
+    """Copy a client; the copy records its calls as those of `scope`, also in threads that are in no trace."""
+    _, version, tokens, memory = vars(client).get(SOURCE, (client, None, True, Memory()))
+    return _instrument(client, version, tokens, memory, Block(episode, scope, outer=None, around=None, frame=None))
+
+
+def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory, bound: Block | None = None) -> Any:
+    source, *_ = vars(client).get(SOURCE, (client,))
     try:
         copied = cast(Any, source.copy())
     except TypeError as error:
@@ -66,8 +73,10 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
     def begin(path: str, body: Any, options: Mapping[str, Any]) -> RecordedCall | None:
         try:
             return start(path, body, options)
+        except StepLimitError:
+            raise
         except Exception as error:  # not a chat completion; leave the decision to the endpoint
-            if (block := current()) is not None:
+            if (block := bound or current()) is not None:
                 block.episode.lose(block.scope)
             memory.report_error("a chat completion is not recorded", error)
             return None
@@ -75,11 +84,14 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
     def start(path: str, body: Any, options: Mapping[str, Any]) -> RecordedCall | None:
         if path not in ("/chat/completions", *UNRECORDED) or not isinstance(body, Mapping):
             return None
-        if (block := current()) is None:
+        if (block := bound or current()) is None:
             if (why := why_none()) is not None:
                 lose_call()
                 message = "%s in %s: a call is not recorded: %s"
                 memory.report(why, message, path, threading.current_thread().name, why)
+            return None
+        if block.scope is not None and block.scope.ended:
+            block.episode.warn("a call is not recorded: its try had ended; wait for it inside of the try")
             return None
         fault = None
         if path in UNRECORDED:
@@ -99,7 +111,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
             return await plain_post(path, body=body, options=options, **rest)
 
         async def send() -> Any:
-            return await plain_post(path, body=call.body, options=options, **rest)
+            return await plain_post(call.url(path), body=call.body, options=call.options(options), **rest)
 
         if rest.get("stream"):
             rest["stream_cls"] = observed_async(call, None if _raw(options) else send)
@@ -108,7 +120,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
                 answer = await send()
             except Exception as error:
                 if not call.forgives(error):
-                    call.fail()
+                    call.fail_with(error)
                     raise
             else:
                 if not call.refuses(answer):
@@ -120,7 +132,7 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
             return plain_post(path, body=body, options=options, **rest)
 
         def send() -> Any:
-            return plain_post(path, body=call.body, options=options, **rest)
+            return plain_post(call.url(path), body=call.body, options=call.options(options), **rest)
 
         if rest.get("stream"):
             rest["stream_cls"] = observed(call, None if _raw(options) else send)
@@ -129,18 +141,18 @@ def _instrument(client: Any, version: str | None, tokens: bool, memory: Memory) 
                 answer = send()
             except Exception as error:
                 if not call.forgives(error):
-                    call.fail()
+                    call.fail_with(error)
                     raise
             else:
                 if not call.refuses(answer):
                     return call.take(answer)
 
     def copy(**settings: Any) -> Any:
-        return _instrument(source.copy(**settings), version, tokens, memory)
+        return _instrument(source.copy(**settings), version, tokens, memory, bound)
 
     copied.post = apost if isinstance(client, openai.AsyncOpenAI) else post
     copied.copy = copied.with_options = copy
-    setattr(copied, SOURCE, source)
+    setattr(copied, SOURCE, (source, version, tokens, memory))
     keep_wrappers(client, copied)
     return copied
 

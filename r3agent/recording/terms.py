@@ -1,0 +1,77 @@
+"""Terms of the model calls of one try: where the policy is served, and how it is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from r3agent.errors import PolicyError, StepLimitError
+from r3agent.http.errors import MIN_SECRET
+from r3agent.records.sampling import LIMITS
+
+OTHER = "another model"
+"""Purpose of a call that asks a model other than the policy."""
+
+
+@dataclass(kw_only=True)
+class CallTerms:
+    """Terms of one try, which instrumented clients and the gateway apply to each of its calls.
+
+    A call of the policy goes to the version that is pinned here. A call of any other model goes out as it is.
+    """
+
+    names: frozenset[str]
+    """Names by which the application asks for the policy, besides `model`."""
+    model: str
+    """Served name."""
+    base_url: str | None = None
+    """Base URL of its server; `None` for the one that the client has."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Headers of the requests to `base_url`, with the key; never recorded."""
+    version: str | None = None
+    """Version of a served name that has none."""
+    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of a request that the application left out."""
+    seeds: Callable[[int], int | None] | None = None
+    """Seed of the i-th call of the try, if the application gives none."""
+    max_steps: int | None = None
+    """Maximum number of model calls."""
+    failure: PolicyError | None = field(default=None, init=False)
+    """Why the last call failed; `None` if it was answered."""
+    n_calls: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def secrets(self) -> list[str]:
+        """Values of the headers, which no record may quote."""
+        values = [value.removeprefix("Bearer ") for value in self.headers.values()]
+        return [value for value in values if len(value) >= MIN_SECRET]
+
+    def means_policy(self, model: object) -> bool:
+        """Return True for a name of the policy; a request without a model means it too."""
+        return model is None or model == self.model or model in self.names
+
+    def count(self) -> int:
+        """Count a call, and return its index in the try.
+
+        Raises:
+            StepLimitError: there were `max_steps` before it.
+        """
+        with self._lock:
+            if self.max_steps is not None and self.n_calls >= self.max_steps:
+                self.failure = StepLimitError(
+                    f"max_steps = {self.max_steps}: the try asks for another model call; raise max_steps, or let the "
+                    "agent stop earlier"
+                )
+                raise self.failure
+            self.n_calls += 1
+            return self.n_calls - 1
+
+    def filled(self, request: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """Return the fields that a request of the policy leaves out."""
+        seed = None if self.seeds is None else self.seeds(index)
+        fields = {**self.sampling, **({} if seed is None else {"seed": seed})}
+        own = {*request, *(LIMITS if request.keys() & {*LIMITS} else ())}
+        return {name: value for name, value in fields.items() if name not in own}
