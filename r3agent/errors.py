@@ -16,6 +16,7 @@
     |   |       `-- ContentFilterError ... which the endpoint's content filter refuses
     |   |-- ProtocolError      the endpoint's response is not an OpenAI response
     |   `-- StepLimitError     a try asked for more model calls than it may make
+    |-- AgentError             an application's agent raised, or its program failed; says nothing about the model
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
     |-- TrainingError          training failed, or the rows cannot be trained on
     `-- DeployError            the weights did not reach the server; the live pointer did not move
@@ -122,6 +123,10 @@ class ProtocolError(PolicyError):
 
 class StepLimitError(PolicyError):
     """A try asked for more model calls than it may make; the call was not sent."""
+
+
+class AgentError(R3Error):
+    """An application's agent raised, or its program failed; says nothing about the model."""
 
 
 class VerifierError(R3Error):

@@ -10,6 +10,7 @@ from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.records.trajectory import Generation
+from r3agent.verifiers.interface import takes_environment
 
 
 def check_policy(policy: object) -> None:
@@ -53,7 +54,8 @@ def check_verifier(verifier: object) -> None:
             f"verifier = {shorten(verifier)}: it is no callable (task, answer) -> bool; pass your own, "
             f"or r3agent.verifiers.find_verifier({name})"
         )
-    if fault := _misfit(verifier, None, ""):
+    arguments = (None, "", None) if takes_environment(verifier) else (None, "")
+    if fault := _misfit(verifier, *arguments):
         raise ConfigError(
             f"verifier = {shorten(verifier)}: it does not take (task, answer): {fault}; write def check(task, answer)"
         )

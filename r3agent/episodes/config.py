@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from typing_extensions import TypedDict
@@ -36,6 +36,25 @@ class EpisodeOptions(TypedDict, total=False):
     sampling: Sampling | None
     reflect_sampling: Sampling | None
     cut_off: CutOff
+    max_steps: int
+    try_timeout_s: float | None
+    agent_errors: AgentErrors
+
+
+AgentErrors: TypeAlias = Literal["raise", "record"]
+"""Treatment of an agent that raises."""
+
+AGENT_SETTINGS = ("max_steps", "try_timeout_s", "agent_errors")
+"""Settings that only tries of an agent or with tools have."""
+
+
+class AgentLimits(Record):
+    """Limits of a try of an agent or with tools."""
+
+    max_steps: int = Field(default=16, ge=1)
+    """Maximum number of model calls in a try; a try that needs more fails."""
+    try_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Time limit of a try, in seconds; a try that takes longer fails. `None` for none."""
 
 
 class EpisodeLimits(Record):
@@ -74,7 +93,7 @@ class EpisodePrompts(Record):
         return value
 
 
-class EpisodeConfig(EpisodeLimits, EpisodePrompts):
+class EpisodeConfig(EpisodeLimits, AgentLimits, EpisodePrompts):
     """Settings of one graph."""
 
     sampling: Sampling | None = None
@@ -87,6 +106,9 @@ class EpisodeConfig(EpisodeLimits, EpisodePrompts):
     cut_off: CutOff = "fail"
     """Treatment of an answer that was cut off at max_tokens or by a content filter: it fails, or with `judge` the
     verifier judges the part that is there, for tasks whose answers have no end."""
+    agent_errors: AgentErrors = "raise"
+    """Treatment of an agent that raises: `raise` lets the error through, to the application; `record` stores it with
+    the try, which has no verdict then, and goes on with the others, as `collect` does."""
 
     @field_validator("sampling", "reflect_sampling", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ cost is that after an error the current step is repeated as a whole, except for 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -21,6 +21,8 @@ from langgraph.runtime import get_runtime
 from typing_extensions import Unpack
 
 from r3agent._util.aio import run_sync
+from r3agent.episodes.agents.base import Environment
+from r3agent.episodes.agents.tries import TryRunner
 from r3agent.episodes.collaborators import check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, warn_of_edited_output
@@ -29,6 +31,7 @@ from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, me
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
+from r3agent.verifiers.interface import takes_environment
 
 T = TypeVar("T")
 
@@ -39,6 +42,9 @@ def build_graph(
     *,
     policy: Policy,
     verifier: Verifier,
+    agent: object | None = None,
+    tools: Sequence[Any] = (),
+    environment: Environment | None = None,
     stream: bool = False,
     **options: Unpack[EpisodeOptions],
 ) -> StateGraph[EpisodeState, EpisodeContext, EpisodeInput, EpisodeOutput]:
@@ -48,13 +54,19 @@ def build_graph(
     `ainvoke` work. A run overrides limits and sampling with `context={...}`: see `EpisodeContext`.
 
     Args:
+        policy: model of the tries and the reflections; with an agent, the model that the agent asks.
+        agent: maker of the tries: a LangChain or LangGraph runnable of messages, a function `(messages, client)`, or a
+            `Program`; see `r3agent.episodes.agents`. Default: a try is one completion.
+        tools: functions, LangChain tools or MCP servers: a try is a loop of completions and tool calls.
+        environment: factory `(task) -> async context manager` of the world of each try, for agent, tools and verifier.
         stream: sample with streaming requests, for callers that show tokens as they arrive; see
             `r3agent.episodes.token_stream`.
         options: fields of `EpisodeConfig`: the limits `max_attempts`, `reflections`, `retries` and `blind_retries`;
             the templates `reflect_prompt`, `retry_prompt` and `blind_retry_prompt`; `sampling` and `reflect_sampling`.
 
     Raises:
-        ConfigError: `policy` cannot sample or stream; `verifier` does not take a task and an answer; a limit is not an
+        ConfigError: `policy` cannot sample or stream; `verifier` does not take a task and an answer; `agent` is none of
+            the above, or there are tools too; a limit is not an
             integer or out of range; a sampling is not a `Sampling`; or a prompt is not a template or uses an unknown
             variable.
 
@@ -73,6 +85,7 @@ def build_graph(
         config=config,
         templates=config.templates(),
         streamer=_streamer(policy) if stream else None,
+        runner=_runner(agent, tools, environment, verifier),
     )
 
     graph = StateGraph(
@@ -133,6 +146,21 @@ class AsyncNode(AsyncStep[Update]):
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
         return {**update, "lineage": lineage, "spans": spans}
+
+
+def _runner(
+    agent: object | None, tools: Sequence[Any], environment: Environment | None, verifier: Verifier
+) -> TryRunner | None:
+    """Return the runner of tries of several steps; `None` if a try is one completion in no world."""
+    if agent is None and not tools and environment is None:
+        if takes_environment(verifier):
+            raise ConfigError(
+                "the verifier takes an environment, and there is none; pass environment=, an agent or tools"
+            )
+        return None
+    from r3agent.episodes.agents.choice import choose_agent
+
+    return TryRunner(agent=choose_agent(agent, tools), environment=environment, verifier=verifier)
 
 
 def _streamer(policy: Policy) -> Streamer:

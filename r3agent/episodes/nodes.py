@@ -11,15 +11,16 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from r3agent._util.templates import Template
+from r3agent.episodes.agents.tries import TryRunner
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.renderings import Rendered, Renderer
+from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
 from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
 from r3agent.errors import ConversationError
 from r3agent.policy import Pinnable, Policy, Sampling, sampling_of
-from r3agent.records.prompts import NOT_RUN
-from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory, Verdict
+from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
@@ -41,6 +42,8 @@ class Nodes:
     sample: int = 0
     """Index of the episode among several of its task."""
     renderer: Renderer = field(default_factory=Renderer)
+    runner: TryRunner | None = None
+    """Runner of an agent's tries; without one, a try is one completion."""
 
     def under(self, context: object) -> Nodes:
         """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
@@ -50,21 +53,26 @@ class Nodes:
 
     async def attempt(self, state: EpisodeState) -> Update:
         tree = Trajectory(task=task_of(state))
-        return _update(await self._sample(state, tree, None, "attempt", 1))
+        return await _grow(self._drawings(state, tree, None, "attempt", 1))
 
     async def verify(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
-        waiting = [span for span in tree.spans if span.label != "reflect" and span.verdict is None]
+        waiting = [t for t in tree.tries if t.verdict is None and t.error is None]
+        if self.runner is not None and self.runner.judges:
+            waiting = []  # a verdict that is still missing is pending
         verdicts = await judge(self.verifier, tree.task, waiting, cut_off=self.config.cut_off)
-        judged = {s.span_id: s.model_copy(update={"verdict": v}) for s, v in zip(waiting, verdicts, strict=True)}
+        judged = {
+            t.last.span_id: t.last.model_copy(update={"verdict": v}) for t, v in zip(waiting, verdicts, strict=True)
+        }
         spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
         tree = tree.changed(spans=spans, sample=self.sample)
-        answer, frontier = tree.answer, self._frontier(tree)
-        assert answer is not None  # `tree_of` requires an attempt
+        final, frontier = tree.final or tree.tries[0], self._frontier(tree)
+        if tree.attempt is not None and tree.attempt.error is not None:
+            tree = tree.changed(error=tree.attempt.error)
         return {
             **_update(judged.values()),
-            "answer": str(Answer.of(answer.message)),
-            "passed": answer.passed,
+            "answer": str(Answer.of(final.message)),
+            "passed": final.passed,
             "frontier": [span.span_id for span in frontier],
             **({} if frontier else {"trajectory": tree.model_dump(mode="json")}),
         }
@@ -73,82 +81,90 @@ class Nodes:
         tree = tree_of(state)
         n = self.config.reflections  # a run's context may have none where an edit of the state led here
         return await _grow(
-            partial(self._sample, state, tree, failed, "reflect", n) for failed in frontier_of(state, tree) if n
+            drawing
+            for failed in frontier_of(state, tree)
+            if n
+            for drawing in self._drawings(state, tree, failed, "reflect", n)
         )
 
     async def retry(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
         frontier = frontier_of(state, tree)
         guided = [
-            partial(self._sample, state, tree, reflection, "retry", self.config.retries)
+            drawing
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
+            for drawing in self._drawings(state, tree, reflection, "retry", self.config.retries)
         ]
         blind = [
-            partial(self._sample, state, tree, failed, "retry", self.config.blind_retries, is_blind=True)
+            drawing
             for failed in frontier
             if self.config.blind_retries
+            for drawing in self._drawings(state, tree, failed, "retry", self.config.blind_retries)
         ]
         return await _grow([*guided, *blind])
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
-        """List the failed tries that may be retried; none once a try has passed.
+        """List the last spans of the failed tries that may be retried; none once a try has passed.
 
         If there are reflections, blind retries are only a control: they are not retried, and a pass does not count. A
         try whose conversation was refused is not retried, because a longer one would be refused too.
         """
-        tries = [s for s in tree.spans if s.label != "reflect" and not (self.config.reflections and tree.is_blind(s))]
-        if any(s.passed for s in tries):
+        tries = [t for t in tree.tries if not (self.config.reflections and t.is_blind)]
+        if any(t.passed for t in tries):
             return []
-        failed = [s for s in tries if s.passed is False]  # a try with a pending verdict has not failed
         return [
-            s
-            for s in failed
-            if not tree.children(s) and not s.refused and self._n_tries(tree, s) < self.config.max_attempts
+            t.last
+            for t in tries
+            if t.passed is False  # one with a pending verdict has not failed
+            and not tree.children(t.last)
+            and not t.refused
+            and self._n_tries(tree, t.last) < self.config.max_attempts
         ]
 
     @staticmethod
     def _n_tries(tree: Trajectory, span: Span) -> int:
-        return sum(s.label != "reflect" for s in tree.path(span))
+        return len({tree.try_of(s).first.span_id for s in tree.path(span) if s.label != "reflect"})
 
-    async def _sample(
-        self,
-        state: EpisodeState,
-        tree: Trajectory,
-        parent: Span | None,
-        label: Label,
-        n: int,
-        *,
-        is_blind: bool = False,
-    ) -> list[Span]:
-        """Sample `n` children of `parent`.
+    def _drawings(
+        self, state: EpisodeState, tree: Trajectory, parent: Span | None, label: Label, n: int
+    ) -> list[Drawing]:
+        """Return what draws `n` children of `parent`: one request for all, or one run for each try of an agent."""
+        request = self._request(state, tree, parent, label)
+        if self.runner is None or label == "reflect":
+            return [partial(self._sample, tree, request, n)]
+        return [partial(self._run, self.runner, tree, request, choice) for choice in range(n)]
 
-        A conversation that the endpoint refuses for its text, or one after such a refusal, makes failed tries without
-        an answer: the policy's own text made it too long. Only if it is the task alone, the error passes through. A
-        reflection that was cut off before any answer makes such tries too: there is nothing to retry with.
-        """
-        messages, request = list(tree.task.messages), ()
+    def _request(self, state: EpisodeState, tree: Trajectory, parent: Span | None, label: Label) -> SpanRequest:
+        messages, appended = list(tree.task.messages), ()
         if parent is not None:
-            turn, prompt = parent.turn, self.templates["blind_retry_prompt" if is_blind else f"{label}_prompt"]
-            # OpenAI's API requires an answer to every tool call before the conversation continues.
-            unrun = [
-                {"role": "tool", "tool_call_id": c.get("id", ""), "content": NOT_RUN}
-                for c in turn.get("tool_calls", ())
-            ]
-            request = (*unrun, {"role": "user", "content": prompt.render(**self._prompt_values(tree, parent))})
-            messages = [*tree.prompt(parent), turn, *request]
+            template = self.templates["blind_retry_prompt" if is_blind(label, parent) else f"{label}_prompt"]
+            appended = appended_after(tree, parent, template.render(**self._prompt_values(tree, parent)))
+            messages = [*tree.prompt(parent), parent.turn, *appended]
         sampling = self._sampling(label)
         if sampling is not None:
             branch = () if tree.parent_id is None else (tree.trajectory_id,)  # it does not draw what it left again
-            place = tree.position(parent), "blind_retry" if is_blind else label, *branch
+            place = tree.position(parent), "blind_retry" if is_blind(label, parent) else label, *branch
             sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
-        slots = SpanSlot.siblings(n, label, parent and parent.span_id)
-        if parent is not None and parent.refused:
-            why = f"{parent.finish_reason}: the conversation was refused: so was its parent's"
-            return [_refused(slot, parent, request, sampling, str(parent.finish_reason), why) for slot in slots]
-        if parent is not None and parent.label == "reflect" and parent.unanswered:
-            why = f"no whole reflection: {parent.unfinished}"
-            return [_refused(slot, parent, request, sampling, "no_reflection", why) for slot in slots]
+        return SpanRequest(label, parent, messages, appended, sampling)
+
+    async def _run(self, runner: TryRunner, tree: Trajectory, request: SpanRequest, choice: int) -> list[Span]:
+        """Run one try of an agent."""
+        if (obstacle := request.obstacle) is not None:
+            return [request.refused(slot, obstacle) for slot in request.slots(1)]
+        sampling = request.sampling and request.sampling.for_choice(choice)
+        policy = self._policy_of(tree)
+        return await runner.run(tree, request._replace(sampling=sampling), policy=policy, config=self.config)
+
+    async def _sample(self, tree: Trajectory, request: SpanRequest, n: int) -> list[Span]:
+        """Sample `n` children with one request.
+
+        A conversation that the endpoint refuses for its text makes failed tries without an answer: the policy's own
+        text made it too long. Only if it is the task alone, the error passes through.
+        """
+        slots, label, messages, sampling = request.slots(n), request.label, request.messages, request.sampling
+        if (obstacle := request.obstacle) is not None:
+            return [request.refused(slot, obstacle) for slot in slots]
         policy = self._policy_of(tree)
 
         async def ask(rendered: Rendered) -> list[Generation]:
@@ -160,11 +176,11 @@ class Nodes:
         try:
             generations, sent = await self.renderer.send(ask, messages, tree.task.tools, may_call=label != "reflect")
         except ConversationError as error:
-            if parent is None:
+            if request.parent is None:
                 raise
-            why = f"{error.finish_reason}: the conversation was refused: {error}"
-            return [_refused(slot, parent, request, sampling, error.finish_reason, why) for slot in slots]
-        place = {"label": label, "request": request}
+            refusal = Refusal(error.finish_reason, f"{error.finish_reason}: the conversation was refused: {error}")
+            return [request.refused(slot, refusal) for slot in slots]
+        place = {"label": label, "request": request.appended}
         if sent.messages != messages:
             place |= {"request": sent.messages, "standalone": True}
         return [
@@ -183,40 +199,21 @@ class Nodes:
         """Collect the template variables of a prompt that follows `parent`, a failed try or a reflection on one."""
         failed = tree.parent(parent) if parent.label == "reflect" else parent
         assert failed is not None  # the parent of a reflection is a try
-        answer = Answer.of(failed.message)
+        a_try = tree.try_of(failed)
+        answer = Answer.of(a_try.message)
         return {
             "task": {"messages": tree.task.messages, "tools": tree.task.tools},
             "answer": str(answer),
             "thinking": answer.thinking,
-            "feedback": (failed.verdict and failed.verdict.feedback) or "",
+            "feedback": (a_try.verdict and a_try.verdict.feedback) or "",
             "attempt": self._n_tries(tree, failed),
             "reflection": str(Answer.of(parent.message)) if parent.label == "reflect" else "",
         }
 
     def _policy_of(self, tree: Trajectory) -> Policy:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
-        began = tree.attempt
+        began = tree.spans[0] if tree.spans else None
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
-
-
-def _refused(
-    slot: SpanSlot, parent: Span, request: Sequence[Message], sampling: Sampling | None, reason: str, why: str
-) -> Span:
-    """Make the span of a generation that does not exist, and fail it if it is a try."""
-    return Span(
-        span_id=slot.span_id,
-        parent_id=slot.parent_id,
-        label=slot.label,
-        request=tuple(request),
-        text="",
-        model=parent.model,
-        policy_version=parent.policy_version,
-        sampling={} if sampling is None else sampling.model_dump(mode="json"),
-        finish_reason=reason,
-        completion_tokens=0,
-        capability_note=f"no generation: {reason}",
-        verdict=Verdict.failed(why) if slot.label == "retry" else None,
-    )
 
 
 def _without_calls(sampling: Sampling | None) -> Sampling:

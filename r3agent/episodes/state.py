@@ -81,7 +81,7 @@ class Lineage(TypedDict):
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
     spans: Annotated[list[Json], merge_spans]
-    """Spans of all episodes of the thread, in order; each `attempt` begins a new episode."""
+    """Spans of all episodes of the thread, in order; each `attempt` without a parent begins a new episode."""
     frontier: list[str]
     """Ids of the failed tries that may be retried: `verify` sets them, the router and the other nodes read them."""
     lineage: NotRequired[Lineage]
@@ -128,13 +128,18 @@ def task_of(state: EpisodeState) -> Task:
 
 def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
     """Count the episodes of the thread before `tree`, so that a task that is asked again is not drawn alike."""
-    return sum(span["label"] == "attempt" for span in state.get("spans", ())) - (tree.attempt is not None)
+    return sum(map(_is_root, state.get("spans", ()))) - (tree.attempt is not None)
+
+
+def _is_root(span: Json) -> bool:
+    """Return True for the first span of an episode; the other steps of its first try are attempts too."""
+    return span.get("label") == "attempt" and span.get("parent_id") is None
 
 
 def spans_of(state: EpisodeState) -> list[Json]:
     """Return the spans of the last episode of the thread."""
     spans = state.get("spans") or []
-    roots = [i for i, span in enumerate(spans) if _id_of(span) and span.get("label") == "attempt"]
+    roots = [i for i, span in enumerate(spans) if _id_of(span) and _is_root(span)]
     if not roots:
         raise ConfigError("the state has no attempt: run the graph from its start, or add a span with that label")
     return spans[roots[-1] :]

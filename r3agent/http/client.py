@@ -72,6 +72,11 @@ class ClientSettings:
         self.api_key = (self.api_key or "").strip() or None
         self._headers = self._read_headers()
 
+    @property
+    def all_headers(self) -> Mapping[str, str]:
+        """Headers of every request, with the key."""
+        return self._headers
+
     def open(self) -> httpx.Client:
         with _proxies():
             return httpx.Client(**self._arguments())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field, field_validator, model_validator
 
@@ -157,4 +157,25 @@ class Pinnable(Protocol):
 
     def pinned(self, model: str) -> Policy:
         """Return this policy pinned to the version that answered as `model`, as long as it is served."""
+        ...
+
+
+class Route(NamedTuple):
+    """Way of a request to the model that a policy samples from."""
+
+    base_url: str
+    model: str
+    """Served name."""
+    headers: Mapping[str, str]
+    """Headers with the key, which are never recorded."""
+    version: str | None
+    """Policy version that answers there, if it is known."""
+
+
+@runtime_checkable
+class Routed(Protocol):
+    """Policy whose model others can ask too, as an application's agent does."""
+
+    async def route(self) -> Route:
+        """Return where requests go at present."""
         ...

@@ -66,6 +66,11 @@ class Endpoint:
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of every request, with the key."""
+        return dict(self._settings.all_headers)
+
     async def post(self, path: str, body: dict[str, Any]) -> TimedContent:
         """Post `body` and return the content of the response.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from r3agent.errors import ConfigError
+from r3agent.records import versions
 from r3agent.store.registry import Registry
 
 LIVE = "live"
@@ -88,6 +89,44 @@ class WeightVersion:
         self._running, self._next = self._next, None
         self.last = await self._ask()
         return self.last
+
+
+class Answered:
+    """Version that answered a request, from the served name and the weights that the server names.
+
+    Args:
+        fixed: version of a bare name, if neither the name nor the server tells it.
+    """
+
+    def __init__(self, fixed: str | None) -> None:
+        self._fixed = fixed
+        self._named: set[str] = set()
+        """Base URLs of servers that have named the version of their weights."""
+
+    def version(
+        self, target: Target, own_url: str, served_name: str, before: str | None, after: str | None
+    ) -> str | None:
+        """Return the version; `None` if nobody knows it.
+
+        Args:
+            own_url: base URL of a target that has none.
+            before: version that the server named before the request; `None` if it named none, or was not asked.
+            after: the same, after the request; vLLM answers "default" until the first deploy after its start.
+        """
+        url = target.base_url or own_url
+        if name := versions.served_version(served_name):
+            return name
+        if before != after:
+            return None
+        if versions.is_version(after):
+            self._named.add(url)
+            return after
+        if target.in_place and url in self._named:
+            return None  # it has restarted, and may have any weights
+        expected = self._fixed or target.version or versions.BASE
+        if after is not None and self._fixed is None and expected != versions.BASE:
+            return None  # it has started after the deploy of the live version
+        return expected
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -25,9 +25,9 @@ from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import has_key
 from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
-from r3agent.policy.base import Sampling
+from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoint import Endpoint
-from r3agent.policy.live import LIVE, LivePolicy, Target, WeightVersion, has_weights_in_place
+from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, WeightVersion, has_weights_in_place
 from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, read_body, shift_choices
 from r3agent.records import versions
@@ -82,8 +82,7 @@ class OpenAIPolicy(Shared):
         self._pin: str | None = None
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
-        self._named: set[str] = set()
-        """Base URLs of servers that have named the version of their weights."""
+        self._answered = Answered(version)
         self._settings: dict[str, Any] = {
             "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
@@ -128,9 +127,7 @@ class OpenAIPolicy(Shared):
         """
         body: dict[str, Any] = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
         settings = sampling or self.sampling
-        target = await self._target()
-        if self._pin is not None:
-            target = target._replace(model=self._pin)
+        target = await self._pinned_target()
         try:
             drawings = await self._complete(target, body, settings, n, on_delta)
         except (AccessError, EndpointError):
@@ -158,6 +155,18 @@ class OpenAIPolicy(Shared):
         if version is None and target.in_place and self._registry is not None:
             version = self._registry.live
         return f"{target.model}@{version}" if version else target.model
+
+    async def route(self) -> Route:
+        """Return where requests go at present, for an application's own client.
+
+        Raises:
+            ConfigError: nothing is live.
+        """
+        target = await self._pinned_target()
+        endpoint = self._endpoint(target)
+        now = await self._weight_version(endpoint).now() if target.in_place else None
+        version = self._answered.version(target, self.base_url, target.model, now, now)
+        return Route(endpoint.base_url, target.model, endpoint.headers, version)
 
     def pinned(self, model: str) -> OpenAIPolicy:
         """Return this policy pinned to the version that answered as `model`, for the rest of an episode."""
@@ -232,7 +241,7 @@ class OpenAIPolicy(Shared):
             served_name = str(answer.get("model") or target.model)
             common = {
                 "model": target.model,
-                "policy_version": self._version_of(target, served_name, before, after),
+                "policy_version": self._answered.version(target, self.base_url, served_name, before, after),
                 "sampling": sampling,
                 "latency_s": round(latency_s, 4),
             }
@@ -251,6 +260,10 @@ class OpenAIPolicy(Shared):
     def _terms_of(self, target: Target) -> Terms:
         url, name = target.base_url or self.base_url, versions.base_name(target.model)
         return self._terms.setdefault((url, name), Terms(f"{redact_url(url)}, model {name!r}"))
+
+    async def _pinned_target(self) -> Target:
+        target = await self._target()
+        return target if self._pin is None else target._replace(model=self._pin)
 
     async def _target(self) -> Target:
         return self._fixed if self._live is None else await self._live.target()
@@ -272,25 +285,3 @@ class OpenAIPolicy(Shared):
         if endpoint.base_url not in of_loop:
             of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
         return of_loop[endpoint.base_url]
-
-    def _version_of(self, target: Target, served_name: str, before: str | None, after: str | None) -> str | None:
-        """Return the version that answered; `None` if nobody knows it.
-
-        Args:
-            before: version that the server named before the request; `None` if it named none, or was not asked.
-            after: the same, after the request; vLLM answers "default" until the first deploy after its start.
-        """
-        url = target.base_url or self.base_url
-        if name := versions.served_version(served_name):
-            return name
-        if before != after:
-            return None
-        if versions.is_version(after):
-            self._named.add(url)
-            return after
-        if target.in_place and url in self._named:
-            return None  # it has restarted, and may have any weights
-        expected = self._version or target.version or versions.BASE
-        if after is not None and self._version is None and expected != versions.BASE:
-            return None  # it has started after the deploy of the live version
-        return expected

@@ -85,8 +85,8 @@ class Try(NamedTuple):
 
     @property
     def unfinished(self) -> Unfinished | None:
-        """Return why the try has no whole answer; `None` if it has one."""
-        return self.last.unfinished
+        """Return why the try has no whole answer; `None` if it has one, or an agent gave one."""
+        return None if self.last.answer is not None else self.last.unfinished
 
     @property
     def refused(self) -> bool:
@@ -98,6 +98,14 @@ class Try(NamedTuple):
         """Assistant message with the answer."""
         answer = self.last.answer
         return self.last.message if answer is None else {"role": "assistant", "content": answer}
+
+    @property
+    def messages(self) -> list[Message]:
+        """Messages after the first step's prompt: answers, results of their tool calls, and what the agent added."""
+        messages = [self.first.message]
+        for step in self.steps[1:]:
+            messages += [*([] if step.standalone else step.request), step.message]
+        return messages
 
     @property
     def completion_tokens(self) -> int | None:

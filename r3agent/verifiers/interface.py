@@ -1,11 +1,13 @@
 """The interface of a verifier: any callable `(task, answer) -> bool | float | Verdict | PENDING`, sync or async.
 
 A sync verifier runs in a thread. `answer` is the text of the reply after its thinking, which is `answer.thinking`; its
-tool calls are `answer.tool_calls`. Both arguments are copies of what is recorded. A boolean or score can be a scalar of
-NumPy or PyTorch. If a verifier raises or returns anything else, the episode has an error that says
-nothing about the model. A verifier that keeps connections has an async `aclose`. One that must load something first may
-have a `warm_up`, which the audit calls before it measures time. `PENDING` leaves the try without a verdict: it is not
-retried, and `r3agent label` adds the verdict later.
+tool calls are `answer.tool_calls`, and `answer.messages` are those of an agent's try: its answers, tool calls and their
+results. Both arguments are copies of what is recorded. A third argument, `environment`, is the world of an agent's try,
+or what the try left behind; see `r3agent.episodes.agents`. A boolean or score can be a scalar of NumPy or PyTorch. If a
+verifier raises or returns anything else, the episode has an error that says nothing about the model. A verifier that
+keeps connections has an async `aclose`. One that must load something first may have a `warm_up`, which the audit calls
+before it measures time. `PENDING` leaves the try without a verdict: it is not retried, and `r3agent label` adds the
+verdict later.
 
 An answer that was cut off, at `max_tokens` or by a content filter, fails without asking the verifier.
 """
@@ -29,7 +31,7 @@ from r3agent._util.messages import explain
 from r3agent.errors import VerifierError
 from r3agent.records.json_values import plain
 from r3agent.records.thinking import find_reasoning, split_thinking
-from r3agent.records.trajectory import Message, Span, Task, Verdict
+from r3agent.records.trajectory import Message, Span, Task, Try, Verdict
 
 
 class Pending(Enum):
@@ -50,6 +52,8 @@ class Answer(str):
     tool_calls: tuple[dict[str, Any], ...] = ()
     thinking: str = ""
     """Thinking from a separate field of the response, or from `<think>…</think>` at the start of the text."""
+    messages: tuple[Message, ...] = ()
+    """Messages of an agent's try after its prompt: answers, tool calls, their results, and the last answer."""
 
     @classmethod
     def of(cls, message: Message) -> Answer:
@@ -62,31 +66,46 @@ class Answer(str):
         return answer
 
 
-Verifier: TypeAlias = Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
+Verifier: TypeAlias = (
+    Callable[[Task, Answer], Judgement | Awaitable[Judgement]]
+    | Callable[[Task, Answer, Any], Judgement | Awaitable[Judgement]]
+)
 
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 CutOff: TypeAlias = Literal["fail", "judge"]
 """Treatment of an answer that was cut off: it fails, or the verifier judges the part that is there."""
 
 
 async def judge(
-    verifier: Verifier, task: Task, spans: Sequence[Span], *, cut_off: CutOff = "fail"
+    verifier: Verifier,
+    task: Task,
+    tries: Sequence[Span | Try],
+    *,
+    cut_off: CutOff = "fail",
+    environment: Any = None,
 ) -> list[Verdict | None]:
-    """Return a verdict for each span, `None` if it is pending.
+    """Return a verdict for each try, `None` if it is pending.
 
-    An async verifier is called for all spans concurrently, a sync one for one after another, in a thread.
+    An async verifier is called for all tries concurrently, a sync one for one after another, in a thread.
+
+    Args:
+        environment: third argument of a verifier that takes one.
 
     Raises:
         VerifierError: the verifier raised, or returned something that is not a judgement.
     """
-    whole = [span for span in spans if cut_off == "judge" or not span.unfinished]
+    whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
-    messages = deepcopy([span.message for span in whole])
-    given = [(task.model_copy(deep=True), Answer.of(message)) for message in messages]
+    given = [(task.model_copy(deep=True), _answer_of(tries[i])) for i in whole]
+    called: Callable[..., Judgement | Awaitable[Judgement]] = verifier
+    if takes_environment(verifier):
+        called = partial(_with_environment, verifier, environment)
 
     def call() -> list[Judgement | Awaitable[Judgement]]:
         with _as_verifier_error(verifier, task):
-            return [verifier(*arguments) for arguments in given]
+            return [called(*arguments) for arguments in given]
 
     async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
         with _as_verifier_error(verifier, task):
@@ -94,15 +113,37 @@ async def judge(
             return None if settled is PENDING else verdict_of(settled)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
-    # One thread for all spans, because a thread costs more than a verdict; episodes still run concurrently.
+    # One thread for all tries, because a thread costs more than a verdict; episodes still run concurrently.
     judgements = call() if is_async or not whole else await asyncio.to_thread(call)
     verdicts = await gather_all(settle(judgement) for judgement in judgements)
-    by_id = dict(zip((span.span_id for span in whole), verdicts, strict=True))
-    return [by_id[span.span_id] if span.span_id in by_id else _cut_off(span) for span in spans]
+    found = dict(zip(whole, verdicts, strict=True))
+    return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
 
 
-def _cut_off(span: Span) -> Verdict:
+def takes_environment(verifier: Callable[..., Any]) -> bool:
+    """Return True if a verifier has a third positional parameter that is required, or named `environment`."""
+    try:
+        parameters = [p for p in inspect.signature(verifier).parameters.values() if p.kind in POSITIONAL]
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+    third = parameters[2] if len(parameters) > 2 else None
+    return third is not None and (third.name == "environment" or third.default is third.empty)
+
+
+def _with_environment(verifier: Callable[..., Any], environment: Any, task: Task, answer: Answer) -> Any:
+    return verifier(task, answer, environment)
+
+
+def _answer_of(a_try: Span | Try) -> Answer:
+    answer = Answer.of(deepcopy(a_try.message))
+    if isinstance(a_try, Try):
+        answer.messages = tuple(deepcopy(a_try.messages))
+    return answer
+
+
+def _cut_off(a_try: Span | Try) -> Verdict:
     """Fail an answer that is not whole, and say where it ends."""
+    span = a_try.last if isinstance(a_try, Try) else a_try
     if span.unfinished == "content_filter":
         return Verdict.failed("cut off by the endpoint's content filter")
     sampled = f" after {span.completion_tokens} tokens" if span.completion_tokens else ""

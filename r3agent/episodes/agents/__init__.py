@@ -1,0 +1,1 @@
+"""Agents: what produces a try of several steps."""
