@@ -5,6 +5,7 @@ A dialect has no sockets: the gateway hands it the bodies of requests and answer
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -26,8 +27,16 @@ class Event(NamedTuple):
     @property
     def wire(self) -> bytes:
         """Bytes of the event in a `text/event-stream`."""
-        data = self.data.encode() if isinstance(self.data, str) else orjson.dumps(self.data)
+        data = self.data.encode() if isinstance(self.data, str) else encode(self.data)
         return (b"" if self.name is None else b"event: %s\n" % self.name.encode()) + b"data: %s\n\n" % data
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """Write JSON, with numbers of any size and halves of characters, which orjson refuses."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return json.dumps(body).encode()
 
 
 class EventStream(Protocol):
@@ -128,4 +137,4 @@ def tokenize_request(chat: Mapping[str, Any]) -> Body:
 
 def estimate_tokens(chat: Mapping[str, Any]) -> int:
     """Estimate the tokens of a prompt by its length, for upstreams without `/tokenize`."""
-    return len(orjson.dumps([chat.get("messages"), chat.get("tools")])) // CHARACTERS_PER_TOKEN
+    return len(json.dumps([chat.get("messages"), chat.get("tools")], ensure_ascii=False)) // CHARACTERS_PER_TOKEN
