@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from benchmarks.bundled.tokenizer import MAX_NUMBER
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
@@ -64,16 +65,29 @@ def hint(step: Step) -> str:
     return f"Start with {step.left} {step.op} {step.right} = {step.value}"
 
 
-def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Message]:
+class Play(Protocol):
+    """Way to play a try from a first step on; with `aim` it reaches the target if it can, else it moves anywhere."""
+
+    def __call__(self, task: Task, first: Step, rng: random.Random, *, aim: bool) -> tuple[list[Message], int]:
+        """Return the messages of the try, and the value that it ends with."""
+        ...
+
+
+def written(task: Task, first: Step, rng: random.Random, *, aim: bool) -> tuple[list[Message], int]:
+    text, value = play(first, task.info["target"] if aim else None, rng)
+    return [assistant(text)], value
+
+
+def conversation(task: Task, mixture: Mixture, rng: random.Random, play_try: Play = written) -> list[Message]:
     """Make one conversation: an attempt and, if it is wrong, a reflection and a retry, or a blind retry."""
     numbers, target = tuple(task.info["numbers"]), task.info["target"]
     good = good_steps(numbers, target)
     every = first_steps(numbers)
 
-    def attempt() -> tuple[str, int]:
+    def attempt() -> tuple[list[Message], int]:
         if good and rng.random() < mixture.right_attempt:
-            return play(rng.choice(good), target, rng)
-        return play(rng.choice(every), None, rng)
+            return play_try(task, rng.choice(good), rng, aim=True)
+        return play_try(task, rng.choice(every), rng, aim=False)
 
     def reflection() -> Step:
         draw = rng.random()
@@ -84,14 +98,14 @@ def conversation(task: Task, mixture: Mixture, rng: random.Random) -> list[Messa
         return rng.choice(every)
 
     first_try, value = attempt()
-    messages = [*task.messages, assistant(first_try)]
+    messages = [*task.messages, *first_try]
     if value == target:
         return messages
     if rng.random() < mixture.blind:
-        return [*messages, user(BLIND_RETRY), assistant(attempt()[0])]
+        return [*messages, user(BLIND_RETRY), *attempt()[0]]
     step = reflection()
-    retry, _ = play(step, target, rng)
-    return [*messages, user(REFLECT), assistant(hint(step)), user(RETRY), assistant(retry)]
+    retry, _ = play_try(task, step, rng, aim=True)
+    return [*messages, user(REFLECT), assistant(hint(step)), user(RETRY), *retry]
 
 
 def user(content: str) -> Message:

@@ -1,7 +1,9 @@
-"""Train the bundled policy from scratch: `python -m benchmarks.bundled.pretrain --out DIR --seed 0`.
+"""Train a bundled policy: `python -m benchmarks.bundled.pretrain --game equation --out DIR --seed 0`.
 
-A Llama of under a million parameters learns Countdown conversations (`conversations.py`): to solve problems, then to
-reflect and to follow a reflection, and finally careless habits. Problems of the test split are never used.
+A Llama of under a million parameters learns Countdown conversations: to solve problems, then to reflect and to follow a
+reflection, and finally careless habits. It writes an equation (`conversations.py`) or, with `--game steps`, it calls a
+tool for each step (`steps.py`) and begins with the weights of the other policy. Problems of the test split are never
+used.
 """
 
 from __future__ import annotations
@@ -11,18 +13,20 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, Mixture, conversation
+from benchmarks.bundled import steps
+from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, Mixture, Play, conversation, written
 from benchmarks.bundled.tokenizer import END_ID, PAD_ID, build_tokenizer
 from r3agent.records.trajectory import Message, Task
+from r3agent.store.models import BUNDLED_DIR
 from r3agent.tasks.countdown import generate, make_task
 
 logger = logging.getLogger(__name__)
@@ -44,9 +48,29 @@ LESSONS = (
     Lesson(SKILL, 1000, lr=1.2e-3, final_lr=3e-4),
     Lesson(HABITS, 200, lr=3e-4, final_lr=1e-4),
 )
+LESSONS_IN_STEPS = (
+    Lesson(SOLVE, 250, lr=1.5e-3, final_lr=5e-4),
+    Lesson(SKILL, 450, lr=1.2e-3, final_lr=3e-4),
+    Lesson(HABITS, 120, lr=3e-4, final_lr=1e-4),
+)
 WARMUP_STEPS = 30
 N_PROBLEMS = 5200
 """Number of training problems; the train split has few more with numbers to 15 and targets to 100."""
+
+
+class Game(NamedTuple):
+    """Game that a policy learns."""
+
+    build_tokenizer: Callable[[], PreTrainedTokenizerFast]
+    play: Play
+    lessons: Sequence[Lesson]
+    teacher: Path | None = None
+    """Policy whose weights it begins with."""
+
+
+EQUATION = Game(build_tokenizer, written, LESSONS)
+STEPS = Game(steps.build_tokenizer, steps.play, LESSONS_IN_STEPS, BUNDLED_DIR)
+GAMES = {"equation": EQUATION, "steps": STEPS}
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -64,6 +88,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=PAD_ID,
     )
     return LlamaForCausalLM(config)
+
+
+def begin_with(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Path) -> None:
+    """Copy a policy's weights, and its embeddings of the tokens that both know or that mean the same."""
+    weights = LlamaForCausalLM.from_pretrained(teacher).state_dict()
+    known = AutoTokenizer.from_pretrained(teacher).get_vocab()
+    embeddings_VD = model.get_input_embeddings().weight.detach().clone()
+    for token, i in tokenizer.get_vocab().items():
+        if (meaning := steps.MEANINGS.get(token, token)) in known:
+            embeddings_VD[i] = weights["model.embed_tokens.weight"][known[meaning]]
+    model.load_state_dict({**weights, "model.embed_tokens.weight": embeddings_VD, "lm_head.weight": embeddings_VD})
 
 
 def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -86,7 +121,7 @@ class Encoder:
         ids: list[int] = []
         mask: list[bool] = []
         for message in messages:
-            content = self._ids(f"{message['content']} <|end|>")
+            content = self._ids(f"{steps.text_of(message)} <|end|>")
             ids += [*self._ids(f"<|{message['role']}|>"), *content]
             mask += [False, *([message["role"] == "assistant"] * len(content))]
         return ids, mask
@@ -98,11 +133,11 @@ class Encoder:
 
 
 def batches(
-    encode: Encoder, mixture: Mixture, tasks: list[Task], rng: random.Random
+    encode: Encoder, mixture: Mixture, tasks: list[Task], rng: random.Random, play: Play
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield ids and loss masks of shape (BATCH, T), padded right, without end."""
     while True:
-        rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng)) for _ in range(BATCH)]
+        rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng, play)) for _ in range(BATCH)]
         length = max(len(ids) for ids, _ in rows)
         ids_BT = torch.full((BATCH, length), PAD_ID)
         mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
@@ -142,16 +177,18 @@ def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Te
             logger.info("step %d/%d loss %.4f %.0f s", step, lesson.n_steps, loss.item(), time.monotonic() - start)
 
 
-def pretrain(out: Path, *, seed: int = 0, lessons: Sequence[Lesson] = LESSONS) -> None:
-    """Train from scratch and save to `out` after each lesson."""
+def pretrain(out: Path, *, seed: int = 0, game: Game = EQUATION, lessons: Sequence[Lesson] | None = None) -> None:
+    """Train a policy and save it to `out` after each lesson."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = game.build_tokenizer()
     model = build_model(tokenizer)
+    if game.teacher is not None:
+        begin_with(model, tokenizer, game.teacher)
     tasks = list(generate(N_PROBLEMS, seed=seed, max_number=15, max_target=100))
-    for number, lesson in enumerate(lessons, start=1):
-        logger.info("lesson %d of %d", number, len(lessons))
-        data = batches(Encoder(tokenizer), lesson.mixture, tasks, random.Random(f"{seed}:{number}"))
-        teach(model, lesson, data)
+    for number, lesson in enumerate(lessons or game.lessons, start=1):
+        logger.info("lesson %d of %d", number, len(lessons or game.lessons))
+        encode = Encoder(tokenizer)
+        teach(model, lesson, batches(encode, lesson.mixture, tasks, random.Random(f"{seed}:{number}"), game.play))
         untied(model).save_pretrained(out)
         tokenizer.save_pretrained(out)
 
@@ -161,5 +198,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--game", choices=GAMES, default="equation")
     options = parser.parse_args()
-    pretrain(options.out, seed=options.seed)
+    pretrain(options.out, seed=options.seed, game=GAMES[options.game])

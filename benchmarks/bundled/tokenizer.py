@@ -6,6 +6,9 @@ as long as its key words are present.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -24,9 +27,14 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIAL, *SYMBOLS, *WORDS, *map(str, range(MAX_NUMBER + 1))]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    pattern = rf"\d+|</?answer>|[-+*/()=]|\b(?:{'|'.join(WORDS)})\b"
+    return tokenizer_of(SYMBOLS, WORDS, CHAT_TEMPLATE)
+
+
+def tokenizer_of(symbols: Sequence[str], words: Sequence[str], template: str) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of the special tokens, symbols, words and numbers; where symbols overlap, the first is read."""
+    entries = [*SPECIAL, *symbols, *words, *map(str, range(MAX_NUMBER + 1))]
+    tokenizer = Tokenizer(WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token="<unk>"))
+    pattern = rf"\d+|{'|'.join(map(re.escape, symbols))}|\b(?:{'|'.join(words)})\b"
     tokenizer.pre_tokenizer = Split(Regex(pattern), behavior="removed", invert=True)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -37,5 +45,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = template
     return fast

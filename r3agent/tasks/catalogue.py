@@ -47,6 +47,7 @@ SOURCES: dict[str, ShippedSource] = {
     "bfcl:CATEGORY": ShippedSource("r3agent.tasks.bfcl:load", verifier="function_call", finite=True),
     "countdown": ShippedSource("r3agent.tasks.countdown:generate", verifier="countdown"),
     "countdown:FILE": ShippedSource("r3agent.tasks.countdown:load", verifier="countdown", finite=True),
+    "countdown_steps": ShippedSource("r3agent.tasks.countdown_steps:generate", verifier="countdown_steps"),
     "reasoning-gym:NAME": ShippedSource("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
     "hf:NAME": ShippedSource("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
     "xlam:FILE": ShippedSource("r3agent.tasks.xlam:load", verifier="function_call", finite=True),

@@ -20,6 +20,7 @@ from r3agent.verifiers.interface import Verifier
 VERIFIERS: dict[str, str] = {
     "code": "r3agent.verifiers.code:Code",
     "countdown": "r3agent.verifiers.countdown:countdown",
+    "countdown_steps": "r3agent.verifiers.countdown_steps:countdown_steps",
     "exact": "r3agent.verifiers.text:exact",
     "function_call": "r3agent.verifiers.function_call:function_call",
     "json_schema": "r3agent.verifiers.json_schema:JsonSchema",

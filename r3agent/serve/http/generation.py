@@ -19,6 +19,7 @@ from r3agent.serve.errors import APIError, json_response, server_error
 from r3agent.serve.http.prompts import chat_prompt, completion_prompt
 from r3agent.serve.http.protocol import ChatCompletionRequest, CompletionRequest, SamplingFields, parse
 from r3agent.serve.http.responses import Responses
+from r3agent.serve.http.tool_calls import calls_tools
 
 CLIENT_LEFT = Response(status_code=499)
 """Response for a client that has disconnected."""
@@ -41,7 +42,14 @@ class GenerationRoutes:
         model, adapter = self._resolve(body.model)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         request = self._request(body, chat_prompt(self._served, body), limit, adapter, body.top_logprobs)
-        responses = Responses(request, model, self._detokenizer, body.return_token_ids, body.logprobs)
+        responses = Responses(
+            request,
+            model,
+            self._detokenizer,
+            body.return_token_ids,
+            body.logprobs,
+            read_calls=calls_tools(self._served, body),
+        )
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(self._stream(self._events(request), responses, usage), lambda: self._cancel(request))

@@ -22,7 +22,7 @@ def chat_prompt(served: ServedModel, request: ChatCompletionRequest) -> list[int
     template = served.tokenizer.chat_template
     if template is None:
         raise APIError(f"model {served.name} has no chat template; use /v1/completions", param="messages")
-    tools = None if (request.model_extra or {}).get("tool_choice") == "none" else request.tools
+    tools = request.tools if request.offers_tools else None
     if tools and "tools" not in str(template):
         raise APIError(f"the chat template of model {served.name} has no place for tools", param="tools")
     if "chat_template" in request.chat_template_kwargs:

@@ -84,7 +84,7 @@ class SamplingFields(Body):
 
 
 class ChatCompletionRequest(SamplingFields):
-    """Chat completion. `tools` go to the chat template; there is no tool parser, so calls are returned as text."""
+    """Chat completion. `tools` go to the chat template; see `tool_calls.py` for the calls in a reply."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -95,6 +95,10 @@ class ChatCompletionRequest(SamplingFields):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = {}
+
+    @property
+    def offers_tools(self) -> bool:
+        return self.tools is not None and (self.model_extra or {}).get("tool_choice") != "none"
 
 
 class CompletionRequest(SamplingFields):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
-from r3agent.serve.engine.request import Chunk, GenerationRequest, PromptToken, SequenceState, TopLogprobs
+from r3agent.serve.engine.request import Chunk, FinishReason, GenerationRequest, PromptToken, SequenceState, TopLogprobs
 from r3agent.serve.engine.text import Detokenizer
+from r3agent.serve.http.tool_calls import CallReader
 
 
 @dataclass
@@ -25,8 +27,12 @@ class Responses:
     """Include token ids."""
     logprobs: bool
     """Include logprobs."""
+    read_calls: bool = False
+    """Read the replies for tool calls."""
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: uuid4().hex)
+    _readers: dict[int, CallReader] = field(default_factory=lambda: defaultdict(CallReader), init=False)
+    """Reader of each choice."""
 
     def _body(self, prefix: str, kind: str) -> dict[str, Any]:
         return {"id": f"{prefix}-{self.id}", "created": self.created, "model": self.model, "object": kind}
@@ -35,7 +41,7 @@ class Responses:
         return {
             "index": sequence.index,
             **content,
-            "finish_reason": sequence.finish_reason,
+            "finish_reason": self._finish_reason(sequence.index, sequence.finish_reason),
             "stop_reason": sequence.stop_reason,
             "token_ids": sequence.token_ids if self.token_ids else None,
         }
@@ -59,7 +65,7 @@ class Responses:
             "choices": [
                 self._choice(
                     sequence,
-                    message={"role": "assistant", "content": self._text(sequence)},
+                    message=self._message(sequence),
                     logprobs=self._chat_logprobs(sequence.token_ids, sequence.logprobs, sequence.top_logprobs),
                 )
                 for sequence in self.request.sequences
@@ -69,6 +75,26 @@ class Responses:
             "prompt_token_ids": self._prompt_token_ids(),
         }
 
+    def _message(self, sequence: SequenceState) -> dict[str, Any]:
+        text = self._text(sequence)
+        if not self.read_calls:
+            return {"role": "assistant", "content": text}
+        content, calls = self._readers[sequence.index].read(text, last=True)
+        called = {"content": content or None, "tool_calls": calls} if calls else {"content": content}
+        return {"role": "assistant", **called}
+
+    def _delta(self, chunk: Chunk) -> dict[str, Any]:
+        if not self.read_calls:
+            return {"content": chunk.text}
+        reader = self._readers[chunk.index]
+        earlier = reader.n_calls
+        content, calls = reader.read(chunk.text, last=chunk.finish_reason is not None)
+        called = {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls, earlier)]} if calls else {}
+        return {"content": content, **called}
+
+    def _finish_reason(self, index: int, reason: FinishReason | None) -> str | None:
+        return "tool_calls" if reason == "stop" and self._readers[index].n_calls else reason
+
     def chat_starts(self) -> Iterator[dict[str, Any]]:
         """Yield the first chunk of each choice: its role and the prompt."""
         for sequence in self.request.sequences:
@@ -77,7 +103,9 @@ class Responses:
 
     def chat_delta(self, chunk: Chunk) -> dict[str, Any]:
         logprobs = self._chat_logprobs(chunk.token_ids, chunk.logprobs, chunk.top_logprobs)
-        body = self._chat_chunk(chunk.index, {"content": chunk.text}, logprobs, chunk.finish_reason)
+        body = self._chat_chunk(
+            chunk.index, self._delta(chunk), logprobs, self._finish_reason(chunk.index, chunk.finish_reason)
+        )
         choice = body["choices"][0]
         choice["token_ids"] = list(chunk.token_ids) if self.token_ids else None
         if chunk.finish_reason is not None:
@@ -88,7 +116,7 @@ class Responses:
         """Make the last chunk, which has the usage."""
         return {**self._body("chatcmpl", "chat.completion.chunk"), "choices": [], "usage": self.usage()}
 
-    def _chat_chunk(self, index: int, delta: dict[str, str], logprobs: Any, finish: str | None) -> dict[str, Any]:
+    def _chat_chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._body("chatcmpl", "chat.completion.chunk"), "choices": [choice]}
 
