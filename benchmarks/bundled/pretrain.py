@@ -31,8 +31,6 @@ from r3agent.tasks.countdown import generate, make_task
 
 logger = logging.getLogger(__name__)
 
-BATCH = 256
-
 
 class Lesson(NamedTuple):
     """Training on one mixture for `n_steps` optimizer steps, with cosine decay from `lr` to `final_lr`."""
@@ -41,6 +39,7 @@ class Lesson(NamedTuple):
     n_steps: int
     lr: float
     final_lr: float
+    batch: int = 256
 
 
 LESSONS = (
@@ -50,8 +49,8 @@ LESSONS = (
 )
 LESSONS_IN_STEPS = (
     Lesson(SOLVE, 250, lr=1.5e-3, final_lr=5e-4),
-    Lesson(SKILL, 450, lr=1.2e-3, final_lr=3e-4),
-    Lesson(HABITS, 120, lr=3e-4, final_lr=1e-4),
+    Lesson(SKILL, 400, lr=1.2e-3, final_lr=3e-4, batch=128),
+    Lesson(HABITS, 120, lr=3e-4, final_lr=1e-4, batch=128),
 )
 WARMUP_STEPS = 30
 N_PROBLEMS = 5200
@@ -133,14 +132,17 @@ class Encoder:
 
 
 def batches(
-    encode: Encoder, mixture: Mixture, tasks: list[Task], rng: random.Random, play: Play
+    encode: Encoder, lesson: Lesson, tasks: list[Task], rng: random.Random, play: Play
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ids and loss masks of shape (BATCH, T), padded right, without end."""
+    """Yield ids and loss masks of shape (lesson.batch, T), padded right, without end."""
     while True:
-        rows = [encode(conversation(shuffled(rng.choice(tasks), rng), mixture, rng, play)) for _ in range(BATCH)]
+        rows = [
+            encode(conversation(shuffled(rng.choice(tasks), rng), lesson.mixture, rng, play))
+            for _ in range(lesson.batch)
+        ]
         length = max(len(ids) for ids, _ in rows)
-        ids_BT = torch.full((BATCH, length), PAD_ID)
-        mask_BT = torch.zeros(BATCH, length, dtype=torch.bool)
+        ids_BT = torch.full((lesson.batch, length), PAD_ID)
+        mask_BT = torch.zeros(lesson.batch, length, dtype=torch.bool)
         for i, (ids, mask) in enumerate(rows):
             ids_BT[i, : len(ids)] = torch.tensor(ids)
             mask_BT[i, : len(mask)] = torch.tensor(mask)
@@ -188,7 +190,7 @@ def pretrain(out: Path, *, seed: int = 0, game: Game = EQUATION, lessons: Sequen
     for number, lesson in enumerate(lessons or game.lessons, start=1):
         logger.info("lesson %d of %d", number, len(lessons or game.lessons))
         encode = Encoder(tokenizer)
-        teach(model, lesson, batches(encode, lesson.mixture, tasks, random.Random(f"{seed}:{number}"), game.play))
+        teach(model, lesson, batches(encode, lesson, tasks, random.Random(f"{seed}:{number}"), game.play))
         untied(model).save_pretrained(out)
         tokenizer.save_pretrained(out)
 
