@@ -31,12 +31,12 @@ class Event(NamedTuple):
         return (b"" if self.name is None else b"event: %s\n" % self.name.encode()) + b"data: %s\n\n" % data
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(value: Any) -> bytes:
     """Write JSON, with numbers of any size and halves of characters, which orjson refuses."""
     try:
-        return orjson.dumps(body)
+        return orjson.dumps(value)
     except TypeError:
-        return json.dumps(body).encode()
+        return json.dumps(value).encode()
 
 
 class EventStream(Protocol):
@@ -47,7 +47,7 @@ class EventStream(Protocol):
         ...
 
     def end(self) -> Iterator[Event]:
-        """Close the stream after the last chunk."""
+        """Close the stream after the last chunk; one without a finish reason has failed."""
         ...
 
     def fail(self, status: int, message: str, kind: str | None = None) -> Iterator[Event]:
@@ -67,7 +67,11 @@ class Dialect(Protocol):
         ...
 
     def from_chat(self, answer: Mapping[str, Any], request: Mapping[str, Any]) -> Body:
-        """Translate the whole answer to `request`, the client's own body."""
+        """Translate the whole answer to `request`, the client's own body.
+
+        Raises:
+            ProtocolError: it is not a chat completion.
+        """
         ...
 
     def stream(self, request: Mapping[str, Any]) -> EventStream:

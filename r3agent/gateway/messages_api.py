@@ -27,7 +27,7 @@ from r3agent.gateway.history import (
     read_part,
     tool_call,
 )
-from r3agent.gateway.translation import Kind, Translation
+from r3agent.gateway.translation import Kind, Tokens, Translation
 from r3agent.http.errors import text_refusal
 from r3agent.records.reply import as_json
 
@@ -217,7 +217,7 @@ class MessageStream(Translation):
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage({}),
+            "usage": _usage(None),
         }
 
     def fail(self, status: int, message: str, kind: str | None = None) -> Iterator[Event]:
@@ -230,7 +230,7 @@ class MessageStream(Translation):
         return self._event(type_, index=len(self.message["content"]) - 1, **fields)
 
     def _begin(self) -> Iterator[Event]:
-        self.message |= {"model": self.model or self.message["model"], "usage": _usage(self.usage)}
+        self.message |= {"model": self.model or self.message["model"], "usage": _usage(self.tokens)}
         yield self._event("message_start", message=dict(self.message, content=[]))
         yield self._event("ping")
 
@@ -270,7 +270,7 @@ class MessageStream(Translation):
         stop = {"stop_reason": self._stop_reason, "stop_sequence": None}
         if stop["stop_reason"] == "stop_sequence":
             stop["stop_sequence"] = self.stop_string
-        self.message |= {**stop, "usage": _usage(self.usage)}
+        self.message |= {**stop, "usage": _usage(self.tokens)}
         yield self._event("message_delta", delta=stop, usage=self.message["usage"])
         yield self._event("message_stop")
 
@@ -283,13 +283,12 @@ class MessageStream(Translation):
         return "end_turn" if self.stop_string is None else "stop_sequence"
 
 
-def _usage(usage: Mapping[str, Any]) -> Body:
+def _usage(tokens: Tokens | None) -> Body:
     """Translate the usage; Anthropic's input tokens are without those from the cache."""
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    prompt = usage.get("prompt_tokens") or 0
+    tokens = tokens or Tokens()
     return {
-        "input_tokens": max(prompt - cached, 0),
+        "input_tokens": max(tokens.prompt - tokens.cached, 0),
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": cached,
-        "output_tokens": usage.get("completion_tokens") or 0,
+        "cache_read_input_tokens": tokens.cached,
+        "output_tokens": tokens.sampled,
     }

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import orjson
-
 from r3agent._util.messages import shorten
 from r3agent.errors import ArgumentError, ContextLengthError
-from r3agent.gateway.dialect import Body, Event, error_kind, openai_error
+from r3agent.gateway.dialect import Body, Event, encode, error_kind, openai_error
 from r3agent.gateway.history import objects, only
 from r3agent.gateway.responses_input import CUSTOM, Name, encode_thinking, kept_tools, read_request, tool_names, wants
-from r3agent.gateway.translation import Kind, Translation
+from r3agent.gateway.translation import Kind, Tokens, Translation
 from r3agent.http.errors import text_refusal
 from r3agent.records.reply import as_json
 
@@ -86,7 +84,7 @@ class ResponsesApi:
         """Remember a response, unless the request says that it must not be stored."""
         if request.get("store") is False:
             return
-        items = orjson.dumps([*_items(request), *response["output"]])
+        items = encode([*_items(request), *response["output"]])
         self._turns[response["id"]] = _Turn(request.get("previous_response_id"), items)
         self._size += len(items)
         while self._size > self._limit:
@@ -97,13 +95,13 @@ class ResponsesApi:
         """Return the items up to a response."""
         items: list[Body] = []
         while response_id is not None:
-            if (turn := self._turns.get(response_id)) is None:
+            if (turn := self._turns.get(str(response_id))) is None:
                 raise ArgumentError(
                     f"previous_response_id = {shorten(response_id)}: this gateway does not remember that response (or "
                     "one before it): it was not stored, is of another server, or too long ago; send the whole history "
                     "as `input`"
                 )
-            items, response_id = [*orjson.loads(turn.items), *items], turn.previous
+            items, response_id = [*json.loads(turn.items), *items], turn.previous
         return items
 
 
@@ -234,7 +232,7 @@ class ResponseStream(Translation):
         self._remember(self._request, self.response)
 
     def _end(self, status: str, **fields: Any) -> Event:
-        self.response |= {"status": status, "usage": _usage(self.usage), **fields}
+        self.response |= {"status": status, "usage": _usage(self.tokens), **fields}
         return self._event(status, response=self.response)
 
     def _item_id(self, prefix: str) -> str:
@@ -264,16 +262,11 @@ def _custom_input(arguments: str) -> str:
     return text if isinstance(text, str) else arguments
 
 
-def _usage(usage: Mapping[str, Any]) -> Body | None:
-    if not usage:
-        return None
-    prompt, sampled = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    thinking = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    return {
-        "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": sampled,
-        "output_tokens_details": {"reasoning_tokens": thinking},
-        "total_tokens": prompt + sampled,
+def _usage(tokens: Tokens | None) -> Body | None:
+    return tokens and {
+        "input_tokens": tokens.prompt,
+        "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": 0},
+        "output_tokens": tokens.sampled,
+        "output_tokens_details": {"reasoning_tokens": tokens.thinking},
+        "total_tokens": tokens.prompt + tokens.sampled,
     }

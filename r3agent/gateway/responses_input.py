@@ -80,7 +80,8 @@ def read_request(body: Mapping[str, Any]) -> Body:
 
 def wants(body: Mapping[str, Any], what: str) -> bool:
     """Return True if a request's `include` has this name."""
-    return what in (body.get("include") or ())
+    included = body.get("include")
+    return isinstance(included, list) and what in included
 
 
 def tool_names(body: Mapping[str, Any]) -> dict[str, Name]:
@@ -226,7 +227,7 @@ def _read_tools(
 def _custom_tool(tool: Mapping[str, Any], namespace: str | None, where: str) -> Body:
     """Make the function, with one text as its parameter, that stands for a tool that takes a text."""
     grammar = mapping(tool.get("format"), f"{where}.format")
-    syntax = f"It must match this {grammar.get('syntax', '')} grammar:\n{grammar['definition']}"
+    syntax = f"It must match this {grammar.get('syntax')} grammar:\n{grammar.get('definition')}"
     described = {"type": "string", "description": syntax if grammar.get("definition") else "Text for this tool."}
     parameters = {"type": "object", "properties": {CUSTOM: described}, "required": [CUSTOM]}
     return function_tool(flat(tool.get("name"), namespace), {**tool, "strict": None}, parameters, where)

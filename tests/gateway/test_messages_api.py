@@ -135,6 +135,10 @@ def test_stream_that_fails_ends_with_an_error() -> None:
     (failed,) = stream.fail(502, "it is down")
     assert [name for name, _ in begun] == ["message_start", "ping", "content_block_start", "content_block_delta"]
     assert failed == ("error", {"type": "error", "error": {"type": "api_error", "message": "it is down"}})
+    for chunks, kind in (([], "api_error"), ([{"error": {"message": "busy", "code": 529}}], "overloaded_error")):
+        (*_, ended) = run(API.stream({}), chunks)
+        assert isinstance(ended.data, dict)
+        assert ended.data["error"]["type"] == kind
 
 
 def test_request_is_translated_field_by_field() -> None:

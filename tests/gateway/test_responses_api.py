@@ -137,7 +137,9 @@ def test_stream_keeps_calls_apart_that_come_interleaved() -> None:
         {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
         {"tool_calls": [{"index": 1, "function": {"arguments": " 1}"}}]},
     ]
-    response = read(run(ResponsesApi().stream({"input": ""}), [{"choices": [{"delta": delta}]} for delta in deltas]))
+    chunks = [{"choices": [{"delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+    response = read(run(ResponsesApi().stream({"input": ""}), chunks))
     items: list[Any] = response.output
     assert [(item.call_id, item.arguments) for item in items[:2]] == [("c1", "{}"), ("c2", '{"a": 1}')]
     assert response.output_text == "Hm."
@@ -158,6 +160,11 @@ def test_stream_tells_length_filter_and_failure() -> None:
         assert failed.status == "failed"
         assert failed.error is not None
         assert (failed.error.code, failed.error.message) == ("server_error", "it is down")
+    broken = chunked(completion(text)), [{"error": {"message": "out of memory", "code": 500}}]
+    for chunks, message in zip(broken, ("ended before the answer", "out of memory"), strict=True):
+        failed = read(run(api.stream({"input": ""}), list(chunks)[:2]))
+        assert failed.error is not None
+        assert message in failed.error.message
     (*_, too_long) = api.stream({"input": ""}).fail(400, "maximum context length is 8")
     assert isinstance(too_long.data, dict)
     assert too_long.data["response"]["error"]["code"] == "context_length_exceeded"
