@@ -142,7 +142,7 @@ class Turns:
 def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, Score]:
     from datasets import Dataset
 
-    from r3agent.train import TrainConfig
+    from r3agent.train import Row, TrainConfig
     from r3agent.train.grpo import OfflineGRPOTrainer
 
     case, n_completions = options.case, int(options.case.split("/")[2])
@@ -158,10 +158,11 @@ def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str
     dataset = Dataset.from_list(
         [
             {
+                **dict.fromkeys(Row._fields),
                 "group_id": str(i // n_completions),
+                "span_id": str(i),
                 "prompt_ids_P": row["prompt"],
                 "completion_ids_T": row["completion"],
-                "logprobs_T": None,
                 "reward": row["reward"],
                 "advantage": 1.0 if row["reward"] else -1.0,
             }

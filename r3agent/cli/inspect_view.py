@@ -39,7 +39,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
 
 
 def render(inspection: Inspection) -> str:
-    """Render the conversation, each span indented under its parent; without colours, with logprobs in brackets."""
+    """Render the conversation, each try indented under its parent; without colours, with logprobs in brackets."""
     console = Console(highlight=False, soft_wrap=True)
     colour = console.is_terminal and not console.no_color
     branch = "" if inspection.parent_id is None else f", a branch of {inspection.parent_id}"
@@ -58,7 +58,8 @@ def render(inspection: Inspection) -> str:
         text.append(f"error {inspection.error}\n")
     depths: dict[str | None, int] = {None: 0}
     for span in _by_branch(inspection.spans):
-        depths[span.span_id] = (depth := depths[span.parent_id]) + 1
+        is_step = span.try_id not in (None, span.span_id)
+        depths[span.span_id] = (depth := depths[span.parent_id] - is_step) + 1
         text.append(_messages(span.request, "  " * depth), "dim")
         text.append("  " * depth + _headline(span) + "\n", _style(span))
         text.append("  " * (depth + 1))
@@ -78,11 +79,16 @@ def _headline(span: InspectedSpan) -> str:
     if span.verdict is not None and span.verdict.by is not None:
         verdict += f" by {span.verdict.by}{'' if span.verdict.overruled is None else ', overruling the verifier,'}"
     credit = f"no credit: {span.no_credit}" if span.credit is None else f"credit {span.credit:+.2f}"
+    step = f" step of {span.try_id}" if span.try_id not in (None, span.span_id) else ""
+    call = f" ({span.purpose})" if span.purpose else ""
+    apart = f", a row of its own: {span.apart}" if span.apart else ""
+    failed = f", {span.error}" if span.error else ""
     earned = "" if span.reward is None else f", reward {span.reward:.2f}"
     further = f", distilled {span.distill:+.2f}" if span.distill is not None else ""
     leak = ", contains its retry's answer" if span.leaked else ""
     end = f", no whole answer: {span.unfinished}" if span.unfinished else ""
-    return f"{span.label}{verdict} {credit}{earned}{further}{leak}{end} [{span.policy_version}, {span.capability}]"
+    notes = f"{earned}{further}{apart}{leak}{end}{printable(failed)}"
+    return f"{span.label}{step}{printable(call)}{verdict} {credit}{notes} [{span.policy_version}, {span.capability}]"
 
 
 def _tokens(span: InspectedSpan, colour: bool) -> Text:
@@ -97,6 +103,8 @@ def _tokens(span: InspectedSpan, colour: bool) -> Text:
         text.append(f"{' = ' if span.tokens else ''}{printable(thought + span.text)}", _style(span))
     for call in span.tool_calls:
         text.append(f" {printable(str(call))}", _style(span))
+    if span.answer is not None:
+        text.append(f" answer: {printable(span.answer)}", _style(span))
     return text
 
 

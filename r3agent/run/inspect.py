@@ -9,7 +9,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, Verdict
 from r3agent.records.versions import BASE, is_version, version_number
-from r3agent.train import TrainConfig, credit_spans
+from r3agent.train import Row, TrainConfig, credit_spans
 from r3agent.train.lineage import lineage_of
 from r3agent.train.rows import stand_in
 from r3agent.train.tokenizer import TokenTexts, token_texts
@@ -26,10 +26,15 @@ class InspectedToken(Record):
 
 
 class InspectedSpan(Record):
-    """A span with its reward and credit. All of its tokens have the same label and credit."""
+    """A span with its reward and credit. All of its tokens have the same label and credit.
+
+    A step of a try has the try's reward and credit; only its own tokens are in `tokens`, and nothing between steps.
+    """
 
     span_id: str
     parent_id: str | None
+    try_id: str | None
+    """First span of its try; `None` for a reflection."""
     label: CreditLabel
     policy_version: str | None
     capability: str
@@ -39,12 +44,23 @@ class InspectedSpan(Record):
     """The thinking, if the server returned it in a separate field."""
     tool_calls: tuple[dict[str, object], ...]
     verdict: Verdict | None
+    answer: str | None
+    """The agent's answer, if it is not the text."""
+    error: str | None
+    """Error that ended the try."""
+    purpose: str | None
+    """Purpose of a call that is not the policy's."""
     reward: float | None
     """Reward from the label's source in `train.credit`, or from the label's default source."""
     credit: float | None
     """Advantage of the span when training on this run's trajectories; `None` if it is not trained on."""
     no_credit: str | None
-    """Reason why it is not trained on: one of `train.report.REMEDIES`, or `not credited`."""
+    """Reason why it is not trained on: one of `train.remedies.REMEDIES` or `not credited`. A call in a try that is
+    trained on may be `not_the_policy` or `refused`."""
+    row: int | None
+    """Index, among the rows of its try, of the one that trains it."""
+    apart: str | None
+    """Reason why it begins a further row of its try: one of `train.chains.APART`."""
     distill: float | None
     """Weight of this retry as an answer to the first try's prompt."""
     leaked: bool
@@ -81,7 +97,16 @@ def inspect_trajectory(
         trajectories, config=config, version=version, lineage=lineage, retokenise=stand
     )
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
-    credit = {row.span_id: row for row in own if row.label != "distill"}
+    by_unit: dict[str, list[Row]] = {}
+    for row in own:
+        if row.label != "distill":
+            by_unit.setdefault(row.span_id, []).append(row)
+    credit = {
+        step_id: (number, row)
+        for rows_of_try in by_unit.values()
+        for number, row in enumerate(rows_of_try)
+        for step_id in row.step_ids or [row.span_id]
+    }
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
     reasons = {
         d.span_id: d.reason for d in dropped if d.trajectory_id == trajectory.trajectory_id and d.label != "distill"
@@ -90,15 +115,26 @@ def inspect_trajectory(
 
     def inspected(span: Span) -> InspectedSpan:
         label = credit_label(trajectory, span)
-        row = credit.get(span.span_id)
+        try_id = None if span.label == "reflect" else trajectory.try_of(span).first.span_id
+        number, row = credit.get(span.span_id, (None, None))
+        if (unit := try_id or span.span_id) in by_unit:
+            no_credit = "not_the_policy" if span.purpose else "refused"
+        else:
+            no_credit = reasons.get(unit, "not credited")
         return InspectedSpan(
             **span.model_dump(include=COPIED),
+            try_id=try_id,
             tool_calls=span.tool_calls,
             verdict=span.verdict,
+            answer=span.answer,
+            error=_error(span),
+            purpose=span.purpose,
             label=label,
             reward=reward(trajectory, span, config.credit.get(label)) if row is None else row.reward,
             credit=None if row is None else row.advantage,
-            no_credit=None if row is not None else reasons.get(span.span_id, "not credited"),
+            no_credit=no_credit if row is None else None,
+            row=number,
+            apart=row.apart if row and span.span_id == (row.step_ids or [row.span_id])[0] else None,
             distill=distill.get(span.span_id),
             leaked=(trajectory.trajectory_id, span.span_id) in leaked,
             unfinished=span.unfinished,
@@ -109,11 +145,15 @@ def inspect_trajectory(
         trajectory_id=trajectory.trajectory_id,
         parent_id=trajectory.parent_id,
         task=trajectory.task,
-        error=None if trajectory.error is None else f"{trajectory.error.kind}: {trajectory.error.message}",
+        error=_error(trajectory),
         version=version,
         no_texts=no_texts,
         spans=tuple(map(inspected, trajectory.spans)),
     )
+
+
+def _error(failed: Span | Trajectory) -> str | None:
+    return None if failed.error is None else f"{failed.error.kind}: {failed.error.message}"
 
 
 def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str | None]:

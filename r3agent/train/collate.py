@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 
 class Costs:
@@ -56,13 +57,15 @@ class Costs:
 class MicroBatches:
     """Batch sampler of row indices: every row once per epoch, siblings adjacent.
 
-    Groups are shuffled by seed and epoch, and the rows are divided evenly among optimizer steps. Every step of every
-    epoch has the same number of micro-batches, `accumulate` for each process: as many as the largest step needs.
-    Micro-batches that processes compute at the same time have the same number of rows, as TRL's metrics require. They
-    are padded with the index after the last row, which is a blank row (`blank_row`).
+    Groups are shuffled by seed and epoch, and the tries are divided evenly among optimizer steps, each with all of its
+    rows. Within a step, rows of a group that share a prompt are adjacent. Every step of every epoch has the same number
+    of micro-batches, `accumulate` for each process: as many as the largest step needs. Micro-batches that processes
+    compute at the same time have the same number of rows, as TRL's metrics require. They are padded with the index
+    after the last row, which is a blank row (`blank_row`).
 
     Args:
-        batch_size: limit of the rows in a step.
+        try_ids: id of each row's try; `None` if every row is a try.
+        batch_size: limit of the tries in a step.
         budget: limit of the tokens in a micro-batch.
         rank: index of this process among `processes`.
     """
@@ -78,13 +81,16 @@ class MicroBatches:
         seed: int,
         rank: int = 0,
         processes: int = 1,
+        try_ids: Sequence[Hashable] | None = None,
     ) -> None:
-        self.groups: dict[str, list[int]] = {}
+        self.rows = len(group_ids)
+        self.groups: dict[str, dict[Hashable, list[int]]] = {}
         for index, group_id in enumerate(group_ids):
-            self.groups.setdefault(group_id, []).append(index)
+            tries = self.groups.setdefault(group_id, {})
+            tries.setdefault(try_ids[index] if try_ids else index, []).append(index)
         self.costs, self.seed, self.epoch = costs, seed, 0
         self.rank, self.processes = rank, processes
-        self.steps = math.ceil(len(group_ids) / batch_size)
+        self.steps = math.ceil(sum(map(len, self.groups.values())) / batch_size)
         every = [[costs.cut(step, budget) for step in self._steps(epoch)] for epoch in range(epochs)]
         self.accumulate = max(math.ceil(len(parts) / processes) for cuts in every for parts in cuts)
         self.epochs = [[self._fill(parts) for parts in cuts] for cuts in every]
@@ -96,19 +102,23 @@ class MicroBatches:
         return self.steps * self.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        blank = sum(map(len, self.groups.values()))
         for parts in self.epochs[self.epoch]:
             for first in range(0, len(parts), self.processes):
                 together = parts[first : first + self.processes]
                 part, width = together[self.rank], max(1, *map(len, together))
-                yield part + [blank] * (width - len(part))
+                yield part + [self.rows] * (width - len(part))
 
     def _steps(self, epoch: int) -> Iterator[list[int]]:
         groups = list(self.groups.values())
         random.Random(f"{self.seed}:{epoch}").shuffle(groups)
-        order = [index for group in groups for index in group]
+        order = [(number, rows) for number, group in enumerate(groups) for rows in group.values()]
         for i in range(self.steps):
-            yield order[len(order) * i // self.steps : len(order) * (i + 1) // self.steps]
+            step = order[len(order) * i // self.steps : len(order) * (i + 1) // self.steps]
+            by_prompt: dict[tuple[int, int], list[int]] = {}
+            for number, rows in step:
+                for row in rows:
+                    by_prompt.setdefault((number, self.costs.prompts[row]), []).append(row)
+            yield [row for rows in by_prompt.values() for row in rows]
 
     def _fill(self, parts: list[list[int]]) -> list[list[int]]:
         """Halve the costliest parts, then add empty ones, until there are as many as in every step."""
@@ -122,9 +132,17 @@ class MicroBatches:
         return sorted(parts, key=len) if self.processes > 1 else parts
 
 
+class Epochs(DataLoader[Any]):
+    """Data loader that passes the epoch to its batch sampler."""
+
+    def set_epoch(self, epoch: int) -> None:
+        cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
+
+
 def blank_row(token: int) -> dict[str, Any]:
     """Make a row of two tokens that contributes nothing to the loss."""
     return {
+        "weight": 0.0,
         "prompt_ids_P": [token],
         "completion_ids_T": [token],
         "logprobs_T": [0.0],
@@ -164,24 +182,30 @@ def collate(
     are not negative, so TRL's clipping is unchanged.
 
     Returns:
-        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards and distilled (B,);
-        old_per_token_logps and ref_per_token_logps (B, T), 0 where padded; tool_mask (B, T), which also masks TRL's
-        loss and metrics, 0 in blank rows.
+        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards, weights and distilled
+        (B,); sampled (B, T), 1 at tokens that a policy sampled, 0 at what came between them and where padded;
+        old_per_token_logps and ref_per_token_logps (B, T), 0 where not sampled; tool_mask (B, T), the same as sampled
+        but 0 in blank rows: TRL's mask of the tokens that its loss and its metrics are about.
     """
     batch = collate_tokens(rows, pad_id)
+    sampled_BT = _right(
+        [[int(s) for s in row.get("sampled_T") or [1] * len(row["completion_ids_T"])] for row in rows], 0
+    )
     real_B = torch.tensor([not row.get("blank", False) for row in rows])
     advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
-    old_BT = _right([row["logprobs_T"] for row in rows], 0.0)
-    start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0)
+    old_BT = _right([row["logprobs_T"] for row in rows], 0.0) * sampled_BT
+    start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0) * sampled_BT
     if importance_cap != "none":
         advantages = advantages[:, None] * _importance(start_BT - old_BT, importance_cap, importance_mode)
         old_BT = start_BT.clone()
     return {
         **batch,
-        "tool_mask": batch["completion_mask"] * real_B[:, None],
+        "sampled": sampled_BT,
+        "tool_mask": sampled_BT * real_B[:, None],
         "advantages": advantages,
         "rewards": rewards_B * real_B,
+        "weights": torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32),
         "distilled": torch.tensor([row.get("label") == "distill" for row in rows]),
         "old_per_token_logps": old_BT,
         "ref_per_token_logps": start_BT,

@@ -93,7 +93,7 @@ class TrainConfig(Record):
     training uses the rows of the round before once more, although its start was trained on them; the report counts
     such rows as repeated. With 0, every row is trained on once."""
     max_row_tokens: int = Field(default=4096, ge=2)
-    """Drop rows with more tokens than this, prompt and completion together."""
+    """Drop tries with a longer row than this, prompt and completion together, tokens of tools included."""
     retokenise: Literal["refuse", "allow"] = "refuse"
     """Treatment of spans without recorded token ids: `refuse` drops them; `allow` tokenises their text with the
     policy's chat template and uses the starting weights' logprobs in place of recorded ones."""
@@ -110,10 +110,11 @@ class TrainConfig(Record):
     # ---- the loss: see `trl.GRPOConfig` ----
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "grpo"
-    """Method of averaging token losses: over each row, then over rows (`grpo`); over rows of the constant length
-    `max_row_tokens` (`dr_grpo`); over the tokens of a step (`dapo`, `cispo`); or over those of a micro-batch (`bnpo`,
-    whose result depends on `micro_batch_tokens`). `cispo` differs in the loss itself: a clipped ratio only weights the
-    gradient of a token's logprob, so that no token is left out."""
+    """Method of averaging the losses of sampled tokens: over each try, then over tries (`grpo`), so that a try weighs
+    as one however many steps and rows it has; over tries of the constant length `max_row_tokens` (`dr_grpo`); over the
+    tokens of an optimizer step (`dapo`, `cispo`), so that a long try weighs more; or over those of a micro-batch
+    (`bnpo`, whose result depends on `micro_batch_tokens`). `cispo` differs in the loss itself: a clipped ratio only
+    weights the gradient of a token's logprob, so that no token is left out."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Ratio of each token, or, as in GSPO, the geometric mean of a row's ratios for all its tokens. GSPO uses
     `loss_type = "grpo"` and clips at 3e-4 and 4e-4."""
@@ -144,7 +145,8 @@ class TrainConfig(Record):
     epochs: int = Field(default=1, ge=1)
     """Passes over the rows; in all of them the importance ratio is relative to the recorded logprobs."""
     batch_size: int = Field(default=256, ge=1)
-    """Maximum number of rows per optimizer step; rows are divided evenly among steps. The paper: 256."""
+    """Maximum number of tries, or reflections, per optimizer step, each with all of its rows; they are divided evenly
+    among steps. The paper: 256."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Maximum number of tokens in one forward pass, counting a shared prompt once; lower it to save memory. A larger
     group is computed in parts that repeat the prompt, and a larger row on its own."""

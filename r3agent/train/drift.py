@@ -25,7 +25,7 @@ SAMPLE = 64
 
 
 class Drift(Record):
-    """KL divergence from the base policy over tokens of a sample of the rows."""
+    """KL divergence from the base policy over sampled tokens of a sample of the rows."""
 
     rows: int
     tokens: int
@@ -55,7 +55,7 @@ class DriftMeter:
         own = [row for row in rows if row.label != "distill"] or rows  # distilled tokens are of another prompt
         chosen = own[:: -(-len(own) // SAMPLE)]
         self.trainer, self.version = trainer, start.version
-        self.pairs = [(row.prompt_ids_P, row.completion_ids_T) for row in chosen]
+        self.rows, self.pairs = chosen, [(row.prompt_ids_P, row.completion_ids_T) for row in chosen]
         self.base: list[list[float]] | None = None
         try:
             self.base = self._base_logprobs(start, base)
@@ -82,7 +82,10 @@ class DriftMeter:
         trained = self.trainer.logprobs(self.pairs)
         if self.base is None:
             return None
-        gap = torch.tensor([*chain(*self.base)]) - torch.tensor([*chain(*trained)])
+        base_K, trained_K = (
+            torch.tensor([*chain(*map(Row.sampled, self.rows, logprobs))]) for logprobs in (self.base, trained)
+        )
+        gap = base_K - trained_K
         return Drift(rows=len(self.pairs), tokens=len(gap), kl=(gap.exp() - gap - 1).mean().item())
 
 

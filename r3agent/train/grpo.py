@@ -1,6 +1,6 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Five
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Six
 things differ:
 
 - A batch holds recorded tokens and advantages. Its ratio is relative to the starting policy, and its advantages are
@@ -13,7 +13,10 @@ things differ:
 - Rows of `distill` have no behaviour logprobs. Their old and reference logprobs are the current ones. The ratio is 1
   and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL is 0, since it cannot
   be estimated from tokens that were sampled from another prompt.
-- Every row of a step has the same weight, even if micro-batches differ in size.
+- Every try of a step has the same weight, even if micro-batches differ in size. A row of a try that has several is
+  weighted by its share of the try's sampled tokens: so are its advantages and, by `WeightedBeta`, its KL.
+- `tool_mask` is 0 at tokens of a completion that were not sampled, such as the results of tools: as in TRL, they are
+  computed and attended to, and are in no loss, ratio, KL or metric.
 - The prompt that siblings share goes through the model once (`shared_prefix`), and micro-batches are split by tokens.
 
 Logprobs are at temperature 1. Prompts are padded on the left, as in TRL; a model whose logprobs that changes computes
@@ -41,10 +44,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from r3agent.errors import ConfigError
 from r3agent.train.arguments import grpo_arguments
 from r3agent.train.checkpoints import PREFIX, writing
-from r3agent.train.collate import Costs, MicroBatches, blank_row, collate, collate_tokens
+from r3agent.train.collate import Costs, Epochs, MicroBatches, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
 from r3agent.train.shared_prefix import pack, share, unpack
 from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
+from r3agent.train.tries import WeightedBeta, tries_of, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.packs = config.share_prompt and _enable_sharing(inner, longest_row)
         self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
         processes = PartialState(cpu=not torch.accelerator.is_available())
+        try_ids = tries_of(rows)
         self.batches = MicroBatches(
             rows["group_id"],
             Costs(prompts, completions, shares=self.packs),
@@ -83,12 +88,13 @@ class OfflineGRPOTrainer(GRPOTrainer):
             seed=config.seed,
             rank=processes.process_index,
             processes=processes.num_processes,
+            try_ids=try_ids,
         )
         super().__init__(
             model=model,
             reward_funcs=_recorded_rewards,
             args=grpo_arguments(config, self.batches, output_dir),
-            train_dataset=rows,
+            train_dataset=rows.add_column("weight", weights_of(rows, try_ids)),
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
@@ -138,9 +144,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
         """
         return self._scored(pairs, divided=divided, entropies=False)
 
-    def entropies(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Sum the entropies at the completion tokens of each pair; the processes divide the pairs, before training."""
-        return [sum(entropies_T) for entropies_T in self._scored(pairs, divided=True, entropies=True)]
+    def entropies(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """Compute the entropy at each completion token; the processes divide the pairs, before training."""
+        return self._scored(pairs, divided=True, entropies=True)
 
     @torch.no_grad()
     def _scored(
@@ -180,22 +186,20 @@ class OfflineGRPOTrainer(GRPOTrainer):
         rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
         limits = self.config.model_dump(include={"importance_cap", "importance_mode"})
         collate_rows = partial(collate, pad_id=self.pad_id, **limits)
-        return _Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
+        return Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
-        """Draw the micro-batches of one optimizer step, and give each its share of the step's rows and tokens."""
+        """Draw the micro-batches of one optimizer step, and give each its share of the step's tries and tokens."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        local = [
-            (batch["tool_mask"].any(1).sum(), batch["tool_mask"].sum(), batch["rewards"].sum()) for batch in batches
-        ]
-        rows, tokens, rewards = self.accelerator.reduce(torch.tensor(local, device=device).sum(0))
-        self._metrics["train"]["reward"].append((rewards / rows).item())
+        local = [(b["weights"].sum(), b["tool_mask"].sum(), (b["rewards"] * b["weights"]).sum()) for b in batches]
+        tries, tokens, rewards = self.accelerator.reduce(torch.tensor(local, device=device).sum(0))
+        self._metrics["train"]["reward"].append((rewards / tries).item())
         self._metrics["train"]["tokens"].append(tokens.item())
         everywhere = len(batches) * self.accelerator.num_processes
         for batch in batches:
-            batch["share"] = len(batch["advantages"]) * everywhere / rows
+            batch["share"] = len(batch["advantages"]) * everywhere / tries
             # TRL expects the tokens of a generation batch, and uses this step's share of them
             batch["num_items_in_batch"] = tokens * cast(int, self.args.steps_per_generation) / len(batches)
         return batches, None
@@ -207,7 +211,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Compute TRL's loss; if it is a mean over a micro-batch's rows, weight it by their share of the step."""
+        """Compute TRL's loss; if it is a mean over a micro-batch's rows, weight it so that the step's is over tries."""
+        if self.loss_type == "grpo":  # a mean over each row's tokens; the others divide by a constant
+            weights_B, advantages = inputs["weights"], inputs["advantages"]
+            inputs["advantages"] = weights_B.view(-1, *[1] * (advantages.dim() - 1)) * advantages
+            self.beta = WeightedBeta(self.config.beta, weights_B)
         self.in_loss = inputs
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -227,19 +235,20 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute (B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts if `packs`.
 
-        In a loss, the logprobs are also the old and reference logprobs of distilled rows.
+        In a loss, these are of sampled tokens only, and also the old and reference logprobs of distilled rows.
         """
+        labels_BT = attention_mask[:, -logits_to_keep:] if self.in_loss is None else self.in_loss["sampled"]
         if self.packs:
-            packed = pack(input_ids, attention_mask, logits_to_keep)
+            packed = pack(input_ids, attention_mask, logits_to_keep, labels_BT)
             with self.accelerator.autocast():
                 outputs = model(**packed._asdict(), fused_lm_head=True)
-            completion_mask = attention_mask[:, -logits_to_keep:]
-            logprobs_BT, aux_loss = unpack(outputs.log_probs, completion_mask), None
-            entropies_BT = unpack(outputs.entropy, completion_mask) if compute_entropy else None
+            logprobs_BT, aux_loss = unpack(outputs.log_probs, labels_BT), None
+            entropies_BT = unpack(outputs.entropy, labels_BT) if compute_entropy else None
         else:
             logprobs_BT, entropies_BT, aux_loss = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
+            logprobs_BT = logprobs_BT.masked_fill(labels_BT == 0, 0.0)  # as the old ones: a large ratio has no mask
         if self.in_loss is not None:
             rows_B, old_BT = self.in_loss["distilled"], self.in_loss["old_per_token_logps"]
             for fixed_BT in (old_BT, self.in_loss["ref_per_token_logps"]):  # TRL reads them afterwards
@@ -260,13 +269,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: a checkpoint has no readme."""
-
-
-class _Epochs(DataLoader[Any]):
-    """Data loader that passes the epoch to its batch sampler."""
-
-    def set_epoch(self, epoch: int) -> None:
-        cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
 
 
 def _enable_sharing(model: PreTrainedModel, longest_row: int) -> bool:

@@ -1,8 +1,9 @@
 """Detection of reflections that contain the answer of their own successful retry.
 
-It compares recorded token ids, or words where a span has none, independently of the task and its verifier. Only new
-parts of the accepted answer count: runs of `RUN` tokens that are not in the reflection's prompt, which contains the
-task and the failed try. A reflection leaks if it contains at least `LEAK_SHARE` of these runs.
+It compares recorded token ids, or words where a span has none, independently of the task and its verifier. The answer
+of a try is its last completion, or what the agent gave in place of it. Only new parts of the accepted answer count:
+runs of `RUN` tokens that are not in the reflection's prompt, which contains the task and the failed try. A reflection
+leaks if it contains at least `LEAK_SHARE` of these runs.
 
 - Runs of 3: a single operation such as `3 + 5` is one run, so a hint at the first step contains one of the answer's
   runs. Runs of 2 would also match text that merely has the same subject.
@@ -20,7 +21,7 @@ from collections.abc import Hashable, Sequence
 from itertools import takewhile
 from typing import TypeAlias
 
-from r3agent.records.trajectory import Generation, Message, Span, Trajectory
+from r3agent.records.trajectory import Message, Span, Trajectory
 
 RUN, MIN_RUNS, LEAK_SHARE = 3, 3, 0.5
 
@@ -34,11 +35,12 @@ def leaks(trajectory: Trajectory, reflection: Span) -> bool:
 
 def leak_share(trajectory: Trajectory, reflection: Span) -> float:
     """Compute the share of an answer's new runs in the reflection, the maximum over its passed retries."""
-    passed = [retry for retry in trajectory.children(reflection, "retry") if retry.passed]
+    passed = [retry.last for retry in trajectory.retries(reflection) if retry.passed]
     failed = trajectory.parent(reflection)
     if not passed or failed is None:
         return 0.0
-    recorded = reflection.prompt_token_ids and all(s.token_ids for s in (failed, reflection, *passed))
+    compared = (failed, reflection, *passed)
+    recorded = reflection.prompt_token_ids and all(s.token_ids and s.answer is None for s in compared)
     prompt = reflection.prompt_token_ids if recorded else _words_of(trajectory.prompt(reflection))
     tokens = _ids if recorded else _words
     prompt_runs, reflection_runs = _runs(prompt or ()), _runs(tokens(reflection))
@@ -66,12 +68,12 @@ def _runs(tokens: Tokens) -> set[Tokens]:
     return {tuple(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1)}
 
 
-def _ids(generation: Generation) -> Tokens:
-    return generation.token_ids or ()
+def _ids(span: Span) -> Tokens:
+    return span.token_ids or ()
 
 
-def _words(generation: Generation) -> Tokens:
-    return _words_of([generation.message])
+def _words(span: Span) -> Tokens:
+    return _words_of([span.message if span.answer is None else {"content": span.answer}])
 
 
 def _words_of(messages: Sequence[Message]) -> Tokens:

@@ -14,11 +14,12 @@ from r3agent.train.config import PolicyStart
 from r3agent.train.row import Row
 
 ROWS_FILE = "rows.jsonl"
-"""File in a version's directory with the trajectory, the span and the label of each row that it was trained on."""
+"""File in a version's directory with the trajectory, the span (of a try, the first) and the label of all that it was
+trained on."""
 
 
 def write_rows(directory: Path, rows: Iterable[Row]) -> None:
-    lines = [orjson.dumps(_identity(row)).decode() for row in rows]
+    lines = [orjson.dumps(identity).decode() for identity in dict.fromkeys(map(_identity, rows))]
     write_atomically(directory / ROWS_FILE, "\n".join([*lines, ""]))
 
 

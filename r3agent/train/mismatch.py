@@ -17,7 +17,7 @@ from r3agent.train.row import Row
 from r3agent.train.surprise import LIMIT, Surprise
 
 Scores: TypeAlias = list[list[float]]
-"""Logprobs of the completion tokens of rows."""
+"""Logprobs of all completion tokens of rows."""
 Score: TypeAlias = Callable[[Sequence[tuple[list[int], list[int]]]], Scores]
 """Function that computes logprobs for pairs of prompt ids and completion ids."""
 
@@ -103,9 +103,9 @@ def _close(rows: Sequence[Row], scores: Sequence[list[float] | None], version: s
 
 
 def _gaps(rows: Sequence[Row], scores: Sequence[Sequence[float] | None]) -> list[tuple[Row, torch.Tensor]]:
-    """Subtract scores from recorded logprobs, in the rows that have both."""
+    """Subtract scores from recorded logprobs at the sampled tokens, in the rows that have both."""
     return [
-        (row, torch.tensor(row.logprobs_T) - torch.tensor(score_T))
+        (row, torch.tensor(row.sampled(row.logprobs_T)) - torch.tensor(row.sampled(score_T)))
         for row, score_T in zip(rows, scores, strict=True)
         if row.logprobs_T is not None and score_T is not None
     ]

@@ -1,9 +1,9 @@
-"""Report of a training's rows, reasons for dropped spans, and progress lines."""
+"""Report of a training's rows, and progress lines."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean
 from typing import Any
@@ -11,56 +11,17 @@ from typing import Any
 from r3agent.records import versions
 from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Record, Trajectory
+from r3agent.train.chains import APART
 from r3agent.train.config import TrainConfig
-from r3agent.train.row import Credited, Dropped, Row
+from r3agent.train.remedies import remedies
+from r3agent.train.row import Credited, Row
 
-COLLECT = {
-    "attempt": "--samples 4",
-    "reflect": "--reflections 8",
-    "retry": "--retries 4",
-    "blind_retry": "--blind-retries 4",
-}
-"""Flags that collect groups for each label: GRPO compares siblings, so it needs at least 2."""
-
-REMEDIES = {
-    "errored": "their episodes ended in an error: fix it and collect them again",
-    "held_out": "their tasks are of the gate or test split, which decide on the trained version: collect tasks of the "
-    "train split, or record more",
-    "task_changed": "their task was corrected since, e.g. its gold answer: collect it again",
-    "several_steps": "they, or the retries that pay them, are tries of several steps, with results of their own calls: "
-    "collect or record tries of one completion",
-    "unlabelled": "they, or the retries that pay them, have no verdict yet: attach it with r3agent label",
-    "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
-    "blind_retries of at least 1",
-    "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
-    "refused": "the endpoint refused their conversation, which was too long or filtered: lower sampling.max_tokens, or "
-    "serve the model with a longer context; or their reflection was cut off within its thinking: raise max_tokens of "
-    "reflect_sampling",
-    "reshaped": "they were not sampled as their logprobs say: collect with sampling.temperature = 1, top_p = 1 and "
-    "without top_k, min_p, penalties, logit_bias or a grammar",
-    "media": "their prompt has images, audio or files, which token ids alone do not rebuild: collect text",
-    "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
-    "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
-    "or set retokenise = 'allow'",
-    "tool_calls": "their tokens were not recorded, and a tool call cannot be tokenised again from its parsed form: "
-    "collect from an endpoint that gives token ids",
-    "empty": "they have no tokens: raise max_tokens when collecting",
-    "stale": "a version more than max_staleness generations before the starting one sampled them, or one that it does "
-    "not descend from: collect with it, or raise the limit",
-    "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
-    "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
-    "--retries, --blind-retries or --samples), or tasks of another difficulty",
-    "attempt_alone": "their task has no other trainable first try of the same version: collect with "
-    + COLLECT["attempt"],
-    "reflect_alone": f"their failed try has no other trainable reflection: collect with {COLLECT['reflect']}",
-    "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
-    "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
-}
-"""Remedies by the reason for dropping a span of a credited label."""
+MAX_APART = 3
+"""Number of tries that the report names for each reason of `APART`."""
 
 
 class RowReport(Record):
-    """Report of how many spans became rows, and why the rest were dropped."""
+    """Report of how many reflections and tries became rows, and why the rest were dropped."""
 
     trajectories: int
     errored: int
@@ -71,9 +32,21 @@ class RowReport(Record):
     unlabelled: int = 0
     """First attempts without a verdict yet."""
     spans: dict[str, int]
-    """Recorded spans by credited label."""
+    """Recorded reflections and tries by credited label."""
     rows: int
-    """Rows to train on: spans and, with `distill`, retries with the first try's prompt."""
+    """Rows to train on: steps that continue one another are one row; with `distill`, also retries with the first try's
+    prompt."""
+    tries: int = 0
+    """Reflections and tries that the rows are of."""
+    steps: int = 0
+    """Calls of the policy in these."""
+    merged_steps: int = 0
+    """Steps that continue an earlier one in its row."""
+    apart: dict[str, int] = {}
+    """Rows that begin with a later step of their try, by the reason why it continues no other: a key of
+    `chains.APART`."""
+    apart_in: dict[str, tuple[str, ...]] = {}
+    """Tries with such rows, by reason, as TRAJECTORY/SPAN of the first step; a few of them."""
     labels: dict[str, int]
     """Rows by label."""
     groups: int
@@ -81,7 +54,7 @@ class RowReport(Record):
     zero_variance_groups: int
     """Groups left out because all their trainable siblings have the same reward."""
     dropped: dict[str, int]
-    """Dropped spans by reason, a key of `REMEDIES`."""
+    """Dropped spans by reason, a key of `remedies.REMEDIES`."""
     not_distilled: dict[str, int] = {}
     """Passed retries that are not distilled, by reason."""
     remedies: dict[str, str]
@@ -93,7 +66,7 @@ class RowReport(Record):
     doubtful: int = 0
     """Rows whose requests left sampling settings to the server, which may not sample as its logprobs say."""
     truncated: int
-    """Rows that ended at the token limit."""
+    """Rows with a step that ended at the token limit."""
     repeated: int = 0
     """Rows that the starting version or one of its ancestors was trained on already; `train.max_staleness = 0` leaves
     out those of earlier rounds."""
@@ -104,9 +77,13 @@ class RowReport(Record):
     temperatures: dict[str, int]
     """Rows by sampling temperature; one other than 1 occurs only in rows without recorded tokens."""
     reward_means: dict[str, float]
-    """Mean reward by label, over all spans with a reward, dropped ones included, before leaks are penalised."""
+    """Mean reward by label, over all reflections and tries with one, dropped ones included, before leaks are
+    penalised."""
     prompt_tokens: int
     completion_tokens: int
+    """Sampled tokens, which have a loss."""
+    between_tokens: int = 0
+    """Tokens between the steps of rows, such as results of tools; they have none."""
 
     def why_empty(self) -> str:
         """Explain why there are no rows, with counts, the main reason and its remedy."""
@@ -136,25 +113,6 @@ class RowReport(Record):
         )
 
 
-def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
-    """Return the main reason and its remedy for each label without a row."""
-    trained_on = {row.label for row in rows}
-    return {
-        label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
-        for label in labels
-        if label not in trained_on
-    }
-
-
-def _remedy(label: str, reasons: Counter[str]) -> str:
-    if reasons:
-        [(main, n)] = reasons.most_common(1)
-        return f"{main} {n}: {REMEDIES[main]}"
-    if label == "distill":
-        return "no failed first try has a retry that passed: collect more tasks, or easier ones"
-    return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"
-
-
 def report_rows(
     trajectories: Sequence[Trajectory],
     credited: Credited,
@@ -167,7 +125,7 @@ def report_rows(
     rewards: dict[CreditLabel, list[float]] = {}
     for trajectory in trajectories:
         for span in trajectory.spans:
-            if (label := credit_label(trajectory, span)) not in config.credit:
+            if (label := credit_label(trajectory, span)) not in config.credit or trajectory.is_step(span):
                 continue
             spans[label] += 1
             earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
@@ -176,14 +134,27 @@ def report_rows(
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     labels = [*config.credit, *(["distill"] if config.distill else [])]
+    first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt is not None]
+    tries = {_try_of(row) for row in rows}
+    steps = sum(len(row.step_ids or [row.span_id]) for row in rows)
+    apart: dict[str, list[str]] = {}
+    for row in rows:
+        if row.apart is not None:
+            apart.setdefault(row.apart, []).append(f"{row.trajectory_id}/{row.span_id}")
+    sampled = sum(len(row.sampled(row.completion_ids_T)) for row in rows)
     return RowReport(
         trajectories=len(trajectories),
         errored=len(errors),
         last_error=errors[-1] if errors else None,
-        failures=sum(t.error is None and t.attempt is not None and t.attempt.passed is False for t in trajectories),
-        unlabelled=sum(t.error is None and t.attempt is not None and t.attempt.passed is None for t in trajectories),
+        failures=first_tries.count(False),
+        unlabelled=first_tries.count(None),
         spans={str(label): n for label, n in spans.items()},
         rows=len(rows),
+        tries=len(tries),
+        steps=steps,
+        merged_steps=steps - len(rows),
+        apart={reason: len(ids) for reason, ids in apart.items()},
+        apart_in={reason: tuple(dict.fromkeys(ids))[:MAX_APART] for reason, ids in apart.items()},
         labels=dict(Counter(row.label for row in rows)),
         groups=len({row.group_id for row in rows if row.label != "distill"}),
         zero_variance_groups=zero_variance_groups,
@@ -198,9 +169,14 @@ def report_rows(
         temperatures=Counter(str(row.temperature) for row in rows),
         reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
-        completion_tokens=sum(len(row.completion_ids_T) for row in rows),
+        completion_tokens=sampled,
+        between_tokens=sum(len(row.completion_ids_T) for row in rows) - sampled,
         remedies=remedies(labels, rows, dropped),
     )
+
+
+def _try_of(row: Row) -> tuple[str, ...]:
+    return row.trajectory_id, row.span_id, row.label
 
 
 STEP = {
@@ -231,6 +207,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
     not_distilled: Mapping[str, int] = report.get("not_distilled", {})
     parts = [
         f"{report['rows']} rows in {report['groups']} groups",
+        *_several_steps(report),
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (_counted(dropped) or "none"),
         *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
@@ -240,6 +217,15 @@ def rows_line(report: Mapping[str, Any]) -> str:
         *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
     ]
     return "; ".join(parts)
+
+
+def _several_steps(report: Mapping[str, Any]) -> Iterator[str]:
+    """Describe how tries of several steps became rows."""
+    if report.get("steps", 0) > report.get("tries", 0):
+        merged = f"{report['merged_steps']} continue a row"
+        yield f"they are {report['tries']} tries of {report['steps']} steps, of which {merged}"
+    for reason, n in report.get("apart", {}).items():
+        yield f"{n} rows of later steps, {reason}: {APART[reason]} (such as {', '.join(report['apart_in'][reason])})"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -1,6 +1,7 @@
 """Conversion of trajectories to rows: the choice of spans to train on.
 
-Only the tokens of a credited span are the completion; everything before them is the prompt.
+Only the sampled tokens of a credited reflection or try have a loss; what came before and between them has none. A try
+that cannot be trained on as a whole is left out as a whole.
 """
 
 from __future__ import annotations
@@ -82,23 +83,23 @@ def credit_spans(
     whole = [t for t in trajectories if t.trajectory_id not in reasons]
     dropped = list(_without_reward(trajectories, config, reasons))
     leaked: set[tuple[str, str]] = set()
-    siblings: list[list[Row]] = []
+    siblings: list[list[list[Row]]] = []
     zero_variance_groups = 0
     for label, source in config.credit.items():
         for group in groups(whole, label, source):
             made = list(_rows_of(group, make_row, leaked))
             dropped += [drop for drop in made if isinstance(drop, Dropped)]
-            rows_G = [row for row in made if isinstance(row, Row)]
-            if len(rows_G) > 1:
-                siblings.append(rows_G)
-            if len({row.reward for row in rows_G}) > 1:
+            tries_G = [rows for rows in made if isinstance(rows, list)]
+            if len(tries_G) > 1:
+                siblings.append(tries_G)
+            if len({rows[0].reward for rows in tries_G}) > 1:
                 continue
-            zero_variance_groups += len(rows_G) > 1
-            reason = "zero_variance" if len(rows_G) > 1 else f"{label}_alone"
-            dropped += [Dropped(row.trajectory_id, row.span_id, label, reason) for row in rows_G]
+            zero_variance_groups += len(tries_G) > 1
+            reason = "zero_variance" if len(tries_G) > 1 else f"{label}_alone"
+            dropped += [Dropped(first.trajectory_id, first.span_id, label, reason) for first, *_ in tries_G]
     made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
-    rows = [*with_advantages(siblings, config), *(row for row in made if isinstance(row, Row))]
+    rows = [*with_advantages(siblings, config), *(row for rows in made if isinstance(rows, list) for row in rows)]
     return Credited(rows, dropped, leaked, zero_variance_groups)
 
 
@@ -133,27 +134,25 @@ def _collected(trajectory: Trajectory) -> tuple[str, str]:
 def _without_reward(
     trajectories: Iterable[Trajectory], config: TrainConfig, reasons: Mapping[str, str]
 ) -> Iterator[Dropped]:
-    """Find the spans of credited labels that are in no group."""
+    """Find the reflections and tries of credited labels that are in no group."""
     for trajectory in trajectories:
         for span in trajectory.spans:
             label = credit_label(trajectory, span)
-            if label not in config.credit:
+            if label not in config.credit or trajectory.is_step(span):
                 continue
             if reason := reasons.get(trajectory.trajectory_id):
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
             elif reward(trajectory, span, config.credit[label]) is None:
                 paying = payers(trajectory, span, config.credit[label])
                 reason = "unlabelled" if any(a_try.verdict is None for a_try in paying) else "no_reward"
+                reason = "errored" if any(a_try.error for a_try in paying) else reason
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
 
 
-def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[Row | Dropped]:
-    """Make rows without advantages; add reflections that leak the answer to `leaked`, and treat them as configured."""
+def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> Iterator[list[Row] | Dropped]:
+    """Make each sibling's rows, without advantages; treat leaks as configured, and add them to `leaked`."""
     config = make_row.config
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
-        if _has_steps(trajectory, span):  # the verdict is on all steps, of which this is one
-            yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "several_steps")
-            continue
         if group.label == "reflect" and leaks(trajectory, span):
             leaked.add((trajectory.trajectory_id, span.span_id))
             if config.leak == "drop":
@@ -164,7 +163,7 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
         yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
 
 
-def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[Row | Dropped]:
+def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
     """Make a row from each retry after a reflection that passed although the first try had failed.
 
     The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
@@ -177,9 +176,12 @@ def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Ite
     for group in groups(trajectories, "attempt"):
         mean = fmean(group.rewards_G)
         for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
-            for span in trajectory.spans:
-                if attempt.passed or credit_label(trajectory, span) != "retry" or not span.passed:
+            if trajectory.try_of(attempt).passed:
+                continue
+            for a_try in trajectory.tries:
+                if a_try.label != "retry" or a_try.is_blind or not a_try.passed:
                     continue
+                span = a_try.first
                 if _has_own_results(trajectory, attempt, span):
                     yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
                     continue
@@ -200,8 +202,4 @@ def _has_own_results(trajectory: Trajectory, attempt: Span, retry: Span) -> bool
     above = {span.span_id for span in trajectory.path(attempt)}
     between = [m for span in trajectory.path(retry) if span.span_id not in above for m in span.request]
     has_results = any(m.get("role") == "tool" and m.get("content") != NOT_RUN for m in between)
-    return has_results or _has_steps(trajectory, attempt) or _has_steps(trajectory, retry)
-
-
-def _has_steps(trajectory: Trajectory, span: Span) -> bool:
-    return span.label != "reflect" and len(trajectory.try_of(span).steps) > 1
+    return has_results or any(len(trajectory.try_of(span).steps) > 1 for span in (attempt, retry))

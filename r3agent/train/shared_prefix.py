@@ -5,9 +5,10 @@ The siblings of a group share their prompt. Instead of B rows of P + T tokens, a
     prompt[:-1]  prompt[-1] completion_0[:-1]  prompt[-1] completion_1[:-1]  ...  next prompt[:-1]  ...
 
 whose branches attend to their prompt and themselves but not to each other, at the positions of their own row. The last
-prompt token is repeated at the start of every branch, to predict that completion's first token. There is no padding and
-no mask over the whole sequence: attention is computed group by group (`shared_attention`), so time and memory grow
-with the length of the sequence, not with its square.
+prompt token is repeated at the start of every branch, to predict that completion's first token. Tokens inside a branch
+that were not sampled, such as the result of a tool, are computed and attended to like any other, but are no labels.
+There is no padding and no mask over the whole sequence: attention is computed group by group (`shared_attention`), so
+time and memory grow with the length of the sequence, not with its square.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Layout(NamedTuple):
 
     groups: tuple[PackedGroup, ...]
     labelled_K: torch.Tensor
-    """Positions that predict a completion token; only these reach the output head."""
+    """Positions that predict a labelled token; only these reach the output head."""
 
 
 class Packed(NamedTuple):
@@ -53,16 +54,24 @@ class Packed(NamedTuple):
     position_ids: torch.Tensor
     """(1, L)"""
     shift_labels: torch.Tensor
-    """(1, K) tokens of the completions, one after another."""
+    """(1, K) labelled tokens of the completions, one after another."""
     shared_prefix: Layout
 
 
-def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) -> Packed:
-    """Pack rows (B, P + T), padded left and right; consecutive rows with the same prompt form a group."""
-    rows: list[tuple[list[int], list[int]]] = []
-    for ids_PT, mask_PT in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
+def pack(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int, labels_BT: torch.Tensor | None = None
+) -> Packed:
+    """Pack rows (B, P + T), padded left and right; consecutive rows with the same prompt form a group.
+
+    Args:
+        labels_BT: mask of the completion tokens that are labels; `None` for all that are not padded.
+    """
+    rows: list[tuple[list[int], list[int], list[int]]] = []
+    labels = (attention_mask[:, -width_T:] if labels_BT is None else labels_BT).tolist()
+    for ids_PT, mask_PT, labels_T in zip(input_ids.tolist(), attention_mask.tolist(), labels, strict=True):
         first, end = mask_PT.index(1), len(ids_PT) - width_T
-        rows.append((ids_PT[first:end], ids_PT[end : end + sum(mask_PT[end:])]))
+        completion = ids_PT[end : end + sum(mask_PT[end:])]
+        rows.append((ids_PT[first:end], completion, [t for t in range(len(completion)) if labels_T[t]]))
 
     device = input_ids.device
     tokens_L: list[int] = []
@@ -71,16 +80,16 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
     labelled_K: list[int] = []
     groups: list[PackedGroup] = []
     for prompt, siblings in groupby(rows, key=lambda row: row[0]):
-        completions = [completion for _, completion in siblings]
+        branches = [(completion, labelled) for _, completion, labelled in siblings]
         head = len(prompt) - 1
         tokens_L += prompt[:head]
         positions_L += range(head)
-        for completion in completions:
-            labelled_K += range(len(tokens_L), len(tokens_L) + len(completion))
+        for completion, labelled in branches:
+            labelled_K += [len(tokens_L) + t for t in labelled]
             tokens_L += [prompt[-1], *completion[:-1]]
             positions_L += range(head, head + len(completion))
-            labels_K += completion
-        lengths_G = tuple(map(len, completions))
+            labels_K += [completion[t] for t in labelled]
+        lengths_G = tuple(len(completion) for completion, _ in branches)
         sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
         groups.append(PackedGroup(head, lengths_G, sees))
     return Packed(
@@ -91,10 +100,9 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, width_T: int) ->
     )
 
 
-def unpack(values_1K: torch.Tensor, completion_mask_BT: torch.Tensor) -> torch.Tensor:
-    """Arrange values of the labelled positions as rows (B, T), 0 where the completion is padded."""
-    blank_BT = values_1K.new_zeros(completion_mask_BT.shape)
-    return blank_BT.masked_scatter(completion_mask_BT.bool(), values_1K)
+def unpack(values_1K: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Arrange values of the labelled positions as rows (B, T), 0 where there is no label."""
+    return values_1K.new_zeros(labels_BT.shape).masked_scatter(labels_BT.bool(), values_1K)
 
 
 def shared_attention(

@@ -12,8 +12,8 @@ from typing import TypeAlias
 from r3agent.records.trajectory import Record
 from r3agent.train.row import Row
 
-Entropies: TypeAlias = Callable[[Sequence[tuple[list[int], list[int]]]], list[float]]
-"""Function that sums the entropies at the completion tokens, for pairs of prompt ids and completion ids."""
+Entropies: TypeAlias = Callable[[Sequence[tuple[list[int], list[int]]]], list[list[float]]]
+"""Function that computes the entropy at each completion token, for pairs of prompt ids and completion ids."""
 
 SAMPLE = 256
 """Largest number of rows to test."""
@@ -48,10 +48,10 @@ def measure_surprise(rows: Sequence[Row], version: str, entropies: Entropies) ->
         return None
     chosen = doubtful[:: -(-len(doubtful) // SAMPLE)]
     groups: dict[str, list[float]] = {}
-    for row, entropy in zip(chosen, entropies([(r.prompt_ids_P, r.completion_ids_T) for r in chosen]), strict=True):
+    for row, values_T in zip(chosen, entropies([(r.prompt_ids_P, r.completion_ids_T) for r in chosen]), strict=True):
         sums = groups.setdefault(row.group_id, [0.0, 0.0])
         sums[0] -= sum(row.logprobs_T or ())
-        sums[1] += entropy
+        sums[1] += sum(row.sampled(values_T))
     total = sum(entropy for _, entropy in groups.values())
     if total <= 0:
         return None

@@ -17,7 +17,7 @@ from r3agent.records.trajectory import Generation, Task, Trajectory, Verdict
 from r3agent.store.trajectories import load
 from r3agent.testing import PROMPT_TOO_LONG, ScriptedEndpoint, ScriptedPolicy
 from r3agent.train import TrainConfig, credit_spans
-from r3agent.train.report import REMEDIES
+from r3agent.train.remedies import REMEDIES
 
 TASK = Task(id="t", messages=({"role": "user", "content": "question"},))
 TOO_LONG = ContextLengthError("400 maximum context length is 64 tokens")

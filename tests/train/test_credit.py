@@ -16,7 +16,7 @@ from r3agent.errors import TrainingError
 from r3agent.records.credit import SOURCES, credit_label
 from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train import Row, TrainConfig, build_rows, credit_spans
-from r3agent.train.report import COLLECT, REMEDIES
+from r3agent.train.remedies import COLLECT, REMEDIES
 from r3agent.train.tokenizer import Retokeniser
 from tests.support.trees import span, tree
 

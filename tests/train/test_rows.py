@@ -12,7 +12,8 @@ from r3agent.errors import TrainingError
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import EpisodeError, Span, Trajectory
 from r3agent.train import Row, RowReport, TrainConfig, build_rows, to_dataset
-from r3agent.train.report import REMEDIES, rows_line
+from r3agent.train.remedies import REMEDIES
+from r3agent.train.report import rows_line
 from r3agent.train.tokenizer import Retokeniser
 from tests.support import trees
 
@@ -95,6 +96,8 @@ def test_report_counts_what_was_kept_and_why_the_rest_was_not(record: Record) ->
         failures=7,
         spans={"reflect": 17},
         rows=4,
+        tries=4,
+        steps=4,
         labels={"reflect": 4},
         groups=2,
         zero_variance_groups=1,
@@ -314,7 +317,7 @@ def test_distill_refuses_tries_of_several_steps() -> None:
     with pytest.raises(TrainingError, match=r"distill: several_steps 3: .*tries of several steps"):
         build(several, credit={}, distill=1.0)
     _, report = build([*several, good], credit={"attempt": "success", "retry": "success"}, distill=1.0)
-    assert report.dropped == {"several_steps": 3, "attempt_alone": 2, "retry_alone": 3}
+    assert report.dropped == {"zero_variance": 3, "attempt_alone": 1, "retry_alone": 4}
 
 
 def test_rows_that_the_server_decided_on_are_counted(record: Record) -> None:

@@ -46,7 +46,8 @@ def rows() -> list[Row]:
         for i, length in enumerate(lengths):
             completion = torch.randint(8, 120, (length,)).tolist()
             blank = dict.fromkeys(Row._fields)
-            named = {"group_id": str(prompt), "prompt_ids_P": prompt, "completion_ids_T": completion}
+            named = {"group_id": str(prompt), "span_id": str(len(drawn))}
+            named |= {"prompt_ids_P": prompt, "completion_ids_T": completion}
             drawn.append(Row(**{**blank, **named, "logprobs_T": [-4.0] * length, "reward": 0.0, "advantage": 1.0 - i}))
     return drawn
 

@@ -41,8 +41,8 @@ def test_train_refuses_a_server_that_narrows_its_sampling(record: Record, start:
 def test_measure_surprise_needs_a_clear_difference(entropy: float, n: int, is_off: bool) -> None:
     rows = [row._replace(doubtful=True) for row in sampled(n, 5, 0.1)]
 
-    def entropies(pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        return [5 * entropy for _ in pairs]
+    def entropies(pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        return [[entropy] * 5 for _ in pairs]
 
     surprise = measure_surprise([*rows, *sampled(40, 5)], "v0001", entropies)
     assert surprise is not None

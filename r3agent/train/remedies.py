@@ -1,0 +1,72 @@
+"""Reasons for leaving out reflections and tries, and remedies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from r3agent.train.row import Dropped, Row
+
+COLLECT = {
+    "attempt": "--samples 4",
+    "reflect": "--reflections 8",
+    "retry": "--retries 4",
+    "blind_retry": "--blind-retries 4",
+}
+"""Flags that collect groups for each label: GRPO compares siblings, so it needs at least 2."""
+
+REMEDIES = {
+    "errored": "their episodes, or the tries that pay them, ended in an error: fix it and collect them again",
+    "held_out": "their tasks are of the gate or test split, which decide on the trained version: collect tasks of the "
+    "train split, or record more",
+    "task_changed": "their task was corrected since, e.g. its gold answer: collect it again",
+    "several_steps": "they, or the first try, are tries of several steps, with results of their own calls: distill "
+    "tries of one completion, or credit retries and first tries instead",
+    "not_the_policy": "no call of theirs is the policy's: let the agent ask for its name",
+    "unlabelled": "they, or the retries that pay them, have no verdict yet: attach it with r3agent label",
+    "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
+    "blind_retries of at least 1",
+    "leaked": "they contain the answer of their own retry: ask for reflections without it, or set leak = 'keep'",
+    "refused": "the endpoint refused their conversation, which was too long or filtered: lower sampling.max_tokens, or "
+    "serve the model with a longer context; or their reflection was cut off within its thinking: raise max_tokens of "
+    "reflect_sampling",
+    "reshaped": "they were not sampled as their logprobs say: collect with sampling.temperature = 1, top_p = 1 and "
+    "without top_k, min_p, penalties, logit_bias or a grammar",
+    "media": "their prompt has images, audio or files, which token ids alone do not rebuild: collect text",
+    "eval_only": "the endpoint gave nothing to train on: the spans' capability_note says why",
+    "retokenise_refused": "the endpoint gave no token ids: collect from one that does (vLLM: return_token_ids), "
+    "or set retokenise = 'allow'",
+    "tool_calls": "their tokens were not recorded, and a tool call cannot be tokenised again from its parsed form: "
+    "collect from an endpoint that gives token ids",
+    "empty": "they have no tokens: raise max_tokens when collecting",
+    "stale": "a version more than max_staleness generations before the starting one sampled them, or one that it does "
+    "not descend from: collect with it, or raise the limit",
+    "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
+    "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
+    "--retries, --blind-retries or --samples), or tasks of another difficulty",
+    "attempt_alone": "their task has no other trainable first try of the same version: collect with "
+    + COLLECT["attempt"],
+    "reflect_alone": f"their failed try has no other trainable reflection: collect with {COLLECT['reflect']}",
+    "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
+    "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
+}
+"""Remedies by the reason for dropping a span of a credited label."""
+
+
+def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
+    """Return the main reason and its remedy for each label without a row."""
+    trained_on = {row.label for row in rows}
+    return {
+        label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
+        for label in labels
+        if label not in trained_on
+    }
+
+
+def _remedy(label: str, reasons: Counter[str]) -> str:
+    if reasons:
+        [(main, n)] = reasons.most_common(1)
+        return f"{main} {n}: {REMEDIES[main]}"
+    if label == "distill":
+        return "no failed first try has a retry that passed: collect more tasks, or easier ones"
+    return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"
