@@ -34,6 +34,7 @@ from r3agent.tasks import find_tasks
 from r3agent.testing import traffic_through
 
 SETTINGS: dict[str, Any] = {
+    "task.source": "countdown",
     "sampling.max_tokens": 24,
     "collect.n": 48,
     "train.learning_rate": 1e-3,

@@ -103,6 +103,7 @@ def evaluate(
     run: RunFlag = DEFAULT_RUN,
 ) -> Output:
     opened = _open(run, overrides)
+    opened.check_task()
     after = after or opened.ensure_live().version
     with ConsoleReporter() as reporter:
         found = (

@@ -26,6 +26,8 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
         overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
         note = ", with the demo's settings for the bundled policy (another model needs others)"
     Run(run, overrides).write_config()
+    if not config.task.source:
+        note = ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
     collect = next_step("collect", "--run", run)
     serve = "r3agent serve bundled, and in another terminal " if config.policy.model == "bundled" else ""
     return Output({"config": str(path)}, f"{path} written{note}; next: {serve}{collect}")

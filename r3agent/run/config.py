@@ -81,8 +81,9 @@ class PolicyConfig(Record):
 
 
 class TaskConfig(Record):
-    source: str = "countdown"
-    """Task source: a built-in one, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own `module:callable`."""
+    source: str = ""
+    """Task source: a built-in one, `hf:NAME`, a file (.jsonl, .json, .csv, .parquet), or your own `module:callable`. It
+    has no default, and only a run whose episodes an application records needs none; `countdown` is one to try."""
     verifier: str = ""
     """Verifier: a built-in one, or your own `module:callable`; empty selects the source's default."""
     verifier_params: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from r3agent.serve import ServerProcess
 from r3agent.store.trajectories import load
 
 SETTINGS: dict[str, Any] = {
+    "task.source": "countdown",
     "sampling.max_tokens": 24,
     "collect.n": 256,
     "collect.reflections": 8,
@@ -120,8 +121,8 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
 
 next: r3agent eval --run {again}               this table again
       r3agent inspect {run} [TRAJECTORY]     what was collected, and one conversation with its credit
-      r3agent init --run runs/mine           a run of your own: then `r3agent serve bundled`, and
-      r3agent loop --run runs/mine           all of it again"""
+      r3agent init --run runs/mine --task countdown
+      r3agent loop --run runs/mine           all of it again, after `r3agent serve bundled` in another terminal"""
     return summary, text
 
 

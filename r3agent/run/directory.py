@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import tomlkit
 
 from r3agent._util.aio import run_sync
 from r3agent._util.files import write_atomically
@@ -23,17 +24,20 @@ from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
-from r3agent.tasks import default_verifier, find_tasks, read_tasks
-from r3agent.verifiers import KINDS, find_verifier
+from r3agent.tasks import NO_SOURCE, default_verifier, find_tasks, read_tasks
+from r3agent.verifiers import KINDS, Verifier, find_verifier
 
 logger = logging.getLogger(__name__)
 
 IDENTITY: dict[str, Callable[[Config], str]] = {
     "task.source": lambda config: config.task.source,
-    "task.verifier": lambda config: config.task.verifier or default_verifier(config.task.source),
+    "task.verifier": lambda config: (
+        config.task.verifier or (default_verifier(config.task.source) if config.task.source else "")
+    ),
     "policy.base_model": lambda config: config.policy.base_model,
 }
-"""Settings that identify a run; records of two task sources, verifiers or base models never share a directory."""
+"""Settings that identify a run; records of two task sources, verifiers or base models never share a directory. A run
+whose file names no task gets the one that is named first."""
 
 
 class RunDirectory:
@@ -61,11 +65,13 @@ class RunDirectory:
         self.config = config.model_copy(update={"prompts": prompts})
         if file:
             self._refuse_another_identity(load_config(file, {}))
-        self.verifier = find_verifier(self.verifier_name, **self.config.task.verifier_params)
+        self._verifier = (
+            find_verifier(self.verifier_name, **self.config.task.verifier_params) if self.verifier_name else None
+        )
         self.registry = Registry(self.directory)
         self._split_guard = SplitGuard(self.directory, self.config)
         self._warned: set[str] = set()
-        if not file:
+        if config.task.source and not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
 
     def ensure_live(self) -> PolicyCard:
@@ -79,10 +85,28 @@ class RunDirectory:
             self._check_server()
         if not self.config_file.exists():
             self.write_config()
+        elif self.config.task.source and not load_config(self.config_file, {}).task.source:
+            self._write_task()
         self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
             self.registry.set_live(BASE)
         return self.registry.card(self.registry.live or BASE)
+
+    @property
+    def verifier(self) -> Verifier:
+        """Verifier of the task; a run without a task has none."""
+        self.check_task()
+        assert self._verifier is not None  # every task has one
+        return self._verifier
+
+    def check_task(self) -> None:
+        """Check that the run has a task to draw episodes from.
+
+        Raises:
+            ConfigError: none is named.
+        """
+        if not self.config.task.source:
+            raise ConfigError(NO_SOURCE)
 
     @property
     def api_key(self) -> str | None:
@@ -152,6 +176,16 @@ class RunDirectory:
     def write_config(self) -> None:
         write_atomically(self.config_file, to_toml(self.config))
 
+    def _write_task(self) -> None:
+        """Write the task into the run's file, which names none; the rest of it stays."""
+        document = tomlkit.parse(self.config_file.read_text())
+        table: Any = document.setdefault("task", tomlkit.table())
+        on_file = load_config(self.config_file, {}).task
+        for name, value in self.config.task.model_dump(mode="json").items():
+            if value != getattr(on_file, name):
+                table[name] = value
+        write_atomically(self.config_file, tomlkit.dumps(document))
+
     def _warn_once(self, message: str) -> None:
         """Warn, unless an earlier draw did: each comparison draws its tasks several times."""
         if message not in self._warned:
@@ -172,7 +206,7 @@ class RunDirectory:
     def _refuse_another_identity(self, on_file: Config) -> None:
         for key, of in IDENTITY.items():
             stored, given = of(on_file), of(self.config)
-            if stored != given:
+            if stored not in ("", given):
                 raise ConfigError(
                     f"{key} = {given!r}, but {self.directory} is a run of {stored!r}; "
                     "choose another directory with --run"

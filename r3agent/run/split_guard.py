@@ -75,6 +75,8 @@ class SplitGuard:
 
         An endless source has more of them, which later gates draw.
         """
+        if not self._config.task.source:
+            return  # no stage has drawn any
         task, evaluation, finite = self._config.task, self._config.eval, is_finite(self._config.task.source)
         n = None if finite else evaluation.n
         for split in HELD_OUT:

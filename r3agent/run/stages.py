@@ -69,6 +69,7 @@ class Run(Collector):
         Args:
             version: version that samples, which need not be live; default: the live one.
         """
+        self.check_task()
         card = self.ensure_live() if version is None else self.registry.card(version)
         settings = self.config.collect
         round_ = len(self.registry.versions())

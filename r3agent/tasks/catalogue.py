@@ -61,6 +61,12 @@ PASSED = {
 }
 """Arguments of a source that its caller passes, and the settings for them."""
 
+NO_SOURCE = (
+    "task.source is empty: name your tasks with --task, or in r3.toml: a file such as tasks.jsonl, hf:NAME, or "
+    "module:callable; --task countdown is one to try"
+)
+"""Message for settings without a task."""
+
 GROUP = "r3agent.tasks"
 """Entry point group for packages that provide sources."""
 
@@ -213,6 +219,8 @@ def _find(source: str) -> tuple[Callable[..., Iterable[object]], dict[str, str]]
 
 
 def _unknown(source: str) -> ConfigError:
+    if not source:
+        return ConfigError(NO_SOURCE)
     if Path(source).expanduser().is_dir():
         return ConfigError(f"task {source!r} is a directory; name it as hf:{source}, or one of its files")
     near = _near(source)

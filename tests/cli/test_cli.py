@@ -149,12 +149,39 @@ def test_init_writes_the_settings_once(tmp_path, capsys):
     assert "exists" in err
 
 
+@pytest.mark.parametrize("verb", ["collect", "eval", "loop", "audit"])
+def test_a_run_without_a_task_asks_for_one(verb, tmp_path, capsys):
+    with ScriptedEndpoint(answer) as endpoint:
+        where = ["--run", tmp_path / "run"]
+        code, out, _ = call(capsys, "init", *where, "--url", endpoint.url, "--model", endpoint.model)
+        assert code == 0
+        assert "it names no task" in out
+        code, _, err = call(capsys, verb, *where)
+        assert code == 2
+        assert "task.source is empty" in err
+        assert "--task countdown" in err
+        assert endpoint.received == []
+
+
+def test_a_task_named_later_is_written_to_the_file(tmp_path, tasks, capsys):
+    file = tmp_path / "run" / "r3.toml"
+    with ScriptedEndpoint(answer) as endpoint:
+        call(capsys, "init", "--run", tmp_path / "run", "--url", endpoint.url, "--model", endpoint.model)
+        file.write_text("# mine\n" + file.read_text())
+        assert call(capsys, *collecting(tmp_path, endpoint, tasks))[0] == 0
+        assert file.read_text().startswith("# mine\n")
+        assert (load_config(file, {}).task.source, load_config(file, {}).task.verifier) == (str(tasks), "exact")
+        code, _, err = call(capsys, "collect", "--run", tmp_path / "run", "--task", "countdown")
+    assert code == 2
+    assert f"is a run of '{tasks}'" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "max_tokens", "is_demo"),
     [
-        ([], SETTINGS["sampling.max_tokens"], True),
-        (["--set", "sampling.max_tokens=99"], 99, True),
-        (["--model", "mine"], 512, False),
+        (["--task", "countdown"], SETTINGS["sampling.max_tokens"], True),
+        (["--task", "countdown", "--set", "sampling.max_tokens=99"], 99, True),
+        (["--task", "countdown", "--model", "mine"], 512, False),
         (["--task", "tasks.jsonl"], 512, False),
     ],
 )
@@ -181,7 +208,7 @@ def test_init_takes_the_demos_settings_for_its_policy(flags, max_tokens, is_demo
         (["--set", "train.credit.retry=lift"], "what fits retry is 'success' or 'score'"),
         (["--set", "train.credit={reflexion='lift'}"], "unknown label 'reflexion'; did you mean 'reflect'?"),
         (["--set", "epochs"], "section.key=value"),
-        (["--set", "task.params={max_nubmer=3}"], "max_nubmer"),
+        (["--task", "countdown", "--set", "task.params={max_nubmer=3}"], "max_nubmer"),
         (["--set", "collect.n.x=3"], "collect.n = {'x': 3}: Input should be a valid integer"),
         (["--set", "collect.n"], "--set 'collect.n': write section.key=value"),
         (["--set", "collect=3"], "--set 'collect=3': write section.key=value"),
@@ -211,7 +238,7 @@ def test_an_endpoint_that_cannot_be_used_exits_1(settings, says, tmp_path, tasks
 def test_a_server_that_is_not_there_exits_1(argv, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    call(capsys, "init", "--run", tmp_path / "run", "--url", url)
+    call(capsys, "init", "--run", tmp_path / "run", "--url", url, "--task", "countdown")
     code, _, err = call(capsys, *argv, "--run", tmp_path / "run")
     assert code == 1
     assert url.removesuffix("/v1") in err
@@ -347,14 +374,14 @@ def test_a_demo_does_not_replace_a_file(tmp_path, capsys):
 
 
 def test_a_demo_with_another_seed_is_refused(tmp_path, capsys):
-    call(capsys, "init", "--run", tmp_path / "demo", "--seed", 1)
+    call(capsys, "init", "--run", tmp_path / "demo", "--task", "countdown", "--seed", 1)
     code, _, err = call(capsys, "demo", "--out", tmp_path / "demo")
     assert code == 2
     assert f"{tmp_path / 'demo'} has a run with seed 1, not 0; choose another directory with --out" in err
 
 
 def test_a_demo_does_not_take_over_a_run_of_the_user_s(tmp_path, capsys):
-    call(capsys, "init", "--run", tmp_path / "mine")
+    call(capsys, "init", "--run", tmp_path / "mine", "--task", "countdown")
     code, _, err = call(capsys, "demo", "--out", tmp_path / "mine")
     assert code == 2
     assert f"{tmp_path / 'mine'} has a run that is no demo" in err

@@ -19,6 +19,7 @@ from r3agent.store.registry import Registry
 from r3agent.store.trajectories import load
 
 SMALL = {
+    "task.source": "countdown",
     "sampling.max_tokens": 24,
     "collect.n": 24,
     "collect.reflections": 4,

@@ -214,7 +214,7 @@ def test_what_was_collected_for_another_task_is_not_trained_on(
     pytest.importorskip("trl", reason="needs the train extra")
     with ScriptedEndpoint("no idea") as endpoint:
         policy = {"policy.base_url": endpoint.url, "policy.model": endpoint.model}
-        few = {"collect.n": 2, "collect.reflections": 1, "task.params": {"max_number": 8}}
+        few = {"task.source": "countdown", "collect.n": 2, "collect.reflections": 1, "task.params": {"max_number": 8}}
         run = Run(tmp_path / "run", {**policy, **few})
         run.collect()
     edit(run, **{key: value})

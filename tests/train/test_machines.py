@@ -42,7 +42,8 @@ LEFTOVERS = [
 def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     directory = tmp_path / "run"
     Registry(directory).add_base("tiny", str(base))
-    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base), "eval.n": 4}).ensure_live()
+    settings = {"policy.model": "tiny", "policy.base_model": str(base), "eval.n": 4, "task.source": "countdown"}
+    Run(directory, settings).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
             writer.append(trajectory.changed(metadata={SPLIT: "train"}))
@@ -118,7 +119,7 @@ def test_loop_finds_what_training_lacks_before_it_collects(run_dir: Path, tmp_pa
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     Registry(tmp_path / "other").add_base("tiny", str(adapter))
-    settings = {"policy.model": "tiny", "policy.base_model": str(adapter), "eval.n": 4}
+    settings = {"policy.model": "tiny", "policy.base_model": str(adapter), "eval.n": 4, "task.source": "countdown"}
     with pytest.raises(ConfigError, match="is a LoRA adapter"):
         run_loop(Run(tmp_path / "other", settings), NoReport())
 

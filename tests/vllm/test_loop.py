@@ -13,6 +13,7 @@ from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.store.trajectories import load
 
 SETTINGS = {
+    "task.source": "countdown",
     "sampling.max_tokens": 24,
     "collect.n": 48,
     "collect.reflections": 4,
