@@ -61,6 +61,25 @@ def check_verifier(verifier: object) -> None:
         )
 
 
+def check_environment(environment: object) -> None:
+    """Check that `environment` is a factory of worlds, or none.
+
+    Raises:
+        ConfigError: it cannot be called with a task, or is a coroutine, a generator or a context manager itself.
+    """
+    if environment is None:
+        return
+    remedy = "pass an async generator function (task) that yields once, decorated with contextlib.asynccontextmanager"
+    if hasattr(environment, "__aenter__") and not isinstance(environment, type):
+        raise ConfigError(f"environment = {shorten(environment)}: one world, not a factory of worlds; {remedy}")
+    if not callable(environment):
+        raise ConfigError(f"environment = {shorten(environment)}: no callable (task); {remedy}")
+    if inspect.iscoroutinefunction(environment) or inspect.isasyncgenfunction(environment):
+        raise ConfigError(f"environment = {shorten(environment)}: it makes no async context manager; {remedy}")
+    if fault := _misfit(environment, None):
+        raise ConfigError(f"environment = {shorten(environment)}: it does not take (task): {fault}; {remedy}")
+
+
 async def sampled(policy: Policy, answer: Awaitable[Sequence[Generation]], n: int) -> list[Generation]:
     """Await the result of `policy.sample` and check it.
 

@@ -38,13 +38,15 @@ class EpisodeOptions(TypedDict, total=False):
     cut_off: CutOff
     max_steps: int
     try_timeout_s: float | None
+    tool_timeout_s: float | None
+    max_result_chars: int
     agent_errors: AgentErrors
 
 
 AgentErrors: TypeAlias = Literal["raise", "record"]
 """Treatment of an agent that raises."""
 
-AGENT_SETTINGS = ("max_steps", "try_timeout_s", "agent_errors")
+AGENT_SETTINGS = ("max_steps", "try_timeout_s", "tool_timeout_s", "max_result_chars", "agent_errors")
 """Settings that only tries of an agent or with tools have."""
 
 
@@ -55,6 +57,10 @@ class AgentLimits(Record):
     """Maximum number of model calls in a try; a try that needs more fails."""
     try_timeout_s: float | None = Field(default=600.0, gt=0)
     """Time limit of a try, in seconds; a try that takes longer fails. `None` for none."""
+    tool_timeout_s: float | None = Field(default=60.0, gt=0)
+    """Time limit of one call of a tool of `tools`, in seconds; the policy is told of it. `None` for none."""
+    max_result_chars: int = Field(default=20_000, ge=1)
+    """Maximum number of characters of a tool's result; the policy sees the beginning of a longer one."""
 
 
 class EpisodeLimits(Record):

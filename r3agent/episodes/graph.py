@@ -21,12 +21,13 @@ from langgraph.runtime import get_runtime
 from typing_extensions import Unpack
 
 from r3agent._util.aio import run_sync
-from r3agent.episodes.agents.base import Environment
+from r3agent.episodes.agents.base import Agent, Environment
 from r3agent.episodes.agents.tries import TryRunner
-from r3agent.episodes.collaborators import check_policy, check_verifier
+from r3agent.episodes.collaborators import check_environment, check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
 from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, warn_of_edited_output
-from r3agent.episodes.nodes import Nodes, Streamer, Update
+from r3agent.episodes.nodes import Nodes, Update
+from r3agent.episodes.sampler import Sampler, Streamer
 from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, merge_spans
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
@@ -78,14 +79,14 @@ def build_graph(
     """
     check_policy(policy)
     check_verifier(verifier)
-    config = EpisodeConfig.of(options)
+    config, sampler = EpisodeConfig.of(options), Sampler(_streamer(policy) if stream else None)
     nodes = Nodes(
         policy=policy,
         verifier=verifier,
         config=config,
         templates=config.templates(),
-        streamer=_streamer(policy) if stream else None,
-        runner=_runner(agent, tools, environment, verifier),
+        sampler=sampler,
+        runner=_runner(agent, tools, environment, verifier, config, sampler),
     )
 
     graph = StateGraph(
@@ -142,6 +143,9 @@ class AsyncNode(AsyncStep[Update]):
         own = identify(state, config.get("metadata", {}))
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
         update = await super()._run(seen, config)
+        if "task" in update:  # tools that an agent brings are a part of it
+            equipped: Any = {**seen, **update}
+            own = begin(equipped, config.get("metadata", {}))
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
@@ -149,7 +153,12 @@ class AsyncNode(AsyncStep[Update]):
 
 
 def _runner(
-    agent: object | None, tools: Sequence[Any], environment: Environment | None, verifier: Verifier
+    agent: object | None,
+    tools: Sequence[Any],
+    environment: Environment | None,
+    verifier: Verifier,
+    config: EpisodeConfig,
+    sampler: Sampler,
 ) -> TryRunner | None:
     """Return the runner of tries of several steps; `None` if a try is one completion in no world."""
     if agent is None and not tools and environment is None:
@@ -158,9 +167,16 @@ def _runner(
                 "the verifier takes an environment, and there is none; pass environment=, an agent or tools"
             )
         return None
-    from r3agent.episodes.agents.choice import choose_agent
+    check_environment(environment)
+    if agent is None:
+        from r3agent.episodes.agents.tool_loop import ToolLoop
 
-    return TryRunner(agent=choose_agent(agent, tools), environment=environment, verifier=verifier)
+        maker: Agent = ToolLoop.of(tools, has_world=environment is not None, config=config, sampler=sampler)
+    else:
+        from r3agent.episodes.agents.choice import choose_agent
+
+        maker = choose_agent(agent, tools)
+    return TryRunner(agent=maker, environment=environment, verifier=verifier)
 
 
 def _streamer(policy: Policy) -> Streamer:

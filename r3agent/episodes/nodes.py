@@ -5,27 +5,25 @@ A node works on the whole frontier of the tree at once, that is, on every failed
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from r3agent._util.templates import Template
+from r3agent.episodes.agents.base import Equipped
 from r3agent.episodes.agents.tries import TryRunner
 from r3agent.episodes.checkpointed import Drawing, draw
-from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
-from r3agent.episodes.renderings import Rendered, Renderer
 from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
-from r3agent.episodes.state import EpisodeState, SpanSlot, earlier_episodes, frontier_of, task_of, tree_of
+from r3agent.episodes.sampler import Sampler
+from r3agent.episodes.state import EpisodeState, earlier_episodes, frontier_of, task_of, tree_of
 from r3agent.errors import ConversationError
 from r3agent.policy import Pinnable, Policy, Sampling, sampling_of
-from r3agent.records.trajectory import Generation, Label, Message, Span, Trajectory
+from r3agent.records.trajectory import Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
-Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
-Streamer: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[SpanSlot]], Awaitable[list[Generation]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +35,9 @@ class Nodes:
     config: EpisodeConfig
     templates: dict[str, Template]
     """Compiled prompts of `config`, by the names of their settings."""
-    streamer: Streamer | None
-    """Function that calls `sample` and writes every delta to LangGraph's streams."""
+    sampler: Sampler
     sample: int = 0
     """Index of the episode among several of its task."""
-    renderer: Renderer = field(default_factory=Renderer)
     runner: TryRunner | None = None
     """Runner of an agent's tries; without one, a try is one completion."""
 
@@ -52,8 +48,11 @@ class Nodes:
         return replace(self, config=self.config.override(context), sample=context.sample or 0)
 
     async def attempt(self, state: EpisodeState) -> Update:
-        tree = Trajectory(task=task_of(state))
-        return await _grow(self._drawings(state, tree, None, "attempt", 1))
+        task = task_of(state)
+        if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
+            task = await agent.equip(task)
+        update = await _grow(self._drawings(state, Trajectory(task=task), None, "attempt", 1))
+        return {**update, "task": task.model_dump(mode="json")} if self.runner is not None else update
 
     async def verify(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
@@ -162,31 +161,16 @@ class Nodes:
         A conversation that the endpoint refuses for its text makes failed tries without an answer: the policy's own
         text made it too long. Only if it is the task alone, the error passes through.
         """
-        slots, label, messages, sampling = request.slots(n), request.label, request.messages, request.sampling
+        slots = request.slots(n)
         if (obstacle := request.obstacle) is not None:
             return [request.refused(slot, obstacle) for slot in slots]
-        policy = self._policy_of(tree)
-
-        async def ask(rendered: Rendered) -> list[Generation]:
-            settings = _without_calls(sampling) if rendered.forbids_calls else sampling
-            sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
-            answer = self.streamer(sample, rendered.messages, slots) if self.streamer else sample()
-            return await sampled(policy, answer, n)
-
         try:
-            generations, sent = await self.renderer.send(ask, messages, tree.task.tools, may_call=label != "reflect")
+            return await self.sampler.draw(self._policy_of(tree), request, slots, tree.task.tools)
         except ConversationError as error:
             if request.parent is None:
                 raise
             refusal = Refusal(error.finish_reason, f"{error.finish_reason}: the conversation was refused: {error}")
             return [request.refused(slot, refusal) for slot in slots]
-        place = {"label": label, "request": request.appended}
-        if sent.messages != messages:
-            place |= {"request": sent.messages, "standalone": True}
-        return [
-            Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
-            for one, slot in zip(generations, slots, strict=True)
-        ]
 
     def _sampling(self, label: Label) -> Sampling | None:
         """Return the settings of a request; `None` if the policy has its own and does not show them."""
@@ -214,12 +198,6 @@ class Nodes:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
         began = tree.spans[0] if tree.spans else None
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
-
-
-def _without_calls(sampling: Sampling | None) -> Sampling:
-    """Return the settings of a request whose tools are not to be called."""
-    given = sampling or Sampling(temperature=None, top_p=None, max_tokens=None)  # the policy has its own
-    return given.model_copy(update={"extra": {**given.extra, "tool_choice": "none"}})
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:

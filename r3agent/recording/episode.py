@@ -249,6 +249,13 @@ class Episode:
                     if scope.one_try:  # further choices are steps too, so that the record has one try
                         place |= {"parent_id": span.span_id, "request": messages, "standalone": True}
 
+    def append(self, span: Span, scope: SpanScope) -> None:
+        """Add a span whose place in the tree is known."""
+        with self._lock:
+            self._called = True
+            self._spans.append(span)
+            scope.span_ids.append(span.span_id)
+
     def at_end(self, finish: Callable[[], None], scope: SpanScope | None = None) -> None:
         """Call `finish` at the end of the try or the episode, e.g. to record a stream that was not read to its end."""
         with self._lock:

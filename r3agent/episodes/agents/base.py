@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from langchain_core.runnables import RunnableConfig
 
+from r3agent.episodes.requests import SpanRequest
 from r3agent.policy import Policy, Sampling
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
@@ -25,6 +26,8 @@ class AgentCall:
     task: Task
     messages: Sequence[Message]
     """The task's messages; for a retry, then those of the failed tries with their reflections and retry prompts."""
+    request: SpanRequest
+    """Request by which the loop of completions and tool calls continues the tree."""
     policy: Policy
     """Policy, pinned to the version that the episode began with."""
     sampling: Sampling | None
@@ -59,3 +62,12 @@ class Agent(Protocol):
     """
 
     async def run(self, call: AgentCall) -> AgentEnd: ...
+
+
+@runtime_checkable
+class Equipped(Protocol):
+    """Agent whose tools are known, and belong to the task that the policy sees."""
+
+    async def equip(self, task: Task) -> Task:
+        """Return the task with the definitions of the tools."""
+        ...

@@ -71,6 +71,7 @@ class TryRunner:
                 call = AgentCall(
                     task=tree.task,
                     messages=agent_messages(tree, request),
+                    request=request,
                     policy=policy,
                     sampling=request.sampling,
                     environment=world,

@@ -1,0 +1,92 @@
+"""Results of tool calls, as the policy reads them: one text for each call, whatever happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from langchain_core.messages import BaseMessage
+from langchain_core.tools import ToolException
+from langgraph.errors import GraphBubbleUp
+
+from r3agent._util.messages import did_you_mean, shorten
+from r3agent.episodes.agents.tools import MisfitError, Tool
+from r3agent.records.json_values import any_text, json_value, well_formed
+from r3agent.records.trajectory import Message
+
+
+@dataclass(kw_only=True)
+class Toolbox:
+    """The tools of one try, with its world."""
+
+    tools: Mapping[str, Tool]
+    world: Any
+    timeout_s: float | None
+    max_chars: int
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Lock of the world: few are safe for threads, and the order of the calls is that of their effects."""
+
+    async def result(self, call: Message) -> str:
+        """Run a call, and return its result, or the fault for which there is none."""
+        name, function = called(call), call.get("function") or {}
+        tool = self.tools.get(name)
+        if tool is None:
+            return f"Error: there is no tool {name!r}; {did_you_mean(name, self.tools)}"
+        try:
+            arguments = json.loads(function.get("arguments") or "{}")
+        except (ValueError, RecursionError) as error:
+            return f"Error: {name} was not run: its arguments are not JSON: {error}"
+        if not isinstance(arguments, dict):
+            return f"Error: {name} was not run: its arguments are no JSON object, but {shorten(arguments)}"
+        if tool.takes_world and not tool.is_async:
+            async with self._turn:
+                text = await self._run(tool, cast(dict[str, Any], arguments), call)
+        else:
+            text = await self._run(tool, cast(dict[str, Any], arguments), call)
+        if len(text) <= self.max_chars:
+            return text
+        return f"{text[: self.max_chars]}\n[cut: these are the first {self.max_chars:,} of {len(text):,} characters]"
+
+    async def _run(self, tool: Tool, arguments: dict[str, Any], call: Message) -> str:
+        timeout = asyncio.timeout(self.timeout_s)
+        try:
+            async with timeout:
+                return _text(await tool.run(arguments, str(call.get("id")), self.world))
+        except GraphBubbleUp:
+            raise
+        except MisfitError as error:
+            return f"Error: {tool.name} was not run: its arguments do not fit: {error}"
+        except ToolException as error:
+            return f"Error: {any_text(error)}"
+        except (Exception, SystemExit) as error:
+            if isinstance(error, TimeoutError) and timeout.expired():
+                return f"Error: {tool.name} gave no result within {self.timeout_s:g} seconds"
+            return f"Error: {tool.name} failed: {type(error).__name__}: {well_formed(any_text(error))}"
+
+
+def called(call: Mapping[str, Any]) -> str:
+    """Return the name in a call or a definition, of a function or of a custom tool."""
+    named: Any = call.get("function") or call.get("custom") or call
+    return str(named.get("name") or "") if isinstance(named, Mapping) else ""
+
+
+def _text(result: Any) -> str:
+    """Return a result as text: JSON of what is none, and the texts of content parts."""
+    if isinstance(result, BaseMessage):
+        result = result.content
+    if isinstance(result, str):
+        return well_formed(result)
+    if isinstance(result, list) and result and all(_is_part(part) for part in cast(list[Any], result)):
+        return "\n".join(_part_text(part) for part in cast(list[Any], result))
+    return json.dumps(json_value(result, finite=True), ensure_ascii=False)
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("text", "image", "image_url", "file", "audio", "resource")
+
+
+def _part_text(part: dict[str, Any]) -> str:
+    return well_formed(str(part["text"])) if isinstance(part.get("text"), str) else f"[{part['type']}, not shown]"

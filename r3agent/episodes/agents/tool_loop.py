@@ -1,0 +1,96 @@
+"""The tool loop: completions and tool calls in turn, until an answer calls no tool.
+
+    graph = build_graph(policy=policy, verifier=check, tools=[search, refund], environment=shop)
+
+The policy sees the task's own definitions of tools, then those of `tools` that the task does not define. A call runs
+the code of its name. A call of a tool that the task defines and that has no code ends the try: the calls of that answer
+are judged, and none of them is run. Faults of calls and of tools are told to the policy. The calls of one answer run at
+once, except that sync tools that take the world run one after another, in the order of the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from r3agent._util.aio import gather_all
+from r3agent._util.messages import shorten
+from r3agent.episodes.agents.base import AgentCall, AgentEnd
+from r3agent.episodes.agents.results import Toolbox, called
+from r3agent.episodes.agents.tools import Tool, by_name, make_tool
+from r3agent.episodes.config import EpisodeConfig
+from r3agent.episodes.requests import SpanRequest
+from r3agent.episodes.sampler import Sampler
+from r3agent.errors import ConfigError, StepLimitError
+from r3agent.records.trajectory import Message, Span, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolLoop:
+    """Agent of those who have none."""
+
+    tools: Mapping[str, Tool]
+    config: EpisodeConfig
+    sampler: Sampler
+
+    @classmethod
+    def of(cls, tools: Sequence[Any], *, has_world: bool, config: EpisodeConfig, sampler: Sampler) -> Self:
+        """Make the loop of the tools that an application passes.
+
+        Raises:
+            ConfigError: one is no tool, two have one name, or one takes a world that does not exist.
+        """
+        if isinstance(tools, str) or not isinstance(tools, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"tools = {shorten(tools)}: pass a list of tools")
+        made = by_name([make_tool(given, has_world=has_world) for given in tools])
+        return cls(tools=made, config=config, sampler=sampler)
+
+    async def equip(self, task: Task) -> Task:
+        """Return the task with the definitions of the tools that it does not define itself."""
+        own = {called(definition) for definition in task.tools}
+        more = [tool.definition for name, tool in self.tools.items() if name not in own]
+        return task.model_copy(update={"tools": (*task.tools, *more)}) if more else task
+
+    async def run(self, call: AgentCall) -> AgentEnd:
+        """Make one try.
+
+        Raises:
+            StepLimitError: the last answer that it may have calls tools.
+            PolicyError: the endpoint failed; a `ConversationError` if it refused the conversation.
+        """
+        box = Toolbox(
+            tools=self.tools,
+            world=call.environment,
+            timeout_s=self.config.tool_timeout_s,
+            max_chars=self.config.max_result_chars,
+        )
+        codeless = {called(definition) for definition in call.task.tools} - self.tools.keys()
+        request, sampling = call.request, call.request.sampling
+        for step in range(call.max_steps):
+            request = request._replace(sampling=sampling and sampling.at("step", step))
+            [span] = await self.sampler.draw(call.policy, request, request.slots(1), call.task.tools)
+            call.episode.append(span, call.scope)
+            names = {called(c) for c in span.tool_calls}
+            if not names or not self.tools or span.unfinished or names & codeless:
+                return AgentEnd(None)
+            request = _next(request, span, await _results(box, span))
+        raise StepLimitError(f"max_steps = {call.max_steps}: the last answer calls tools; raise max_steps")
+
+
+async def _results(box: Toolbox, span: Span) -> tuple[Message, ...]:
+    """Run the calls of an answer, and return the messages with their results, in the order of the calls.
+
+    Calls that cannot be sent back as calls have theirs in a message of the user.
+    """
+    texts = await gather_all(box.result(call) for call in span.tool_calls)
+    sent: Sequence[Message] = span.turn.get("tool_calls", ())
+    ids, found = {call["id"] for call in sent}, list(zip(span.tool_calls, texts, strict=True))
+    results = [{"role": "tool", "tool_call_id": c["id"], "content": text} for c, text in found if c["id"] in ids]
+    faults = [text for c, text in found if c["id"] not in ids]
+    return (*results, *([{"role": "user", "content": "\n".join(faults)}] if faults else []))
+
+
+def _next(request: SpanRequest, span: Span, results: tuple[Message, ...]) -> SpanRequest:
+    conversation = span.request if span.standalone else request.messages
+    return request._replace(parent=span, messages=[*conversation, span.turn, *results], appended=results)

@@ -1,0 +1,59 @@
+"""One request for spans: rendered for the server, streamed if asked for, and placed in the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+from r3agent.episodes.collaborators import sampled
+from r3agent.episodes.renderings import Rendered, Renderer
+from r3agent.episodes.requests import SpanRequest
+from r3agent.episodes.state import SpanSlot
+from r3agent.policy import Policy, Sampling
+from r3agent.records.trajectory import Generation, Message, Span
+
+Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
+Streamer: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[SpanSlot]], Awaitable[list[Generation]]]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Sender of a graph's requests."""
+
+    streamer: Streamer | None = None
+    """Function that calls `sample` and writes every delta to LangGraph's streams."""
+    renderer: Renderer = field(default_factory=Renderer)
+
+    async def draw(
+        self, policy: Policy, request: SpanRequest, slots: Sequence[SpanSlot], tools: Sequence[dict[str, Any]]
+    ) -> list[Span]:
+        """Sample a span for each slot with one request, which records the conversation that the endpoint took.
+
+        Raises:
+            PolicyError: the endpoint did not return them; a `ConversationError` if it refused the conversation.
+        """
+        n = len(slots)
+
+        async def ask(rendered: Rendered) -> list[Generation]:
+            settings = _without_calls(request.sampling) if rendered.forbids_calls else request.sampling
+            sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
+            answer = self.streamer(sample, rendered.messages, slots) if self.streamer else sample()
+            return await sampled(policy, answer, n)
+
+        may_call = request.label != "reflect"
+        generations, sent = await self.renderer.send(ask, request.messages, tools, may_call=may_call)
+        place = {"label": request.label, "request": request.appended}
+        if sent.messages != request.messages:
+            place |= {"request": sent.messages, "standalone": True}
+        return [
+            Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
+            for one, slot in zip(generations, slots, strict=True)
+        ]
+
+
+def _without_calls(sampling: Sampling | None) -> Sampling:
+    """Return the settings of a request whose tools are not to be called."""
+    given = sampling or Sampling(temperature=None, top_p=None, max_tokens=None)  # the policy has its own
+    return given.model_copy(update={"extra": {**given.extra, "tool_choice": "none"}})
