@@ -71,6 +71,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Add a verdict to a stored episode.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),
+    "gateway": (
+        "gateway:gateway",
+        "Record the calls of any program as episodes: a proxy of an endpoint, with a base URL for each try.",
+        "--upstream http://127.0.0.1:8000/v1 --out runs/prod",
+    ),
     "data": ("", "Work on stored trajectories.", "check runs/mine --json"),
     "demo": (
         "start:demo",

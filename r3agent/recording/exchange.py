@@ -251,8 +251,9 @@ class Exchange:
             self.settle()
         elif assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
-        elif assembly is not None and self.is_stream:
-            self._episode.warn("a stream is not recorded: nothing of it was read inside of its trace")
+        elif assembly is not None:
+            if self.is_stream:
+                self._episode.warn("a stream is not recorded: nothing of it was read inside of its trace")
             self._episode.lose(self._scope)
 
     def fit(self, answer: Any) -> Any:

@@ -158,7 +158,7 @@ class ScriptedEndpoint:
             "index": i,
             "message": message,
             "finish_reason": "length" if is_cut else "tool_calls" if "tool_calls" in message else "stop",
-            "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if "logprobs" in fields else None,
+            "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if fields.get("logprobs") else None,
             **({"token_ids": ids} if "return_token_ids" in fields else {}),
         }
 

@@ -8,10 +8,10 @@ import signal
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
+from r3agent._util.address import base_url, listen
 from r3agent.serve.engine.engine import Engine
 from r3agent.serve.engine.model import load_model
 from r3agent.serve.http.app import create_app
-from r3agent.serve.process.address import base_url, listen
 from r3agent.serve.process.options import API_KEY_VARIABLE
 
 GRACE_S = 5

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from r3agent._util.address import base_url, is_loopback, listen
 from r3agent._util.checked import Port, Positive, checked
 from r3agent.errors import ConfigError
-from r3agent.serve.process.address import base_url, is_loopback, listen
 from r3agent.serve.process.log_diagnosis import likely_cause
 from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer

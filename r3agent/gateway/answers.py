@@ -1,0 +1,31 @@
+"""Responses of the gateway itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from r3agent.gateway.dialect import ChatApi, Dialect
+
+
+def dumps(value: Any) -> bytes:
+    """Write JSON; numbers of more than 64 bits and lone surrogates as Python writes them."""
+    try:
+        return orjson.dumps(value)
+    except (TypeError, ValueError):
+        return json.dumps(value).encode()
+
+
+def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=dumps(value), content_type="application/json", headers=headers)
+
+
+def error_answer(
+    dialect: Dialect | None, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Answer with an error in the client's dialect, by default OpenAI's."""
+    return json_answer((dialect or ChatApi()).error(status, message), status=status, headers=headers)

@@ -1,0 +1,257 @@
+"""Relay of one call: its request to the upstream, its answer to the client, and both to the record.
+
+The client gets the bytes of the upstream as they come, without the fields that only the record requested. A request
+whose added fields the upstream refuses is sent again without them, before the client has seen anything of an answer.
+A stream that breaks off is broken off towards the client too; a client that leaves cancels the upstream's request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx
+from aiohttp import web
+from multidict import CIMultiDict
+
+from r3agent.errors import EndpointError, PolicyError, UnreachableError
+from r3agent.gateway.answers import dumps, error_answer
+from r3agent.gateway.dialect import ChatApi, Dialect, EventStream
+from r3agent.gateway.lines import Lines, data_of
+from r3agent.gateway.upstream import Target, Upstream, UpstreamError, to_client
+from r3agent.http.body import ErrorBody, find_error, read_body, read_text
+from r3agent.http.errors import policy_error, read_error
+from r3agent.policy.stream import read_body as read_completion
+from r3agent.recording.exchange import Exchange, is_blank
+
+CHAT = "/chat/completions"
+EVENTS = "text/event-stream"
+
+
+@dataclass
+class Call:
+    """A call that is relayed."""
+
+    request: web.Request
+    exchange: Exchange
+    target: Target
+    dialect: Dialect
+    body: Mapping[str, Any]
+    """Request as the client sent it, in its dialect."""
+    extra: Mapping[str, str]
+    """Headers of the response that are the gateway's own."""
+    out: web.StreamResponse | None = None
+    """Stream to the client, once it has begun."""
+    failure: str = ""
+    """Reason why there is no answer."""
+
+    @property
+    def is_translated(self) -> bool:
+        return not isinstance(self.dialect, ChatApi)
+
+
+class _Again(Exception):
+    """The upstream refuses the added fields in a successful response."""
+
+
+class Relay:
+    """Relay of the calls of one gateway."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def run(self, call: Call) -> web.StreamResponse:
+        """Relay one call and return the response to the client."""
+        headers = call.target.fill_in(call.request.headers, without=("content-type", "accept"))
+        headers["Content-Type"] = "application/json"
+        headers["Accept"] = EVENTS if call.exchange.is_stream else "application/json"
+        if call.is_translated and "Authorization" not in headers and (key := headers.get("x-api-key")):
+            headers["Authorization"] = f"Bearer {key}"
+        url = call.target.url(CHAT, "" if call.is_translated else call.request.query_string)
+        while True:
+            try:
+                response = await self._upstream.send(call.target, "POST", url, headers, dumps(call.exchange.body))
+                async with response:
+                    return await self._answer(call, response)
+            except _Again:
+                continue
+            except UpstreamError as error:
+                is_doubtful = error.status == 502 and not error.is_unreachable and not call.exchange.has_begun
+                if is_doubtful and call.exchange.repeats(None, ErrorBody(str(error))):
+                    continue
+                kind = UnreachableError if error.is_unreachable else EndpointError
+                return await self._fail(call, error.status, str(error), kind(str(error)))
+
+    async def _answer(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        if is_success(response) and response.content_type == EVENTS and call.exchange.is_stream:
+            return await self._stream(call, response)
+        content = await self._read(call, response)
+        if not is_success(response):
+            return await self._refuse(call, response, content)
+        answer: Any = None
+        with suppress(KeyError, TypeError, AttributeError, ValueError):
+            answer = read_completion(content)
+        if call.exchange.repeats_after(answer):
+            raise _Again
+        translated = _translated(call, answer) if call.is_translated else None
+        call.exchange.take_whole(lambda: answer if answer is not None else read_completion(content))
+        headers = to_client(response.headers)
+        headers.update(call.extra)
+        if translated is not None:
+            return web.Response(status=response.status, headers=headers, body=dumps(translated))
+        fitted = call.exchange.fit(answer)
+        body = content if fitted is answer or content.lstrip().startswith(b"data:") else dumps(fitted)
+        return web.Response(status=response.status, headers=headers, body=body)
+
+    async def _refuse(self, call: Call, response: aiohttp.ClientResponse, content: bytes) -> web.StreamResponse:
+        """Hand an error on, unless it refuses the added fields."""
+        read = read_text(content.decode(errors="replace"))
+        if call.exchange.repeats(response.status, read):
+            raise _Again
+        call.failure = f"the upstream answered with status {response.status}"
+        error, headers = _as_error(call, response, content), to_client(response.headers)
+        if call.out is not None or call.is_translated:
+            return await self._fail(call, response.status, read.message[:2000], error, headers)
+        call.exchange.fail(error)
+        headers.update(call.extra)
+        return web.Response(status=response.status, headers=headers, body=call.target.redact(content))
+
+    async def _read(self, call: Call, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._upstream.failure(call.target, error) from None
+
+    async def _fail(
+        self, call: Call, status: int, message: str, error: PolicyError, headers: CIMultiDict[str] | None = None
+    ) -> web.StreamResponse:
+        """Tell the client that there is no answer, or break its stream off."""
+        exchange = call.exchange
+        if exchange.has_begun:
+            exchange.note(error)
+        else:
+            exchange.fail(error)
+        call.failure = call.failure or message
+        message = call.target.redact(message.encode()).decode()
+        if call.out is None:
+            kept = {name: value for name, value in (headers or {}).items() if name.lower().startswith("retry-after")}
+            return error_answer(call.dialect, status, message, {**kept, **call.extra})
+        if call.is_translated or not exchange.has_begun:
+            for event in call.dialect.stream(call.body).fail(status, message):
+                await call.out.write(event.wire)
+            await call.out.write_eof()
+        elif call.request.transport is not None:
+            call.request.transport.close()  # without the end of the chunks, as the upstream broke off
+        return call.out
+
+    # ---- streams ----
+
+    async def _stream(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        exchange, lines = call.exchange, Lines()
+        events = call.dialect.stream(call.body) if call.is_translated else None
+        is_again = call.out is not None
+        if not exchange.added:
+            await self._begin(call, response)
+        async for content in self._content(call, response):
+            await self._pass_on(call, response, lines.split(content), events, skip_blank=is_again)
+        await self._pass_on(call, response, [lines.rest] if lines.rest else [], events, skip_blank=is_again)
+        if not exchange.has_begun and exchange.ends_empty():
+            raise _Again
+        out = await self._begin(call, response)
+        if events is not None:
+            if not exchange.is_answered:
+                raise UpstreamError(f"{call.target.shown}: the stream ended before the completion")
+            for event in events.end():
+                await out.write(event.wire)
+        await out.write_eof()
+        return out
+
+    async def _content(self, call: Call, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for content in response.content.iter_any():
+                yield content
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._upstream.failure(call.target, error) from None
+
+    async def _begin(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
+        if call.out is None:
+            headers = to_client(response.headers)
+            headers.update(call.extra)
+            call.out = web.StreamResponse(status=response.status, headers=headers)
+            await call.out.prepare(call.request)
+        return call.out
+
+    async def _pass_on(
+        self, call: Call, response: aiohttp.ClientResponse, lines: Any, events: EventStream | None, *, skip_blank: bool
+    ) -> None:
+        """Write the lines of a stream to the client, and then its chunks to the record."""
+        exchange = call.exchange
+        pieces: list[bytes] = []
+        later: list[Any] = []
+        is_dropped = False
+        for line in lines:
+            chunk = data_of(line)
+            if not isinstance(chunk, dict):
+                if not (is_dropped and not line.strip()) and events is None:
+                    pieces.append(line)
+                is_dropped = False
+                continue
+            if exchange.has_begun:
+                later.append(chunk)
+            elif exchange.repeats_at(chunk):
+                raise _Again
+            elif skip_blank and is_blank(chunk):
+                is_dropped = True  # the client has the role already
+                continue
+            else:
+                exchange.take_chunk(chunk)
+            if events is not None:
+                if (error := find_error(chunk)) is not None:
+                    raise _as_failure(error)
+                pieces += [event.wire for event in events.take(chunk)]
+                continue
+            fitted = exchange.fit(chunk)
+            is_dropped = fitted is None
+            if fitted is chunk:
+                pieces.append(line)
+            elif fitted is not None:
+                pieces.append(b"data: " + dumps(fitted) + line[len(line.rstrip(b"\r\n")) :])
+        if pieces:
+            out = await self._begin(call, response)
+            await out.write(b"".join(pieces))
+        for chunk in later:
+            exchange.take_chunk(chunk)
+
+
+def _translated(call: Call, answer: Any) -> Any:
+    """Translate a whole answer into the client's dialect.
+
+    Raises:
+        UpstreamError: it is no chat completion.
+    """
+    if (error := find_error(answer)) is not None:
+        raise _as_failure(error)
+    try:
+        return call.dialect.from_chat(answer, call.body)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        raise UpstreamError(f"{call.target.shown}: the answer is not a chat completion") from None
+
+
+def _as_failure(error: Any) -> UpstreamError:
+    """Map an error in a successful response."""
+    read = read_body(error)
+    return UpstreamError(read.message[:2000], status=read.status)
+
+
+def is_success(response: aiohttp.ClientResponse) -> bool:
+    return 200 <= response.status < 300
+
+
+def _as_error(call: Call, response: aiohttp.ClientResponse, content: bytes) -> PolicyError:
+    """Map an error response onto `r3agent.errors`, as for r3agent's own requests."""
+    request = httpx.Request("POST", str(response.url), headers=call.target.headers)
+    found = httpx.Response(response.status, content=content, request=request)
+    return policy_error(read_error(found), where=f"{call.target.shown}: ")
