@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from r3agent.policy import OpenAIPolicy as OpenAIPolicy
     from r3agent.policy import Policy as Policy
     from r3agent.policy import Sampling as Sampling
+    from r3agent.recording.blocks import unrecorded as unrecorded
     from r3agent.recording.instrument import instrument as instrument
     from r3agent.recording.recorder import Recorder as Recorder
     from r3agent.recording.trace import trace as trace

@@ -35,7 +35,7 @@ CONFIG = ConfigDict(
     strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, extra="ignore", protected_namespaces=()
 )
 
-CHECKED_LATER = ("tasks", "trajectories", "policy", "verifier")
+CHECKED_LATER = ("client", "tasks", "trajectories", "policy", "verifier")
 """Arguments that a check of their own describes."""
 
 SECRETS = {"api_key": "a string", "headers": "a mapping of names to strings"}

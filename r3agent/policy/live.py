@@ -29,21 +29,28 @@ class Target(NamedTuple):
 class LivePolicy:
     """Live version of one name, read again when the pointer has moved.
 
+    Args:
+        name: name of the policy; default: that of the registry.
+
     Raises:
         ConfigError: the registry belongs to another policy, or nothing is live.
     """
 
-    def __init__(self, name: str, registry: Registry) -> None:
-        self._name = name
+    def __init__(self, name: str | None, registry: Registry) -> None:
+        self.name = name
         self._registry = registry
         self._seen = _stamp(registry.live_path)
         self._target = self._read()
 
     async def target(self) -> Target:
-        stamp = _stamp(self._registry.live_path)
-        if stamp is None or stamp != self._seen:
-            self._target = await asyncio.to_thread(self._read)  # reads files, which would block the event loop
-            self._seen = stamp
+        if (stamp := _stamp(self._registry.live_path)) is None or stamp != self._seen:
+            return await asyncio.to_thread(self.now)  # reads files, which would block the event loop
+        return self._target
+
+    def now(self) -> Target:
+        """Return the same as `target`, in this thread."""
+        if (stamp := _stamp(self._registry.live_path)) is None or stamp != self._seen:
+            self._target, self._seen = self._read(), stamp
         return self._target
 
     def _read(self) -> Target:
@@ -51,9 +58,10 @@ class LivePolicy:
         if registry.live is None:
             raise ConfigError(f"{registry.live_path}: nothing is live; run `r3agent deploy --run {registry.run_dir}`")
         card = registry.card(registry.live)
-        if card.name != self._name:
+        self.name = self.name or card.name
+        if card.name != self.name:
             raise ConfigError(
-                f"{self._name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
+                f"{self.name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
         in_place = has_weights_in_place(registry)
         return Target(card.served_name, registry.live_base_url, in_place, card.version if in_place else None)

@@ -7,6 +7,8 @@ with the `with` statement is on it, also where another thread or context iterate
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from inspect import currentframe
@@ -46,10 +48,18 @@ class Block:
     """Block that was on the stack."""
     frame: FrameType | None
     """Frame of the function with the `with` statement, until the block is left."""
+    purpose: str | None = None
+    """Purpose of the calls, if they are not the policy's."""
     thread_id: int = field(default_factory=threading.get_ident)
+
+    @property
+    def has_ended_try(self) -> bool:
+        """Return True if a call in this block comes after the try that it belongs to."""
+        return self.scope is not None and self.scope.ended
 
 
 _current: ContextVar[Block | None] = ContextVar("r3agent_trace", default=None)
+_is_silent: ContextVar[bool] = ContextVar("r3agent_unrecorded", default=False)
 _lock = threading.Lock()
 _blocks: dict[FrameType | None, list[Block]] = {}
 """Open blocks of each frame, the innermost last."""
@@ -57,9 +67,9 @@ _MANAGERS = (__name__, "contextlib", "r3agent.recording.episode")
 """Modules whose functions enter a block for their caller."""
 
 
-def enter(episode: Any, scope: SpanScope | None = None) -> Block:
+def enter(episode: Any, scope: SpanScope | None = None, purpose: str | None = None) -> Block:
     """Open a block in the caller's function and context."""
-    block = Block(episode, scope, outer=_current.get(), around=_nearest(), frame=caller())
+    block = Block(episode, scope, outer=_current.get(), around=_nearest(), frame=caller(), purpose=purpose)
     with _lock:
         _blocks.setdefault(block.frame, []).append(block)
     _current.set(block)
@@ -80,7 +90,7 @@ def leave(block: Block) -> None:
 def current() -> Block | None:
     """Find the innermost open block that this code runs in."""
     inherited, nearest = _current.get(), _nearest()
-    while inherited is not None and inherited.episode.closed:
+    while inherited is not None and inherited.episode.closed and not inherited.has_ended_try:
         inherited = inherited.outer
     # A generator that is suspended leaves its block in the context; the block on the stack is then another one.
     outer = inherited
@@ -109,6 +119,24 @@ def why_none() -> str | None:
     if not threads or threading.get_ident() in threads:
         return None
     return "this thread is in no trace, but others are; to record it, enter `with episode:` in this thread too"
+
+
+@contextmanager
+def unrecorded() -> Generator[None]:
+    """Record none of the calls in a block: they are as those of the plain client.
+
+    Tasks and `asyncio.to_thread` inherit it, and threads of an executor do not.
+    """
+    before = _is_silent.get()
+    _is_silent.set(True)
+    try:
+        yield
+    finally:
+        _is_silent.set(before)
+
+
+def is_unrecorded() -> bool:
+    return _is_silent.get()
 
 
 def lose_call() -> None:

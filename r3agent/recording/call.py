@@ -7,15 +7,19 @@ from contextlib import suppress
 from typing import Any, cast
 
 import openai
+import orjson
 from openai.types.chat import ChatCompletionChunk
 
 from r3agent.errors import EndpointError, PolicyError, UnreachableError
 from r3agent.http.body import ErrorBody, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
 from r3agent.http.urls import redact_url
+from r3agent.policy.live import Target
 from r3agent.recording.answers import is_whole, json_of, json_of_chunk
 from r3agent.recording.blocks import Block
 from r3agent.recording.exchange import Exchange, Memory
+from r3agent.recording.live import LiveName
+from r3agent.records.json_values import parse_json
 
 
 class RecordedCall(Exchange):
@@ -30,18 +34,24 @@ class RecordedCall(Exchange):
         client: Any,
         version: str | None,
         tokens: bool,
+        purpose: str | None,
+        live: LiveName | None,
+        target: Target | None,
         memory: Memory,
     ) -> None:
         key = getattr(client, "api_key", None)
+        self._live, self._target = live, target
+        self._own_url = str(getattr(client, "base_url", ""))
         super().__init__(
             block.episode,
             block.scope,
-            body,
+            body if target is None else {**body, "model": target.model},
             extra=extra,
-            base_url=str(getattr(client, "base_url", "")),
+            base_url=(target and target.base_url) or self._own_url,
             key=key if isinstance(key, str) else "",
             version=version,
             tokens=tokens,
+            purpose=purpose,
             memory=memory,
         )
         if self.is_stream:
@@ -51,7 +61,7 @@ class RecordedCall(Exchange):
 
     def url(self, path: str) -> str:
         """Return the URL to send to, or the path if that is the client's own."""
-        return path if self.headers is None else f"{self.base_url.rstrip('/')}{path}"
+        return path if self.base_url == self._own_url else f"{self.base_url.rstrip('/')}{path}"
 
     def options(self, options: Mapping[str, Any]) -> Any:
         """Return the options of the request with the policy's headers, and without the application's own key."""
@@ -60,13 +70,27 @@ class RecordedCall(Exchange):
         return {**options, "headers": {"api-key": openai.Omit(), **(options.get("headers") or {}), **self.headers}}
 
     def forgives(self, error: Exception) -> bool:
-        """Take out added fields that an exception may refuse; return False if it is the application's own."""
+        """Change what an exception may be about; return False if it is the application's own.
+
+        Added fields are taken out that it may refuse, and a version that was unloaded is replaced by the live one.
+        """
         try:
             status, read = _read(error)
         except Exception as unreadable:
             self._memory.report_error("an error of the endpoint is not read", unreadable)
             status, read = None, ErrorBody("")
-        return self.repeats(status, read)
+        return self._follows(status) or self.repeats(status, read)
+
+    def _follows(self, status: int | None) -> bool:
+        """Go on with the live version if a deploy has unloaded this one, or replaced its server."""
+        if self._live is None or self._target is None or status not in (None, 404) or self.has_begun:
+            return False
+        if (now := self._live.now()) == self._target:
+            return False
+        self._episode.pins[self._live] = self._target = now
+        self.base_url = now.base_url or self._own_url
+        self._written = {**self._written, "model": now.model}
+        return True
 
     def refuses(self, answer: Any) -> bool:
         """Return True if a successful response is no answer, and may refuse the added fields; they are then out."""
@@ -110,13 +134,22 @@ class RecordedCall(Exchange):
 
     # ---- the answer ----
 
+    def _policy_version(self, answered: str) -> str | None:
+        """Return the version that answered; `None` if its weights may have been replaced meanwhile."""
+        if self._target is None or not self._target.in_place:
+            return super()._policy_version(answered)
+        return self._target.version if self._live is not None and self._live.now() == self._target else None
+
     def take(self, answer: Any) -> Any:
         """Record a response, unless it is a stream, which is recorded while it is read."""
         if not self.is_stream:
             self.take_whole(lambda: json_of(answer))
             self.finish()
             with suppress(Exception):  # an object of another class
-                self._hide(answer)
+                if isinstance(getattr(answer, "content", None), bytes):
+                    self._hide_raw(answer)
+                else:
+                    self._hide(answer)
         return answer
 
     def add(self, chunk: ChatCompletionChunk) -> bool:
@@ -131,6 +164,18 @@ class RecordedCall(Exchange):
         with suppress(Exception):  # a chunk of another class
             self._hide(chunk)
         return not ("stream_options" in self.added and not chunk.choices and chunk.usage is not None)
+
+    def _hide_raw(self, answer: Any) -> None:
+        """Give a raw response, which is not parsed yet, another content."""
+        if not self.added:
+            return
+        raw = answer.http_response
+        headers = [(k, v) for k, v in raw.headers.multi_items() if k not in ("content-encoding", "content-length")]
+        content = orjson.dumps(self.fit(parse_json(raw.content)))
+        answer.http_response = type(raw)(
+            raw.status_code, headers=headers, content=content, request=raw.request, extensions=raw.extensions
+        )
+        answer.http_response.elapsed = raw.elapsed
 
     def _hide(self, answer: Any) -> None:
         """Remove what the application did not ask for from an object that is already recorded."""

@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
-from r3agent.recording.blocks import Block, SpanScope, caller, enter, leave
+from r3agent.policy.live import Target
+from r3agent.recording.blocks import Block, SpanScope, caller, current, enter, leave
 from r3agent.recording.conversation import attach, attach_step
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
-from r3agent.records.json_values import any_text, json_value
+from r3agent.records.json_values import any_text, json_value, plain
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
+from r3agent.verifiers.interface import Judgement, verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ ENDED = "the episode has ended: calls in this block are not recorded with it; be
 
 SpanRef: TypeAlias = SpanScope | Span | str
 """A span, a span id, or a scope, which stands for its last span."""
+
+S = TypeVar("S", bound=SpanScope | None)
 
 
 @dataclass(eq=False, repr=False)
@@ -44,6 +48,8 @@ class Episode:
     """Number of calls in threads without a trace while this one was open."""
     _keys: set[str] = field(default_factory=set, init=False)
     """API keys of the clients, which are never recorded."""
+    pins: dict[Any, Target] = field(default_factory=dict[Any, Target], init=False)
+    """Version of each `LiveName` that the episode keeps."""
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[tuple[SpanScope | None, Callable[[], None]]] = field(default_factory=list, init=False)
     _called: bool = field(default=False, init=False)
@@ -109,12 +115,26 @@ class Episode:
                 self.end(scope)
 
     @contextmanager
-    def _entered(self, scope: SpanScope) -> Generator[SpanScope]:
+    def aside(self, purpose: str) -> Generator[None]:
+        """Label the calls in a block as not the policy's; they are recorded, and never trained on.
+
+        In `one_try` they are steps of that try; elsewhere they are roots of the tree, and no tries.
+
+        Args:
+            purpose: what they are for, e.g. "router".
+        """
+        block = current()
+        scope = block.scope if block is not None and block.episode is self else None
+        with self._entered(scope, purpose):
+            yield
+
+    @contextmanager
+    def _entered(self, scope: S, purpose: str | None = None) -> Generator[S]:
         if self.closed:
             self.warn(ENDED)
             yield scope
             return
-        block = enter(self, scope)
+        block = enter(self, scope, purpose)
         try:
             yield scope
         finally:
@@ -133,30 +153,42 @@ class Episode:
         """Return the spans that were sampled in a block."""
         return tuple(span for span in self._spans if span.span_id in scope.span_ids)
 
-    def verdict(self, span: SpanRef | None = None, *, passed: bool, feedback: str | None = None) -> None:
-        """Set the verdict on a try, by default the last one.
+    def verdict(
+        self,
+        span: SpanRef | None = None,
+        *,
+        passed: bool | None = None,
+        score: float | None = None,
+        verdict: Judgement | None = None,
+        feedback: str | None = None,
+        answer: str | None = None,
+    ) -> None:
+        """Set the verdict on a try, by default the last one; that of a try of several steps is on its last span.
 
         A verdict on a try that is not recorded is not recorded either, with a warning.
 
+        Args:
+            passed, score, verdict: one of these; a score passes if it is 1, and `verdict` is what a verifier returns.
+            feedback: reason.
+            answer: the application's answer, if it is not the text of the last step.
+
         Raises:
-            ConfigError: there is no such try, and all calls of the episode are recorded.
+            ConfigError: there is no such try, and all calls of the episode are recorded; or it is no verdict.
         """
-        if not (feedback is None or isinstance(feedback, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            feedback = json.dumps(json_value(feedback))
+        judgement = _judgement(passed, score, verdict, feedback)
         with self._lock:
-            tries = self._tries()
-            found = self._find(span) if span is not None else tries[-1] if tries else None
+            found = self._last_of(span)
             if self._n_lost and (found is None or (span is None and self._is_try_lost)):
                 self.warn("a verdict is not recorded: its try is not")
                 return
-            if found is None or found not in tries:
+            if found is None or found.label == "reflect":
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
-            verdict = Verdict(passed=passed, score=float(passed), feedback=feedback)
-            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": verdict})
+            given = {} if answer is None else {"answer": answer}
+            self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": judgement, **given})
         if self.closed and (self._recorder or self._out):
             self.warn(
                 "the episode was recorded before this verdict, which is not stored; set it inside of the block, or use "
-                f"r3agent.label(STORE, {self.trajectory.trajectory_id!r}, passed={passed})"
+                f"r3agent.label(STORE, {self.trajectory.trajectory_id!r}, passed={judgement.passed})"
             )
 
     @property
@@ -165,19 +197,28 @@ class Episode:
 
     @property
     def answer(self) -> Span:
-        """Last try of the episode.
+        """Last span of the last try of the episode.
 
         Raises:
             LookupError: there is no try yet, and all calls of the episode are recorded.
         """
-        if not (tries := self._tries()):
+        if (last := self._last_of(None)) is None:
             if self._n_lost:
                 return Span(label="attempt", text="", model="", capability_note="not recorded")
             raise LookupError("this episode has no try yet: ask an instrumented client inside of it first")
-        return tries[-1]
+        return last
 
-    def _tries(self) -> list[Span]:
-        return [span for span in self._spans if span.label != "reflect"]
+    def _last_of(self, span: SpanRef | None) -> Span | None:
+        """Return the last step of the try that a span belongs to, by default of the last try; `None` without one."""
+        if not self._spans:
+            return None if span is None else self._find(span)
+        tree = self.trajectory
+        if span is None:
+            return tree.tries[-1].last if tree.tries else None
+        found = self._find(span)
+        while found is not None and (steps := [child for child in tree.children(found) if _answers_calls(child)]):
+            found = steps[-1]
+        return found
 
     @property
     def trajectory(self) -> Trajectory:
@@ -225,18 +266,22 @@ class Episode:
     ) -> None:
         """Add the generations of a call as spans."""
         with self._lock:
+            label, tree = "attempt" if scope is None else scope.label, self.trajectory
+            place: dict[str, Any]
             if scope is not None and scope.one_try:
-                place = attach_step(self.trajectory, scope.parent_id, scope.span_ids, messages)
+                place = attach_step(tree, scope.parent_id, scope.span_ids, messages)
+            elif purpose is not None:
+                label, place = "attempt", {"request": messages, "standalone": True}
             else:
-                place = attach(self.trajectory, scope and scope.parent_id, messages)
+                place = attach(tree, scope and scope.parent_id, messages)
             if any(message.get("role") == "assistant" for message in place["request"]) and not place.get("standalone"):
                 self.warn(
                     "a conversation continues with an answer that was not recorded: another client gave it, or the "
                     "application wrote it"
                 )
-            place |= {"label": "attempt" if scope is None else scope.label, "purpose": purpose}
-            self._is_try_lost &= place["label"] == "reflect"
-            same_tools = list(self.trajectory.task.tools) == list(tools)
+            place |= {"label": label, "purpose": purpose}
+            self._is_try_lost &= label == "reflect" or purpose is not None
+            same_tools = list(tree.task.tools) == list(tools)
             for generation in generations:
                 fields = dict(generation)
                 if generation.capability == "trainable-retokenised" and not same_tools:
@@ -286,7 +331,7 @@ class Episode:
                 self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
             if self._blocks:
                 return
-            for _, finish in self._finishers:
+            for _scope, finish in self._finishers:
                 finish()
             self.closed = True
         if self.missed:
@@ -339,3 +384,27 @@ class Episode:
             return None
         spans = ", ".join(f"{s.span_id} ({s.label})" for s in self._spans) or "none yet"
         raise ConfigError(f"span {span_id!r}: not of this episode, whose spans are: {spans}")
+
+
+def _judgement(passed: object, score: object, verdict: object, feedback: object) -> Verdict:
+    given = [value for value in (passed, score, verdict) if value is not None]
+    if len(given) != 1:
+        raise ConfigError(f"verdict(): {len(given)} of passed, score and verdict are given; give one of them")
+    value = plain(given[0])
+    try:
+        if passed is not None and value not in (True, False):
+            raise TypeError
+        judgement = verdict_of(bool(value) if passed is not None else value)
+    except TypeError:
+        raise ConfigError(
+            f"verdict(): {shorten(value)} is none; give passed=True or False, a score from 0 to 1, or a Verdict"
+        ) from None
+    if feedback is None:
+        return judgement
+    text = feedback if isinstance(feedback, str) else json.dumps(json_value(feedback))
+    return judgement.model_copy(update={"feedback": text})
+
+
+def _answers_calls(span: Span) -> bool:
+    """Return True for a step that is one whatever verdict its parent has."""
+    return span.label != "reflect" and bool(span.request) and span.request[-1].get("role") == "tool"

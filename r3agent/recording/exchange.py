@@ -20,9 +20,9 @@ from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
-from r3agent.recording.terms import OTHER
 from r3agent.records import versions
 from r3agent.records.json_values import json_value
+from r3agent.records.span import OTHER
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class Exchange:
         key: secret of the request, which is never recorded.
         version: policy version of a served name that has none.
         tokens: request logprobs, token ids, and the usage when streaming.
+        purpose: what the call is for, if it is not the policy's.
 
     Raises:
         StepLimitError: the try may make no further call.
@@ -106,11 +107,11 @@ class Exchange:
         key: str = "",
         version: str | None = None,
         tokens: bool = True,
+        purpose: str | None = None,
     ) -> None:
         request = {**body, **(extra or {})}
         self.is_stream = bool(request.get("stream"))
         self._terms = terms = None if scope is None else scope.terms
-        self._purpose: str | None = None
         self.headers: Mapping[str, str] | None = None
         """Headers for the server of the policy; `None` for the sender's own server."""
         filled: dict[str, Any] = {}
@@ -122,12 +123,14 @@ class Exchange:
                 if terms.base_url is not None:
                     base_url, self.headers = terms.base_url, terms.headers
             else:
-                self._purpose, tokens = OTHER, False
+                purpose = purpose or OTHER
+        self._purpose = purpose
         self.base_url = base_url
         self._memory = memory
         self._subject = Subject(base_url, str(body.get("model")))
         left_out = {*(extra or ()), *memory.refused.get(self._subject, ())}
-        wanted = (wanted_fields(body, is_stream=self.is_stream) if tokens else {}) | filled
+        is_exact = tokens and purpose is None
+        wanted = (wanted_fields(body, is_stream=self.is_stream) if is_exact else {}) | filled
         self._filled = frozenset(filled)
         self._written, self._extra = body, dict(extra or {})
         self.added = {field: value for field, value in wanted.items() if field not in left_out}
@@ -300,7 +303,7 @@ class Exchange:
             answered = answer.get("model") or sent["model"]
             common = {
                 "model": answered,
-                "policy_version": versions.served_version(answered) or self._version or versions.BASE,
+                "policy_version": self._policy_version(answered),
                 "sampling": {key: sent[key] for key in sorted((SAMPLING_FIELDS | self._filled) & sent.keys())},
                 "latency_s": self._latency_s,
             }
@@ -308,7 +311,7 @@ class Exchange:
             sampled = generations(answer, common, len(choices), sent)
             flaw = CUT if any(choice.get("finish_reason") is None for choice in choices) else None
             if self._purpose is not None:
-                flaw = f"{self._purpose}: {answered!r} is not the policy"
+                flaw = f"{self._purpose}: {answered!r} was not asked as the policy"
             if flaw is not None:
                 lowered = {"capability": "eval-only", "capability_note": flaw, "logprobs": None}
                 sampled = [generation.model_copy(update=lowered) for generation in sampled]
@@ -318,6 +321,9 @@ class Exchange:
                 self._episode.add(sampled, self._scope, self._messages, self._tools, self._purpose)
         except Exception as error:  # the sender has the answer whatever happens here
             self._lose("a chat completion is not recorded", error)
+
+    def _policy_version(self, answered: str) -> str | None:
+        return versions.served_version(answered) or self._version or versions.BASE
 
     def _lose(self, what: str, error: Exception) -> None:
         self._memory.report_error(what, error)

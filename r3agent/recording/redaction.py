@@ -37,7 +37,7 @@ def redact_trajectory(trajectory: Trajectory, redact: Redact) -> Trajectory:
     cleaned = trajectory.changed(
         task=_task(trajectory.task, redact),
         spans=tuple(_span(span, redact) for span in trajectory.spans),
-        error=error and EpisodeError(kind=error.kind, message=redact(error.message)),
+        error=error and _error(error, redact),
         metadata=_strings(trajectory.metadata, redact),
     )
     spans = [
@@ -80,8 +80,14 @@ def _span(span: Span, redact: Redact) -> Span:
             "extra": _strings(span.extra, redact),
             "request": tuple(_strings(span.request, redact)),
             "verdict": verdict,
+            "answer": None if span.answer is None else redact(span.answer),
+            "error": span.error and _error(span.error, redact),
         }
     )
+
+
+def _error(error: EpisodeError, redact: Redact) -> EpisodeError:
+    return EpisodeError(kind=error.kind, message=redact(error.message))
 
 
 def _strings(value: Any, redact: Redact) -> Any:

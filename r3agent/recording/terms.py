@@ -11,9 +11,6 @@ from r3agent.errors import PolicyError, StepLimitError
 from r3agent.http.errors import MIN_SECRET
 from r3agent.records.sampling import LIMITS
 
-OTHER = "another model"
-"""Purpose of a call that asks a model other than the policy."""
-
 
 @dataclass(kw_only=True)
 class CallTerms:

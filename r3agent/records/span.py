@@ -12,6 +12,9 @@ from r3agent.records.task import Message
 
 Label: TypeAlias = Literal["attempt", "reflect", "retry"]
 
+OTHER = "another model"
+"""Purpose of an agent's call that asked a model other than the policy."""
+
 
 class EpisodeError(StoredRecord):
     """Error that ended an episode or a try early; it is recorded, never scored 0."""
@@ -43,7 +46,7 @@ class Span(Generation):
     error: EpisodeError | None = Field(default=None, exclude_if=_is_none)
     """Error that ended the try, on its last span; such a try has no verdict."""
     purpose: str | None = Field(default=None, exclude_if=_is_none)
-    """Purpose of a call that is not the policy's, such as "router"; it is a part of the try and never trained on."""
+    """Purpose of a call that is not the policy's, such as "router"; never trained on."""
 
     @property
     def passed(self) -> bool | None:
@@ -69,6 +72,12 @@ class Try(NamedTuple):
     @property
     def label(self) -> Label:
         return self.first.label
+
+    @property
+    def is_aside(self) -> bool:
+        """Return True for calls beside the tries of an episode, such as a router's, that nobody judged."""
+        judged = (self.last.verdict, self.last.answer, self.last.error)
+        return all(step.purpose not in (None, OTHER) for step in self.steps) and judged == (None, None, None)
 
     @property
     def verdict(self) -> Verdict | None:

@@ -157,7 +157,8 @@ class Trajectory(VersionedRecord):
     @property
     def tries(self) -> tuple[Try, ...]:
         """Attempts and retries, in order of their first spans."""
-        return tuple(a_try for span_id, a_try in self._tries.items() if span_id == a_try.first.span_id)
+        firsts = (a_try for span_id, a_try in self._tries.items() if span_id == a_try.first.span_id)
+        return tuple(a_try for a_try in firsts if not a_try.is_aside)
 
     def try_of(self, span: Span) -> Try:
         """Return the try that a span is a step of.

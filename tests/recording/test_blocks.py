@@ -311,7 +311,7 @@ def test_other_generations_are_warned_about_by_name(
         for _ in range(2):
             with pytest.raises(openai.NotFoundError):
                 asks[method]()
-    assert caplog.messages[0] == f"/{method}: a call is not recorded: only chat completions are"
+    assert caplog.messages[0].startswith(f"/{method}: a call is not recorded: only chat completions are")
     assert len(caplog.messages) == 2  # and that the trace has no call
 
 

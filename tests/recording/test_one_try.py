@@ -56,7 +56,7 @@ def a_tree() -> Trajectory:
 
 
 def terms(**fields: Any) -> CallTerms:
-    return CallTerms(**{"names": frozenset({"policy", "scripted"}), "model": "scripted@v0003", **fields})
+    return CallTerms(names=frozenset({"policy", "scripted"}), model="scripted@v0003", **fields)
 
 
 def test_one_try_has_all_calls_as_steps(endpoint: ScriptedEndpoint, a_client: Clients) -> None:
@@ -105,7 +105,7 @@ async def test_one_try_has_the_calls_of_threads_and_tasks(a_client: Clients) -> 
 
             async def agent(episode: Episode, n: int) -> int:
                 with episode.one_try("attempt", terms=terms()) as scope:
-                    asks = [{"role": "user", "content": f"{n}"}]
+                    asks: Any = [{"role": "user", "content": f"{n}"}]
                     calls = [asynchronous.chat.completions.create(model="policy", messages=asks) for _ in range(3)]
                     await asyncio.gather(*calls, asyncio.to_thread(say, client, asks, "policy"))
                     bound = bind(client, episode, scope)
@@ -126,11 +126,15 @@ async def test_one_try_has_the_calls_of_threads_and_tasks(a_client: Clients) -> 
 
 
 def test_terms_pin_the_policy_and_fill_in_what_is_left_out(endpoint: ScriptedEndpoint, a_client: Clients) -> None:
+
+    def seed(step: int) -> int:
+        return 100 + step
+
     given = terms(
         base_url=endpoint.url,
         headers={"Authorization": "Bearer sk-of-the-policy"},
         sampling={"temperature": 1.0, "max_tokens": 64, "top_k": -1},
-        seeds=lambda i: 100 + i,
+        seeds=seed,
     )
     client, episode = a_client("http://127.0.0.1:9/v1"), Episode.seeded(a_tree())
     with episode.one_try("attempt", terms=given):
@@ -171,7 +175,7 @@ def test_a_call_of_another_model_goes_out_as_it_is(endpoint: ScriptedEndpoint, a
     assert asked == {"model": "elsewhere", "messages": OTHER}
     other, own = episode.spans
     assert (other.purpose, other.capability, own.purpose) == ("another model", "eval-only", None)
-    assert other.capability_note == "another model: 'elsewhere' is not the policy"
+    assert other.capability_note == "another model: 'elsewhere' was not asked as the policy"
     assert len(episode.trajectory.tries) == 1
 
 

@@ -342,3 +342,89 @@ def test_trace_refuses_unknown_labels_and_malformed_tasks() -> None:
 def test_other_clients_are_refused() -> None:
     with pytest.raises(ConfigError, match="str: instrument"):
         r3agent.instrument("client")  # type: ignore[type-var]
+
+
+async def test_calls_beside_the_tries_are_labelled_or_left_out(endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    plain = openai.AsyncOpenAI(base_url=endpoint.url, api_key="x")
+    async with a_client(endpoint) as client, r3agent.instrument(plain, purpose="summariser") as summariser:
+        with r3agent.trace(out=tmp_path) as episode:
+            with episode.aside("router"):
+                await say(client, [{"role": "user", "content": "Which?"}])
+            await say(client)
+            with r3agent.unrecorded():
+                await say(client)
+                await asyncio.to_thread(lambda: None)
+            episode.verdict(passed=False)
+            await say(summariser, [{"role": "user", "content": "In short?"}])
+            with episode.span("retry", parent=episode.answer):
+                await say(client)
+            episode.verdict(passed=True)
+    [tree] = load(tmp_path)
+    assert [(s.label, s.purpose, s.passed) for s in tree.spans] == [
+        ("attempt", "router", None),
+        ("attempt", None, False),
+        ("attempt", "summariser", None),
+        ("retry", None, True),
+    ]
+    assert [(t.label, t.passed) for t in tree.tries] == [("attempt", False), ("retry", True)]
+    assert tree.attempt == tree.spans[1]
+    asides = tree.spans[::2]
+    assert {(s.capability, s.parent_id) for s in asides} == {("eval-only", None)}
+    assert [sorted(endpoint.received[i].body) for i in (0, 2, 3)] == [["messages", "model"]] * 3
+
+
+async def test_asides_of_one_try_are_its_steps(endpoint: ScriptedEndpoint) -> None:
+    async with a_client(endpoint) as client:
+        with r3agent.trace() as episode, episode.one_try("attempt"):
+            with episode.aside("router"):
+                await asyncio.gather(say(client), asyncio.to_thread(lambda: None))
+            await say(client, [{"role": "user", "content": "?"}])
+    [one] = episode.trajectory.tries
+    assert [step.purpose for step in one.steps] == ["router", None]
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        ({"passed": True}, r3agent.Verdict(passed=True, score=1)),
+        ({"score": 0.5, "feedback": "half"}, r3agent.Verdict(passed=False, score=0.5, feedback="half")),
+        ({"score": 1}, r3agent.Verdict(passed=True, score=1)),
+        ({"verdict": r3agent.Verdict(passed=True, score=0.7)}, r3agent.Verdict(passed=True, score=0.7)),
+        ({"verdict": False, "feedback": ["a"]}, r3agent.Verdict(passed=False, score=0, feedback='["a"]')),
+        ({}, "0 of passed, score and verdict"),
+        ({"passed": True, "score": 1.0}, "2 of passed, score and verdict"),
+        ({"score": 2}, "a score from 0 to 1"),
+        ({"passed": "no"}, "passed=True or False"),
+        ({"verdict": "good"}, "or a Verdict"),
+    ],
+)
+async def test_verdict_takes_what_a_verifier_returns(
+    given: dict[str, Any], verdict: r3agent.Verdict | str, endpoint: ScriptedEndpoint
+) -> None:
+    async with a_client(endpoint) as client:
+        with r3agent.trace() as episode:
+            await say(client)
+            if isinstance(verdict, str):
+                with pytest.raises(ConfigError, match=verdict):
+                    episode.verdict(**given)
+            else:
+                episode.verdict(**given, answer="4, I think")
+                assert episode.answer.verdict == verdict
+                assert episode.trajectory.tries[-1].message["content"] == "4, I think"
+
+
+async def test_verdict_on_a_step_is_on_the_last_of_its_try() -> None:
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    with ScriptedEndpoint(lambda body, i: "4" if len(body["messages"]) > 1 else {"tool_calls": calls}) as server:
+        async with a_client(server) as client:
+            with r3agent.trace() as episode:
+                await say(client)
+                first = episode.answer
+                turn = {"role": "assistant", "content": "", "tool_calls": calls}
+                await say(client, [*ASK, turn, {"role": "tool", "tool_call_id": "1", "content": "4"}])
+                episode.verdict(first, score=1.0)
+                assert [s.passed for s in episode.spans] == [None, True]
+                await say(client)
+                episode.verdict(first, passed=False)
+    assert [s.passed for s in episode.spans] == [None, False, None]
+    assert [len(a_try.steps) for a_try in episode.trajectory.tries] == [2, 1]

@@ -83,7 +83,7 @@ class TryRunner:
                 outcome = await self._outcome(call, config)
             steps = [*episode.spans_of(scope)] or [_no_step(scope, policy)]
             end, fields = outcome.end, dict[str, Any]()
-            if end.answer is not None and end.answer != steps[-1].text:
+            if end.answer is not None and (end.answer != steps[-1].text or steps[-1].purpose):
                 fields["answer"] = end.answer
             if outcome.failure is not None:
                 fields["verdict"] = Verdict.failed(outcome.failure)

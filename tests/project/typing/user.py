@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, assert_type
 
+from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
 
 from r3agent import (
@@ -44,6 +45,7 @@ from r3agent import (
     label,
     load,
     trace,
+    unrecorded,
 )
 from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
@@ -175,6 +177,17 @@ async def answer(client: AsyncOpenAI, question: str, recorder: Recorder) -> str 
         with episode.span("reflect"):
             await recorded.chat.completions.create(model="my-model", messages=[{"role": "user", "content": "Why?"}])
     return reply.choices[0].message.content
+
+
+def answer_with_langchain(model: ChatOpenAI, router: ChatOpenAI, run: Path) -> object:
+    recorded = assert_type(instrument(model, registry=run), ChatOpenAI)
+    with trace(out=run) as episode:
+        instrument(router, purpose="router").invoke("Which tool?")
+        reply = recorded.invoke("How?")
+        with episode.aside("summariser"), unrecorded():
+            recorded.invoke("In short?")
+        episode.verdict(score=0.5, feedback="half")
+    return reply.content
 
 
 def learn_later(directory: Path, trajectory: Trajectory) -> None:
