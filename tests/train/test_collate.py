@@ -132,6 +132,30 @@ def test_micro_batches_are_as_many_and_as_wide_in_each_process(
             assert 0 < sum(len(batch) for mine in real for batch in mine[window]) <= batch_size
 
 
+@given(groups(), st.integers(1, 4), st.integers(1, 40), st.integers(1, 3), st.data())
+def test_micro_batches_keep_a_try_in_one_step(
+    rows: list[dict[str, Any]], batch_size: int, budget: int, processes: int, data: st.DataObject
+) -> None:
+    """Tries of several rows, also with different prompts."""
+    try_ids = [data.draw(st.integers(0, 2)) for _ in rows]
+    costs = cost_of(rows)
+    settings = {"batch_size": batch_size, "budget": budget, "epochs": 2, "seed": 0, "processes": processes}
+    ranks = [
+        MicroBatches(["a"] * len(rows), costs, try_ids=try_ids, rank=rank, **settings) for rank in range(processes)
+    ]
+    assert ranks[0].steps == math.ceil(len(set(try_ids)) / batch_size)
+    for epoch in range(2):
+        steps: list[list[int]] = [[] for _ in range(ranks[0].steps)]
+        for rank in ranks:
+            rank.set_epoch(epoch)
+            for i, batch in enumerate(rank):
+                steps[i // rank.accumulate] += [row for row in batch if row != len(rows)]
+        assert sorted(row for step in steps for row in step) == [*range(len(rows))]
+        tries = [{try_ids[row] for row in step} for step in steps]
+        assert sum(map(len, tries)) == len(set(try_ids))
+        assert all(0 < len(of_step) <= batch_size for of_step in tries)
+
+
 def test_micro_batches_cut_a_group_larger_than_the_budget() -> None:
     rows = [{"prompt_ids_P": [1] * 11, "completion_ids_T": [2] * 5}] * 8
     assert [len(batch) for batch in sampler(rows, batch_size=8, budget=20)] == [2, 2, 2, 2]

@@ -24,6 +24,8 @@ from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import TrajectoryWriter
 from tests.support.outage import free_port
+from tests.train import recorded
+from tests.train.tries import first_tries
 
 Record = Callable[..., list[Trajectory]]
 
@@ -109,6 +111,21 @@ def test_an_interrupted_training_resumes_to_the_same_curve(run_dir: Path, proces
     assert growing.name.removesuffix(".checkpoints") not in Registry(run_dir).versions()
     values = {"processes": processes, "loss_type": loss_type, "micro_batch_tokens": 100}
     assert_same(trained(run_dir, "--resume", **values), whole)
+
+
+def test_two_processes_learn_from_tries_what_one_learns(base: Path, tmp_path: Path) -> None:
+    """Tries of several steps and rows, in micro-batches of one row and of several."""
+    directory = tmp_path / "run"
+    Registry(directory).add_base("tiny", str(base))
+    Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
+    with TrajectoryWriter(directory / "trajectories") as writer:
+        for seed in (1, 2, 3):
+            for trajectory in first_tries(recorded.load(base), (5, 1, 4, 2), seed):
+                writer.append(trajectory.changed(metadata={SPLIT: "train"}))
+    values = {"credit": '{attempt = "success"}'}
+    whole = trained(directory, **values)
+    assert max(abs(step["loss"]) for step in whole[0]) > 1e-3
+    assert_same(trained(directory, **values, processes=2, micro_batch_tokens=30), whole)
 
 
 def stopped(run_dir: Path, **values: Any) -> int:

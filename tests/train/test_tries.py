@@ -15,11 +15,14 @@ from r3agent.records.trajectory import Span, Trajectory, Verdict
 from r3agent.train import PolicyStart, Row, RowReport, TrainConfig, build_rows, to_dataset
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.report import rows_line
+from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.weights import load_model
+from tests.support import trees
 from tests.train import recorded
 from tests.train.tries import TASK, TryRecorder, first_tries
 
 ATTEMPTS = {"attempt": "success"}
+R = "retokenised"
 
 
 def build(trajectories: Sequence[Trajectory], **values: Any) -> tuple[list[Row], RowReport]:
@@ -52,7 +55,7 @@ def policy(base: Path) -> Any:
 
 
 def test_steps_that_continue_one_another_are_one_row(policy: Any) -> None:
-    trajectories = first_tries(policy)
+    trajectories = first_tries(policy, (1, 3, 2, 3))
     rows, report = build(trajectories)
     for row, trajectory in zip(rows, trajectories, strict=True):
         steps = trajectory.spans
@@ -62,10 +65,10 @@ def test_steps_that_continue_one_another_are_one_row(policy: Any) -> None:
         assert row.sampled(row.completion_ids_T) == [i for step in steps for i in step.token_ids or ()]
         assert row.sampled(row.logprobs_T or ()) == [x for step in steps for x in step.logprobs or ()]
         assert (row.span_id, row.step_ids or [row.span_id]) == (steps[0].span_id, [s.span_id for s in steps])
-    assert (report.tries, report.steps, report.rows, report.merged_steps) == (4, 10, 4, 6)
+    assert (report.tries, report.steps, report.rows, report.merged_steps) == (4, 9, 4, 5)
     assert (report.spans, report.apart) == ({"attempt": 4}, {})
     assert report.completion_tokens == sum(s.completion_tokens or 0 for t in trajectories for s in t.spans)
-    assert "4 tries of 10 steps, of which 6 continue a row" in rows_line(report.model_dump())
+    assert "4 tries of 9 steps, of which 5 continue a row" in rows_line(report.model_dump())
 
 
 def rewritten(kind: str, recorder: TryRecorder) -> tuple[list[Span], int]:
@@ -160,6 +163,28 @@ def test_reflections_are_paid_by_retries_of_several_steps(policy: Any) -> None:
     assert (report.spans, report.dropped) == ({"reflect": 2}, {})
 
 
+def test_retokenised_steps_are_a_row_each(tokenizer: PreTrainedTokenizerFast) -> None:
+    def step(above: Span | None, text: str, passed: bool | None = None, **fields: Any) -> Span:
+        asked = ({"role": "user", "content": f"after {text}"},) if above else ()
+        bare = {"capability": "trainable-retokenised", "policy_version": "v0000", "request": asked}
+        return trees.span("attempt", above, passed, text=text, **bare, **fields)
+
+    one, other = step(None, "1 + 1"), step(None, "2 + 2")
+    called = step(None, "", tool_calls=({"id": "1", "function": {"name": "f", "arguments": "{}"}},))
+    spans = [(one, step(one, "3", True)), (other, step(other, "4", False)), (called, step(called, "5", True))]
+    rows, report = build_rows(
+        [trees.tree(*two).changed(trajectory_id=f"e{i}") for i, two in enumerate(spans)],
+        config=TrainConfig.model_validate({"credit": ATTEMPTS, "retokenise": "allow"}),
+        version="v0000",
+        retokenise=Retokeniser(tokenizer),
+    )
+    assert [(row.trajectory_id, row.apart) for row in rows] == [(e, why) for e in ("e0", "e1") for why in (None, R)]
+    template: Any = tokenizer.apply_chat_template
+    prompt = template(trees.tree(*spans[0]).prompt(spans[0][1]), tokenize=False, add_generation_prompt=True)
+    assert rows[1].prompt_ids_P == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert (report.retokenised, report.apart, report.dropped) == (4, {R: 2}, {"tool_calls": 1})
+
+
 # ---- the loss ----
 
 
@@ -234,9 +259,9 @@ def test_one_row_has_the_gradients_of_a_row_for_each_step(
     share_prompt: bool,
     values: dict[str, Any],
 ) -> None:
-    rows = older(build(first_tries(policy))[0])
+    rows = older(build(first_tries(policy, (1, 3, 2, 4)))[0])
     apart = unmerged(rows)
-    assert (len(rows), len(apart)) == (4, 10)
+    assert (len(rows), len(apart)) == (5, 10)
     settings = {"method": method, "share_prompt": share_prompt, **values}
     trainer, merged = trained(rows, **settings)
     _, split = trained(apart, **settings)
@@ -252,34 +277,33 @@ def test_one_row_has_the_gradients_of_a_row_for_each_step(
     assert merged.logs[1]["kl"] > 1e-4
 
 
-def plain_loss(model: Any, trajectories: Sequence[Trajectory], rows: Sequence[Row], started: Any, beta: float) -> Any:
+def plain_loss(model: Any, rows: Sequence[Row], started: Any, beta: float) -> torch.Tensor:
     """Mean over tries of the mean over their sampled tokens, with plain autograd and a forward pass for each step."""
-    total = torch.tensor(0.0)
-    for trajectory, row, start_T in zip(trajectories, rows, started, strict=True):
-        found = []
-        for step in trajectory.spans:
-            ids = torch.tensor([[*(step.prompt_token_ids or ()), *(step.token_ids or ())]])
-            table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-            found.append(table[torch.arange(len(table)), ids[0, 1:]][len(step.prompt_token_ids or ()) - 1 :])
-        logprobs_K, start_K = torch.cat(found), torch.tensor(row.sampled(start_T))
-        weight_K = (start_K - torch.tensor(row.sampled(row.logprobs_T or ()))).exp().clamp(max=3.0) * row.advantage
-        ratio_K, gap_K = (logprobs_K - start_K).exp(), start_K - logprobs_K
-        loss_K = -torch.min(ratio_K * weight_K, ratio_K.clamp(0.8, 1.2) * weight_K) + beta * (gap_K.exp() - gap_K - 1)
-        total = total + loss_K.mean() / len(rows)
-    return total
+    losses: dict[str, list[torch.Tensor]] = {}
+    for row, start_T in zip(rows, started, strict=True):
+        ids = torch.tensor([[*row.prompt_ids_P, *row.completion_ids_T]])
+        table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        logprobs_T = table[torch.arange(len(table)), ids[0, 1:]][len(row.prompt_ids_P) - 1 :]
+        old_T, start_T = torch.tensor(row.logprobs_T), torch.tensor(start_T)
+        weight_T = (start_T - old_T).exp().clamp(max=3.0) * row.advantage
+        ratio_T, gap_T = (logprobs_T - start_T).exp(), start_T - logprobs_T
+        loss_T = -torch.min(ratio_T * weight_T, ratio_T.clamp(0.8, 1.2) * weight_T) + beta * (gap_T.exp() - gap_T - 1)
+        losses.setdefault(row.trajectory_id, []).append(loss_T)
+    return torch.stack([torch.cat(of_try).mean() for of_try in losses.values()]).mean()
 
 
 @pytest.mark.parametrize("is_merged", [True, False], ids=["one_row", "row_for_each_step"])
 def test_a_try_weighs_as_one_try(
     policy: Any, start: PolicyStart, trained: Callable[..., tuple[OfflineGRPOTrainer, Steps]], is_merged: bool
 ) -> None:
-    trajectories = first_tries(policy, (1, 3, 2, 4))
-    rows = older(build(trajectories)[0])
-    _, seen = trained(rows if is_merged else unmerged(rows), method="full", beta=0.3)
+    rows = older(build(first_tries(policy, (1, 3, 5, 4)))[0])
+    apart = unmerged(rows)
+    assert (len(rows), len(apart)) == (6, 13)
+    _, seen = trained(rows if is_merged else apart, method="full", beta=0.3)
     model = recorded.load(start.model)
-    started = [recorded.logprobs(model, row.prompt_ids_P, row.completion_ids_T) for row in rows]
+    started = [recorded.logprobs(model, row.prompt_ids_P, row.completion_ids_T) for row in apart]
     model.load_state_dict(seen.weights[1], strict=False)
-    plain_loss(model, trajectories, rows, started, 0.3).backward()
+    plain_loss(model, apart, started, 0.3).backward()
     same(seen.gradients[1], {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 

@@ -10,6 +10,7 @@ from r3agent.records.trajectory import Label, Span, Task, Trajectory, Verdict
 from tests.train.recorded import logprobs
 
 TASK = Task(id="steps", messages=({"role": "user", "content": "play"},))
+"""Task of the first tries with seed 0."""
 
 
 class TryRecorder:
@@ -37,12 +38,14 @@ class TryRecorder:
     def steps(
         self, prompt: Sequence[int], n: int, passed: bool, *, above: Span | None = None, label: Label = "attempt"
     ) -> list[Span]:
-        """Record `n` steps, with a result of a tool between each two."""
+        """Record `n` steps, with a result of a tool between each two; the fourth is asked with a shorter history."""
         found: list[Span] = []
-        for _ in range(n):
+        whole = list(prompt)
+        for i in range(n):
             last = found[-1] if found else above
-            found.append(self.step(last, prompt, label=label))
-            prompt = [*prompt, *(found[-1].token_ids or ()), *self.tokens(3, 8)]
+            found.append(self.step(last, whole, label=label))
+            result = self.tokens(3, 8)
+            whole = [*prompt, *result] if i == 2 else [*whole, *(found[-1].token_ids or ()), *result]
         verdict = Verdict(passed=passed, score=float(passed))
         return [*found[:-1], found[-1].model_copy(update={"verdict": verdict})]
 
@@ -50,8 +53,8 @@ class TryRecorder:
 def first_tries(model: Any, steps: Sequence[int] = (1, 3, 2, 4), seed: int = 0) -> list[Trajectory]:
     """Record first tries of one task, with these numbers of steps; every other one passed."""
     recorder = TryRecorder(model, seed)
-    prompt = recorder.tokens(9, 12)
+    prompt, task = recorder.tokens(9, 12), TASK.model_copy(update={"id": f"steps{seed or ''}"})
     return [
-        Trajectory(trajectory_id=f"e{i}", task=TASK, spans=tuple(recorder.steps(prompt, n, i % 2 == 0)))
+        Trajectory(trajectory_id=f"e{i}{seed or ''}", task=task, spans=tuple(recorder.steps(prompt, n, i % 2 == 0)))
         for i, n in enumerate(steps)
     ]
