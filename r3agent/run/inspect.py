@@ -138,7 +138,7 @@ def inspect_trajectory(
             distill=distill.get(span.span_id),
             leaked=(trajectory.trajectory_id, span.span_id) in leaked,
             unfinished=span.unfinished,
-            tokens=_tokens(span, texts),
+            tokens=_tokens(span, None if span.purpose else texts),
         )
 
     return Inspection(
@@ -163,7 +163,7 @@ def _texts(trajectory: Trajectory, model: str) -> tuple[TokenTexts | None, str |
     except ConfigError as error:
         return None, str(error)
     for span in trajectory.spans:
-        if span.token_ids and _solid(span.text) not in _solid("".join(texts(span.token_ids))):
+        if span.purpose is None and span.token_ids and _solid(span.text) not in _solid("".join(texts(span.token_ids))):
             return None, f"with the tokenizer of {model} they are not the recorded text; set policy.base_model"
     return texts, None
 

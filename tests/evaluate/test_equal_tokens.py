@@ -43,6 +43,23 @@ def test_equal_tokens_take_as_many_retries_as_they_buy():
     assert found.lift_at_equal_tokens.points == pytest.approx(100 * (2 / 3 - found.blind_equal_tokens.rate))
 
 
+def test_equal_tokens_count_all_steps_of_a_try():
+    spans = list(costly("a", True, "n").spans)
+    for blind in (False, True):  # each retry is a call and, after a result, an answer
+        place = next(
+            i for i, s in enumerate(spans) if s.label == "retry" and (s.parent_id == spans[0].span_id) == blind
+        )
+        call, result = spans[place], ({"role": "tool", "tool_call_id": "c", "content": "4"},)
+        answer = call.model_copy(update={"span_id": f"{blind}", "parent_id": call.span_id, "request": result})
+        spans[place : place + 1] = [call.model_copy(update={"verdict": None, "completion_tokens": 7}), answer]
+    found = evaluate([costly("a", True, "n").changed(spans=tuple(spans))])
+    assert found.equal_tokens is not None
+    assert (found.equal_tokens.reflecting, found.equal_tokens.blind_retry) == (10 + 27, 27)
+    assert found.after_reflection is not None
+    assert found.blind_retry is not None
+    assert (found.after_reflection.rate, found.blind_retry.rate, found.errors.rate) == (1, 0, 0)
+
+
 def test_equal_tokens_with_too_few_retries_name_the_setting():
     found = evaluate([costly("a", True, "nn", reflect=42)])
     assert (found.blind_equal_tokens, found.lift_at_equal_tokens) == (None, None)

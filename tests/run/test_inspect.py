@@ -118,6 +118,35 @@ def test_a_span_without_credit_says_why(run, capsys):
     assert [s["reward"] for s in shown] == [0, 1, 0, 1, 0, 0]
 
 
+def test_steps_of_a_try_have_its_credit_and_their_row(tmp_path, capsys):
+    """A try of three steps, of which the last is asked anew, with a call of another model between."""
+
+    def played(number: int, passed: bool) -> Trajectory:
+        ids = [5, 6, 7]
+        call = recorded("attempt", None, "3 * 2", span_id=f"a{number}", prompt_token_ids=ids)
+        other = span("attempt", call, text="left", purpose="router", standalone=True, token_ids=[9], logprobs=[-1])
+        whole = [*ids, *call.token_ids, 8]
+        more = recorded("attempt", other, "4 + 2", prompt_token_ids=whole, standalone=True, span_id=f"b{number}")
+        end = recorded("attempt", more, "6", passed, prompt_token_ids=ids, span_id=f"c{number}")
+        return tree(call, other, more, end).changed(trajectory_id=f"{number}played")
+
+    store(tmp_path, played(1, True), played(2, False))
+    flags = ("--set", "train.credit.attempt=success", "--set", "train.scale_rewards=none")
+    shown = spans_of(capsys, tmp_path, "1played", *flags)
+    assert [(s["span_id"], s["credit"], s["row"], s["apart"], s["no_credit"]) for s in shown if not s["purpose"]] == [
+        ("a1", 0.5, 0, None, None),
+        ("b1", 0.5, 0, None, None),
+        ("c1", 0.5, 1, "history_rewritten", None),
+    ]
+    assert [(s["credit"], s["no_credit"], s["reward"]) for s in shown if s["purpose"]] == [(None, "not_the_policy", 1)]
+    assert {s["try_id"] for s in shown} == {"a1"}
+    assert "".join(t["text"] for t in shown[2]["tokens"]) == "4 + 2 <|end|>"
+    _, out, _ = inspect(capsys, tmp_path, "1played", *flags)
+    assert "\nattempt credit +0.50, reward 1.00 [" in out
+    assert "\nattempt step of a1 (router) no credit: not_the_policy, reward 1.00 [" in out
+    assert "\nattempt step of a1 ✓ credit +0.50, reward 1.00, a row of its own: history_rewritten [" in out
+
+
 def test_the_runs_own_settings_count(run, capsys):
     (run / "r3.toml").write_text('[train]\nscale_rewards = "none"\ncredit_weights = {reflect = 3}\n')
     assert [s["credit"] for s in spans_of(capsys, run, "1episode")] == [None, 1.5, -1.5, None, None, None]

@@ -108,3 +108,22 @@ def test_arguments_of_a_call_leak() -> None:
     ):
         reflection = Span(label="reflect", span_id="r", parent_id="a", text=text, model="m")
         assert leaks(Trajectory(task=task, spans=(attempt, reflection, retry)), reflection) == leaked
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["ids", "words"])
+@pytest.mark.parametrize(("reflection", "leaked"), [(WHOLE, True), ("Start with 3 + 5 = 8", False)])
+def test_the_answer_of_a_try_of_several_steps_is_its_last(
+    recorded: bool, reflection: str, leaked: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    grown = episode(FAR, reflection, "look", passed=True)
+    attempt, reflected, call = grown.spans
+    result = ({"role": "tool", "tool_call_id": "c", "content": "8"},)
+    last = Span(label="retry", parent_id=call.span_id, text=ANSWER, model="m", request=result, verdict=call.verdict)
+    steps = (attempt, reflected, call.model_copy(update={"verdict": None}), last)
+    words = grown.changed(spans=steps)
+    whole = words.changed(spans=tuple(as_ids(words, s, tokenizer) for s in steps)) if recorded else words
+    assert leaks(whole, whole.spans[1]) is leaked
+    elsewhere = (*whole.spans[:3], whole.spans[3].model_copy(update={"answer": "done"}))
+    assert not leaks(whole.changed(spans=elsewhere), whole.spans[1])
+    given = (*whole.spans[:3], whole.spans[3].model_copy(update={"answer": ANSWER, "text": "done"}))
+    assert leaks(words.changed(spans=given), reflected) is leaked
