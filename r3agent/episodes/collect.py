@@ -20,10 +20,19 @@ from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
 from r3agent._util.checked import AtLeastOne, checked
-from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeContext, EpisodeOptions, EpisodePrompts
+from r3agent.episodes.agents.base import Environment
+from r3agent.episodes.config import (
+    AGENT_SETTINGS,
+    COLLECT_REFLECTIONS,
+    AgentLimits,
+    EpisodeConfig,
+    EpisodeContext,
+    EpisodeOptions,
+    EpisodePrompts,
+)
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
-from r3agent.errors import ConfigError, R3Error, VerifierError
+from r3agent.errors import AgentError, ConfigError, R3Error, VerifierError
 from r3agent.policy import Policy, Versioned, sampling_of
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.task import each_task
@@ -56,6 +65,10 @@ async def collect(
     accept: Callable[[Trajectory], bool] = lambda _: True,
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
+    agent: object | None = None,
+    tools: Sequence[Any] = (),
+    environment: Environment | None = None,
+    agent_name: str = "",
     samples: AtLeastOne = 1,
     first_sample: Annotated[int, Field(ge=0)] = 0,
     concurrency: AtLeastOne = 64,
@@ -66,8 +79,8 @@ async def collect(
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
 
-    A stored episode counts as done if it is of the same task (messages, tools, info and gold), policy, verifier and
-    settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
+    A stored episode counts as done if it is of the same task (messages, tools, info and gold), policy, verifier, agent
+    and settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
 
     Args:
         tasks: tasks, as records or as their JSON.
@@ -78,6 +91,9 @@ async def collect(
         accept: returns False for a stored episode that does not count as done; default: all do.
         verifier_name: recorded with each trajectory.
         verifier_params: settings of the verifier.
+        agent: maker of the tries, as in `build_graph`, as are `tools` and `environment`.
+        agent_name: recorded with each trajectory of an agent or with tools; default: a name of the agent. Another name
+            makes other episodes: change it with the agent's code.
         samples: episodes per task.
         first_sample: index of the first of them; another one draws new episodes of the same tasks from the same policy.
         concurrency: maximum number of concurrent episodes.
@@ -85,7 +101,7 @@ async def collect(
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
         metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
-        options: as in `build_graph`; 8 reflections by default.
+        options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
 
     Raises:
         ConfigError: an argument, the tasks, the limits or the directory are invalid.
@@ -94,9 +110,11 @@ async def collect(
         RecordError: the store cannot be read, or the disk is full.
         R3Error: the first episodes all ended with an error.
     """
-    config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
+    config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, "agent_errors": "record", **options})
     config = config.model_copy(update={"sampling": config.sampling or sampling_of(policy)})
-    graph = build_graph(policy=policy, verifier=verifier, **config.options()).compile()
+    made_by: Any = {"agent": agent, "tools": tools, "environment": environment}
+    graph = build_graph(policy=policy, verifier=verifier, **made_by, **config.options()).compile()
+    agent_name = agent_name or _name_of(**made_by)
     graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
     if not policy_name:
         model = getattr(policy, "model", "")
@@ -108,13 +126,16 @@ async def collect(
         policy_name=policy_name,
         verifier_name=verifier_name,
         verifier_params=verifier_params,
+        agent_name=agent_name,
+        tools=tools,
         samples=samples,
         first_sample=first_sample,
         **config.options(),
     )
 
     prompts = [getattr(config, name) for name in EpisodePrompts.model_fields]
-    metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **(metadata or {})}
+    named = {"agent": agent_name} if agent_name else {}
+    metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **named, **(metadata or {})}
 
     start = time.monotonic()
     with TrajectoryWriter(out) as writer:
@@ -182,12 +203,15 @@ async def run_episode(
         async for reached in graph.astream(given, stream_mode="values", context=context):
             state = reached
         if "trajectory" not in state:
-            raise VerifierError(
-                "the verifier interrupted the graph to ask a person; a collection cannot wait for an answer"
-            )
+            kind = VerifierError if state.get("spans") else AgentError
+            asker = "the verifier" if state.get("spans") else "the agent or a tool"
+            raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
     except R3Error as raised:
         cause = raised
-    error = None if cause is None else EpisodeError(kind=type(cause).__name__, message=str(cause))
+    error: Any = state.get("trajectory", {}).get("error")  # of the first try
+    if cause is not None:
+        error = EpisodeError(kind=type(cause).__name__, message=str(cause))
+    task = Task.model_validate(state.get("task", task))  # with the tools that an agent brings
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
     return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
 
@@ -198,6 +222,8 @@ def episode_jobs(
     policy_name: str,
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
+    agent_name: str = "",
+    tools: Sequence[Any] = (),
     samples: int = 1,
     first_sample: int = 0,
     **options: Unpack[EpisodeOptions],
@@ -205,6 +231,8 @@ def episode_jobs(
     """Return the episodes of a collection by id: a hash of all that they depend on, by which stored ones are found.
 
     Args:
+        agent_name: name of what makes the tries, whose settings and `tools` count only with one; default: each try is
+            one completion.
         options: as in `collect`, whose arguments of these names are the same; `sampling` includes the policy's own.
 
     Raises:
@@ -215,8 +243,13 @@ def episode_jobs(
         "policy": policy_name,
         "verifier": [verifier_name, verifier_params or {}],
         "sampling": None,
-        **{name: value for name, value in config if value is not None},
+        **{name: value for name, value in config if value is not None and name not in AGENT_SETTINGS},
     }
+    if agent_name:
+        from r3agent.episodes.agents.tools import identity_of
+
+        limits = {name: getattr(config, name) for name in AgentLimits.model_fields}
+        identity |= {"agent": [agent_name, [identity_of(tool) for tool in tools]], **limits}
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
     for task in each_task(tasks):
@@ -232,6 +265,14 @@ def episode_jobs(
             "generator gives its tasks only once"
         )
     return jobs
+
+
+def _name_of(agent: object | None, tools: Sequence[Any], environment: Environment | None) -> str:
+    """Return a name of what makes the tries; empty if each is one completion."""
+    if agent is not None:
+        names = (getattr(agent, attribute, None) for attribute in ("name", "__qualname__"))
+        return next((name for name in names if isinstance(name, str) and name), type(agent).__qualname__)
+    return "tools" if tools else "environment" if environment else ""
 
 
 def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:

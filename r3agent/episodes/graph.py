@@ -164,10 +164,13 @@ def _runner(
     if agent is None and not tools and environment is None:
         if takes_environment(verifier):
             raise ConfigError(
-                "the verifier takes an environment, and there is none; pass environment=, an agent or tools"
+                "the verifier takes a third argument, the environment of a try, and there is none; write "
+                "def check(task, answer), or pass environment=, an agent or tools"
             )
         return None
     check_environment(environment)
+    if agent is not None and tools:
+        raise ConfigError("agent and tools: an agent has its own tools; pass one of the two")
     if agent is None:
         from r3agent.episodes.agents.tool_loop import ToolLoop
 

@@ -91,6 +91,11 @@ def make_tool(given: object, *, has_world: bool) -> Tool:
     return tool
 
 
+def identity_of(given: object) -> dict[str, Any]:
+    """Return what the policy sees of a tool, as JSON."""
+    return make_tool(given, has_world=True).definition
+
+
 def by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
     """Map the names of tools to the tools.
 
