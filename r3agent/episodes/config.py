@@ -9,10 +9,12 @@ from copy import copy
 from typing import Any, Literal, Self, TypeAlias, cast
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
 from r3agent._util.messages import explain
 from r3agent._util.templates import Template, compile_template
+from r3agent.episodes.budget import Budget
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
@@ -185,8 +187,8 @@ def field_of(name: str, default: Any, *, note: str = "") -> Any:
     return field
 
 
-class EpisodeContext(Record):
-    """Settings that one run overrides; other settings stay as the graph was built.
+class EpisodeContext(Budget):
+    """Settings that one run overrides, and its budgets; other settings stay as the graph was built.
 
     Pass a dictionary, `graph.invoke(input, context={"max_attempts": 3})`, or an instance; LangGraph Studio shows a
     form. A larger graph passes its own context on to its subgraphs, so an embedded graph accepts only an instance.
@@ -201,6 +203,13 @@ class EpisodeContext(Record):
     blind_retries: int | None = field_of("blind_retries", None)
     sampling: Sampling | None = field_of("sampling", None)
     reflect_sampling: Sampling | None = field_of("reflect_sampling", None)
+    max_steps: int | None = field_of("max_steps", None)
+    try_timeout_s: float | None = field_of("try_timeout_s", None)
+    model: str | None = Field(default=None, min_length=1)
+    """Served name of the model to ask in place of the policy's, on the same server, such as `NAME@v0003` or
+    `NAME@live`."""
+    policy: SkipJsonSchema[Any] = None
+    """Policy to ask in place of the graph's; an object, so that a form has no field for it."""
     sample: int | None = Field(default=None, ge=0)
     """Index of this episode among several of its task, 0 by default: with a seed, each is drawn differently."""
 

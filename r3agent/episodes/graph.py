@@ -140,12 +140,13 @@ class AsyncNode(AsyncStep[Update]):
         identify = begin if self._step is Nodes.attempt else proceed
         if identify is proceed:
             warn_of_edited_output(state)
-        own = identify(state, config.get("metadata", {}))
+        metadata = config.get("metadata", {})
+        own = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
         update = await super()._run(seen, config)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
-            own = begin(equipped, config.get("metadata", {}))
+            own = {**own, "lineage": {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}}
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -37,7 +38,7 @@ def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     Args:
         metadata: those of the node's config, in which LangGraph numbers the step.
     """
-    return {"lineage": _lineage(task_of(state), metadata), "spans": []}
+    return {"lineage": {**_lineage(task_of(state), metadata), "began": time.time()}, "spans": []}
 
 
 def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
@@ -55,6 +56,8 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     if before is None or before["root"] not in (None, lineage["root"]):  # the application added the attempt
         return {"lineage": lineage, "spans": []}
     lineage.update(trajectory_id=before["trajectory_id"], parent_id=before["parent_id"], spans=before["spans"])
+    if "began" in before:
+        lineage["began"] = before["began"]
     if lineage["step"] != before["step"] + 1:
         parent_id = before["trajectory_id"] or lineage["root"]
         # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.

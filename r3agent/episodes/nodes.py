@@ -6,20 +6,22 @@ A node works on the whole frontier of the tree at once, that is, on every failed
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from r3agent._util.templates import Template
 from r3agent.episodes.agents.base import Equipped
 from r3agent.episodes.agents.tries import TryRunner
+from r3agent.episodes.budget import ENDED, Budget
 from r3agent.episodes.checkpointed import Drawing, draw
+from r3agent.episodes.collaborators import check_policy
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
 from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.state import EpisodeState, earlier_episodes, frontier_of, task_of, tree_of
-from r3agent.errors import ConversationError
-from r3agent.policy import Pinnable, Policy, Sampling, sampling_of
+from r3agent.errors import ConfigError, ConversationError
+from r3agent.policy import Pinnable, Policy, Renamable, Sampling, sampling_of
 from r3agent.records.trajectory import Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
@@ -38,6 +40,7 @@ class Nodes:
     sampler: Sampler
     sample: int = 0
     """Index of the episode among several of its task."""
+    budget: Budget = field(default_factory=Budget)
     runner: TryRunner | None = None
     """Runner of an agent's tries; without one, a try is one completion."""
 
@@ -45,7 +48,22 @@ class Nodes:
         """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
         if not isinstance(context, EpisodeContext):
             return self
-        return replace(self, config=self.config.override(context), sample=context.sample or 0)
+        policy: Policy = self.policy if context.policy is None else context.policy
+        check_policy(policy)
+        if context.model is not None:
+            if not isinstance(policy, Renamable):
+                raise ConfigError(
+                    f"context: model = {context.model!r}: {type(policy).__name__} has no `asking(model)`; pass policy="
+                )
+            policy = policy.asking(context.model)
+        for name in ("max_steps", "try_timeout_s"):
+            if self.runner is None and (value := getattr(context, name)) is not None:
+                raise ConfigError(
+                    f"context: {name} = {value:g}: limits tries of an agent or with tools, and this graph has none; "
+                    "leave it out"
+                )
+        config, sample = self.config.override(context), context.sample or 0
+        return replace(self, policy=policy, config=config, sample=sample, budget=context)
 
     async def attempt(self, state: EpisodeState) -> Update:
         task = task_of(state)
@@ -66,6 +84,9 @@ class Nodes:
         spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
         tree = tree.changed(spans=spans, sample=self.sample)
         final, frontier = tree.final or tree.tries[0], self._frontier(tree)
+        is_open = frontier or any(s.label == "reflect" and not tree.children(s) for s in tree.spans)
+        if is_open and (reason := self._spent(state, tree)) is not None:
+            tree, frontier = tree.changed(metadata={**tree.metadata, ENDED: reason}), []
         if tree.attempt is not None and tree.attempt.error is not None:
             tree = tree.changed(error=tree.attempt.error)
         return {
@@ -88,7 +109,7 @@ class Nodes:
 
     async def retry(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
-        frontier = frontier_of(state, tree)
+        frontier = [] if self._spent(state, tree) else frontier_of(state, tree)
         guided = [
             drawing
             for failed in frontier
@@ -102,6 +123,9 @@ class Nodes:
             for drawing in self._drawings(state, tree, failed, "retry", self.config.blind_retries)
         ]
         return await _grow([*guided, *blind])
+
+    def _spent(self, state: EpisodeState, tree: Trajectory) -> str | None:
+        return self.budget.spent(tree, (state.get("lineage") or {}).get("began"))
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
         """List the last spans of the failed tries that may be retried; none once a try has passed.

@@ -75,6 +75,8 @@ class Lineage(TypedDict):
     """Hash of the part of the task that the policy sees."""
     spans: dict[str, list[str]]
     """Hashes of each span's answer, prompt and verdict, and the verdict's `passed`, as the nodes left them."""
+    began: NotRequired[float]
+    """Time of the beginning of the episode, in seconds since the epoch."""
     output: NotRequired[str]
     """Hash of the output's answer and `passed`, as `verify` left them."""
 

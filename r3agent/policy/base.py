@@ -160,6 +160,15 @@ class Pinnable(Protocol):
         ...
 
 
+@runtime_checkable
+class Renamable(Protocol):
+    """Policy that can ask other models of its server."""
+
+    def asking(self, model: str) -> Policy:
+        """Return this policy for the model of that served name."""
+        ...
+
+
 class Route(NamedTuple):
     """Way of a request to the model that a policy samples from."""
 

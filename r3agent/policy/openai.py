@@ -75,14 +75,9 @@ class OpenAIPolicy(Shared):
         max_tries: AtLeastOne = 6,
     ) -> None:
         self.base_url = base_url
-        self.model = model
         self.sampling = sampling or Sampling()
-        self._version = version
-        self._live: LivePolicy | None = None
-        self._pin: str | None = None
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
-        self._answered = Answered(version)
         self._settings: dict[str, Any] = {
             "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
@@ -93,13 +88,8 @@ class OpenAIPolicy(Shared):
         }
         self._endpoints = {base_url: self._new_endpoint(base_url)}
         self._weights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeightVersion]] = WeakKeyDictionary()
-        registry = Registry(registry) if isinstance(registry, str | Path) else registry
-        if model.endswith(f"@{LIVE}"):
-            if registry is None:
-                raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
-            self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
-        self._registry = registry
-        self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
+        self._registry = Registry(registry) if isinstance(registry, str | Path) else registry
+        self._name(model, version)
 
     def __repr__(self) -> str:
         return f"OpenAIPolicy({redact_url(self.base_url)!r}, {self.model!r})"
@@ -175,6 +165,25 @@ class OpenAIPolicy(Shared):
         policy = copy(self)
         policy._pin = model
         return policy
+
+    def asking(self, model: str) -> OpenAIPolicy:
+        """Return this policy for another served name: another version, `NAME@live`, or another model of the server."""
+        policy = copy(self)
+        policy._name(model, None)
+        return policy
+
+    def _name(self, model: str, version: str | None) -> None:
+        registry = self._registry
+        self.model = model
+        self._version = version
+        self._pin: str | None = None
+        self._answered = Answered(version)
+        self._live: LivePolicy | None = None
+        if model.endswith(f"@{LIVE}"):
+            if registry is None:
+                raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
+            self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
+        self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
@@ -10,11 +11,15 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
-from r3agent import ConfigError, EpisodeContext, Sampling, build_graph
-from r3agent.testing import ScriptedPolicy
+from r3agent import ConfigError, EpisodeContext, Generation, OpenAIPolicy, Sampling, build_graph
+from r3agent.episodes.budget import ENDED
+from r3agent.records.versions import BASE
+from r3agent.store.registry import Registry
+from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
 from r3agent.verifiers import find_verifier
 from tests.episodes.episodes import CHAIN, INPUT, labels, on_thread, right
 
+COUNTED = Generation(text="wrong", model="m", prompt_tokens=1, completion_tokens=1)
 NEVER: Any = {"attempt": "wrong", "reflect": "hm", "retry": "wrong", "blind_retry": "wrong"}
 
 
@@ -62,6 +67,10 @@ def test_sampling_is_that_of_the_run(graph: Any, policy: ScriptedPolicy) -> None
         ({"max_attempt": 3}, "unknown key .context.max_attempt.; did you mean .context.max_attempts"),
         ({"sampling": {"temperature": -1}}, r"context.sampling.temperature = -1"),
         ({"sampling": {"heat": 1}}, "unknown key .context.sampling.heat.; known are temperature"),
+        ({"max_steps": 3}, "max_steps = 3: limits tries of an agent"),
+        ({"model": "tiny@v0003"}, r"model = 'tiny@v0003': ScriptedPolicy has no `asking\(model\)`; pass policy="),
+        ({"policy": "tiny"}, "policy = 'tiny'"),
+        ({"max_tokens_total": 0}, "context.max_tokens_total = 0"),
         ({"reflections": 0}, "reflections = 0 and blind_retries = 0: nothing would retry.*pass reflections=1"),
     ],
 )
@@ -125,5 +134,47 @@ def test_what_goes_in_and_comes_out_has_a_schema(graph: Any) -> None:
 
 def test_the_schema_of_the_context_explains_every_setting(graph: Any) -> None:
     schema = graph.get_context_jsonschema()
-    assert schema["properties"].keys() == EpisodeContext.model_fields.keys()
+    assert schema["properties"].keys() == EpisodeContext.model_fields.keys() - {"policy"}
     assert all(setting["description"] for setting in schema["properties"].values())
+
+
+def test_a_run_asks_a_policy_or_a_model_of_its_own(policy: ScriptedPolicy, tmp_path: Path) -> None:
+    other = ScriptedPolicy(NEVER)
+    build_graph(policy=policy, verifier=right).compile().invoke(INPUT, context={"policy": other})
+    assert (len(policy.calls), len(other.calls)) == (0, 3)
+    with ScriptedEndpoint("no") as endpoint:
+        registry = Registry(tmp_path)
+        registry.add_base("tiny", "base")
+        registry.set_live(BASE)
+        asked = OpenAIPolicy(endpoint.url, "tiny@live", registry=registry)
+        graph: Any = build_graph(policy=asked, verifier=right).compile()
+        endpoint.model = "tiny@v0003"
+        out = graph.invoke(INPUT, context={"model": "tiny@v0003"})
+        asked.close()
+    assert {s["policy_version"] for s in out["trajectory"]["spans"]} == {"v0003"}
+    assert [request.body["model"] for request in endpoint.received] == ["tiny@v0003"] * 3
+
+
+@pytest.mark.parametrize(
+    ("budget", "grown", "reason"),
+    [
+        ({"max_tokens_total": 1}, ["attempt"], "max_tokens_total = 1: 2 are used"),
+        ({"max_tokens_total": 3}, ["attempt", "reflect"], "max_tokens_total = 3: 4 are used"),
+        ({"max_tokens_total": 9999}, CHAIN, None),
+        ({"max_seconds": 1e-9}, ["attempt"], "max_seconds = 1e-09: 0.0 have passed"),
+        ({"max_seconds": 999}, CHAIN, None),
+    ],
+)
+async def test_a_spent_budget_ends_the_episode(budget: dict[str, Any], grown: list[str], reason: str | None) -> None:
+    graph: Any = build_graph(policy=ScriptedPolicy(COUNTED), verifier=right).compile()
+    for out in (graph.invoke(INPUT, context=budget), await graph.ainvoke(INPUT, context=budget)):
+        assert labels(out) == grown
+        assert out["trajectory"]["metadata"].get(ENDED) == reason
+        assert out["passed"] is False
+
+
+async def test_a_budget_of_tokens_that_nobody_counts_is_spent() -> None:
+    graph: Any = build_graph(policy=ScriptedPolicy(Generation(text="no", model="m")), verifier=right).compile()
+    out = await graph.ainvoke(INPUT, context={"max_tokens_total": 9})
+    assert labels(out) == ["attempt"]
+    assert "does not count its tokens" in out["trajectory"]["metadata"][ENDED]
