@@ -143,6 +143,13 @@ class App:
             return error_answer(dialect, error.status, f"{request.method} {request.path}: {error.reason}")
         except UpstreamError as error:
             return error_answer(dialect, error.status, str(error))
+        except web.RequestPayloadError as error:
+            return error_answer(dialect, 400, f"the body is not what its headers say: {error}")
+        except ConnectionError:  # the client has left
+            raise
+        except Exception:
+            logger.exception("%s %s", request.method, path)
+            return error_answer(dialect, 500, "the gateway failed; its log has the reason")
 
     async def _health(self, request: web.Request) -> web.Response:
         return json_answer({"status": "ok", "upstream": self._target.shown, "open_episodes": len(self.episodes.open)})

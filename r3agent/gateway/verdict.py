@@ -31,7 +31,7 @@ def read_verdict(content: bytes) -> dict[str, Any]:
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
     if score is not None and not (is_number and 0 <= score <= 1):
         raise Refusal(400, f"verdict: score = {str(score)[:40]}: must be a number from 0 to 1, which passes")
-    passed = bool(score >= 1) if passed is None else passed
+    passed = bool(is_number and score == 1) if passed is None else passed
     end = passed if body.get("end") is None else body["end"]
     for name, value, kind in (("passed", passed, bool), ("end", end, bool)):
         if not isinstance(value, kind):

@@ -48,8 +48,8 @@ def attach(
         among: ids of the spans that can be the parent; default: all.
     """
     spans = [span for span in reversed(tree.spans) if among is None or span.span_id in among]  # of equal ones, the last
-    parents = [span for span in spans if parent_id in (None, span.span_id)]
-    depths = {span.span_id: len(tree.path(span)) for span in parents}
+    depths, lengths = _sizes(tree)
+    parents = [span for span in spans if parent_id in (None, span.span_id) and lengths[span.span_id] <= len(messages)]
     found: tuple[int, dict[str, Any]] | None = None
     for parent in sorted(parents, key=lambda span: -depths[span.span_id]):
         depth, whole = depths[parent.span_id], [*tree.prompt(parent), parent.turn]
@@ -71,9 +71,19 @@ def attach(
     return {"parent_id": parent_id, "request": messages, "standalone": True}
 
 
+def _sizes(tree: Trajectory) -> tuple[dict[str | None, int], dict[str | None, int]]:
+    """Return the depth of each span, and the number of messages up to it, with it."""
+    depths: dict[str | None, int] = {None: 0}
+    lengths: dict[str | None, int] = {None: len(tree.task.messages)}
+    for span in tree.spans:
+        depths[span.span_id] = depths[span.parent_id] + 1
+        lengths[span.span_id] = (0 if span.standalone else lengths[span.parent_id]) + len(span.request) + 1
+    return depths, lengths
+
+
 def _continues(messages: Sequence[Message], conversation: Sequence[Message], key: Key) -> bool:
     pairs = zip(messages, conversation, strict=False)
-    return len(messages) >= len(conversation) and all(key(m) == key(c) for m, c in pairs)
+    return len(messages) >= len(conversation) and all(m == c or key(m) == key(c) for m, c in pairs)
 
 
 def _as_sampled(tree: Trajectory, span: Span) -> list[Message]:
