@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from contextvars import copy_context
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -22,6 +24,36 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def in_own_thread(function: Callable[[], T]) -> T:
+    """Call a function that may take long, in the caller's context and a thread of its own.
+
+    `asyncio.to_thread` has few threads, which such functions would keep from others. If the caller is cancelled, the
+    thread goes on by itself, and the interpreter's exit does not wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result((result, error))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = context.run(function)
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    context = copy_context()
+    threading.Thread(target=run, name="r3agent-agent", daemon=True).start()
+    result, error = await done
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:

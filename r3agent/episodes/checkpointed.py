@@ -13,11 +13,12 @@ earlier steps are saved.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from langgraph.config import get_config
+from langgraph.errors import GraphInterrupt
 from langgraph.func import task
 
 from r3agent._util.aio import gather_all, is_run_sync
@@ -43,7 +44,19 @@ async def draw(drawings: Iterable[Drawing]) -> list[list[Span]]:
         and "thread_id" in config.get("configurable", {})
         and (config.get("max_concurrency") or LEAST_CONCURRENCY) >= LEAST_CONCURRENCY
     )
-    return await gather_all(_kept(drawing) if is_kept else drawing() for drawing in drawings)
+    drawn = await gather_all(_caught(_kept(drawing) if is_kept else drawing()) for drawing in drawings)
+    interrupts = [interrupt for one in drawn if isinstance(one, GraphInterrupt) for interrupt in one.args[0]]
+    if interrupts:
+        raise GraphInterrupt(interrupts)
+    return [one for one in drawn if not isinstance(one, GraphInterrupt)]
+
+
+async def _caught(drawing: Awaitable[list[Span]]) -> list[Span] | GraphInterrupt:
+    """Return an interrupt, which ends the step only when all others have ended or are interrupted too."""
+    try:
+        return await drawing
+    except GraphInterrupt as interrupt:
+        return interrupt
 
 
 async def _kept(drawing: Drawing) -> list[Span]:

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.config import set_config_context
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import get_runtime
@@ -93,7 +93,8 @@ def build_graph(
         EpisodeState, context_schema=EpisodeContext, input_schema=EpisodeInput, output_schema=EpisodeOutput
     )
     for node in (Nodes.attempt, Nodes.verify, Nodes.reflect, Nodes.retry):
-        graph.add_node(node.__name__, AsyncNode(nodes, node))
+        is_try = nodes.runner is not None and node in (Nodes.attempt, Nodes.retry)
+        graph.add_node(node.__name__, TryNode(nodes, node) if is_try else AsyncNode(nodes, node))
     graph.add_edge(START, "attempt")
     graph.add_edge("attempt", "verify")
     graph.add_conditional_edges("verify", AsyncStep(nodes, after_verify), list(get_args(Next)))
@@ -151,6 +152,16 @@ class AsyncNode(AsyncStep[Update]):
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
         return {**update, "lineage": lineage, "spans": spans}
+
+
+class TryNode(AsyncNode, RunnableLambda[EpisodeState, Update]):
+    """Node of tries; a `RunnableLambda` names the graphs that it runs, so that LangGraph finds its subgraphs."""
+
+    def __init__(self, nodes: Nodes, step: Callable[[Nodes, EpisodeState], Coroutine[Any, Any, Update]]) -> None:
+        super().__init__(nodes, step)
+        assert nodes.runner is not None
+        runnable = getattr(nodes.runner.agent, "runnable", None)
+        self.deps = [runnable] if isinstance(runnable, Runnable) else []
 
 
 def _runner(

@@ -80,7 +80,7 @@ class ChatModelPolicy:
             EndpointError: the model raises any other error.
         """
         model: Any = self.model.bind_tools(list(tools)) if tools else self.model
-        prompt = _convert(messages)
+        prompt = as_langchain(messages)
 
         async def one(settings: Sampling | None) -> Generation:
             asked = {} if settings is None else settings.body()
@@ -173,7 +173,7 @@ def _grade(reply: Reply, content: Any, reason: str | None) -> tuple[Capability, 
     return "trainable-retokenised", NO_IDS
 
 
-def _convert(messages: Sequence[Message]) -> list[BaseMessage]:
+def as_langchain(messages: Sequence[Message]) -> list[BaseMessage]:
     """Convert a conversation to LangChain's messages.
 
     Raises:

@@ -69,6 +69,7 @@ class Episode:
         fields = {name: value for name, value in tree if name not in ("task", "spans", "error")}
         episode = cls(tree.task, recorder, out, fields)
         episode._spans = list(tree.spans)
+        episode._called = bool(tree.spans)
         return episode
 
     # ---- called by the traced code ----
@@ -234,6 +235,10 @@ class Episode:
             self._fields |= {"trajectory_id": recorded.trajectory_id, "created_at": recorded.created_at}
             return recorded
 
+    def redact(self, text: str) -> str:
+        """Remove the keys of the clients from a text."""
+        return reduce(redact_key, self._keys, text)
+
     # ---- called by the instrumented client ----
 
     def warn(self, message: str) -> None:
@@ -327,8 +332,7 @@ class Episode:
             self._blocks.remove(own)
             leave(own)
             if error is not None and own is self._first:
-                message = reduce(redact_key, self._keys, any_text(error))
-                self._fields["error"] = EpisodeError(kind=type(error).__name__, message=message)
+                self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self.redact(any_text(error)))
             if self._blocks:
                 return
             for _scope, finish in self._finishers:

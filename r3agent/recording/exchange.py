@@ -118,7 +118,8 @@ class Exchange:
         if terms is not None:
             index = terms.count()
             if terms.means_policy(request.get("model")):
-                body, filled = {**body, "model": terms.model}, terms.filled(request, index)
+                filled = terms.filled(request, index)
+                body = body if terms.model is None else {**body, "model": terms.model}
                 version = terms.version or version
                 if terms.base_url is not None:
                     base_url, self.headers = terms.base_url, terms.headers

@@ -9,6 +9,7 @@ clients: see `r3agent.recording.chat_models`.
 from __future__ import annotations
 
 import threading
+from asyncio import CancelledError
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ Client = TypeVar("Client", bound="openai.AsyncOpenAI | openai.OpenAI | Runnable[
 
 UNRECORDED = ("/responses", "/completions")
 """Paths of generations that are no chat completions."""
+
+MAX_REFUSED = 10
+"""Number of calls that a try may ask for in vain; then it is cancelled, because its agent swallows the errors."""
 
 RAW = "x-stainless-raw-response"
 """Header by which the SDK marks `with_raw_response` and `with_streaming_response`."""
@@ -134,7 +138,10 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
         target = target_of(block, body)
         try:
             call = start(block, path, body, options, target)
-        except StepLimitError:
+        except StepLimitError as error:
+            terms = None if block is None or block.scope is None else block.scope.terms
+            if terms is not None and terms.n_refused > MAX_REFUSED:
+                raise CancelledError(str(error)) from error
             raise
         except Exception as error:  # not a chat completion; leave the decision to the endpoint
             if block is not None:
@@ -169,6 +176,8 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
                 memory.report(why, message, path, threading.current_thread().name, why)
             return None
         if block.has_ended_try:
+            if block.scope is not None and block.scope.terms is not None:
+                raise CancelledError("the try that this call belongs to has ended")
             block.episode.warn("a call is not recorded: its try had ended; wait for it inside of the try")
             return None
         fault = None

@@ -19,10 +19,10 @@ class CallTerms:
     A call of the policy goes to the version that is pinned here. A call of any other model goes out as it is.
     """
 
-    names: frozenset[str]
+    names: frozenset[str] = frozenset()
     """Names by which the application asks for the policy, besides `model`."""
-    model: str
-    """Served name."""
+    model: str | None = None
+    """Served name; `None` if each model that the application asks for is the policy."""
     base_url: str | None = None
     """Base URL of its server; `None` for the one that the client has."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
@@ -38,6 +38,8 @@ class CallTerms:
     failure: PolicyError | None = field(default=None, init=False)
     """Why the last call failed; `None` if it was answered."""
     n_calls: int = field(default=0, init=False)
+    n_refused: int = field(default=0, init=False)
+    """Number of calls after the last that was allowed."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
@@ -48,7 +50,7 @@ class CallTerms:
 
     def means_policy(self, model: object) -> bool:
         """Return True for a name of the policy; a request without a model means it too."""
-        return model is None or model == self.model or model in self.names
+        return self.model is None or model is None or model == self.model or model in self.names
 
     def count(self) -> int:
         """Count a call, and return its index in the try.
@@ -58,6 +60,7 @@ class CallTerms:
         """
         with self._lock:
             if self.max_steps is not None and self.n_calls >= self.max_steps:
+                self.n_refused += 1
                 self.failure = StepLimitError(
                     f"max_steps = {self.max_steps}: the try asks for another model call; raise max_steps, or let the "
                     "agent stop earlier"

@@ -71,3 +71,16 @@ class Equipped(Protocol):
     async def equip(self, task: Task) -> Task:
         """Return the task with the definitions of the tools."""
         ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Agent whose try goes on where it was after an interrupt, in a thread with a checkpointer."""
+
+    def resumes(self, config: RunnableConfig) -> bool:
+        """Return True if a run that is interrupted under this config is not begun anew."""
+        ...
+
+    async def goes_on(self, config: RunnableConfig) -> bool:
+        """Return True if an earlier run of the same try has left a checkpoint."""
+        ...

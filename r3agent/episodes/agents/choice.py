@@ -5,17 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from langchain_core.runnables import Runnable
+from langgraph.graph import StateGraph
+
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import Agent
 from r3agent.errors import ConfigError
 
+REMEDY = (
+    "pass a LangChain or LangGraph runnable of messages, a function (messages, client), or what implements "
+    "r3agent.episodes.agents.base.Agent"
+)
 
-def choose_agent(agent: object | None, tools: Sequence[Any]) -> Agent:
-    """Return the agent itself, or the adapter that it needs; without one, the loop of completions and tool calls.
+
+def choose_agent(agent: object, tools: Sequence[Any]) -> Agent:
+    """Return the agent itself, or the adapter that it needs.
 
     Raises:
-        ConfigError: it is no agent, or there are tools beside one, which has its own.
+        ConfigError: it is no agent, or there are tools beside it, which has its own.
     """
-    if isinstance(agent, Agent) and not isinstance(agent, type):
+    if tools:
+        raise ConfigError(
+            f"agent = {shorten(agent)} and {len(tools)} tools: an agent has its own tools; give them to it, or "
+            "pass tools without an agent"
+        )
+    if isinstance(agent, type):
+        raise ConfigError(f"agent = {agent.__name__}: a class; pass an instance, such as {agent.__name__}(…)")
+    if isinstance(agent, str):
+        raise ConfigError(f"agent = {agent!r}: a text; {REMEDY}")
+    if isinstance(agent, StateGraph):
+        raise ConfigError("agent = StateGraph: it is not compiled; pass agent.compile()")
+    if isinstance(agent, Runnable):
+        from r3agent.episodes.agents.runnable import RunnableAgent
+
+        return RunnableAgent(agent)
+    if isinstance(agent, Agent):
         return agent
-    raise ConfigError(f"agent = {shorten(agent)}: no agent")
+    if callable(agent):
+        from r3agent.episodes.agents.function import FunctionAgent
+
+        return FunctionAgent(agent)
+    raise ConfigError(f"agent = {shorten(agent)}: no agent; {REMEDY}")

@@ -9,14 +9,14 @@ from r3agent.records.sampling import NEUTRAL
 from r3agent.records.versions import base_name
 
 
-async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int) -> CallTerms | None:
-    """Return the terms of the calls of one try; `None` if the policy's model is not behind an endpoint.
+async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int) -> CallTerms:
+    """Return the terms of the calls of one try.
 
     A request that leaves a setting out gets the policy's, because training needs samples of the distribution that the
-    logprobs describe.
+    logprobs describe. If the policy's model is not behind an endpoint, calls go out as the agent makes them.
     """
     if not isinstance(policy, Routed):
-        return None
+        return CallTerms(max_steps=max_steps)
     route = await policy.route()
     name = base_name(route.model)
     fields = {} if sampling is None else {k: v for k, v in sampling.body().items() if k != "seed"}

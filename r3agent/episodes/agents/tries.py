@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import openai
+from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 
 from r3agent._util.messages import shorten
-from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment
+from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment, Resumable
+from r3agent.episodes.agents.interrupted import LOST, InterruptedTries, without_repeated
 from r3agent.episodes.agents.messages import agent_messages
 from r3agent.episodes.agents.terms import call_terms
 from r3agent.episodes.config import EpisodeConfig
@@ -24,16 +25,26 @@ from r3agent.errors import (
     ConfigError,
     ConversationError,
     EndpointError,
+    PolicyError,
+    ProtocolError,
     R3Error,
     StepLimitError,
 )
-from r3agent.http.errors import text_refusal
 from r3agent.policy import Policy
-from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Try, Verdict
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import takes_environment
+
+ENDPOINT_FAILS = (EndpointError, AccessError, ProtocolError)
+"""Errors that say nothing about a try."""
+
+MAX_CHARS = 400
+"""Maximum length of an agent's error in a record."""
+
+
+class WorldError(AgentError):
+    """The environment of a try cannot be opened or closed."""
 
 
 class Outcome(NamedTuple):
@@ -46,11 +57,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TryRunner:
-    """Runner of an agent's tries; `build_graph` documents the collaborators."""
+    """Runner of an agent's tries; `build_graph` documents the collaborators.
+
+    A try that interrupts leaves its world, and has a fresh one when it is resumed. If the agent goes on where it was,
+    its steps before the interrupt are kept in this process; see `r3agent.episodes.agents.interrupted`.
+    """
 
     agent: Agent
     environment: Environment | None
     verifier: Verifier
+    interrupted: InterruptedTries = field(default_factory=InterruptedTries)
 
     @property
     def judges(self) -> bool:
@@ -63,46 +79,93 @@ class TryRunner:
         Raises:
             PolicyError: the endpoint failed.
             VerifierError: the verifier failed.
-            AgentError: the agent failed, unless `config.agent_errors` says that this is recorded.
+            AgentError: the agent or its environment failed, unless `config.agent_errors` says that this is recorded.
         """
-        episode, terms = Episode.seeded(tree), await call_terms(policy, request.sampling, config.max_steps)
-        async with self._world(tree.task) as world:
-            with episode, episode.one_try(request.label, parent=request.parent, terms=terms) as scope:
-                call = AgentCall(
-                    task=tree.task,
-                    messages=agent_messages(tree, request),
-                    request=request,
-                    policy=policy,
-                    sampling=request.sampling,
-                    environment=world,
-                    max_steps=config.max_steps,
-                    config=get_config(),
-                    episode=episode,
-                    scope=scope,
-                )
-                outcome = await self._outcome(call, config)
-            steps = [*episode.spans_of(scope)] or [_no_step(scope, policy)]
-            end, fields = outcome.end, dict[str, Any]()
-            if end.answer is not None and (end.answer != steps[-1].text or steps[-1].purpose):
-                fields["answer"] = end.answer
-            if outcome.failure is not None:
-                fields["verdict"] = Verdict.failed(outcome.failure)
-            steps[-1] = last = Span.model_validate({**dict(steps[-1]), **fields, "error": outcome.error})
-            if outcome.failure is None and outcome.error is None:
-                verdict = await self._verdict(tree.task, steps, world if self.environment else end.state, config)
-                steps[-1] = last.model_copy(update={"verdict": verdict})
+        running, steps = get_config(), list[Span]()
+        resumes = isinstance(self.agent, Resumable) and self.agent.resumes(running)
+        earlier = self.interrupted.take(running) if resumes else ()
+        try:
+            async with self._world(tree.task) as world:
+                await self._run(tree, request, policy, config, running, world, earlier, steps)
+        except WorldError as error:
+            if config.agent_errors == "raise":
+                raise
+            steps = steps or [_no_step(request, policy)]
+            fields = {"verdict": None, "error": EpisodeError(kind=AgentError.__name__, message=str(error))}
+            steps[-1] = steps[-1].model_copy(update=fields)
+        except BaseException:
+            if resumes:
+                self.interrupted.keep(running, steps)
+            raise
         return steps
+
+    async def _run(
+        self,
+        tree: Trajectory,
+        request: SpanRequest,
+        policy: Policy,
+        config: EpisodeConfig,
+        running: RunnableConfig,
+        world: Any,
+        earlier: tuple[Span, ...],
+        steps: list[Span],
+    ) -> None:
+        """Run one try in its world and put its steps into `steps`; if it raises, without their verdict."""
+        episode = Episode.seeded(tree.changed(spans=(*tree.spans, *earlier)))
+        terms = await call_terms(policy, request.sampling, config.max_steps)
+        is_lost = not earlier and isinstance(self.agent, Resumable) and await self.agent.goes_on(running)
+        terms.n_calls = len(earlier)
+        with episode, episode.one_try(request.label, parent=request.parent, terms=terms) as scope:
+            scope.span_ids += [step.span_id for step in earlier]
+            call = AgentCall(
+                task=tree.task,
+                messages=agent_messages(tree, request),
+                request=request,
+                policy=policy,
+                sampling=request.sampling,
+                environment=world,
+                max_steps=config.max_steps,
+                config=running,
+                episode=episode,
+                scope=scope,
+            )
+            try:
+                outcome = await self._outcome(call, config)
+            finally:
+                episode.end(scope)
+                steps += without_repeated(tree, episode.trajectory, scope.parent_id, len(earlier))
+        taken = [*steps] or [_no_step(request, policy)]
+        if is_lost:
+            note = "; ".join(filter(None, [taken[0].capability_note, LOST]))
+            taken[0] = taken[0].model_copy(update={"capability_note": note})
+        end, fields = outcome.end, dict[str, Any]()
+        if end.answer is not None and (end.answer != taken[-1].text or taken[-1].purpose):
+            fields["answer"] = end.answer
+        if outcome.failure is not None:
+            fields["verdict"] = Verdict.failed(outcome.failure)
+        taken[-1] = last = Span.model_validate({**dict(taken[-1]), **fields, "error": outcome.error})
+        if outcome.failure is None and outcome.error is None:
+            verdict = await self._verdict(tree.task, taken, world if self.environment else end.state, config)
+            taken[-1] = last.model_copy(update={"verdict": verdict})
+        steps[:] = taken
 
     async def _outcome(self, call: AgentCall, config: EpisodeConfig) -> Outcome:
         limit, timeout = config.try_timeout_s, asyncio.timeout(config.try_timeout_s)
         try:
             async with timeout:
-                return Outcome(await self.agent.run(call))
+                end = await self.agent.run(call)
+            terms = call.scope.terms
+            if config.agent_errors == "record" and terms is not None and isinstance(terms.failure, ENDPOINT_FAILS):
+                raise terms.failure  # the agent's answer says nothing about the policy
+            return Outcome(end)
         except GraphBubbleUp:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             if isinstance(error, TimeoutError) and timeout.expired():
                 return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
+            running = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (running is None or running.cancelling()):
+                raise
             return _outcome_of(error, call, records=config.agent_errors == "record")
 
     async def _verdict(self, task: Task, steps: list[Span], left: Any, config: EpisodeConfig) -> Verdict | None:
@@ -115,42 +178,69 @@ class TryRunner:
 
     @asynccontextmanager
     async def _world(self, task: Task) -> AsyncGenerator[Any]:
-        """Enter the world of one try; its own errors are errors of the agent."""
+        """Enter the world of one try, and close it whatever happens.
+
+        It is closed with the error that ends the try, and cannot suppress it.
+
+        Raises:
+            WorldError: it cannot be opened or closed.
+        """
         if self.environment is None:
             yield None
             return
-        try:
+        with _as_world_error(task, "opened"):
             world: Any = self.environment(task.model_copy(deep=True))
-        except Exception as error:
-            raise AgentError(f"environment failed on task {task.id!r}: {_text(error)}") from error
-        if not hasattr(world, "__aenter__"):
-            raise ConfigError(
-                f"environment returned {shorten(world)}: no async context manager; decorate the factory with "
-                "contextlib.asynccontextmanager"
-            )
-        async with world as entered:
+            if not hasattr(world, "__aenter__"):
+                raise ConfigError(
+                    f"environment returned {shorten(world)}: no async context manager; decorate the factory with "
+                    "contextlib.asynccontextmanager"
+                )
+            entered = await world.__aenter__()
+        try:
             yield entered
+        except BaseException as error:
+            with suppress(Exception):  # the first error takes precedence
+                await world.__aexit__(type(error), error, error.__traceback__)
+            raise
+        with _as_world_error(task, "closed"):
+            await world.__aexit__(None, None, None)
 
 
-def _outcome_of(error: Exception, call: AgentCall, *, records: bool) -> Outcome:
+@contextmanager
+def _as_world_error(task: Task, done: str) -> Generator[None]:
+    """Map the errors of an environment onto `WorldError`; interrupts and `ConfigError` pass."""
+    try:
+        yield
+    except (GraphBubbleUp, ConfigError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {shorten(str(error))}"
+        raise WorldError(f"the environment of task {task.id!r} cannot be {done}: {text}") from error
+
+
+def _outcome_of(error: BaseException, call: AgentCall, *, records: bool) -> Outcome:
     """Return the outcome of a run that raised, or raise what is no outcome of a try."""
-    for cause in _causes(error):
-        if isinstance(cause, StepLimitError | GraphRecursionError):
-            return Outcome(failure=f"no answer after max_steps = {call.max_steps} model calls")
-        refused = isinstance(cause, ConversationError) or (
-            isinstance(cause, openai.APIStatusError) and text_refusal(cause.status_code, str(cause)) is not None
-        )
-        if refused and (call.scope.span_ids or call.scope.label == "retry"):
-            return Outcome(failure=f"the conversation was refused: {_text(cause)}")
-        if isinstance(cause, R3Error):
-            raise cause
-        if isinstance(cause, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
-            raise AccessError(f"the agent's call was refused: {_text(cause)}", status=cause.status_code) from error
-        if isinstance(cause, openai.APIConnectionError | openai.InternalServerError | openai.RateLimitError):
-            raise EndpointError(f"the agent's call failed: {_text(cause)}") from error
-    failed = AgentError(f"the agent failed on task {call.task.id!r}: {_text(error)}")
+    terms = call.scope.terms
+    known = [] if terms is None or terms.failure is None else [terms.failure]
+    for cause in [*_causes(error), *known]:
+        match cause:
+            case StepLimitError():
+                return Outcome(failure=f"no answer after max_steps = {call.max_steps} model calls")
+            case GraphRecursionError():
+                limit = call.config.get("recursion_limit")
+                return Outcome(failure=f"no answer within recursion_limit = {limit} steps of the agent's graph")
+            case ConversationError() if call.scope.span_ids or call.scope.label == "retry":
+                return Outcome(failure=f"the conversation was refused: {_text(cause, call)}")
+            case ConversationError() | EndpointError() | AccessError() | ProtocolError():
+                raise cause from (None if cause is error else error)
+            case _:
+                pass
+    if isinstance(error, R3Error) and not isinstance(error, AgentError | PolicyError):
+        raise error
+    failed = error if isinstance(error, AgentError) else None
+    failed = failed or AgentError(f"the agent failed on task {call.task.id!r}: {_text(error, call)}")
     if not records:
-        raise failed from error
+        raise failed from (None if failed is error else error)
     return Outcome(error=EpisodeError(kind=type(failed).__name__, message=str(failed)))
 
 
@@ -167,15 +257,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [cause for cause in (*inner, found.__cause__, found.__context__) if cause is not None]
 
 
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {shorten(str(error))}"
+def _text(error: BaseException, call: AgentCall) -> str:
+    return f"{type(error).__name__}: {call.episode.redact(str(error)[:MAX_CHARS])}"
 
 
-def _no_step(scope: SpanScope, policy: Policy) -> Span:
+def _no_step(request: SpanRequest, policy: Policy) -> Span:
     """Make the span of a try without a recorded model call."""
     return Span(
-        parent_id=scope.parent_id,
-        label=scope.label,
+        parent_id=request.parent and request.parent.span_id,
+        label=request.label,
         text="",
         model=str(getattr(policy, "model", "")),
         completion_tokens=0,
