@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from aiohttp import web
 
-from r3agent.gateway.dialect import ChatApi, Dialect
-
-
-def dumps(value: Any) -> bytes:
-    """Write JSON; numbers of more than 64 bits and lone surrogates as Python writes them."""
-    try:
-        return orjson.dumps(value)
-    except (TypeError, ValueError):
-        return json.dumps(value).encode()
+from r3agent.gateway.dialect import ChatApi, Dialect, dumps
 
 
 def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

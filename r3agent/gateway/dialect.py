@@ -27,12 +27,12 @@ class Event(NamedTuple):
     @property
     def wire(self) -> bytes:
         """Bytes of the event in a `text/event-stream`."""
-        data = self.data.encode() if isinstance(self.data, str) else encode(self.data)
+        data = self.data.encode() if isinstance(self.data, str) else dumps(self.data)
         return (b"" if self.name is None else b"event: %s\n" % self.name.encode()) + b"data: %s\n\n" % data
 
 
-def encode(value: Any) -> bytes:
-    """Write JSON, with numbers of any size and halves of characters, which orjson refuses."""
+def dumps(value: Any) -> bytes:
+    """Write JSON; numbers of more than 64 bits and lone surrogates as Python writes them."""
     try:
         return orjson.dumps(value)
     except TypeError:

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from r3agent.gateway.answers import dumps, json_answer
-from r3agent.gateway.dialect import Dialect, estimate_tokens, tokenize_request
+from r3agent.gateway.answers import json_answer
+from r3agent.gateway.dialect import Dialect, dumps, estimate_tokens, tokenize_request
 from r3agent.gateway.episodes import Refusal
 from r3agent.gateway.relay import is_success
 from r3agent.gateway.upstream import Target, Upstream, to_client

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import aiohttp
@@ -17,9 +18,9 @@ import httpx
 from aiohttp import web
 from multidict import CIMultiDict
 
-from r3agent.errors import EndpointError, PolicyError, UnreachableError
-from r3agent.gateway.answers import dumps, error_answer
-from r3agent.gateway.dialect import ChatApi, Dialect, EventStream
+from r3agent.errors import EndpointError, PolicyError, ProtocolError, UnreachableError
+from r3agent.gateway.answers import error_answer
+from r3agent.gateway.dialect import ChatApi, Dialect, EventStream, dumps
 from r3agent.gateway.lines import Lines, data_of
 from r3agent.gateway.upstream import Target, Upstream, UpstreamError, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
@@ -51,6 +52,11 @@ class Call:
     @property
     def is_translated(self) -> bool:
         return not isinstance(self.dialect, ChatApi)
+
+    @cached_property
+    def events(self) -> EventStream:
+        """Translation of the stream to the client; it goes on where a request is sent again."""
+        return self.dialect.stream(self.body)
 
 
 class _Again(Exception):
@@ -140,7 +146,7 @@ class Relay:
             kept = {name: value for name, value in (headers or {}).items() if name.lower().startswith("retry-after")}
             return error_answer(call.dialect, status, message, {**kept, **call.extra})
         if call.is_translated or not exchange.has_begun:
-            for event in call.dialect.stream(call.body).fail(status, message):
+            for event in call.events.fail(status, message):
                 await call.out.write(event.wire)
             await call.out.write_eof()
         elif call.request.transport is not None:
@@ -151,7 +157,7 @@ class Relay:
 
     async def _stream(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
         exchange, lines = call.exchange, Lines()
-        events = call.dialect.stream(call.body) if call.is_translated else None
+        events = call.events if call.is_translated else None
         is_again = call.out is not None
         if not exchange.added:
             await self._begin(call, response)
@@ -236,8 +242,8 @@ def _translated(call: Call, answer: Any) -> Any:
         raise _as_failure(error)
     try:
         return call.dialect.from_chat(answer, call.body)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
-        raise UpstreamError(f"{call.target.shown}: the answer is not a chat completion") from None
+    except ProtocolError as error:
+        raise UpstreamError(f"{call.target.shown}: {error}") from None
 
 
 def _as_failure(error: Any) -> UpstreamError:

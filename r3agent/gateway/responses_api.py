@@ -1,6 +1,7 @@
 """OpenAI's Responses API (`POST /v1/responses`), which Codex CLI and others speak.
 
-Histories are sent in full, or continued by `previous_response_id` as long as the gateway remembers that response.
+Histories are sent in full, or continued by `previous_response_id`, or by references to items, as long as the gateway
+remembers that response.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from uuid import uuid4
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ArgumentError, ContextLengthError
-from r3agent.gateway.dialect import Body, Event, encode, error_kind, openai_error
+from r3agent.gateway.dialect import Body, Event, dumps, error_kind, openai_error
 from r3agent.gateway.history import objects, only
-from r3agent.gateway.responses_input import CUSTOM, Name, encode_thinking, kept_tools, read_request, tool_names, wants
+from r3agent.gateway.responses_input import (
+    CUSTOM,
+    Name,
+    encode_thinking,
+    kept_tools,
+    read_request,
+    response_of,
+    tool_names,
+    wants,
+)
 from r3agent.gateway.translation import Kind, Tokens, Translation
 from r3agent.http.errors import text_refusal
 from r3agent.records.reply import as_json
+
+REFERENCE = "item_reference"
 
 MEMORY_BYTES = 64 * 2**20
 """Maximum size of the remembered items; the oldest responses are forgotten first."""
@@ -60,7 +72,8 @@ class ResponsesApi:
         self._turns: OrderedDict[str, _Turn] = OrderedDict()
 
     def to_chat(self, body: Mapping[str, Any]) -> Body:
-        return read_request({**body, "input": [*self._recall(body.get("previous_response_id")), *_items(body)]})
+        items = [*self._recall(body.get("previous_response_id")), *_items(body)]
+        return read_request({**body, "input": [self._find(i) if i.get("type") == REFERENCE else i for i in items]})
 
     def from_chat(self, answer: Mapping[str, Any], request: Mapping[str, Any]) -> Body:
         translation = self.stream(request)
@@ -84,7 +97,7 @@ class ResponsesApi:
         """Remember a response, unless the request says that it must not be stored."""
         if request.get("store") is False:
             return
-        items = encode([*_items(request), *response["output"]])
+        items = dumps([*_items(request), *response["output"]])
         self._turns[response["id"]] = _Turn(request.get("previous_response_id"), items)
         self._size += len(items)
         while self._size > self._limit:
@@ -103,6 +116,17 @@ class ResponsesApi:
                 )
             items, response_id = [*json.loads(turn.items), *items], turn.previous
         return items
+
+    def _find(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the remembered item with the id of a reference."""
+        turn = self._turns.get(f"resp_{response_of(reference)}")
+        for item in json.loads(turn.items) if turn else ():
+            if item.get("id") == reference.get("id"):
+                return item
+        raise ArgumentError(
+            f"item_reference {shorten(reference.get('id'))}: this gateway does not remember that item; send the item "
+            "itself as `input`, e.g. with store=False"
+        )
 
 
 def _items(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -206,8 +230,7 @@ class ResponseStream(Translation):
                 yield self._of_item("output_text.done", content_index=0, text=self._text, logprobs=self._logprobs)
             case "reasoning":
                 yield self._of_item("reasoning_text.done", content_index=0, text=self._text)
-                if wants(self._request, "reasoning.encrypted_content"):
-                    item["encrypted_content"] = encode_thinking(self._text)
+                item["encrypted_content"] = encode_thinking(self._text)
             case "function_call":
                 item["arguments"] = arguments = as_json(self._text)
                 yield self._of_item("function_call_arguments.done", name=item["name"], arguments=arguments)

@@ -45,7 +45,7 @@ CUSTOM = "input"
 """Name of the only parameter of the function that stands for a custom tool, as in vLLM."""
 
 ENCODED = "r3agent:"
-"""Beginning of an `encrypted_content` with the thinking, for clients that send nothing else of it back."""
+"""Beginning of an `encrypted_content` with the thinking, which is all that some clients send back of it."""
 
 
 class Name(NamedTuple):

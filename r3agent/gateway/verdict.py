@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from r3agent.gateway.answers import dumps
+from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import Refusal
 from r3agent.http.client import parse_json
 

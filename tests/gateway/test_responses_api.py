@@ -98,7 +98,7 @@ def _as_sent_back(step: Json) -> Json:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_stream_ends_with_the_response_of_a_whole_answer(step: Json, size: int) -> None:
-    body = {"model": "m", "input": "Fix it.", "tools": TOOLS, "include": ["reasoning.encrypted_content"]}
+    body = {"model": "m", "input": "Fix it.", "tools": TOOLS}
     whole = Response.model_validate(ResponsesApi().from_chat(completion(step), body))
     streamed = read(run(ResponsesApi().stream({**body, "stream": True}), chunked(completion(step), size)))
 
@@ -269,6 +269,7 @@ def test_tool_choice_is_translated(choice: Any, chat: Any, tools: list[str] | No
         ({"background": True}, "background = True: .*leave it out"),
         ({"conversation": "conv_1"}, "conversation = 'conv_1': .*send the whole history"),
         ({"previous_response_id": "resp_1"}, "previous_response_id = 'resp_1': .*send the whole history"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference 'msg_1': .*send the item itself"),
         ({"tools": [{"type": "file_search"}]}, r"tools\[0\]: a tool of type 'file_search' runs on OpenAI's"),
         ({"tools": [FUNCTION, {"type": "function"}]}, r"tools\[1\].name = None: a tool needs a name"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "lok"}}, "did you mean 'look'"),
@@ -309,15 +310,16 @@ def test_previous_response_is_continued_while_it_is_remembered() -> None:
 
 
 def test_thinking_comes_back_from_any_field_of_its_item() -> None:
-    body: Json = {"input": "Fix it.", "include": ["reasoning.encrypted_content"]}
-    item = ResponsesApi().from_chat(completion(STEPS[3]), body)["output"][0]
+    api = ResponsesApi()
+    item = api.from_chat(completion(STEPS[3]), {"input": "Fix it."})["output"][0]
     forms = [
         item,
+        {"type": "item_reference", "id": item["id"]},
         {"type": "reasoning", "summary": [], "encrypted_content": item["encrypted_content"]},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Done. 😀"}], "encrypted_content": "gAAA"},
     ]
     for form in forms:
-        assert ResponsesApi().to_chat({"input": [form]})["messages"][0]["reasoning_content"] == "Done. 😀"
+        assert api.to_chat({"input": [form]})["messages"][0]["reasoning_content"] == "Done. 😀"
 
 
 def test_errors_and_counts_have_the_form_of_the_api() -> None:
