@@ -12,6 +12,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_args
 
+from langgraph.errors import GraphBubbleUp
+
 from r3agent._util.messages import shorten
 from r3agent.errors import ConfigError, RecordError
 from r3agent.http.errors import redact_key
@@ -21,6 +23,7 @@ from r3agent.recording.conversation import attach, attach_step
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
 from r3agent.records.json_values import any_text, json_value, plain
+from r3agent.records.record import new_id
 from r3agent.records.trajectory import EpisodeError, Generation, Label, Message, Span, Task, Trajectory, Verdict
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.verifiers.interface import Judgement, verdict_of
@@ -28,6 +31,9 @@ from r3agent.verifiers.interface import Judgement, verdict_of
 logger = logging.getLogger(__name__)
 
 ENDED = "the episode has ended: calls in this block are not recorded with it; begin another trace()"
+
+OUTER = "outer_trajectory_id"
+"""Metadata key of a trace within another: the id of the outer one."""
 
 SpanRef: TypeAlias = SpanScope | Span | str
 """A span, a span id, or a scope, which stands for its last span."""
@@ -68,8 +74,14 @@ class Episode:
         """Make an episode that goes on where a trajectory ends; without `recorder` and `out` it stays in memory."""
         fields = {name: value for name, value in tree if name not in ("task", "spans", "error")}
         episode = cls(tree.task, recorder, out, fields)
-        episode._spans = list(tree.spans)
-        episode._called = bool(tree.spans)
+        episode._spans, episode._called = list(tree.spans), bool(tree.spans)
+        return episode
+
+    @classmethod
+    def lost(cls, trajectory_id: str) -> Episode:
+        """Make an episode that goes on after a part that is not recorded, and is not recorded either."""
+        episode = cls(None, None, None, {"trajectory_id": trajectory_id})
+        episode._n_lost, episode._called = 1, True
         return episode
 
     # ---- called by the traced code ----
@@ -319,6 +331,8 @@ class Episode:
             if self.closed:
                 self.warn(ENDED)
             else:
+                if self._first is None and (around := current()) is not None and around.episode is not self:
+                    self._link(around.episode)
                 self._blocks.append(enter(self))
                 self._first = self._first or self._blocks[0]
         return self
@@ -331,7 +345,7 @@ class Episode:
             own = next((block for block in reversed(self._blocks) if block.frame is frame), self._blocks[-1])
             self._blocks.remove(own)
             leave(own)
-            if error is not None and own is self._first:
+            if error is not None and own is self._first and not isinstance(error, GraphBubbleUp):
                 self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self.redact(any_text(error)))
             if self._blocks:
                 return
@@ -362,6 +376,12 @@ class Episode:
                 if error is None:
                     raise
                 logger.warning("%s", refused)  # the error of the block takes precedence
+
+    def _link(self, outer: Episode) -> None:
+        """Name the episode around this one in its metadata."""
+        outer._called = True  # its calls may all be in inner ones
+        outer_id = outer._fields.setdefault("trajectory_id", new_id())
+        self._fields["metadata"] = {**self._fields.get("metadata", {}), OUTER: outer_id}
 
     async def __aenter__(self) -> Episode:
         return self.__enter__()

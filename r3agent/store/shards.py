@@ -245,13 +245,24 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
 
 
 def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """Keep one trajectory per id: the first without an error, or else the last."""
+    """Keep one trajectory per id: where an episode went on, its last state; or else the first without an error."""
     by_id: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         earlier = by_id.get(trajectory.trajectory_id)
-        if earlier is None or earlier.error is not None:
+        if earlier is None or _replaces(trajectory, earlier):
             by_id[trajectory.trajectory_id] = trajectory
     return list(by_id.values())
+
+
+def _replaces(later: Trajectory, earlier: Trajectory) -> bool:
+    """Compare two states of an episode; that which went on may have been written into an older shard."""
+    more, done = ({span.span_id for span in state.spans} for state in (later, earlier))
+    if more != done and (more <= done or done <= more):
+        return done < more
+    if more != done:  # it was collected again
+        return earlier.error is not None
+    new, old = ((s.error is None, sum(span.verdict is not None for span in s.spans)) for s in (later, earlier))
+    return new >= old
 
 
 def shards(directory: str | Path) -> list[Path]:

@@ -194,6 +194,8 @@ def learn_later(directory: Path, trajectory: Trajectory) -> None:
     with Recorder(directory, sample_rate=0.1, redact=lambda text: text.replace("Ada", "X")) as recorder:
         recorder.record(trajectory)
     print(label(directory, trajectory, passed=True, feedback="it was right").trajectory_id)
+    with trace(resume=trajectory, out=directory) as episode:
+        episode.verdict(passed=False)
 
 
 # ---- training, deploying, evaluating ----
