@@ -22,7 +22,8 @@ from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Message, Task
 from r3agent.serve.http.tool_calls import CallReader
 from r3agent.store.models import BUNDLED_DIR
-from r3agent.tasks.countdown import generate
+from r3agent.tasks import countdown_steps
+from r3agent.tasks.countdown import generate as countdown_problems
 from r3agent.verifiers.countdown import countdown
 from r3agent.verifiers.countdown_steps import Board
 
@@ -101,7 +102,8 @@ def measure(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     sample = partial(reply, model, tokenizer, temperature=temperature)
-    tasks = list(generate(n, seed=seed, split="test"))
+    made = countdown_steps.generate if play is call_tools else countdown_problems
+    tasks = list(made(n, seed=seed, split="test"))
     tries, passes = play(sample, tasks, [list(task.messages) for task in tasks])
     failed = [task for task, passed in zip(tasks, passes, strict=True) if not passed]
     failures = [c for c, passed in zip(tries, passes, strict=True) if not passed]

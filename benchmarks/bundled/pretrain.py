@@ -27,6 +27,7 @@ from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, Mixture, Play
 from benchmarks.bundled.tokenizer import END_ID, PAD_ID, build_tokenizer
 from r3agent.records.trajectory import Message, Task
 from r3agent.store.models import BUNDLED_DIR
+from r3agent.tasks import countdown_steps
 from r3agent.tasks.countdown import generate, make_task
 
 logger = logging.getLogger(__name__)
@@ -61,14 +62,15 @@ class Game(NamedTuple):
     """Game that a policy learns."""
 
     build_tokenizer: Callable[[], PreTrainedTokenizerFast]
+    make_task: Callable[[list[int], int], Task]
     play: Play
     lessons: Sequence[Lesson]
     teacher: Path | None = None
     """Policy whose weights it begins with."""
 
 
-EQUATION = Game(build_tokenizer, written, LESSONS)
-STEPS = Game(steps.build_tokenizer, steps.play, LESSONS_IN_STEPS, BUNDLED_DIR)
+EQUATION = Game(build_tokenizer, make_task, written, LESSONS)
+STEPS = Game(steps.build_tokenizer, countdown_steps.make_task, steps.play, LESSONS_IN_STEPS, BUNDLED_DIR)
 GAMES = {"equation": EQUATION, "steps": STEPS}
 
 
@@ -132,12 +134,12 @@ class Encoder:
 
 
 def batches(
-    encode: Encoder, lesson: Lesson, tasks: list[Task], rng: random.Random, play: Play
+    encode: Encoder, lesson: Lesson, tasks: list[Task], rng: random.Random, game: Game
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield ids and loss masks of shape (lesson.batch, T), padded right, without end."""
     while True:
         rows = [
-            encode(conversation(shuffled(rng.choice(tasks), rng), lesson.mixture, rng, play))
+            encode(conversation(shuffled(rng.choice(tasks), rng, game), lesson.mixture, rng, game.play))
             for _ in range(lesson.batch)
         ]
         length = max(len(ids) for ids, _ in rows)
@@ -149,10 +151,10 @@ def batches(
         yield ids_BT, mask_BT
 
 
-def shuffled(task: Task, rng: random.Random) -> Task:
+def shuffled(task: Task, rng: random.Random, game: Game) -> Task:
     """Shuffle the numbers of a problem."""
     numbers = rng.sample(task.info["numbers"], k=len(task.info["numbers"]))
-    return make_task(numbers, task.info["target"])
+    return game.make_task(numbers, task.info["target"])
 
 
 def teach(model: LlamaForCausalLM, lesson: Lesson, data: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -190,7 +192,7 @@ def pretrain(out: Path, *, seed: int = 0, game: Game = EQUATION, lessons: Sequen
     for number, lesson in enumerate(lessons or game.lessons, start=1):
         logger.info("lesson %d of %d", number, len(lessons or game.lessons))
         encode = Encoder(tokenizer)
-        teach(model, lesson, batches(encode, lesson, tasks, random.Random(f"{seed}:{number}"), game.play))
+        teach(model, lesson, batches(encode, lesson, tasks, random.Random(f"{seed}:{number}"), game))
         untied(model).save_pretrained(out)
         tokenizer.save_pretrained(out)
 

@@ -1,4 +1,4 @@
-"""Names of models: `bundled`, a checkpoint directory or a hub id."""
+"""Names of models: `bundled`, `bundled-steps`, a checkpoint directory or a hub id."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from r3agent.errors import ConfigError
 
 BUNDLED_DIR = Path(__file__).parents[1] / "serve" / "bundled" / "model"
+STEPS_DIR = BUNDLED_DIR.with_name("steps")
+BUNDLED = {"bundled": BUNDLED_DIR, "bundled-steps": STEPS_DIR}
+"""Policies in the package: the second plays by tool calls."""
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of `bundled`, or any other directory or hub id unchanged."""
-    return str(BUNDLED_DIR) if name == "bundled" else name
+    """Return the directory of a policy in the package, or any other directory or hub id unchanged."""
+    return str(BUNDLED.get(name, name))
 
 
 def find_checkpoint(model: str) -> str:

@@ -19,8 +19,8 @@ from r3agent.tasks.splits import Split
 from r3agent.verifiers.countdown_steps import Board
 
 PROMPT = (
-    "Using the numbers {numbers}, make one number that equals {target}. Each call of the tool takes two of the numbers "
-    "that you have and gives you their result in exchange. Use all of the numbers."
+    "Using the numbers {numbers}, make one number that equals {target}. Each call of the tool replaces two of your "
+    "numbers by the result of an operation on them: + - * /, where / must leave no remainder. Use every number."
 )
 
 TOOLS: tuple[dict[str, Any], ...] = (

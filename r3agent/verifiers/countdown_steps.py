@@ -70,22 +70,26 @@ class Board:
         return f"left: {', '.join(map(str, self.numbers))}"
 
 
-def countdown_steps(task: Task, answer: Answer, environment: Board | None = None) -> Verdict:
-    """Judge the board that a try left behind; without one, play the answer's calls of `combine` on a new one.
+def countdown_steps(task: Task, answer: Answer, environment: object = None) -> Verdict:
+    """Judge the board that a try left behind; without one, play the try's calls of `combine` on a new one.
 
     Args:
         environment: board of `r3agent.tasks.countdown_steps.board`.
     """
-    board = environment
-    if board is None:
-        board = Board(needed(task, "numbers"), needed(task, "target"))
-        for call in answer.tool_calls:
-            move = _move_of(call["function"])
-            board.combine(move.get("a"), move.get("op"), move.get("b"))
+    board = environment if isinstance(environment, Board) else _played(task, answer)
     if board.is_won:
         return Verdict(passed=True, score=1.0)
     left = ", ".join(map(str, board.numbers))
     return Verdict.failed(f"left: {left}, where {board.target} should be the one number that is left")
+
+
+def _played(task: Task, answer: Answer) -> Board:
+    board = Board(needed(task, "numbers"), needed(task, "target"))
+    calls = [call for message in answer.messages for call in message.get("tool_calls") or ()] or answer.tool_calls
+    for call in calls:
+        move = _move_of(call["function"])
+        board.combine(move.get("a"), move.get("op"), move.get("b"))
+    return board
 
 
 def _move_of(function: dict[str, Any]) -> dict[str, Any]:

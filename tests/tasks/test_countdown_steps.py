@@ -86,6 +86,9 @@ def test_countdown_steps_judges_calls_where_there_is_no_world() -> None:
     half = judge(TASK, Answer.of(called(*moves[:1])))
     assert (half.passed, half.feedback) == (False, "left: 8, 7, where 56 should be the one number that is left")
     assert not judge(TASK, Answer("<answer> (3 + 5) * 7 </answer>")).passed
+    done = Answer("Done")
+    done.messages = tuple(called(move) for move in moves)
+    assert judge(TASK, done, {"messages": []}).passed
 
 
 @pytest.mark.parametrize(
