@@ -67,7 +67,7 @@ def inspect(
 
 def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unreadable]) -> Output:
     whole = [t for t in trajectories if t.error is None]
-    failed = [t.trajectory_id for t in whole if t.attempt is not None and t.attempt.passed is False]
+    failed = [t.trajectory_id for t in whole if t.attempt and t.try_of(t.attempt).passed is False]
     unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
     overruled = [
         f"{t.trajectory_id}, span {span.span_id}: {'passed' if v.passed else 'failed'} by {v.by}"

@@ -8,7 +8,6 @@ one if there is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
 from r3agent.records.trajectory import Span
@@ -55,7 +54,9 @@ class Chain:
         """Return True if a step can be appended."""
         recorded = self.logprobs_T is not None and step.logprobs_T is not None
         same_version = self.steps[-1].span.policy_version == step.span.policy_version
-        return recorded and same_version and step.prompt_ids_P[: len(self.ids)] == self.ids
+        end = len(self.ids)
+        alike = step.prompt_ids_P[end - 1 : end] == self.ids[-1:]  # spares most long comparisons
+        return recorded and same_version and alike and step.prompt_ids_P[:end] == self.ids
 
     def append(self, step: Step) -> None:
         between = step.prompt_ids_P[len(self.ids) :]
@@ -72,9 +73,9 @@ class Chain:
             return "retokenised"
         if last.span.policy_version != step.span.policy_version:
             return "other_version"
-        pairs = zip(self.ids, step.prompt_ids_P, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return "answer_rewritten" if same >= len(self.ids) - len(last.token_ids_T) else "history_rewritten"
+        before = len(self.ids) - len(last.token_ids_T)
+        is_kept = step.prompt_ids_P[:before] == self.ids[:before]
+        return "answer_rewritten" if is_kept else "history_rewritten"
 
 
 def chain_steps(steps: Iterable[Step]) -> list[Chain]:

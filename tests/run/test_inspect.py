@@ -145,6 +145,17 @@ def test_steps_of_a_try_have_its_credit_and_their_row(tmp_path, capsys):
     assert "\nattempt credit +0.50, reward 1.00 [" in out
     assert "\nattempt step of a1 (router) no credit: not_the_policy, reward 1.00 [" in out
     assert "\nattempt step of a1 ✓ credit +0.50, reward 1.00, a row of its own: history_rewritten [" in out
+    failed = played(3, False)
+    error = EpisodeError(kind="AgentError", message="boom")
+    last = failed.spans[-1].model_copy(update={"verdict": None, "error": error})
+    store(tmp_path, failed.changed(spans=(*failed.spans[:-1], last)))
+    _, out, _ = inspect(capsys, tmp_path)
+    lines = [line.split() for line in out.splitlines()]
+    assert ["first", "try", "50.0%"] in lines
+    assert ["steps", "per", "try", "4.0"] in lines
+    assert ["error", "of", "a", "try:", "AgentError", "1", "tries"] in lines
+    [shown, *_] = spans_of(capsys, tmp_path, "3played", *flags)
+    assert shown["no_credit"] == "errored"
 
 
 def test_the_runs_own_settings_count(run, capsys):
