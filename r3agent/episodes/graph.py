@@ -181,8 +181,6 @@ def _runner(
             )
         return None
     check_environment(environment)
-    if agent is not None and tools:
-        raise ConfigError("agent and tools: an agent has its own tools; pass one of the two")
     if agent is None:
         from r3agent.episodes.agents.tool_loop import ToolLoop
 

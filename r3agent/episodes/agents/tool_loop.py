@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
-from r3agent._util.aio import gather_all
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
 from r3agent.episodes.agents.results import Toolbox, called
 from r3agent.episodes.agents.tools import Tool, by_name, make_tool
+from r3agent.episodes.checkpointed import gather_interruptible, keep, keep_spans
 from r3agent.episodes.config import EpisodeConfig
 from r3agent.episodes.requests import SpanRequest
 from r3agent.episodes.sampler import Sampler
+from r3agent.episodes.state import Json
 from r3agent.errors import ConfigError, StepLimitError
 from r3agent.records.trajectory import Message, Span, Task
 
@@ -31,6 +33,7 @@ class ToolLoop:
     """Agent of those who have none."""
 
     tools: Mapping[str, Tool]
+    has_world: bool
     config: EpisodeConfig
     sampler: Sampler
 
@@ -44,7 +47,7 @@ class ToolLoop:
         if isinstance(tools, str) or not isinstance(tools, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"tools = {shorten(tools)}: pass a list of tools")
         made = by_name([make_tool(given, has_world=has_world) for given in tools])
-        return cls(tools=made, config=config, sampler=sampler)
+        return cls(tools=made, has_world=has_world, config=config, sampler=sampler)
 
     async def equip(self, task: Task) -> Task:
         """Return the task with the definitions of the tools that it does not define itself."""
@@ -69,21 +72,35 @@ class ToolLoop:
         request, sampling = call.request, call.request.sampling
         for step in range(call.max_steps):
             request = request._replace(sampling=sampling and sampling.at("step", step))
-            [span] = await self.sampler.draw(call.policy, request, request.slots(1), call.task.tools)
+            draw = partial(self.sampler.draw, call.policy, request, request.slots(1), call.task.tools)
+            [span] = await keep_spans(draw)
             call.episode.append(span, call.scope)
             names = {called(c) for c in span.tool_calls}
             if not names or not self.tools or span.unfinished or names & codeless:
                 return AgentEnd(None)
-            request = _next(request, span, await _results(box, span))
+            request = _next(request, span, await self._results(box, span))
         raise StepLimitError(f"max_steps = {call.max_steps}: the last answer calls tools; raise max_steps")
 
+    async def _results(self, box: Toolbox, span: Span) -> tuple[Message, ...]:
+        """Run the calls of an answer.
 
-async def _results(box: Toolbox, span: Span) -> tuple[Message, ...]:
-    """Run the calls of an answer, and return the messages with their results, in the order of the calls.
+        Without a world they are not run again when the step is resumed; a world is made anew, and they change it again.
+        """
+
+        async def result(call: Message) -> str:
+            async def tool() -> Json:
+                return {"result": await box.result(call)}
+
+            return (await (tool() if self.has_world else keep(tool)))["result"]
+
+        return _messages(span, await gather_interruptible(result(call) for call in span.tool_calls))
+
+
+def _messages(span: Span, texts: Sequence[str]) -> tuple[Message, ...]:
+    """Return the messages with the results of an answer's calls, in the order of the calls.
 
     Calls that cannot be sent back as calls have theirs in a message of the user.
     """
-    texts = await gather_all(box.result(call) for call in span.tool_calls)
     sent: Sequence[Message] = span.turn.get("tool_calls", ())
     ids, found = {call["id"] for call in sent}, list(zip(span.tool_calls, texts, strict=True))
     results = [{"role": "tool", "tool_call_id": c["id"], "content": text} for c, text in found if c["id"] in ids]
@@ -92,5 +109,10 @@ async def _results(box: Toolbox, span: Span) -> tuple[Message, ...]:
 
 
 def _next(request: SpanRequest, span: Span, results: tuple[Message, ...]) -> SpanRequest:
-    conversation = span.request if span.standalone else request.messages
+    """Return the request after an answer.
+
+    A span of an earlier run of the step has that run's results in its request, and tools may give others.
+    """
+    before = request.messages[: len(request.messages) - len(request.appended)]
+    conversation = [*([] if span.standalone else before), *span.request]
     return request._replace(parent=span, messages=[*conversation, span.turn, *results], appended=results)

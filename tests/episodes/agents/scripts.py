@@ -67,9 +67,11 @@ class Worlds:
             self.n_open -= 1
 
 
-async def episode(
-    policy: Any, *, verifier: Any = lambda task, answer: True, task: Any = TASK, **given: Any
-) -> Trajectory:
+def always(task: Task, answer: str) -> bool:
+    return True
+
+
+async def episode(policy: Any, *, verifier: Any = always, task: Any = TASK, **given: Any) -> Trajectory:
     output = await build_graph(policy=policy, verifier=verifier, **given).compile().ainvoke(task)
     return Trajectory.model_validate(output["trajectory"])
 
