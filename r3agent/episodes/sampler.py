@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
+
+from langgraph.config import get_config
 
 from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.renderings import Rendered, Renderer
@@ -39,7 +43,7 @@ class Sampler:
         async def ask(rendered: Rendered) -> list[Generation]:
             settings = _without_calls(request.sampling) if rendered.forbids_calls else request.sampling
             sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
-            answer = self.streamer(sample, rendered.messages, slots) if self.streamer else sample()
+            answer = _streamer_for(policy, self.streamer)(sample, rendered.messages, slots)
             return await sampled(policy, answer, n)
 
         may_call = request.label != "reflect"
@@ -51,6 +55,28 @@ class Sampler:
             Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
             for one, slot in zip(generations, slots, strict=True)
         ]
+
+
+def _streamer_for(policy: Policy, streamer: Streamer | None) -> Streamer:
+    """Return the function that sends a request: without a streamer, LangChain's callbacks get its whole answers.
+
+    A policy that cannot stream may be a LangChain model, whose calls reach the callbacks by themselves.
+    """
+    if streamer is not None:
+        return streamer
+    if not _has_callbacks() or "on_delta" not in inspect.signature(policy.sample).parameters:
+        return lambda sample, messages, slots: sample()
+    from r3agent.episodes.token_stream import report_spans
+
+    return report_spans
+
+
+def _has_callbacks() -> bool:
+    """Return True if the running node has LangChain callbacks, e.g. of a tracer."""
+    with suppress(RuntimeError):  # not in a node
+        callbacks = get_config().get("callbacks")
+        return bool(getattr(callbacks, "handlers", callbacks))
+    return False
 
 
 def _without_calls(sampling: Sampling | None) -> Sampling:

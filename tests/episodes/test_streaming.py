@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypedDict
 
 import pytest
+from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, convert_to_openai_messages
+from langchain_core.outputs import LLMResult
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 
@@ -228,3 +230,27 @@ def test_a_policy_that_cannot_stream_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"stream = True: Mute\.sample takes no on_delta"):
         build_graph(policy=Mute(), verifier=right, stream=True)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_callbacks_have_the_usage_of_each_span(streams: bool) -> None:
+    ends: list[LLMResult] = []
+
+    class Tracer(AsyncCallbackHandler):
+        async def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+            ends.append(response)
+
+    with ScriptedEndpoint(lambda body, i: "4" if len(body["messages"]) > 3 else "5") as endpoint:
+        async with policy_at(endpoint) as policy:
+            app = build_graph(policy=policy, verifier=right, stream=streams).compile()
+            heard = [c async for c in app.astream(INPUT, {"callbacks": [Tracer()]}, stream_mode="messages")]
+            result = await app.ainvoke(INPUT, {"callbacks": [Tracer()]})
+    messages: list[Any] = [end.generations[0][0].message for end in ends]  # pyright: ignore[reportAttributeAccessIssue]
+    spans = tree(result).spans
+    assert len(messages) == 2 * len(spans)
+    for message, span in zip(messages[len(spans) :], spans, strict=True):
+        assert message.id == span.span_id
+        assert message.text == span.text
+        assert message.usage_metadata["input_tokens"] == span.prompt_tokens
+        assert message.usage_metadata["output_tokens"] == span.completion_tokens
+    assert bool(heard) is streams
