@@ -191,16 +191,15 @@ class Translation(ABC):
                 self._n_sent = len(arguments) - len(half)
                 if piece:
                     yield from self._add(well_formed(piece), ())
-                if not (is_end or self._is_call_whole):
-                    return
             if self._n_begun == len(self._calls):
                 return
             call = self._calls[self._n_begun]
-            if not (is_end or call["function"]["name"]):
+            is_due = call["function"]["name"] and (self._kind != "call" or self._is_call_whole)
+            if not (is_end or is_due):
                 return
             self._n_begun, self._n_sent, self.has_called = self._n_begun + 1, 0, True
-            (call,) = ({**call, "id": whole["id"]} for whole in normal_calls(call, salt=str(id(self))))
-            yield from self._switch("call", call)
+            (normal,) = normal_calls(call, salt=str(id(self)))
+            yield from self._switch("call", {**call, "id": normal["id"]})
 
     @property
     def _is_call_whole(self) -> bool:
