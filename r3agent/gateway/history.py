@@ -17,6 +17,9 @@ from r3agent.gateway.dialect import Body
 TEXTS = ("text", "input_text", "output_text", "refusal")
 """Types of parts that are text."""
 
+REMINDER = "<system-reminder>\n{}\n</system-reminder>"
+"""Form of instructions in the middle of a conversation; coding agents use it too."""
+
 BLANK_SCHEMA: Body = {"type": "object", "properties": {}}
 """Parameters of a tool that declares none."""
 
@@ -36,15 +39,22 @@ class History:
         """Images of tool results, which only a user's message may have."""
 
     def system(self, text: str) -> None:
-        """Add instructions; those at the beginning become one message, because many chat templates take no more."""
-        self._show_images()
-        if [message["role"] for message in self._messages] == ["system"]:
+        """Add instructions; those at the beginning become one message, and later ones are of the user's.
+
+        Many chat templates take one system message, and only as the first.
+        """
+        if not self._messages:
+            self._messages.append({"role": "system", "content": text})
+        elif self.role == "system":
             self._messages[0]["content"] += f"\n\n{text}"
         else:
-            self._messages.append({"role": "system", "content": text})
+            self.user([{"type": "text", "text": REMINDER.format(text)}])
 
     def user(self, parts: list[Body]) -> None:
+        """Add to the user's message at the end, because some chat templates do not take two, or begin one."""
         parts, self._images = [*self._images, *parts], []
+        if self.role == "user":
+            parts = [*parts_of(self._messages.pop()["content"], ""), *parts]
         is_text = len(parts) == 1 and parts[0]["type"] == "text"
         self._messages.append({"role": "user", "content": parts[0]["text"] if is_text else parts or ""})
 

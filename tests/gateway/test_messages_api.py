@@ -192,6 +192,8 @@ def test_request_is_translated_field_by_field() -> None:
         }
     )
     function = {"name": "look", "description": "Look.", "parameters": {"type": "object"}}
+    soon = "<system-reminder>\nSoon.\n</system-reminder>"
+    said = [{"type": "text", "text": text} for text in ("Go on.", "Notes.", soon)]
     urls = ["data:image/jpeg;base64,AA==", "http://x/i"]
     shown, seen = ({"type": "image_url", "image_url": {"url": url}} for url in urls)
     assert chat == {
@@ -219,8 +221,10 @@ def test_request_is_translated_field_by_field() -> None:
             },
             {"role": "tool", "tool_call_id": "c1", "content": "a"},
             {"role": "tool", "tool_call_id": "c2", "content": "Error: no such file"},
-            {"role": "user", "content": [seen, *({"type": "text", "text": text} for text in ("Go on.", "Notes."))]},
-            {"role": "system", "content": "Soon."},
+            {
+                "role": "user",
+                "content": [seen, *said],
+            },
         ],
     }
 

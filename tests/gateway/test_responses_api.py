@@ -59,6 +59,10 @@ def outputs(response: Json) -> list[Json]:
     return [{"type": kinds[item["type"]], "call_id": item["call_id"], "output": "ok"} for item in calls]
 
 
+def reminder(text: str) -> Json:
+    return {"type": "text", "text": f"<system-reminder>\n{text}\n</system-reminder>"}
+
+
 def without_ids(item: Json) -> Json:
     """Return what Codex sends back of an item."""
     return {key: value for key, value in item.items() if key not in ("id", "status")}
@@ -216,6 +220,7 @@ def test_request_is_translated_field_by_field() -> None:
                     "output": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "http://x/i"}],
                 },
                 {"role": "developer", "content": "Go on."},
+                {"role": "user", "content": "Now."},
             ],
         }
     )
@@ -240,8 +245,7 @@ def test_request_is_translated_field_by_field() -> None:
             {"role": "user", "content": [{"type": "text", "text": "See:"}, shown]},
             {"role": "assistant", "content": "", "tool_calls": [call("c1", "files__read", "{}")]},
             {"role": "tool", "tool_call_id": "c1", "content": "a"},
-            {"role": "user", "content": [image]},
-            {"role": "system", "content": "Go on."},
+            {"role": "user", "content": [image, reminder("Go on."), {"type": "text", "text": "Now."}]},
         ],
     }
 
