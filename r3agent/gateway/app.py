@@ -23,10 +23,11 @@ from typing import Any
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from r3agent.errors import ArgumentError, R3Error, StepLimitError
+from r3agent.errors import ArgumentError, StepLimitError
 from r3agent.gateway.answers import error_answer, json_answer
 from r3agent.gateway.dialect import ChatApi, Dialect
-from r3agent.gateway.episodes import Complete, Episodes, OpenEpisode, Refusal
+from r3agent.gateway.episodes import Episodes, OpenEpisode, Refusal
+from r3agent.gateway.journal import STORE_S, Journal
 from r3agent.gateway.live import MakeTerms
 from r3agent.gateway.messages_api import MessagesApi
 from r3agent.gateway.metrics import Metrics
@@ -40,8 +41,6 @@ from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.exchange import Exchange, Memory
 from r3agent.recording.recorder import Recorder
-from r3agent.store.labels import label
-from r3agent.store.shards import lookup
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ class App:
         target: Target,
         *,
         recorder: Recorder | None,
+        journal: Journal | None,
         idle_s: float,
         timeout_s: float,
         token: str | None,
@@ -83,6 +83,7 @@ class App:
             "/messages": MessagesApi(),
         }
         """Routes whose calls are recorded, and the API that their clients speak."""
+        self.journal = journal
         self._terms = policy
         self._targets: dict[Any, Target] = {}
         self._memory = Memory()
@@ -116,6 +117,17 @@ class App:
             await asyncio.sleep(min(SWEEP_S, self._idle_s / 4))
             for entry in self.episodes.idle(time.monotonic()):
                 self._complete(entry)
+            if self.journal is not None and self.journal.is_full:
+                await self._renew(self.journal)
+
+    async def _renew(self, full: Journal) -> None:
+        """Begin another journal, with the open episodes; all others are in the store before the full one goes."""
+        assert self._recorder is not None
+        self.journal = Journal(full.path.parent)
+        for entry in self.episodes.open.values():
+            self.journal.note(entry)
+        await asyncio.to_thread(self._recorder.flush, STORE_S)
+        full.remove()
 
     def _complete(self, entry: OpenEpisode) -> None:
         try:
@@ -213,6 +225,8 @@ class App:
             exchange.finish()
             entry.calls.discard(exchange)
             entry.used_at = time.monotonic()
+            if self.journal is not None:
+                self.journal.note(entry)
 
     def _target_of(self, exchange: Exchange) -> Target:
         """Return where the terms of a call send it; by default the upstream."""
@@ -244,46 +258,21 @@ class App:
             if (recorded := entry.trajectory()) is None:
                 raise Refusal(404, f"episode {episode_id!r}: it has no call yet")
             return json_answer(recorded.model_dump(mode="json"))
-        complete = self._find_complete(episode_id)
-        return json_answer((await asyncio.to_thread(self._read, complete)).model_dump(mode="json"))
-
-    def _find_complete(self, episode_id: str) -> Complete:
-        if (complete := self.episodes.find_complete(episode_id)) is None:
-            raise Refusal(404, f"episode {episode_id!r}: not open, and not one that this gateway has stored")
-        return complete
-
-    def _read(self, complete: Complete) -> Any:
-        assert self._recorder is not None
-        self._recorder.flush()
-        return lookup(self._recorder.directory, complete.trajectory_id)
+        stored = await asyncio.to_thread(self.episodes.stored, episode_id)
+        return json_answer(stored.model_dump(mode="json"))
 
     async def _verdict(self, request: web.Request) -> web.Response:
         episode_id = request.match_info["episode"]
         given = read_verdict(await request.read())
-        if episode_id in self.episodes.open:
+        if (entry := self.episodes.open.get(episode_id)) is not None:
             name = given.pop("label")
             trajectory_id = self.episodes.verdict(episode_id, name, **given)
+            if self.journal is not None:
+                self.journal.note(entry)
             state = {"state": "stored"} if trajectory_id else {"state": "open", "idle_s": self._idle_s}
             return json_answer({"episode": episode_id, "trajectory_id": trajectory_id, **state})
-        complete = self._find_complete(episode_id)
-        return json_answer(await asyncio.to_thread(self._label, episode_id, complete, given))
-
-    def _label(self, episode_id: str, complete: Complete, given: dict[str, Any]) -> dict[str, Any]:
-        """Add a verdict on a stored episode as a label of the store."""
-        if given["label"] is not None:
-            raise Refusal(409, f"episode {episode_id!r} is stored: leave out the label, or use `r3agent label`")
-        assert self._recorder is not None
-        try:
-            label(
-                self._recorder.directory,
-                self._read(complete),
-                passed=given["passed"],
-                feedback=given["feedback"],
-                by="gateway",
-            )
-        except R3Error as error:
-            raise Refusal(409, str(error)) from None
-        return {"episode": episode_id, "state": "labelled", "trajectory_id": complete.trajectory_id}
+        trajectory_id = await asyncio.to_thread(self.episodes.label, episode_id, given)
+        return json_answer({"episode": episode_id, "trajectory_id": trajectory_id, "state": "labelled"})
 
 
 def _has_token(request: web.Request, token: str) -> bool:

@@ -18,18 +18,20 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from r3agent.errors import ConfigError, RecordError
+from r3agent.errors import ConfigError, R3Error, RecordError
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.conversation import attach
 from r3agent.recording.episode import Episode
 from r3agent.recording.exchange import Exchange
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
-from r3agent.records.trajectory import EpisodeError, Label, Message, Span, Trajectory, new_id
+from r3agent.records.trajectory import EpisodeError, Label, Message, Span, Trajectory, Verdict, new_id
+from r3agent.store.labels import label
+from r3agent.store.shards import lookup
 
 EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,127}")
 TRY_NAME = re.compile(r"(attempt|reflect|retry)(?:-([A-Za-z0-9._~-]{1,64}))?")
@@ -165,14 +167,12 @@ class Episodes:
     def verdict(
         self, episode_id: str, try_name: str | None, *, passed: bool, score: float, feedback: str | None, end: bool
     ) -> str | None:
-        """Set the verdict on a try, by default the last; return the trajectory's id if the episode is then complete.
+        """Set the verdict on a try of an open episode, by default the last; return the trajectory's id if that ends it.
 
         Raises:
-            Refusal: there is no such episode or try, or its calls failed.
+            Refusal: there is no such try, or its calls failed.
         """
-        entry = self.open.get(episode_id)
-        if entry is None:
-            raise Refusal(404, f"episode {episode_id!r}: not open, and not one of those that this gateway has stored")
+        entry = self.open[episode_id]
         entry.used_at = time.monotonic()
         entry.record_answers()
         tries = [name for name, scope in entry.tries.items() if scope.label != "reflect" and scope.span_ids]
@@ -180,15 +180,13 @@ class Episodes:
         if name is None or name not in tries:
             has = f"episode {episode_id!r} has {', '.join(tries) or 'none yet'}"
             raise Refusal(409, f"verdict on {try_name or 'the last try'}: not a try with an answer; {has}")
+        verdict = Verdict(passed=passed, score=score, feedback=feedback)
         try:
-            entry.episode.verdict(entry.tries[name], passed=passed, feedback=feedback)
+            entry.episode.verdict(entry.tries[name], verdict=verdict)
         except ConfigError as error:
             raise Refusal(409, str(error)) from None
         entry.judged.add(name)
         return self.complete(entry, is_ended=True) if end else None
-
-    def find_complete(self, episode_id: str) -> Complete | None:
-        return self._complete.get(episode_id)
 
     def complete(self, entry: OpenEpisode, *, is_ended: bool = False) -> str | None:
         """Store an episode; return the trajectory's id, or `None` if there is nothing to store."""
@@ -208,6 +206,38 @@ class Episodes:
         while len(self._complete) > MAX_COMPLETE:
             self._complete.popitem(last=False)
         return recorded.trajectory_id
+
+    # ---- complete episodes; these read the store, and run in a thread ----
+
+    def stored(self, episode_id: str) -> Trajectory:
+        """Read a complete episode.
+
+        Raises:
+            Refusal: this gateway has stored none of this id.
+        """
+        complete = self._complete.get(episode_id)
+        if complete is None or self._recorder is None:
+            raise Refusal(404, f"episode {episode_id!r}: not open, and not one that this gateway has stored")
+        self._recorder.flush()
+        return lookup(self._recorder.directory, complete.trajectory_id)
+
+    def label(self, episode_id: str, given: Mapping[str, Any]) -> str:
+        """Label a complete episode with the verdict of a request; return the trajectory's id.
+
+        Raises:
+            Refusal: as `stored`, or the verdict is on another try than the last.
+        """
+        stored = self.stored(episode_id)
+        if given["label"] is not None:
+            raise Refusal(409, f"episode {episode_id!r} is stored: leave out the label, or use `r3agent label`")
+        assert self._recorder is not None
+        store, passed, feedback = self._recorder.directory, given["passed"], given["feedback"]
+        try:
+            return label(store, stored, passed=passed, feedback=feedback, by="gateway").trajectory_id
+        except R3Error as error:
+            raise Refusal(409, str(error)) from None
+
+    # ---- open episodes ----
 
     def idle(self, now: float) -> Iterator[OpenEpisode]:
         """Yield the episodes without a call for the idle time."""

@@ -8,13 +8,14 @@
         ...
         gateway.close(url)  # its spans are in the episode, and later calls are refused
 
-Completed calls are in memory until their episode is complete, so that a process that is killed (`kill -9`) loses its
-open episodes and what the recorder has not written; a signal to end, or Ctrl-C, stores all of them.
+The end of the block, as Ctrl-C and SIGTERM at the command, stores all episodes. A gateway that is killed leaves its
+journal, from which the next one of the same store takes its episodes: see `r3agent.gateway.journal`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import threading
 from collections.abc import Coroutine, Mapping
@@ -29,22 +30,23 @@ from r3agent._util.address import base_url, is_loopback, listen
 from r3agent._util.checked import Port, Positive, checked
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
+from r3agent.gateway.journal import STORE_S, Journal, left_behind
 from r3agent.gateway.live import any_model, live_model, one_model
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import new_id
+from r3agent.store.shards import store_at
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 4096
 """Connections that wait to be accepted."""
 
 GRACE_S = 5.0
 """Time for calls to end after a signal; then they are cancelled, and recorded as cut off."""
-
-STORE_S = 600.0
-"""Time that the disk gets at the end."""
 
 MAX_QUEUE = 10**9
 """Episodes that wait for the disk; none is dropped."""
@@ -117,8 +119,12 @@ class Gateway:
         self._socket = listen(*self._address)
         self.url = base_url(self._address[0], self._socket.getsockname()[1])
         """Base URL for clients, ending in /v1; of one try, it is `url_of`."""
-        self.recorder = None if self._out is None else Recorder(self._out, queue_size=MAX_QUEUE)
-        self._app = App(self._target, recorder=self.recorder, **self._settings)
+        self.recorder = journal = None
+        if self._out is not None:
+            self.recorder = Recorder(self._out, queue_size=MAX_QUEUE)
+            _store_left_behind(self.recorder)
+            journal = Journal(store_at(self._out))
+        self._app = App(self._target, recorder=self.recorder, journal=journal, **self._settings)
         self._ended = asyncio.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="r3agent-gateway", daemon=True)
@@ -130,8 +136,12 @@ class Gateway:
         with suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join()
-        if self.recorder is not None and not self.recorder.close(STORE_S):
-            raise ConfigError(f"{self._out}: the disk took longer than {STORE_S:g} s; episodes are lost")
+        if self.recorder is None or self._app.journal is None:
+            return
+        if not self.recorder.close(STORE_S) or self.recorder.counts.failed:
+            logger.warning("%s: not all episodes are stored; they stay in %s", self._out, self._app.journal.path)
+        else:
+            self._app.journal.remove()
 
     def _serve(self, started: Future[None]) -> None:
         try:
@@ -170,6 +180,16 @@ class Gateway:
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def _store_left_behind(recorder: Recorder) -> None:
+    """Store the episodes of gateways that were killed."""
+    for path, found in left_behind(store_at(recorder.directory)):
+        for trajectory in found:
+            recorder.record(trajectory)
+        logger.warning("%s: a gateway was killed; its %d open episodes are stored", path, len(found))
+        if recorder.flush(STORE_S) and not recorder.counts.failed:
+            path.unlink()
 
 
 def _raise_file_limit() -> None:

@@ -18,7 +18,7 @@ import r3agent
 from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
 from r3agent.testing import DROPPED, HANG, HTML_PAGE, SERVER_ERROR, ScriptedEndpoint, rate_limited
-from tests.gateway.stub import HEAD, Request, event, stub, whole
+from tests.gateway.stub import HEAD, HTTP, Request, event, stub, whole
 
 USER = {"role": "user", "content": "?"}
 ASK: Any = {"model": "scripted", "messages": [USER]}
@@ -32,7 +32,7 @@ def client(url: str, **settings: Any) -> openai.OpenAI:
 
 
 def trajectory(gateway: Gateway, episode_id: str) -> Trajectory:
-    found = httpx.get(f"{gateway.url.removesuffix('/v1')}/episodes/{episode_id}")
+    found = HTTP.get(f"{gateway.url.removesuffix('/v1')}/episodes/{episode_id}")
     return Trajectory.model_validate(found.raise_for_status().json())
 
 
@@ -125,7 +125,7 @@ def test_keys_go_upstream_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCap
         for settings in ({}, {"api_key": own}, {"headers": {"api-key": own}}):
             with running(upstream.url, tmp_path, **settings) as gateway:
                 url = f"{gateway.url_of('e')}/chat/completions"
-                answered = httpx.post(url, json=ASK, headers={**keys, **hop, "X-R3-Label": "retry"})
+                answered = HTTP.post(url, json=ASK, headers={**keys, **hop, "X-R3-Label": "retry"})
             assert answered.status_code == 401
             assert "upgrade" not in answered.headers
             assert (KEY in answered.text) is (not settings)
@@ -158,7 +158,7 @@ def test_events_pass_in_time_with_all_that_is_in_them(tmp_path: Path) -> None:
 
     with stub(answer) as upstream, running(upstream.url, tmp_path) as gateway:
         url = f"{gateway.url_of('e')}/chat/completions"
-        with httpx.stream("POST", url, json={**ASK, "stream": True}, timeout=20) as response:
+        with HTTP.stream("POST", url, json={**ASK, "stream": True}, timeout=20) as response:
             lines = response.iter_lines()
             assert next(lines) == ": keep-alive"
             more.set()
@@ -176,23 +176,23 @@ def test_errors_of_the_upstream_reach_the_client(tmp_path: Path) -> None:
     faults = [None, rate_limited(7), SERVER_ERROR, SERVER_ERROR, HTML_PAGE, DROPPED]  # a 500 may be the fields'
     with ScriptedEndpoint("42", faults=faults) as endpoint, running(endpoint.url, tmp_path) as gateway:
         url = f"{gateway.url_of('e')}/chat/completions"
-        answers = [httpx.post(url, json=body) for body in (ASK, ASK, ASK, ASK, ASK, {**ASK, "model": "none"})]
+        answers = [HTTP.post(url, json=body) for body in (ASK, ASK, ASK, ASK, ASK, {**ASK, "model": "none"})]
         assert [answer.status_code for answer in answers] == [200, 429, 500, 200, 502, 404]
         assert float(answers[1].headers["retry-after"]) == 7
         assert answers[3].text == HTML_PAGE.body
         assert "broke off" in answers[4].json()["error"]["message"]
         for body in (b"no JSON", b"[1]", b'{"model": "scripted"}'):
-            refused = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
+            refused = HTTP.post(url, content=body, headers={"Content-Type": "application/json"})
             assert refused.status_code >= 400
         assert [span.text for span in trajectory(gateway, "e").spans] == ["42"]
 
 
 def test_an_upstream_that_is_down_or_slow_is_told_as_one(tmp_path: Path) -> None:
     with running("http://127.0.0.1:9/v1", tmp_path) as gateway:
-        down = httpx.post(f"{gateway.url_of('e')}/chat/completions", json=ASK)
-        assert httpx.get(f"{gateway.url}/models").status_code == 502
+        down = HTTP.post(f"{gateway.url_of('e')}/chat/completions", json=ASK)
+        assert HTTP.get(f"{gateway.url}/models").status_code == 502
     with ScriptedEndpoint("42", faults=[HANG]) as endpoint, running(endpoint.url, tmp_path, timeout_s=0.2) as gateway:
-        slow = httpx.post(f"{gateway.url_of('f')}/chat/completions", json=ASK)
+        slow = HTTP.post(f"{gateway.url_of('f')}/chat/completions", json=ASK)
         endpoint.wait_for_hanging(0)
     assert (down.status_code, slow.status_code) == (502, 504)
     assert "cannot be reached" in down.json()["error"]["message"]
@@ -240,9 +240,9 @@ def test_other_routes_pass_through(tmp_path: Path) -> None:
 
     with stub(answer) as upstream, running(upstream.url, tmp_path) as gateway:
         for base in (gateway.url, gateway.url_of("v1")):
-            found = httpx.get(f"{base}/models/a%2Fb?limit=1")
+            found = HTTP.get(f"{base}/models/a%2Fb?limit=1")
             assert (found.status_code, found.headers["x-request-id"]) == (201, "7")
             assert found.json()["path"] == "/v1/models/a%2Fb?limit=1"
-            posted = httpx.post(f"{base}/embeddings", json={"input": "x"})
+            posted = HTTP.post(f"{base}/embeddings", json={"input": "x"})
             assert posted.json() == {"path": "/v1/embeddings", "body": {"input": "x"}}
     assert r3agent.load(tmp_path) == []

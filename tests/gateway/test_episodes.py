@@ -14,6 +14,7 @@ from r3agent.errors import ConfigError
 from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
 from r3agent.testing import ScriptedEndpoint
+from tests.gateway.stub import HTTP
 
 USER = {"role": "user", "content": "?"}
 ANSWER = {"role": "assistant", "content": "42"}
@@ -28,13 +29,13 @@ class Client:
 
     def ask(self, episode: str, name: str, *further: Any) -> httpx.Response:
         url = f"{self._gateway.url_of(episode, name)}/chat/completions"
-        return httpx.post(url, json={"model": "scripted", "messages": [USER, *further]})
+        return HTTP.post(url, json={"model": "scripted", "messages": [USER, *further]})
 
     def verdict(self, episode: str, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.root}/episodes/{episode}/verdict", json=body)
+        return HTTP.post(f"{self.root}/episodes/{episode}/verdict", json=body)
 
     def get(self, episode: str) -> httpx.Response:
-        return httpx.get(f"{self.root}/episodes/{episode}")
+        return HTTP.get(f"{self.root}/episodes/{episode}")
 
 
 def labels(trajectory: Trajectory) -> list[tuple[str, list[str], bool | None]]:
@@ -77,8 +78,8 @@ def test_calls_of_plain_urls_are_told_where_they_are_recorded(tmp_path: Path) ->
     body = {"model": "scripted", "messages": [USER]}
     with ScriptedEndpoint("42") as endpoint, Gateway(endpoint.url, out=tmp_path) as gateway:
         url, client = f"{gateway.url}/chat/completions", Client(gateway)
-        alone = [httpx.post(url, json=body).headers["x-r3-episode"] for _ in range(2)]
-        named = httpx.post(url, json=body, headers={"X-R3-Episode": "e", "X-R3-Label": "retry-2"})
+        alone = [HTTP.post(url, json=body).headers["x-r3-episode"] for _ in range(2)]
+        named = HTTP.post(url, json=body, headers={"X-R3-Episode": "e", "X-R3-Label": "retry-2"})
         assert (named.headers["x-r3-episode"], named.headers["x-r3-label"]) == ("e", "retry-2")
         assert client.verdict(alone[0], passed=True).json()["state"] == "stored"
     found = {t.metadata["episode"]: labels(t) for t in r3agent.load(tmp_path)}
@@ -133,7 +134,7 @@ def test_a_verdict_that_cannot_be_says_why(body: Any, status: int, why: str, tmp
     with ScriptedEndpoint("42") as endpoint, Gateway(endpoint.url, out=tmp_path) as gateway:
         client = Client(gateway)
         client.ask("e", "attempt")
-        refused = httpx.post(f"{client.root}/episodes/e/verdict", json=body)
+        refused = HTTP.post(f"{client.root}/episodes/e/verdict", json=body)
     assert (refused.status_code, why in refused.json()["error"]["message"]) == (status, True)
 
 
@@ -145,9 +146,9 @@ def test_addresses_that_are_none_are_refused(tmp_path: Path) -> None:
         assert client.ask("e", "attempt", {"role": "user", "content": "x" * 2000}).status_code == 413
         assert client.get("unknown").status_code == 404
         assert client.verdict("unknown", passed=True).status_code == 404
-        assert httpx.get(f"{client.root}/nothing").status_code == 404
-        assert httpx.get(f"{client.root}/health").json()["status"] == "ok"
-        assert "r3agent_gateway_calls_total" in httpx.get(f"{client.root}/metrics").text
+        assert HTTP.get(f"{client.root}/nothing").status_code == 404
+        assert HTTP.get(f"{client.root}/health").json()["status"] == "ok"
+        assert "r3agent_gateway_calls_total" in HTTP.get(f"{client.root}/metrics").text
     assert r3agent.load(tmp_path) == []
 
 
@@ -159,7 +160,7 @@ def test_a_token_is_demanded_and_not_passed_on(tmp_path: Path) -> None:
         url = f"{gateway.url}/chat/completions"
         ways = [{}, {"Authorization": "Bearer b"}, {"Authorization": "Bearer a-token"}]
         ways += [{"X-R3-Token": "a-token", "Authorization": "Bearer of-upstream"}]
-        statuses = [httpx.post(url, json=body, headers=headers).status_code for headers in ways]
-        assert httpx.get(f"{gateway.url.removesuffix('/v1')}/health").status_code == 200
+        statuses = [HTTP.post(url, json=body, headers=headers).status_code for headers in ways]
+        assert HTTP.get(f"{gateway.url.removesuffix('/v1')}/health").status_code == 200
     assert statuses == [401, 401, 200, 200]
     assert [authorization for _, authorization in endpoint.received] == [None, "Bearer of-upstream"]

@@ -5,26 +5,29 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 import r3agent
-from r3agent.errors import EndpointError
+from r3agent.errors import ConfigError, EndpointError
 from r3agent.gateway.server import Gateway
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.terms import CallTerms
+from r3agent.store.registry import Registry
 from r3agent.testing import HANG, SERVER_ERROR, ScriptedEndpoint
+from tests.gateway.stub import HTTP
 
 USER: Any = {"role": "user", "content": "?"}
 
 
 def ask(url: str, model: str = "policy", **settings: Any) -> httpx.Response:
     body = {"model": model, "messages": [USER]}
-    return httpx.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer none"}, **settings)
+    return HTTP.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer none"}, **settings)
 
 
 def test_calls_are_steps_of_the_try_that_is_open() -> None:
@@ -74,21 +77,68 @@ def test_a_try_that_is_closed_ends_its_calls_and_knows_why_they_failed() -> None
     assert episode.spans == ()
 
 
+@contextmanager
+def command(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `r3agent gateway` on a free port; yield its process and base URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "r3agent", "gateway", "--port", "0", "--json", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        yield process, process.stderr.readline().split(",")[0].removeprefix("gateway on ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_stores_open_episodes_at_the_end(number: int, tmp_path: Path) -> None:
     with ScriptedEndpoint("42") as endpoint:
-        words = ["gateway", "--upstream", endpoint.url, "--out", str(tmp_path), "--port", "0", "--json"]
-        words += ["--model", "scripted"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "r3agent", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        url = process.stderr.readline().split(",")[0].removeprefix("gateway on ")
-        with openai.OpenAI(base_url=url.replace("/v1", "/episodes/e/attempt/v1"), api_key="x") as client:
-            client.chat.completions.create(model="policy", messages=[USER])
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
+        words = ["--upstream", endpoint.url, "--out", str(tmp_path), "--model", "scripted"]
+        with command(*words) as (process, url):
+            assert ask(url.replace("/v1", "/episodes/e/attempt/v1")).status_code == 200
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert '"recorded":1' in out
     [found] = r3agent.load(tmp_path)
     assert [(span.text, span.model) for span in found.spans] == [("42", "scripted")]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"]
+
+
+def test_a_gateway_stores_what_a_killed_one_had_answered(tmp_path: Path) -> None:
+    with ScriptedEndpoint("42") as endpoint:
+        with command("--upstream", endpoint.url, "--out", str(tmp_path)) as (process, url):
+            root = url.removesuffix("/v1")
+            for episode in ("open", "failed", "stored"):
+                for _ in range(2):
+                    ask(f"{root}/episodes/{episode}/attempt/v1", "scripted")
+            HTTP.post(f"{root}/episodes/failed/verdict", json={"passed": False})
+            HTTP.post(f"{root}/episodes/stored/verdict", json={"passed": True})
+            HTTP.get(f"{root}/episodes/stored")  # waits for the disk
+            process.kill()
+            process.communicate(timeout=60)
+        assert len(r3agent.load(tmp_path)) == 1
+        with Gateway(endpoint.url, out=tmp_path) as gateway:
+            assert ask(gateway.url, "scripted").status_code == 200
+            assert len(r3agent.load(tmp_path)) == 3
+    found = {t.metadata["episode"]: t for t in r3agent.load(tmp_path)}
+    assert {name: (len(t.spans), t.passed) for name, t in found.items() if name in ("open", "failed", "stored")} == {
+        "open": (2, None),
+        "failed": (2, False),
+        "stored": (2, True),
+    }
+    assert len(found) == 4
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
+
+
+def test_calls_of_a_runs_policy_go_to_its_live_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add_base("tiny", "org/tiny")
+    registry.set_live("v0000")
+    with ScriptedEndpoint("42", model="tiny") as endpoint, Gateway(endpoint.url, out=tmp_path, run=tmp_path) as gateway:
+        url = gateway.url_of("e")
+        assert [ask(url, name).status_code for name in ("tiny", "tiny@live", "policy", "other")] == [200] * 3 + [404]
+    assert [body["model"] for body, _ in endpoint.received] == ["tiny"] * 3 + ["other"]
+    with pytest.raises(ConfigError, match="nothing is live"):
+        Gateway(endpoint.url, out=tmp_path, run=tmp_path / "none")
