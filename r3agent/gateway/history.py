@@ -43,6 +43,8 @@ class History:
 
         Many chat templates take one system message, and only as the first.
         """
+        if not text:
+            return
         if not self._messages:
             self._messages.append({"role": "system", "content": text})
         elif self.role == "system":
@@ -51,7 +53,7 @@ class History:
             self.user([{"type": "text", "text": REMINDER.format(text)}])
 
     def user(self, parts: list[Body]) -> None:
-        """Add to the user's message at the end, because some chat templates do not take two, or begin one."""
+        """Add to the user's message at the end, or begin one; some chat templates do not take two in a row."""
         parts, self._images = [*self._images, *parts], []
         if self.role == "user":
             parts = [*parts_of(self._messages.pop()["content"], ""), *parts]

@@ -66,8 +66,7 @@ class MessagesApi:
             if body.get(field):
                 raise ArgumentError(f"{field} = {shorten(body[field])}: is of Anthropic's servers; leave it out")
         history = History()
-        if system := _system(body.get("system"), "system"):
-            history.system(system)
+        history.system(_system(body.get("system"), "system"))
         messages = objects(body.get("messages"), "messages")
         for place, message in enumerate(messages):
             _add(history, message, f"messages[{place}]")
@@ -113,8 +112,7 @@ def _add(history: History, message: Mapping[str, Any], where: str) -> None:
     """Add one message to the history."""
     role, content, at = message.get("role"), message.get("content"), f"{where}.content"
     if role == "system":
-        if text := _system(content, at):
-            history.system(text)
+        history.system(_system(content, at))
         return
     if role not in ("user", "assistant"):
         raise ArgumentError(f"{where}.role = {shorten(role)}: must be user, assistant or system")

@@ -99,8 +99,7 @@ def kept_tools(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _messages(body: Mapping[str, Any]) -> list[Body]:
     history = History()
-    if body.get("instructions"):
-        history.system(_text(body, "instructions", "instructions"))
+    history.system(_text(body, "instructions", "instructions"))
     items = body.get("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
