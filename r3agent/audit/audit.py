@@ -20,7 +20,9 @@ from r3agent.tasks import default_verifier, is_finite, read_tasks
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import APART
 from r3agent.verifiers import VERIFIERS, find_verifier
-from r3agent.verifiers.interface import close
+from r3agent.verifiers.interface import close, takes_environment
+
+IN_WORLD = "the verifier judges in the world of a try: --probe with the agent tries it"
 
 
 async def audit(
@@ -57,7 +59,11 @@ async def audit(
     if not tasks:
         raise ConfigError(f"task source {source!r} holds no task")
     tried = tasks[: settings.n]
-    results = await _judge_trials(trials(tried), verifier, verifier_params, settings, progress)
+    if takes_environment(found_verifier):
+        verdicts = [Check(name="verdicts", status="skipped", detail=IN_WORLD)]
+    else:
+        results = await _judge_trials(trials(tried), verifier, verifier_params, settings, progress)
+        verdicts = verdict_checks(results, tried, settings, is_shipped=verifier in VERIFIERS)
     tries: list[Check] = []
     if served is not None:
         try:
@@ -69,7 +75,7 @@ async def audit(
         verifier=verifier,
         tasks={split: len(found) for split, found in drawn.items()},
         checks=(
-            *verdict_checks(results, tried, settings, is_shipped=verifier in VERIFIERS),
+            *verdicts,
             *content_checks(drawn),
             *answer_checks(drawn, settings.max_same_gold),
             await length_check(tasks, lengths),

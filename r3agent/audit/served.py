@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from r3agent._util.aio import gather_all
 from r3agent.audit.config import AuditConfig
@@ -20,7 +20,7 @@ from r3agent.episodes.endurance import endpoint_error
 from r3agent.episodes.graph import build_graph
 from r3agent.evaluate.statistics import rate, wilson
 from r3agent.policy import Policy, Sampling
-from r3agent.records.trajectory import Span, Task, Trajectory
+from r3agent.records.trajectory import Task, Trajectory, Try
 from r3agent.verifiers import Verifier
 from r3agent.verifiers.interface import CutOff
 
@@ -44,6 +44,9 @@ class ServedModel(NamedTuple):
     sampling: Sampling
     cut_off: CutOff = "fail"
     concurrency: int = 16
+    agent: Mapping[str, Any] = {}
+    """Arguments `agent`, `tools` and `environment` of `build_graph`, with the limits of tries; empty: each try is one
+    completion."""
 
 
 class Failure(NamedTuple):
@@ -80,9 +83,8 @@ async def _groups(
     samples: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[list[Ended]]:
-    graph = build_graph(
-        policy=model.policy, verifier=verifier, max_attempts=1, sampling=model.sampling, cut_off=model.cut_off
-    ).compile()
+    settings: Any = {"sampling": model.sampling, "cut_off": model.cut_off, "agent_errors": "record", **model.agent}
+    graph = build_graph(policy=model.policy, verifier=verifier, max_attempts=1, **settings).compile()
     slots = asyncio.Semaphore(model.concurrency)
     done = 0
 
@@ -105,21 +107,20 @@ async def _groups(
 
 def failure_of(episode: Trajectory) -> Failure | None:
     """Return the fault of a first try, or `None` if it passed or its verdict is pending."""
-    attempt = episode.attempt
+    attempt = episode.tries[0] if episode.tries else None
     if episode.error is not None or attempt is None:
         why = f"{episode.error.kind}: {episode.error.message}" if episode.error else "no answer"
         return Failure("error", f"task {episode.task.id!r}: {why}")
     verdict = attempt.verdict
     if verdict is None or verdict.passed:
         return None
-    return Failure(
-        fault_of(attempt), f"task {episode.task.id!r}: {verdict.feedback or 'failed'}: {attempt.text[:100]!r}"
-    )
+    answer = str(attempt.message.get("content") or "")
+    return Failure(fault_of(attempt), f"task {episode.task.id!r}: {verdict.feedback or 'failed'}: {answer[:100]!r}")
 
 
-def fault_of(attempt: Span) -> Fault:
+def fault_of(attempt: Try) -> Fault:
     """Return the fault of a failed first try."""
-    if not attempt.text.strip() and not attempt.tool_calls:
+    if not str(attempt.message.get("content") or "").strip() and not attempt.message.get("tool_calls"):
         return "cut off" if attempt.unfinished else "empty"
     if attempt.unfinished:
         return "cut off"

@@ -70,10 +70,12 @@ def audit(
         async def run_probe() -> auditing.Audit:
             key = os.environ.get(policy.api_key_env) or NO_KEY
             timeout_s, concurrency = policy.timeout_s, config.collect.concurrency
+            maker = {**config.agent.load()._asdict(), **config.agent.limits()}
             async with OpenAIPolicy(
                 policy.base_url, policy.model, api_key=key, headers=headers, timeout_s=timeout_s, outage_s=0
             ) as asked:
-                return await run_audit(auditing.ServedModel(asked, config.sampling, task.cut_off, concurrency))
+                served = auditing.ServedModel(asked, config.sampling, task.cut_off, concurrency, maker)
+                return await run_audit(served)
 
         # Ctrl-C ends it at once, and not only where it awaits.
         found = run_sync(run_audit() if probe is None else run_probe())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from r3agent.audit.config import AuditConfig
 from r3agent.cli.command import HEADER, flags_of
+from r3agent.run.agent import AgentConfig
 from r3agent.run.config import CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
 
 URL = [
@@ -18,9 +19,11 @@ URL = [
         annotation=Annotated[tuple[str, ...] | None, HEADER],
     ),
 ]
+AGENT = flags_of("agent", AgentConfig, {"--agent": "agent", "--tools": "tools", "--environment": "environment"})
 SUBJECT = [
     *flags_of("policy", PolicyConfig, {"--model": "model", "--base-model": "base_model"}),
     *flags_of("task", TaskConfig, {"--task": "source", "--verifier": "verifier", "--seed": "seed"}),
+    *AGENT,
 ]
 COLLECT = flags_of(
     "collect",

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from r3agent._util.messages import nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
-from r3agent.cli.flags import COLLECT, EVAL, ROUNDS, SUBJECT, URL
+from r3agent.cli.flags import AGENT, COLLECT, EVAL, ROUNDS, SUBJECT, URL
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
@@ -94,7 +94,7 @@ def rollback(
     return _deployment(_open(run, overrides).rollback(to))
 
 
-@verb(*URL, *EVAL)
+@verb(*URL, *AGENT, *EVAL)
 def evaluate(
     *,
     overrides: Overrides,
@@ -103,7 +103,7 @@ def evaluate(
     run: RunFlag = DEFAULT_RUN,
 ) -> Output:
     opened = _open(run, overrides)
-    opened.check_task()
+    opened.check_subject()
     after = after or opened.ensure_live().version
     with ConsoleReporter() as reporter:
         found = (

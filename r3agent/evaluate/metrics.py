@@ -72,7 +72,7 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
     rates = {cell: rate(list(means[cell].values()), errors.count(None)) for cell in CELLS if means[cell]}
     return Evaluation(
-        policy=", ".join(sorted({s.policy_version or s.model for s in spans})),
+        policy=", ".join(sorted({s.policy_version or s.model for s in spans if s.purpose is None})),
         n_tasks=len(error_means),
         n_episodes=len(trajectories),
         first_try=rates.get("first_try"),

@@ -15,6 +15,7 @@ RECORDED = {
     "params": "task.params",
     "verifier": "the verifier",
     "verifier_params": "task.verifier_params",
+    "agent": "the agent",
     "prompts": "the prompts, by hash,",
     "settings": "the hash of prompts, sampling, task and verifier",
 }
@@ -51,6 +52,8 @@ def _settings(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     for key, name in RECORDED.items():
         if key in trajectory.metadata:
             yield name, _text(trajectory.metadata[key])
+        elif key == "agent":  # recorded only where there is one
+            yield name, _text("")
     if trajectory.verifier:
         yield "the verifier", _text(trajectory.verifier)
     yield f"the hash of task {trajectory.task.id!r}", trajectory.task.digest
@@ -59,9 +62,11 @@ def _settings(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
 
 def _sampling(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     for span in trajectory.spans:
-        for field, value in span.sampling.items():
+        # An agent's calls have settings of their own: of them, only those that the server refused are compared.
+        is_own = span.label != "reflect" and "agent" in trajectory.metadata
+        for field, value in span.sampling.items() if span.purpose is None else ():
             if field != "seed":
-                yield f"{field} of {span.label}", _text(value)
+                yield f"{field} of {span.label}", _text(value is not None if is_own else value)
 
 
 def _text(value: object) -> str:

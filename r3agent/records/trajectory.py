@@ -212,7 +212,7 @@ class Trajectory(VersionedRecord):
     @property
     def policy_versions(self) -> tuple[str | None, ...]:
         """Policy versions that answered, in order of first answer; more than one if a deploy happened meanwhile."""
-        return tuple(dict.fromkeys(span.policy_version for span in self.spans))
+        return tuple(dict.fromkeys(span.policy_version for span in self.spans if span.purpose is None))
 
 
 def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:

@@ -46,7 +46,7 @@ class Collector(RunDirectory):
         """Load a version without making it live; return the base URL of its server."""
         return load_version(version, to_evaluate=True, **self.server_settings()).base_url
 
-    def _identity(self, version: str, sampling: Sampling, **limits: int) -> dict[str, Any]:
+    def _identity(self, version: str, sampling: Sampling, **limits: Any) -> dict[str, Any]:
         """Return the arguments of `collect` that the ids of its episodes depend on, besides the tasks."""
         return {
             "policy_name": f"{self.registry.card(version).name}@{version}",
@@ -54,6 +54,9 @@ class Collector(RunDirectory):
             "verifier_params": self.config.task.verifier_params,
             "sampling": sampling,
             "cut_off": self.config.task.cut_off,
+            "agent_name": self.config.agent.name,
+            "tools": self.agent.tools,
+            **self.config.agent.limits(),
             **self.config.prompts.model_dump(),
             **limits,
         }
@@ -94,6 +97,8 @@ class Collector(RunDirectory):
                     concurrency=concurrency,
                     metadata=metadata,
                     on_episode=progress,
+                    agent=self.agent.agent,
+                    environment=self.agent.environment,
                     **identity,
                     **given,
                 )

@@ -24,6 +24,7 @@ from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
 from r3agent.records.prompts import PROMPTS, Kind
 from r3agent.records.trajectory import Record
+from r3agent.run.agent import AgentConfig
 from r3agent.serve.config import ServeConfig
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
@@ -170,6 +171,7 @@ class Config(Record):
     policy: PolicyConfig = PolicyConfig()
     serve: ServeConfig = ServeConfig()
     task: TaskConfig = TaskConfig()
+    agent: AgentConfig = AgentConfig()
     prompts: PromptConfig = PromptConfig()
     sampling: Sampling = Sampling()
     collect: CollectConfig = CollectConfig()

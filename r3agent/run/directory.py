@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import tomlkit
 
 from r3agent._util.aio import run_sync
 from r3agent._util.files import write_atomically
+from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import fill_in
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import BASE
+from r3agent.run.agent import Agent
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
@@ -94,19 +97,35 @@ class RunDirectory:
 
     @property
     def verifier(self) -> Verifier:
-        """Verifier of the task; a run without a task has none."""
-        self.check_task()
-        assert self._verifier is not None  # every task has one
-        return self._verifier
-
-    def check_task(self) -> None:
-        """Check that the run has a task to draw episodes from.
+        """Verifier of the task.
 
         Raises:
-            ConfigError: none is named.
+            ConfigError: the run has no task.
         """
         if not self.config.task.source:
             raise ConfigError(NO_SOURCE)
+        assert self._verifier is not None  # every task has one
+        return self._verifier
+
+    @cached_property
+    def agent(self) -> Agent:
+        """Agent that makes the tries, with its tools and environment.
+
+        Raises:
+            ConfigError: one cannot be used, or the verifier judges in an environment, and there is none.
+        """
+        agent, policy = self.config.agent.load(), self.config.policy
+        asked = OpenAIPolicy(policy.base_url, policy.model, api_key=NO_KEY)
+        build_graph(policy=asked, verifier=self.verifier, **agent._asdict(), **self.config.agent.limits())
+        return agent
+
+    def check_subject(self) -> None:
+        """Check the task, its verifier and the agent before a server is contacted.
+
+        Raises:
+            ConfigError: no task is named, or the agent cannot be used.
+        """
+        _ = self.verifier, self.agent
 
     @property
     def api_key(self) -> str | None:
@@ -138,6 +157,8 @@ class RunDirectory:
         """Hash the settings that an episode depends on, besides its task and its policy."""
         config = self.config
         settings = [config.sampling.model_dump(), config.prompts.model_dump(), config.task.cut_off, self.provenance()]
+        if config.agent.name:
+            settings.append(config.agent.model_dump())
         return digest(settings)
 
     def provenance(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Run(Collector):
         Args:
             version: version that samples, which need not be live; default: the live one.
         """
-        self.check_task()
+        self.check_subject()
         card = self.ensure_live() if version is None else self.registry.card(version)
         settings = self.config.collect
         round_ = len(self.registry.versions())
@@ -187,6 +187,7 @@ class Run(Collector):
         return self.directory / "gate" / after if for_gate else self.directory / "eval"
 
     def _draw(self, after: str, for_gate: bool = False, drawn: Mapping[str, int] | None = None) -> Draw:
+        self.check_subject()
         settings, sampling = self.config.eval.model_copy(update=drawn), self.config.sampling
         split, seed = settings.split, settings.seed
         if for_gate:

@@ -15,7 +15,7 @@ from r3agent._util.messages import nearest
 from r3agent._util.params import check_params
 from r3agent.errors import ConfigError, R3Error
 from r3agent.records.prompts import Kind
-from r3agent.verifiers.interface import Verifier
+from r3agent.verifiers.interface import Verifier, takes_environment
 
 VERIFIERS: dict[str, str] = {
     "code": "r3agent.verifiers.code:Code",
@@ -62,7 +62,8 @@ def find_verifier(name: str, **params: Any) -> Verifier:
         )
     is_class = isinstance(found, type)
     try:
-        passed = () if is_class else list(inspect.signature(found).parameters)[:2]
+        n_passed = 3 if takes_environment(partial(found, **params)) else 2
+        passed = () if is_class else list(inspect.signature(found).parameters)[:n_passed]
         check_params(found, params, key="task.verifier_params", passed=passed)
         if is_class:
             return cast(Verifier, found(**params))

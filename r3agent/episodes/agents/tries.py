@@ -269,5 +269,6 @@ def _no_step(request: SpanRequest, policy: Policy) -> Span:
         text="",
         model=str(getattr(policy, "model", "")),
         completion_tokens=0,
+        purpose="no model call",  # no version of the policy answered
         capability_note="the agent made no model call that is recorded",
     )
