@@ -28,7 +28,7 @@ from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOption
 from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, warn_of_edited_output
 from r3agent.episodes.nodes import Nodes, Update
 from r3agent.episodes.sampler import Sampler, Streamer
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, merge_spans
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.verifiers import Verifier
@@ -148,7 +148,7 @@ class AsyncNode(AsyncStep[Update]):
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
             own = {**own, "lineage": {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}}
-        spans = [*own["spans"], *update["spans"]]
+        spans: list[Json] = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
         return {**update, "lineage": lineage, "spans": spans}

@@ -11,12 +11,14 @@ once, except that sync tools that take the world run one after another, in the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
+from r3agent.episodes.agents.mcp import McpServer
 from r3agent.episodes.agents.results import Toolbox, called
 from r3agent.episodes.agents.tools import Tool, by_name, make_tool
 from r3agent.episodes.checkpointed import gather_interruptible, keep, keep_spans
@@ -33,6 +35,7 @@ class ToolLoop:
     """Agent of those who have none."""
 
     tools: Mapping[str, Tool]
+    servers: Sequence[McpServer]
     has_world: bool
     config: EpisodeConfig
     sampler: Sampler
@@ -46,13 +49,16 @@ class ToolLoop:
         """
         if isinstance(tools, str) or not isinstance(tools, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"tools = {shorten(tools)}: pass a list of tools")
-        made = by_name([make_tool(given, has_world=has_world) for given in tools])
-        return cls(tools=made, has_world=has_world, config=config, sampler=sampler)
+        servers = [given for given in tools if isinstance(given, McpServer)]
+        made = by_name([make_tool(given, has_world=has_world) for given in tools if given not in servers])
+        return cls(tools=made, servers=servers, has_world=has_world, config=config, sampler=sampler)
 
     async def equip(self, task: Task) -> Task:
         """Return the task with the definitions of the tools that it does not define itself."""
         own = {called(definition) for definition in task.tools}
-        more = [tool.definition for name, tool in self.tools.items() if name not in own]
+        listed = [tool for server in self.servers for tool in await server.tools()]
+        tools = by_name([*self.tools.values(), *listed])
+        more = [tool.definition for name, tool in tools.items() if name not in own]
         return task.model_copy(update={"tools": (*task.tools, *more)}) if more else task
 
     async def run(self, call: AgentCall) -> AgentEnd:
@@ -60,15 +66,22 @@ class ToolLoop:
 
         Raises:
             StepLimitError: the last answer that it may have calls tools.
+            AgentError: an MCP server does not start.
             PolicyError: the endpoint failed; a `ConversationError` if it refused the conversation.
         """
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(server.session()) for server in self.servers]
+            tools = by_name([*self.tools.values(), *(tool for session in sessions for tool in session)])
+            return await self._play(call, tools)
+
+    async def _play(self, call: AgentCall, tools: Mapping[str, Tool]) -> AgentEnd:
         box = Toolbox(
-            tools=self.tools,
+            tools=tools,
             world=call.environment,
             timeout_s=self.config.tool_timeout_s,
             max_chars=self.config.max_result_chars,
         )
-        codeless = {called(definition) for definition in call.task.tools} - self.tools.keys()
+        codeless = {called(definition) for definition in call.task.tools} - tools.keys()
         request, sampling = call.request, call.request.sampling
         for step in range(call.max_steps):
             request = request._replace(sampling=sampling and sampling.at("step", step))
@@ -76,7 +89,7 @@ class ToolLoop:
             [span] = await keep_spans(draw)
             call.episode.append(span, call.scope)
             names = {called(c) for c in span.tool_calls}
-            if not names or not self.tools or span.unfinished or names & codeless:
+            if not names or not tools or span.unfinished or names & codeless:
                 return AgentEnd(None)
             request = _next(request, span, await self._results(box, span))
         raise StepLimitError(f"max_steps = {call.max_steps}: the last answer calls tools; raise max_steps")
@@ -84,14 +97,15 @@ class ToolLoop:
     async def _results(self, box: Toolbox, span: Span) -> tuple[Message, ...]:
         """Run the calls of an answer.
 
-        Without a world they are not run again when the step is resumed; a world is made anew, and they change it again.
+        Without a world and a server they are not run again when the step is resumed; these are new, and they change
+        them again.
         """
 
         async def result(call: Message) -> str:
             async def tool() -> Json:
                 return {"result": await box.result(call)}
 
-            return (await (tool() if self.has_world else keep(tool)))["result"]
+            return (await (tool() if self.has_world or self.servers else keep(tool)))["result"]
 
         return _messages(span, await gather_interruptible(result(call) for call in span.tool_calls))
 

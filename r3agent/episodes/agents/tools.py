@@ -93,7 +93,8 @@ def make_tool(given: object, *, has_world: bool) -> Tool:
 
 def identity_of(given: object) -> dict[str, Any]:
     """Return what the policy sees of a tool, as JSON."""
-    return make_tool(given, has_world=True).definition
+    own: object = getattr(given, "identity", None)  # of an MCP server
+    return cast(dict[str, Any], own) if isinstance(own, dict) else make_tool(given, has_world=True).definition
 
 
 def by_name(tools: Sequence[Tool]) -> dict[str, Tool]:

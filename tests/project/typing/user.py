@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -21,6 +22,7 @@ from r3agent import (
     EpisodeContext,
     Generation,
     Group,
+    McpServer,
     OpenAIPolicy,
     Policy,
     PolicyError,
@@ -143,6 +145,29 @@ def embed(policy: Policy) -> tuple[str, bool | None]:
     trajectory = Trajectory.model_validate(result["trajectory"])
     assert_type(trajectory.passed, bool | None)
     return result["answer"], result["passed"]
+
+
+@asynccontextmanager
+async def shop(task: Task) -> AsyncGenerator[list[str]]:
+    yield list(task.info)
+
+
+async def sell(item: str, environment: list[str]) -> str:
+    """Sell an item."""
+    environment.remove(item)
+    return "sold"
+
+
+def is_sold(task: Task, answer: Answer, environment: list[str]) -> bool:
+    return not environment
+
+
+def with_tools(policy: Policy) -> None:
+    server = McpServer("python", ["server.py"], env={"PATH": "/bin"})
+    graph = build_graph(
+        policy=policy, verifier=is_sold, tools=[sell, server], environment=shop, max_steps=4, tool_timeout_s=5.0
+    )
+    graph.compile()
 
 
 POLICIES: list[Policy] = [Constant(), OpenAIPolicy(URL, "m@live", registry="runs/mine"), ScriptedPolicy("42")]
