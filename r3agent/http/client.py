@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class ClientSettings:
     max_connections: int = 100
     trust_env: bool = True
     """Use the proxies from the environment; set it to False for servers on this machine."""
+    proxy: str | None = field(default=None, repr=False)
+    """URL of a proxy, instead of those of the environment."""
+    verify: bool | ssl.SSLContext = True
+    """Check of the server's certificate; a context has an authority or a client certificate of one's own."""
 
     def __post_init__(self) -> None:
         self.api_key = (self.api_key or "").strip() or None
@@ -78,12 +83,12 @@ class ClientSettings:
         return self._headers
 
     def open(self) -> httpx.Client:
-        with _proxies():
+        with self._usable_proxy():
             return httpx.Client(**self._arguments())
 
     def open_async(self) -> httpx.AsyncClient:
         """Open a client for one event loop."""
-        with _proxies():
+        with self._usable_proxy():
             return httpx.AsyncClient(**self._arguments())
 
     def redact(self, text: str, url: httpx.URL) -> str:
@@ -97,7 +102,19 @@ class ClientSettings:
             "timeout": httpx.Timeout(self.timeout_s, connect=min(CONNECT_TIMEOUT_S, self.timeout_s)),
             "limits": httpx.Limits(max_connections=most, max_keepalive_connections=most),
             "trust_env": self.trust_env,
+            "proxy": self.proxy,
+            "verify": self.verify,
         }
+
+    @contextmanager
+    def _usable_proxy(self) -> Generator[None]:
+        """Name the setting, or the environment's variables, in the error of a proxy that httpx cannot use."""
+        try:
+            yield
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+            place = f"in {', '.join(sorted(names))}" if self.proxy is None else "of the setting `proxy`"
+            raise ConfigError(f"the proxy {place}: {redact_url(str(error))}; correct it") from None
 
     def _read_headers(self) -> httpx.Headers:
         headers = httpx.Headers({"Accept": "application/json", "User-Agent": "r3agent"})
@@ -114,16 +131,6 @@ class ClientSettings:
                 raise ConfigError(f"headers: {name[:40]!r} is not the name of a header")
             headers[name] = _check_header(value, f"the header {name}")
         return headers
-
-
-@contextmanager
-def _proxies() -> Generator[None]:
-    """Name the environment's proxies in the error of one that httpx cannot use."""
-    try:
-        yield
-    except (ImportError, ValueError) as error:
-        names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-        raise ConfigError(f"the proxy in {', '.join(sorted(names))}: {redact_url(str(error))}; correct it") from None
 
 
 def _check_header(value: str, source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -56,12 +57,19 @@ class Endpoint:
         outage_s: float,
         max_tries: int,
         headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | ssl.SSLContext = True,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.base_url = base_url
         self._url = ApiURL(base_url)
         self._settings = http.ClientSettings(
-            timeout_s=timeout_s, api_key=api_key, headers=headers, max_connections=concurrency
+            timeout_s=timeout_s,
+            api_key=api_key,
+            headers=headers,
+            max_connections=concurrency,
+            proxy=proxy,
+            verify=verify,
         )
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()

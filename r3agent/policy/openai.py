@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -45,6 +46,10 @@ class OpenAIPolicy(Shared):
             resolved with the registry's live pointer for every request.
         api_key: default `$OPENAI_API_KEY`, unless a header has the key; never recorded.
         headers: further headers of every request, e.g. of a gateway, or `{"api-key": ...}` of Azure; never recorded.
+        proxy: URL of a proxy; default: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the environment.
+        verify: False for a server whose certificate is not checked; or an `ssl.SSLContext`, e.g. with the authority of
+            a company, or a client certificate. Default: the authorities that the environment's `SSL_CERT_FILE` names,
+            or certifi's.
         registry: registry or directory of the run. It is needed for `NAME@live`, and for asking the server which
             version answered if full weights are reloaded under one name.
         version: version of a bare name, if neither the name nor the server tells it.
@@ -66,6 +71,8 @@ class OpenAIPolicy(Shared):
         *,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | ssl.SSLContext = True,
         sampling: Sampling | None = None,
         registry: Registry | str | Path | None = None,
         version: str | None = None,
@@ -81,6 +88,8 @@ class OpenAIPolicy(Shared):
         self._settings: dict[str, Any] = {
             "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
+            "proxy": proxy,
+            "verify": verify,
             "concurrency": concurrency,
             "timeout_s": timeout_s,
             "outage_s": outage_s,

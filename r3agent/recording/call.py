@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 from r3agent.errors import EndpointError, PolicyError, UnreachableError
 from r3agent.http.body import ErrorBody, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
-from r3agent.http.urls import redact_url
+from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.live import Target
 from r3agent.recording.answers import is_whole, json_of, json_of_chunk
 from r3agent.recording.blocks import Block
@@ -61,13 +61,15 @@ class RecordedCall(Exchange):
 
     def url(self, path: str) -> str:
         """Return the URL to send to, or the path if that is the client's own."""
-        return path if self.base_url == self._own_url else f"{self.base_url.rstrip('/')}{path}"
+        return path if self.base_url == self._own_url else str(ApiURL(self.base_url).route(path))
 
     def options(self, options: Mapping[str, Any]) -> Any:
         """Return the options of the request with the policy's headers, and without the application's own key."""
         if self.headers is None:
             return options
-        return {**options, "headers": {"api-key": openai.Omit(), **(options.get("headers") or {}), **self.headers}}
+        own_keys = {"authorization": openai.Omit(), "api-key": openai.Omit()}
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return {**options, "headers": {**(options.get("headers") or {}), **own_keys, **headers}}
 
     def forgives(self, error: Exception) -> bool:
         """Change what an exception may be about; return False if it is the application's own.

@@ -19,6 +19,7 @@ import openai
 
 from r3agent._util.checked import checked
 from r3agent.errors import ConfigError, StepLimitError
+from r3agent.http.urls import ApiURL
 from r3agent.policy.live import LIVE, Target
 from r3agent.recording.blocks import Block, SpanScope, current, is_unrecorded, lose_call, why_none
 from r3agent.recording.call import RecordedCall
@@ -150,7 +151,7 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
             call = None
         if call is None and target is not None:
             body = {**body, "model": target.model}
-            path = path if target.base_url is None else f"{target.base_url.rstrip('/')}{path}"
+            path = path if target.base_url is None else str(ApiURL(target.base_url).route(path))
         return call, path, body
 
     def target_of(block: Block | None, body: Any) -> Target | None:

@@ -64,6 +64,12 @@ def test_client_names_the_variable_of_an_unusable_proxy(monkeypatch: pytest.Monk
     assert "sesame" not in str(refused.value)
 
 
+def test_client_names_the_setting_of_an_unusable_proxy() -> None:
+    with pytest.raises(ConfigError, match="of the setting `proxy`") as refused:
+        http.ClientSettings(timeout_s=5, proxy="carrier-pigeon://me:open-sesame@host").open()
+    assert "sesame" not in str(refused.value)
+
+
 def test_errors_quote_no_header() -> None:
     request = httpx.Request("POST", "http://h/v1", headers={"api-key": "open-sesame", "x-a": "b", "accept": "*/*"})
     response = httpx.Response(400, json={"error": "bad open-sesame for b"}, request=request)

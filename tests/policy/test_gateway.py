@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from r3agent.cli.main import main
 from r3agent.deploy.server import Server
 from r3agent.doctor import diagnose
-from r3agent.errors import ConfigError, PolicyError, RequestError
+from r3agent.errors import ConfigError, EndpointError, PolicyError, RequestError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task
@@ -138,3 +139,22 @@ def test_headers_of_settings_leave_secrets_in_the_environment(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r'write api-key = "\$THAT_VARIABLE"') as refused:
         load_config(None, {"policy.headers": {"api-key": KEY}})
     assert KEY not in str(refused.value)
+
+
+async def test_a_proxy_of_the_policy_overrides_that_of_the_environment(
+    server: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with OpenAIPolicy("http://model.invalid/v1", "m", proxy=server.url) as policy:
+        [generation] = await policy.sample(MESSAGES)
+    assert (generation.text, server.last.path) == ("42", "http://model.invalid/v1/chat/completions")
+
+
+async def test_a_certificate_is_checked_as_the_policy_says() -> None:
+    context = ssl.create_default_context()
+    policy = OpenAIPolicy("https://127.0.0.1:9/v1", "m", verify=context, max_tries=1)
+    async with policy:
+        with pytest.raises(EndpointError):
+            await policy.sample(MESSAGES)
+    with pytest.raises(ConfigError, match="verify"):
+        OpenAIPolicy("https://127.0.0.1:9/v1", "m", verify="ca.pem")  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,7 @@ from r3agent.recording.episode import Episode
 from r3agent.recording.instrument import bind
 from r3agent.recording.terms import CallTerms
 from r3agent.testing import PROMPT_TOO_LONG, SERVER_ERROR, ScriptedEndpoint
+from tests.support.gateway import gateway
 
 Clients: TypeAlias = Callable[[str], openai.OpenAI]
 
@@ -238,3 +239,17 @@ def test_calls_after_the_end_of_a_try_are_in_no_record(
     assert episode.spans == (half,)
     assert not outer.spans
     assert "its try had ended" in caplog.text
+
+
+def test_terms_send_to_a_base_url_behind_a_gateway(a_client: Clients) -> None:
+    with gateway() as server:
+        given = terms(
+            base_url=f"{server.url}/openai/v1/chat/completions?api-version=1", headers={"api-key": "sk-of-the-policy"}
+        )
+        client, episode = a_client("http://127.0.0.1:9/v1"), Episode.seeded(a_tree())
+        with episode.one_try("attempt", terms=given):
+            say(client, model="policy")
+    assert server.last.path == "/openai/v1/chat/completions?api-version=1"
+    assert server.last.headers["api-key"] == "sk-of-the-policy"
+    assert "sk-application" not in str(server.last.headers)
+    assert "sk-of-the-policy" not in episode.trajectory.model_dump_json()
