@@ -107,7 +107,7 @@ class ResponsesApi:
     def _recall(self, response_id: Any) -> list[Body]:
         """Return the items up to a response."""
         items: list[Body] = []
-        while response_id is not None:
+        while response_id:
             if (turn := self._turns.get(str(response_id))) is None:
                 raise ArgumentError(
                     f"previous_response_id = {shorten(response_id)}: this gateway does not remember that response (or "
