@@ -42,7 +42,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "collect": (
         "stages:collect",
         "Run episodes with the live policy and store the trajectories.",
-        "--task countdown --n 512 --reflections 8",
+        "--task tasks.jsonl --verifier exact --agent my_agent:agent",
     ),
     "train": (
         "stages:train",

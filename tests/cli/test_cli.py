@@ -457,3 +457,29 @@ def test_an_audit_of_what_is_not_there_exits_2(flags, says, tmp_path, capsys, mo
     code, _, err = call(capsys, "audit", *flags)
     assert code == 2
     assert says in err
+
+
+def test_an_audit_with_a_probe_tries_the_agent_in_its_world(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": str(i), "prompt": f"Word {i}?", "answer": str(i)} for i in range(40)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("audited_agent.py").write_text(
+        "from contextlib import asynccontextmanager\n"
+        "@asynccontextmanager\n"
+        "async def world(task):\n"
+        "    yield {'asked': 0}\n"
+        "async def agent(messages, client, environment):\n"
+        "    for environment['asked'] in (1, 2):\n"
+        "        await client.chat.completions.create(model='policy', messages=messages)\n"
+        "def twice(task, answer, environment):\n"
+        "    return environment['asked'] == 2\n"
+    )
+    words = ["--task", "mine.jsonl", "--verifier", "audited_agent:twice", "--agent", "audited_agent:agent"]
+    words += ["--environment", "audited_agent:world", "--n", 2, *FAST]
+    few = ["--set", "audit.probe_n=2", "--set", "audit.probe_samples=2", "--set", "audit.min_varied=0"]
+    with ScriptedEndpoint("It is 3.") as endpoint:
+        probe = ["--probe", endpoint.url, "--model", endpoint.model]
+        _, out, _ = call(capsys, "audit", *words, *probe, *few)
+        assert len(endpoint.received) >= 8
+    assert "the verifier judges in the world of a try" in out
+    assert "4 of 4 pass" in out
