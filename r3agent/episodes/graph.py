@@ -142,13 +142,13 @@ class AsyncNode(AsyncStep[Update]):
         if identify is proceed:
             warn_of_edited_output(state)
         metadata = config.get("metadata", {})
-        own = identify(state, metadata)
+        own: Json = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
         update = await super()._run(seen, config)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
-            own = {**own, "lineage": {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}}
-        spans: list[Json] = [*own["spans"], *update["spans"]]
+            own["lineage"] = {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}
+        spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}
         return {**update, "lineage": lineage, "spans": spans}
