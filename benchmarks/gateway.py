@@ -5,8 +5,8 @@ logprobs and ids. A connection sends a call, reads its answer, and pauses, as an
 pauses are such that all connections together send `--rate` calls a second, through the gateway and directly in
 alternating turns of one run. `added_p50_ms` and `added_p99_ms` are the differences of the percentiles at 64
 connections. Then 1,000 connections send at once, without pauses: `calls_per_s` is what the gateway takes at most, and
-`failed` counts the calls of all turns that were not answered whole. `exact_share` is the share of the stored spans that
-are trainable-exact.
+`failed` counts the calls of all turns that were not answered whole, `cpu_ms_per_call` is the CPU time of the gateway
+with its start, and `exact_share` is the share of the stored spans that are trainable-exact.
 
     python benchmarks/gateway.py [--rate 100] [--seconds 10] [--turns 3]
 """
@@ -28,6 +28,8 @@ from collections import defaultdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 import r3agent
 
@@ -182,19 +184,23 @@ def main() -> None:
         port = int(line.split("/v1", 1)[0].rpartition(":")[2])
         ports = {"direct": direct, "gateway": port}
         results = asyncio.run(measure(ports, options.rate, options.seconds, options.turns))
-        cpu = time.perf_counter()
+        times = psutil.Process(gateway.pid).cpu_times()
+        stopped = time.perf_counter()
         gateway.send_signal(signal.SIGTERM)
         gateway.wait()
-        results["store_s"] = round(time.perf_counter() - cpu, 2)
+        results["store_s"] = round(time.perf_counter() - stopped, 2)
         spans = [span for trajectory in r3agent.load(store) for span in trajectory.spans]
     stub.terminate()
     results["exact_share"] = sum(span.capability == "trainable-exact" for span in spans) / len(spans)
     results["spans"] = len(spans)
+    results["cpu_ms_per_call"] = round((times.user + times.system) * 1e3 / len(spans), 2)
     for name, value in results.items():
         print(f"{name:24} {value}")
     last = {"added_p50_ms": results["added_p50_ms_64"], "added_p99_ms": results["added_p99_ms_64"], **results}
     names = ["added_p50_ms", "added_p99_ms", *(f"added_{p}_ms_{n}" for n in CONNECTIONS for p in ("p50", "p99"))]
-    print(json.dumps({name: last[name] for name in [*names, "calls_per_s", "failed", "exact_share"]}))
+    print(
+        json.dumps({name: last[name] for name in [*names, "calls_per_s", "cpu_ms_per_call", "failed", "exact_share"]})
+    )
 
 
 if __name__ == "__main__":

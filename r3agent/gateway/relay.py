@@ -22,13 +22,12 @@ from r3agent.errors import EndpointError, PolicyError, ProtocolError, Unreachabl
 from r3agent.gateway.answers import error_answer
 from r3agent.gateway.dialect import ChatApi, Dialect, EventStream, dumps
 from r3agent.gateway.lines import Lines, data_of
-from r3agent.gateway.upstream import Target, Upstream, UpstreamError, to_client
+from r3agent.gateway.upstream import CHAT, Target, Upstream, UpstreamError, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
 from r3agent.recording.exchange import Exchange, is_blank
 
-CHAT = "/chat/completions"
 EVENTS = "text/event-stream"
 
 

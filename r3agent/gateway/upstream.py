@@ -23,6 +23,9 @@ KEEP_ALIVE_S = 4.0
 MIN_SECRET = 6
 """Minimum number of characters of a secret to be redacted."""
 
+CHAT = "/chat/completions"
+"""Route of all calls."""
+
 HOP_BY_HOP = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
@@ -69,6 +72,7 @@ class Target:
 
     def __post_init__(self) -> None:
         self._api = ApiURL(self.base_url, setting="upstream")
+        self._urls: dict[tuple[str, bool], str] = {}
         self.shown = redact_url(self.base_url)
         """URL for messages."""
         host = self._api.route("").host
@@ -86,7 +90,10 @@ class Target:
             path: route of the API, e.g. `/chat/completions`.
             of_server: it is a route outside the API, e.g. `/tokenize`.
         """
-        base = str(self._api.server_route(path) if of_server else self._api.route(path))
+        if (base := self._urls.get((path, of_server))) is None:
+            base = str(self._api.server_route(path) if of_server else self._api.route(path))
+            if path == CHAT:  # parsing takes longer than all else here
+                self._urls[path, of_server] = base
         return URL(f"{base}{'&' if '?' in base else '?'}{query}" if query else base, encoded=True)
 
     def fill_in(self, client: CIMultiDictProxy[str], *, without: Iterable[str] = ()) -> CIMultiDict[str]:

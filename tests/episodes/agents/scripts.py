@@ -77,7 +77,7 @@ async def episode(policy: Any, *, verifier: Any = always, task: Any = TASK, **gi
 
 
 async def told(tool: Any, given: Any = "{}", **settings: Any) -> str:
-    """What the policy reads after one call of a tool."""
+    """The result of a tool, as the policy reads it."""
     name = getattr(tool, "name", None) or getattr(tool, "__name__", None) or tool.definition["function"]["name"]
     tree = await episode(answers(calling((name, given)), ANSWER), tools=[tool], max_attempts=1, **settings)
     assert [span.label for span in tree.spans] == ["attempt", "attempt"]
