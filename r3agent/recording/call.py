@@ -65,6 +65,7 @@ class RecordedCall(Exchange):
 
     def options(self, options: Mapping[str, Any]) -> Any:
         """Return the options of the request with the policy's headers, and without the application's own key."""
+        options = {**options, "extra_json": self._extra} if options.get("extra_json") else options
         if self.headers is None:
             return options
         own_keys = {"authorization": openai.Omit(), "api-key": openai.Omit()}

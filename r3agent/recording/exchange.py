@@ -119,7 +119,9 @@ class Exchange:
             index = terms.count()
             if terms.means_policy(request.get("model")):
                 filled = terms.filled(request, index)
-                body = body if terms.model is None else {**body, "model": terms.model}
+                if terms.model is not None:
+                    body = {**body, "model": terms.model}
+                    extra = {name: value for name, value in (extra or {}).items() if name != "model"}
                 version = terms.version or version
                 if terms.base_url is not None:
                     base_url, self.headers = terms.base_url, terms.headers

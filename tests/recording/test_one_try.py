@@ -140,7 +140,7 @@ def test_terms_pin_the_policy_and_fill_in_what_is_left_out(endpoint: ScriptedEnd
     client, episode = a_client("http://127.0.0.1:9/v1"), Episode.seeded(a_tree())
     with episode.one_try("attempt", terms=given):
         say(client, model="policy")
-        say(client, model="scripted", temperature=0.5, seed=7, max_completion_tokens=9)
+        say(client, temperature=0.5, seed=7, max_completion_tokens=9, extra_body={"model": "policy"})
     one, two = endpoint.received
     assert one.authorization == two.authorization == "Bearer sk-of-the-policy"
     assert one.body["model"] == two.body["model"] == "scripted@v0003"
