@@ -13,10 +13,12 @@ from r3agent._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from r3agent.episodes.agents.mcp import McpServer as McpServer
+    from r3agent.episodes.agents.program import Program as Program
     from r3agent.episodes.collect import collect as collect
     from r3agent.episodes.config import EpisodeContext as EpisodeContext
     from r3agent.episodes.graph import build_graph as build_graph
     from r3agent.errors import AccessError as AccessError
+    from r3agent.errors import AgentError as AgentError
     from r3agent.errors import BusyError as BusyError
     from r3agent.errors import ConfigError as ConfigError
     from r3agent.errors import DeployError as DeployError

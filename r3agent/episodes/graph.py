@@ -189,6 +189,7 @@ def _runner(
         from r3agent.episodes.agents.choice import choose_agent
 
         maker = choose_agent(agent, tools)
+        environment = environment or getattr(maker, "world", None)  # a program has a directory
     return TryRunner(agent=maker, environment=environment, verifier=verifier)
 
 

@@ -16,12 +16,12 @@ from typing import NoReturn, Self
 
 import httpx
 
+from r3agent._util import guard
 from r3agent._util.files import last_lines
 from r3agent._util.wait import wait_until
 from r3agent.errors import ConfigError, EndpointError
 from r3agent.http.client import ClientSettings
 from r3agent.http.urls import ApiURL
-from r3agent.serve.process import guard
 
 POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5

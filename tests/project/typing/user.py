@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 
 from r3agent import (
     AccessError,
+    AgentError,
     Answer,
     BusyError,
     CollectSummary,
@@ -26,6 +27,7 @@ from r3agent import (
     OpenAIPolicy,
     Policy,
     PolicyError,
+    Program,
     ProtocolError,
     R3Error,
     Recorder,
@@ -168,6 +170,25 @@ def with_tools(policy: Policy) -> None:
         policy=policy, verifier=is_sold, tools=[sell, server], environment=shop, max_steps=4, tool_timeout_s=5.0
     )
     graph.compile()
+
+
+def of_world(task: Task, answer: Answer, environment: list[str]) -> bool:
+    return environment == task.info["words"]
+
+
+@asynccontextmanager
+async def words(task: Task) -> AsyncGenerator[list[str]]:
+    yield []
+
+
+async def ask(messages: list[Any], client: AsyncOpenAI) -> str | None:
+    answer = await client.chat.completions.create(model="policy", messages=messages)
+    return answer.choices[0].message.content
+
+
+def wrap(policy: Policy) -> None:
+    build_graph(policy=policy, verifier=of_bool, agent=ask, max_steps=4, try_timeout_s=60.0)
+    build_graph(policy=policy, verifier=of_world, environment=words, agent=Program("node agent.js", memory_mb=512))
 
 
 POLICIES: list[Policy] = [Constant(), OpenAIPolicy(URL, "m@live", registry="runs/mine"), ScriptedPolicy("42")]
@@ -318,6 +339,8 @@ def blame(error: R3Error) -> str:
             return "the server"
         case VerifierError():
             return "the verifier"
+        case AgentError():
+            return "the agent"
         case TrainingError() | DeployError():
             return "the run"
         case _:

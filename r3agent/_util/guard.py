@@ -2,7 +2,7 @@
 
     python guard.py PARENT_PID -- COMMAND...
 
-A server of several processes survives if the program that started it is killed with SIGKILL, and keeps its port and
+A program of several processes survives if the one that started it is killed with SIGKILL, and keeps its port and
 memory for ever. The guard runs between the two: it forwards SIGTERM, checks that the parent is alive, and kills the
 command with all its processes if it is not.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from r3agent.serve.process.process import guard
+from r3agent._util import guard
 
 FAMILY = """
 import os, signal, subprocess, sys, time

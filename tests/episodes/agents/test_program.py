@@ -1,0 +1,171 @@
+"""Programs as agents: real processes that ask a scripted endpoint through the gateway."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent import OpenAIPolicy, Sampling, Task, Trajectory, build_graph
+from r3agent._util.wait import wait_until
+from r3agent.episodes.agents.program import Program, as_text
+from r3agent.errors import AgentError, ConfigError
+from r3agent.testing import ScriptedEndpoint
+
+TASK = {"id": "t", "messages": [{"role": "user", "content": "6 * 7?"}]}
+
+ASK = """
+import json, os, sys, urllib.request
+def ask(messages, **fields):
+    body = json.dumps({"model": os.environ["OPENAI_MODEL"], "messages": messages, **fields}).encode()
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+    url = os.environ["OPENAI_BASE_URL"] + "/chat/completions"
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
+        return json.load(answer)["choices"][0]["message"]["content"]
+task = json.load(open(os.environ["R3_TASK_FILE"]))
+"""
+TWO_STEPS = """
+plan = ask(task["messages"])
+told = [*task["messages"], {"role": "assistant", "content": plan}, {"role": "user", "content": "go on"}]
+print(ask(told))
+"""
+
+
+def script(body: dict[str, Any], choice: int) -> str:
+    last = body["messages"][-1]["content"]
+    if last == "go on":
+        return "42" if any("better" in str(m["content"]) for m in body["messages"]) else "41"
+    return "do better" if "Reflect" in last else "a plan"
+
+
+def program(tmp_path: Path, source: str, **limits: Any) -> Program:
+    file = tmp_path / "agent.py"
+    file.write_text(ASK + source)
+    return Program([sys.executable, str(file)], **limits)
+
+
+def is_42(task: Task, answer: str) -> bool:
+    return answer == "42"
+
+
+def run(agent: Program, verifier: Any = is_42, **options: Any) -> Trajectory:
+    with ScriptedEndpoint(script) as endpoint:
+        policy = OpenAIPolicy(endpoint.url, endpoint.model, api_key="sk-the-policys-own", sampling=Sampling(seed=1))
+        graph = build_graph(policy=policy, verifier=verifier, agent=agent, **options).compile()
+        try:
+            result = graph.invoke({"task": TASK})
+        finally:
+            policy.close()
+            agent.close()
+    return Trajectory.model_validate(result["trajectory"])
+
+
+def test_program_makes_tries_whose_steps_are_exact(tmp_path: Path) -> None:
+    episode = run(program(tmp_path, TWO_STEPS), reflections=2, retries=2)
+    assert [len(t.steps) for t in episode.tries] == [2] * 5
+    assert [t.passed for t in episode.tries] == [False, True, True, True, True]
+    assert {s.capability for s in episode.spans} == {"trainable-exact"}
+    assert {s.policy_version for s in episode.spans} == {"v0000"}
+    assert len({s.sampling["seed"] for s in episode.spans if s.label != "reflect"}) == 10
+    first = episode.tries[1].first
+    assert episode.prompt(first)[: len(TASK["messages"])] == TASK["messages"]
+    assert [m["content"] for m in episode.prompt(first)][1:4:2] == ["a plan", "41"]
+    assert "sk-the-policys-own" not in episode.model_dump_json()
+
+
+def test_program_gets_the_task_as_text_and_its_own_directory(tmp_path: Path) -> None:
+    source = "open('out.txt', 'w').write(sys.stdin.read()); ask(task['messages']); print(os.getcwd())"
+
+    def judged(task: Task, answer: str, directory: Path) -> bool:
+        assert str(directory) == answer
+        return (directory / "out.txt").read_text() == "6 * 7?\n"
+
+    episode = run(program(tmp_path, source), judged)
+    assert episode.passed
+    assert episode.spans[-1].answer is not None
+    assert not Path(episode.spans[-1].answer).exists()
+
+
+def test_program_is_ended_with_all_its_processes(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    source = f"""
+import subprocess, time
+for detached in (False, True):
+    child = subprocess.Popen(["sleep", "600"], start_new_session=detached)
+    open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
+ask(task["messages"])
+time.sleep(600)
+"""
+    began = time.monotonic()
+    episode = run(program(tmp_path, source), max_attempts=1, try_timeout_s=3.0)
+    assert time.monotonic() - began < 60
+    (attempt,) = episode.tries
+    assert attempt.verdict is not None
+    assert "try_timeout_s = 3" in str(attempt.verdict.feedback)
+    gone = [Path(f"/proc/{pid}") for pid in pids.read_text().split()]
+    assert len(gone) == 2
+    assert wait_until(lambda: not any(map(_is_alive, gone)), timeout_s=10)
+
+
+def _is_alive(process: Path) -> bool:
+    try:
+        return "sleep" in (process / "cmdline").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("source", "limits", "message"),
+    [
+        ("print('half'); sys.exit('no such order')", {}, "exited with 1: no such order"),
+        ("os.kill(os.getpid(), 9)", {}, "signal SIGKILL"),
+        ("print('x' * 200_000)", {"output_mb": 0.1}, "output_mb = 0.1"),
+        ("x = bytearray(300_000_000); import time; time.sleep(60)", {"memory_mb": 150}, "memory_mb = 150"),
+    ],
+    ids=["exit", "signal", "output", "memory"],
+)
+def test_program_that_fails_is_an_error_of_its_try(
+    tmp_path: Path, source: str, limits: dict[str, Any], message: str
+) -> None:
+    agent = program(tmp_path, f"ask(task['messages'])\n{source}", **limits)
+    with pytest.raises(AgentError, match=message):
+        run(agent)
+    episode = run(agent, agent_errors="record")
+    assert episode.error is not None
+    assert message in episode.error.message
+    assert [s.text for s in episode.spans] == ["a plan"]
+
+
+def test_program_that_asks_without_end_fails(tmp_path: Path) -> None:
+    episode = run(program(tmp_path, "while True: ask(task['messages'])"), max_attempts=1, max_steps=3)
+    (attempt,) = episode.tries
+    assert len(attempt.steps) == 3
+    assert "max_steps = 3" in str(attempt.verdict and attempt.verdict.feedback)
+
+
+def test_program_that_prints_nothing_fails(tmp_path: Path) -> None:
+    episode = run(program(tmp_path, "ask(task['messages'])"), max_attempts=1)
+    assert episode.passed is False
+
+
+def test_program_refuses_a_command_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="no-such-program"):
+        Program("no-such-program --fast")
+
+
+def test_as_text_names_the_speakers() -> None:
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "6 * 7?"},
+        {"role": "assistant", "content": "41", "tool_calls": [call]},
+        {"role": "tool", "content": "no"},
+        {"role": "user", "content": "Again."},
+    ]
+    called = json.dumps(call["function"])
+    said = ["Be brief.", "6 * 7?", f"You: 41\n{called}", "Result of the call: no", "Again."]
+    assert as_text(messages) == "\n\n".join(said) + "\n"
