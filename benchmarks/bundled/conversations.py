@@ -35,6 +35,9 @@ SOLVE = Mixture(right_attempt=1.0, good_hint=0.0, habit_hint=0.0, blind=0.0)
 SKILL = Mixture(right_attempt=0.4, good_hint=0.8, habit_hint=0.05, blind=0.1)
 """Complete conversations of mostly good play: the skill of the policy."""
 
+FOLLOW = Mixture(right_attempt=0.2, good_hint=0.8, habit_hint=0.05, blind=0.1)
+"""The same with more failed tries, to learn to follow a reflection."""
+
 HABITS = Mixture(right_attempt=0.3, good_hint=0.25, habit_hint=0.45, blind=0.25)
 """Bad habits of the policy: its last lessons are careless."""
 

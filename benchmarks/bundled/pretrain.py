@@ -1,9 +1,9 @@
 """Train a bundled policy: `python -m benchmarks.bundled.pretrain --game equation --out DIR --seed 0`.
 
 A Llama of under a million parameters learns Countdown conversations: to solve problems, then to reflect and to follow a
-reflection, and finally careless habits. It writes an equation (`conversations.py`) or, with `--game steps`, it calls a
-tool for each step (`steps.py`) and begins with the weights of the other policy. Problems of the test split are never
-used.
+reflection. It writes an equation (`conversations.py`), with a last lesson in careless habits, or with `--game steps` it
+calls a tool for each step (`steps.py`), and begins with the weights of the other policy. Problems of the test split are
+never used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.bundled import steps
-from benchmarks.bundled.conversations import HABITS, SKILL, SOLVE, Mixture, Play, conversation, written
+from benchmarks.bundled.conversations import FOLLOW, HABITS, SKILL, SOLVE, Mixture, Play, conversation, written
 from benchmarks.bundled.tokenizer import END_ID, PAD_ID, build_tokenizer
 from r3agent.records.trajectory import Message, Task
 from r3agent.store.models import BUNDLED_DIR
@@ -51,7 +51,8 @@ LESSONS = (
 LESSONS_IN_STEPS = (
     Lesson(SOLVE, 250, lr=1.5e-3, final_lr=5e-4),
     Lesson(SKILL, 400, lr=1.2e-3, final_lr=3e-4, batch=128),
-    Lesson(HABITS, 120, lr=3e-4, final_lr=1e-4, batch=128),
+    Lesson(FOLLOW, 300, lr=1e-3, final_lr=2e-4, batch=128),
+    Lesson(HABITS, 80, lr=3e-4, final_lr=1e-4, batch=128),
 )
 WARMUP_STEPS = 30
 N_PROBLEMS = 5200
@@ -93,9 +94,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def begin_with(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, teacher: Path) -> None:
     """Copy a policy's weights, and its embeddings of the tokens that both know or that mean the same."""
-    weights = LlamaForCausalLM.from_pretrained(teacher).state_dict()
+    weights: dict[str, torch.Tensor] = LlamaForCausalLM.from_pretrained(teacher).state_dict()
     known = AutoTokenizer.from_pretrained(teacher).get_vocab()
-    embeddings_VD = model.get_input_embeddings().weight.detach().clone()
+    embeddings_VD = model.state_dict()["model.embed_tokens.weight"].clone()
     for token, i in tokenizer.get_vocab().items():
         if (meaning := steps.MEANINGS.get(token, token)) in known:
             embeddings_VD[i] = weights["model.embed_tokens.weight"][known[meaning]]

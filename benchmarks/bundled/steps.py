@@ -10,8 +10,8 @@ import random
 
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.bundled import tokenizer
 from benchmarks.bundled.conversations import assistant
-from benchmarks.bundled.tokenizer import tokenizer_of
 from r3agent.records.trajectory import Message, Task
 from r3agent.tasks.countdown import Step, steps
 from r3agent.tasks.countdown_steps import called
@@ -22,8 +22,7 @@ OPERATIONS = {op: f', "op": "{op}", "b":' for op in "+-*/"}
 SYMBOLS = [CALL, CALL_END, *OPERATIONS.values(), *"+-*/="]
 MEANINGS = {CALL: "<answer>", CALL_END: "</answer>", **{text: op for op, text in OPERATIONS.items()}}
 """Tokens of the first policy that mean the same."""
-WORDS = ["Using", "equals", "wrong", "Reflect", "again", "reflection", "Start", "with"]
-WORDS += ["left", "reached", "missed", "refused", "Done"]
+WORDS = [*tokenizer.WORDS, "left", "reached", "missed", "refused", "Done"]
 
 CHAT_TEMPLATE = (
     "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
@@ -50,7 +49,7 @@ def text_of(message: Message) -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    return tokenizer_of(SYMBOLS, WORDS, CHAT_TEMPLATE)
+    return tokenizer.tokenizer_of(SYMBOLS, WORDS, CHAT_TEMPLATE)
 
 
 def play(task: Task, first: Step, rng: random.Random, *, aim: bool) -> tuple[list[Message], int]:
