@@ -12,7 +12,7 @@ from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
 from r3agent.run.config import CONFIG_FILE, load_config
-from r3agent.run.demo import FOR_ONE_DECISION, SECONDS, SETTINGS, run_demo
+from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
 from r3agent.run.stages import Run
 
 
@@ -38,8 +38,9 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="Run directory.")] = Path("runs/demo"),
     seed: Annotated[int, Parameter(help="Seed of the tasks and of training.")] = 0,
+    game: Annotated[Game, Parameter(help="Countdown by one equation, or in steps by calls of a tool.")] = "equation",
 ) -> Output:
     with ConsoleReporter() as reporter:
         reporter.expect(SECONDS)
-        summary, text = run_demo(out, seed, reporter)
+        summary, text = run_demo(out, seed, reporter, settings=GAMES[game])
     return Output(summary.model_dump(), text)

@@ -1,20 +1,23 @@
-"""Whole loop on one machine, with the embedded server and the bundled policy (`r3agent demo`)."""
+"""Whole loop on one machine, with the embedded server and a bundled policy (`r3agent demo`)."""
 
 from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Difference, Evaluation, table
+from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Record
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.loop import Reporter, run_loop
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
+from r3agent.serve.process.process import LocalServer
 from r3agent.store.trajectories import load
 
 SETTINGS: dict[str, Any] = {
@@ -38,6 +41,28 @@ SETTINGS: dict[str, Any] = {
 The gate may use the test split here, because it decides once, at the end, and the result is reported either way. A
 second evaluation, on the gate split, would double the evaluation time.
 """
+
+GAMES: dict[str, dict[str, Any]] = {
+    "equation": SETTINGS,
+    "steps": {
+        **SETTINGS,
+        "policy.model": "bundled-steps",
+        "policy.base_model": "bundled-steps",
+        "task.source": "countdown_steps",
+        "agent.tools": ["r3agent.tasks.countdown_steps:combine"],
+        "agent.environment": "r3agent.tasks.countdown_steps:board",
+        "sampling.max_tokens": 12,
+        "collect.n": 144,
+        "collect.concurrency": 12,
+        "train.batch_size": 64,
+        "eval.blind_retries": 1,
+        "loop.rounds": 10,
+        "loop.evaluate_every": 10,
+    },
+}
+"""Settings by game: Countdown by one equation, or by calls of a tool."""
+
+Game: TypeAlias = Literal["equation", "steps"]
 
 FOR_ONE_DECISION = {"eval.n", "gate.split", "loop.evaluate_every"}
 """Settings of the demo that a run whose gate decides every round does not have."""
@@ -71,33 +96,47 @@ class DemoSummary(Record):
     policy_after: str
     tokens_sampled: int
     rounds: int
+    steps_per_try: float
+    """Mean number of model calls in a try."""
 
 
-def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str]:
+def run_demo(
+    out: Path,
+    seed: int,
+    reporter: Reporter,
+    *,
+    settings: Mapping[str, Any] = SETTINGS,
+    server: LocalServer | None = None,
+) -> tuple[DemoSummary, str]:
     """Run or resume the demo in `out`; return its summary and the text of the comparison.
+
+    Args:
+        settings: those of a game.
+        server: server of the game's policy, which the demo starts and stops; default: the embedded one.
 
     Raises:
         ConfigError: `out` contains another run, or cannot be written.
         R3Error: a stage failed; the same call resumes there.
     """
     began = time.monotonic()
-    settings = {**SETTINGS, "task.seed": seed, "train.seed": seed}
+    settings = {**settings, "task.seed": seed, "train.seed": seed}
     _refuse_another_run(out, settings)
     reporter.stage(
-        f"demo in {out}: {SETTINGS['loop.rounds']} rounds of collecting and training, then a comparison: 4 to 8 "
+        f"demo in {out}: {settings['loop.rounds']} rounds of collecting and training, then a comparison: 4 to 8 "
         "minutes on two idle cores. What an earlier call has done is not repeated"
     )
-    reporter.stage("starting the embedded server with the bundled policy", "start")
-    log = out / "server.log"
+    model = load_config(None, settings).policy.base_model
+    reporter.stage(f"starting the server with the policy {model}", "start")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    with ServerProcess("bundled", log_path=log) as server:
-        opened = Run(out, {**settings, "policy.base_url": server.base_url})
+    with server or ServerProcess(model, log_path=out / "server.log") as served:
+        opened = Run(out, {**settings, "policy.base_url": served.base_url})
         report = run_loop(opened, reporter)
     comparison = report.rounds[-1].comparison
     before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection
     assert change is not None  # `evaluate` collects every cell
-    folders = [out / "trajectories", *out.glob("gate/v*/v*/")]
+    stores = [out / "trajectories", *out.glob("gate/v*/v*/")]
+    sampled = summarise([trajectory for store in stores for trajectory in load(store)])
     summary = DemoSummary(
         seed=seed,
         seconds=round(time.monotonic() - began, 1),
@@ -108,8 +147,9 @@ def run_demo(out: Path, seed: int, reporter: Reporter) -> tuple[DemoSummary, str
         p_value=change.p_value,
         policy_before=before.policy,
         policy_after=after.policy,
-        tokens_sampled=sum(span.completion_tokens or 0 for f in folders for t in load(f) for span in t.spans),
+        tokens_sampled=sampled.tokens_sampled,
         rounds=opened.config.loop.rounds,
+        steps_per_try=round(sampled.steps_per_try or 1, 2),
     )
     write_atomically(out / "summary.json", summary.model_dump_json(indent=2))
     run = shlex.quote(str(out))
@@ -131,7 +171,9 @@ def _refuse_another_run(out: Path, settings: dict[str, Any]) -> None:
     if not file.exists():
         return
     known = load_config(file, {})
-    if known.task.seed != settings["task.seed"]:
+    if known.task.source != settings["task.source"]:
+        what = f"of {known.task.source}, not of {settings['task.source']}"
+    elif known.task.seed != settings["task.seed"]:
         what = f"with seed {known.task.seed}, not {settings['task.seed']}"
     elif known != load_config(file, settings):
         what = "that is no demo, or whose r3.toml was edited"
