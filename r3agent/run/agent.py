@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from r3agent._util.imports import load_attribute
 from r3agent.episodes.config import AgentLimits
@@ -17,14 +18,19 @@ class AgentConfig(AgentLimits):
     agent: str = ""
     """Agent that makes the tries, as `module:name`: a LangChain or LangGraph runnable of messages, a function
     `(messages, client)`, a `Program`, or a class or function without parameters that makes one. Empty, and without
-    `tools`: a try is one completion."""
+    `command` and `tools`: a try is one completion."""
+    command: tuple[str, ...] = ()
+    """Program that makes the tries, in place of `agent`: a command that asks the model at `OPENAI_BASE_URL`, reads its
+    task on stdin and prints its answer, e.g. `["node", "agent.js"]`."""
+    memory_mb: int | None = Field(default=None, ge=1)
+    """Limit of the memory of `command` and all its processes."""
     tools: tuple[str, ...] = ()
     """Tools, each as `module:name`: a function, a LangChain tool, or a list of tools. Without an agent, a try is a loop
     of completions and calls of them."""
     environment: str = ""
     """Factory of the world of each try, as `module:name`: a callable `(task)` that returns an async context manager."""
 
-    @field_validator("tools", mode="before")
+    @field_validator("tools", "command", mode="before")
     @classmethod
     def _is_list(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -48,15 +54,19 @@ class AgentConfig(AgentLimits):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        given = [name for name in ("agent", "tools") if getattr(self, name)]
+        given = [name for name in ("agent", "command", "tools") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are set: each makes the tries; keep one of them")
+        if self.memory_mb is not None and not self.command:
+            raise ValueError(
+                f"memory_mb = {self.memory_mb} limits the command, and there is none; a Program of yours has its own"
+            )
         return self
 
     @property
     def name(self) -> str:
         """Return the name of what makes the tries, as episodes record it; empty if a try is one completion."""
-        maker = self.agent or ", ".join(self.tools)
+        maker = self.agent or shlex.join(self.command) or ", ".join(self.tools)
         return " in ".join(filter(None, [maker, self.environment]))
 
     def limits(self) -> dict[str, Any]:
@@ -70,6 +80,10 @@ class AgentConfig(AgentLimits):
             ConfigError: one does not exist, or cannot be imported or made.
         """
         agent = _made(self.agent) if self.agent else None
+        if self.command:
+            from r3agent.episodes.agents.program import Program
+
+            agent = Program(self.command, memory_mb=self.memory_mb)
         tools = [tool for name in self.tools for tool in _each(_attribute("tools", name))]
         return Agent(agent, tools, _attribute("environment", self.environment) if self.environment else None)
 

@@ -166,6 +166,9 @@ def test_label_finds_a_try_by_any_of_its_steps(settings: dict[str, Any], tmp_pat
         ({"agent.tools": ["my_agent:TOOLS"]}, "agent and tools are set: each makes the tries; keep one"),
         ({"agent.tools": "my_agent:TOOLS"}, "agent.tools: 'my_agent:TOOLS': a text; write a list"),
         ({"agent.environment": "my_agent:nothing"}, "environment = 3"),
+        ({"agent.command": ["node", "a.js"]}, "agent and command are set"),
+        ({"agent.agent": "", "agent.command": ["no-such-program"]}, "there is no such program"),
+        ({"agent.memory_mb": 10}, "memory_mb = 10 limits the command, and there is none"),
         ({"agent.max_steps": 0}, "agent.max_steps = 0"),
         (
             {"agent.agent": "", "task.verifier": "my_agent:in_world"},
@@ -198,3 +201,21 @@ def test_agent_that_raises_is_recorded(settings: dict[str, Any], tmp_path: Path)
     assert {t.error.kind for t in episodes if t.error} == {"AgentError"}
     assert all("KeyError" in t.error.message for t in episodes if t.error)
     assert load_config(tmp_path / "run" / "r3.toml", {}).agent.agent == "my_agent:fails"
+
+
+def test_command_makes_the_tries(settings: dict[str, Any], endpoint: ChattingEndpoint, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import openai, sys\n"
+        "ask = openai.OpenAI().chat.completions.create\n"
+        "said = [{'role': 'user', 'content': sys.stdin.read()}]\n"
+        "for _ in range(2):\n"
+        "    said.append(ask(model='policy', messages=said).choices[0].message.model_dump(exclude_none=True))\n"
+        "print(said[-1]['content'])\n"
+    )
+    command = {"agent.agent": "", "agent.command": [sys.executable, str(tmp_path / "program.py")], "collect.n": 1}
+    run = Run(tmp_path / "run", {**settings, **command, "collect.reflections": 1})
+    assert run.collect().errors == {}
+    [episode] = load(tmp_path / "run" / "trajectories")
+    assert [(len(t.steps), t.passed) for t in episode.tries] == [(2, False), (2, False)]
+    assert {(span.model, span.policy_version) for span in episode.spans} == {("tiny", "v0000")}
+    assert episode.metadata["agent"] == run.config.agent.name
