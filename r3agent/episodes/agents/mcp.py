@@ -65,7 +65,7 @@ class McpServer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells one server from another, as JSON without secrets."""
+        """Identity of the server, as JSON without secrets."""
         return {"mcp_server": self._name}
 
     async def tools(self) -> list[Tool]:
