@@ -86,7 +86,7 @@ def build_graph(
         config=config,
         templates=config.templates(),
         sampler=sampler,
-        runner=_runner(agent, tools, environment, verifier, config, sampler),
+        runner=_runner(policy, agent, tools, environment, verifier, config, sampler),
     )
 
     graph = StateGraph(
@@ -144,7 +144,7 @@ class AsyncNode(AsyncStep[Update]):
         metadata = config.get("metadata", {})
         own: Json = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
-        update = await super()._run(seen, config)
+        update: Any = await super()._run(seen, config)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
             own["lineage"] = {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}
@@ -165,6 +165,7 @@ class TryNode(AsyncNode, RunnableLambda[EpisodeState, Update]):
 
 
 def _runner(
+    policy: Policy,
     agent: object | None,
     tools: Sequence[Any],
     environment: Environment | None,
@@ -181,6 +182,10 @@ def _runner(
             )
         return None
     check_environment(environment)
+    if agent is not None and tools:
+        raise ConfigError(
+            "agent and tools: an agent has its own tools; give them to it, or pass tools without an agent"
+        )
     if agent is None:
         from r3agent.episodes.agents.tool_loop import ToolLoop
 
@@ -188,7 +193,7 @@ def _runner(
     else:
         from r3agent.episodes.agents.choice import choose_agent
 
-        maker = choose_agent(agent, tools)
+        maker = choose_agent(agent, policy)
         environment = environment or getattr(maker, "world", None)  # a program has a directory
     return TryRunner(agent=maker, environment=environment, verifier=verifier)
 

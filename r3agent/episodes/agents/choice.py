@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from langchain_core.runnables import Runnable
 from langgraph.graph import StateGraph
 
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import Agent
 from r3agent.errors import ConfigError
+from r3agent.policy import Policy
 
 REMEDY = (
     "pass a LangChain or LangGraph runnable of messages, a function (messages, client), or what implements "
@@ -18,17 +16,12 @@ REMEDY = (
 )
 
 
-def choose_agent(agent: object, tools: Sequence[Any]) -> Agent:
+def choose_agent(agent: object, policy: Policy) -> Agent:
     """Return the agent itself, or the adapter that it needs.
 
     Raises:
-        ConfigError: it is no agent, or there are tools beside it, which has its own.
+        ConfigError: it is no agent, or it needs an endpoint that the policy does not have.
     """
-    if tools:
-        raise ConfigError(
-            f"agent = {shorten(agent)} and {len(tools)} tools: an agent has its own tools; give them to it, or "
-            "pass tools without an agent"
-        )
     if isinstance(agent, type):
         raise ConfigError(f"agent = {agent.__name__}: a class; pass an instance, such as {agent.__name__}(…)")
     if isinstance(agent, str):
@@ -42,7 +35,9 @@ def choose_agent(agent: object, tools: Sequence[Any]) -> Agent:
     if isinstance(agent, Agent):
         return agent
     if callable(agent):
-        from r3agent.episodes.agents.function import FunctionAgent
+        from r3agent.episodes.agents.function import FunctionAgent, check_route
 
-        return FunctionAgent(agent)
+        made = FunctionAgent(agent)
+        check_route(policy, repr(made))
+        return made
     raise ConfigError(f"agent = {shorten(agent)}: no agent; {REMEDY}")

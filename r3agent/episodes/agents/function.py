@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import httpx
 import openai
+from openai.types.chat import ChatCompletion
 
 from r3agent._util.aio import in_own_thread
 from r3agent._util.messages import shorten
@@ -113,7 +114,7 @@ class FunctionAgent:
             raise TypeError(f"{self._name} returned {shorten(answer)}; write it with async def")
         if answer is None or isinstance(answer, str):
             return answer
-        found = answer.choices[0].message if isinstance(answer, openai.types.chat.ChatCompletion) else answer
+        found = answer.choices[0].message if isinstance(answer, ChatCompletion) else answer
         message = found if isinstance(found, Mapping) else _dumped(found)
         if message is None or message.get("role") != "assistant":
             raise TypeError(

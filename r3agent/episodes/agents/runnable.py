@@ -90,10 +90,10 @@ class RunnableAgent:
 
     async def run(self, call: AgentCall) -> AgentEnd:
         given = _numbered(as_langchain(call.messages))
-        config = call.config
+        config: RunnableConfig = call.config
         if call.environment is not None:
             configurable = {**config.get("configurable", {}), ENVIRONMENT: call.environment}
-            config = RunnableConfig(**{**config, "configurable": configurable})
+            config = {**config, "configurable": configurable}
         sent: Any = given if self._takes_list else {**_state(call.task), "messages": given}
         if is_run_sync() and self.resumes(config):
             # The checkpointer of a graph that is invoked may have no async methods.
