@@ -42,6 +42,9 @@ from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
 from r3agent.verifiers import Verifier
 
+RECURSION_LIMIT = 10_000
+"""Limit on the steps of a graph; the loop ends by `max_attempts`, and an agent's graph by `max_steps`."""
+
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
 
@@ -115,7 +118,7 @@ async def collect(
     made_by: Any = {"agent": agent, "tools": tools, "environment": environment}
     graph = build_graph(policy=policy, verifier=verifier, **made_by, **config.options()).compile()
     agent_name = agent_name or _name_of(**made_by)
-    graph = graph.with_config(recursion_limit=3 * config.max_attempts + 2)
+    graph = graph.with_config(recursion_limit=max(3 * config.max_attempts + 2, RECURSION_LIMIT))
     if not policy_name:
         model = getattr(policy, "model", "")
         policy_name = model if isinstance(model, str) else ""

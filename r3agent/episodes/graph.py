@@ -25,7 +25,7 @@ from r3agent.episodes.agents.base import Agent, Environment
 from r3agent.episodes.agents.tries import TryRunner
 from r3agent.episodes.collaborators import check_environment, check_policy, check_verifier
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
-from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, warn_of_edited_output
+from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, run_metadata, warn_of_edited_output
 from r3agent.episodes.nodes import Nodes, Update
 from r3agent.episodes.sampler import Sampler, Streamer
 from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans
@@ -144,10 +144,13 @@ class AsyncNode(AsyncStep[Update]):
         metadata = config.get("metadata", {})
         own: Json = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
-        update: Any = await super()._run(seen, config)
+        update = await super()._run(seen, config)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
-            own["lineage"] = {**begin(equipped, metadata)["lineage"], "began": own["lineage"]["began"]}
+            kept = {name: own["lineage"][name] for name in ("began", "earlier")}
+            own["lineage"] = {**begin(equipped, metadata)["lineage"], **kept}
+        if "trajectory" in update:
+            update["trajectory"]["metadata"] = {**run_metadata(config), **update["trajectory"]["metadata"]}
         spans = [*own["spans"], *update["spans"]]
         known = {**own["lineage"]["spans"], **{span["span_id"]: hashes(span) for span in spans}}
         lineage = {**own["lineage"], "spans": known, "output": output_hash({**state, **update})}

@@ -11,8 +11,9 @@ from typing import Any
 from zlib import crc32
 
 import orjson
+from langchain_core.runnables import RunnableConfig
 
-from r3agent.episodes.state import EpisodeState, Json, Lineage, spans_of, task_of
+from r3agent.episodes.state import EpisodeState, Json, Lineage, count_episodes, spans_of, task_of
 from r3agent.records.json_values import json_value
 from r3agent.records.trajectory import Task
 
@@ -31,6 +32,13 @@ NO_TOKENS: Json = {
 }
 """Fields of such a span."""
 
+NOT_OWN = ("checkpoint_id", "checkpoint_ns", "task_id", "thread_id", "run_id")
+NOT_OWN_PREFIXES = ("langgraph_", "lc_", "ls_", "__")
+"""Metadata that LangGraph and LangChain add."""
+
+NOT_OWN_TAGS = ("seq:step:", "graph:step:", "langsmith:")
+"""Tags that they add."""
+
 
 def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     """Return the update by which the first node of an episode identifies it.
@@ -38,7 +46,8 @@ def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     Args:
         metadata: those of the node's config, in which LangGraph numbers the step.
     """
-    return {"lineage": {**_lineage(task_of(state), metadata), "began": time.time()}, "spans": []}
+    lineage = {**_lineage(task_of(state), metadata), "began": time.time(), "earlier": count_episodes(state)}
+    return {"lineage": lineage, "spans": []}
 
 
 def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
@@ -54,7 +63,9 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     spans, lineage, before = spans_of(state), _lineage(task_of(state), metadata), state.get("lineage")
     lineage["root"] = spans[0]["span_id"]
     if before is None or before["root"] not in (None, lineage["root"]):  # the application added the attempt
+        lineage["earlier"] = count_episodes(state) - (before is None)
         return {"lineage": lineage, "spans": []}
+    lineage["earlier"] = before.get("earlier", count_episodes(state) - 1)
     lineage.update(trajectory_id=before["trajectory_id"], parent_id=before["parent_id"], spans=before["spans"])
     if "began" in before:
         lineage["began"] = before["began"]
@@ -85,6 +96,23 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
         if change:
             edited[span["span_id"]] = {**span, **change}
     return {"lineage": lineage, "spans": list(edited.values())}
+
+
+def run_metadata(config: RunnableConfig) -> Json:
+    """Return what the application's config says of a run: its metadata, tags and thread, without LangGraph's own keys.
+
+    Other keys of `configurable` may be secrets, and are left out.
+    """
+    configurable = config.get("configurable", {})
+    given = {k: json_value(v) for k, v in config.get("metadata", {}).items() if not (k in configurable or k in NOT_OWN)}
+    own = {name: value for name, value in given.items() if not name.startswith(NOT_OWN_PREFIXES)}
+    tags = [tag for tag in config.get("tags") or () if not tag.startswith(NOT_OWN_TAGS)]
+    thread_id = configurable.get("thread_id")
+    return {
+        **own,
+        **({"tags": tags} if tags else {}),
+        **({} if thread_id is None else {"thread_id": str(thread_id)}),
+    }
 
 
 def hashes(span: Json) -> list[str]:

@@ -19,7 +19,7 @@ from r3agent.episodes.collaborators import check_policy
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
 from r3agent.episodes.sampler import Sampler
-from r3agent.episodes.state import EpisodeState, earlier_episodes, frontier_of, task_of, tree_of
+from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import ConfigError, ConversationError
 from r3agent.policy import Pinnable, Policy, Renamable, Sampling, sampling_of
 from r3agent.records.trajectory import Label, Span, Trajectory
@@ -168,7 +168,8 @@ class Nodes:
         if sampling is not None:
             branch = () if tree.parent_id is None else (tree.trajectory_id,)  # it does not draw what it left again
             place = tree.position(parent), "blind_retry" if is_blind(label, parent) else label, *branch
-            sampling = sampling.at(tree.task.id, self.sample, earlier_episodes(state, tree), *place)
+            lineage: Any = state.get("lineage") or {}
+            sampling = sampling.at(tree.task.id, self.sample, lineage.get("earlier", 0), *place)
         return SpanRequest(label, parent, messages, appended, sampling)
 
     async def _run(self, runner: TryRunner, tree: Trajectory, request: SpanRequest, choice: int) -> list[Span]:

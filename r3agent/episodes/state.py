@@ -20,7 +20,8 @@ Json: TypeAlias = dict[str, Any]
 def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
     """Merge spans by `span_id`: fields of the right one win, and the order of first appearance is kept.
 
-    Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span.
+    Idempotent: applying an update again, in a retried node or a resumed thread, duplicates no span. Those of earlier
+    episodes are dropped, so that a thread that is used again and again does not grow; its old checkpoints have them.
 
     Raises:
         ConfigError: an application's edit has a span without an id, or a part of one that does not exist.
@@ -34,7 +35,17 @@ def merge_spans(left: list[Json], right: list[Json]) -> list[Json]:
                 f"a new one needs {', '.join(missing)}"
             )
         merged[span_id] = {**merged.get(span_id, {}), **span}
-    return list(merged.values())
+    return _last_episode(list(merged.values()), right)
+
+
+def _last_episode(spans: list[Json], newest: list[Json]) -> list[Json]:
+    """Return the spans of the episode whose root is the last in `newest`, or else in `spans`."""
+    last = next((span["span_id"] for span in (*reversed(newest), *reversed(spans)) if _is_root(span)), None)
+    root, roots = None, dict[str, str | None]()
+    for span in spans:
+        root = span["span_id"] if _is_root(span) else roots.get(str(span.get("parent_id")), root)
+        roots[span["span_id"]] = root
+    return [span for span in spans if roots[span["span_id"]] == last]
 
 
 def _id_of(span: object) -> str:
@@ -77,13 +88,15 @@ class Lineage(TypedDict):
     """Hashes of each span's answer, prompt and verdict, and the verdict's `passed`, as the nodes left them."""
     began: NotRequired[float]
     """Time of the beginning of the episode, in seconds since the epoch."""
+    earlier: NotRequired[int]
+    """Number of earlier episodes of the thread, so that a task that is asked again is not drawn alike."""
     output: NotRequired[str]
     """Hash of the output's answer and `passed`, as `verify` left them."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput):
     spans: Annotated[list[Json], merge_spans]
-    """Spans of all episodes of the thread, in order; each `attempt` without a parent begins a new episode."""
+    """Spans of the last episode of the thread, in order; an `attempt` without a parent begins a new episode."""
     frontier: list[str]
     """Ids of the failed tries that may be retried: `verify` sets them, the router and the other nodes read them."""
     lineage: NotRequired[Lineage]
@@ -128,9 +141,10 @@ def task_of(state: EpisodeState) -> Task:
     return Task.of(state["task"])
 
 
-def earlier_episodes(state: EpisodeState, tree: Trajectory) -> int:
-    """Count the episodes of the thread before `tree`, so that a task that is asked again is not drawn alike."""
-    return sum(map(_is_root, state.get("spans", ()))) - (tree.attempt is not None)
+def count_episodes(state: EpisodeState) -> int:
+    """Count the episodes of the thread, including the last; threads of older releases have the spans of all."""
+    lineage = state.get("lineage") or {}
+    return lineage.get("earlier", 0) + sum(map(_is_root, state.get("spans") or ()))
 
 
 def _is_root(span: Json) -> bool:
@@ -141,10 +155,9 @@ def _is_root(span: Json) -> bool:
 def spans_of(state: EpisodeState) -> list[Json]:
     """Return the spans of the last episode of the thread."""
     spans = state.get("spans") or []
-    roots = [i for i, span in enumerate(spans) if _id_of(span) and _is_root(span)]
-    if not roots:
+    if not any(_id_of(span) and _is_root(span) for span in spans):
         raise ConfigError("the state has no attempt: run the graph from its start, or add a span with that label")
-    return spans[roots[-1] :]
+    return _last_episode(spans, [])
 
 
 def tree_of(state: EpisodeState) -> Trajectory:

@@ -30,12 +30,24 @@ def test_merging_is_associative(a: list[dict[str, Any]], b: list[dict[str, Any]]
     assert merge_spans(merge_spans(a, b), c) == merge_spans(a, merge_spans(b, c))
 
 
-@given(merged, merged)
+children = merged.map(lambda spans: [{**span, "label": "retry"} for span in spans])
+
+
+@given(children, children)
 def test_merging_keeps_every_span_once_in_order_and_the_right_one_wins(
     left: list[dict[str, Any]], right: list[dict[str, Any]]
 ) -> None:
     newest = {s["span_id"]: s for s in [*left, *right]}
     assert merge_spans(left, right) == list(newest.values())
+
+
+def test_merging_a_new_attempt_drops_earlier_episodes() -> None:
+    first, second = span("attempt", passed=False), span("attempt", passed=True)
+    old = [s.model_dump(mode="json") for s in (first, span("reflect", first))]
+    new = [s.model_dump(mode="json") for s in (second, span("attempt", second))]
+    once = merge_spans(old, new[:1])
+    assert merge_spans(once, new[1:]) == new
+    assert merge_spans(new, [{"span_id": new[0]["span_id"], "text": "edited"}])[1:] == new[1:]
 
 
 def test_the_tree_is_that_of_the_last_attempt() -> None:
