@@ -214,7 +214,7 @@ def _as_world_error(task: Task, done: str) -> Generator[None]:
     except (GraphBubbleUp, ConfigError):
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {shorten(str(error))}"
+        text = f"{type(error).__name__}: {str(error)[:MAX_CHARS]}"
         raise WorldError(f"the environment of task {task.id!r} cannot be {done}: {text}") from error
 
 
