@@ -152,4 +152,4 @@ def test_bundled_steps_succeeds_after_a_good_hint_only(tokenizer: Any) -> None:
     table = measure(LlamaForCausalLM.from_pretrained(STEPS_DIR), saved, call_tools, n=100)
     assert table["retry_after_oracle_hint"] > table["retry_after_own_reflection"] + 0.2
     assert table["retry_after_oracle_hint"] > table["retry_after_random_hint"] + 0.2
-    assert 0.1 < table["first_try"] < 0.5
+    assert 0.02 < table["first_try"] < 0.5
