@@ -21,6 +21,8 @@ SAYS = {
     "06_train_and_redeploy.py": "back to v0000",
     "07_production.py": "8 recorded, 8 labelled",
     "08_sql_agent.py": "5 rows, not 6",
+    "09_your_langgraph_agent.py": "retry    trainable-exact: ",
+    "10_a_black_box_program.py": "steps, all exact: ",
     "11_a_world_per_try.py": "retry in 3 steps: right",
 }
 SERVICE = "04_in_a_service.py"
