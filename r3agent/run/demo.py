@@ -62,6 +62,15 @@ GAMES: dict[str, dict[str, Any]] = {
 }
 """Settings by game: Countdown by one equation, or by calls of a tool."""
 
+FLAGS = {
+    "task.source": "--task",
+    "policy.model": "--model",
+    "policy.base_model": "--base-model",
+    "agent.tools": "--tools",
+    "agent.environment": "--environment",
+}
+"""Flags of `r3agent init` for settings of a game."""
+
 Game: TypeAlias = Literal["equation", "steps"]
 
 FOR_ONE_DECISION = {"eval.n", "gate.split", "loop.evaluate_every"}
@@ -161,9 +170,15 @@ def run_demo(
 
 next: r3agent eval --run {again}               this table again
       r3agent inspect {run} [TRAJECTORY]     what was collected, and one conversation with its credit
-      r3agent init --run runs/mine --task countdown
-      r3agent loop --run runs/mine           all of it again, after `r3agent serve bundled` in another terminal"""
+      r3agent init --run runs/mine {_flags(settings)}
+      r3agent loop --run runs/mine           all of it again, after `r3agent serve {model}` in another terminal"""
     return summary, text
+
+
+def _flags(settings: Mapping[str, Any]) -> str:
+    """Return the flags of `r3agent init` for a run on the same game."""
+    given = {flag: settings[name] for name, flag in FLAGS.items() if name in settings}
+    return " ".join(f"{flag} {' '.join([value] if isinstance(value, str) else value)}" for flag, value in given.items())
 
 
 def _refuse_another_run(out: Path, settings: dict[str, Any]) -> None:
