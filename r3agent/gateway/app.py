@@ -50,6 +50,9 @@ COUNTS = {"/messages/count_tokens": "/messages", "/responses/input_tokens": "/re
 EPISODE, TRY, TOKEN = "X-R3-Episode", "X-R3-Label", "X-R3-Token"
 """Headers of requests; the first two are of responses too."""
 
+LEFT = "the client left"
+"""Failure of a call whose client did not wait for the answer."""
+
 SWEEP_S = 1.0
 """Time between two searches for idle episodes, at most."""
 
@@ -118,7 +121,10 @@ class App:
             for entry in self.episodes.idle(time.monotonic()):
                 self._complete(entry)
             if self.journal is not None and self.journal.is_full:
-                await self._renew(self.journal)
+                try:
+                    await self._renew(self.journal)
+                except OSError as error:  # the disk is full, perhaps not for long
+                    logger.warning("%s: is not written anew: %s", self.journal.path, error)
 
     async def _renew(self, full: Journal) -> None:
         """Begin another journal, with the open episodes; all others are in the store before the full one goes."""
@@ -214,12 +220,15 @@ class App:
         started = time.perf_counter()
         try:
             response = await self._relay.run(call)
-            entry.failure = call.failure or entry.failure
             if call.out is None:
                 await response.prepare(request)
                 await response.write_eof()
             return response
+        except (asyncio.CancelledError, ConnectionError):
+            call.failure = call.failure or ("" if exchange.is_answered else LEFT)
+            raise
         finally:
+            entry.failure = call.failure or entry.failure
             entry.tasks.discard(task)
             self.metrics.call(path, time.perf_counter() - started, is_answered=not call.failure)
             exchange.finish()

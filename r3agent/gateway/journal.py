@@ -7,6 +7,7 @@ the process is killed is lost, and so is a line that a crash of the machine keep
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
 from pydantic import ValidationError
 
+from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import OpenEpisode
+from r3agent.http.client import parse_json
 from r3agent.records.trajectory import Span, Trajectory, new_id
 from r3agent.store.shards import shards
 
@@ -59,13 +61,17 @@ class Journal:
         news = [span for i, span in enumerate(spans) if i >= len(written) or span is not written[i]]
         if not news:
             return
-        self._written[entry] = spans
         recorded = entry.episode.trajectory
         head = {"trajectory_id": recorded.trajectory_id} if written else recorded.model_dump(exclude={"spans"})
         line = {**head, "spans": [span.model_dump(mode="json") for span in news]}
         try:
-            self._size += os.write(self._fd, orjson.dumps(line) + b"\n")
-        except (OSError, TypeError) as error:  # the answers are in memory all the same
+            content = dumps(line)
+            n_written = os.write(self._fd, b"\n%s\n" % content)  # the line before may lack its end
+            self._size += n_written
+            if n_written < len(content) + 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._written[entry] = spans
+        except OSError as error:  # the answers are in memory all the same, and written with the next
             logger.warning("%s: an answer is not in the journal: %s", self.path, error)
 
     @property
@@ -96,7 +102,7 @@ def _read(lines: Iterable[bytes]) -> dict[str, Trajectory]:
     spans: dict[str, dict[str, Any]] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
-            part = orjson.loads(line)
+            part = parse_json(line)
             heads.setdefault(part["trajectory_id"], part)
             spans.setdefault(part["trajectory_id"], {}).update({span["span_id"]: span for span in part["spans"]})
     found: dict[str, Trajectory] = {}

@@ -51,7 +51,7 @@ class Passing:
         headers = self._target.fill_in(request.headers)
         n_before = 5 if "episode" in request.match_info else 2
         tail = "/" + request.rel_url.raw_path.split("/", n_before)[n_before]
-        url = self._target.url(tail, request.query_string)
+        url = self._target.url(tail, request.rel_url.raw_query_string)
         async with await self._upstream.send(self._target, request.method, url, headers, content or None) as response:
             out = web.StreamResponse(status=response.status, headers=to_client(response.headers))
             await out.prepare(request)

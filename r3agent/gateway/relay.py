@@ -75,7 +75,7 @@ class Relay:
         headers["Accept"] = EVENTS if call.exchange.is_stream else "application/json"
         if call.is_translated and "Authorization" not in headers and (key := headers.get("x-api-key")):
             headers["Authorization"] = f"Bearer {key}"
-        url = call.target.url(CHAT, "" if call.is_translated else call.request.query_string)
+        url = call.target.url(CHAT, "" if call.is_translated else call.request.rel_url.raw_query_string)
         while True:
             try:
                 response = await self._upstream.send(call.target, "POST", url, headers, dumps(call.exchange.body))
@@ -102,6 +102,8 @@ class Relay:
         if call.exchange.repeats_after(answer):
             raise _Again
         translated = _translated(call, answer) if call.is_translated else None
+        if not (isinstance(answer, Mapping) and answer.get("choices")):
+            call.failure = "the upstream's answer is not a chat completion"
         call.exchange.take_whole(lambda: answer if answer is not None else read_completion(content))
         headers = to_client(response.headers)
         headers.update(call.extra)
@@ -166,9 +168,11 @@ class Relay:
         if not exchange.has_begun and exchange.ends_empty():
             raise _Again
         out = await self._begin(call, response)
+        if not exchange.is_answered:
+            call.failure = f"{call.target.shown}: the stream ended before the completion"
+            if events is not None:
+                raise UpstreamError(call.failure)
         if events is not None:
-            if not exchange.is_answered:
-                raise UpstreamError(f"{call.target.shown}: the stream ended before the completion")
             for event in events.end():
                 await out.write(event.wire)
         await out.write_eof()

@@ -88,6 +88,7 @@ class Target:
 
         Args:
             path: route of the API, e.g. `/chat/completions`.
+            query: as the client encoded it; decoded, it could end the request's line.
             of_server: it is a route outside the API, e.g. `/tokenize`.
         """
         if (base := self._urls.get((path, of_server))) is None:

@@ -244,7 +244,8 @@ class Exchange:
         """Return True if the answer is there, also if more of its stream may come, and is not recorded yet."""
         if self._read is not None or self._assembly is None:
             return self._read is not None
-        n = {**self._written, **self._extra}.get("n") or 1
+        n = {**self._written, **self._extra}.get("n")
+        n = n if isinstance(n, int) and n > 0 else 1
         return not self._assembly.is_broken_off and len(self._assembly.body["choices"]) >= n
 
     def finish(self) -> None:
@@ -253,8 +254,8 @@ class Exchange:
         read, assembly = self._read, self._assembly
         self._read = self._assembly = None
         if read is not None:
-            self._record(read)
-            self.settle()
+            if self._record(read):
+                self.settle()
         elif assembly is not None and assembly.body["choices"]:
             self._record(lambda: assembly.body)
         elif assembly is not None:
@@ -299,7 +300,8 @@ class Exchange:
             message = "%s, model %r refuses %s: requests are sent without, and their record has less"
             self._memory.report(f"{self._subject} {fields}", message, *self._subject, fields)
 
-    def _record(self, read: Callable[[], Any]) -> None:
+    def _record(self, read: Callable[[], Any]) -> bool:
+        """Record an answer; return False if it is none."""
         try:
             answer = read()
             sent = {**self.body, **self._extra, "messages": self._messages}
@@ -324,6 +326,8 @@ class Exchange:
                 self._episode.add(sampled, self._scope, self._messages, self._tools, self._purpose)
         except Exception as error:  # the sender has the answer whatever happens here
             self._lose("a chat completion is not recorded", error)
+            return False
+        return True
 
     def _policy_version(self, answered: str) -> str | None:
         return versions.served_version(answered) or self._version or versions.BASE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 import r3agent
 from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
-from r3agent.testing import DROPPED, HANG, HTML_PAGE, SERVER_ERROR, ScriptedEndpoint, rate_limited
+from r3agent.testing import DROPPED, HANG, HTML_PAGE, SERVER_ERROR, Fault, ScriptedEndpoint, rate_limited
 from tests.gateway.stub import HEAD, HTTP, Request, event, stub, whole
 
 USER = {"role": "user", "content": "?"}
@@ -40,6 +41,12 @@ def trajectory(gateway: Gateway, episode_id: str) -> Trajectory:
 def running(upstream: str, out: Path, **settings: Any) -> Iterator[Gateway]:
     with Gateway(upstream, out=out, **settings) as gateway:
         yield gateway
+
+
+def outcomes(gateway: Gateway) -> dict[str, int]:
+    """Read the number of calls by outcome from the metrics."""
+    metrics = HTTP.get(f"{gateway.url.removesuffix('/v1')}/metrics").text
+    return {kind: int(n) for kind, n in re.findall(r'calls_total\{outcome="(\w+)",.*} (\d+)', metrics)}
 
 
 ASKS: dict[str, Any] = {
@@ -110,6 +117,16 @@ def test_refused_fields_are_left_out_and_remembered(tmp_path: Path) -> None:
             assert stream is False or "".join(c.choices[0].delta.content or "" for c in answer) == "42"
         assert [span.capability for span in trajectory(gateway, "e").spans] == ["trainable-retokenised"] * 3
     assert ["return_token_ids" in body for body, _ in endpoint.received] == [True, False, False, False]
+
+
+def test_an_answer_that_is_none_refuses_no_field(tmp_path: Path) -> None:
+    faults = [HTML_PAGE, HTML_PAGE, Fault(body="null"), Fault(body="null")]
+    with ScriptedEndpoint("42", faults=faults) as endpoint, running(endpoint.url, tmp_path) as gateway:
+        for _ in range(2):
+            HTTP.post(f"{gateway.url_of('page')}/chat/completions", json=ASK)
+        client(gateway.url_of("e")).chat.completions.create(**ASK)
+        assert [span.capability for span in trajectory(gateway, "e").spans] == ["trainable-exact"]
+        assert outcomes(gateway) == {"failed": 2, "answered": 1}
 
 
 def test_keys_go_upstream_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,6 +246,8 @@ def test_a_client_that_leaves_cancels_the_request(tmp_path: Path) -> None:
         next(iter(stream))
         stream.close()
         assert upstream.gone.wait(20)
+        trajectory(gateway, "f")
+        assert outcomes(gateway) == {"failed": 1}
     episodes = {t.metadata["episode"]: t for t in r3agent.load(tmp_path)}
     assert episodes["e"].error is not None
     assert [span.capability for span in episodes["f"].spans] == ["eval-only"]
@@ -246,3 +265,12 @@ def test_other_routes_pass_through(tmp_path: Path) -> None:
             posted = HTTP.post(f"{base}/embeddings", json={"input": "x"})
             assert posted.json() == {"path": "/v1/embeddings", "body": {"input": "x"}}
     assert r3agent.load(tmp_path) == []
+
+
+@pytest.mark.parametrize("route", ["models", "chat/completions"])
+def test_a_query_reaches_the_upstream_as_it_was_encoded(route: str, tmp_path: Path) -> None:
+    query = "a=%20HTTP/1.1%0D%0AX-Other:%201&b=%26%23&c=%C3%BC&d=1%2B1"
+    with stub(lambda request: iter([whole({"choices": []})])) as upstream, running(upstream.url, tmp_path) as gateway:
+        HTTP.post(f"{gateway.url}/{route}?{query}", json={"messages": [USER]})
+    assert upstream.requests[0].path == f"/v1/{route}?{query}"
+    assert "x-other" not in upstream.requests[0].headers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 
 import r3agent
 from r3agent.errors import ConfigError, EndpointError
+from r3agent.gateway.journal import left_behind
 from r3agent.gateway.server import Gateway
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.terms import CallTerms
@@ -142,3 +145,20 @@ def test_calls_of_a_runs_policy_go_to_its_live_version(tmp_path: Path) -> None:
     assert [body["model"] for body, _ in endpoint.received] == ["tiny"] * 3 + ["other"]
     with pytest.raises(ConfigError, match="nothing is live"):
         Gateway(endpoint.url, out=tmp_path, run=tmp_path / "none")
+
+
+def test_journal_goes_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, sizes = os.write, iter([3, None, 3])
+    with ScriptedEndpoint("42") as endpoint, Gateway(endpoint.url, out=tmp_path) as gateway:
+
+        def write(fd: int, content: bytes) -> int:
+            return written(fd, content[: next(sizes, None)] if b"trajectory_id" in content else content)
+
+        monkeypatch.setattr("r3agent.gateway.journal.os.write", write)
+        for _ in range(4):
+            ask(gateway.url_of("e"), "scripted")
+        [path] = tmp_path.glob("*.journal")
+        (tmp_path / "killed").mkdir()
+        shutil.copy(path, tmp_path / "killed")
+        [(_, [found])] = left_behind(tmp_path / "killed")
+    assert len(found.spans) == 4
