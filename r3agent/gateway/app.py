@@ -216,7 +216,7 @@ class App:
         task = asyncio.current_task()
         assert task is not None
         entry.tasks.add(task)
-        entry.calls.add(exchange)
+        entry.calls[exchange] = scope
         started = time.perf_counter()
         try:
             response = await self._relay.run(call)
@@ -232,7 +232,7 @@ class App:
             entry.tasks.discard(task)
             self.metrics.call(path, time.perf_counter() - started, is_answered=not call.failure)
             exchange.finish()
-            entry.calls.discard(exchange)
+            entry.calls.pop(exchange, None)
             entry.used_at = time.monotonic()
             if self.journal is not None:
                 self.journal.note(entry)

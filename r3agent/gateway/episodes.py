@@ -68,8 +68,8 @@ class OpenEpisode:
     tries: dict[str, SpanScope] = field(default_factory=dict[str, SpanScope])
     judged: set[str] = field(default_factory=set[str])
     """Names of the tries with a verdict."""
-    calls: set[Exchange] = field(default_factory=set[Exchange])
-    """Calls whose answer is not recorded yet."""
+    calls: dict[Exchange, SpanScope] = field(default_factory=dict[Exchange, SpanScope])
+    """Calls whose answer is not recorded yet, and their tries."""
     failure: str = ""
     """Reason why the last call that failed did."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
@@ -84,6 +84,13 @@ class OpenEpisode:
         """Record the answers that have been sent, or are on their way."""
         for call in [call for call in self.calls if call.is_answered]:
             call.finish()
+
+    def end(self, scope: SpanScope) -> None:
+        """End a try, which is judged: of answers under way, it has what has come."""
+        for call, owner in list(self.calls.items()):
+            if owner is scope:
+                call.finish()
+        scope.ended = True
 
     def trajectory(self) -> Trajectory | None:
         """Return the record so far; `None` before the first call."""
@@ -131,14 +138,14 @@ class Episodes:
         entry.used_at = time.monotonic()
         entry.record_answers()
         scope = entry.tries.get(try_name)
-        if (entry.is_own and scope is None) or (scope is not None and scope.ended):
-            raise Refusal(410, f"the try {try_name!r} of episode {entry.episode_id!r} is not open; it has ended")
         if try_name in entry.judged:
             raise Refusal(
                 410,
                 f"the try {try_name!r} of episode {entry.episode_id!r} has its verdict; a further try has another "
                 f"name, e.g. /episodes/{entry.episode_id}/{label}-{_next(entry, label)}/v1",
             )
+        if (entry.is_own and scope is None) or (scope is not None and scope.ended):
+            raise Refusal(410, f"the try {try_name!r} of episode {entry.episode_id!r} is not open; it has ended")
         if scope is None:
             parent = _parent(entry, label, suffix, messages)
             is_try = label != "reflect"
@@ -181,6 +188,7 @@ class Episodes:
             has = f"episode {episode_id!r} has {', '.join(tries) or 'none yet'}"
             raise Refusal(409, f"verdict on {try_name or 'the last try'}: not a try with an answer; {has}")
         verdict = Verdict(passed=passed, score=score, feedback=feedback)
+        entry.end(entry.tries[name])
         try:
             entry.episode.verdict(entry.tries[name], verdict=verdict)
         except ConfigError as error:

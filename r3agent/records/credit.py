@@ -165,7 +165,8 @@ def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSo
             if (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))
-            key = place, span.policy_version, _drawn_with(span)  # the weights may have been swapped meanwhile
+            sampled = _sampled(trajectory, span)
+            key = place, sampled.policy_version, _drawn_with(sampled)  # the weights may have been swapped meanwhile
             siblings.setdefault(key, {})[origin[trajectory.trajectory_id], span.span_id] = (trajectory, span, earned)
     shared: set[Hashable] = set()
     for by_id in siblings.values():
@@ -186,6 +187,12 @@ def _own(a_try: Try, source: str) -> float | None:
     if (verdict := a_try.verdict) is None:
         return None
     return verdict.score if source == "score" else float(verdict.passed)
+
+
+def _sampled(trajectory: Trajectory, span: Span) -> Span:
+    """Return the first call of the policy in the try that begins with `span`; a router's call may come before it."""
+    steps = (span,) if span.label == "reflect" else trajectory.try_of(span).steps
+    return next((step for step in steps if step.purpose is None), span)
 
 
 def _asked(span: Span) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from r3agent.errors import ConfigError
 from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
 from r3agent.testing import ScriptedEndpoint
-from tests.gateway.stub import HTTP
+from tests.gateway.stub import HEAD, HTTP, Request, event, stub
 
 USER = {"role": "user", "content": "?"}
 ANSWER = {"role": "assistant", "content": "42"}
@@ -27,9 +29,9 @@ class Client:
         self._gateway = gateway
         self.root = gateway.url.removesuffix("/v1")
 
-    def ask(self, episode: str, name: str, *further: Any) -> httpx.Response:
+    def ask(self, episode: str, name: str, *further: Any, **fields: Any) -> httpx.Response:
         url = f"{self._gateway.url_of(episode, name)}/chat/completions"
-        return HTTP.post(url, json={"model": "scripted", "messages": [USER, *further]})
+        return HTTP.post(url, json={"model": "scripted", "messages": [USER, *further], **fields})
 
     def verdict(self, episode: str, **body: Any) -> httpx.Response:
         return HTTP.post(f"{self.root}/episodes/{episode}/verdict", json=body)
@@ -104,6 +106,31 @@ def test_a_try_or_episode_with_its_verdict_takes_no_call(tmp_path: Path) -> None
         assert client.get("e").json()["trajectory_id"]
     [found] = r3agent.load(tmp_path)
     assert labels(found) == [("attempt", ["42"], False), ("attempt", ["42"], True)]
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_a_verdict_ends_the_calls_of_its_try(end: bool, tmp_path: Path) -> None:
+    judged = threading.Event()
+
+    def answer(request: Request) -> Iterator[bytes]:
+        yield HEAD.encode() + event({"content": "a"})
+        if request.body["messages"][1:]:
+            judged.wait(20)
+        yield event({"content": "b"}, finish_reason="stop")
+
+    with stub(answer) as upstream, Gateway(upstream.url, out=tmp_path) as gateway:
+        client = Client(gateway)
+        client.ask("e", "attempt", stream=True)
+        body = {"model": "m", "messages": [USER, USER], "stream": True}
+        with HTTP.stream("POST", f"{gateway.url_of('e')}/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert '"a"' in next(lines)
+            assert client.verdict("e", passed=False, end=end).status_code == 200
+            judged.set()
+            assert '"b"' in "".join(lines)
+        found = Trajectory.model_validate(client.get("e").json())
+    assert labels(found) == [("attempt", ["ab", "a"], False)]
+    assert [span.capability for span in found.spans][1] == "eval-only"
 
 
 async def test_an_idle_episode_is_stored_and_can_be_begun_again(tmp_path: Path) -> None:

@@ -169,6 +169,15 @@ def test_siblings_are_of_one_policy_version() -> None:
     assert versions == [["v0001", "v0001"], ["v0002"], [None]]
 
 
+def test_a_router_before_it_does_not_stand_for_the_policy() -> None:
+    def routed(version: str, passed: bool) -> Trajectory:
+        call = span("attempt", purpose="router", policy_version="v0000")
+        return tree(call, span("attempt", call, passed, policy_version=version))
+
+    found = groups([routed("v0001", True), routed("v0002", False), routed("v0001", False)], "attempt")
+    assert [group.rewards_G for group in found] == [(1.0, 0.0), (0.0,)]
+
+
 # ---- what is never compared ----
 
 
