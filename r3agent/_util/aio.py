@@ -56,6 +56,19 @@ async def in_own_thread(function: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def run_in_thread_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run `coroutine` as `asyncio.run` does, in a loop that stays open for the next one of this thread.
+
+    Connections belong to a loop, and the clients that keep them, such as LangChain's, outlive a collection.
+    """
+    return _runner(threading.get_ident()).run(coroutine, context=copy_context())
+
+
+@cache
+def _runner(thread: int) -> asyncio.Runner:
+    return asyncio.Runner()
+
+
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Wait for `coroutine` from sync code, in any thread; an interrupted wait cancels it.
 
@@ -92,4 +105,5 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-os.register_at_fork(after_in_child=_loop.cache_clear)  # a forked child has the loop but not its thread
+for cached in (_loop, _runner):
+    os.register_at_fork(after_in_child=cached.cache_clear)  # a forked child has the loops but not their threads

@@ -28,8 +28,6 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *([("steps in a try", f"{summary.steps_per_try:.1f}")] if (summary.steps_per_try or 1) > 1 else []),
         *((f"error in a try: {kind}", f"{count} tries") for kind, count in summary.try_errors.items()),
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
-        *([("steps per try", f"{summary.steps_per_try:.1f}")] if (summary.steps_per_try or 1) > 1 else []),
-        *((f"error of a try: {kind}", f"{count} tries") for kind, count in summary.try_errors.items()),
         *((f"no whole answer: {reason}", f"{count} tries") for reason, count in summary.unfinished.items()),
         *((f"not whole: {reason}", f"{count} reflections") for reason, count in summary.unfinished_reflections.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),

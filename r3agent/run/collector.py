@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from r3agent._util.aio import run_in_thread_loop
 from r3agent.deploy import load_version
 from r3agent.episodes.collect import CollectSummary, collect
 from r3agent.http.errors import NO_KEY
@@ -106,4 +106,4 @@ class Collector(RunDirectory):
                 await policy.aclose()
                 await close(self.verifier)
 
-        return asyncio.run(run())
+        return run_in_thread_loop(run())

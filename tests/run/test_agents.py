@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from r3agent._util.aio import run_in_thread_loop
 from r3agent.cli.main import main
 from r3agent.errors import ConfigError
 from r3agent.evaluate import compare
@@ -23,6 +24,10 @@ from tests.support.chatting import ChattingEndpoint
 N_TASKS = 4
 MODULE = '''
 from contextlib import asynccontextmanager
+
+from langchain_openai import ChatOpenAI
+
+from r3agent import instrument
 
 NAMES = ["tiny", "tiny@live", "policy"]
 
@@ -50,6 +55,7 @@ def double(x: int) -> int:
     return 2 * x
 
 TOOLS = [double]
+chat = instrument(ChatOpenAI(model="tiny", base_url="http://127.0.0.1:1/v1", api_key="EMPTY"))
 nothing = 3
 
 @asynccontextmanager
@@ -121,6 +127,15 @@ def test_stages_run_the_agent_with_the_version_in_question(
         assert {(span.model, span.policy_version) for span in spans} == {(name, version)}
         assert {len(a_try.steps) for t in episodes for a_try in t.tries} == {2}
     assert models(endpoint) == {"tiny", "tiny@v0001"}
+
+
+def test_agent_keeps_its_client_from_one_version_to_the_next(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {**settings, "agent.agent": "my_agent:chat"})
+    run.collect()
+    weights.Run(run.registry, Path(run.config.policy.base_model)).train("lora", seed=1)
+    comparison = run.evaluate("v0000", "v0001")
+    assert (comparison.baseline.errors.rate, comparison.candidate.errors.rate) == (0, 0)
+    run_in_thread_loop(sys.modules["my_agent"].chat.root_async_client.close())
 
 
 def test_another_agent_or_limit_makes_other_episodes(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from r3agent._util.aio import gather_all, run_sync
+from r3agent._util.aio import gather_all, run_in_thread_loop, run_sync
 
 
 async def value(x: int) -> int:
@@ -57,6 +57,18 @@ def test_one_loop_serves_all_threads() -> None:
     thread.start()
     thread.join()
     assert seen[0] == seen[1]
+
+
+def test_each_thread_keeps_a_loop_for_its_runs() -> None:
+    async def running() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    seen = [run_in_thread_loop(running()), run_in_thread_loop(running())]
+    thread = threading.Thread(target=lambda: seen.append(run_in_thread_loop(running())))
+    thread.start()
+    thread.join()
+    assert seen[0] is seen[1] is not seen[2]
+    assert not any(loop.is_closed() for loop in seen)
 
 
 def test_waiting_for_oneself_is_refused() -> None:

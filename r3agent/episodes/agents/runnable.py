@@ -34,12 +34,16 @@ from pydantic_core import to_jsonable_python
 from r3agent._util.aio import in_own_thread, is_run_sync
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
+from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import ConfigError
 from r3agent.policy.langchain import as_langchain
 from r3agent.records.trajectory import Task
 
 CHECKPOINTER = "__pregel_checkpointer"
 """Key of a node's config with the checkpointer that LangGraph lends to subgraphs."""
+
+RUNTIME = "__pregel_runtime"
+"""Key of a node's config with LangGraph's `Runtime`."""
 
 ENVIRONMENT = "environment"
 """Key of the config with the world of the try."""
@@ -90,10 +94,12 @@ class RunnableAgent:
 
     async def run(self, call: AgentCall) -> AgentEnd:
         given = _numbered(as_langchain(call.messages))
-        config: RunnableConfig = call.config
+        configurable = {**call.config.get("configurable", {})}
+        if type(getattr(configurable.get(RUNTIME), "context", None)) is EpisodeContext:
+            configurable[RUNTIME] = configurable[RUNTIME].override(context=None)  # the episode's limits are not its own
         if call.environment is not None:
-            configurable = {**config.get("configurable", {}), ENVIRONMENT: call.environment}
-            config = {**config, "configurable": configurable}
+            configurable[ENVIRONMENT] = call.environment
+        config: RunnableConfig = {**call.config, "configurable": configurable}
         sent: Any = given if self._takes_list else {**_state(call.task), "messages": given}
         if is_run_sync() and self.resumes(config):
             # The checkpointer of a graph that is invoked may have no async methods.
