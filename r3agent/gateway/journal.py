@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import OpenEpisode
 from r3agent.http.client import parse_json
-from r3agent.records.trajectory import Span, Trajectory, new_id
+from r3agent.records.trajectory import Span, Task, Trajectory, new_id
 from r3agent.store.shards import shards
 
 logger = logging.getLogger(__name__)
@@ -51,18 +51,19 @@ class Journal:
         self._fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._written: WeakKeyDictionary[OpenEpisode, tuple[Span, ...]] = WeakKeyDictionary()
-        """Spans of each episode that the file has."""
+        self._written: WeakKeyDictionary[OpenEpisode, tuple[Task, tuple[Span, ...]]] = WeakKeyDictionary()
+        """Task and spans of each episode that the file has."""
         self._size = 0
 
     def note(self, entry: OpenEpisode) -> None:
         """Write the spans of an episode that the file does not have, or has without their verdict."""
-        spans, written = entry.episode.spans, self._written.get(entry, ())
+        spans, (task, written) = entry.episode.spans, self._written.get(entry, (None, ()))
         news = [span for i, span in enumerate(spans) if i >= len(written) or span is not written[i]]
         if not news:
             return
         recorded = entry.episode.trajectory
-        head = {"trajectory_id": recorded.trajectory_id} if written else recorded.model_dump(exclude={"spans"})
+        is_known = task == recorded.task
+        head = {"trajectory_id": recorded.trajectory_id} if is_known else recorded.model_dump(exclude={"spans"})
         line = {**head, "spans": [span.model_dump(mode="json") for span in news]}
         try:
             content = dumps(line)
@@ -70,7 +71,7 @@ class Journal:
             self._size += n_written
             if n_written < len(content) + 2:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._written[entry] = spans
+            self._written[entry] = recorded.task, spans
         except OSError as error:  # the answers are in memory all the same, and written with the next
             logger.warning("%s: an answer is not in the journal: %s", self.path, error)
 
@@ -103,7 +104,7 @@ def _read(lines: Iterable[bytes]) -> dict[str, Trajectory]:
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             part = parse_json(line)
-            heads.setdefault(part["trajectory_id"], part)
+            heads.setdefault(part["trajectory_id"], {}).update(part)
             spans.setdefault(part["trajectory_id"], {}).update({span["span_id"]: span for span in part["spans"]})
     found: dict[str, Trajectory] = {}
     for trajectory_id, head in heads.items():

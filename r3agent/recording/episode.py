@@ -59,6 +59,8 @@ class Episode:
     _spans: list[Span] = field(default_factory=list, init=False)
     _finishers: list[tuple[SpanScope | None, Callable[[], None]]] = field(default_factory=list, init=False)
     _called: bool = field(default=False, init=False)
+    _awaits_policy: bool = field(default=False, init=False)
+    """True while the task is that of a call that is not the policy's, until the policy's first call defines it."""
     _n_lost: int = field(default=0, init=False)
     """Number of its calls without a span: they failed, or cannot be recorded."""
     _is_try_lost: bool = field(default=False, init=False)
@@ -265,13 +267,20 @@ class Episode:
             self._n_lost += 1
             self._is_try_lost |= scope is None or scope.label != "reflect"
 
-    def begin(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], keys: Iterable[str]) -> None:
-        """Register a call; the first call defines the task, unless `trace` got one."""
+    def begin(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        keys: Iterable[str],
+        purpose: str | None = None,
+    ) -> None:
+        """Register a call; the policy's first call defines the task, unless `trace` got one."""
         with self._lock:
             self._called = True
             self._keys |= {key for key in keys if key}
-            if self._task is None:
+            if self._task is None or (self._awaits_policy and purpose is None):
                 self._task = Task.model_validate({"messages": messages, "tools": tools})
+                self._awaits_policy = purpose is not None
 
     def add(
         self,
@@ -291,6 +300,8 @@ class Episode:
                 label, place = "attempt", {"request": messages, "standalone": True}
             else:
                 place = attach(tree, scope and scope.parent_id, messages)
+            if self._awaits_policy:  # the task will be another one
+                place |= {"request": messages, "standalone": True}
             if any(message.get("role") == "assistant" for message in place["request"]) and not place.get("standalone"):
                 self.warn(
                     "a conversation continues with an answer that was not recorded: another client gave it, or the "

@@ -151,7 +151,7 @@ class Exchange:
         # Copy the messages as sent: the application may modify its list afterwards.
         sent = json_value([body.get("messages"), request.get("tools") or []])
         self._messages, self._tools = sent
-        episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())])
+        episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())], purpose)
 
     # ---- the request ----
 

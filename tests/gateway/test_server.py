@@ -28,8 +28,8 @@ from tests.gateway.stub import HTTP
 USER: Any = {"role": "user", "content": "?"}
 
 
-def ask(url: str, model: str = "policy", **settings: Any) -> httpx.Response:
-    body = {"model": model, "messages": [USER]}
+def ask(url: str, model: str = "policy", content: str = "?", **settings: Any) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": content}]}
     return HTTP.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer none"}, **settings)
 
 
@@ -111,8 +111,11 @@ def test_command_stores_open_episodes_at_the_end(number: int, tmp_path: Path) ->
 
 def test_a_gateway_stores_what_a_killed_one_had_answered(tmp_path: Path) -> None:
     with ScriptedEndpoint("42") as endpoint:
-        with command("--upstream", endpoint.url, "--out", str(tmp_path)) as (process, url):
+        endpoint.adapters = ["titles"]
+        words = ["--upstream", endpoint.url, "--out", str(tmp_path), "--model", "scripted"]
+        with command(*words) as (process, url):
             root = url.removesuffix("/v1")
+            ask(f"{root}/episodes/open/attempt/v1", "titles", content="A title?")
             for episode in ("open", "failed", "stored"):
                 for _ in range(2):
                     ask(f"{root}/episodes/{episode}/attempt/v1", "scripted")
@@ -127,10 +130,12 @@ def test_a_gateway_stores_what_a_killed_one_had_answered(tmp_path: Path) -> None
             assert len(r3agent.load(tmp_path)) == 3
     found = {t.metadata["episode"]: t for t in r3agent.load(tmp_path)}
     assert {name: (len(t.spans), t.passed) for name, t in found.items() if name in ("open", "failed", "stored")} == {
-        "open": (2, None),
+        "open": (3, None),
         "failed": (2, False),
         "stored": (2, True),
     }
+    assert found["open"].task.messages == (USER,)  # not that of the other model
+    assert [span.purpose for span in found["open"].spans] == ["another model", None, None]
     assert len(found) == 4
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
 
