@@ -46,6 +46,7 @@ from r3agent.http.errors import NO_KEY
 from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message, Task
 
+POLL_S = 0.05
 STDERR_CHARS = 2000
 """Length of the end of stderr in an error."""
 SPEAKERS = {"assistant": "You", "tool": "Result of the call"}
@@ -53,6 +54,10 @@ SPEAKERS = {"assistant": "You", "tool": "Result of the call"}
 POLICY = "policy"
 """Model name that the gateway takes for the policy."""
 SIGNALS = frozenset(signal.Signals)
+
+
+class _OverrunError(Exception):
+    """The program printed more than it may."""
 
 
 class Program:
@@ -126,7 +131,7 @@ class Program:
 
     async def _run(self, call: AgentCall, url: str) -> str:
         where = call.environment
-        tree, most = ProcessTree(self.memory_mb), int(self.output_mb * 2**20)
+        tree = ProcessTree(self.memory_mb)
         with tempfile.TemporaryDirectory(prefix="r3agent-", ignore_cleanup_errors=True) as own:
             file = Path(own) / "task.json"
             task = {"id": call.task.id, "messages": [*call.messages], "tools": [*call.task.tools]}
@@ -143,16 +148,17 @@ class Program:
             )
             watch = asyncio.create_task(tree.watch())
             try:
-                stdout, stderr, _ = await gather_all(
+                stdout, stderr, *_ = await gather_all(
                     (
-                        _read(process.stdout, most + 1),
+                        _read(process.stdout, int(self.output_mb * 2**20)),
                         _read_end(process.stderr, STDERR_CHARS),
                         _write(process.stdin, as_text(call.messages).encode()),
+                        _end_rest(process, tree),
                     )
                 )
-                if len(stdout) > most:
-                    raise AgentError(f"{self!r} printed more than output_mb = {self.output_mb:g}")
                 code = await process.wait()
+            except _OverrunError:
+                raise AgentError(f"{self!r} printed more than output_mb = {self.output_mb:g}") from None
             finally:
                 watch.cancel()
                 await asyncio.shield(asyncio.to_thread(tree.end))
@@ -179,6 +185,8 @@ def as_text(messages: Sequence[Message]) -> str:
 def _variables(url: str) -> dict[str, str]:
     """Return the variables by which SDKs find the gateway."""
     anthropic = url.removesuffix("/v1")
+    given = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")
+    no_proxy = ",".join(filter(None, given))
     return {
         "OPENAI_BASE_URL": url,
         "OPENAI_API_BASE": url,
@@ -187,16 +195,23 @@ def _variables(url: str) -> dict[str, str]:
         "ANTHROPIC_BASE_URL": anthropic,
         "ANTHROPIC_API_KEY": NO_KEY,
         "ANTHROPIC_MODEL": POLICY,
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,  # which many programs prefer
     }
 
 
 async def _read(stream: asyncio.StreamReader | None, limit: int) -> bytes:
-    """Read a stream to its end, or to the limit."""
+    """Read a stream to its end.
+
+    Raises:
+        _OverrunError: it is longer than the limit.
+    """
     assert stream is not None  # it is a pipe
     parts = bytearray()
-    while len(parts) < limit and (piece := await stream.read(limit - len(parts))):
+    while piece := await stream.read(2**16):
         parts += piece
+        if len(parts) > limit:
+            raise _OverrunError
     return bytes(parts)
 
 
@@ -215,6 +230,14 @@ async def _write(stream: asyncio.StreamWriter | None, content: bytes) -> bytes:
         stream.write(content)
         await stream.drain()
         stream.close()
+    return b""
+
+
+async def _end_rest(process: asyncio.subprocess.Process, tree: ProcessTree) -> bytes:
+    """End what a program leaves running when it ends, which may keep its stdout open."""
+    while process.returncode is None:  # `wait` would wait for its stdout too
+        await asyncio.sleep(POLL_S)
+    await asyncio.to_thread(tree.end)
     return b""
 
 

@@ -111,6 +111,13 @@ time.sleep(600)
     assert wait_until(lambda: not any(map(_is_alive, gone)), timeout_s=10)
 
 
+def test_program_does_not_wait_for_what_it_leaves_running(tmp_path: Path) -> None:
+    source = "import subprocess; child = subprocess.Popen(['sleep', '600']); ask(task['messages']); print(child.pid)"
+    episode = run(program(tmp_path, source), max_attempts=1, try_timeout_s=60.0)
+    (attempt,) = episode.tries
+    assert wait_until(lambda: not _is_alive(Path(f"/proc/{attempt.message['content']}")), timeout_s=10)
+
+
 def _is_alive(process: Path) -> bool:
     try:
         return "sleep" in (process / "cmdline").read_text()
@@ -123,7 +130,7 @@ def _is_alive(process: Path) -> bool:
     [
         ("print('half'); sys.exit('no such order')", {}, "exited with 1: no such order"),
         ("os.kill(os.getpid(), 9)", {}, "signal SIGKILL"),
-        ("print('x' * 200_000)", {"output_mb": 0.1}, "output_mb = 0.1"),
+        ("while True: print('x' * 200_000)", {"output_mb": 0.1}, "output_mb = 0.1"),
         ("x = bytearray(300_000_000); import time; time.sleep(60)", {"memory_mb": 150}, "memory_mb = 150"),
     ],
     ids=["exit", "signal", "output", "memory"],
