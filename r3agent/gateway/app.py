@@ -132,8 +132,10 @@ class App:
         self.journal = Journal(full.path.parent)
         for entry in self.episodes.open.values():
             self.journal.note(entry)
-        await asyncio.to_thread(self._recorder.flush, STORE_S)
-        full.remove()
+        if await asyncio.to_thread(self._recorder.flush, STORE_S) and not self._recorder.counts.failed:
+            full.remove()
+        else:
+            logger.warning("%s: not all of its episodes are stored; the next gateway of the store reads it", full.path)
 
     def _complete(self, entry: OpenEpisode) -> None:
         try:

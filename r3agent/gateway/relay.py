@@ -22,7 +22,7 @@ from r3agent.errors import EndpointError, PolicyError, ProtocolError, Unreachabl
 from r3agent.gateway.answers import error_answer
 from r3agent.gateway.dialect import ChatApi, Dialect, EventStream, dumps
 from r3agent.gateway.lines import Lines, data_of
-from r3agent.gateway.upstream import CHAT, Target, Upstream, UpstreamError, to_client
+from r3agent.gateway.upstream import CHAT, KEYS, MIN_SECRET, Target, Upstream, UpstreamError, bare_key, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
@@ -51,6 +51,12 @@ class Call:
     @property
     def is_translated(self) -> bool:
         return not isinstance(self.dialect, ChatApi)
+
+    def redact(self, text: str) -> str:
+        """Remove the keys of the request, which the upstream may quote, from a text for the record."""
+        for key in (bare_key(self.request.headers.get(name, "")) for name in KEYS):
+            text = text.replace(key, "[the client's key]") if len(key) >= MIN_SECRET else text
+        return self.target.redact(text.encode(errors="replace")).decode()
 
     @cached_property
     def events(self) -> EventStream:
@@ -88,7 +94,7 @@ class Relay:
                 if is_doubtful and call.exchange.repeats(None, ErrorBody(str(error))):
                     continue
                 kind = UnreachableError if error.is_unreachable else EndpointError
-                return await self._fail(call, error.status, str(error), kind(str(error)))
+                return await self._fail(call, error.status, str(error), kind(call.redact(str(error))))
 
     async def _answer(self, call: Call, response: aiohttp.ClientResponse) -> web.StreamResponse:
         if is_success(response) and response.content_type == EVENTS and call.exchange.is_stream:
@@ -101,6 +107,9 @@ class Relay:
             answer = read_completion(content)
         if call.exchange.repeats_after(answer):
             raise _Again
+        if not call.is_translated and (error := find_error(answer)) is not None:
+            call.failure = call.redact(read_body(error).message[:2000])
+            return self._hand_on(call, response, content)
         translated = _translated(call, answer) if call.is_translated else None
         if not (isinstance(answer, Mapping) and answer.get("choices")):
             call.failure = "the upstream's answer is not a chat completion"
@@ -119,10 +128,15 @@ class Relay:
         if call.exchange.repeats(response.status, read):
             raise _Again
         call.failure = f"the upstream answered with status {response.status}"
-        error, headers = _as_error(call, response, content), to_client(response.headers)
         if call.out is not None or call.is_translated:
+            error, headers = _as_error(call, response, content), to_client(response.headers)
             return await self._fail(call, response.status, read.message[:2000], error, headers)
-        call.exchange.fail(error)
+        return self._hand_on(call, response, content)
+
+    def _hand_on(self, call: Call, response: aiohttp.ClientResponse, content: bytes) -> web.Response:
+        """Hand an error on as the upstream wrote it."""
+        call.exchange.fail(_as_error(call, response, content))
+        headers = to_client(response.headers)
         headers.update(call.extra)
         return web.Response(status=response.status, headers=headers, body=call.target.redact(content))
 
@@ -141,8 +155,8 @@ class Relay:
             exchange.note(error)
         else:
             exchange.fail(error)
-        call.failure = call.failure or message
-        message = call.target.redact(message.encode()).decode()
+        call.failure = call.failure or call.redact(message)
+        message = call.target.redact(message.encode(errors="replace")).decode()
         if call.out is None:
             kept = {name: value for name, value in (headers or {}).items() if name.lower().startswith("retry-after")}
             return error_answer(call.dialect, status, message, {**kept, **call.extra})
@@ -225,7 +239,7 @@ class Relay:
             fitted = exchange.fit(chunk)
             is_dropped = fitted is None
             if fitted is chunk:
-                pieces.append(line)
+                pieces.append(line if chunk.get("choices") else call.target.redact(line))
             elif fitted is not None:
                 pieces.append(b"data: " + dumps(fitted) + line[len(line.rstrip(b"\r\n")) :])
         if pieces:
@@ -261,6 +275,8 @@ def is_success(response: aiohttp.ClientResponse) -> bool:
 
 def _as_error(call: Call, response: aiohttp.ClientResponse, content: bytes) -> PolicyError:
     """Map an error response onto `r3agent.errors`, as for r3agent's own requests."""
-    request = httpx.Request("POST", str(response.url), headers=call.target.headers)
+    sent = call.target.fill_in(call.request.headers)
+    keys = {name: value for name, value in sent.items() if name.lower() in KEYS}
+    request = httpx.Request("POST", str(response.url), headers={**keys, **call.target.headers})
     found = httpx.Response(response.status, content=content, request=request)
     return policy_error(read_error(found), where=f"{call.target.shown}: ")

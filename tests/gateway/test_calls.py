@@ -159,6 +159,23 @@ def test_keys_go_upstream_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCap
     assert not any(secret in text for secret in (KEY, own) for text in (stored, caplog.text))
 
 
+@pytest.mark.parametrize("api", ["/chat/completions", "/messages"])
+@pytest.mark.parametrize("own", [None, "sk-a-secret-of-the-gateway"])
+def test_keys_in_an_error_with_status_200_are_in_no_record(api: str, own: str | None, tmp_path: Path) -> None:
+    def answer(request: Request) -> Iterator[bytes]:
+        yield whole({"error": {"message": f"wrong key: {request.headers['authorization']}", "code": 401}})
+
+    with stub(answer) as upstream, running(upstream.url, tmp_path, api_key=own) as gateway:
+        url = f"{gateway.url_of('e')}{api}"
+        told = HTTP.post(url, json={**ASK, "max_tokens": 9}, headers={"Authorization": f"Bearer {KEY}"})
+    assert "wrong key" in told.text
+    assert own is None or own not in told.text
+    [found] = r3agent.load(tmp_path)
+    assert found.error is not None
+    assert "wrong key" in found.error.message
+    assert not any(secret in found.error.message for secret in (KEY, own) if secret)
+
+
 def test_events_pass_in_time_with_all_that_is_in_them(tmp_path: Path) -> None:
     more = threading.Event()
     first = b": keep-alive\n\n" + event({"role": "assistant"}, x_unknown={"a": 1.5})
