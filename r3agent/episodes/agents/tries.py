@@ -258,7 +258,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _text(error: BaseException, call: AgentCall) -> str:
-    return f"{type(error).__name__}: {call.episode.redact(str(error)[:MAX_CHARS])}"
+    return f"{type(error).__name__}: {call.episode.redact(str(error))[:MAX_CHARS]}"
 
 
 def _no_step(request: SpanRequest, policy: Policy) -> Span:
@@ -269,6 +269,7 @@ def _no_step(request: SpanRequest, policy: Policy) -> Span:
         text="",
         model=str(getattr(policy, "model", "")),
         completion_tokens=0,
+        answer="",  # what the agent gives takes its place
         purpose="no model call",  # no version of the policy answered
         capability_note="the agent made no model call that is recorded",
     )

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 from r3agent import ConfigError, Task, build_graph
 from r3agent.errors import AccessError, AgentError, EndpointError
 from r3agent.testing import PROMPT_TOO_LONG, SERVER_ERROR, Fault, ScriptedEndpoint
+from r3agent.verifiers import PENDING
 from tests.episodes.agents.endpoints import TASK, policy_at, steps, trajectory
 
 ASK: Any = {"model": "policy"}
@@ -182,3 +183,15 @@ async def test_agent_without_an_answer_fails() -> None:
     output = await run(silent, verifier=judge)
     assert "no answer" in str(trajectory(output).tries[0].verdict)
     assert "no model call" in str(trajectory(output).spans[0].capability_note)
+
+
+async def test_agent_without_a_model_call_may_be_judged_later() -> None:
+    async def acts(messages: list[Any], client: AsyncOpenAI, environment: Any) -> None:
+        environment["sum"] = 4
+
+    def later(task: Task, answer: str, environment: Any) -> Any:
+        return PENDING
+
+    output = await run(acts, verifier=later)
+    (attempt,) = trajectory(output).tries
+    assert (attempt.verdict, attempt.passed) == (None, None)
