@@ -162,6 +162,7 @@ def test_journal_goes_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr("r3agent.gateway.journal.os.write", write)
         for _ in range(4):
             ask(gateway.url_of("e"), "scripted")
+        assert HTTP.get(f"{gateway.url.removesuffix('/v1')}/episodes/e").status_code == 200  # the last call has ended
         [path] = tmp_path.glob("*.journal")
         (tmp_path / "killed").mkdir()
         shutil.copy(path, tmp_path / "killed")
