@@ -10,6 +10,7 @@ from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
 
 SETTINGS = {  # the same names as in r3.toml
+    "task.source": "countdown",
     "sampling.max_tokens": 24,
     "collect.n": 96,
     "collect.reflections": 8,

@@ -214,7 +214,9 @@ async def run_episode(
     error: Any = state.get("trajectory", {}).get("error")  # of the first try
     if cause is not None:
         error = EpisodeError(kind=type(cause).__name__, message=str(cause))
-    task = Task.model_validate(state.get("task", task))  # with the tools that an agent brings
+    tools = tuple(state.get("task", {}).get("tools", task.tools))
+    if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
+        task = task.model_copy(update={"tools": tools})
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
     return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
 

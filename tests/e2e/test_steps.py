@@ -38,15 +38,16 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def greedy_tries(base_url: str, out: Path, **maker: Any) -> dict[str, list[Any]]:
     """The greedy tries of an agent, as what they sampled, by task; those at temperature 1 are exact to train on."""
     for temperature in (0.0, 1.0):
-        summary = await collect(
-            find_tasks("countdown_steps", 6, seed=2),
-            policy=OpenAIPolicy(base_url, "bundled-steps"),
-            verifier=find_verifier("countdown_steps"),
-            out=out / f"{temperature}",
-            sampling=Sampling(temperature=temperature, max_tokens=12),
-            reflections=1,
-            **maker,
-        )
+        async with OpenAIPolicy(base_url, "bundled-steps") as policy:
+            summary = await collect(
+                find_tasks("countdown_steps", 6, seed=2),
+                policy=policy,
+                verifier=find_verifier("countdown_steps"),
+                out=out / f"{temperature}",
+                sampling=Sampling(temperature=temperature, max_tokens=12),
+                reflections=1,
+                **maker,
+            )
         assert summary.errors == summary.try_errors == {}
         assert summary.steps_per_try is not None
         assert summary.steps_per_try > 2

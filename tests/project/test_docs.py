@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_openai import ChatOpenAI
 
+from r3agent._util.aio import run_sync
 from r3agent.cli.main import VERBS, parse
 from r3agent.run.config import Config
 from r3agent.testing import ScriptedEndpoint
@@ -47,6 +49,9 @@ def test_python_prints_what_the_page_says(name: str, tmp_path: Path, monkeypatch
             assert said.getvalue() == expected
         if "policy" in names and hasattr(names["policy"], "close"):
             names["policy"].close()
+        if isinstance(model := names.get("model"), ChatOpenAI):
+            model.root_client.close()
+            run_sync(model.root_async_client.close())
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if commands(page)])

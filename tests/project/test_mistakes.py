@@ -187,7 +187,7 @@ class Narrow:
             {"tools": [is_right]},
             "tool 'is_right' has no definition: it has no docstring, which tells the policy what it",
         ),
-        ({"tools": [is_right], "agent": is_right}, "and 1 tools: an agent has its own tools; give them to it"),
+        ({"tools": [is_right], "agent": is_right}, "agent and tools: an agent has its own tools; give them to it"),
         ({"environment": 5}, "environment = 5: no callable (task); pass an async generator function (task)"),
         ({"environment": lambda: None}, "it does not take (task): too many positional arguments; pass an async"),
         ({"max_steps": 0}, "max_steps = 0: Input should be greater than or equal to 1"),
