@@ -113,7 +113,8 @@ class Relay:
         translated = _translated(call, answer) if call.is_translated else None
         if not (isinstance(answer, Mapping) and answer.get("choices")):
             call.failure = "the upstream's answer is not a chat completion"
-        call.exchange.take_whole(lambda: answer if answer is not None else read_completion(content))
+        whole: Any = answer
+        call.exchange.take_whole(lambda: read_completion(content) if whole is None else whole)
         headers = to_client(response.headers)
         headers.update(call.extra)
         if translated is not None:
