@@ -39,7 +39,8 @@ from r3agent.gateway.verdict import read_verdict
 from r3agent.http.client import parse_json
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
-from r3agent.recording.exchange import Exchange, Memory
+from r3agent.recording.exchange import Exchange
+from r3agent.recording.memory import Memory
 from r3agent.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)

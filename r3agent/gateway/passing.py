@@ -15,7 +15,7 @@ from r3agent.gateway.episodes import Refusal
 from r3agent.gateway.relay import is_success
 from r3agent.gateway.upstream import Target, Upstream, to_client
 from r3agent.http.client import parse_json
-from r3agent.recording.exchange import Memory
+from r3agent.recording.memory import Memory
 
 GENERATIONS = ("/completions",)
 """Routes of generations that are not recorded."""

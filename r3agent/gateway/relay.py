@@ -26,7 +26,8 @@ from r3agent.gateway.upstream import CHAT, KEYS, MIN_SECRET, Target, Upstream, U
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
-from r3agent.recording.exchange import Exchange, is_blank
+from r3agent.recording.exchange import Exchange
+from r3agent.recording.wire import is_blank
 
 EVENTS = "text/event-stream"
 

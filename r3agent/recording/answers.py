@@ -8,7 +8,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletionChunk
 
-from r3agent.recording import exchange
+from r3agent.recording import wire
 from r3agent.records.json_values import parse_json
 
 
@@ -20,7 +20,7 @@ def json_of_chunk(chunk: Any) -> Any:
 def is_blank(chunk: ChatCompletionChunk) -> bool:
     """Return True if a chunk has no part of the answer, but e.g. the role with an empty text."""
     with suppress(Exception):  # a chunk of another class
-        return exchange.is_blank(json_of_chunk(chunk))
+        return wire.is_blank(json_of_chunk(chunk))
     return False
 
 
@@ -28,7 +28,7 @@ def is_whole(answer: Any) -> bool:
     """Return True if all choices of an answer have one of the usual finish reasons."""
     choices = getattr(answer, "choices", None)
     reasons = [getattr(choice, "finish_reason", None) for choice in choices] if isinstance(choices, list) else []
-    return bool(reasons) and all(reason in exchange.WHOLE for reason in reasons)
+    return bool(reasons) and all(reason in wire.WHOLE for reason in reasons)
 
 
 def json_of(answer: Any) -> Any:

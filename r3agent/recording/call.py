@@ -17,8 +17,9 @@ from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.live import Target
 from r3agent.recording.answers import is_whole, json_of, json_of_chunk
 from r3agent.recording.blocks import Block
-from r3agent.recording.exchange import Exchange, Memory
+from r3agent.recording.exchange import Exchange
 from r3agent.recording.live import LiveName
+from r3agent.recording.memory import Memory
 from r3agent.records.json_values import parse_json
 
 

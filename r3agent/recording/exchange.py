@@ -6,11 +6,9 @@ may be their fault, it is sent again without them, as it was written; what recor
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from r3agent.errors import PolicyError
 from r3agent.http.body import ErrorBody, find_error, read_body
@@ -20,11 +18,11 @@ from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
+from r3agent.recording.memory import Memory, Subject
+from r3agent.recording.wire import fit, is_blank, is_whole, wanted_fields
 from r3agent.records import versions
 from r3agent.records.json_values import json_value
 from r3agent.records.span import OTHER
-
-logger = logging.getLogger(__name__)
 
 SAMPLING_FIELDS = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -35,9 +33,6 @@ SAMPLING_FIELDS = {
 
 CUT = "the stream was left, or broke off, before the completion ended"
 
-WHOLE = ("stop", "length", "tool_calls", "content_filter")
-"""Finish reasons of whole choices."""
-
 INNOCENT = (401, 402, 407, 429)
 """Statuses that no field causes, unless the error names one."""
 
@@ -46,35 +41,6 @@ TRANSIENT = (408, 409, 502, 503, 504, 529)
 
 UNREMEMBERED = (*TRANSIENT, None)
 """Statuses after which the next request has the fields again, although one without them succeeded."""
-
-
-class Subject(NamedTuple):
-    """A model at an endpoint."""
-
-    base_url: str
-    model: str
-
-
-class Memory:
-    """Knowledge of endpoints, and what was logged; a client and its copies share it, and so do a gateway's calls."""
-
-    def __init__(self) -> None:
-        self.refused: dict[Subject, set[str]] = {}
-        """Added fields that are left out of further requests."""
-        self.taken: set[Subject] = set()
-        """Endpoints that have answered a request with added fields."""
-        self._reported: set[str] = set()
-
-    def report(self, kind: str, message: str, *values: object) -> None:
-        """Log a warning, once for each kind."""
-        if kind not in self._reported:
-            self._reported.add(kind)
-            logger.warning(message, *values)
-
-    def report_error(self, what: str, error: Exception) -> None:
-        """Log an error of the recording, once for each kind."""
-        name = type(error).__name__
-        self.report(f"{what} {name}", "%s: %s: %s", what, name, " ".join(str(error).split())[:400])
 
 
 class Exchange:
@@ -265,29 +231,7 @@ class Exchange:
 
     def fit(self, answer: Any) -> Any:
         """Return an answer or event without what was not asked for, by itself unchanged; `None` if nothing is left."""
-        if not isinstance(answer, dict) or not self.added:
-            return answer
-        fitted: dict[str, Any] = dict(answer)
-        if "stream_options" in self.added and fitted.get("usage", True) is None:
-            del fitted["usage"]
-        choices: Any = fitted.get("choices")
-        if "stream_options" in self.added and not choices and fitted.get("usage") is not None:
-            return None
-        if isinstance(choices, list):
-            fitted["choices"] = [self._fit_choice(choice) for choice in choices]
-        if "return_token_ids" in self.added:
-            fitted.pop("prompt_token_ids", None)
-        return fitted
-
-    def _fit_choice(self, choice: Any) -> Any:
-        if not isinstance(choice, dict):
-            return choice
-        fitted: dict[str, Any] = dict(choice)
-        if "logprobs" in self.added and fitted.get("logprobs") is not None:
-            fitted["logprobs"] = None
-        if "return_token_ids" in self.added:
-            fitted.pop("token_ids", None)
-        return fitted
+        return fit(answer, self.added)
 
     def settle(self) -> None:
         """Remember what the endpoint takes once it has answered."""
@@ -337,33 +281,5 @@ class Exchange:
         self._episode.lose(self._scope)
 
 
-def wanted_fields(body: Mapping[str, Any], *, is_stream: bool) -> dict[str, Any]:
-    """Return the fields of a request that the record needs, without those that it has."""
-    wanted: dict[str, Any] = {name: True for name in ("logprobs", "return_token_ids") if not body.get(name)}
-    options: Any = body.get("stream_options") or {}
-    if is_stream and isinstance(options, Mapping) and not options.get("include_usage"):
-        wanted["stream_options"] = {**options, "include_usage": True}
-    return wanted
-
-
 def _with_status(error: ErrorBody) -> tuple[int, ErrorBody]:
     return error.status, error
-
-
-def is_blank(chunk: Any) -> bool:
-    """Return True if the JSON of a chunk has no part of the answer, but e.g. the role with an empty text."""
-    with suppress(AttributeError, TypeError):  # not a chunk
-        choices = chunk.get("choices") or ()
-        parts = [{**(choice.get("delta") or {}), "role": choice.get("finish_reason")} for choice in choices]
-        return not any(value for part in parts for value in part.values())
-    return False
-
-
-def is_whole(answer: Any) -> bool:
-    """Return True if all choices in the JSON of an answer have one of the usual finish reasons."""
-    choices = answer.get("choices") if isinstance(answer, Mapping) else None
-    return (
-        bool(choices)
-        and isinstance(choices, list)
-        and all(isinstance(choice, Mapping) and choice.get("finish_reason") in WHOLE for choice in choices)
-    )

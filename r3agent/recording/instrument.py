@@ -25,8 +25,8 @@ from r3agent.recording.blocks import Block, SpanScope, current, is_unrecorded, l
 from r3agent.recording.call import RecordedCall
 from r3agent.recording.chat_models import has_clients, with_clients
 from r3agent.recording.episode import Episode
-from r3agent.recording.exchange import Memory
 from r3agent.recording.live import LiveName
+from r3agent.recording.memory import Memory
 from r3agent.recording.streams import observed, observed_async
 from r3agent.recording.wrappers import keep_wrappers
 from r3agent.store.registry import Registry
