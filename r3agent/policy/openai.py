@@ -7,14 +7,12 @@ its capability, the settings in force (`None`: left out, so the server decided),
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -27,8 +25,8 @@ from r3agent.http.headers import has_key
 from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Route, Sampling
-from r3agent.policy.endpoint import Endpoint
-from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, WeightVersion, has_weights_in_place
+from r3agent.policy.endpoints import Endpoints
+from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_in_place
 from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, read_body, shift_choices
 from r3agent.records import versions
@@ -85,7 +83,7 @@ class OpenAIPolicy(Shared):
         self.sampling = sampling or Sampling()
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
-        self._settings: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
             "proxy": proxy,
@@ -95,10 +93,10 @@ class OpenAIPolicy(Shared):
             "outage_s": outage_s,
             "max_tries": max_tries,
         }
-        self._endpoints = {base_url: self._new_endpoint(base_url)}
-        self._weights: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, WeightVersion]] = WeakKeyDictionary()
+        self._endpoints = Endpoints(base_url, settings)
         self._registry = Registry(registry) if isinstance(registry, str | Path) else registry
         self._name(model, version)
+        self._endpoints.of(None, self._current_url)  # raises what is invalid
 
     def __repr__(self) -> str:
         return f"OpenAIPolicy({redact_url(self.base_url)!r}, {self.model!r})"
@@ -162,8 +160,8 @@ class OpenAIPolicy(Shared):
             ConfigError: nothing is live.
         """
         target = await self._pinned_target()
-        endpoint = self._endpoint(target)
-        now = await self._weight_version(endpoint).now() if target.in_place else None
+        endpoint = self._endpoints.of(target.base_url, self._current_url)
+        now = await self._endpoints.weights(endpoint).now() if target.in_place else None
         version = self._answered.version(target, self.base_url, target.model, now, now)
         return Route(endpoint.base_url, target.model, endpoint.headers, version)
 
@@ -196,8 +194,7 @@ class OpenAIPolicy(Shared):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        for endpoint in self._endpoints.values():
-            await endpoint.aclose()
+        await self._endpoints.aclose()
 
     def close(self) -> None:
         """Close the connections that `graph.invoke` opened."""
@@ -228,8 +225,8 @@ class OpenAIPolicy(Shared):
         self, target: Target, body: dict[str, Any], sampling: dict[str, Any], n: int, on_delta: OnDelta | None
     ) -> list[Generation]:
         """Send one request; if the name does not identify the version, check the weights before and after it."""
-        endpoint = self._endpoint(target)
-        weights = self._weight_version(endpoint) if target.in_place else None
+        endpoint = self._endpoints.of(target.base_url, self._current_url)
+        weights = self._endpoints.weights(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
         body = {"model": target.model, **body}
         content, latency_s = b"", 0.0
@@ -286,20 +283,5 @@ class OpenAIPolicy(Shared):
     async def _target(self) -> Target:
         return self._fixed if self._live is None else await self._live.target()
 
-    def _endpoint(self, target: Target) -> Endpoint:
-        url = target.base_url or self.base_url
-        if url not in self._endpoints:
-            self._endpoints[url] = self._new_endpoint(url)
-        return self._endpoints[url]
-
-    def _new_endpoint(self, url: str) -> Endpoint:
-        async def is_current() -> bool:
-            return ((await self._target()).base_url or self.base_url) == url
-
-        return Endpoint(url, **self._settings, is_current=is_current)
-
-    def _weight_version(self, endpoint: Endpoint) -> WeightVersion:
-        of_loop = self._weights.setdefault(asyncio.get_running_loop(), {})
-        if endpoint.base_url not in of_loop:
-            of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
-        return of_loop[endpoint.base_url]
+    async def _current_url(self) -> str:
+        return (await self._target()).base_url or self.base_url
