@@ -128,7 +128,10 @@ class App:
                     logger.warning("%s: is not written anew: %s", self.journal.path, error)
 
     async def _renew(self, full: Journal) -> None:
-        """Begin another journal, with the open episodes; all others are in the store before the full one goes."""
+        """Begin another journal, with the open episodes; all others are in the store before the full one goes.
+
+        It stays for the next gateway if some are not, e.g. because the disk was full.
+        """
         assert self._recorder is not None
         self.journal = Journal(full.path.parent)
         for entry in self.episodes.open.values():

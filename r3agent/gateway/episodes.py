@@ -209,11 +209,15 @@ class Episodes:
             message = f"no call was answered: {entry.failure or 'the client left'}"
             recorded = recorded.changed(error=EpisodeError(kind="EndpointError", message=message))
         self._recorder.record(recorded)
-        self._complete[entry.episode_id] = Complete(recorded.trajectory_id, is_ended)
-        self._complete.move_to_end(entry.episode_id)
+        self.remember(entry.episode_id, Complete(recorded.trajectory_id, is_ended))
+        return recorded.trajectory_id
+
+    def remember(self, episode_id: str, complete: Complete) -> None:
+        """Remember a stored episode, for verdicts that come later."""
+        self._complete[episode_id] = complete
+        self._complete.move_to_end(episode_id)
         while len(self._complete) > MAX_COMPLETE:
             self._complete.popitem(last=False)
-        return recorded.trajectory_id
 
     # ---- complete episodes; these read the store, and run in a thread ----
 

@@ -35,7 +35,7 @@ from r3agent.gateway.live import any_model, live_model, one_model
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
-from r3agent.records.trajectory import new_id
+from r3agent.records.trajectory import Trajectory, new_id
 from r3agent.store.shards import store_at
 
 T = TypeVar("T")
@@ -114,17 +114,22 @@ class Gateway:
 
     def __enter__(self) -> Gateway:
         from r3agent.gateway.app import App
+        from r3agent.gateway.episodes import METADATA, Complete
 
         _raise_file_limit()
         self._socket = listen(*self._address)
         self.url = base_url(self._address[0], self._socket.getsockname()[1])
         """Base URL for clients, ending in /v1; of one try, it is `url_of`."""
         self.recorder = journal = None
+        found: list[Trajectory] = []
         if self._out is not None:
             self.recorder = Recorder(self._out, queue_size=MAX_QUEUE)
-            _store_left_behind(self.recorder)
+            found = _store_left_behind(self.recorder)
             journal = Journal(store_at(self._out))
         self._app = App(self._target, recorder=self.recorder, journal=journal, **self._settings)
+        for trajectory in found:
+            complete = Complete(trajectory.trajectory_id, is_ended=False)
+            self._app.episodes.remember(str(trajectory.metadata.get(METADATA)), complete)
         self._ended = asyncio.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="r3agent-gateway", daemon=True)
@@ -182,14 +187,17 @@ class Gateway:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-def _store_left_behind(recorder: Recorder) -> None:
-    """Store the episodes of gateways that were killed."""
+def _store_left_behind(recorder: Recorder) -> list[Trajectory]:
+    """Store the episodes of gateways that were killed, and return them."""
+    every: list[Trajectory] = []
     for path, found in left_behind(store_at(recorder.directory)):
+        every += found
         for trajectory in found:
             recorder.record(trajectory)
         logger.warning("%s: a gateway was killed; its %d open episodes are stored", path, len(found))
         if recorder.flush(STORE_S) and not recorder.counts.failed:
             path.unlink()
+    return every
 
 
 def _raise_file_limit() -> None:

@@ -128,16 +128,18 @@ def test_a_gateway_stores_what_a_killed_one_had_answered(tmp_path: Path) -> None
         with Gateway(endpoint.url, out=tmp_path) as gateway:
             assert ask(gateway.url, "scripted").status_code == 200
             assert len(r3agent.load(tmp_path)) == 3
+            judged = HTTP.post(f"{gateway.url.removesuffix('/v1')}/episodes/open/verdict", json={"passed": True})
+            assert judged.json()["state"] == "labelled"
     found = {t.metadata["episode"]: t for t in r3agent.load(tmp_path)}
     assert {name: (len(t.spans), t.passed) for name, t in found.items() if name in ("open", "failed", "stored")} == {
-        "open": (3, None),
+        "open": (3, True),
         "failed": (2, False),
         "stored": (2, True),
     }
     assert found["open"].task.messages == (USER,)  # not that of the other model
     assert [span.purpose for span in found["open"].spans] == ["another model", None, None]
     assert len(found) == 4
-    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".jsonl"}
 
 
 def test_calls_of_a_runs_policy_go_to_its_live_version(tmp_path: Path) -> None:
