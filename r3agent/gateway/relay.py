@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import httpx
@@ -112,8 +112,8 @@ class Relay:
             call.failure = call.redact(read_body(error).message[:2000])
             return self._hand_on(call, response, content)
         translated = _translated(call, answer) if call.is_translated else None
-        choices: Any = cast(Any, answer).get("choices") if isinstance(answer, Mapping) else None
-        if not choices:
+        found: Any = answer
+        if not (isinstance(found, Mapping) and found.get("choices")):
             call.failure = "the upstream's answer is not a chat completion"
         whole: Any = answer
         call.exchange.take_whole(lambda: read_completion(content) if whole is None else whole)

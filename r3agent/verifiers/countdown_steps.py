@@ -1,7 +1,7 @@
 """Board of Countdown by moves, and the verdict on it: the one number that is left equals the target.
 
-The rules are in `result`: a move takes two numbers from the board and puts one back, a whole number that is not
-negative.
+The rules are in `result`: a move takes two numbers from the board and puts one back, a whole number of at
+least 1.
 """
 
 from __future__ import annotations

@@ -6,26 +6,22 @@ it. The code of a sync tool runs in a thread of its own, which nothing waits for
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
-import threading
 import typing
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId
 from langchain_core.tools.base import create_schema_from_function, get_all_basemodel_annotations
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ValidationError
 
+from r3agent._util.aio import in_own_thread
 from r3agent._util.messages import did_you_mean, explain, shorten
 from r3agent.errors import ConfigError
-
-T = TypeVar("T")
 
 WORLD = "environment"
 """Name of the parameter that gets the world of the try."""
@@ -62,7 +58,7 @@ class Tool:
         """
         if self.is_async:
             return await self.code(arguments, call_id, world)
-        result = await in_thread(lambda: self.code(arguments, call_id, world))
+        result = await in_own_thread(lambda: self.code(arguments, call_id, world))
         return await result if inspect.isawaitable(result) else result
 
 
@@ -252,28 +248,3 @@ def _worlds(tool: str, hints: Mapping[str, Any]) -> set[str]:
                     raise ConfigError(f"{name} is {kind.__name__}, which only agents of LangGraph fill in; pass agent=")
                 found.add(name)
     return found
-
-
-async def in_thread(code: Callable[[], T]) -> T:
-    """Run sync code in a thread of its own, in the caller's context; a cancelled caller leaves it behind."""
-    loop, context = asyncio.get_running_loop(), copy_context()
-    ended: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if not ended.done():
-            ended.set_result((result, error))
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = context.run(code)
-        except BaseException as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="r3agent-tool", daemon=True).start()
-    result, error = await ended
-    if error is not None:
-        raise error
-    return cast(T, result)
