@@ -1,4 +1,8 @@
-"""Processes of one program, found by a mark in their environment, which sessions and double forks do not remove."""
+"""Processes of one program, found by their session, and by a mark in their environment.
+
+A new session and a double fork do not remove the mark, and an empty environment is in the session. A process that has
+both a session and an environment of its own is not found.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,8 @@ class ProcessTree:
 
     def __init__(self, memory_mb: int | None) -> None:
         self.mark = new_id()
+        self.session = -1
+        """Id of the session, which is that of its first process."""
         self.overrun = False
         """True if they were ended because they used more memory."""
         self._memory_mb = memory_mb
@@ -35,7 +41,8 @@ class ProcessTree:
     def pids(self) -> list[int]:
         """Return the processes that are alive."""
         wanted = f"{MARK}={self.mark}".encode()
-        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _has(entry, wanted)]
+        every = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [int(entry.name) for entry in every if _has(entry, wanted) or _session_of(entry) == self.session]
 
     async def watch(self) -> None:
         """End them when they use more memory than they may."""
@@ -66,6 +73,14 @@ def _has(process: Path, wanted: bytes) -> bool:
     with suppress(OSError):  # it has ended, or is another user's
         return wanted in (process / "environ").read_bytes().split(b"\0")
     return False
+
+
+def _session_of(process: Path) -> int | None:
+    """Return the session of a process that is alive; a zombie has ended."""
+    with suppress(OSError, ValueError):
+        state, _, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else int(session)
+    return None
 
 
 def _resident_mb(pid: int) -> float:

@@ -146,6 +146,7 @@ class Program:
                 env={**os.environ, **self.env, **_variables(url), "R3_TASK_FILE": str(file), MARK: tree.mark},
                 start_new_session=True,
             )
+            tree.session = process.pid
             watch = asyncio.create_task(tree.watch())
             try:
                 stdout, stderr, *_ = await gather_all(

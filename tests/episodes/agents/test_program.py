@@ -94,8 +94,8 @@ def test_program_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     source = f"""
 import subprocess, time
-for detached in (False, True):
-    child = subprocess.Popen(["sleep", "600"], start_new_session=detached)
+for settings in ({{}}, {{"start_new_session": True}}, {{"env": {{}}}}):
+    child = subprocess.Popen(["/bin/sleep", "600"], **settings)
     open({str(pids)!r}, "a").write(f"{{child.pid}}\\n")
 ask(task["messages"])
 time.sleep(600)
@@ -107,7 +107,7 @@ time.sleep(600)
     assert attempt.verdict is not None
     assert "try_timeout_s = 3" in str(attempt.verdict.feedback)
     gone = [Path(f"/proc/{pid}") for pid in pids.read_text().split()]
-    assert len(gone) == 2
+    assert len(gone) == 3
     assert wait_until(lambda: not any(map(_is_alive, gone)), timeout_s=10)
 
 
