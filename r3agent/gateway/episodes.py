@@ -237,11 +237,15 @@ class Episodes:
         """Label a complete episode with the verdict of a request; return the trajectory's id.
 
         Raises:
-            Refusal: as `stored`, or the verdict is on another try than the last.
+            Refusal: as `stored`, or the verdict is on another try than the last, or a score that a label has not.
         """
         stored = self.stored(episode_id)
         if given["label"] is not None:
             raise Refusal(409, f"episode {episode_id!r} is stored: leave out the label, or use `r3agent label`")
+        if given["score"] not in (0, 1):
+            raise Refusal(
+                409, f"episode {episode_id!r} is stored: it takes passed, true or false, and no score between"
+            )
         assert self._recorder is not None
         store, passed, feedback = self._recorder.directory, given["passed"], given["feedback"]
         try:

@@ -102,6 +102,7 @@ def test_a_try_or_episode_with_its_verdict_takes_no_call(tmp_path: Path) -> None
         assert client.ask("e", "attempt-2").status_code == 200
         assert client.verdict("e", passed=False, end=True).json()["state"] == "stored"
         assert client.ask("e", "attempt-3").status_code == 410
+        assert client.verdict("e", score=0.5).status_code == 409  # labels have none
         assert client.verdict("e", passed=True).json()["state"] == "labelled"
         assert client.get("e").json()["trajectory_id"]
     [found] = r3agent.load(tmp_path)
