@@ -39,9 +39,6 @@ Client = TypeVar("Client", bound="openai.AsyncOpenAI | openai.OpenAI | Runnable[
 UNRECORDED = ("/responses", "/completions")
 """Paths of generations that are no chat completions."""
 
-MAX_REFUSED = 10
-"""Number of calls that a try may ask for in vain; then it is cancelled, because its agent swallows the errors."""
-
 RAW = "x-stainless-raw-response"
 """Header by which the SDK marks `with_raw_response` and `with_streaming_response`."""
 
@@ -141,7 +138,7 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
             call = start(block, path, body, options, target)
         except StepLimitError as error:
             terms = None if block is None or block.scope is None else block.scope.terms
-            if terms is not None and terms.n_refused > MAX_REFUSED:
+            if terms is not None and terms.is_ignored:
                 raise CancelledError(str(error)) from error
             raise
         except Exception as error:  # not a chat completion; leave the decision to the endpoint

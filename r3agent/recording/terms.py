@@ -11,6 +11,9 @@ from r3agent.errors import PolicyError, StepLimitError
 from r3agent.http.errors import MIN_SECRET
 from r3agent.records.sampling import LIMITS
 
+MAX_REFUSED = 10
+"""Number of calls that a try may ask for in vain; then it is ended, because its agent swallows the errors."""
+
 
 @dataclass(kw_only=True)
 class CallTerms:
@@ -47,6 +50,11 @@ class CallTerms:
         """Values of the headers, which no record may quote."""
         values = [value.removeprefix("Bearer ") for value in self.headers.values()]
         return [value for value in values if len(value) >= MIN_SECRET]
+
+    @property
+    def is_ignored(self) -> bool:
+        """Return True if the agent goes on asking although its calls are refused."""
+        return self.n_refused > MAX_REFUSED
 
     def means_policy(self, model: object) -> bool:
         """Return True for a name of the policy; a request without a model means it too."""

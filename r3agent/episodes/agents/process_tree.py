@@ -1,7 +1,7 @@
-"""Processes of one program, found by their session, and by a mark in their environment.
+"""Processes of one program, found by their session, a mark in their environment, and their parents.
 
-A new session and a double fork do not remove the mark, and an empty environment is in the session. A process that has
-both a session and an environment of its own is not found.
+A new session and a double fork do not remove the mark, and an empty environment is in the session. A process with both
+a session and an environment of its own has a parent of these, at last the guard; see `r3agent._util.guard`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,28 +29,37 @@ class ProcessTree:
 
     Args:
         memory_mb: limit of the memory of all of them.
+        is_over: returns True if they are to be ended.
     """
 
-    def __init__(self, memory_mb: int | None) -> None:
+    def __init__(self, memory_mb: int | None, is_over: Callable[[], bool]) -> None:
         self.mark = new_id()
         self.session = -1
         """Id of the session, which is that of its first process."""
         self.overrun = False
         """True if they were ended because they used more memory."""
         self._memory_mb = memory_mb
+        self._is_over = is_over
 
     def pids(self) -> list[int]:
         """Return the processes that are alive."""
         wanted = f"{MARK}={self.mark}".encode()
-        every = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [int(entry.name) for entry in every if _has(entry, wanted) or _session_of(entry) == self.session]
+        every = {
+            int(entry.name): _parent_and_session(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+        }
+        alive = {pid: found for pid, found in every.items() if found is not None}
+        own = {pid for pid, (_, session) in alive.items() if session == self.session or _has(pid, wanted)}
+        while more := {pid for pid, (parent, _) in alive.items() if parent in own} - own:
+            own |= more
+        return sorted(own)
 
     async def watch(self) -> None:
-        """End them when they use more memory than they may."""
-        while self._memory_mb is not None:
+        """End them when they use more memory than they may, or when it is over."""
+        while True:
             await asyncio.sleep(POLL_S)
-            if await asyncio.to_thread(self._used_mb) > self._memory_mb:
+            if self._memory_mb is not None and await asyncio.to_thread(self._used_mb) > self._memory_mb:
                 self.overrun = True
+            if self.overrun or self._is_over():
                 self._send(signal.SIGKILL)
 
     def end(self) -> None:
@@ -69,17 +79,17 @@ class ProcessTree:
         return sum(map(_resident_mb, self.pids()))
 
 
-def _has(process: Path, wanted: bytes) -> bool:
+def _has(pid: int, wanted: bytes) -> bool:
     with suppress(OSError):  # it has ended, or is another user's
-        return wanted in (process / "environ").read_bytes().split(b"\0")
+        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return False
 
 
-def _session_of(process: Path) -> int | None:
-    """Return the session of a process that is alive; a zombie has ended."""
+def _parent_and_session(process: Path) -> tuple[int, int] | None:
+    """Return the parent and the session of a process that is alive; a zombie has ended."""
     with suppress(OSError, ValueError):
-        state, _, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
-        return None if state == "Z" else int(session)
+        state, parent, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else (int(parent), int(session))
     return None
 
 

@@ -39,9 +39,10 @@ from r3agent._util import guard
 from r3agent._util.aio import gather_all
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent._util.imports import require_extra
+from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
-from r3agent.episodes.agents.process_tree import MARK, ProcessTree
-from r3agent.errors import AgentError, ConfigError
+from r3agent.episodes.agents.process_tree import GRACE_S, MARK, ProcessTree
+from r3agent.errors import AgentError, ConfigError, StepLimitError
 from r3agent.http.errors import NO_KEY
 from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message, Task
@@ -93,7 +94,7 @@ class Program:
         self._gateway: Any = None
 
     def __repr__(self) -> str:
-        return f"Program({shlex.join(self.command)!r})"
+        return f"Program({shorten(shlex.join(self.command))})"
 
     @asynccontextmanager
     async def world(self, task: Task) -> AsyncGenerator[Path]:
@@ -131,14 +132,16 @@ class Program:
 
     async def _run(self, call: AgentCall, url: str) -> str:
         where = call.environment
-        tree = ProcessTree(self.memory_mb)
+        terms = call.scope.terms
+        assert terms is not None  # there is an endpoint
+        tree = ProcessTree(self.memory_mb, lambda: terms.is_ignored)
         with tempfile.TemporaryDirectory(prefix="r3agent-", ignore_cleanup_errors=True) as own:
             file = Path(own) / "task.json"
             task = {"id": call.task.id, "messages": [*call.messages], "tools": [*call.task.tools]}
             file.write_text(json.dumps(task))
             cwd = where if isinstance(where, str | os.PathLike) else own
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", str(guard.__file__), str(os.getpid()), "--", *self.command),
+                *(sys.executable, "-I", str(guard.__file__), str(os.getpid()), guard.ALL, *self.command),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -164,6 +167,11 @@ class Program:
                 watch.cancel()
                 await asyncio.shield(asyncio.to_thread(tree.end))
                 await process.wait()
+                with suppress(TimeoutError):  # a pipe is closed once it is read to its end
+                    async with asyncio.timeout(GRACE_S):
+                        await gather_all(_read_end(pipe, 1) for pipe in (process.stdout, process.stderr))
+        if terms.is_ignored:
+            raise StepLimitError(f"max_steps = {terms.max_steps}: the program goes on asking")
         if tree.overrun:
             raise AgentError(f"{self!r} used more memory than memory_mb = {self.memory_mb}, and was ended")
         if code:

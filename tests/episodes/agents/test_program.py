@@ -118,6 +118,24 @@ def test_program_does_not_wait_for_what_it_leaves_running(tmp_path: Path) -> Non
     assert wait_until(lambda: not _is_alive(Path(f"/proc/{attempt.message['content']}")), timeout_s=10)
 
 
+@pytest.mark.parametrize("rest", ["", "; time.sleep(600)"], ids=["ends", "hangs"])
+def test_program_leaves_no_daemon_behind(tmp_path: Path, rest: str) -> None:
+    """A daemon without our environment, in its own session, holds the program's stdout."""
+    pid = tmp_path / "pid"
+    source = f"""
+import subprocess, time
+subprocess.run(["sh", "-c", "env -i setsid sleep 600 & echo $! > {pid}"])
+print(ask(task["messages"])){rest}
+"""
+    episode = run(program(tmp_path, source), max_attempts=1, try_timeout_s=3.0 if rest else 60.0)
+    (attempt,) = episode.tries
+    assert attempt.error is None
+    assert ("try_timeout_s = 3" in str(attempt.verdict)) is bool(rest)
+    assert "60" not in str(attempt.verdict)
+    daemon = Path(f"/proc/{pid.read_text().strip()}")
+    assert wait_until(lambda: not _is_alive(daemon), timeout_s=10)
+
+
 def _is_alive(process: Path) -> bool:
     try:
         return "sleep" in (process / "cmdline").read_text()
@@ -147,8 +165,11 @@ def test_program_that_fails_is_an_error_of_its_try(
     assert [s.text for s in episode.spans] == ["a plan"]
 
 
-def test_program_that_asks_without_end_fails(tmp_path: Path) -> None:
-    episode = run(program(tmp_path, "while True: ask(task['messages'])"), max_attempts=1, max_steps=3)
+@pytest.mark.parametrize("swallows", [False, True])
+def test_program_that_asks_without_end_fails(tmp_path: Path, swallows: bool) -> None:
+    asks = "ask(task['messages'])"
+    source = f"while True:\n try: {asks}\n except Exception: pass" if swallows else f"while True: {asks}"
+    episode = run(program(tmp_path, source), max_attempts=1, max_steps=3)
     (attempt,) = episode.tries
     assert len(attempt.steps) == 3
     assert "max_steps = 3" in str(attempt.verdict and attempt.verdict.feedback)
