@@ -13,6 +13,15 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
+RAISED = (Exception, SystemExit, asyncio.CancelledError)
+"""Exceptions by which the code of an application may fail; see `is_own_cancellation`."""
+
+
+def is_own_cancellation(error: BaseException) -> bool:
+    """Return True if the running task is cancelled, and False if something that it waited for was."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines concurrently; if one fails or the caller is cancelled, cancel the rest."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 
+from r3agent._util.aio import RAISED, is_own_cancellation
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment, Resumable
 from r3agent.episodes.agents.interrupted import LOST, InterruptedTries, without_repeated
@@ -32,6 +33,7 @@ from r3agent.errors import (
 )
 from r3agent.policy import Policy
 from r3agent.recording.episode import Episode
+from r3agent.records.json_values import any_text
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Try, Verdict
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import takes_environment
@@ -85,14 +87,15 @@ class TryRunner:
         resumes = isinstance(self.agent, Resumable) and self.agent.resumes(running)
         earlier = self.interrupted.take(running) if resumes else ()
         try:
-            async with self._world(tree.task) as world:
+            async with self._world(tree.task, config.try_timeout_s) as world:
                 await self._run(tree, request, policy, config, running, world, earlier, steps)
         except WorldError as error:
             if config.agent_errors == "raise":
                 raise
             steps = steps or [_no_step(request, policy)]
-            fields = {"verdict": None, "error": EpisodeError(kind=AgentError.__name__, message=str(error))}
-            steps[-1] = steps[-1].model_copy(update=fields)
+            if steps[-1].error is None:  # the first error takes precedence
+                fields = {"verdict": None, "error": EpisodeError(kind=AgentError.__name__, message=str(error))}
+                steps[-1] = steps[-1].model_copy(update=fields)
         except BaseException:
             if resumes:
                 self.interrupted.keep(running, steps)
@@ -160,11 +163,10 @@ class TryRunner:
             return Outcome(end)
         except GraphBubbleUp:
             raise
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except RAISED as error:
             if isinstance(error, TimeoutError) and timeout.expired():
                 return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
-            running = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and (running is None or running.cancelling()):
+            if is_own_cancellation(error):
                 raise
             return _outcome_of(error, call, records=config.agent_errors == "record")
 
@@ -177,8 +179,8 @@ class TryRunner:
         return Verdict.failed("the agent gave no answer") if said_nothing and not last.unfinished else None
 
     @asynccontextmanager
-    async def _world(self, task: Task) -> AsyncGenerator[Any]:
-        """Enter the world of one try, and close it whatever happens.
+    async def _world(self, task: Task, limit_s: float | None) -> AsyncGenerator[Any]:
+        """Enter the world of one try, and close it whatever happens; each within the limit.
 
         It is closed with the error that ends the try, and cannot suppress it.
 
@@ -195,15 +197,30 @@ class TryRunner:
                     f"environment returned {shorten(world)}: no async context manager; decorate the factory with "
                     "contextlib.asynccontextmanager"
                 )
-            entered = await world.__aenter__()
+            entered = await _within(limit_s, world.__aenter__())
         try:
             yield entered
         except BaseException as error:
-            with suppress(Exception):  # the first error takes precedence
-                await world.__aexit__(type(error), error, error.__traceback__)
+            try:
+                await _within(limit_s, world.__aexit__(type(error), error, error.__traceback__))
+            except RAISED as later:  # the first error takes precedence
+                if is_own_cancellation(later):
+                    raise
             raise
         with _as_world_error(task, "closed"):
-            await world.__aexit__(None, None, None)
+            await _within(limit_s, world.__aexit__(None, None, None))
+
+
+async def _within(limit_s: float | None, coroutine: Awaitable[Any]) -> Any:
+    """Wait for a world to open or close, at most as long as a try may take."""
+    timeout = asyncio.timeout(limit_s)
+    try:
+        async with timeout:
+            return await coroutine
+    except TimeoutError:
+        if timeout.expired():
+            raise TimeoutError(f"it took longer than try_timeout_s = {limit_s:g}") from None
+        raise
 
 
 @contextmanager
@@ -213,8 +230,10 @@ def _as_world_error(task: Task, done: str) -> Generator[None]:
         yield
     except (GraphBubbleUp, ConfigError):
         raise
-    except Exception as error:
-        text = f"{type(error).__name__}: {str(error)[:MAX_CHARS]}"
+    except RAISED as error:
+        if is_own_cancellation(error):
+            raise
+        text = _described(error)[:MAX_CHARS]
         raise WorldError(f"the environment of task {task.id!r} cannot be {done}: {text}") from error
 
 
@@ -258,7 +277,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _text(error: BaseException, call: AgentCall) -> str:
-    return f"{type(error).__name__}: {call.episode.redact(str(error))[:MAX_CHARS]}"
+    return call.episode.redact(_described(error))[:MAX_CHARS]
+
+
+def _described(error: BaseException) -> str:
+    """Return the kind and text of an error, with those of the errors in a group."""
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return "; ".join([f"{type(error).__name__}: {any_text(error)}", *map(_described, inner)])
 
 
 def _no_step(request: SpanRequest, policy: Policy) -> Span:

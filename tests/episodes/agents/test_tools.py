@@ -152,6 +152,7 @@ class Strange(Exception):
         (StopIteration(), "Error: fail failed: RuntimeError: coroutine raised StopIteration"),
         (TimeoutError("the database"), "Error: fail failed: TimeoutError: the database"),
         (Strange(), "Error: fail failed: Strange: <Strange>"),
+        (asyncio.CancelledError(), "Error: fail failed: CancelledError: "),
     ],
 )
 @pytest.mark.parametrize("is_async", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,7 +26,7 @@ def verifier(task: Task, answer: str, environment: Any) -> bool:
 class Worlds:
     """Factory of worlds, which remembers how each was closed."""
 
-    def __init__(self, opens: Exception | None = None, closes: Exception | None = None) -> None:
+    def __init__(self, opens: BaseException | None = None, closes: BaseException | None = None) -> None:
         self.n_made, self.closed_by = 0, list[str]()
         self.opens, self.closes = opens, closes
 
@@ -88,12 +89,17 @@ async def exits(messages: list[Any], client: AsyncOpenAI) -> Any:
     raise SystemExit(2)
 
 
-@pytest.mark.parametrize("agent", [raises, exits])
+async def awaits_cancelled(messages: list[Any], client: AsyncOpenAI) -> Any:
+    await client.chat.completions.create(**ASK, messages=messages)
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("agent", [raises, exits, awaits_cancelled])
 async def test_error_of_an_agent_is_raised_or_recorded(agent: Any) -> None:
     worlds = Worlds()
     with pytest.raises(AgentError) as raised:
         await run(agent, environment=worlds)
-    assert isinstance(raised.value.__cause__, KeyError | SystemExit)
+    assert isinstance(raised.value.__cause__, KeyError | SystemExit | asyncio.CancelledError)
     output = await run(agent, environment=worlds, agent_errors="record")
     assert len(worlds.closed_by) == 2
     [span] = trajectory(output).spans
@@ -134,6 +140,43 @@ async def test_error_of_a_world_is_raised_or_recorded(when: str) -> None:
     output = await run(adds, environment=worlds(), agent_errors="record")
     assert "disk full" in str(trajectory(output).error)
     assert output["passed"] is None
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), asyncio.CancelledError()])
+@pytest.mark.parametrize("when", ["opens", "closes"])
+async def test_world_that_exits_is_an_error_of_its_try(when: str, error: BaseException) -> None:
+    output = await run(adds, environment=Worlds(**{when: error}), agent_errors="record")
+    assert type(error).__name__ in str(trajectory(output).error)
+
+
+@pytest.mark.parametrize("when", ["opened", "closed"])
+async def test_world_that_hangs_is_an_error_of_its_try(when: str) -> None:
+    @asynccontextmanager
+    async def hangs(task: Task) -> AsyncGenerator[dict[str, int]]:
+        if when == "opened":
+            await asyncio.Event().wait()
+        yield {"sum": 0}
+        await asyncio.Event().wait()
+
+    output = await run(adds, environment=hangs, agent_errors="record", try_timeout_s=0.5)
+    error = trajectory(output).error
+    assert error is not None
+    assert f"cannot be {when}: TimeoutError: it took longer than try_timeout_s = 0.5" in error.message
+
+
+class Strange(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+async def test_error_on_the_record_names_the_first_cause() -> None:
+    async def group(messages: list[Any], client: AsyncOpenAI) -> Any:
+        raise ExceptionGroup("two tasks", [KeyError("k"), Strange()])
+
+    output = await run(group, environment=Worlds(closes=OSError("disk full")), agent_errors="record")
+    error = trajectory(output).error
+    assert error is not None
+    assert error.message.endswith("ExceptionGroup: two tasks (2 sub-exceptions); KeyError: 'k'; Strange: <Strange>")
 
 
 async def test_factory_that_makes_no_world_is_refused() -> None:
