@@ -80,7 +80,7 @@ def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unread
     lines = [
         f"{len(trajectories)} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
         *summary_lines(summary),
-        f"live policy: {live}",
+        *([f"live policy: {live}"] if live else []),
         *([f"{n_changed} of tasks that have changed since: not trained on"] if n_changed else []),
         *([report_left_out(unreadable)] if unreadable else []),
     ]

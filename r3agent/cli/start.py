@@ -14,6 +14,7 @@ from r3agent.errors import ConfigError
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
 from r3agent.run.stages import Run
+from r3agent.store.models import BUNDLED
 
 
 @verb(*URL, *SUBJECT)
@@ -28,8 +29,11 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     Run(run, overrides).write_config()
     if not config.task.source:
         note = ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
+    if config.policy.base_model == "bundled" != config.policy.model:
+        note += f"; before you collect, set policy.base_model to the weights of {config.policy.model!r}, to train them"
     collect = next_step("collect", "--run", run)
-    serve = "r3agent serve bundled, and in another terminal " if config.policy.model == "bundled" else ""
+    bundled = config.policy.base_model == config.policy.model and config.policy.model in BUNDLED
+    serve = f"r3agent serve {config.policy.model}, and in another terminal " if bundled else ""
     return Output({"config": str(path)}, f"{path} written{note}; next: {serve}{collect}")
 
 

@@ -67,9 +67,8 @@ def build_graph(
 
     Raises:
         ConfigError: `policy` cannot sample or stream; `verifier` does not take a task and an answer; `agent` is none of
-            the above, or there are tools too; a limit is not an
-            integer or out of range; a sampling is not a `Sampling`; or a prompt is not a template or uses an unknown
-            variable.
+            the above, or there are tools too; a limit is not an integer or out of range; a sampling is not a
+            `Sampling`; or a prompt is not a template or uses an unknown variable.
 
     At run time, an input without a valid task raises a `ConfigError`. A `PolicyError` or a `VerifierError` passes
     through: resume from the checkpoint, or let `collect` record it. On a thread with `durability="sync"`, a resumed run

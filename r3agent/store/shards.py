@@ -226,14 +226,14 @@ def store_at(directory: str | Path) -> Path:
 
 
 def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
-    """Find the trajectory whose id begins with `prefix`.
+    """Find the trajectory whose id begins with `prefix`, or whose episode a gateway recorded under that name.
 
     Raises:
         ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
     """
     if not prefix:
         raise ConfigError("trajectory '': every id begins with that; give an id, or what it begins with")
-    found = [t for t in trajectories if t.trajectory_id.startswith(prefix)]
+    found = [t for t in trajectories if t.trajectory_id.startswith(prefix) or t.metadata.get("episode") == prefix]
     exact = [t for t in found if t.trajectory_id == prefix]
     if len(exact or found) == 1:
         return (exact or found)[0]

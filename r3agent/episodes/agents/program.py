@@ -10,7 +10,8 @@ Each try runs the command once. It gets
 - `OPENAI_BASE_URL`, a URL of its own of a gateway in this process, which records its calls as the steps of the try,
   `OPENAI_API_KEY`, a stand-in for the policy's key, and `OPENAI_MODEL`, a name that the gateway takes for the policy;
   `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` and `ANTHROPIC_MODEL` are the same for Anthropic's API;
-- an empty working directory of its own, or, if the environment is a path, that.
+- an empty working directory of its own, or, if the environment is a path, that; so the files of the command that exist
+  where it is made, such as agent.js, are given by their full paths.
 
 Its stdout is the answer. An exit code that is not 0 is an error, with the end of stderr. When it ends, or a limit is
 exceeded, all processes that it started are ended.
@@ -83,8 +84,9 @@ class Program:
         memory_mb: AtLeastOne | None = None,
         output_mb: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
-        self.command = shlex.split(command) if isinstance(command, str) else [*command]
-        if not self.command or shutil.which(self.command[0]) is None:
+        words = shlex.split(command) if isinstance(command, str) else [*command]
+        self.command = [os.path.abspath(word) if os.path.isfile(word) else word for word in words]
+        if not words or shutil.which(words[0]) is None:
             raise ConfigError(f"command = {command!r}: there is no such program; give its path, or extend PATH")
         require_extra("aiohttp", "gateway")
         self.env = dict(env or {})

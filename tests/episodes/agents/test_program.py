@@ -90,6 +90,12 @@ def test_program_gets_the_task_as_text_and_its_own_directory(tmp_path: Path) -> 
     assert not Path(episode.spans[-1].answer).exists()
 
 
+def test_program_finds_its_file_from_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program(tmp_path, TWO_STEPS)  # writes agent.py
+    assert run(Program([sys.executable, "agent.py"])).tries[0].last.text == "41"
+
+
 def test_program_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     source = f"""
