@@ -177,9 +177,11 @@ class Episodes:
         """Set the verdict on a try of an open episode, by default the last; return the trajectory's id if that ends it.
 
         Raises:
-            Refusal: there is no such try, or its calls failed.
+            Refusal: there is no such try, or its calls failed, or code of this process judges it.
         """
         entry = self.open[episode_id]
+        if entry.is_own:
+            raise Refusal(409, f"episode {episode_id!r}: its try is judged by the verifier of the graph that runs it")
         entry.used_at = time.monotonic()
         entry.record_answers()
         tries = [name for name, scope in entry.tries.items() if scope.label != "reflect" and scope.span_ids]

@@ -52,6 +52,8 @@ def test_calls_are_steps_of_the_try_that_is_open() -> None:
             refused = ask(url)
             assert (refused.status_code, "max_steps = 3" in refused.text) == (400, True)
             assert ask(url.replace("attempt", "retry")).status_code == 410
+            own = HTTP.post(url.replace("/attempt/v1", "/verdict"), json={"passed": True})
+            assert (own.status_code, "judged by the verifier" in own.text) == (409, True)  # no program judges itself
             gateway.close(url)
             assert ask(url).status_code == 410
             assert ask(gateway.url).status_code == 410
@@ -61,7 +63,7 @@ def test_calls_are_steps_of_the_try_that_is_open() -> None:
         ("42", None, "v0003"),
     ]
     assert [span.capability for span in episode.spans] == ["trainable-exact", "eval-only", "trainable-exact"]
-    assert len(episode.trajectory.tries) == 1
+    assert [a_try.verdict for a_try in episode.trajectory.tries] == [None]
     assert policy.received[0].body["top_k"] == -1
     assert "top_k" not in rest.received[0].body
 
