@@ -120,6 +120,11 @@ def _of_function(function: Callable[..., Any]) -> Tool:
         schema: Any = create_schema_from_function(
             name, function, filter_args=[*worlds, "run_manager"], parse_docstring=True
         )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError("it yields; return the result")
+        needed = {p.name for p in parameters.values() if p.default is p.empty} - worlds
+        if unseen := sorted(needed - schema.model_fields.keys()):
+            raise ConfigError(f"the policy cannot be told of its parameter {unseen[0]!r}; rename it")
         definition = convert_to_openai_tool(schema)
     except Exception as error:
         raise ConfigError(

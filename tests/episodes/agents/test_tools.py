@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
@@ -230,6 +231,16 @@ def two_names(a: int) -> int:
 two_names.__name__ = "two names"
 
 
+def hidden(_a: int) -> int:
+    """Take a number of a name that no schema has."""
+    return _a
+
+
+def yields() -> Iterator[int]:
+    """Yield a number."""
+    yield 1
+
+
 @pytest.mark.parametrize(
     ("tools", "says"),
     [
@@ -238,6 +249,8 @@ two_names.__name__ = "two names"
         ([lambda a: a], "'<lambda>'"),
         ([needs], "pass environment="),
         ([two_names], "rename it"),
+        ([hidden], "told of its parameter '_a'"),
+        ([yields], "it yields"),
         ([find, find], "two tools have the name 'find'"),
         ([sys], "which is no tool"),
         ([Lookup], "pass an instance"),
