@@ -18,9 +18,9 @@ from r3agent.records.prompts import PROMPTS
 from r3agent.serve import ServerProcess
 from r3agent.store.registry import Registry
 from r3agent.testing import ScriptedEndpoint
-from tests.policy.test_live import add
 from tests.support.outage import free_port
 from tests.support.processes import started
+from tests.support.registries import add
 
 ROOT = Path(__file__).parents[2]
 LANGGRAPH = Path(os.environ.get("R3AGENT_LANGGRAPH", ROOT / ".venv-studio/bin/langgraph"))

@@ -15,37 +15,23 @@ from r3agent.errors import ConfigError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.live import WeightVersion
 from r3agent.records.summary import summarise
-from r3agent.store.registry import PolicyCard, Registry, create_version, write_card
+from r3agent.store.registry import Registry
 from r3agent.store.trajectories import load
 from r3agent.testing import ScriptedEndpoint
+from tests.support.registries import add, go_live, tiny_registry
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def add(registry: Registry, version: str, kind: str) -> None:
-    card = PolicyCard(version=version, name="tiny", kind=kind, base_model="org/tiny", parent="v0000")
-    with create_version(registry.version_dir(version)) as directory:
-        write_card(directory, card)
-
-
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    registry = Registry(tmp_path)
-    registry.add_base("tiny", "org/tiny")
-    registry.set_live("v0000")
-    return registry
+    return tiny_registry(tmp_path)
 
 
 @pytest.fixture
 def endpoint() -> Iterator[ScriptedEndpoint]:
     with ScriptedEndpoint("hi", model="tiny") as endpoint:
         yield endpoint
-
-
-def go_live(registry: Registry, version: str, **where: Any) -> None:
-    if version not in registry.versions():
-        add(registry, version, "lora")
-    registry.set_live(version, **where)
 
 
 async def test_each_request_asks_for_what_is_live_then(registry: Registry, endpoint: ScriptedEndpoint) -> None:

@@ -16,7 +16,7 @@ from r3agent.recording.episode import Episode
 from r3agent.recording.terms import CallTerms
 from r3agent.store.registry import Registry
 from r3agent.testing import ScriptedEndpoint
-from tests.policy.test_live import add, go_live
+from tests.support.registries import add, go_live, tiny_registry
 
 Ask = Callable[[], str]
 ASK: Any = [{"role": "user", "content": "2 + 2?"}]
@@ -24,10 +24,7 @@ ASK: Any = [{"role": "user", "content": "2 + 2?"}]
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    registry = Registry(tmp_path)
-    registry.add_base("tiny", "org/tiny")
-    registry.set_live("v0000")
-    return registry
+    return tiny_registry(tmp_path)
 
 
 @pytest.fixture
