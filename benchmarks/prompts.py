@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from r3agent.audit.served import fault_of
-from r3agent.episodes.collect import run_episode
 from r3agent.episodes.graph import build_graph
+from r3agent.episodes.run_episode import run_episode
 from r3agent.evaluate import wilson
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.prompts import PROMPTS, Kind

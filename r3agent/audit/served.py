@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from r3agent._util.aio import gather_all
 from r3agent.audit.config import AuditConfig
 from r3agent.audit.records import Check, some
-from r3agent.episodes.collect import Ended, run_episode
 from r3agent.episodes.endurance import endpoint_error
 from r3agent.episodes.graph import build_graph
+from r3agent.episodes.run_episode import Ended, run_episode
 from r3agent.evaluate.statistics import rate, wilson
 from r3agent.policy import Policy, Sampling
 from r3agent.records.trajectory import Task, Trajectory, Try

@@ -12,31 +12,24 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from langgraph.graph.state import CompiledStateGraph
 from pydantic import Field
 from typing_extensions import Unpack
 
 from r3agent._util.aio import gather_all
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent.episodes.agents.base import Environment
-from r3agent.episodes.config import (
-    AGENT_SETTINGS,
-    COLLECT_REFLECTIONS,
-    AgentLimits,
-    EpisodeConfig,
-    EpisodeContext,
-    EpisodeOptions,
-    EpisodePrompts,
-)
+from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeOptions, EpisodePrompts
 from r3agent.episodes.endurance import Endurance, endpoint_error
 from r3agent.episodes.graph import build_graph
-from r3agent.errors import AgentError, ConfigError, R3Error, VerifierError
+from r3agent.episodes.jobs import Job, episode_jobs
+from r3agent.episodes.quota import CollectLimits, Quota
+from r3agent.episodes.run_episode import run_episode
+from r3agent.errors import R3Error
 from r3agent.policy import Policy, Versioned, sampling_of
-from r3agent.records.summary import CollectSummary, summarise
-from r3agent.records.task import each_task
-from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+from r3agent.records.summary import CollectSummary, Tally
+from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
@@ -47,13 +40,6 @@ RECURSION_LIMIT = 10_000
 
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
-
-
-class Job(NamedTuple):
-    """One episode to run."""
-
-    task: Task
-    sample: int
 
 
 @checked
@@ -140,25 +126,34 @@ async def collect(
     named = {"agent": agent_name} if agent_name else {}
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **named, **(metadata or {})}
 
-    start = time.monotonic()
+    start, tally = time.monotonic(), Tally()
     with TrajectoryWriter(out) as writer:
         stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
             kept = {id_: t for id_, t in kept.items() if t.error is None}
-        done = [kept[id_] for id_ in jobs if id_ in kept]
-        resumed, queue = len(done), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
+        for id_ in jobs:
+            if id_ in kept:
+                tally.add(kept[id_])
+        resumed, queue = len(kept), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
+        answered = next((jobs[id_] for id_, t in kept.items() if t.error is None), None)
+        quota = Quota(CollectLimits(), tally)
 
         def store(episode: Trajectory) -> None:
+            nonlocal answered
             writer.append(episode)
-            done.append(episode)
+            tally.add(episode)
             if on_episode:
-                on_episode(len(done), len(jobs))
-            if len(done) == min(HOPELESS, len(jobs)):
-                _refuse_hopeless(done)
+                on_episode(tally.episodes, len(jobs))
+            if episode.error is None:
+                answered = jobs[episode.trajectory_id]
+            elif tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
+                raise R3Error(
+                    f"the first {tally.episodes} episodes all errored, the last one with {episode.error.kind}: "
+                    f"{episode.error.message}; mend that and collect again: episodes that errored are run anew"
+                )
 
         async def answers_again() -> bool:
-            answered = next((t for t in done if t.error is None), None)
             if answered is None:
                 return False
             again = await run_episode(graph, answered.task, answered.sample, max_attempts=1)
@@ -169,107 +164,17 @@ async def collect(
 
         async def work() -> None:
             for id_, job in queue:
+                if not quota.begin():
+                    return
                 episode, cause = await run_episode(graph, job.task, job.sample)
                 given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
                 await endurance.take(episode.model_copy(update=given), cause)
 
         await gather_all(work() for _ in range(n_workers))
         await endurance.end()
-    return summarise(
-        done,
-        resumed=resumed,
-        outdated=_outdated(stored, jobs, policy_name),
-        seconds=time.monotonic() - start,
+    return tally.summary(
+        resumed=resumed, outdated=_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start
     )
-
-
-class Ended(NamedTuple):
-    """End of an episode."""
-
-    episode: Trajectory
-    cause: R3Error | None
-    """Error that ended it; the episode has its text."""
-
-
-async def run_episode(
-    graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0, **limits: int
-) -> Ended:
-    """Run one episode; record an error with the spans sampled before it.
-
-    Args:
-        limits: fields of `EpisodeContext`, for this episode.
-    """
-    state: dict[str, Any] = {}
-    cause: R3Error | None = None
-    try:
-        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, **limits)
-        async for reached in graph.astream(given, stream_mode="values", context=context):
-            state = reached
-        if "trajectory" not in state:
-            kind = VerifierError if state.get("spans") else AgentError
-            asker = "the verifier" if state.get("spans") else "the agent or a tool"
-            raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
-    except R3Error as raised:
-        cause = raised
-    error: Any = state.get("trajectory", {}).get("error")  # of the first try
-    if cause is not None:
-        error = EpisodeError(kind=type(cause).__name__, message=str(cause))
-    tools = tuple(state.get("task", {}).get("tools", task.tools))
-    if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
-        task = task.model_copy(update={"tools": tools})
-    spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
-    return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
-
-
-def episode_jobs(
-    tasks: Iterable[Task | Mapping[str, Any]],
-    *,
-    policy_name: str,
-    verifier_name: str = "",
-    verifier_params: Mapping[str, Any] | None = None,
-    agent_name: str = "",
-    tools: Sequence[Any] = (),
-    samples: int = 1,
-    first_sample: int = 0,
-    **options: Unpack[EpisodeOptions],
-) -> dict[str, Job]:
-    """Return the episodes of a collection by id: a hash of all that they depend on, by which stored ones are found.
-
-    Args:
-        agent_name: name of what makes the tries, whose settings and `tools` count only with one; default: each try is
-            one completion.
-        options: as in `collect`, whose arguments of these names are the same; `sampling` includes the policy's own.
-
-    Raises:
-        ConfigError: the tasks or the options are invalid, or there is nothing to collect.
-    """
-    config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
-    identity = {
-        "policy": policy_name,
-        "verifier": [verifier_name, verifier_params or {}],
-        "sampling": None,
-        **{name: value for name, value in config if value is not None and name not in AGENT_SETTINGS},
-    }
-    if agent_name:
-        from r3agent.episodes.agents.tools import identity_of
-
-        limits = {name: getattr(config, name) for name in AgentLimits.model_fields}
-        identity |= {"agent": [agent_name, [identity_of(tool) for tool in tools]], **limits}
-    jobs: dict[str, Job] = {}
-    seen: set[str] = set()
-    for task in each_task(tasks):
-        if task.id in seen:
-            raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
-        seen.add(task.id)
-        for sample in range(first_sample, first_sample + samples):
-            key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
-            jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
-    if not jobs:
-        raise ConfigError(
-            "there is nothing to collect, in 0 tasks; check --n and the task source, and pass a list, because a "
-            "generator gives its tasks only once"
-        )
-    return jobs
 
 
 def _name_of(agent: object | None, tools: Sequence[Any], environment: Environment | None) -> str:
@@ -285,12 +190,3 @@ def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name
     wanted, version = {(job.task.id, job.sample) for job in jobs.values()}, served_version(policy_name)
     others = [t for t in stored if t.trajectory_id not in jobs and t.error is None]
     return sum((t.task.id, t.sample) in wanted and version in (None, *t.policy_versions) for t in others)
-
-
-def _refuse_hopeless(done: Sequence[Trajectory]) -> None:
-    last = done[-1].error
-    if last is not None and all(episode.error for episode in done):
-        raise R3Error(
-            f"the first {len(done)} episodes all errored, the last one with {last.kind}: {last.message}; mend that and "
-            "collect again: episodes that errored are run anew"
-        )

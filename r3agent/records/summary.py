@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from r3agent.records.credit import groups
-from r3agent.records.trajectory import Record, Trajectory, mean_success
+from r3agent.records.trajectory import Record, Trajectory, Try
 
 
 class CollectSummary(Record):
@@ -54,35 +54,113 @@ class CollectSummary(Record):
     seconds: float
 
 
+class Tally:
+    """Running counts of a collection, of which a summary is made; it keeps no trajectory.
+
+    Attributes:
+        episodes, errors, tokens_sampled, groups, groups_with_variance: as in `CollectSummary`.
+    """
+
+    def __init__(self) -> None:
+        self.episodes = self.tokens_sampled = self.groups = self.groups_with_variance = 0
+        self.errors: Counter[str] = Counter()
+        self._tries = self._steps = self._unlabelled = self._noisy = self._mixed = 0
+        self._passed: dict[str, list[int]] = {"first": [0, 0], "retry": [0, 0], "blind": [0, 0]}
+        """Number of passed tries and of tries with a verdict."""
+        self._try_errors: Counter[str] = Counter()
+        self._unfinished: Counter[str] = Counter()
+        self._unfinished_reflections: Counter[str] = Counter()
+        self._capabilities: Counter[str] = Counter()
+        self._notes: Counter[str] = Counter()
+        self._origins: dict[str, str] = {}
+        """Trajectory that a branch goes back to."""
+        self._groups: set[int] = set()
+        """Hashes of the groups, which branches may share."""
+
+    @property
+    def first_tries(self) -> tuple[int, int]:
+        """Number of first tries that passed, and of those with a verdict."""
+        passed, judged = self._passed["first"]
+        return passed, judged
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Count one trajectory; parents come before their branches."""
+        spans, tries = trajectory.spans, trajectory.tries
+        self.episodes += 1
+        self._tries += len(tries)
+        self._steps += sum(len(a_try.steps) for a_try in tries)
+        self._noisy += sum(s.verdict is not None and s.verdict.noisy for s in spans)
+        self._mixed += len(trajectory.policy_versions) > 1
+        self.tokens_sampled += sum(s.completion_tokens or 0 for s in spans)
+        self._try_errors.update(a_try.error.kind for a_try in tries if a_try.error)
+        self._unfinished.update(a_try.unfinished for a_try in tries if a_try.unfinished)
+        self._unfinished_reflections.update(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)
+        self._capabilities.update(s.capability for s in spans)
+        self._notes.update(s.capability_note for s in spans if s.capability_note)
+        if trajectory.error is not None:
+            self.errors[trajectory.error.kind] += 1
+            return
+        self._unlabelled += all(s.verdict is None for s in spans)
+        if trajectory.attempt:
+            self._judge("first", trajectory.try_of(trajectory.attempt))
+        for a_try in tries:
+            if a_try.label == "retry":
+                self._judge("blind" if a_try.is_blind else "retry", a_try)
+        self._count_groups(trajectory)
+
+    def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
+        """Return the summary of what was counted."""
+        return CollectSummary(
+            episodes=self.episodes,
+            resumed=resumed,
+            outdated=outdated,
+            errors=dict(self.errors),
+            unlabelled=self._unlabelled,
+            first_try=_share(*self._passed["first"]),
+            retry_after_reflection=_share(*self._passed["retry"]),
+            retry_blind=_share(*self._passed["blind"]),
+            noisy_verdicts=self._noisy,
+            tries=self._tries,
+            steps_per_try=_share(self._steps, self._tries),
+            try_errors=dict(self._try_errors),
+            unfinished=dict(self._unfinished),
+            unfinished_reflections=dict(self._unfinished_reflections),
+            groups=self.groups,
+            groups_with_variance=self.groups_with_variance,
+            mixed_versions=self._mixed,
+            tokens_sampled=self.tokens_sampled,
+            capabilities=dict(self._capabilities),
+            notes=dict(self._notes),
+            seconds=round(seconds, 2),
+        )
+
+    def _judge(self, kind: str, a_try: Try) -> None:
+        if a_try.passed is not None:
+            self._passed[kind][0] += a_try.passed
+            self._passed[kind][1] += 1
+
+    def _count_groups(self, trajectory: Trajectory) -> None:
+        origin = trajectory.trajectory_id
+        if trajectory.parent_id is not None:
+            origin = self._origins.get(trajectory.parent_id, trajectory.parent_id)
+            self._origins[trajectory.trajectory_id] = origin
+        for group in groups([trajectory]):
+            key = hash((origin, tuple(span.span_id for span in group.spans_G), group.rewards_G))
+            if key not in self._groups:
+                self._groups.add(key)
+                self.groups += 1
+                self.groups_with_variance += group.has_variance
+
+
 def summarise(
-    episodes: Sequence[Trajectory], *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0
+    episodes: Iterable[Trajectory], *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0
 ) -> CollectSummary:
     """Summarise trajectories."""
-    whole = [t for t in episodes if t.error is None]
-    spans = [s for t in episodes for s in t.spans]
-    tries = [a_try for t in episodes for a_try in t.tries]
-    retries = [a_try for t in whole for a_try in t.tries if a_try.label == "retry"]
-    reflections = list(groups(whole))
-    return CollectSummary(
-        episodes=len(episodes),
-        resumed=resumed,
-        outdated=outdated,
-        errors=dict(Counter(t.error.kind for t in episodes if t.error)),
-        unlabelled=sum(all(s.verdict is None for s in t.spans) for t in whole),
-        first_try=mean_success(t.try_of(t.attempt) for t in whole if t.attempt),
-        retry_after_reflection=mean_success(retry for retry in retries if not retry.is_blind),
-        retry_blind=mean_success(retry for retry in retries if retry.is_blind),
-        noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
-        tries=len(tries),
-        steps_per_try=sum(len(a_try.steps) for a_try in tries) / len(tries) if tries else None,
-        try_errors=dict(Counter(a_try.error.kind for a_try in tries if a_try.error)),
-        unfinished=dict(Counter(a_try.unfinished for a_try in tries if a_try.unfinished)),
-        unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
-        groups=len(reflections),
-        groups_with_variance=sum(group.has_variance for group in reflections),
-        mixed_versions=sum(len(t.policy_versions) > 1 for t in episodes),
-        tokens_sampled=sum(s.completion_tokens or 0 for s in spans),
-        capabilities=dict(Counter(s.capability for s in spans)),
-        notes=dict(Counter(s.capability_note for s in spans if s.capability_note)),
-        seconds=round(seconds, 2),
-    )
+    tally = Tally()
+    for episode in episodes:
+        tally.add(episode)
+    return tally.summary(resumed=resumed, outdated=outdated, seconds=seconds)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

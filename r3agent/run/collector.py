@@ -9,10 +9,11 @@ from typing import Any
 
 from r3agent._util.aio import run_in_thread_loop
 from r3agent.deploy import load_version
-from r3agent.episodes.collect import CollectSummary, collect
+from r3agent.episodes.collect import collect
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
+from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import SPLIT, Task
 from r3agent.run.directory import RunDirectory
 from r3agent.store.registry import PolicyCard

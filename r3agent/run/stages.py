@@ -20,13 +20,14 @@ from typing import Any
 
 from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
-from r3agent.episodes.collect import CollectSummary, Job, episode_jobs
 from r3agent.episodes.config import EpisodeLimits
+from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, read_drawn, write_comparison
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
+from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Collector, Progress

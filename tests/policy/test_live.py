@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from r3agent import Task, build_graph
-from r3agent.episodes.collect import collect, run_episode
+from r3agent.episodes.collect import collect
+from r3agent.episodes.run_episode import run_episode
 from r3agent.errors import ConfigError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.live import WeightVersion

@@ -11,7 +11,7 @@ from langgraph.types import interrupt
 from r3agent import Task, collect, load
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
-from r3agent.episodes.collect import episode_jobs
+from r3agent.episodes.jobs import episode_jobs
 from r3agent.errors import ConfigError, EndpointError, R3Error
 from r3agent.testing import ScriptedPolicy
 from tests.episodes.agents.scripts import ANSWER, Worlds, answers, calling

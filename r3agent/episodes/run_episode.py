@@ -1,0 +1,49 @@
+"""One episode from its task to its record."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from langgraph.graph.state import CompiledStateGraph
+
+from r3agent.episodes.config import EpisodeContext
+from r3agent.errors import AgentError, R3Error, VerifierError
+from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+
+
+class Ended(NamedTuple):
+    """End of an episode."""
+
+    episode: Trajectory
+    cause: R3Error | None
+    """Error that ended it; the episode has its text."""
+
+
+async def run_episode(
+    graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0, **limits: int
+) -> Ended:
+    """Run one episode; record an error with the spans sampled before it.
+
+    Args:
+        limits: fields of `EpisodeContext`, for this episode.
+    """
+    state: dict[str, Any] = {}
+    cause: R3Error | None = None
+    try:
+        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, **limits)
+        async for reached in graph.astream(given, stream_mode="values", context=context):
+            state = reached
+        if "trajectory" not in state:
+            kind = VerifierError if state.get("spans") else AgentError
+            asker = "the verifier" if state.get("spans") else "the agent or a tool"
+            raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
+    except R3Error as raised:
+        cause = raised
+    error: Any = state.get("trajectory", {}).get("error")  # of the first try
+    if cause is not None:
+        error = EpisodeError(kind=type(cause).__name__, message=str(cause))
+    tools = tuple(state.get("task", {}).get("tools", task.tools))
+    if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
+        task = task.model_copy(update={"tools": tools})
+    spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
+    return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
