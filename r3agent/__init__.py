@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from r3agent.recording.instrument import instrument as instrument
     from r3agent.recording.recorder import Recorder as Recorder
     from r3agent.recording.trace import trace as trace
+    from r3agent.records.cost import Prices as Prices
     from r3agent.records.credit import Group as Group
     from r3agent.records.credit import groups as groups
     from r3agent.records.summary import CollectSummary as CollectSummary

@@ -6,6 +6,7 @@ import time
 
 from pydantic import Field
 
+from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Record, Trajectory
 
 ENDED = "ended"
@@ -22,7 +23,11 @@ class Budget(Record):
     """Budget of seconds since the episode began, the waiting for a person included; when it is spent, nothing further
     begins."""
 
-    def spent(self, tree: Trajectory, began: float | None) -> str | None:
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Budget of the cost of all model calls in the episode, in the currency of the policy's prices; when it is spent,
+    nothing further begins."""
+
+    def spent(self, tree: Trajectory, began: float | None, prices: Prices | None = None) -> str | None:
         """Return why nothing further may begin; `None` if the budget is not spent.
 
         Args:
@@ -34,6 +39,11 @@ class Budget(Record):
             used = sum((span.prompt_tokens or 0) + (span.completion_tokens or 0) for span in tree.spans)
             if used >= self.max_tokens_total:
                 return f"max_tokens_total = {self.max_tokens_total}: {used} are used"
+        if self.max_cost is not None and prices is not None:
+            if (cost := prices.cost(tree.spans)) is None:
+                return f"max_cost = {self.max_cost:g}: the endpoint does not count its tokens"
+            if cost >= self.max_cost:
+                return f"max_cost = {self.max_cost:g}: {prices.text(cost)} are spent"
         if self.max_seconds is not None and began is not None and (took := time.time() - began) >= self.max_seconds:
             return f"max_seconds = {self.max_seconds:g}: {took:.1f} have passed"
         return None

@@ -17,6 +17,7 @@ from r3agent._util.templates import Template, compile_template
 from r3agent.episodes.budget import Budget
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
+from r3agent.records.cost import Prices
 from r3agent.records.prompts import BLIND_RETRY, HIDDEN, KNOWN, REFLECT, RETRY
 from r3agent.records.trajectory import Record
 from r3agent.verifiers.interface import CutOff
@@ -208,6 +209,8 @@ class EpisodeContext(Budget):
     model: str | None = Field(default=None, min_length=1)
     """Served name of the model to ask in place of the policy's, on the same server, such as `NAME@v0003` or
     `NAME@live`."""
+    prices: Prices | None = None
+    """Prices for `max_cost` in place of the policy's, e.g. those of `model`."""
     policy: SkipJsonSchema[Any] = None
     """Policy to ask in place of the graph's; an object, so that a form has no field for it."""
     sample: int | None = Field(default=None, ge=0)

@@ -21,7 +21,8 @@ from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_b
 from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import ConfigError, ConversationError
-from r3agent.policy import Pinnable, Policy, Renamable, Sampling, sampling_of
+from r3agent.policy import Pinnable, Policy, Renamable, Sampling, prices_of, sampling_of
+from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
@@ -41,6 +42,8 @@ class Nodes:
     sample: int = 0
     """Index of the episode among several of its task."""
     budget: Budget = field(default_factory=Budget)
+    prices: Prices | None = None
+    """Prices for a budget of cost."""
     runner: TryRunner | None = None
     """Runner of an agent's tries; without one, a try is one completion."""
 
@@ -62,8 +65,13 @@ class Nodes:
                     f"context: {name} = {value:g}: limits tries of an agent or with tools, and this graph has none; "
                     "leave it out"
                 )
+        if (prices := context.prices or prices_of(policy)) is None and context.max_cost is not None:
+            raise ConfigError(
+                f"context: max_cost = {context.max_cost:g}: {type(policy).__name__} has no prices; give it "
+                "prices=Prices(prompt=..., sampled=...), per million tokens, or limit max_tokens_total"
+            )
         config, sample = self.config.override(context), context.sample or 0
-        return replace(self, policy=policy, config=config, sample=sample, budget=context)
+        return replace(self, policy=policy, config=config, sample=sample, budget=context, prices=prices)
 
     async def attempt(self, state: EpisodeState) -> Update:
         task = task_of(state)
@@ -125,7 +133,7 @@ class Nodes:
         return await _grow([*guided, *blind])
 
     def _spent(self, state: EpisodeState, tree: Trajectory) -> str | None:
-        return self.budget.spent(tree, (state.get("lineage") or {}).get("began"))
+        return self.budget.spent(tree, (state.get("lineage") or {}).get("began"), self.prices)
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
         """List the last spans of the failed tries that may be retried; none once a try has passed.

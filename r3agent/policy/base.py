@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from pydantic import Field, field_validator, model_validator
 
 from r3agent._util.messages import shorten
+from r3agent.records.cost import Prices
 from r3agent.records.sampling import FORMS, LIMITS
 from r3agent.records.trajectory import Generation, Message, Record
 
@@ -140,6 +141,12 @@ def sampling_of(policy: Policy) -> Sampling | None:
     """Return the policy's own sampling settings; `None` if it does not show them."""
     own: object = getattr(policy, "sampling", None)
     return own if isinstance(own, Sampling) else None
+
+
+def prices_of(policy: Policy) -> Prices | None:
+    """Return the prices of the policy's tokens; `None` if it does not show them."""
+    own: object = getattr(policy, "prices", None)
+    return own if isinstance(own, Prices) else None
 
 
 @runtime_checkable

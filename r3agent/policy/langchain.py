@@ -29,6 +29,7 @@ from r3agent.http.refusal import refused_fields
 from r3agent.policy.base import Sampling
 from r3agent.policy.parse import not_whole, read_logprobs
 from r3agent.records import versions
+from r3agent.records.cost import Prices
 from r3agent.records.generation import LENGTH
 from r3agent.records.reply import CALL_PARTS, TEXT_PARTS, Reply, normal_calls, read_reply
 from r3agent.records.sampling import LIMITS, reshaping
@@ -47,6 +48,7 @@ class ChatModelPolicy:
         version: policy version of the model, if the model name in its responses has none; default: the base.
         headers: further headers of each request, e.g. of a gateway, for providers whose calls take `extra_headers`, as
             those of OpenAI and Anthropic do; never recorded.
+        prices: prices of the model's tokens, for budgets of cost.
 
     The graph's `sampling` is passed to the model as keyword arguments (`temperature`, `top_p`, `max_tokens`, ...),
     without those that the provider refuses; without it the model uses its own settings.
@@ -54,9 +56,15 @@ class ChatModelPolicy:
 
     @checked
     def __init__(
-        self, model: BaseChatModel, *, version: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        model: BaseChatModel,
+        *,
+        version: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self.model = model
+        self.prices = prices
         self._version = version or versions.BASE
         self._options: dict[str, Any] = {"extra_headers": dict(headers)} if headers else {}
         self._terms = Terms(repr(self))
@@ -123,6 +131,7 @@ class ChatModelPolicy:
             sampling=sampling,
             finish_reason="length" if reason is not None and reason.lower() in LENGTH else reason,
             prompt_tokens=None if usage is None else usage["input_tokens"],
+            cached_tokens=None if usage is None else usage.get("input_token_details", {}).get("cache_read"),
             completion_tokens=None if usage is None else usage["output_tokens"],
             latency_s=latency_s,
             capability=capability,

@@ -30,6 +30,7 @@ from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_
 from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.stream import Assembly, OnDelta, read_body, shift_choices
 from r3agent.records import versions
+from r3agent.records.cost import Prices
 from r3agent.records.sampling import NEUTRAL
 from r3agent.records.trajectory import Generation, Message
 from r3agent.store.registry import Registry
@@ -55,6 +56,7 @@ class OpenAIPolicy(Shared):
         timeout_s: timeout of one request, in seconds.
         outage_s: seconds to wait for a server that has answered before and became unreachable.
         max_tries: tries of one request; `r3agent.http.retry` documents the errors that are retried.
+        prices: prices of the model's tokens, for budgets of cost.
 
     Raises:
         ConfigError: an argument is out of range or of another type, the URL is invalid, `NAME@live` has no registry, or
@@ -78,9 +80,11 @@ class OpenAIPolicy(Shared):
         timeout_s: Positive = 600.0,
         outage_s: NotNegative = 600.0,
         max_tries: AtLeastOne = 6,
+        prices: Prices | None = None,
     ) -> None:
         self.base_url = base_url
         self.sampling = sampling or Sampling()
+        self.prices = prices
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
         settings: dict[str, Any] = {

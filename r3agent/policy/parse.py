@@ -63,6 +63,7 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
         "model": str(answer.get("model") or common["model"]),
         "prompt_token_ids": _ids(answer.get("prompt_token_ids")),
         "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "cached_tokens": _cached(usage),
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
     n_ids = sum(len(_ids(choice.get("token_ids")) or ()) for choice in choices)
@@ -75,6 +76,11 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     has_hidden = isinstance(details, Mapping) and bool(_count(details.get("reasoning_tokens")))
     media = why_untrainable((request or {}).get("messages") or ())
     return [_generation(choice, shared, flaw, caveat, has_hidden, media) for choice in choices[:n]]
+
+
+def _cached(usage: Mapping[str, Any]) -> int | None:
+    details: Any = usage.get("prompt_tokens_details")
+    return _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
 
 
 def _generation(

@@ -97,6 +97,8 @@ class Generation(StoredRecord):
     finish_reason: str | None = None
     """Reason in the endpoint's response, or the one of `Refused`."""
     prompt_tokens: int | None = None
+    cached_tokens: int | None = Field(default=None, exclude_if=lambda count: count is None)  # as `extra`
+    """Those of the prompt that the endpoint read from its cache, if it reports them."""
     completion_tokens: int | None = None
     latency_s: float | None = None
     """Latency of the request; the siblings of one `n > 1` request share it."""

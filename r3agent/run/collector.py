@@ -88,6 +88,7 @@ class Collector(RunDirectory):
                 timeout_s=self.config.policy.timeout_s,
                 outage_s=self.config.policy.outage_s,
                 concurrency=2 * concurrency,
+                prices=self.config.policy.prices,
             )
             try:
                 return await collect(

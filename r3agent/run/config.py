@@ -22,6 +22,7 @@ from r3agent.errors import ConfigError
 from r3agent.http.headers import check_stored, parse_headers
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy import Sampling
+from r3agent.records.cost import Prices
 from r3agent.records.prompts import PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.run.agent import AgentConfig
@@ -51,6 +52,9 @@ class PolicyConfig(Record):
     """Timeout of one request, in seconds."""
     outage_s: float = Field(default=600.0, ge=0)
     """Seconds to wait for a server that has answered before and became unreachable."""
+    prices: Prices | None = None
+    """Prices per million tokens, for budgets of cost: `prices = {prompt = 0.15, cached = 0.075, sampled = 0.6}`, and a
+    `currency` other than USD."""
 
     @field_validator("headers", mode="before")
     @classmethod

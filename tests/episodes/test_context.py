@@ -20,6 +20,7 @@ from r3agent.verifiers import find_verifier
 from tests.episodes.episodes import CHAIN, INPUT, labels, on_thread, right
 
 COUNTED = Generation(text="wrong", model="m", prompt_tokens=1, completion_tokens=1)
+PRICES = {"prompt": 1, "sampled": 2, "currency": "EUR"}
 NEVER: Any = {"attempt": "wrong", "reflect": "hm", "retry": "wrong", "blind_retry": "wrong"}
 
 
@@ -71,6 +72,8 @@ def test_sampling_is_that_of_the_run(graph: Any, policy: ScriptedPolicy) -> None
         ({"model": "tiny@v0003"}, r"model = 'tiny@v0003': ScriptedPolicy has no `asking\(model\)`; pass policy="),
         ({"policy": "tiny"}, "policy = 'tiny'"),
         ({"max_tokens_total": 0}, "context.max_tokens_total = 0"),
+        ({"max_cost": 0}, "context.max_cost = 0"),
+        ({"max_cost": 0.5}, "context: max_cost = 0.5: ScriptedPolicy has no prices; give it prices=Prices"),
         ({"reflections": 0}, "reflections = 0 and blind_retries = 0: nothing would retry.*pass reflections=1"),
     ],
 )
@@ -161,6 +164,9 @@ def test_a_run_asks_a_policy_or_a_model_of_its_own(policy: ScriptedPolicy, tmp_p
         ({"max_tokens_total": 1}, ["attempt"], "max_tokens_total = 1: 2 are used"),
         ({"max_tokens_total": 3}, ["attempt", "reflect"], "max_tokens_total = 3: 4 are used"),
         ({"max_tokens_total": 9999}, CHAIN, None),
+        ({"max_cost": 3e-6, "prices": PRICES}, ["attempt"], "max_cost = 3e-06: 3e-06 EUR are spent"),
+        ({"max_cost": 5e-6, "prices": PRICES}, ["attempt", "reflect"], "max_cost = 5e-06: 6e-06 EUR are spent"),
+        ({"max_cost": 1, "prices": PRICES}, CHAIN, None),
         ({"max_seconds": 1e-9}, ["attempt"], "max_seconds = 1e-09: 0.0 have passed"),
         ({"max_seconds": 999}, CHAIN, None),
     ],
@@ -173,8 +179,9 @@ async def test_a_spent_budget_ends_the_episode(budget: dict[str, Any], grown: li
         assert out["passed"] is False
 
 
-async def test_a_budget_of_tokens_that_nobody_counts_is_spent() -> None:
+@pytest.mark.parametrize("budget", [{"max_tokens_total": 9}, {"max_cost": 9, "prices": PRICES}])
+async def test_a_budget_of_tokens_that_nobody_counts_is_spent(budget: dict[str, Any]) -> None:
     graph: Any = build_graph(policy=ScriptedPolicy(Generation(text="no", model="m")), verifier=right).compile()
-    out = await graph.ainvoke(INPUT, context={"max_tokens_total": 9})
+    out = await graph.ainvoke(INPUT, context=budget)
     assert labels(out) == ["attempt"]
     assert "does not count its tokens" in out["trajectory"]["metadata"][ENDED]

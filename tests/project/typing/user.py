@@ -27,6 +27,7 @@ from r3agent import (
     OpenAIPolicy,
     Policy,
     PolicyError,
+    Prices,
     Program,
     ProtocolError,
     R3Error,
@@ -197,7 +198,8 @@ POLICIES: list[Policy] = [Constant(), OpenAIPolicy(URL, "m@live", registry="runs
 
 
 async def gather(out: Path) -> CollectSummary:
-    async with OpenAIPolicy(URL, "my-model", sampling=Sampling(temperature=0.7)) as policy:
+    prices = Prices(prompt=0.15, cached=0.075, sampled=0.6)
+    async with OpenAIPolicy(URL, "my-model", sampling=Sampling(temperature=0.7), prices=prices) as policy:
         return await collect(TASKS, policy=policy, verifier=of_verdict, out=out, reflections=4, blind_retries=1)
 
 
