@@ -17,6 +17,7 @@
     |   |-- ProtocolError      the endpoint's response is not an OpenAI response
     |   `-- StepLimitError     a try asked for more model calls than it may make
     |-- AgentError             an application's agent raised, or its program failed; says nothing about the model
+    |-- EpisodeTimeoutError    an episode of a collection took longer than its time limit
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
     |-- TrainingError          training failed, or the rows cannot be trained on
     `-- DeployError            the weights did not reach the server; the live pointer did not move
@@ -48,6 +49,10 @@ class ArgumentError(ConfigError, ValueError):
 
 class BusyError(R3Error):
     """Another process is doing this, on the same run."""
+
+
+class EpisodeTimeoutError(R3Error):
+    """An episode of a collection took longer than its time limit."""
 
 
 class RecordError(R3Error):

@@ -35,6 +35,10 @@ COLLECT = flags_of(
         "--retries": "retries",
         "--blind-retries": "blind_retries",
         "--concurrency": "concurrency",
+        "--max-episodes": "max_episodes",
+        "--max-tokens": "max_tokens",
+        "--max-cost": "max_cost",
+        "--max-seconds": "max_seconds",
     },
 )
 EVAL = flags_of("eval", EvalConfig, {"--n": "n"})

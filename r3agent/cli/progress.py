@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from r3agent._util.console import printable
+from r3agent.evaluate.statistics import wilson
+from r3agent.records.summary import Tally
 
 
 class ConsoleReporter:
@@ -31,7 +33,8 @@ class ConsoleReporter:
         )
         self._bar = self._progress.add_task("", total=None)
         self._seconds: dict[str, float] = {}
-        self._kind = ""
+        self._kind = self._counts = ""
+        self._tokens_before = 0
         self._began = self._reported = time.monotonic()
 
     def __enter__(self) -> ConsoleReporter:
@@ -50,13 +53,27 @@ class ConsoleReporter:
         now = time.monotonic()
         if self._kind:
             self._seconds[self._kind] = now - self._began
-        self._kind, self._began, self._reported = kind, now, now
+        self._kind, self._counts, self._began, self._reported = kind, "", now, now
         about = f" (about {_rounded(self._seconds[kind])})" if kind in self._seconds else ""
         self._print(f"{text}{about}")
 
     def episodes(self, done: int, total: int) -> None:
         """Report how many episodes of the stage are done."""
-        self._advance(done, total, "episodes")
+        self._advance(done, total, f"episodes{self._counts}")
+
+    def tally(self, tally: Tally) -> None:
+        """Set the counts that the report of the episodes goes on with."""
+        if not self._counts:
+            self._tokens_before = tally.tokens_sampled
+        rate = (tally.tokens_sampled - self._tokens_before) / max(time.monotonic() - self._began, 1e-3)
+        passed, judged = tally.first_tries
+        parts = [
+            f"first try {passed / judged:.0%} ({_interval(passed, judged)})" if judged else "",
+            f"{tally.groups_with_variance} of {tally.groups} groups with variance" if tally.groups else "",
+            f"{rate:.0f} tokens/s",
+            *(f"{count} {kind}" for kind, count in tally.errors.items()),
+        ]
+        self._counts = "".join(f", {part}" for part in parts if part)
 
     def steps(self, done: int, total: int) -> None:
         """Report how many optimizer steps of the stage are done."""
@@ -77,6 +94,11 @@ class ConsoleReporter:
 
     def _print(self, text: str) -> None:
         self._console.print(Text.assemble(("r3agent", "dim"), f" {printable(text)}"), soft_wrap=True)
+
+
+def _interval(passed: int, judged: int) -> str:
+    low, high = wilson(passed, judged)
+    return f"{low:.0%} to {high:.0%}"
 
 
 def _rounded(seconds: float) -> str:

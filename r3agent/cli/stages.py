@@ -25,6 +25,7 @@ from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
+ENDED = "ended by {by}: {n} episodes are left; the same command goes on with them"
 
 
 @verb(*URL, *SUBJECT, *COLLECT)
@@ -32,7 +33,7 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
-        summary = opened.collect(reporter.episodes)
+        summary = opened.collect(reporter.episodes, on_tally=reporter.tally)
     stored = opened.trajectories()
     live = opened.ensure_live().version
     lineage = lineage_of(opened.registry.policies_dir, live)
@@ -40,10 +41,12 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     lines = [
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
+        *([ENDED.format(by=summary.ended_by, n=summary.left)] if summary.ended_by else []),
         *summary_lines(summary),
         f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run)}",
     ]
-    return Output(summary.model_dump(), "\n".join(lines), ok=sum(summary.errors.values()) < summary.episodes)
+    ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
+    return Output(summary.model_dump(), "\n".join(lines), ok=ok)
 
 
 @verb(*URL)

@@ -27,7 +27,7 @@ from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.episodes.run_episode import run_episode
 from r3agent.errors import R3Error
-from r3agent.policy import Policy, Versioned, sampling_of
+from r3agent.policy import Policy, Versioned, prices_of, sampling_of
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import served_version
@@ -64,6 +64,8 @@ async def collect(
     rerun_errors: bool = True,
     metadata: Mapping[str, Any] | None = None,
     on_episode: Callable[[int, int], None] | None = None,
+    on_tally: Callable[[Tally], None] | None = None,
+    limits: CollectLimits | None = None,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
@@ -90,6 +92,8 @@ async def collect(
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
         metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
+        on_tally: called with the counts so far after each episode.
+        limits: budgets of this call and time limit of an episode; default: none.
         options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
 
     Raises:
@@ -126,7 +130,8 @@ async def collect(
     named = {"agent": agent_name} if agent_name else {}
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **named, **(metadata or {})}
 
-    start, tally = time.monotonic(), Tally()
+    limits = limits or CollectLimits()
+    start, tally, quota = time.monotonic(), Tally(), Quota(limits, prices_of(policy))
     with TrajectoryWriter(out) as writer:
         stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
@@ -137,12 +142,14 @@ async def collect(
                 tally.add(kept[id_])
         resumed, queue = len(kept), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
         answered = next((jobs[id_] for id_, t in kept.items() if t.error is None), None)
-        quota = Quota(CollectLimits(), tally)
 
         def store(episode: Trajectory) -> None:
             nonlocal answered
             writer.append(episode)
             tally.add(episode)
+            quota.add(episode)
+            if on_tally:
+                on_tally(tally)
             if on_episode:
                 on_episode(tally.episodes, len(jobs))
             if episode.error is None:
@@ -166,15 +173,17 @@ async def collect(
             for id_, job in queue:
                 if not quota.begin():
                     return
-                episode, cause = await run_episode(graph, job.task, job.sample)
+                ended = await run_episode(graph, job.task, job.sample, timeout_s=limits.episode_timeout_s)
                 given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
-                await endurance.take(episode.model_copy(update=given), cause)
+                await endurance.take(ended.episode.model_copy(update=given), ended.cause)
 
         await gather_all(work() for _ in range(n_workers))
         await endurance.end()
-    return tally.summary(
+    summary = tally.summary(
         resumed=resumed, outdated=_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start
     )
+    left = len(jobs) - tally.episodes
+    return summary.model_copy(update={"cost": quota.cost, "ended_by": quota.ended_by, "left": left})
 
 
 def _name_of(agent: object | None, tools: Sequence[Any], environment: Environment | None) -> str:

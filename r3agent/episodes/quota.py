@@ -6,53 +6,75 @@ import time
 
 from pydantic import Field
 
+from r3agent.errors import ConfigError
+from r3agent.records.cost import Prices
 from r3agent.records.record import Record
-from r3agent.records.summary import Tally
+from r3agent.records.trajectory import Trajectory
 
 
 class CollectLimits(Record):
-    """Limits on what one call of `collect` may spend; when one is reached, running episodes end and none begins."""
+    """Limits on one call of `collect`: when it has reached one, running episodes end, and the next call goes on."""
 
     max_episodes: int | None = Field(default=None, ge=1)
-    """Maximum number of episodes that one collection runs, besides those stored before; the next call runs others."""
+    """Maximum number of episodes that one collection runs; stored ones do not count. The next one goes on."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Budget of sampled tokens of one collection; running episodes end when it is spent, and the next call goes on."""
+    """Budget of sampled tokens of one collection; when it is spent, running episodes end, and the next one goes on."""
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Budget of the cost of one collection, at the policy's prices; when it is spent, running episodes end, and the
+    next one goes on."""
     max_seconds: float | None = Field(default=None, gt=0)
-    """Seconds after which a collection begins no further episode; running ones end, and the next call goes on."""
+    """Seconds after which a collection begins no episode; running ones end, and the next one goes on."""
+    episode_timeout_s: float | None = Field(default=None, gt=0)
+    """Time limit of one episode, in seconds; one that takes longer is recorded with an error, and others go on."""
 
 
 class Quota:
-    """Answer to "may another episode begin?"; the limits count from here, and not what was stored before.
+    """Answer to "may another episode begin?"; it counts what this call spends, and not what was stored before.
 
-    Args:
-        tally: counts of the episodes that have ended, including those stored before.
+    Raises:
+        ConfigError: there is a budget of cost, but no price.
     """
 
-    def __init__(self, limits: CollectLimits, tally: Tally) -> None:
-        self._limits, self._tally = limits, tally
+    def __init__(self, limits: CollectLimits, prices: Prices | None = None) -> None:
+        if limits.max_cost is not None and prices is None:
+            raise ConfigError(
+                f"max_cost = {limits.max_cost:g}: the policy has no prices; give them, e.g. "
+                "OpenAIPolicy(..., prices=Prices(prompt=0.5, sampled=1.5)) or [policy.prices] in r3.toml"
+            )
+        self._limits, self._prices = limits, prices
         self._start = time.monotonic()
-        self._tokens_before = tally.tokens_sampled
-        self._begun = 0
+        self._begun = self._tokens = 0
+        self._cost: float | None = 0.0
         self.ended_by: str | None = None
-        """Limit that was reached first, with its value."""
+        """Limit that was reached first."""
+
+    @property
+    def cost(self) -> float | None:
+        """Cost so far; `None` without prices, or if the endpoint does not count tokens."""
+        return None if self._prices is None else self._cost
 
     def begin(self) -> bool:
         """Count an episode that is about to begin; return False if it must not, because a limit is reached."""
         if self.ended_by is None:
             self.ended_by = self._reached()
-        if self.ended_by is not None:
-            return False
-        self._begun += 1
-        return True
+        self._begun += self.ended_by is None
+        return self.ended_by is None
+
+    def add(self, episode: Trajectory) -> None:
+        """Count what an episode spent."""
+        self._tokens += sum(span.completion_tokens or 0 for span in episode.spans)
+        if self._prices is not None and self._cost is not None:
+            cost = self._prices.cost(episode.spans)
+            self._cost = None if cost is None else self._cost + cost
 
     def _reached(self) -> str | None:
+        if self._limits.max_cost is not None and self._cost is None:
+            return f"max_cost = {self._limits.max_cost:g}: the endpoint does not count its tokens"
         spent = {
             "max_episodes": self._begun,
-            "max_tokens": self._tally.tokens_sampled - self._tokens_before,
+            "max_tokens": self._tokens,
+            "max_cost": self._cost or 0.0,
             "max_seconds": time.monotonic() - self._start,
         }
-        for name, amount in spent.items():
-            limit = getattr(self._limits, name)
-            if limit is not None and amount >= limit:
-                return f"{name} = {limit:g}"
-        return None
+        limits = ((name, getattr(self._limits, name), amount) for name, amount in spent.items())
+        return next((f"{name} = {limit:g}" for name, limit, amount in limits if limit and amount >= limit), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 
 from r3agent.episodes.config import EpisodeContext
-from r3agent.errors import AgentError, R3Error, VerifierError
+from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 
 
@@ -20,25 +21,36 @@ class Ended(NamedTuple):
 
 
 async def run_episode(
-    graph: CompiledStateGraph[Any, Any, Any, Any], task: Task, sample: int = 0, **limits: int
+    graph: CompiledStateGraph[Any, Any, Any, Any],
+    task: Task,
+    sample: int = 0,
+    *,
+    timeout_s: float | None = None,
+    **limits: int,
 ) -> Ended:
     """Run one episode; record an error with the spans sampled before it.
 
     Args:
+        timeout_s: time limit; an episode that takes longer ends with an error.
         limits: fields of `EpisodeContext`, for this episode.
     """
     state: dict[str, Any] = {}
     cause: R3Error | None = None
     try:
         given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, **limits)
-        async for reached in graph.astream(given, stream_mode="values", context=context):
-            state = reached
+        async with asyncio.timeout(timeout_s) as limit:
+            async for reached in graph.astream(given, stream_mode="values", context=context):
+                state = reached
         if "trajectory" not in state:
             kind = VerifierError if state.get("spans") else AgentError
             asker = "the verifier" if state.get("spans") else "the agent or a tool"
             raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
     except R3Error as raised:
         cause = raised
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        cause = EpisodeTimeoutError(f"it took longer than episode_timeout_s = {timeout_s:g}; raise it or ask for less")
     error: Any = state.get("trajectory", {}).get("error")  # of the first try
     if cause is not None:
         error = EpisodeError(kind=type(cause).__name__, message=str(cause))

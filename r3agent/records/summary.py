@@ -52,6 +52,12 @@ class CollectSummary(Record):
     notes: dict[str, int]
     """Number of spans by their `capability_note`."""
     seconds: float
+    cost: float | None = None
+    """Cost of the episodes of this call, at the policy's prices; `None` if it is not known."""
+    ended_by: str | None = None
+    """Limit that ended the collection; `None` if it ran every episode."""
+    left: int = 0
+    """Number of episodes that were not run because of it; the next call runs them."""
 
 
 class Tally:

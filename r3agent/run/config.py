@@ -18,6 +18,7 @@ from r3agent._util.messages import explain
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
+from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
 from r3agent.http.headers import check_stored, parse_headers
 from r3agent.http.urls import ApiURL, redact_url
@@ -122,7 +123,7 @@ class PromptConfig(EpisodePrompts):
         return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
 
 
-class CollectConfig(EpisodeLimits):
+class CollectConfig(EpisodeLimits, CollectLimits):
     n: int = Field(default=512, ge=1)
     """Number of tasks per collection."""
     samples: int = Field(default=1, ge=1)

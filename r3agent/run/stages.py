@@ -22,12 +22,13 @@ from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
+from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, read_drawn, write_comparison
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
-from r3agent.records.summary import CollectSummary
+from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Collector, Progress
@@ -64,25 +65,34 @@ class Draw:
 class Run(Collector):
     """The stages of a run, in its directory."""
 
-    def collect(self, progress: Progress | None = None, *, version: str | None = None) -> CollectSummary:
+    def collect(
+        self,
+        progress: Progress | None = None,
+        *,
+        version: str | None = None,
+        on_tally: Callable[[Tally], None] | None = None,
+    ) -> CollectSummary:
         """Collect episodes of this round's tasks into `trajectories/`.
 
         Args:
             version: version that samples, which need not be live; default: the live one.
+            on_tally: called with the counts so far after each episode.
         """
         self.check_subject()
         card = self.ensure_live() if version is None else self.registry.card(version)
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
-        limits = settings.model_dump(exclude={"n", "concurrency"})
+        limits = settings.model_dump(exclude={"n", "concurrency", *CollectLimits.model_fields})
+        spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         limits["first_sample"] = (round_ - 1) * ROUND_SAMPLES
         identity = self._identity(card.version, self.config.sampling, **limits)
         with self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()
-            return self._collect(card, url, tasks, "train", self.directory / "trajectories", progress, identity)
+            out, given = self.directory / "trajectories", {"limits": spending, "on_tally": on_tally}
+            return self._collect(card, url, tasks, "train", out, progress, identity, **given)
 
     def train(
         self,

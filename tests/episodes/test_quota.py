@@ -1,0 +1,77 @@
+"""Budgets of a collection, and the time limit of one episode."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.episodes.collect import collect
+from r3agent.episodes.quota import CollectLimits
+from r3agent.errors import ConfigError
+from r3agent.policy import OpenAIPolicy
+from r3agent.records.cost import Prices
+from r3agent.records.summary import CollectSummary
+from r3agent.records.trajectory import Task
+from r3agent.store.shards import read
+from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
+
+TASKS = [Task(id=f"t{i}", messages=({"role": "user", "content": f"question {i}"},)) for i in range(6)]
+
+
+def right(task: Task, answer: str) -> bool:
+    return answer == "right"
+
+
+async def run(out: Path, policy: Any, limits: CollectLimits | None = None, **settings: Any) -> CollectSummary:
+    given: Any = {"reflections": 2, "concurrency": 1, **settings}
+    return await collect(TASKS, policy=policy, verifier=right, out=out, limits=limits, **given)
+
+
+@pytest.mark.parametrize(
+    ("limits", "runs"),
+    [({"max_episodes": 2}, 2), ({"max_tokens": 20}, 2), ({"max_cost": 20.0}, 2), ({"max_seconds": 1e-9}, 0)],
+)
+async def test_a_spent_budget_leaves_the_rest_to_the_next_call(
+    tmp_path: Path, limits: dict[str, Any], runs: int
+) -> None:
+    def answer(body: dict[str, Any], _: int) -> str:
+        return (
+            "hm" if "reflect" in str(body["messages"][-1]).lower() else "right" if len(body["messages"]) > 2 else "no"
+        )
+
+    with ScriptedEndpoint(answer) as endpoint:
+        prices = Prices(prompt=0, sampled=1e6)
+        async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", prices=prices) as policy:
+            whole = await run(tmp_path / "whole", policy)
+            first = await run(tmp_path / "cut", policy, CollectLimits(**limits))
+            assert (first.episodes, first.left) == (runs, len(TASKS) - runs)
+            ((name, value),) = limits.items()
+            assert first.ended_by == f"{name} = {value:g}"
+            rest = await run(tmp_path / "cut", policy)
+    assert (rest.resumed, rest.ended_by, rest.left) == (runs, None, 0)
+    assert first.cost == first.tokens_sampled
+    assert whole.cost == whole.tokens_sampled
+    ids = [[t.trajectory_id for t in read(tmp_path / name)] for name in ("whole", "cut")]
+    assert ids[0] == ids[1]
+
+
+async def test_a_budget_of_cost_needs_prices(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_cost = 1: the policy has no prices; .*\[policy.prices\]"):
+        await run(tmp_path, ScriptedPolicy("right"), CollectLimits(max_cost=1))
+
+
+async def test_an_episode_over_its_time_limit_is_recorded(tmp_path: Path) -> None:
+    async def stuck(task: Task, answer: str) -> bool:
+        await asyncio.sleep(3600 if task.id == "t0" else 0)
+        return True
+
+    limits = CollectLimits(episode_timeout_s=1.0)
+    summary = await collect(TASKS, policy=ScriptedPolicy("right"), verifier=stuck, out=tmp_path, limits=limits)
+    assert (summary.episodes, summary.errors) == (6, {"EpisodeTimeoutError": 1})
+    (late,) = [t for t in read(tmp_path) if t.error]
+    assert late.error is not None
+    assert "episode_timeout_s = 1;" in late.error.message
+    assert [s.text for s in late.spans] == ["right"]
