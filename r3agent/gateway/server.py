@@ -28,7 +28,6 @@ from pydantic import Field
 
 from r3agent._util.address import base_url, is_loopback, listen
 from r3agent._util.checked import Port, Positive, checked
-from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
 from r3agent.gateway.journal import STORE_S, Journal, left_behind
 from r3agent.gateway.live import any_model, live_model, one_model
@@ -70,7 +69,7 @@ class Gateway:
         body_limit_mb: largest body of a request.
 
     Raises:
-        ConfigError: aiohttp is not installed, the URL is no HTTP URL, the address cannot be listened on or has no
+        ConfigError: the URL is no HTTP URL, the address cannot be listened on or has no
             token, or the store cannot be written.
     """
 
@@ -91,7 +90,6 @@ class Gateway:
         timeout_s: Positive = 600.0,
         body_limit_mb: Annotated[float, Field(gt=0, le=4096)] = 64.0,
     ) -> None:
-        require_extra("aiohttp", "gateway")
         from r3agent.gateway.upstream import Target
 
         if model is not None and run is not None:

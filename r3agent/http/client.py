@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 import orjson
@@ -21,6 +22,7 @@ from r3agent.errors import ConfigError
 from r3agent.http.body import BROKEN_OFF, find_error
 from r3agent.http.errors import NO_KEY, read_error, read_error_event, redact_secrets
 from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
+from r3agent.http.session import Answer, Session
 from r3agent.http.urls import redact_url
 from r3agent.records import json_values
 
@@ -90,6 +92,19 @@ class ClientSettings:
         """Open a client for one event loop."""
         with self._usable_proxy():
             return httpx.AsyncClient(**self._arguments())
+
+    def open_for(self, url: httpx.URL) -> httpx.AsyncClient | Session:
+        """Open a client of a server for the running event loop: a direct one unless requests go through a proxy."""
+        given = getproxies() if self.trust_env else {}
+        if self.proxy or ((given.keys() & {url.scheme, "all"}) and not proxy_bypass(url.host)):
+            return self.open_async()
+        verify = self.verify
+        if verify is True:  # the authorities that httpx trusts
+            verify = httpx.create_ssl_context() if url.scheme == "https" else True
+        connect_timeout_s = min(CONNECT_TIMEOUT_S, self.timeout_s)
+        return Session(
+            headers=self._headers, timeout_s=self.timeout_s, connect_timeout_s=connect_timeout_s, verify=verify
+        )
 
     def redact(self, text: str, url: httpx.URL) -> str:
         """Remove the secrets of a request to a URL from a text."""
@@ -163,21 +178,26 @@ async def send(
         raise httpx.ConnectError(str(error), request=request) from error
 
 
-async def fetch(client: httpx.AsyncClient, method: str, url: httpx.URL, body: Any = None) -> bytes:
+async def fetch(client: httpx.AsyncClient | Session, method: str, url: httpx.URL, body: Any = None) -> bytes:
     """Send one request and return the content of its response.
 
     Raises:
         ServerError: the server refused it, or responded with an error and status 2xx.
         httpx.RequestError: there was no response.
     """
-    response = await send(client, method, url, body, follow_redirects=True)
-    if not response.is_success:
-        raise read_error(response)
-    if MAY_FAIL.search(response.content) or not HAS_CHOICES.search(response.content):  # else the caller parses it
+    if isinstance(client, httpx.AsyncClient):
+        response = await send(client, method, url, body, follow_redirects=True)
+        answer = Answer(response.is_success, response.content, lambda: response)
+    else:
+        answer = await client.fetch(method, url, body)
+    content = answer.content
+    if not answer.is_success:
+        raise read_error(answer.as_response())
+    if MAY_FAIL.search(content) or not HAS_CHOICES.search(content):  # else the caller parses it
         with suppress(ValueError):
-            if error := read_error_event(parse_json(response.content), response):
+            if error := read_error_event(parse_json(content), answer.as_response()):
                 raise error
-    return response.content
+    return content
 
 
 def parse_json(content: bytes) -> Any:
@@ -193,7 +213,9 @@ def parse_json(content: bytes) -> Any:
         return json_values.parse_json(content.decode(errors="replace"))
 
 
-async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
+async def stream(
+    client: httpx.AsyncClient | Session, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]
+) -> None:
     """Post a request with `stream` and pass each parsed event of the response to `take`.
 
     Raises:
@@ -201,7 +223,10 @@ async def stream(client: httpx.AsyncClient, url: httpx.URL, body: dict[str, Any]
         httpx.RequestError: there was no response, or the stream broke off.
         ValueError: an event, or a response without events, is not JSON.
     """
-    response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
+    if isinstance(client, httpx.AsyncClient):
+        response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
+    else:
+        response = await client.send("POST", url, body)
     try:
         if not response.is_success:
             await response.aread()

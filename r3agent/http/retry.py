@@ -49,10 +49,19 @@ class Retry:
             return passes and may_repeat() and (self.is_current is None or await self.is_current())
 
         async def attempt() -> T:
+            nonlocal first
+            if first is not None:
+                error, first = first, None
+                raise error
             result = await request()
             self.has_answered = True
             return result
 
+        first: Exception | None = None
+        try:
+            return await attempt()
+        except (ServerError, httpx.RequestError) as error:
+            first = error  # only a failure needs tenacity, whose state costs as much as a request
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_worthwhile), stop=self._gives_up, wait=_wait_s, reraise=True
         )

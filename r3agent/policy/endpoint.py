@@ -6,8 +6,8 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx
 import orjson
@@ -16,9 +16,11 @@ from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestErr
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
+from r3agent.http.session import Session
 from r3agent.http.urls import ApiURL, redact_url
 
 T = TypeVar("T")
+Client: TypeAlias = httpx.AsyncClient | Session
 
 
 class TimedContent(NamedTuple):
@@ -32,7 +34,7 @@ class TimedContent(NamedTuple):
 class Connection(NamedTuple):
     """Client of one event loop."""
 
-    client: httpx.AsyncClient
+    client: Client
     slots: asyncio.Semaphore
     """Limit on concurrent requests; waiting in the HTTP pool instead would count towards the timeout."""
 
@@ -72,7 +74,7 @@ class Endpoint:
             verify=verify,
         )
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
-        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
+        self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -88,7 +90,7 @@ class Endpoint:
             RequestError: this request was refused.
         """
 
-        async def once(client: httpx.AsyncClient) -> bytes:
+        async def once(client: Client) -> bytes:
             return await http.fetch(client, "POST", self._url.route(path), body)
 
         return TimedContent(*await self._request(once, body.get("model")))
@@ -110,7 +112,7 @@ class Endpoint:
             EndpointError, AccessError, RequestError: as `post`.
         """
 
-        async def once(client: httpx.AsyncClient) -> None:
+        async def once(client: Client) -> None:
             await http.stream(client, self._url.route(path), body, begin())
 
         _, latency_s = await self._request(once, body.get("model"), may_repeat)
@@ -119,11 +121,11 @@ class Endpoint:
     async def weight_version(self) -> str | None:
         """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it."""
 
-        async def once(client: httpx.AsyncClient) -> bytes:
+        async def once(client: Client) -> bytes:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
 
         try:
-            content, _ = await self._request(once, None)
+            content, _ = await self._request(once, None, takes_slot=False)
             return orjson.loads(content)["weight_version"]
         except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
             return None
@@ -140,15 +142,17 @@ class Endpoint:
 
     async def _request(
         self,
-        once: Callable[[httpx.AsyncClient], Awaitable[T]],
+        once: Callable[[Client], Awaitable[T]],
         model: object,
         may_repeat: Callable[[], bool] = lambda: True,
+        *,
+        takes_slot: bool = True,
     ) -> tuple[T, float]:
         """Return the result of the first successful try and its duration in seconds."""
         client, slots = self._connection()
 
         async def timed() -> tuple[T, float]:
-            async with slots:
+            async with slots if takes_slot else nullcontext():
                 start = time.perf_counter()
                 return await once(client), time.perf_counter() - start
 
@@ -160,8 +164,10 @@ class Endpoint:
     def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
         if loop not in self._connections:
+            for closed in [each for each in self._connections if each.is_closed()]:
+                del self._connections[closed]
             slots = asyncio.Semaphore(self._settings.max_connections)
-            self._connections[loop] = Connection(self._settings.open_async(), slots)
+            self._connections[loop] = Connection(self._settings.open_for(self._url.route("")), slots)
         return self._connections[loop]
 
     def _policy_error(self, error: ServerError | httpx.RequestError, model: object) -> PolicyError:
@@ -170,6 +176,12 @@ class Endpoint:
         if isinstance(error, ServerError):
             return policy_error(error, where=where, tries=tries)
         timeout_s = self._settings.timeout_s
+        if isinstance(error, httpx.ConnectTimeout):
+            limit_s = min(http.CONNECT_TIMEOUT_S, timeout_s)
+            return EndpointError(
+                f"{where}no connection within {limit_s:g} s{tries}; is the server running, and does it accept as many "
+                f"connections as are opened at once? lower concurrency = {self._settings.max_connections}"
+            )
         if isinstance(error, httpx.TimeoutException):
             return EndpointError(f"{where}no answer within timeout_s = {timeout_s:g}{tries}; raise it or ask for less")
         if isinstance(error, httpx.LocalProtocolError):

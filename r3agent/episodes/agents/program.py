@@ -39,7 +39,6 @@ from pydantic import Field
 from r3agent._util import guard
 from r3agent._util.aio import gather_all
 from r3agent._util.checked import AtLeastOne, checked
-from r3agent._util.imports import require_extra
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
 from r3agent.episodes.agents.process_tree import GRACE_S, MARK, ProcessTree
@@ -72,7 +71,7 @@ class Program:
         output_mb: limit of its stdout.
 
     Raises:
-        ConfigError: there is no such program, or aiohttp is not installed.
+        ConfigError: there is no such program.
     """
 
     @checked
@@ -88,7 +87,6 @@ class Program:
         self.command = [os.path.abspath(word) if os.path.isfile(word) else word for word in words]
         if not words or shutil.which(words[0]) is None:
             raise ConfigError(f"command = {command!r}: there is no such program; give its path, or extend PATH")
-        require_extra("aiohttp", "gateway")
         self.env = dict(env or {})
         self.memory_mb = memory_mb
         self.output_mb = output_mb

@@ -1,0 +1,218 @@
+"""Cost of collecting besides the model: calls on an endpoint that answers at once, in a process of its own.
+
+Every answer has 64 tokens with logprobs and ids. In alternating turns, 64 at a time, the same requests are made by
+`build_graph` (an attempt, 8 reflections, 8 retries and a blind retry) and by a loop of bare `AsyncOpenAI` calls.
+`vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
+`vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry. `cpu_ms_per_call` is the
+CPU time of the client's process for a call. Then 4,000 requests are under way at once, each held for a second:
+`in_flight_4000` is the share that is answered, `loop_lag_p99_ms` the delay of the event loop meanwhile.
+
+    python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import resource
+import signal
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import openai
+
+from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, Reader, http, percentile
+from r3agent import OpenAIPolicy, build_graph
+from r3agent.records.trajectory import Task
+from r3agent.verifiers import Answer
+
+CONCURRENCY = 64
+FORMS: dict[str, dict[str, int]] = {
+    "collecting": {"reflections": 8, "retries": 1, "blind_retries": 1},
+    "application": {"reflections": 1, "retries": 1},
+}
+HOLD = b'"hold":true'
+HOLD_S = 1.0
+
+
+def serve_stub(port_of: Connection) -> None:
+    """Answer every request at once, or, if it asks for that, after a second."""
+    answers = {n: http("HTTP/1.1 200 OK", json.dumps(answer_of(n)).encode()) for n in (1, 8)}
+
+    async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                _, body = await Reader(stream).message()
+                if HOLD in body:
+                    await asyncio.sleep(HOLD_S)
+                writer.write(answers[8 if b'"n":8' in body else 1])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=4096)
+        port_of.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_files()
+    asyncio.run(main())
+
+
+def answer_of(n: int) -> dict[str, Any]:
+    [choice] = ANSWER["choices"]
+    usage = {**ANSWER["usage"], "completion_tokens": TOKENS * n}
+    return {**ANSWER, "choices": [{**choice, "index": i} for i in range(n)], "usage": usage}
+
+
+def allow_files() -> None:
+    """Let this process open as many files as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Turn(NamedTuple):
+    """Calls of one turn."""
+
+    calls: int
+    seconds: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.calls / self.seconds
+
+
+async def turn(episode: Callable[[], Awaitable[int]], seconds: float) -> Turn:
+    """Run episodes, 64 at a time, and count their calls."""
+    calls, start, cpu = 0, time.perf_counter(), time.process_time()
+
+    async def worker() -> None:
+        nonlocal calls
+        while time.perf_counter() - start < seconds:
+            made = await episode()
+            calls += made
+
+    await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+    return Turn(calls, time.perf_counter() - start, time.process_time() - cpu)
+
+
+def never(task: Task, answer: Answer) -> bool:
+    return False
+
+
+class Recording(OpenAIPolicy):
+    """Policy that notes the requests of an episode, so that the bare client can make the same."""
+
+    requests: list[dict[str, Any]]
+
+    async def _ask(self, target: Any, body: dict[str, Any], *args: Any) -> Any:  # pyright: ignore
+        self.requests.append({"model": target.model, **body})
+        return await super()._ask(target, body, *args)
+
+
+SDK_FIELDS = {"model", "messages", "n", "logprobs", "temperature", "top_p", "max_tokens", "seed", "stop"}
+
+
+async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
+    task = {"task": {"messages": MESSAGES}}
+    results: dict[str, float] = {}
+    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
+    policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
+    noting = Recording(url, "stub")
+    for form, limits in FORMS.items():
+        noting.requests = []
+        out = await build_graph(policy=noting, verifier=never, **limits).compile().ainvoke(task)
+        spans = out["trajectory"]["spans"]
+        assert {span["capability"] for span in spans} == {"trainable-exact"}, spans[0]["capability_note"]
+        requests = [
+            {
+                **{k: v for k, v in body.items() if k in SDK_FIELDS},
+                "extra_body": {k: v for k, v in body.items() if k not in SDK_FIELDS},
+            }
+            for body in noting.requests
+        ]
+        graph: Any = build_graph(policy=policy, verifier=never, **limits).compile()
+
+        async def through_graph(graph: Any = graph, calls: int = len(requests)) -> int:
+            await graph.ainvoke(task)
+            return calls
+
+        async def bare(requests: list[dict[str, Any]] = requests) -> int:
+            for request in requests:
+                answer = await client.chat.completions.create(**request)
+                assert answer.choices[0].message.content
+            return len(requests)
+
+        ours: list[Turn] = []
+        theirs: list[Turn] = []
+        for _ in range(turns):
+            theirs.append(await turn(bare, seconds))
+            ours.append(await turn(through_graph, seconds))
+        name = "" if form == "collecting" else "_application"
+        ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
+        results[f"vs_openai_client{name}"] = round(statistics.median(ratios), 2)
+        results[f"calls_per_s{name}"] = round(statistics.median(each.rate for each in ours))
+        for ways, label in ((ours, "cpu_ms_per_call"), (theirs, "openai_cpu_ms_per_call")):
+            results[f"{label}{name}"] = round(statistics.median(each.cpu_s / each.calls * 1e3 for each in ways), 2)
+    for each in (client.close(), policy.aclose(), noting.aclose()):
+        await each
+    return results
+
+
+async def hold_many(url: str, number: int) -> dict[str, float]:
+    """Have many requests under way at once, and measure how late the event loop is."""
+    lags: list[float] = []
+    policy = OpenAIPolicy(url, "stub", concurrency=number)
+
+    async def watch() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.01)
+            lags.append((time.perf_counter() - start - 0.01) * 1e3)
+
+    watching = asyncio.create_task(watch())
+    start = time.perf_counter()
+    body = policy.sampling.model_copy(update={"extra": {"hold": True}})
+    samples = [policy.sample(MESSAGES, sampling=body) for _ in range(number)]
+    done = await asyncio.gather(*samples, return_exceptions=True)
+    seconds = time.perf_counter() - start
+    watching.cancel()
+    await policy.aclose()
+    for error in {str(each) for each in done if isinstance(each, BaseException)}:
+        print(error)
+    answered = sum(not isinstance(each, BaseException) for each in done)
+    return {
+        "in_flight_4000": answered / number,
+        "loop_lag_p99_ms": round(percentile(lags, 0.99), 1),
+        "in_flight_s": round(seconds, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--in-flight", type=int, default=4000)
+    options = parser.parse_args()
+    allow_files()
+    ours, theirs = multiprocessing.Pipe()
+    stub = multiprocessing.get_context("spawn").Process(target=serve_stub, args=(theirs,), daemon=True)
+    stub.start()
+    url = f"http://127.0.0.1:{ours.recv()}/v1"
+    results = asyncio.run(measure(url, options.seconds, options.turns))
+    results |= asyncio.run(hold_many(url, options.in_flight))
+    stub.terminate()
+    for name, value in results.items():
+        print(f"{name:36} {value}")
+    last = ("vs_openai_client", "cpu_ms_per_call", "in_flight_4000", "loop_lag_p99_ms")
+    print(json.dumps({**{name: results[name] for name in last}}))
+
+
+if __name__ == "__main__":
+    main()
