@@ -69,7 +69,7 @@ def audit(
 
         async def run_probe() -> auditing.Audit:
             key = os.environ.get(policy.api_key_env) or NO_KEY
-            timeout_s, concurrency = policy.timeout_s, config.collect.concurrency
+            timeout_s, concurrency = policy.timeout_s, config.collect.concurrency or 16
             maker = {**config.agent.load()._asdict(), **config.agent.limits()}
             async with OpenAIPolicy(
                 policy.base_url, policy.model, api_key=key, headers=headers, timeout_s=timeout_s, outage_s=0

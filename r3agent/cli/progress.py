@@ -71,6 +71,8 @@ class ConsoleReporter:
             f"first try {passed / judged:.0%} ({_interval(passed, judged)})" if judged else "",
             f"{tally.groups_with_variance} of {tally.groups} groups with variance" if tally.groups else "",
             f"{rate:.0f} tokens/s",
+            f"{tally.in_flight} in flight",
+            f"cost {tally.cost:.4g}" if tally.cost is not None else "",
             *(f"{count} {kind}" for kind, count in tally.errors.items()),
         ]
         self._counts = "".join(f", {part}" for part in parts if part)

@@ -7,9 +7,11 @@ If the endpoint itself fails, the collection ends: `Endurance` tells the two apa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +29,8 @@ from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.episodes.run_episode import run_episode
 from r3agent.errors import R3Error
-from r3agent.policy import Policy, Versioned, prices_of, sampling_of
+from r3agent.http.slots import Gate
+from r3agent.policy import Paced, Policy, Versioned, prices_of, sampling_of
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import served_version
@@ -37,6 +40,15 @@ from r3agent.verifiers import Verifier
 
 RECURSION_LIMIT = 10_000
 """Limit on the steps of a graph; the loop ends by `max_attempts`, and an agent's graph by `max_steps`."""
+
+CONCURRENCY = 64
+"""Number of concurrent episodes if the policy does not tell what its server bears."""
+
+MOST = 512
+"""Maximum number of concurrent episodes if the policy tells it."""
+
+RAMP, RAMP_PER_S = 64, 250
+"""Number of episodes that begin at once, and of those that begin each second after them."""
 
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
@@ -60,12 +72,13 @@ async def collect(
     agent_name: str = "",
     samples: AtLeastOne = 1,
     first_sample: Annotated[int, Field(ge=0)] = 0,
-    concurrency: AtLeastOne = 64,
+    concurrency: AtLeastOne | None = 64,
     rerun_errors: bool = True,
     metadata: Mapping[str, Any] | None = None,
     on_episode: Callable[[int, int], None] | None = None,
     on_tally: Callable[[Tally], None] | None = None,
     limits: CollectLimits | None = None,
+    part: bool = False,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
@@ -87,12 +100,15 @@ async def collect(
             makes other episodes: change it with the agent's code.
         samples: episodes per task.
         first_sample: index of the first of them; another one draws new episodes of the same tasks from the same policy.
-        concurrency: maximum number of concurrent episodes.
+        concurrency: maximum number of concurrent episodes; with `None` half as many as requests that the server
+            bears, if the policy tells it, as `OpenAIPolicy(..., adaptive=True)` does.
         rerun_errors: run episodes that are stored with an error again. In an evaluation, drawing again only what failed
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
         metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
         on_tally: called with the counts so far after each episode.
+        part: this call is one of many for one collection: its shard has a unique name, and it goes on if all of its
+            episodes errored.
         limits: budgets of this call and time limit of an episode; default: none.
         options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
 
@@ -132,7 +148,7 @@ async def collect(
 
     limits = limits or CollectLimits()
     start, tally, quota = time.monotonic(), Tally(), Quota(limits, prices_of(policy))
-    with TrajectoryWriter(out) as writer:
+    with TrajectoryWriter(out, unique=part) as writer:
         stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
@@ -148,13 +164,14 @@ async def collect(
             writer.append(episode)
             tally.add(episode)
             quota.add(episode)
+            tally.in_flight, tally.cost = gate.inside, quota.cost
             if on_tally:
                 on_tally(tally)
             if on_episode:
                 on_episode(tally.episodes, len(jobs))
             if episode.error is None:
                 answered = jobs[episode.trajectory_id]
-            elif tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
+            elif not part and tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
                 raise R3Error(
                     f"the first {tally.episodes} episodes all errored, the last one with {episode.error.kind}: "
                     f"{episode.error.message}; mend that and collect again: episodes that errored are run anew"
@@ -166,18 +183,27 @@ async def collect(
             again = await run_episode(graph, answered.task, answered.sample, max_attempts=1)
             return endpoint_error(again.cause) is None
 
-        n_workers = min(concurrency, len(jobs) - resumed)
-        endurance = Endurance(store, answers_again, n_workers=n_workers)
+        pace = policy if concurrency is None and isinstance(policy, Paced) else None
+        gate = Gate(lambda: concurrency or CONCURRENCY if pace is None else max(1, pace.room() // 2))
+        n_workers = min(MOST if pace else concurrency or CONCURRENCY, len(jobs) - resumed)
+        endurance = Endurance(store, answers_again, n_workers=min(n_workers, gate.limit))
+        drained = asyncio.Event()
 
-        async def work() -> None:
-            for id_, job in queue:
-                if not quota.begin():
-                    return
-                ended = await run_episode(graph, job.task, job.sample, timeout_s=limits.episode_timeout_s)
-                given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
-                await endurance.take(ended.episode.model_copy(update=given), ended.cause)
+        async def work(number: int) -> None:
+            if number >= RAMP:  # connections are opened one after another
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(drained.wait(), (number - RAMP) / RAMP_PER_S)
+            while not drained.is_set():
+                async with gate:
+                    id_, job = next(queue, (None, None))
+                    if id_ is None or job is None or not quota.begin():
+                        drained.set()
+                        return
+                    ended = await run_episode(graph, job.task, job.sample, timeout_s=limits.episode_timeout_s)
+                    given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
+                    await endurance.take(ended.episode.model_copy(update=given), ended.cause)
 
-        await gather_all(work() for _ in range(n_workers))
+        await gather_all(work(number) for number in range(n_workers))
         await endurance.end()
     summary = tally.summary(
         resumed=resumed, outdated=_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start

@@ -81,13 +81,17 @@ def _is_outage(error: BaseException) -> bool:
 
 def _wait_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    retry_after_s = _retry_after_s(error.retry_after) if isinstance(error, ServerError) else None
-    if retry_after_s is not None:
-        return min(retry_after_s, MAX_RETRY_AFTER_S)
-    return wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)(state)
+    asked_s = retry_after_s(error)
+    return asked_s if asked_s is not None else wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)(state)
 
 
-def _retry_after_s(header: str) -> float | None:
+def retry_after_s(error: BaseException | None) -> float | None:
+    """Return how long the server asks to wait, in seconds, but not longer than `MAX_RETRY_AFTER_S`."""
+    asked_s = _parse_retry_after(error.retry_after) if isinstance(error, ServerError) else None
+    return None if asked_s is None else min(asked_s, MAX_RETRY_AFTER_S)
+
+
+def _parse_retry_after(header: str) -> float | None:
     """Parse seconds, or a date as in RFC 9110; `None` for any other value."""
     if header.isdecimal() or header.replace(".", "", 1).isdecimal():
         return float(header)

@@ -1,10 +1,22 @@
 """Models behind endpoints: their completions, how trainable these are, and the version that answered."""
 
-from r3agent.policy.base import Pinnable, Policy, Renamable, Route, Routed, Sampling, Versioned, prices_of, sampling_of
+from r3agent.policy.base import (
+    Paced,
+    Pinnable,
+    Policy,
+    Renamable,
+    Route,
+    Routed,
+    Sampling,
+    Versioned,
+    prices_of,
+    sampling_of,
+)
 from r3agent.policy.openai import OpenAIPolicy
 
 __all__ = [
     "OpenAIPolicy",
+    "Paced",
     "Pinnable",
     "Policy",
     "Renamable",

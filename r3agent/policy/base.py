@@ -168,6 +168,15 @@ class Pinnable(Protocol):
 
 
 @runtime_checkable
+class Paced(Protocol):
+    """Policy that knows how many concurrent requests its server bears."""
+
+    def room(self) -> int:
+        """Return how many requests may be in flight at present."""
+        ...
+
+
+@runtime_checkable
 class Renamable(Protocol):
     """Policy that can ask other models of its server."""
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx
@@ -17,6 +15,7 @@ from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
 from r3agent.http.session import Session
+from r3agent.http.slots import Slots
 from r3agent.http.urls import ApiURL, redact_url
 
 T = TypeVar("T")
@@ -35,7 +34,7 @@ class Connection(NamedTuple):
     """Client of one event loop."""
 
     client: Client
-    slots: asyncio.Semaphore
+    slots: Slots
     """Limit on concurrent requests; waiting in the HTTP pool instead would count towards the timeout."""
 
 
@@ -58,12 +57,14 @@ class Endpoint:
         timeout_s: float,
         outage_s: float,
         max_tries: int,
+        adaptive: bool = False,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
         verify: bool | ssl.SSLContext = True,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.base_url = base_url
+        self._adaptive = adaptive
         self._url = ApiURL(base_url)
         self._settings = http.ClientSettings(
             timeout_s=timeout_s,
@@ -130,6 +131,10 @@ class Endpoint:
         except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
             return None
 
+    def room(self) -> int:
+        """Return how many requests may be in flight at present."""
+        return self._connection().slots.limit
+
     def redact(self, text: str) -> str:
         """Remove the key and other secrets of the requests from a text."""
         return self._settings.redact(text, self._url.route(""))
@@ -152,9 +157,7 @@ class Endpoint:
         client, slots = self._connection()
 
         async def timed() -> tuple[T, float]:
-            async with slots if takes_slot else nullcontext():
-                start = time.perf_counter()
-                return await once(client), time.perf_counter() - start
+            return await slots.run(lambda: once(client)) if takes_slot else (await once(client), 0.0)
 
         try:
             return await self._retry.run(timed, may_repeat)
@@ -166,7 +169,7 @@ class Endpoint:
         if loop not in self._connections:
             for closed in [each for each in self._connections if each.is_closed()]:
                 del self._connections[closed]
-            slots = asyncio.Semaphore(self._settings.max_connections)
+            slots = Slots(self._settings.max_connections, adaptive=self._adaptive)
             self._connections[loop] = Connection(self._settings.open_for(self._url.route("")), slots)
         return self._connections[loop]
 

@@ -49,6 +49,10 @@ class Endpoints:
             of_loop[endpoint.base_url] = WeightVersion(endpoint.weight_version)
         return of_loop[endpoint.base_url]
 
+    def room(self) -> int:
+        """Return how many requests may be in flight to one endpoint at present."""
+        return max(endpoint.room() for endpoint in self._by_url.values())
+
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
         for endpoint in [*self._by_url.values()]:

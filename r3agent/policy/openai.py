@@ -53,6 +53,7 @@ class OpenAIPolicy(Shared):
             version answered if full weights are reloaded under one name.
         version: version of a bare name, if neither the name nor the server tells it.
         concurrency: maximum number of connections and of concurrent requests.
+        adaptive: begin with few concurrent requests, and follow the server's latency and errors up to `concurrency`.
         timeout_s: timeout of one request, in seconds.
         outage_s: seconds to wait for a server that has answered before and became unreachable.
         max_tries: tries of one request; `r3agent.http.retry` documents the errors that are retried.
@@ -77,6 +78,7 @@ class OpenAIPolicy(Shared):
         registry: Registry | str | Path | None = None,
         version: str | None = None,
         concurrency: AtLeastOne = 64,
+        adaptive: bool = False,
         timeout_s: Positive = 600.0,
         outage_s: NotNegative = 600.0,
         max_tries: AtLeastOne = 6,
@@ -93,6 +95,7 @@ class OpenAIPolicy(Shared):
             "proxy": proxy,
             "verify": verify,
             "concurrency": concurrency,
+            "adaptive": adaptive,
             "timeout_s": timeout_s,
             "outage_s": outage_s,
             "max_tries": max_tries,
@@ -168,6 +171,10 @@ class OpenAIPolicy(Shared):
         now = await self._endpoints.weights(endpoint).now() if target.in_place else None
         version = self._answered.version(target, self.base_url, target.model, now, now)
         return Route(endpoint.base_url, target.model, endpoint.headers, version)
+
+    def room(self) -> int:
+        """Return how many requests may be in flight at present."""
+        return self._endpoints.room()
 
     def pinned(self, model: str) -> OpenAIPolicy:
         """Return this policy pinned to the version that answered as `model`, for the rest of an episode."""

@@ -70,6 +70,9 @@ class Tally:
     def __init__(self) -> None:
         self.episodes = self.tokens_sampled = self.groups = self.groups_with_variance = 0
         self.errors: Counter[str] = Counter()
+        self.in_flight = 0
+        """Number of running episodes; `collect` sets it, as the cost."""
+        self.cost: float | None = None
         self._tries = self._steps = self._unlabelled = self._noisy = self._mixed = 0
         self._passed: dict[str, list[int]] = {"first": [0, 0], "retry": [0, 0], "blind": [0, 0]}
         """Number of passed tries and of tries with a verdict."""

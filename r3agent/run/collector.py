@@ -9,7 +9,7 @@ from typing import Any
 
 from r3agent._util.aio import run_in_thread_loop
 from r3agent.deploy import load_version
-from r3agent.episodes.collect import collect
+from r3agent.episodes.collect import MOST, collect
 from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
@@ -87,7 +87,8 @@ class Collector(RunDirectory):
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
                 outage_s=self.config.policy.outage_s,
-                concurrency=2 * concurrency,
+                concurrency=2 * (concurrency or MOST),
+                adaptive=concurrency is None,
                 prices=self.config.policy.prices,
             )
             try:

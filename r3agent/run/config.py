@@ -129,8 +129,8 @@ class CollectConfig(EpisodeLimits, CollectLimits):
     samples: int = Field(default=1, ge=1)
     """Episodes per task; crediting `attempt` needs at least 2."""
     reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
-    concurrency: int = Field(default=64, ge=1)
-    """Maximum number of concurrent episodes."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Number of concurrent episodes; default: as many as the server's latency and errors allow, at most 512."""
 
 
 class EvalConfig(Record):

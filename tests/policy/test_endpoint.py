@@ -23,6 +23,7 @@ from r3agent.errors import (
     R3Error,
     RequestError,
 )
+from r3agent.http.slots import Slots
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.endpoint import Connection, Endpoint
 from r3agent.records.trajectory import Generation
@@ -243,7 +244,7 @@ async def test_a_request_that_cannot_be_sent_is_not_tried_again() -> None:
 
     endpoint = Endpoint("http://h/v1", api_key="sk-q", concurrency=1, timeout_s=5, outage_s=0, max_tries=3)
     client = httpx.AsyncClient(transport=httpx.MockTransport(refuse), headers={"Authorization": "Bearer sk-q"})
-    endpoint._connections[asyncio.get_running_loop()] = Connection(client, asyncio.Semaphore())
+    endpoint._connections[asyncio.get_running_loop()] = Connection(client, Slots(1))
     with pytest.raises(RequestError, match=r"cannot be sent: Illegal header value b'Bearer \[the API key\]'"):
         await endpoint.post("/chat/completions", {})
     assert len(tries) == 1
