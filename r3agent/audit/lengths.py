@@ -28,8 +28,8 @@ class EndpointAddress(NamedTuple):
 
     base_url: str
     model: str
-    api_key: str | None
-    headers: Mapping[str, str] | None = None
+    access: Mapping[str, Any] = {}
+    """Key, headers, proxy and verification of the certificate, as arguments of a probe."""
 
 
 class Lengths(NamedTuple):
@@ -65,8 +65,8 @@ async def length_check(tasks: Sequence[Task], lengths: Lengths) -> Check:
     limit = None if lengths.limit is None else Limit(lengths.limit, "the setting")
     counted = _by_tokenizer(tasks, lengths.tokenizer) if lengths.tokenizer else None
     if lengths.endpoint is not None:
-        url, _, key, headers = lengths.endpoint
-        probe = EndpointProbe(url, api_key=key, headers=headers, timeout_s=TIMEOUT_S)
+        url, _, access = lengths.endpoint
+        probe = EndpointProbe(url, timeout_s=TIMEOUT_S, **access)
         try:
             limit = _limit(await _card(probe, lengths.endpoint.model), limit)
             if counted is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +15,6 @@ from r3agent.cli.command import Output, Overrides, verb
 from r3agent.cli.flags import AUDIT, SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
-from r3agent.http.errors import NO_KEY
-from r3agent.http.headers import fill_in
 from r3agent.policy import OpenAIPolicy
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.store.models import resolve_model
@@ -40,7 +37,7 @@ def audit(
         overrides = {**overrides, "policy.base_url": probe}
     config = load_config(file, overrides)
     task, policy = config.task, config.policy
-    headers = fill_in(policy.headers, setting="policy.headers")
+    access = policy.access()
     with ConsoleReporter() as reporter:
         tokenizer = None
         if run or "policy.base_model" in overrides:
@@ -48,8 +45,7 @@ def audit(
                 tokenizer = prompt_tokens(resolve_model(policy.base_model))
         endpoint = None
         if run or "policy.base_url" in overrides:
-            key = os.environ.get(policy.api_key_env)
-            endpoint = EndpointAddress(policy.base_url, policy.model, key, headers)
+            endpoint = EndpointAddress(policy.base_url, policy.model, access)
         lengths = auditing.Lengths(
             config.sampling.max_tokens or 1, config.audit.model_limit, tokenizer=tokenizer, endpoint=endpoint
         )
@@ -68,11 +64,10 @@ def audit(
             )
 
         async def run_probe() -> auditing.Audit:
-            key = os.environ.get(policy.api_key_env) or NO_KEY
             timeout_s, concurrency = policy.timeout_s, config.collect.concurrency or 16
             maker = {**config.agent.load()._asdict(), **config.agent.limits()}
             async with OpenAIPolicy(
-                policy.base_url, policy.model, api_key=key, headers=headers, timeout_s=timeout_s, outage_s=0
+                policy.base_url, policy.model, **policy.policy_access(), timeout_s=timeout_s, outage_s=0
             ) as asked:
                 served = auditing.ServedModel(asked, config.sampling, task.cut_off, concurrency, maker)
                 return await run_audit(served)

@@ -80,6 +80,8 @@ def deploy(
     base_url: str,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    proxy: str | None = None,
+    verify: bool | str = True,
     config: DeployConfig | None = None,
     passed: bool = False,
 ) -> DeployReport:
@@ -92,6 +94,7 @@ def deploy(
     Args:
         base_url: OpenAI API, ending in `/v1`; if a restart moved the live version, its new address is used instead.
         headers: further headers of every request, e.g. of a gateway.
+        proxy, verify: as in `OpenAIPolicy`.
         passed: the version passed the gate; `live.json` records it. Otherwise, the report has a warning.
 
     Raises:
@@ -101,7 +104,8 @@ def deploy(
     """
     config = config or DeployConfig()
     urls = [registry.live_base_url or base_url, *config.replicas]
-    with _servers(urls, registry, api_key, headers, config, f"deploying {version}") as servers:
+    access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
+    with _servers(urls, registry, access, config, f"deploying {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         previous, first = registry.live, rollouts[0]
         new_url = first.new.base_url if first.new is not first.old else None
@@ -120,6 +124,8 @@ def load_version(
     base_url: str,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    proxy: str | None = None,
+    verify: bool | str = True,
     config: DeployConfig | None = None,
     to_evaluate: bool = False,
 ) -> LoadReport:
@@ -133,7 +139,8 @@ def load_version(
     config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
     live_url = registry.live_base_url or base_url
     urls = [config.eval_base_url or live_url] if to_evaluate else [live_url, *config.replicas]
-    with _servers(urls, registry, api_key, headers, config, f"loading {version}") as servers:
+    access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
+    with _servers(urls, registry, access, config, f"loading {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report
@@ -147,6 +154,8 @@ def rollback(
     to: str | None = None,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    proxy: str | None = None,
+    verify: bool | str = True,
     config: DeployConfig | None = None,
 ) -> DeployReport:
     """Return to an earlier version, `to` or else the previous one; load it again if needed, and verify it.
@@ -155,15 +164,15 @@ def rollback(
         ConfigError, BusyError, DeployError: as `deploy`, or there is no such earlier version.
     """
     target = registry.rollback_target(to)
-    return deploy(target, registry=registry, base_url=base_url, api_key=api_key, headers=headers, config=config)
+    access: Any = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
+    return deploy(target, registry=registry, base_url=base_url, config=config, **access)
 
 
 @contextmanager
 def _servers(
     urls: Sequence[str],
     registry: Registry,
-    api_key: str | None,
-    headers: Mapping[str, str] | None,
+    access: Mapping[str, Any],
     config: DeployConfig,
     purpose: str,
 ) -> Generator[list[Server]]:
@@ -174,8 +183,7 @@ def _servers(
             'leave deploy.replicas empty, or use deploy.strategy = "command"'
         )
     with ExitStack() as stack:
-        settings: Any = {"api_key": api_key, "headers": headers, "timeout_s": config.timeout_s}
-        servers = [stack.enter_context(Server(url, **settings)) for url in urls]
+        servers = [stack.enter_context(Server(url, timeout_s=config.timeout_s, **access)) for url in urls]
         stack.enter_context(file_lock(registry.run_dir / LOCK_FILE, purpose))
         yield servers
 

@@ -61,23 +61,31 @@ class Server:
         *,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | str = True,
         timeout_s: float = 120.0,
     ) -> None:
         self._url = ApiURL(base_url)
         if not self._url.is_versioned:
             raise ConfigError(f"base_url = {redact_url(base_url)!r}: it must end in /v1, as {EXAMPLE} does")
         self.base_url = base_url
-        self._api_key, self._headers = api_key, headers
-        self._timeout_s = timeout_s
-        self._client = ClientSettings(timeout_s=timeout_s, api_key=api_key, headers=headers).open()
+        self._api_key, self._timeout_s = api_key, timeout_s
+        self._settings: Any = {
+            "api_key": api_key,
+            "headers": headers,
+            "proxy": proxy,
+            "verify": verify,
+            "timeout_s": timeout_s,
+        }
+        self._client = ClientSettings(**self._settings).open()
         self.root = self._url.root
         """Address of the server itself, without any password."""
 
         self._successors: list[Server] = []
 
     def at(self, base_url: str) -> Server:
-        """Return a client of another server with the same key and headers; closing this one closes it too."""
-        successor = Server(base_url, api_key=self._api_key, headers=self._headers, timeout_s=self._timeout_s)
+        """Return a client of another server with the same settings; closing this one closes it too."""
+        successor = Server(base_url, **self._settings)
         self._successors.append(successor)
         return self._successors[-1]
 
@@ -197,7 +205,7 @@ class Server:
         except httpx.RequestError as error:
             timed_out = isinstance(error, httpx.TimeoutException)
             remedy = "look at the server's log, then deploy again" if timed_out else "is the server running?"
-            raise DeployError(f"{where}: {no_answer(error, self._timeout_s)}; {remedy}") from error
+            raise DeployError(f"{where}: {no_answer(error, self._settings['timeout_s'])}; {remedy}") from error
         if response.is_success:
             return response
         error = read_error(response)

@@ -37,6 +37,8 @@ async def diagnose(
     model: Word | None = None,
     api_key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    proxy: str | None = None,
+    verify: bool | str = True,
     timeout_s: Positive = TIMEOUT_S,
 ) -> Diagnosis:
     """Check what an endpoint supports, with about 30 cheap requests; nothing is changed.
@@ -48,12 +50,14 @@ async def diagnose(
         model: served name; default: the first model that the endpoint lists.
         api_key: key for every request, never recorded.
         headers: further headers of every request, e.g. of a gateway; never recorded.
+        proxy, verify: as in `OpenAIPolicy`.
         timeout_s: timeout of one completion; other routes take at most 10 s each, all checks 4 `timeout_s` + 70 s.
 
     Raises:
         ConfigError: the URL is invalid, or the key cannot be sent. An unusable endpoint is a result, not an error.
     """
-    probes = [EndpointProbe(url, api_key=api_key, headers=headers, timeout_s=timeout_s) for url in candidates(base_url)]
+    settings: Any = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify, "timeout_s": timeout_s}
+    probes = [EndpointProbe(url, **settings) for url in candidates(base_url)]
     try:
         return await _diagnose(probes, model)
     finally:

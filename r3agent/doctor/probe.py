@@ -92,6 +92,7 @@ class EndpointProbe:
     Args:
         api_key: key for every request, never shown.
         headers: further headers of every request, never shown.
+        proxy, verify: as in `OpenAIPolicy`.
         timeout_s: timeout of one completion, in seconds.
 
     Raises:
@@ -99,12 +100,21 @@ class EndpointProbe:
     """
 
     def __init__(
-        self, base_url: str, *, api_key: str | None, timeout_s: float, headers: Mapping[str, str] | None = None
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | str = True,
     ) -> None:
         self._url = ApiURL(base_url)
         self.base_url = redact_url(base_url)
         self.root = self._url.root
-        self._settings = http.ClientSettings(timeout_s=timeout_s, api_key=api_key or NO_KEY, headers=headers)
+        self._settings = http.ClientSettings(
+            timeout_s=timeout_s, api_key=api_key or NO_KEY, headers=headers, proxy=proxy, verify=verify
+        )
         self._route_timeout_s = min(ROUTE_TIMEOUT_S, timeout_s)
         self._client = self._settings.open_async()
         self._terms = Terms(self.base_url)

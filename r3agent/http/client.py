@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -72,11 +72,13 @@ class ClientSettings:
     """Use the proxies from the environment; set it to False for servers on this machine."""
     proxy: str | None = field(default=None, repr=False)
     """URL of a proxy, instead of those of the environment."""
-    verify: bool | ssl.SSLContext = True
-    """Check of the server's certificate; a context has an authority or a client certificate of one's own."""
+    verify: bool | str | ssl.SSLContext = True
+    """Check of the server's certificate; a file or a context has an authority of one's own."""
 
     def __post_init__(self) -> None:
         self.api_key = (self.api_key or "").strip() or None
+        if isinstance(self.verify, str):
+            self.verify = _trusting(self.verify)
         self._headers = self._read_headers()
 
     @property
@@ -106,15 +108,27 @@ class ClientSettings:
             headers=self._headers, timeout_s=self.timeout_s, connect_timeout_s=connect_timeout_s, verify=verify
         )
 
+    def lent(self, client: httpx.AsyncClient) -> Lent:
+        """Return a client of the application with the headers and the timeout of these settings."""
+        headers = self._headers.copy()
+        if self.api_key == NO_KEY and has_key(client.headers):
+            headers.pop("authorization", None)
+        for name in client.headers.keys() & {"user-agent", "accept"}:
+            headers.pop(name, None)
+        return Lent(client, headers, self._timeout())
+
     def redact(self, text: str, url: httpx.URL) -> str:
         """Remove the secrets of a request to a URL from a text."""
         return redact_secrets(text, httpx.Request("GET", url, headers=self._headers))
+
+    def _timeout(self) -> httpx.Timeout:
+        return httpx.Timeout(self.timeout_s, connect=min(CONNECT_TIMEOUT_S, self.timeout_s))
 
     def _arguments(self) -> dict[str, Any]:
         most = self.max_connections
         return {
             "headers": self._headers,
-            "timeout": httpx.Timeout(self.timeout_s, connect=min(CONNECT_TIMEOUT_S, self.timeout_s)),
+            "timeout": self._timeout(),
             "limits": httpx.Limits(max_connections=most, max_keepalive_connections=most),
             "trust_env": self.trust_env,
             "proxy": self.proxy,
@@ -148,14 +162,36 @@ class ClientSettings:
         return headers
 
 
+def _trusting(file: str) -> ssl.SSLContext:
+    """Make a context that trusts the authorities of a file, and no others."""
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigError(
+            f"verify = {file!r}: {error.strerror or error}; give a file of certificates in the PEM format, or false"
+        ) from None
+
+
 def _check_header(value: str, source: str) -> str:
     if not (isinstance(value, str) and value.isascii() and value.isprintable()):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"{source} has characters that no HTTP header can carry; was it copied whole?")
     return value
 
 
+class Lent(NamedTuple):
+    """Client of the application, which also closes it, with what each request adds to its settings."""
+
+    client: httpx.AsyncClient
+    headers: Mapping[str, str]
+    timeout: httpx.Timeout
+
+
+Client: TypeAlias = httpx.AsyncClient | Lent | Session
+"""Client of one event loop."""
+
+
 async def send(
-    client: httpx.AsyncClient,
+    client: httpx.AsyncClient | Lent,
     method: str,
     url: httpx.URL,
     body: Any = None,
@@ -171,25 +207,28 @@ async def send(
     Raises:
         httpx.RequestError: there was no response.
     """
-    request = client.build_request(method, url, json=body)
+    own: dict[str, Any] = {}
+    if isinstance(client, Lent):
+        client, own = client.client, {"headers": client.headers, "timeout": client.timeout}
+    request = client.build_request(method, url, json=body, **own)
     try:
         return await client.send(request, stream=stream, follow_redirects=follow_redirects)
     except (ValueError, OSError) as error:  # a host name that cannot be encoded is a ValueError
         raise httpx.ConnectError(str(error), request=request) from error
 
 
-async def fetch(client: httpx.AsyncClient | Session, method: str, url: httpx.URL, body: Any = None) -> bytes:
+async def fetch(client: Client, method: str, url: httpx.URL, body: Any = None) -> bytes:
     """Send one request and return the content of its response.
 
     Raises:
         ServerError: the server refused it, or responded with an error and status 2xx.
         httpx.RequestError: there was no response.
     """
-    if isinstance(client, httpx.AsyncClient):
+    if isinstance(client, Session):
+        answer = await client.fetch(method, url, body)
+    else:
         response = await send(client, method, url, body, follow_redirects=True)
         answer = Answer(response.is_success, response.content, lambda: response)
-    else:
-        answer = await client.fetch(method, url, body)
     content = answer.content
     if not answer.is_success:
         raise read_error(answer.as_response())
@@ -213,9 +252,7 @@ def parse_json(content: bytes) -> Any:
         return json_values.parse_json(content.decode(errors="replace"))
 
 
-async def stream(
-    client: httpx.AsyncClient | Session, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]
-) -> None:
+async def stream(client: Client, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:
     """Post a request with `stream` and pass each parsed event of the response to `take`.
 
     Raises:
@@ -223,10 +260,10 @@ async def stream(
         httpx.RequestError: there was no response, or the stream broke off.
         ValueError: an event, or a response without events, is not JSON.
     """
-    if isinstance(client, httpx.AsyncClient):
-        response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
-    else:
+    if isinstance(client, Session):
         response = await client.send("POST", url, body)
+    else:
+        response = await send(client, "POST", url, body, stream=True, follow_redirects=True)
     try:
         if not response.is_success:
             await response.aread()

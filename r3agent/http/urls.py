@@ -7,7 +7,7 @@ import re
 import httpx
 
 from r3agent.errors import ConfigError
-from r3agent.http.headers import SECRET
+from r3agent.http.headers import SECRET, VARIABLE
 
 EXAMPLE = "http://127.0.0.1:8000/v1"
 REMEDY = f"write e.g. {EXAMPLE}, and each of / ? # @ in a user, password or query as %2F %3F %23 %40"
@@ -17,6 +17,20 @@ def redact_url(url: str) -> str:
     """Remove user and password, everything up to the last `@`, and the values of secrets in the query."""
     url = re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)
     return re.sub(r"([?&])([^=&#]*)=[^&#]+", lambda m: f"{m[1]}{m[2]}=..." if SECRET.search(m[2]) else m[0], url)
+
+
+def check_proxy(url: str, *, setting: str) -> None:
+    """Check that no password of a proxy is written to a file.
+
+    Raises:
+        ConfigError: the URL has one that is not in the environment.
+    """
+    secret = url.rpartition("@")[0].rpartition(":")[2].removeprefix("//")
+    if redact_url(url) != url and not VARIABLE.fullmatch(secret):
+        raise ConfigError(
+            f"{setting}: {redact_url(url)} with a password in it would be written to a file; put it into an "
+            "environment variable, and write http://name:$PASSWORD@host:port, or $THAT_VARIABLE for the whole URL"
+        )
 
 
 COMPLETIONS = re.compile(rb"/+(?:chat/)?completions$")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import orjson
@@ -14,12 +14,10 @@ from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestErr
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
-from r3agent.http.session import Session
 from r3agent.http.slots import Slots
 from r3agent.http.urls import ApiURL, redact_url
 
 T = TypeVar("T")
-Client: TypeAlias = httpx.AsyncClient | Session
 
 
 class TimedContent(NamedTuple):
@@ -33,7 +31,7 @@ class TimedContent(NamedTuple):
 class Connection(NamedTuple):
     """Client of one event loop."""
 
-    client: Client
+    client: http.Client
     slots: Slots
     """Limit on concurrent requests; waiting in the HTTP pool instead would count towards the timeout."""
 
@@ -60,7 +58,8 @@ class Endpoint:
         adaptive: bool = False,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
-        verify: bool | ssl.SSLContext = True,
+        verify: bool | str | ssl.SSLContext = True,
+        http_client: httpx.AsyncClient | None = None,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.base_url = base_url
@@ -74,6 +73,7 @@ class Endpoint:
             proxy=proxy,
             verify=verify,
         )
+        self._lent = None if http_client is None else self._settings.lent(http_client)
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
         self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
 
@@ -91,7 +91,7 @@ class Endpoint:
             RequestError: this request was refused.
         """
 
-        async def once(client: Client) -> bytes:
+        async def once(client: http.Client) -> bytes:
             return await http.fetch(client, "POST", self._url.route(path), body)
 
         return TimedContent(*await self._request(once, body.get("model")))
@@ -113,7 +113,7 @@ class Endpoint:
             EndpointError, AccessError, RequestError: as `post`.
         """
 
-        async def once(client: Client) -> None:
+        async def once(client: http.Client) -> None:
             await http.stream(client, self._url.route(path), body, begin())
 
         _, latency_s = await self._request(once, body.get("model"), may_repeat)
@@ -122,7 +122,7 @@ class Endpoint:
     async def weight_version(self) -> str | None:
         """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it."""
 
-        async def once(client: Client) -> bytes:
+        async def once(client: http.Client) -> bytes:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
 
         try:
@@ -142,12 +142,12 @@ class Endpoint:
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
         connection = self._connections.pop(asyncio.get_running_loop(), None)
-        if connection is not None:
+        if connection is not None and not isinstance(connection.client, http.Lent):
             await connection.client.aclose()
 
     async def _request(
         self,
-        once: Callable[[Client], Awaitable[T]],
+        once: Callable[[http.Client], Awaitable[T]],
         model: object,
         may_repeat: Callable[[], bool] = lambda: True,
         *,
@@ -170,7 +170,7 @@ class Endpoint:
             for closed in [each for each in self._connections if each.is_closed()]:
                 del self._connections[closed]
             slots = Slots(self._settings.max_connections, adaptive=self._adaptive)
-            self._connections[loop] = Connection(self._settings.open_for(self._url.route("")), slots)
+            self._connections[loop] = Connection(self._lent or self._settings.open_for(self._url.route("")), slots)
         return self._connections[loop]
 
     def _policy_error(self, error: ServerError | httpx.RequestError, model: object) -> PolicyError:

@@ -14,6 +14,7 @@ from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 from pydantic import Field
 
 from r3agent._util.aio import gather_all, run_sync
@@ -46,9 +47,12 @@ class OpenAIPolicy(Shared):
         api_key: default `$OPENAI_API_KEY`, unless a header has the key; never recorded.
         headers: further headers of every request, e.g. of a gateway, or `{"api-key": ...}` of Azure; never recorded.
         proxy: URL of a proxy; default: `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the environment.
-        verify: False for a server whose certificate is not checked; or an `ssl.SSLContext`, e.g. with the authority of
-            a company, or a client certificate. Default: the authorities that the environment's `SSL_CERT_FILE` names,
-            or certifi's.
+        verify: False for a server whose certificate is not checked; the PEM file of the authorities of a company; or
+            an `ssl.SSLContext`, e.g. with a client certificate. Default: the authorities that the environment's
+            `SSL_CERT_FILE` names, or certifi's.
+        http_client: client of the application, for one event loop, with its own proxies, certificates, connections and
+            event hooks. Requests add the key, the headers and the timeout of the policy. It stays open: the
+            application closes it.
         registry: registry or directory of the run. It is needed for `NAME@live`, and for asking the server which
             version answered if full weights are reloaded under one name.
         version: version of a bare name, if neither the name nor the server tells it.
@@ -73,7 +77,8 @@ class OpenAIPolicy(Shared):
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
-        verify: bool | ssl.SSLContext = True,
+        verify: bool | str | ssl.SSLContext = True,
+        http_client: httpx.AsyncClient | None = None,
         sampling: Sampling | None = None,
         registry: Registry | str | Path | None = None,
         version: str | None = None,
@@ -89,11 +94,17 @@ class OpenAIPolicy(Shared):
         self.prices = prices
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
+        if http_client is not None and (proxy or verify is not True):
+            raise ConfigError(
+                f"{'proxy' if proxy else 'verify'} and http_client: a client has its own; leave one of them out"
+            )
+        has_own_key = has_key(headers) or (http_client is not None and has_key(http_client.headers))
         settings: dict[str, Any] = {
-            "api_key": api_key or ("" if has_key(headers) else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
+            "api_key": api_key or ("" if has_own_key else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
             "proxy": proxy,
             "verify": verify,
+            "http_client": http_client,
             "concurrency": concurrency,
             "adaptive": adaptive,
             "timeout_s": timeout_s,

@@ -10,7 +10,6 @@ from typing import Any
 from r3agent._util.aio import run_in_thread_loop
 from r3agent.deploy import load_version
 from r3agent.episodes.collect import MOST, collect
-from r3agent.http.errors import NO_KEY
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
 from r3agent.records.summary import CollectSummary
@@ -82,8 +81,7 @@ class Collector(RunDirectory):
                 base_url or self.registry.live_base_url or self.config.policy.base_url,
                 card.served_name,
                 registry=self.registry,
-                api_key=self.api_key or NO_KEY,
-                headers=self.headers,
+                **self.config.policy.policy_access(),
                 version=card.version,
                 timeout_s=self.config.policy.timeout_s,
                 outage_s=self.config.policy.outage_s,

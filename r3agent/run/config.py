@@ -5,10 +5,11 @@ The command line overrides the run's file, which overrides the defaults; only `l
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -20,8 +21,9 @@ from r3agent.deploy.config import DeployConfig
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
 from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
-from r3agent.http.headers import check_stored, parse_headers
-from r3agent.http.urls import ApiURL, redact_url
+from r3agent.http.errors import NO_KEY
+from r3agent.http.headers import check_stored, fill_in, parse_headers
+from r3agent.http.urls import ApiURL, check_proxy, redact_url
 from r3agent.policy import Sampling
 from r3agent.records.cost import Prices
 from r3agent.records.prompts import PROMPTS, Kind
@@ -37,6 +39,15 @@ CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
 
 
+class Access(TypedDict):
+    """Arguments of everything that sends requests to the server."""
+
+    api_key: str | None
+    headers: dict[str, str]
+    proxy: str | None
+    verify: bool | str
+
+
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"
     """Base URL of an OpenAI-compatible server; usually ends in /v1."""
@@ -49,6 +60,12 @@ class PolicyConfig(Record):
     headers: dict[str, str] = {}
     """Further headers of every request, e.g. of a gateway. `$NAME` in a value is an environment variable; secret values
     must come from one, e.g. `headers = {api-key = "$AZURE_KEY"}`."""
+    proxy: str = ""
+    """URL of a proxy for requests to the server; `$NAME` in it is an environment variable, from which a password must
+    come. Empty: those of `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the environment."""
+    verify: bool | str = True
+    """Check of the server's certificate: a PEM file with the authorities to trust, e.g. of a company, or false for no
+    check."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Timeout of one request, in seconds."""
     outage_s: float = Field(default=600.0, ge=0)
@@ -72,6 +89,15 @@ class PolicyConfig(Record):
             raise ValueError(error) from None
         return headers
 
+    @field_validator("proxy")
+    @classmethod
+    def _proxy(cls, proxy: str) -> str:
+        try:
+            check_proxy(proxy, setting="policy.proxy")
+        except ConfigError as error:
+            raise ValueError(error) from None
+        return proxy
+
     @field_validator("base_url")
     @classmethod
     def _without_password(cls, url: str) -> str:
@@ -84,6 +110,25 @@ class PolicyConfig(Record):
         except ConfigError as error:
             raise ValueError(error) from None
         return url
+
+    def access(self) -> Access:
+        """Return how to reach the server, with values from the environment.
+
+        Raises:
+            ConfigError: an environment variable that a header or the proxy names is not set.
+        """
+        proxy = fill_in({"proxy": self.proxy}, setting="policy.proxy")["proxy"]
+        return {
+            "api_key": os.environ.get(self.api_key_env),
+            "headers": fill_in(self.headers, setting="policy.headers"),
+            "proxy": proxy or None,
+            "verify": self.verify,
+        }
+
+    def policy_access(self) -> Access:
+        """Return the same for an `OpenAIPolicy`, which would otherwise take a key from `OPENAI_API_KEY`."""
+        access = self.access()
+        return {**access, "api_key": access["api_key"] or NO_KEY}
 
 
 class TaskConfig(Record):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -18,7 +17,6 @@ from r3agent._util.files import write_atomically
 from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
-from r3agent.http.headers import fill_in
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import BASE
@@ -127,16 +125,6 @@ class RunDirectory:
         """
         _ = self.verifier, self.agent
 
-    @property
-    def api_key(self) -> str | None:
-        """API key of the endpoint, from the environment variable `policy.api_key_env`."""
-        return os.environ.get(self.config.policy.api_key_env)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Further headers of requests to the endpoint, with values from the environment."""
-        return fill_in(self.config.policy.headers, setting="policy.headers")
-
     def trajectories(self) -> list[Trajectory]:
         """Load the trajectories collected for training, each with the split of its task in the metadata.
 
@@ -189,8 +177,7 @@ class RunDirectory:
         return {
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
-            "api_key": self.api_key,
-            "headers": self.headers,
+            **self.config.policy.access(),
             "config": self.config.deploy,
         }
 
@@ -218,8 +205,7 @@ class RunDirectory:
         policy = self.config.policy
 
         async def sample() -> None:
-            settings: Any = {"api_key": self.api_key or NO_KEY, "headers": self.headers}
-            async with OpenAIPolicy(policy.base_url, policy.model, **settings) as asked:
+            async with OpenAIPolicy(policy.base_url, policy.model, **policy.policy_access()) as asked:
                 await asked.sample([{"role": "user", "content": "Hello"}], sampling=Sampling(max_tokens=1))
 
         run_sync(sample())

@@ -22,7 +22,7 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import check_stored, fill_in
 from r3agent.http.negotiation import Terms, negotiate
-from r3agent.http.urls import redact_url
+from r3agent.http.urls import check_proxy, redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
 from r3agent.records.trajectory import Task, Verdict
@@ -50,6 +50,8 @@ class LLMJudge:
             r3.toml, leaves it to the server.
         max_tokens: limit for one vote, including the judge's thinking; `None` or "none" likewise.
         extra: more fields of the request body, e.g. `{reasoning_effort = "low"}`.
+        proxy: URL of a proxy; `$NAME` in it is an environment variable, from which a password must come.
+        verify: PEM file with the authorities to trust, or False for no check of the certificate.
         concurrency, timeout_s, outage_s, max_tries: as in `OpenAIPolicy`.
 
     Raises:
@@ -64,6 +66,8 @@ class LLMJudge:
         rubric: str = RUBRIC,
         api_key_env: str = "OPENAI_API_KEY",
         headers: dict[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | str = True,
         votes: int = 1,
         threshold: float = 0.5,
         temperature: float | Literal["none"] | None = 1.0,
@@ -79,6 +83,7 @@ class LLMJudge:
                 f"base_url = {redact_url(base_url)!r} with a password in it would be recorded; use api_key_env"
             )
         check_stored(headers or {}, setting="headers")
+        check_proxy(proxy or "", setting="proxy")
         if votes < 1:
             raise ConfigError(f"votes = {votes}: the judge must be asked at least once")
         if votes > 1 and temperature == 0:
@@ -97,6 +102,8 @@ class LLMJudge:
             base_url,
             api_key=os.environ.get(api_key_env) or NO_KEY,
             headers=fill_in(headers or {}, setting="headers"),
+            proxy=fill_in({"proxy": proxy or ""}, setting="proxy")["proxy"] or None,
+            verify=verify,
             concurrency=concurrency,
             timeout_s=timeout_s,
             outage_s=outage_s,

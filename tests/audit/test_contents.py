@@ -138,7 +138,7 @@ async def checked_at(card: dict[str, Any], *, max_tokens: int, limit: int | None
         return Fault(body=json.dumps({"count": len(body["messages"][0]["content"])}))
 
     with JsonServer(respond) as server:
-        endpoint = EndpointAddress(f"{server.url}/v1", "m", None)
+        endpoint = EndpointAddress(f"{server.url}/v1", "m")
         return await length_check(TASKS, Lengths(max_tokens=max_tokens, limit=limit, endpoint=endpoint))
 
 
@@ -167,9 +167,7 @@ async def test_no_room_for_a_completion_fails_only_where_the_server_is_known_to_
 
 
 async def test_an_endpoint_that_is_not_there_leaves_an_estimate() -> None:
-    check = await length_check(
-        TASKS, Lengths(max_tokens=10, endpoint=EndpointAddress("http://127.0.0.1:9/v1", "m", None))
-    )
+    check = await length_check(TASKS, Lengths(max_tokens=10, endpoint=EndpointAddress("http://127.0.0.1:9/v1", "m")))
     assert check.ok
     assert "estimated" in check.detail
     assert "no limit is known" in check.detail
