@@ -61,7 +61,7 @@ class Proxy:
             up_reader, up_writer = await asyncio.open_connection(url.host, url.port)
             rest = headers.replace(b"keep-alive", b"close")
             up_writer.write(f"{method} {url.raw_path.decode()} HTTP/1.1\r\n".encode() + rest + content)
-            writer.write(await up_reader.read())
+            writer.write((await up_reader.read()).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
             up_writer.close()
         finally:
             writer.close()
