@@ -19,7 +19,7 @@ import httpx
 import orjson
 
 from r3agent.errors import ConfigError
-from r3agent.http.body import BROKEN_OFF, find_error
+from r3agent.http.body import find_error
 from r3agent.http.errors import NO_KEY, read_error, read_error_event, redact_secrets
 from r3agent.http.headers import HEADER_NAME, has_key, parse_headers
 from r3agent.http.session import Answer, Session
@@ -37,17 +37,11 @@ CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 """End of a line in the received part of a stream; a CR at the end may be the first half of a CRLF."""
 
-MAY_FAIL = re.compile(rb'"(?i:%s)"' % BROKEN_OFF.pattern.removeprefix("(?i)").encode())
-"""Names in successful responses that may have an error."""
-
 ERROR_LINES = (b"event: error", b"event:error", b"error:")
 """Beginnings of the lines that call an event an error; the last is llama.cpp's, with the data."""
 
 NO_DATA = re.compile(rb"|\[DONE\].*|[a-zA-Z-]+")
 """Data of events that say nothing: none, the end of the stream, or a word such as `ping`."""
-
-HAS_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\{')
-"""Beginning of the choices of a chat completion, which a response of another kind of error lacks."""
 
 SSE_FIELDS = (b":", b"event:", b"id:", b"retry:")
 """Beginnings of the lines of a stream without data."""
@@ -232,10 +226,9 @@ async def fetch(client: Client, method: str, url: httpx.URL, body: Any = None) -
     content = answer.content
     if not answer.is_success:
         raise read_error(answer.as_response())
-    if MAY_FAIL.search(content) or not HAS_CHOICES.search(content):  # else the caller parses it
-        with suppress(ValueError):
-            if error := read_error_event(parse_json(content), answer.as_response()):
-                raise error
+    with suppress(ValueError):  # parsing costs less than a search for the names of errors
+        if error := read_error_event(parse_json(content), answer.as_response):
+            raise error
     return content
 
 
@@ -269,7 +262,7 @@ async def stream(client: Client, url: httpx.URL, body: dict[str, Any], take: Cal
             await response.aread()
             raise read_error(response)
         async for event in _events(response):  # to its end: only then httpx reuses the connection
-            if error := read_error_event(event, response):
+            if error := read_error_event(event, lambda: response):
                 raise error
             take(event)
     finally:

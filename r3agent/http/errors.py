@@ -7,6 +7,7 @@ redirects to sign-in pages.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -139,10 +140,10 @@ def read_error(response: httpx.Response) -> ServerError:
     return ServerError(read_text(response.text), response)
 
 
-def read_error_event(event: Any, response: httpx.Response) -> ServerError | None:
+def read_error_event(event: Any, response: Callable[[], httpx.Response]) -> ServerError | None:
     """Parse the error in a successful response or an event of a stream; `None` if there is none."""
     error = find_error(event)
-    return None if error is None else ServerError(read_body(error), response)
+    return None if error is None else ServerError(read_body(error), response())
 
 
 def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> PolicyError:

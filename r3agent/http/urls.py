@@ -62,6 +62,7 @@ class ApiURL:
             raise ConfigError(f"{wrong}: must start with http://, e.g. {EXAMPLE}")
         path, _, self._query = self._url.raw_path.partition(b"?")
         self._path = COMPLETIONS.sub(b"", path.rstrip(b"/"))
+        self._routes: dict[str, httpx.URL] = {}
         self.is_versioned = self._path.endswith(b"/v1")
         """True if the path ends in `/v1`."""
 
@@ -72,7 +73,9 @@ class ApiURL:
 
     def route(self, path: str) -> httpx.URL:
         """Return the URL of a route of the API, e.g. `/chat/completions`."""
-        return self._join(self._path + path.encode(), self._query)
+        if path not in self._routes:
+            self._routes[path] = self._join(self._path + path.encode(), self._query)
+        return self._routes[path]
 
     def server_route(self, path: str) -> httpx.URL:
         """Return the URL of a route outside the API, e.g. `/health`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any
 
 from r3agent.http.body import BROKEN_OFF, finish_reason
@@ -146,7 +147,9 @@ def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
         return None, None
     if not isinstance(found, list):
         return None, f"the logprobs are {reprlib.repr(found)}"
-    values: list[Any] = [entry.get("logprob") if isinstance(entry, Mapping) else entry for entry in found]
+    values: list[Any] = [entry.get("logprob") if isinstance(entry, dict) else entry for entry in found]
+    if {*map(type, values)} == {float} and min(values) > LOWEST and max(values) <= HIGHEST and isfinite(sum(values)):
+        return values, None
     for value in values:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not LOWEST < value <= HIGHEST:  # false for NaN too
@@ -156,7 +159,7 @@ def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
 
 def _ids(value: Any) -> list[int] | None:
     """Return token ids; `None` if there are none, or they are something else."""
-    is_list = isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
+    is_list = isinstance(value, list) and {*map(type, value)} == {int} and min(value) >= 0
     return value if is_list else None
 
 
