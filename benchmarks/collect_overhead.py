@@ -1,11 +1,13 @@
 """Cost of collecting besides the model: calls on an endpoint that answers at once, in a process of its own.
 
-Every answer has 64 tokens with logprobs and ids. In alternating turns, 64 at a time, the same requests are made by
-`build_graph` (an attempt, 8 reflections, 8 retries and a blind retry) and by a loop of bare `AsyncOpenAI` calls.
+Every answer has 64 tokens with logprobs and ids. In
+alternating turns, 64 at a time, the same requests are made by `build_graph` (an attempt, 8 reflections, 8 retries and a
+blind retry, with garbage collection as `r3agent collect` sets it) and by a loop of bare `AsyncOpenAI` calls.
 `vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
-`vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry. `cpu_ms_per_call` is the
-CPU time of the client's process for a call. Then 4,000 requests are under way at once, each held for a second:
-`in_flight_4000` is the share that is answered, `loop_lag_p99_ms` the delay of the event loop meanwhile.
+`vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
+garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
+way at once, each held for a second: `in_flight_4000` is the share that is answered, `loop_lag_p99_ms` the delay of the
+event loop meanwhile.
 
     python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000]
 """
@@ -21,6 +23,7 @@ import signal
 import statistics
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -28,6 +31,7 @@ import openai
 
 from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, Reader, http, percentile
 from r3agent import OpenAIPolicy, build_graph
+from r3agent._util.cycles import rare_garbage_collection
 from r3agent.records.trajectory import Task
 from r3agent.verifiers import Answer
 
@@ -153,7 +157,8 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
         theirs: list[Turn] = []
         for _ in range(turns):
             theirs.append(await turn(bare, seconds))
-            ours.append(await turn(through_graph, seconds))
+            with rare_garbage_collection() if form == "collecting" else nullcontext():
+                ours.append(await turn(through_graph, seconds))
         name = "" if form == "collecting" else "_application"
         ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
         results[f"vs_openai_client{name}"] = round(statistics.median(ratios), 2)

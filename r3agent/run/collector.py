@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r3agent._util.aio import run_in_thread_loop
+from r3agent._util.cycles import rare_garbage_collection
 from r3agent.deploy import load_version
 from r3agent.episodes.collect import MOST, collect
 from r3agent.policy import OpenAIPolicy, Sampling
@@ -107,4 +108,5 @@ class Collector(RunDirectory):
                 await policy.aclose()
                 await close(self.verifier)
 
-        return run_in_thread_loop(run())
+        with rare_garbage_collection():
+            return run_in_thread_loop(run())
