@@ -6,10 +6,10 @@ blind retry, with garbage collection as `r3agent collect` sets it) and by a loop
 `vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
 `vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
 garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
-way at once, each held for a second: `in_flight_4000` is the share that is answered, `loop_lag_p99_ms` the delay of the
-event loop meanwhile.
+way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
+`loop_lag_p99_ms` the delay of the event loop meanwhile.
 
-    python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000]
+    python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import httpx
 import openai
 
 from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, Reader, http, percentile
@@ -41,11 +42,11 @@ FORMS: dict[str, dict[str, int]] = {
     "application": {"reflections": 1, "retries": 1},
 }
 HOLD = b'"hold":true'
-HOLD_S = 1.0
+HOLD_S = 10.0
 
 
 def serve_stub(port_of: Connection) -> None:
-    """Answer every request at once, or, if it asks for that, after a second."""
+    """Answer every request at once, or, if it asks for that, after 10 s."""
     answers = {n: http("HTTP/1.1 200 OK", json.dumps(answer_of(n)).encode()) for n in (1, 8)}
 
     async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -170,10 +171,13 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
     return results
 
 
-async def hold_many(url: str, number: int) -> dict[str, float]:
-    """Have many requests under way at once, and measure how late the event loop is."""
+async def hold_many(url: str, number: int, starts_per_s: float, *, on_httpx: bool = False) -> dict[str, float]:
+    """Have many requests under way at once, begun in a ramp, and measure how late the event loop is."""
     lags: list[float] = []
-    policy = OpenAIPolicy(url, "stub", concurrency=number)
+    own = httpx.AsyncClient(limits=httpx.Limits(max_connections=number)) if on_httpx else None
+    policy = OpenAIPolicy(url, "stub", concurrency=number, http_client=own, max_tries=1)
+    sampling = policy.sampling.model_copy(update={"extra": {"hold": True}})
+    most = under_way = 0
 
     async def watch() -> None:
         while True:
@@ -181,22 +185,36 @@ async def hold_many(url: str, number: int) -> dict[str, float]:
             await asyncio.sleep(0.01)
             lags.append((time.perf_counter() - start - 0.01) * 1e3)
 
+    async def call(i: int) -> None:
+        nonlocal most, under_way
+        await asyncio.sleep(i / starts_per_s)
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            await policy.sample(MESSAGES, sampling=sampling)
+        finally:
+            under_way -= 1
+
     watching = asyncio.create_task(watch())
-    start = time.perf_counter()
-    body = policy.sampling.model_copy(update={"extra": {"hold": True}})
-    samples = [policy.sample(MESSAGES, sampling=body) for _ in range(number)]
-    done = await asyncio.gather(*samples, return_exceptions=True)
-    seconds = time.perf_counter() - start
+    done = await asyncio.gather(*(call(i) for i in range(number)), return_exceptions=True)
     watching.cancel()
     await policy.aclose()
-    for error in {str(each) for each in done if isinstance(each, BaseException)}:
+    if own is not None:
+        await own.aclose()
+    for error in {str(each) for each in done if each is not None}:
         print(error)
-    answered = sum(not isinstance(each, BaseException) for each in done)
     return {
-        "in_flight_4000": answered / number,
+        "in_flight_4000": sum(each is None for each in done) / number,
+        "in_flight_most": most,
         "loop_lag_p99_ms": round(percentile(lags, 0.99), 1),
-        "in_flight_s": round(seconds, 2),
     }
+
+
+LAST = (
+    *("vs_openai_client", "vs_verifiers", "cpu_ms_per_call", "bytes_per_trajectory", "load_rate", "peak_gib"),
+    *("in_flight_4000", "loop_lag_p99_ms"),
+)
+"""Results in the last line; those that were not measured are null."""
 
 
 def main() -> None:
@@ -204,6 +222,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=4000)
+    parser.add_argument("--starts-per-s", type=float, default=500)
+    parser.add_argument("--httpx", action="store_true", help="hold as many requests on httpx too")
     options = parser.parse_args()
     allow_files()
     ours, theirs = multiprocessing.Pipe()
@@ -211,12 +231,13 @@ def main() -> None:
     stub.start()
     url = f"http://127.0.0.1:{ours.recv()}/v1"
     results = asyncio.run(measure(url, options.seconds, options.turns))
-    results |= asyncio.run(hold_many(url, options.in_flight))
+    for on_httpx in (True, False) if options.httpx else (False,):
+        found = asyncio.run(hold_many(url, options.in_flight, options.starts_per_s, on_httpx=on_httpx))
+        results |= {f"{name}{'_httpx' * on_httpx}": value for name, value in found.items()}
     stub.terminate()
     for name, value in results.items():
         print(f"{name:36} {value}")
-    last = ("vs_openai_client", "cpu_ms_per_call", "in_flight_4000", "loop_lag_p99_ms")
-    print(json.dumps({**{name: results[name] for name in last}}))
+    print(json.dumps({name: results.get(name) for name in LAST}))
 
 
 if __name__ == "__main__":
