@@ -11,6 +11,7 @@ import errno
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from io import BytesIO
 from typing import Any, NamedTuple, NoReturn
 from weakref import finalize
 
@@ -26,6 +27,9 @@ KEEP_ALIVE_S = 4.0
 
 MAX_HEADER = 2**16
 """Maximum length of a header of a response, as gateways send them."""
+
+AT_ONCE = 2**20
+"""Length of a body, e.g. with images, from which it is sent in pieces: aiohttp warns of one that blocks the loop."""
 
 MAX_REDIRECTS = 20
 DECODED = {"content-encoding", "transfer-encoding", "content-length"}
@@ -118,7 +122,7 @@ class Session:
         return self._session.request(
             method,
             target,
-            data=content,
+            data=content if content is None or len(content) < AT_ONCE else BytesIO(content),
             headers={**headers, "content-type": "application/json"} if content is not None else headers,
             max_redirects=MAX_REDIRECTS,
         )

@@ -56,14 +56,16 @@ async def test_a_connection_that_nobody_accepts_is_told_from_a_slow_answer() -> 
             each.close()
 
 
-async def test_a_redirect_is_followed_with_its_body() -> None:
+@pytest.mark.parametrize("length", [1, 3 * 2**20])
+async def test_a_redirect_is_followed_with_its_body(length: int) -> None:
+    messages = [{"role": "user", "content": "x" * length}]
     with ScriptedEndpoint("hi") as endpoint:
         moved = Fault(307, headers={"Location": f"{endpoint.url}/chat/completions"})
         with JsonServer(lambda *_: moved) as old:
             async with OpenAIPolicy(f"{old.url}/v1", endpoint.model) as policy:
-                [generation] = await policy.sample(MESSAGES)
+                [generation] = await policy.sample(messages)
     assert generation.text == "hi"
-    assert endpoint.received[0].body["messages"] == MESSAGES
+    assert endpoint.received[0].body["messages"] == messages
 
 
 async def test_text_that_is_no_unicode_is_sent_as_json_escapes() -> None:
