@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.episodes.run_episode import run_episode
 from r3agent.errors import R3Error
 from r3agent.http.slots import Gate
-from r3agent.policy import Paced, Policy, Versioned, prices_of, sampling_of
+from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling_of
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import served_version
@@ -199,9 +199,11 @@ async def collect(
                     if id_ is None or job is None or not quota.begin():
                         drained.set()
                         return
-                    ended = await run_episode(graph, job.task, job.sample, timeout_s=limits.episode_timeout_s)
-                    given = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
-                    await endurance.take(ended.episode.model_copy(update=given), ended.cause)
+                    with policy.episode() if isinstance(policy, Pooled) else nullcontext() as seat:
+                        given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat}
+                        ended = await run_episode(graph, job.task, job.sample, **given)
+                    named = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
+                    await endurance.take(ended.episode.model_copy(update=named), ended.cause)
 
         await gather_all(work(number) for number in range(n_workers))
         await endurance.end()

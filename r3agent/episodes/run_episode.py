@@ -9,6 +9,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
+from r3agent.policy import Policy
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
 
 
@@ -26,18 +27,20 @@ async def run_episode(
     sample: int = 0,
     *,
     timeout_s: float | None = None,
+    policy: Policy | None = None,
     **limits: int,
 ) -> Ended:
     """Run one episode; record an error with the spans sampled before it.
 
     Args:
         timeout_s: time limit; an episode that takes longer ends with an error.
+        policy: policy to ask in place of the graph's.
         limits: fields of `EpisodeContext`, for this episode.
     """
     state: dict[str, Any] = {}
     cause: R3Error | None = None
     try:
-        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, **limits)
+        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, policy=policy, **limits)
         async with asyncio.timeout(timeout_s) as limit:
             async for reached in graph.astream(given, stream_mode="values", context=context):
                 state = reached

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -173,6 +174,15 @@ class Paced(Protocol):
 
     def room(self) -> int:
         """Return how many requests may be in flight at present."""
+        ...
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """Policy over several servers, that keeps an episode on one of them."""
+
+    def episode(self) -> AbstractContextManager[Policy]:
+        """Give one episode its policy."""
         ...
 
 

@@ -13,6 +13,7 @@ from r3agent.deploy import load_version
 from r3agent.episodes.collect import MOST, collect
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
+from r3agent.policy.pool import PROBE_S, PoolPolicy
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import SPLIT, Task
 from r3agent.run.directory import RunDirectory
@@ -78,18 +79,25 @@ class Collector(RunDirectory):
         metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
 
         async def run() -> CollectSummary:
-            policy = OpenAIPolicy(
-                base_url or self.registry.live_base_url or self.config.policy.base_url,
-                card.served_name,
-                registry=self.registry,
-                **self.config.policy.policy_access(),
-                version=card.version,
-                timeout_s=self.config.policy.timeout_s,
-                outage_s=self.config.policy.outage_s,
-                concurrency=2 * (concurrency or MOST),
-                adaptive=concurrency is None,
-                prices=self.config.policy.prices,
-            )
+            more = self.config.policy.base_urls if base_url is None else ()
+            outage_s = self.config.policy.outage_s
+            first = base_url or self.registry.live_base_url or self.config.policy.base_url
+            policies = [
+                OpenAIPolicy(
+                    url,
+                    card.served_name,
+                    registry=self.registry,
+                    **self.config.policy.policy_access(),
+                    version=card.version,
+                    timeout_s=self.config.policy.timeout_s,
+                    outage_s=min(outage_s, PROBE_S) if more else outage_s,
+                    concurrency=2 * (concurrency or MOST),
+                    adaptive=concurrency is None,
+                    prices=self.config.policy.prices,
+                )
+                for url in dict.fromkeys([first, *more])
+            ]
+            policy = PoolPolicy(policies, outage_s=outage_s) if more else policies[0]
             try:
                 return await collect(
                     tasks,

@@ -51,6 +51,9 @@ class Access(TypedDict):
 class PolicyConfig(Record):
     base_url: str = "http://127.0.0.1:8000/v1"
     """Base URL of an OpenAI-compatible server; usually ends in /v1."""
+    base_urls: tuple[str, ...] = ()
+    """Base URLs of more servers of the same model: each episode is sampled from one of them, and `deploy` loads a
+    version onto all. A server that fails is taken out until it answers again."""
     model: str = Field(default="bundled", min_length=1)
     """Served name of the base model; version v0007 is served as `MODEL@v0007`."""
     base_model: str = Field(default="bundled", min_length=1)
@@ -98,9 +101,18 @@ class PolicyConfig(Record):
             raise ValueError(error) from None
         return proxy
 
+    @field_validator("base_urls")
+    @classmethod
+    def _all_without_password(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(cls._check_url, urls))
+
     @field_validator("base_url")
     @classmethod
     def _without_password(cls, url: str) -> str:
+        return cls._check_url(url)
+
+    @staticmethod
+    def _check_url(url: str) -> str:
         if redact_url(url) != url:
             raise ValueError(
                 f"{redact_url(url)} with a password in it would be written to r3.toml; pass it as the API key"

@@ -174,11 +174,12 @@ class RunDirectory:
 
     def server_settings(self) -> dict[str, Any]:
         """Return the arguments of `deploy` besides the version."""
+        deploy, more = self.config.deploy, self.config.policy.base_urls
         return {
             "registry": self.registry,
             "base_url": self.config.policy.base_url,
             **self.config.policy.access(),
-            "config": self.config.deploy,
+            "config": deploy.model_copy(update={"replicas": (*dict.fromkeys([*deploy.replicas, *more]),)}),
         }
 
     def write_config(self) -> None:
