@@ -1,8 +1,9 @@
 """Retry HTTP requests; no other layer retries.
 
-Timeouts, refused and dropped connections, 408, 409, 429 and 5xx are retried, after the delay in the server's
-Retry-After header or else with exponential backoff. 400, 401, 403 and 404 are never retried, nor is a stream that has
-begun. If a server has answered before and became unreachable, retries continue for `outage_s`.
+Timeouts, refused and dropped connections, 408, 409, 429, 5xx and answers that are cut off, empty, without choices or no
+JSON are retried, after the delay in the server's Retry-After header or else with exponential backoff. 400, 401, 403 and
+404 are never retried, nor is a stream that has begun. If a server has answered before and became unreachable, retries
+continue for `outage_s`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 from tenacity.asyncio import retry_if_exception
 
+from r3agent.errors import EndpointError
 from r3agent.http.errors import ServerError
 
 MAX_BACKOFF_S = 30.0
@@ -41,11 +43,12 @@ class Retry:
         """Return the result of the first successful try.
 
         Raises:
-            ServerError, httpx.RequestError: the error of the last try, when no retry is left or useful.
+            ServerError, httpx.RequestError, ValueError, EndpointError: the error of the last try, when no retry is left
+                or useful.
         """
 
         async def is_worthwhile(error: BaseException) -> bool:
-            passes = error.is_transient if isinstance(error, ServerError) else _is_outage(error)
+            passes = error.is_transient if isinstance(error, ServerError) else _is_outage(error) or _is_half(error)
             return passes and may_repeat() and (self.is_current is None or await self.is_current())
 
         async def attempt() -> T:
@@ -60,7 +63,7 @@ class Retry:
         first: Exception | None = None
         try:
             return await attempt()
-        except (ServerError, httpx.RequestError) as error:
+        except (ServerError, httpx.RequestError, ValueError, EndpointError) as error:
             first = error  # only a failure needs tenacity, whose state costs as much as a request
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_worthwhile), stop=self._gives_up, wait=_wait_s, reraise=True
@@ -77,6 +80,11 @@ class Retry:
 
 def _is_outage(error: BaseException) -> bool:
     return isinstance(error, httpx.RequestError) and not isinstance(error, httpx.LocalProtocolError)
+
+
+def _is_half(error: BaseException) -> bool:
+    """Return True if a response with status 200 is no whole answer: no JSON, no choices, or a stream without an end."""
+    return isinstance(error, ValueError | EndpointError)
 
 
 def _wait_s(state: RetryCallState) -> float:

@@ -82,17 +82,25 @@ class Endpoint:
         """Headers of every request, with the key."""
         return dict(self._settings.all_headers)
 
-    async def post(self, path: str, body: dict[str, Any]) -> TimedContent:
+    async def post(
+        self, path: str, body: dict[str, Any], check: Callable[[bytes], object] = lambda content: None
+    ) -> TimedContent:
         """Post `body` and return the content of the response.
 
+        Args:
+            check: raises a `ValueError` for the content of a response that another try may give whole.
+
         Raises:
+            ValueError: the error of `check` after `max_tries`.
             EndpointError: the endpoint is unreachable, timed out or failed, after `max_tries`.
             AccessError: the key, the model or the URL is wrong.
             RequestError: this request was refused.
         """
 
         async def once(client: http.Client) -> bytes:
-            return await http.fetch(client, "POST", self._url.route(path), body)
+            content = await http.fetch(client, "POST", self._url.route(path), body)
+            check(content)
+            return content
 
         return TimedContent(*await self._request(once, body.get("model")))
 
@@ -102,19 +110,22 @@ class Endpoint:
         body: dict[str, Any],
         begin: Callable[[], Callable[[Any], None]],
         may_repeat: Callable[[], bool],
+        end: Callable[[], object],
     ) -> float:
         """Post `body`, consume the streamed response, and return the latency in seconds.
 
         Args:
             begin: called for each try; returns the function that takes each parsed chunk.
             may_repeat: returns False once a stream that breaks off must not be tried again.
+            end: called at the end of the stream; raises an `EndpointError` if it is not whole.
 
         Raises:
-            EndpointError, AccessError, RequestError: as `post`.
+            EndpointError, AccessError, RequestError, ValueError: as `post`.
         """
 
         async def once(client: http.Client) -> None:
             await http.stream(client, self._url.route(path), body, begin())
+            end()
 
         _, latency_s = await self._request(once, body.get("model"), may_repeat)
         return latency_s

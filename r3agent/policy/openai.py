@@ -28,8 +28,8 @@ from r3agent.http.urls import redact_url
 from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoints import Endpoints
 from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_in_place
-from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, generations, not_a_completion
-from r3agent.policy.stream import Assembly, OnDelta, read_body, shift_choices
+from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, check_choices, generations, not_a_completion
+from r3agent.policy.stream import Assembly, OnDelta, check_body, read_body, shift_choices
 from r3agent.records import versions
 from r3agent.records.cost import Prices
 from r3agent.records.sampling import NEUTRAL
@@ -260,20 +260,28 @@ class OpenAIPolicy(Shared):
             if on_delta is not None:
                 on_delta(index, text)
 
+        def check(received: bytes) -> None:
+            nonlocal content
+            content = received  # for the message, if it is no completion
+            check_body(content)
+
         def begin() -> Callable[[Any], None]:
             nonlocal assembly
             assembly = Assembly(tell)
             return assembly.take
 
+        def end() -> None:
+            if assembly.is_broken_off:
+                raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
+            check_choices(assembly.body)
+
         try:
             if not body.get("stream"):
-                content, latency_s = await endpoint.post("/chat/completions", body)
+                _, latency_s = await endpoint.post("/chat/completions", body, check)
                 answer = read_body(content)
             else:
-                latency_s = await endpoint.stream("/chat/completions", body, begin, may_repeat=lambda: not has_told)
+                latency_s = await endpoint.stream("/chat/completions", body, begin, lambda: not has_told, end)
                 answer = assembly.body
-                if assembly.is_broken_off:
-                    raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
             after = None if weights is None else await weights.now()
             served_name = str(answer.get("model") or target.model)
             common = {

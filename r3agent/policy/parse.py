@@ -42,6 +42,13 @@ def not_a_completion(error: Exception, content: bytes, redact: Callable[[str], s
     return redact(f"{answer} is not a chat completion ({type(error).__name__}: {error})")
 
 
+def check_choices(answer: Json) -> None:
+    """Raise a `ValueError` for the body of a response without choices; other errors if it is of no chat completion."""
+    choices = answer["choices"]
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("it has no choices" if not choices else f"its choices are {reprlib.repr(choices)}")
+
+
 def generations(answer: Json, common: Json, n: int, request: Json | None = None) -> list[Generation]:
     """Parse the first `n` choices of a response body, in any of the forms of `records/reply.py`.
 
@@ -53,9 +60,8 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
     Raises:
         KeyError, TypeError, AttributeError, ValueError, OverflowError: it is not a chat completion.
     """
+    check_choices(answer)
     choices = answer["choices"]
-    if not isinstance(choices, list) or not choices:
-        raise ValueError("it has no choices" if not choices else f"its choices are {reprlib.repr(choices)}")
     usage: Any = answer.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     sampled = _count(usage.get("completion_tokens"))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from r3agent.http.client import parse_json, read_events
 from r3agent.policy.deltas import add_calls, add_content, add_fields
+from r3agent.policy.parse import check_choices
 from r3agent.records.json_values import well_formed
 from r3agent.records.reply import text_of
 
@@ -137,3 +138,8 @@ def read_body(content: bytes) -> Any:
     if assembly.is_broken_off:
         raise ValueError("a stream without a finish reason")
     return assembly.body
+
+
+def check_body(content: bytes) -> None:
+    """Raise as `read_body`, or a `ValueError` if the body has no choices."""
+    check_choices(read_body(content))

@@ -55,8 +55,11 @@ async def sample(endpoint: ScriptedEndpoint, model: str | None = None, n: int = 
 
 @pytest.mark.parametrize(
     "fault",
-    [rate_limited(0), SERVER_ERROR, DROPPED, HANG, Fault(408), Fault(409), Fault(503, "<html>", "text/html")],
-    ids=["429", "500", "dropped", "timeout", "408", "409", "503"],
+    [
+        *[rate_limited(0), SERVER_ERROR, DROPPED, HANG, Fault(408), Fault(409), Fault(503, "<html>", "text/html")],
+        *[HTML_PAGE, MALFORMED_JSON, Fault(), Fault(body='{"choices": []}')],
+    ],
+    ids=["429", "500", "dropped", "timeout", "408", "409", "503", "html", "json", "empty", "no choices"],
 )
 async def test_a_passing_fault_is_tried_again(fault: Fault) -> None:
     with ScriptedEndpoint("hi", faults=[fault, None]) as endpoint:
@@ -81,6 +84,17 @@ async def test_a_lasting_fault_ends_after_max_tries(fault: Fault, message: str) 
     assert len(endpoint.received) == 3
     assert message in str(raised.value)
     assert endpoint.url in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [(HTML_PAGE, "usually ends in /v1"), (MALFORMED_JSON, "which is not a chat completion"), (Fault(), "not a chat")],
+    ids=["html", "json", "empty"],
+)
+async def test_an_answer_that_is_none_ends_after_max_tries(fault: Fault, remedy: str) -> None:
+    with ScriptedEndpoint("hi", faults=[fault] * 3) as endpoint, pytest.raises(ProtocolError, match=remedy):
+        await sample(endpoint, max_tries=2)
+    assert len(endpoint.received) == 2
 
 
 async def test_retry_after_is_honoured() -> None:
@@ -125,10 +139,8 @@ async def test_an_endpoint_that_is_not_there() -> None:
         (Fault(401), AccessError, "check the API key"),
         (Fault(403), AccessError, "check the API key"),
         (Fault(404), AccessError, "check the model's name and that base_url ends in /v1"),
-        (HTML_PAGE, ProtocolError, "usually ends in /v1"),
-        (MALFORMED_JSON, ProtocolError, "which is not a chat completion"),
     ],
-    ids=["400", "422", "401", "403", "404", "html", "json"],
+    ids=["400", "422", "401", "403", "404"],
 )
 async def test_a_lasting_answer_is_not_tried_again(fault: Fault, error: type[R3Error], remedy: str) -> None:
     with ScriptedEndpoint("hi", faults=[fault]) as endpoint, pytest.raises(error, match=remedy) as raised:

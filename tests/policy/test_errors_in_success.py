@@ -62,6 +62,11 @@ async def test_a_transient_error_in_a_success_is_tried_again(body: Any, stream: 
         ["event: error\ndata: Internal failure"],
         ['event: error\ndata: {"message": "overloaded"}'],
         ['error: {"code": 500, "message": "slot unavailable"}'],
+        ['data: {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}'],  # and there it breaks off
+        ['data: {"choices": []}'],
+        ["data: [DONE]"],
+        [],
+        ["<html>"],
     ],
 )
 async def test_an_error_event_before_any_text_is_tried_again(events: list[str]) -> None:

@@ -166,7 +166,7 @@ async def test_the_stamp_is_of_the_model_that_answered() -> None:
 async def test_an_answer_that_is_no_chat_completion_is_refused(wrong: dict[str, Any]) -> None:
     spoiled = ScriptedEndpoint("hi", edits=[edited(wrong)])
     with spoiled as endpoint, pytest.raises(ProtocolError, match="which is not a chat completion"):
-        await sample(endpoint)
+        await sample(endpoint, max_tries=1)
     assert len(endpoint.received) == 1
 
 

@@ -211,7 +211,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     "http://…, model 'my-model': … (tried": lambda _: ask(f"{nowhere()}/v1"),
     "http://…, model 'my-modle': 404": lambda _: ask_scripted("my-modle"),
     "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
-    "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE]),
+    "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE] * 9),
     "http://…, model 'my-model': the stream": lambda _: ask_broken_off(),
     "http://…, model 'my-model': 400": lambda _: ask_scripted(faults=[PROMPT_TOO_LONG]),
     "http://…, model 'my-model': 500": out_of_memory,
