@@ -36,7 +36,7 @@ from r3agent.gateway.relay import Call, Relay
 from r3agent.gateway.responses_api import ResponsesApi
 from r3agent.gateway.upstream import KEYS, Target, Upstream, UpstreamError, bare_key
 from r3agent.gateway.verdict import read_verdict
-from r3agent.http.client import parse_json
+from r3agent.http.events import parse_json
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.exchange import Exchange

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import OpenEpisode
-from r3agent.http.client import parse_json
+from r3agent.http.events import parse_json
 from r3agent.records.trajectory import Span, Task, Trajectory, new_id
 from r3agent.store.shards import shards
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from r3agent.http.client import NO_DATA, parse_json
+from r3agent.http.events import NO_DATA, parse_json
 
 LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r(?!\Z))")
 """Line with its end; a CR at the end of what has arrived may be the first half of a CRLF."""

@@ -14,7 +14,7 @@ from r3agent.gateway.dialect import Dialect, dumps, estimate_tokens, tokenize_re
 from r3agent.gateway.episodes import Refusal
 from r3agent.gateway.relay import is_success
 from r3agent.gateway.upstream import Target, Upstream, to_client
-from r3agent.http.client import parse_json
+from r3agent.http.events import parse_json
 from r3agent.recording.memory import Memory
 
 GENERATIONS = ("/completions",)

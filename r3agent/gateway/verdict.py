@@ -6,7 +6,7 @@ from typing import Any
 
 from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import Refusal
-from r3agent.http.client import parse_json
+from r3agent.http.events import parse_json
 
 FIELDS = ("passed", "score", "feedback", "label", "end")
 

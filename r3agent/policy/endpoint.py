@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 import orjson
 
-from r3agent.errors import EndpointError, PolicyError, ProtocolError, RequestError, UnreachableError
+from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError, RequestError, UnreachableError
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
@@ -62,6 +62,10 @@ class Endpoint:
         http_client: httpx.AsyncClient | None = None,
         is_current: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        if http_client is not None and (proxy or verify is not True):
+            raise ConfigError(
+                f"{'proxy' if proxy else 'verify'} and http_client: a client has its own; leave one of them out"
+            )
         self.base_url = base_url
         self._adaptive = adaptive
         self._url = ApiURL(base_url)

@@ -50,9 +50,8 @@ class OpenAIPolicy(Shared):
         verify: False for a server whose certificate is not checked; the PEM file of the authorities of a company; or
             an `ssl.SSLContext`, e.g. with a client certificate. Default: the authorities that the environment's
             `SSL_CERT_FILE` names, or certifi's.
-        http_client: client of the application, for one event loop, with its own proxies, certificates, connections and
-            event hooks. Requests add the key, the headers and the timeout of the policy. It stays open: the
-            application closes it.
+        http_client: client of the application, which closes it, for one event loop, with its own proxies and
+            certificates. Requests add the key, the headers and the timeout of the policy.
         registry: registry or directory of the run. It is needed for `NAME@live`, and for asking the server which
             version answered if full weights are reloaded under one name.
         version: version of a bare name, if neither the name nor the server tells it.
@@ -94,13 +93,9 @@ class OpenAIPolicy(Shared):
         self.prices = prices
         self._terms: dict[tuple[str, str], Terms] = {}
         """Refused fields by base URL and model, whose versions are one."""
-        if http_client is not None and (proxy or verify is not True):
-            raise ConfigError(
-                f"{'proxy' if proxy else 'verify'} and http_client: a client has its own; leave one of them out"
-            )
-        has_own_key = has_key(headers) or (http_client is not None and has_key(http_client.headers))
+        own_key = has_key({**(headers or {}), **(http_client.headers if http_client else {})})
         settings: dict[str, Any] = {
-            "api_key": api_key or ("" if has_own_key else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
+            "api_key": api_key or ("" if own_key else os.environ.get("OPENAI_API_KEY")) or NO_KEY,
             "headers": headers,
             "proxy": proxy,
             "verify": verify,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from r3agent.http.client import parse_json, read_events
+from r3agent.http.events import parse_json, read_events
 from r3agent.policy.deltas import add_calls, add_content, add_fields
 from r3agent.policy.parse import check_choices
 from r3agent.records.json_values import well_formed
