@@ -21,6 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from r3agent._util.lazy import public_names
@@ -84,6 +85,8 @@ def kind_of(annotation: Any) -> str:
         return takes(FieldInfo.from_annotation(annotation))
     if origin in (Union, UnionType):
         return " or ".join(kind_of(part) for part in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a table of " + ", ".join(f"`{name}`" for name in annotation.model_fields)
     return KINDS[origin or annotation]
 
 
