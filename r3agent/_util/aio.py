@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar, cast
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+GRACE_S = 5.0
+"""Seconds that cancelled code of an application has to clean up, before it is left behind."""
 
 RAISED = (Exception, SystemExit, asyncio.CancelledError)
 """Exceptions by which the code of an application may fail; see `is_own_cancellation`."""
@@ -33,6 +39,48 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+class TimeLimitError(TimeoutError):
+    """The time limit of `run_within` has passed."""
+
+
+async def run_within(limit_s: float | None, coroutine: Awaitable[T]) -> T:
+    """Await code of an application for a time at most; if it does not end when it is cancelled, it is left behind.
+
+    It runs in a task of its own: `asyncio.timeout` waits for ever for code that catches its cancellation.
+
+    Raises:
+        TimeLimitError: the time has passed.
+    """
+
+    async def settle() -> tuple[T | None, BaseException | None]:
+        try:
+            return await coroutine, None
+        except RAISED as error:  # a `SystemExit` that leaves a task ends the event loop
+            return None, error
+
+    task = asyncio.create_task(settle())
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+    except asyncio.CancelledError:
+        await _cancel(task)
+        raise
+    if not task.done():
+        await _cancel(task)
+        raise TimeLimitError
+    result, error = task.result()
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=GRACE_S)
+    if not task.done():
+        logger.warning("cancelled code still runs after %g s and is left behind: %r", GRACE_S, task.get_coro())
+        asyncio._unregister_task(task)  # or else the end of `asyncio.run` waits for it
 
 
 async def in_own_thread(function: Callable[[], T]) -> T:

@@ -177,7 +177,7 @@ def _runner(
 ) -> TryRunner | None:
     """Return the runner of tries of several steps; `None` if a try is one completion in no world."""
     if agent is None and not tools and environment is None:
-        if takes_environment(verifier):
+        if takes_environment(verifier, required=True):
             raise ConfigError(
                 "the verifier takes a third argument, the environment of a try, and there is none; write "
                 "def check(task, answer), or pass environment=, an agent or tools"

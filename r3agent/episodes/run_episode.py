@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 
+from r3agent._util.aio import TimeLimitError, run_within
 from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
 from r3agent.policy import Policy
@@ -39,20 +39,22 @@ async def run_episode(
     """
     state: dict[str, Any] = {}
     cause: R3Error | None = None
-    try:
+
+    async def follow() -> None:
+        nonlocal state
         given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, policy=policy, **limits)
-        async with asyncio.timeout(timeout_s) as limit:
-            async for reached in graph.astream(given, stream_mode="values", context=context):
-                state = reached
+        async for reached in graph.astream(given, stream_mode="values", context=context):
+            state = reached
+
+    try:
+        await run_within(timeout_s, follow())
         if "trajectory" not in state:
             kind = VerifierError if state.get("spans") else AgentError
             asker = "the verifier" if state.get("spans") else "the agent or a tool"
             raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
     except R3Error as raised:
         cause = raised
-    except TimeoutError:
-        if not limit.expired():
-            raise
+    except TimeLimitError:
         cause = EpisodeTimeoutError(f"it took longer than episode_timeout_s = {timeout_s:g}; raise it or ask for less")
     error: Any = state.get("trajectory", {}).get("error")  # of the first try
     if cause is not None:

@@ -96,7 +96,7 @@ class Exchange:
         self._purpose = purpose
         self.base_url = base_url
         self._memory = memory
-        self._subject = Subject(base_url, str(body.get("model")))
+        self._subject = Subject(base_url, versions.base_name(str(body.get("model"))))
         left_out = {*(extra or ()), *memory.refused.get(self._subject, ())}
         is_exact = tokens and purpose is None
         wanted = (wanted_fields(body, is_stream=self.is_stream) if is_exact else {}) | filled

@@ -91,7 +91,8 @@ class Run(Collector):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()
-            out, given = self.directory / "trajectories", {"limits": spending, "on_tally": on_tally}
+            out = self.directory / "trajectories"
+            given: dict[str, Any] = {"limits": spending, "on_tally": on_tally}
             return self._collect(card, url, tasks, "train", out, progress, identity, **given)
 
     def train(

@@ -120,14 +120,20 @@ async def judge(
     return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
 
 
-def takes_environment(verifier: Callable[..., Any]) -> bool:
-    """Return True if a verifier has a third positional parameter that is required, or named `environment`."""
+def takes_environment(verifier: Callable[..., Any], *, required: bool = False) -> bool:
+    """Return True if a verifier has a third positional parameter that is required, or named `environment`.
+
+    Args:
+        required: one that has a default does not count.
+    """
     try:
         parameters = [p for p in inspect.signature(verifier).parameters.values() if p.kind in POSITIONAL]
     except (TypeError, ValueError):  # a callable without a signature
         return False
     third = parameters[2] if len(parameters) > 2 else None
-    return third is not None and (third.name == "environment" or third.default is third.empty)
+    if third is None:
+        return False
+    return third.default is third.empty or (third.name == "environment" and not required)
 
 
 def _with_environment(verifier: Callable[..., Any], environment: Any, task: Task, answer: Answer) -> Any:

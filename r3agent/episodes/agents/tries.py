@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 
-from r3agent._util.aio import RAISED, is_own_cancellation
+from r3agent._util.aio import RAISED, TimeLimitError, is_own_cancellation, run_within
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment, Resumable
 from r3agent.episodes.agents.interrupted import LOST, InterruptedTries, without_repeated
@@ -153,19 +153,18 @@ class TryRunner:
         steps[:] = taken
 
     async def _outcome(self, call: AgentCall, config: EpisodeConfig) -> Outcome:
-        limit, timeout = config.try_timeout_s, asyncio.timeout(config.try_timeout_s)
+        limit = config.try_timeout_s
         try:
-            async with timeout:
-                end = await self.agent.run(call)
+            end = await run_within(limit, self.agent.run(call))
             terms = call.scope.terms
             if config.agent_errors == "record" and terms is not None and isinstance(terms.failure, ENDPOINT_FAILS):
                 raise terms.failure  # the agent's answer says nothing about the policy
             return Outcome(end)
         except GraphBubbleUp:
             raise
+        except TimeLimitError:
+            return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
         except RAISED as error:
-            if isinstance(error, TimeoutError) and timeout.expired():
-                return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
             if is_own_cancellation(error):
                 raise
             return _outcome_of(error, call, records=config.agent_errors == "record")
