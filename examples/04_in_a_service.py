@@ -26,8 +26,9 @@ from r3agent.verifiers import find_verifier
 run = Run(os.environ.get("R3AGENT_RUN", "runs/default"))
 settings = run.config.policy
 live = f"{run.ensure_live().name}@live"  # resolved for every request, so that a deploy takes effect
+access = settings.policy_access()
 policy = OpenAIPolicy(
-    settings.base_url, live, api_key=run.api_key, registry=run.registry, sampling=Sampling(max_tokens=24), outage_s=5
+    settings.base_url, live, registry=run.registry, sampling=Sampling(max_tokens=24), outage_s=5, **access
 )
 graph = build_graph(policy=policy, verifier=find_verifier("countdown"), stream=True).compile()
 
@@ -71,7 +72,7 @@ async def stream(puzzle: Puzzle) -> AsyncIterator[ServerSentEvent]:
 @app.get("/health")
 async def health() -> Response:
     base_url = run.registry.live_base_url or settings.base_url
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {run.api_key or 'EMPTY'}"}, timeout=5) as client:
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {access['api_key']}"}, timeout=5) as client:
         try:
             healthy = (await client.get(f"{base_url}/models")).is_success
         except httpx.HTTPError:
