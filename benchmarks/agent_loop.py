@@ -23,7 +23,7 @@ VLLM_OPTIONS = (
     *("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "128", "--enforce-eager"),
     *("--max-lora-rank", "16"),
 )
-"""The highest rank is that of the adapters: of each token's time on a CPU nine tenths are LoRA, in proportion to it."""
+"""The highest rank is that of the adapters: most of a token's time on a CPU is LoRA, and more with a higher rank."""
 
 ON_VLLM: dict[str, Any] = {"loop.rounds": 4, "loop.evaluate_every": 4, "eval.n": 300}
 """Fewer rounds and tasks, because vLLM on a CPU takes several times as long for a policy this small."""

@@ -2,7 +2,7 @@
 
 Every answer has 64 tokens with logprobs and ids. In
 alternating turns, 64 at a time, the same requests are made by `build_graph` (an attempt, 8 reflections, 8 retries and a
-blind retry, with garbage collection as `r3agent collect` sets it) and by a loop of bare `AsyncOpenAI` calls.
+blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as `r3agent collect` sets it.
 `vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
 `vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
 garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
@@ -19,7 +19,6 @@ import asyncio
 import json
 import multiprocessing
 import resource
-import signal
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -30,7 +29,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 
-from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, Reader, http, percentile
+from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, http, percentile, serve
 from r3agent import OpenAIPolicy, build_graph
 from r3agent._util.cycles import rare_garbage_collection
 from r3agent.records.trajectory import Task
@@ -49,24 +48,13 @@ def serve_stub(port_of: Connection) -> None:
     """Answer every request at once, or, if it asks for that, after 10 s."""
     answers = {n: http("HTTP/1.1 200 OK", json.dumps(answer_of(n)).encode()) for n in (1, 8)}
 
-    async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                _, body = await Reader(stream).message()
-                if HOLD in body:
-                    await asyncio.sleep(HOLD_S)
-                writer.write(answers[8 if b'"n":8' in body else 1])
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
+    async def answer_to(body: bytes) -> bytes:
+        if HOLD in body:
+            await asyncio.sleep(HOLD_S)
+        return answers[8 if b'"n":8' in body else 1]
 
-    async def main() -> None:
-        server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=4096)
-        port_of.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     allow_files()
-    asyncio.run(main())
+    serve(port_of, answer_to)
 
 
 def answer_of(n: int) -> dict[str, Any]:
@@ -157,8 +145,8 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
         ours: list[Turn] = []
         theirs: list[Turn] = []
         for _ in range(turns):
-            theirs.append(await turn(bare, seconds))
             with rare_garbage_collection() if form == "collecting" else nullcontext():
+                theirs.append(await turn(bare, seconds))
                 ours.append(await turn(through_graph, seconds))
         name = "" if form == "collecting" else "_application"
         ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -81,11 +82,20 @@ def serve_stub(port_of: Connection) -> None:
     """Answer every request at once."""
     answer = http("HTTP/1.1 200 OK", json.dumps(ANSWER).encode())
 
+    async def answer_to(body: bytes) -> bytes:
+        return answer
+
+    serve(port_of, answer_to)
+
+
+def serve(port_of: Connection, answer_to: Callable[[bytes], Awaitable[bytes]]) -> None:
+    """Send the answer to the body of every request, until the process ends."""
+
     async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                await Reader(stream).message()
-                writer.write(answer)
+                _, body = await Reader(stream).message()
+                writer.write(await answer_to(body))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 

@@ -78,7 +78,6 @@ async def collect(
     on_episode: Callable[[int, int], None] | None = None,
     on_tally: Callable[[Tally], None] | None = None,
     limits: CollectLimits | None = None,
-    part: bool = False,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
@@ -107,8 +106,6 @@ async def collect(
         metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
         on_tally: called with the counts so far after each episode.
-        part: this call is one of many for one collection: its shard has a unique name, and it goes on if all of its
-            episodes errored.
         limits: budgets of this call and time limit of an episode; default: none.
         options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
 
@@ -148,7 +145,7 @@ async def collect(
 
     limits = limits or CollectLimits()
     start, tally, quota = time.monotonic(), Tally(), Quota(limits, prices_of(policy))
-    with TrajectoryWriter(out, unique=part) as writer:
+    with TrajectoryWriter(out) as writer:
         stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
@@ -171,7 +168,7 @@ async def collect(
                 on_episode(tally.episodes, len(jobs))
             if episode.error is None:
                 answered = jobs[episode.trajectory_id]
-            elif not part and tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
+            elif tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
                 raise R3Error(
                     f"the first {tally.episodes} episodes all errored, the last one with {episode.error.kind}: "
                     f"{episode.error.message}; mend that and collect again: episodes that errored are run anew"

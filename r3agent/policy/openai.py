@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,8 +28,9 @@ from r3agent.http.urls import redact_url
 from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoints import Endpoints
 from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_in_place
-from r3agent.policy.parse import BROKEN_STREAM, NOT_A_COMPLETION, check_choices, generations, not_a_completion
-from r3agent.policy.stream import Assembly, OnDelta, check_body, read_body, shift_choices
+from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
+from r3agent.policy.reception import Reception
+from r3agent.policy.stream import OnDelta, shift_choices
 from r3agent.records import versions
 from r3agent.records.cost import Prices
 from r3agent.records.sampling import NEUTRAL
@@ -246,37 +247,15 @@ class OpenAIPolicy(Shared):
         weights = self._endpoints.weights(endpoint) if target.in_place else None
         before = None if weights is None else weights.last or await weights.now()
         body = {"model": target.model, **body}
-        content, latency_s = b"", 0.0
-        assembly, has_told = Assembly(), False
-
-        def tell(index: int, text: str) -> None:
-            nonlocal has_told
-            has_told = True
-            if on_delta is not None:
-                on_delta(index, text)
-
-        def check(received: bytes) -> None:
-            nonlocal content
-            content = received  # for the message, if it is no completion
-            check_body(content)
-
-        def begin() -> Callable[[Any], None]:
-            nonlocal assembly
-            assembly = Assembly(tell)
-            return assembly.take
-
-        def end() -> None:
-            if assembly.is_broken_off:
-                raise EndpointError(f"{redact_url(endpoint.base_url)}, model {target.model!r}: {BROKEN_STREAM}")
-            check_choices(assembly.body)
-
+        where = f"{redact_url(endpoint.base_url)}, model {target.model!r}"
+        received = Reception(where, on_delta)
         try:
             if not body.get("stream"):
-                _, latency_s = await endpoint.post("/chat/completions", body, check)
-                answer = read_body(content)
+                _, latency_s = await endpoint.post("/chat/completions", body, received.check)
             else:
-                latency_s = await endpoint.stream("/chat/completions", body, begin, lambda: not has_told, end)
-                answer = assembly.body
+                take = (received.begin, received.may_repeat, received.end)
+                latency_s = await endpoint.stream("/chat/completions", body, *take)
+            answer = received.answer()
             after = None if weights is None else await weights.now()
             served_name = str(answer.get("model") or target.model)
             common = {
@@ -288,13 +267,12 @@ class OpenAIPolicy(Shared):
             drawings = generations(answer, common, n, body)
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
-                f"{redact_url(endpoint.base_url)}, model {target.model!r}: "
-                f"{not_a_completion(error, content or assembly.beginning.encode(), endpoint.redact)}; "
+                f"{where}: {not_a_completion(error, received.beginning, endpoint.redact)}; "
                 "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
             ) from error
         if not body.get("stream"):
             for i, generation in enumerate(drawings):
-                tell(i, generation.text)
+                received.tell(i, generation.text)
         return drawings
 
     def _terms_of(self, target: Target) -> Terms:
