@@ -1,32 +1,20 @@
-"""Additions to asyncio: awaiting many coroutines without orphans, and calling async code from sync code."""
+"""Additions to asyncio: coroutines without orphans, threads of one's own, and async code in sync code."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar, cast
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
-GRACE_S = 5.0
-"""Seconds that cancelled code of an application has to clean up, before it is left behind."""
-
-RAISED = (Exception, SystemExit, asyncio.CancelledError)
-"""Exceptions by which the code of an application may fail; see `is_own_cancellation`."""
-
-
-def is_own_cancellation(error: BaseException) -> bool:
-    """Return True if the running task is cancelled, and False if something that it waited for was."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+N_TURNS = min(32, (os.cpu_count() or 1) + 4)
+"""Number of calls that `in_turn` runs at once in one event loop, as many as `asyncio.to_thread` does."""
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -41,46 +29,20 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         raise
 
 
-class TimeLimitError(TimeoutError):
-    """The time limit of `run_within` has passed."""
+async def in_turn(function: Callable[[], T]) -> T:
+    """Call a function in a thread of its own when it is its turn: not too many run at once.
 
-
-async def run_within(limit_s: float | None, coroutine: Awaitable[T]) -> T:
-    """Await code of an application for a time at most; if it does not end when it is cancelled, it is left behind.
-
-    It runs in a task of its own: `asyncio.timeout` waits for ever for code that catches its cancellation.
-
-    Raises:
-        TimeLimitError: the time has passed.
+    As `asyncio.to_thread`, but one that hangs keeps its turn only until the caller is cancelled.
     """
-
-    async def settle() -> tuple[T | None, BaseException | None]:
-        try:
-            return await coroutine, None
-        except RAISED as error:  # a `SystemExit` that leaves a task ends the event loop
-            return None, error
-
-    task = asyncio.create_task(settle())
-    try:
-        await asyncio.wait([task], timeout=limit_s)
-    except asyncio.CancelledError:
-        await _cancel(task)
-        raise
-    if not task.done():
-        await _cancel(task)
-        raise TimeLimitError
-    result, error = task.result()
-    if error is not None:
-        raise error
-    return cast(T, result)
+    loop = asyncio.get_running_loop()
+    if _turns.__dict__.get("loop") is not loop:
+        _turns.loop, _turns.semaphore = loop, asyncio.Semaphore(N_TURNS)
+    async with _turns.semaphore:
+        return await in_own_thread(function)
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait([task], timeout=GRACE_S)
-    if not task.done():
-        logger.warning("cancelled code still runs after %g s and is left behind: %r", GRACE_S, task.get_coro())
-        asyncio._unregister_task(task)  # or else the end of `asyncio.run` waits for it
+_turns = threading.local()
+"""Semaphore of the event loop that runs in a thread."""
 
 
 async def in_own_thread(function: Callable[[], T]) -> T:
@@ -100,6 +62,9 @@ async def in_own_thread(function: Callable[[], T]) -> T:
         result, error = None, None
         try:
             result = context.run(function)
+        except KeyboardInterrupt as raised:
+            error = RuntimeError("KeyboardInterrupt in a thread, where Ctrl-C raises none")
+            error.__cause__ = raised
         except BaseException as raised:
             error = raised
         with suppress(RuntimeError):  # the loop is closed

@@ -6,11 +6,14 @@ from typing import Any, NamedTuple
 
 from langgraph.graph.state import CompiledStateGraph
 
-from r3agent._util.aio import TimeLimitError, run_within
+from r3agent._util.within import OverrunError, within
 from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
 from r3agent.policy import Policy
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+
+GRACE_S = 10.0
+"""Time for an episode to end after it was cancelled: for its agent, and then its world."""
 
 
 class Ended(NamedTuple):
@@ -47,14 +50,14 @@ async def run_episode(
             state = reached
 
     try:
-        await run_within(timeout_s, follow())
+        await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
         if "trajectory" not in state:
             kind = VerifierError if state.get("spans") else AgentError
             asker = "the verifier" if state.get("spans") else "the agent or a tool"
             raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
     except R3Error as raised:
         cause = raised
-    except TimeLimitError:
+    except OverrunError:
         cause = EpisodeTimeoutError(f"it took longer than episode_timeout_s = {timeout_s:g}; raise it or ask for less")
     error: Any = state.get("trajectory", {}).get("error")  # of the first try
     if cause is not None:

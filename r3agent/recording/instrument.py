@@ -8,8 +8,9 @@ clients: see `r3agent.recording.chat_models`.
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from asyncio import CancelledError
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from r3agent.recording.episode import Episode
 from r3agent.recording.live import LiveName
 from r3agent.recording.memory import Memory
 from r3agent.recording.streams import observed, observed_async
+from r3agent.recording.terms import GivenUpError
 from r3agent.recording.wrappers import keep_wrappers
 from r3agent.store.registry import Registry
 
@@ -139,7 +141,7 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
         except StepLimitError as error:
             terms = None if block is None or block.scope is None else block.scope.terms
             if terms is not None and terms.is_ignored:
-                raise CancelledError(str(error)) from error
+                terms.give_up(str(error))
             raise
         except Exception as error:  # not a chat completion; leave the decision to the endpoint
             if block is not None:
@@ -175,7 +177,7 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
             return None
         if block.has_ended_try:
             if block.scope is not None and block.scope.terms is not None:
-                raise CancelledError("the try that this call belongs to has ended")
+                block.scope.terms.give_up("the try that this call belongs to has ended", counts=True)
             block.episode.warn("a call is not recorded: its try had ended; wait for it inside of the try")
             return None
         fault = None
@@ -202,7 +204,11 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
 
     async def apost(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}
-        call, path, body = begin(path, body, options)
+        try:
+            call, path, body = begin(path, body, options)
+        except GivenUpError as given_up:
+            await asyncio.sleep(given_up.pause_s)
+            raise
         if call is None:
             return await plain_post(path, body=body, options=options, **rest)
 
@@ -224,7 +230,11 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
 
     def post(path: str, *, body: Any = None, options: Any = None, **rest: Any) -> Any:
         options = options or {}
-        call, path, body = begin(path, body, options)
+        try:
+            call, path, body = begin(path, body, options)
+        except GivenUpError as given_up:
+            time.sleep(given_up.pause_s)
+            raise
         if call is None:
             return plain_post(path, body=body, options=options, **rest)
 

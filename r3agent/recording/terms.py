@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from r3agent.errors import PolicyError, StepLimitError
 from r3agent.http.errors import MIN_SECRET
@@ -13,6 +14,18 @@ from r3agent.records.sampling import LIMITS
 
 MAX_REFUSED = 10
 """Number of calls that a try may ask for in vain; then it is ended, because its agent swallows the errors."""
+
+
+class GivenUpError(CancelledError):
+    """A call is refused in a way that few agents swallow.
+
+    Args:
+        pause_s: time before the call is refused, so that an agent that swallows this too does not spin.
+    """
+
+    def __init__(self, why: str, *, pause_s: float) -> None:
+        super().__init__(why)
+        self.pause_s = pause_s
 
 
 @dataclass(kw_only=True)
@@ -55,6 +68,15 @@ class CallTerms:
     def is_ignored(self) -> bool:
         """Return True if the agent goes on asking although its calls are refused."""
         return self.n_refused > MAX_REFUSED
+
+    def give_up(self, why: str, *, counts: bool = False) -> NoReturn:
+        """Refuse a call of an agent that swallows errors, or whose try has ended.
+
+        Raises:
+            GivenUpError: always.
+        """
+        self.n_refused += counts
+        raise GivenUpError(why, pause_s=1.0 if self.n_refused > MAX_REFUSED + 1 else 0.0)
 
     def means_policy(self, model: object) -> bool:
         """Return True for a name of the policy; a request without a model means it too."""

@@ -12,8 +12,8 @@ from langchain_core.messages import BaseMessage
 from langchain_core.tools import ToolException
 from langgraph.errors import GraphBubbleUp
 
-from r3agent._util.aio import RAISED, TimeLimitError, is_own_cancellation, run_within
 from r3agent._util.messages import did_you_mean, shorten
+from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.episodes.agents.tools import MisfitError, Tool
 from r3agent.records.json_values import any_text, json_value, well_formed
 from r3agent.records.trajectory import Message
@@ -52,18 +52,19 @@ class Toolbox:
         return f"{text[: self.max_chars]}\n[cut: these are the first {self.max_chars:,} of {len(text):,} characters]"
 
     async def _run(self, tool: Tool, arguments: dict[str, Any], call: Message) -> str:
+        running = tool.run(arguments, str(call.get("id")), self.world)
         try:
-            return _text(await run_within(self.timeout_s, tool.run(arguments, str(call.get("id")), self.world)))
+            return _text(await within(self.timeout_s, running, name=f"tool {tool.name!r}"))
         except GraphBubbleUp:
             raise
         except MisfitError as error:
             return f"Error: {tool.name} was not run: its arguments do not fit: {error}"
         except ToolException as error:
             return f"Error: {any_text(error)}"
-        except TimeLimitError:
+        except OverrunError:
             return f"Error: {tool.name} gave no result within {self.timeout_s:g} seconds"
-        except RAISED as error:
-            if is_own_cancellation(error):
+        except BaseException as error:
+            if not is_failure(error):
                 raise
             return f"Error: {tool.name} failed: {type(error).__name__}: {well_formed(any_text(error))}"
 

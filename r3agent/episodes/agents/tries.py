@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,18 +10,17 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 
-from r3agent._util.aio import RAISED, TimeLimitError, is_own_cancellation, run_within
-from r3agent._util.messages import shorten
+from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment, Resumable
 from r3agent.episodes.agents.interrupted import LOST, InterruptedTries, without_repeated
 from r3agent.episodes.agents.messages import agent_messages
 from r3agent.episodes.agents.terms import call_terms
+from r3agent.episodes.agents.worlds import MAX_CHARS, WorldError, described, in_world
 from r3agent.episodes.config import EpisodeConfig
 from r3agent.episodes.requests import SpanRequest
 from r3agent.errors import (
     AccessError,
     AgentError,
-    ConfigError,
     ConversationError,
     EndpointError,
     PolicyError,
@@ -33,20 +30,15 @@ from r3agent.errors import (
 )
 from r3agent.policy import Policy
 from r3agent.recording.episode import Episode
-from r3agent.records.json_values import any_text
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Try, Verdict
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import takes_environment
 
+GRACE_S = 5.0
+"""Time for an agent to end after it was cancelled, and to end its processes and servers."""
+
 ENDPOINT_FAILS = (EndpointError, AccessError, ProtocolError)
 """Errors that say nothing about a try."""
-
-MAX_CHARS = 400
-"""Maximum length of an agent's error in a record."""
-
-
-class WorldError(AgentError):
-    """The environment of a try cannot be opened or closed."""
 
 
 class Outcome(NamedTuple):
@@ -86,9 +78,15 @@ class TryRunner:
         running, steps = get_config(), list[Span]()
         resumes = isinstance(self.agent, Resumable) and self.agent.resumes(running)
         earlier = self.interrupted.take(running) if resumes else ()
+
+        async def run_in(world: Any) -> None:
+            await self._run(tree, request, policy, config, running, world, earlier, steps)
+
         try:
-            async with self._world(tree.task, config.try_timeout_s) as world:
-                await self._run(tree, request, policy, config, running, world, earlier, steps)
+            if self.environment is None:
+                await run_in(None)
+            else:
+                await in_world(self.environment, tree.task, config.try_timeout_s, run_in)
         except WorldError as error:
             if config.agent_errors == "raise":
                 raise
@@ -155,17 +153,23 @@ class TryRunner:
     async def _outcome(self, call: AgentCall, config: EpisodeConfig) -> Outcome:
         limit = config.try_timeout_s
         try:
-            end = await run_within(limit, self.agent.run(call))
+            end = await within(
+                limit,
+                self.agent.run(call),
+                name=f"{self.agent!r}, in a try of task {call.task.id!r},",
+                grace_s=GRACE_S,
+                before_cancelling=lambda: call.episode.end(call.scope),
+            )
             terms = call.scope.terms
             if config.agent_errors == "record" and terms is not None and isinstance(terms.failure, ENDPOINT_FAILS):
                 raise terms.failure  # the agent's answer says nothing about the policy
             return Outcome(end)
         except GraphBubbleUp:
             raise
-        except TimeLimitError:
+        except OverrunError:
             return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
-        except RAISED as error:
-            if is_own_cancellation(error):
+        except BaseException as error:
+            if not is_failure(error):
                 raise
             return _outcome_of(error, call, records=config.agent_errors == "record")
 
@@ -176,64 +180,6 @@ class TryRunner:
         last = steps[-1]
         said_nothing = not (last.text if last.answer is None else last.answer).strip() and not last.tool_calls
         return Verdict.failed("the agent gave no answer") if said_nothing and not last.unfinished else None
-
-    @asynccontextmanager
-    async def _world(self, task: Task, limit_s: float | None) -> AsyncGenerator[Any]:
-        """Enter the world of one try, and close it whatever happens; each within the limit.
-
-        It is closed with the error that ends the try, and cannot suppress it.
-
-        Raises:
-            WorldError: it cannot be opened or closed.
-        """
-        if self.environment is None:
-            yield None
-            return
-        with _as_world_error(task, "opened"):
-            world: Any = self.environment(task.model_copy(deep=True))
-            if not hasattr(world, "__aenter__"):
-                raise ConfigError(
-                    f"environment returned {shorten(world)}: no async context manager; decorate the factory with "
-                    "contextlib.asynccontextmanager"
-                )
-            entered = await _within(limit_s, world.__aenter__())
-        try:
-            yield entered
-        except BaseException as error:
-            try:
-                await _within(limit_s, world.__aexit__(type(error), error, error.__traceback__))
-            except RAISED as later:  # the first error takes precedence
-                if is_own_cancellation(later):
-                    raise
-            raise
-        with _as_world_error(task, "closed"):
-            await _within(limit_s, world.__aexit__(None, None, None))
-
-
-async def _within(limit_s: float | None, coroutine: Awaitable[Any]) -> Any:
-    """Wait for a world to open or close, at most as long as a try may take."""
-    timeout = asyncio.timeout(limit_s)
-    try:
-        async with timeout:
-            return await coroutine
-    except TimeoutError:
-        if timeout.expired():
-            raise TimeoutError(f"it took longer than try_timeout_s = {limit_s:g}") from None
-        raise
-
-
-@contextmanager
-def _as_world_error(task: Task, done: str) -> Generator[None]:
-    """Map the errors of an environment onto `WorldError`; interrupts and `ConfigError` pass."""
-    try:
-        yield
-    except (GraphBubbleUp, ConfigError):
-        raise
-    except RAISED as error:
-        if is_own_cancellation(error):
-            raise
-        text = _described(error)[:MAX_CHARS]
-        raise WorldError(f"the environment of task {task.id!r} cannot be {done}: {text}") from error
 
 
 def _outcome_of(error: BaseException, call: AgentCall, *, records: bool) -> Outcome:
@@ -276,13 +222,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _text(error: BaseException, call: AgentCall) -> str:
-    return call.episode.redact(_described(error))[:MAX_CHARS]
-
-
-def _described(error: BaseException) -> str:
-    """Return the kind and text of an error, with those of the errors in a group."""
-    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return "; ".join([f"{type(error).__name__}: {any_text(error)}", *map(_described, inner)])
+    return call.episode.redact(described(error))[:MAX_CHARS]
 
 
 def _no_step(request: SpanRequest, policy: Policy) -> Span:

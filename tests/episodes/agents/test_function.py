@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -191,28 +190,6 @@ async def test_agent_that_hangs_fails_and_can_ask_no_more(kind: str) -> None:
             await asyncio.sleep(0.01)
         assert isinstance(late[0], asyncio.CancelledError)
     assert len(bodies) == 1
-
-
-@pytest.mark.parametrize("limit", ["try", "caller"])
-async def test_agent_that_catches_its_cancellation_is_left_behind(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r3agent._util.aio.GRACE_S", 0.1)
-    over = asyncio.Event()
-
-    async def stubborn(messages: list[Any], client: AsyncOpenAI) -> Any:
-        answer = await text(messages, client)
-        while not over.is_set():
-            with suppress(asyncio.CancelledError):
-                await over.wait()
-        return answer
-
-    if limit == "try":
-        output, bodies = await run(stubborn, max_attempts=1, try_timeout_s=0.3)
-        assert "try_timeout_s = 0.3" in str(trajectory(output).tries[0].verdict)
-        assert len(bodies) == 1
-    else:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(run(stubborn, max_attempts=1), 0.5)
-    over.set()
 
 
 async def test_task_left_running_can_ask_no_more() -> None:
