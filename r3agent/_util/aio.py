@@ -11,6 +11,8 @@ from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar, cast
 
+from r3agent._util.within import within
+
 T = TypeVar("T")
 
 N_TURNS = min(32, (os.cpu_count() or 1) + 4)
@@ -29,16 +31,19 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         raise
 
 
-async def in_turn(function: Callable[[], T]) -> T:
+async def in_turn(function: Callable[[], T], limit_s: float | None = None) -> T:
     """Call a function in a thread of its own when it is its turn: not too many run at once.
 
-    As `asyncio.to_thread`, but one that hangs keeps its turn only until the caller is cancelled.
+    As `asyncio.to_thread`, but one that hangs keeps its turn only until its limit.
+
+    Raises:
+        OverrunError: it took longer than `limit_s`.
     """
     loop = asyncio.get_running_loop()
     if _turns.__dict__.get("loop") is not loop:
         _turns.loop, _turns.semaphore = loop, asyncio.Semaphore(N_TURNS)
     async with _turns.semaphore:
-        return await in_own_thread(function)
+        return await within(limit_s, in_own_thread(function), name="a thread")
 
 
 _turns = threading.local()

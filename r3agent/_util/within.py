@@ -29,7 +29,10 @@ def is_failure(error: BaseException) -> bool:
     the cancellation of the running task.
     """
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a thread, in which no task can be cancelled
+            return True
         return task is not None and task.cancelling() == 0
     return not isinstance(error, KeyboardInterrupt | GeneratorExit)
 

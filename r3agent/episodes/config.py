@@ -39,6 +39,7 @@ class EpisodeOptions(TypedDict, total=False):
     sampling: Sampling | None
     reflect_sampling: Sampling | None
     cut_off: CutOff
+    verify_timeout_s: float | None
     max_steps: int
     try_timeout_s: float | None
     tool_timeout_s: float | None
@@ -51,6 +52,9 @@ AgentErrors: TypeAlias = Literal["raise", "record"]
 
 AGENT_SETTINGS = ("max_steps", "try_timeout_s", "tool_timeout_s", "max_result_chars", "agent_errors")
 """Settings that only tries of an agent or with tools have."""
+
+WITHOUT_EFFECT = ("verify_timeout_s",)
+"""Settings on which no span of an episode depends."""
 
 
 class AgentLimits(Record):
@@ -115,6 +119,9 @@ class EpisodeConfig(EpisodeLimits, AgentLimits, EpisodePrompts):
     cut_off: CutOff = "fail"
     """Treatment of an answer that was cut off at max_tokens or by a content filter: it fails, or with `judge` the
     verifier judges the part that is there, for tasks whose answers have no end."""
+    verify_timeout_s: float | None = Field(default=600.0, gt=0)
+    """Time limit of one verdict, in seconds; a verifier that takes longer has failed, and the episode has an error.
+    `None` for none."""
     agent_errors: AgentErrors = "raise"
     """Treatment of an agent that raises: `raise` lets the error through, to the application; `record` stores it with
     the try, which has no verdict then, and goes on with the others, as `collect` does."""

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
-from r3agent.episodes.config import AGENT_SETTINGS, COLLECT_REFLECTIONS, AgentLimits, EpisodeConfig, EpisodeOptions
+from r3agent.episodes.config import (
+    AGENT_SETTINGS,
+    COLLECT_REFLECTIONS,
+    WITHOUT_EFFECT,
+    AgentLimits,
+    EpisodeConfig,
+    EpisodeOptions,
+)
 from r3agent.errors import ConfigError
 from r3agent.records.task import each_task
 from r3agent.records.trajectory import Task
@@ -45,11 +52,12 @@ def episode_jobs(
         ConfigError: the tasks or the options are invalid, or there is nothing to collect.
     """
     config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, **options})
+    left_out = {*AGENT_SETTINGS, *WITHOUT_EFFECT}
     identity = {
         "policy": policy_name,
         "verifier": [verifier_name, verifier_params or {}],
         "sampling": None,
-        **{name: value for name, value in config if value is not None and name not in AGENT_SETTINGS},
+        **{name: value for name, value in config if value is not None and name not in left_out},
     }
     if agent_name:
         from r3agent.episodes.agents.tools import identity_of

@@ -85,7 +85,13 @@ class Nodes:
         waiting = [t for t in tree.tries if t.verdict is None and t.error is None]
         if self.runner is not None and self.runner.judges:
             waiting = []  # a verdict that is still missing is pending
-        verdicts = await judge(self.verifier, tree.task, waiting, cut_off=self.config.cut_off)
+        verdicts = await judge(
+            self.verifier,
+            tree.task,
+            waiting,
+            cut_off=self.config.cut_off,
+            timeout_s=self.config.verify_timeout_s,
+        )
         judged = {
             t.last.span_id: t.last.model_copy(update={"verdict": v}) for t, v in zip(waiting, verdicts, strict=True)
         }

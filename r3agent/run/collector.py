@@ -56,6 +56,7 @@ class Collector(RunDirectory):
             "verifier_params": self.config.task.verifier_params,
             "sampling": sampling,
             "cut_off": self.config.task.cut_off,
+            "verify_timeout_s": self.config.task.verify_timeout_s,
             "agent_name": self.config.agent.name,
             "tools": self.agent.tools,
             **self.config.agent.limits(),

@@ -44,12 +44,19 @@ class TaskConfig(Record):
     verifier_params: dict[str, Any] = {}
     """Parameters of the verifier."""
     cut_off: CutOff = field_of("cut_off", "fail")
+    verify_timeout_s: float | None = field_of("verify_timeout_s", 600.0)
     seed: int = 0
     """Seed of the task draw; each round uses it together with the round number."""
     params: dict[str, Any] = {}
     """Parameters of the source, e.g. `max_number` of countdown. A file or `hf:NAME` takes `prompt`, `system`, `gold`
     (each a column, or a Jinja template such as `"Q: {{ question }}"`), `answer`, `id`, `tools` and `info` (columns);
     `hf:NAME` also takes `subset`, `hf_split`, `revision` and `data_files`."""
+
+    @field_validator("verify_timeout_s", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """Read "none", because TOML has no null."""
+        return None if value == "none" else value
 
     @field_validator("params")
     @classmethod

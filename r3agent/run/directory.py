@@ -192,7 +192,7 @@ class RunDirectory:
         on_file = load_config(self.config_file, {}).task
         for name, value in self.config.task.model_dump(mode="json").items():
             if value != getattr(on_file, name):
-                table[name] = value
+                table[name] = "none" if value is None else value
         write_atomically(self.config_file, tomlkit.dumps(document))
 
     def _warn_once(self, message: str) -> None:

@@ -14,7 +14,6 @@ An answer that was cut off, at `max_tokens` or by a content filter, fails withou
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -26,8 +25,9 @@ from typing import Any, Literal, TypeAlias
 
 from langgraph.errors import GraphBubbleUp
 
-from r3agent._util.aio import gather_all
+from r3agent._util.aio import gather_all, in_turn
 from r3agent._util.messages import explain
+from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.errors import VerifierError
 from r3agent.records.json_values import plain
 from r3agent.records.thinking import find_reasoning, split_thinking
@@ -85,6 +85,7 @@ async def judge(
     *,
     cut_off: CutOff = "fail",
     environment: Any = None,
+    timeout_s: float | None = None,
 ) -> list[Verdict | None]:
     """Return a verdict for each try, `None` if it is pending.
 
@@ -92,9 +93,11 @@ async def judge(
 
     Args:
         environment: third argument of a verifier that takes one.
+        timeout_s: time limit of one verdict. A sync verifier that exceeds it goes on in its thread, for which nothing
+            waits.
 
     Raises:
-        VerifierError: the verifier raised, or returned something that is not a judgement.
+        VerifierError: the verifier raised, took longer, or returned something that is not a judgement.
     """
     whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
@@ -104,17 +107,22 @@ async def judge(
         called = partial(_with_environment, verifier, environment)
 
     def call() -> list[Judgement | Awaitable[Judgement]]:
-        with _as_verifier_error(verifier, task):
+        with _as_verifier_error(verifier, task, timeout_s):
             return [called(*arguments) for arguments in given]
 
     async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
-        with _as_verifier_error(verifier, task):
-            settled = await judgement if inspect.isawaitable(judgement) else judgement
+        with _as_verifier_error(verifier, task, timeout_s):
+            settled: Any = judgement
+            if inspect.isawaitable(judgement):
+                settled = await within(timeout_s, judgement, name=_name(verifier))
             return None if settled is PENDING else verdict_of(settled)
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
-    # One thread for all tries, because a thread costs more than a verdict; episodes still run concurrently.
-    judgements = call() if is_async or not whole else await asyncio.to_thread(call)
+    if is_async or not whole:
+        judgements = call()
+    else:  # one thread for all tries, because a thread costs more than a verdict; episodes still run concurrently
+        with _as_verifier_error(verifier, task, timeout_s):
+            judgements = await in_turn(call, None if timeout_s is None else timeout_s * len(whole))
     verdicts = await gather_all(settle(judgement) for judgement in judgements)
     found = dict(zip(whole, verdicts, strict=True))
     return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
@@ -204,14 +212,28 @@ def verdict_of(judgement: object) -> Verdict:
 
 
 @contextmanager
-def _as_verifier_error(verifier: Verifier, task: Task) -> Generator[None]:
+def _as_verifier_error(verifier: Verifier, task: Task, timeout_s: float | None) -> Generator[None]:
     """Convert exceptions to `VerifierError`, except LangGraph's interrupts: a verifier may ask a person."""
     try:
         yield
-    except GraphBubbleUp:
+    except (GraphBubbleUp, VerifierError):
         raise
-    except Exception as error:
-        function = verifier.func if isinstance(verifier, partial) else verifier
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        fault = f"{type(error).__name__}: {explain(error, Verdict)}"
-        raise VerifierError(f"{name} failed on task {task.id!r}: {fault}") from error
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        fault = f"failed on task {task.id!r}: {type(error).__name__}: {_text(error)}"
+        if isinstance(error, OverrunError):
+            fault = (
+                f"gave no verdict on task {task.id!r} within verify_timeout_s = {timeout_s:g}; give it a limit of its "
+                "own, or raise verify_timeout_s"
+            )
+        raise VerifierError(f"{_name(verifier)} {fault}") from error
+
+
+def _text(error: BaseException) -> str:
+    return explain(error, Verdict) if isinstance(error, Exception) else str(error)
+
+
+def _name(verifier: Verifier) -> str:
+    function = verifier.func if isinstance(verifier, partial) else verifier
+    return getattr(function, "__qualname__", type(function).__qualname__)

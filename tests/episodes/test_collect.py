@@ -193,6 +193,18 @@ async def test_a_verifier_that_raises_is_recorded_and_not_learnt_from(tmp_path: 
     assert (summary.first_try, summary.groups, summary.groups_with_variance) == (0.0, 2, 2)
 
 
+async def test_verifier_that_hangs_ends_its_episode_alone(tmp_path: Path) -> None:
+    async def check(task: Task, answer: str) -> bool:
+        if task.id == "t0":
+            await asyncio.Event().wait()
+        return True
+
+    await run(tmp_path, ScriptedPolicy("x"), verifier=check, verify_timeout_s=0.2)
+    errors = {t.task.id: t.error for t in load(tmp_path) if t.error}
+    assert [*errors] == ["t0"]
+    assert "verify_timeout_s = 0.2" in str(errors)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_verifier_that_asks_a_person_is_an_error_and_its_episode_is_collected_again(
     tmp_path: Path, is_async: bool

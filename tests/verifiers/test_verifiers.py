@@ -130,6 +130,44 @@ async def test_what_a_verifier_raises_is_an_error_that_names_verifier_and_task(f
         await verdict(check_async)
 
 
+def hangs(task: Task, answer: str) -> bool:
+    return threading.Event().wait()
+
+
+async def hangs_async(task: Task, answer: str) -> bool:
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            continue
+
+
+def hangs_later(task: Task, answer: str) -> Any:
+    return hangs_async(task, answer)
+
+
+def exits(task: Task, answer: str) -> bool:
+    raise SystemExit(2)
+
+
+@pytest.mark.parametrize("verifier", [hangs, hangs_async, hangs_later])
+async def test_verifier_that_hangs_is_an_error(verifier: Any) -> None:
+    named = rf"{verifier.__name__} gave no verdict on task 't' within verify_timeout_s = 0\.2; .* raise"
+    with pytest.raises(VerifierError, match=named):
+        await judge(verifier, TASK, [SPAN], timeout_s=0.2)
+
+
+async def test_verifiers_that_hang_leave_threads_for_others() -> None:
+    judging = [judge(hangs, TASK, [SPAN], timeout_s=0.2) for _ in range(100)]
+    assert all(isinstance(e, VerifierError) for e in await asyncio.gather(*judging, return_exceptions=True))
+    assert (await judge(lambda task, answer: True, TASK, [SPAN], timeout_s=60))[0]
+
+
+async def test_verifier_that_exits_is_an_error() -> None:
+    with pytest.raises(VerifierError, match="exits failed on task 't': SystemExit"):
+        await judge(exits, TASK, [SPAN])
+
+
 async def test_wrong_signature_is_an_error_of_the_verifier() -> None:
     async def check(task: Task) -> bool:
         return True

@@ -176,7 +176,8 @@ class TryRunner:
     async def _verdict(self, task: Task, steps: list[Span], left: Any, config: EpisodeConfig) -> Verdict | None:
         if self.judges:
             a_try = Try(tuple(steps), is_blind=False)
-            return (await judge(self.verifier, task, [a_try], cut_off=config.cut_off, environment=left))[0]
+            limits: Any = {"cut_off": config.cut_off, "timeout_s": config.verify_timeout_s}
+            return (await judge(self.verifier, task, [a_try], environment=left, **limits))[0]
         last = steps[-1]
         said_nothing = not (last.text if last.answer is None else last.answer).strip() and not last.tool_calls
         return Verdict.failed("the agent gave no answer") if said_nothing and not last.unfinished else None
