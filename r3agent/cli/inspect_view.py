@@ -25,6 +25,11 @@ def summary_lines(summary: CollectSummary) -> list[str]:
     }
     rows = [
         *((name, f"{share:.1%}") for name, share in shares.items() if share is not None),
+        *(
+            [("asked the policy", f"{summary.tries_of_policy} of {summary.tries} tries")]
+            if summary.tries_of_policy < summary.tries
+            else []
+        ),
         *([("steps in a try", f"{summary.steps_per_try:.1f}")] if (summary.steps_per_try or 1) > 1 else []),
         *((f"error in a try: {kind}", f"{count} tries") for kind, count in summary.try_errors.items()),
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),

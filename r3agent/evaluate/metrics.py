@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Literal, TypeAlias
 
+from pydantic import Field
+
 from r3agent.errors import ConfigError
 from r3agent.evaluate.equal_tokens import EqualTokens, equal_tokens, success_of
 from r3agent.evaluate.settings import check_same_settings
@@ -49,6 +51,8 @@ class Evaluation(Record):
     """Tries without a whole answer, by reason, e.g. `length` for the token limit; they are failures in the cells."""
     unfinished_reflections: dict[str, int] = {}
     """Reflections that were cut off or refused, by reason."""
+    asked: tuple[int, int] | None = Field(default=None, exclude_if=lambda counts: counts is None)
+    """Number of tries that asked the policy, and of all; `None` if all did. The others asked other models, or none."""
     noisy_verdicts: int = 0
     """Number of verdicts that may be wrong, such as an LLM judge's; the intervals above do not account for it."""
 
@@ -60,13 +64,15 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
         mixed: accept episodes of different settings, e.g. prompts or temperatures.
 
     Raises:
-        ConfigError: there are no episodes, some lack a kind of retry that others have, or their settings differ.
+        ConfigError: there are no episodes, some lack a kind of retry that others have, their settings differ, or none
+            of their tries asked the policy.
     """
     trajectories = list(each_trajectory(trajectories))
     if not trajectories:
         raise ConfigError("there are no episodes to evaluate; collect some first")
     if not mixed:
         check_same_settings(trajectories)
+    asked = _asked(trajectories)
     means = cell_means(trajectories)
     errors, spans = [error_of(t) for t in trajectories], [s for t in trajectories for s in t.spans]
     error_means = _by_task((t.task.id, float(e is not None)) for t, e in zip(trajectories, errors, strict=True))
@@ -84,6 +90,7 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False) -> Eval
         equal_tokens=equal_tokens(t for t in trajectories if error_of(t) is None),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
+        asked=asked,
         unfinished=dict(Counter(a.unfinished for t in trajectories for a in t.tries if a.unfinished)),
         unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
@@ -148,6 +155,25 @@ def change(candidate: Means, baseline: Means, bound: float = 1.0) -> Difference 
     """Compute the mean difference over the tasks in both; `None` if there is none."""
     differences = list(paired_differences(candidate, baseline).values())
     return difference(differences, bound) if differences else None
+
+
+def _asked(trajectories: Iterable[Trajectory]) -> tuple[int, int] | None:
+    """Count the tries that asked the policy, and all; `None` if all did.
+
+    Raises:
+        ConfigError: none did, although some ended without an error.
+    """
+    tries = [a_try for t in trajectories for a_try in t.tries]
+    asked = sum(a_try.asked_policy for a_try in tries)
+    if not asked and any(a_try.error is None for a_try in tries):
+        others = Counter(f"{s.purpose} ({s.model})" for a_try in tries for s in a_try.steps)
+        found = ", ".join(f"{n} x {purpose}" for purpose, n in others.most_common(3))
+        raise ConfigError(
+            f"0 of {len(tries)} tries asked the policy; at least 1 must. Their calls are {found}. Let the agent ask "
+            "for the model `policy`, or for the policy's name, with the client that it gets or an instrumented one; "
+            "and give it another name, because episodes of this one are not run again"
+        )
+    return (asked, len(tries)) if asked < len(tries) else None
 
 
 def _first_try(trajectory: Trajectory) -> float | None:

@@ -70,11 +70,12 @@ def _cell(value: Rate | Difference | None) -> str:
 
 
 def _counts(evaluation: Evaluation) -> str:
+    asked = "" if evaluation.asked is None else "; {} of {} tries asked the policy".format(*evaluation.asked)
     noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
     unfinished = _by_kind("tries without a whole answer", evaluation.unfinished)
     unfinished += _by_kind("reflections without a whole answer", evaluation.unfinished_reflections)
     errors = _by_kind("errors", evaluation.errors_by_kind)
-    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{noisy}{unfinished}{errors}"
+    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{asked}{noisy}{unfinished}{errors}"
 
 
 def _by_kind(name: str, counts: Mapping[str, int]) -> str:

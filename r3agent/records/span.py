@@ -80,6 +80,11 @@ class Try(NamedTuple):
         return all(step.purpose not in (None, OTHER) for step in self.steps) and judged == (None, None, None)
 
     @property
+    def asked_policy(self) -> bool:
+        """Return True if a step is the policy's, and not only of other models."""
+        return any(step.purpose is None for step in self.steps)
+
+    @property
     def verdict(self) -> Verdict | None:
         """Last verdict on a step; one on an earlier step was given before the agent went on."""
         return next((step.verdict for step in reversed(self.steps) if step.verdict is not None), None)

@@ -32,6 +32,8 @@ class CollectSummary(Record):
     """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
     tries: int = 0
     """Attempts and retries."""
+    tries_of_policy: int = 0
+    """Tries that asked the policy; the others asked other models alone, or made no call that is recorded."""
     steps_per_try: float | None = None
     """Mean number of model calls in a try."""
     try_errors: dict[str, int] = {}
@@ -73,7 +75,7 @@ class Tally:
         self.in_flight = 0
         """Number of running episodes; `collect` sets it, as the cost."""
         self.cost: float | None = None
-        self._tries = self._steps = self._unlabelled = self._noisy = self._mixed = 0
+        self._tries = self._asked = self._steps = self._unlabelled = self._noisy = self._mixed = 0
         self._passed: dict[str, list[int]] = {"first": [0, 0], "retry": [0, 0], "blind": [0, 0]}
         """Number of passed tries and of tries with a verdict."""
         self._try_errors: Counter[str] = Counter()
@@ -97,6 +99,7 @@ class Tally:
         spans, tries = trajectory.spans, trajectory.tries
         self.episodes += 1
         self._tries += len(tries)
+        self._asked += sum(a_try.asked_policy for a_try in tries)
         self._steps += sum(len(a_try.steps) for a_try in tries)
         self._noisy += sum(s.verdict is not None and s.verdict.noisy for s in spans)
         self._mixed += len(trajectory.policy_versions) > 1
@@ -130,6 +133,7 @@ class Tally:
             retry_blind=_share(*self._passed["blind"]),
             noisy_verdicts=self._noisy,
             tries=self._tries,
+            tries_of_policy=self._asked,
             steps_per_try=_share(self._steps, self._tries),
             try_errors=dict(self._try_errors),
             unfinished=dict(self._unfinished),

@@ -122,7 +122,8 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
         f"{round_}: {summary.episodes} episodes ({summary.resumed} stored before), "
-        f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}; "
+        f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}, "
+        f"{summary.tries_of_policy} of {summary.tries} tries asked the policy; "
         f"{training} on {summary.groups_with_variance} groups",
         "" if resume else "train",  # a training that is resumed takes less than a whole one
     )

@@ -13,8 +13,15 @@ from tests.support.trees import span, tree
 
 
 def test_summary_has_notes_between_capabilities_and_errors() -> None:
-    counts = {"capabilities": {"eval-only": 7}, "notes": {"no token ids": 7}, "errors": {"RequestError": 2}}
+    counts = {
+        "tries": 3,
+        "tries_of_policy": 1,
+        "capabilities": {"eval-only": 7},
+        "notes": {"no token ids": 7},
+        "errors": {"RequestError": 2},
+    }
     assert summary_lines(summarise([]).model_copy(update=counts)) == [
+        "  asked the policy         1 of 3 tries",
         "  groups with variance     0 of 0",
         "  eval-only                7 spans",
         "    7 x no token ids",

@@ -356,6 +356,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         retry_blind=1 / 2,
         noisy_verdicts=0,
         tries=1 + 4 + 4 + 4,
+        tries_of_policy=1 + 4 + 4 + 4,
         steps_per_try=1.0,
         groups=2,
         groups_with_variance=1,

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from r3agent.errors import ConfigError
-from r3agent.evaluate import evaluate, wilson
+from r3agent.evaluate import compare, evaluate, table, wilson
+from r3agent.records.span import OTHER
+from r3agent.records.trajectory import EpisodeError
 from tests.evaluate.episodes import episode, span
 
 
@@ -73,3 +75,17 @@ def test_episodes_of_different_settings_are_refused():
 def test_nothing_to_evaluate():
     with pytest.raises(ConfigError, match="no episodes"):
         evaluate([])
+
+
+def test_tries_that_do_not_ask_the_policy_are_counted_or_refused():
+    asked = [episode("a", True), episode("b", False)]
+    away = [t.changed(spans=[s.model_copy(update={"purpose": OTHER}) for s in t.spans]) for t in asked]
+    assert evaluate(asked).asked is None
+    mixed = evaluate([asked[0], away[1]])
+    assert (mixed.asked, "1 of 4 tries asked the policy" in table(mixed)) == ((1, 4), True)
+    refusal = "0 of 4 tries asked the policy; at least 1 must. Their calls are 4 x another model"
+    with pytest.raises(ConfigError, match=refusal):
+        compare(asked, away)
+    failed = EpisodeError(kind="AgentError", message="lost")
+    broken = [t.changed(spans=[s.model_copy(update={"error": failed}) for s in t.spans]) for t in away]
+    assert evaluate(broken).errors.rate == 1.0

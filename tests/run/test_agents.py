@@ -40,6 +40,10 @@ async def ask(messages, client):
         said.append(answer.choices[0].message.content)
     return said[-1]
 
+def ask_none(messages, client):
+    """Has rules of its own."""
+    return "6" if "use the tables" in str(messages) else "5"
+
 def make():
     return ask
 
@@ -136,6 +140,19 @@ def test_agent_keeps_its_client_from_one_version_to_the_next(settings: dict[str,
     comparison = run.evaluate("v0000", "v0001")
     assert (comparison.baseline.errors.rate, comparison.candidate.errors.rate) == (0, 0)
     run_in_thread_loop(sys.modules["my_agent"].chat.root_async_client.close())
+
+
+def test_gate_and_eval_refuse_an_agent_that_asks_no_version(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", {**settings, "agent.agent": "my_agent:ask_none", "gate.split": "all"})
+    summary = run.collect()
+    assert summary.tries_of_policy == 0 < summary.tries
+    weights.Run(run.registry, Path(run.config.policy.base_model)).train("lora", seed=1)
+    for for_gate in (True, False):
+        with pytest.raises(ConfigError, match=r"0 of 12 tries asked the policy; .* 12 x no model call \(tiny\)"):
+            run.evaluate("v0000", "v0001", for_gate=for_gate)
+        assert run.comparison("v0000", "v0001", for_gate=for_gate) is None
+    with pytest.raises(ConfigError, match="0 of 12 tries asked the policy"):
+        run.measure("v0001")
 
 
 def test_another_agent_or_limit_makes_other_episodes(settings: dict[str, Any], tmp_path: Path) -> None:
