@@ -95,7 +95,8 @@ def _headline(span: InspectedSpan) -> str:
     leak = ", contains its retry's answer" if span.leaked else ""
     end = f", no whole answer: {span.unfinished}" if span.unfinished else ""
     notes = f"{earned}{further}{apart}{leak}{end}{printable(failed)}"
-    return f"{span.label}{step}{printable(call)}{verdict} {credit}{notes} [{span.policy_version}, {span.capability}]"
+    version = span.policy_version or ("no version" if span.purpose else "unknown version")
+    return f"{span.label}{step}{printable(call)}{verdict} {credit}{notes} [{version}, {span.capability}]"
 
 
 def _tokens(span: InspectedSpan, colour: bool) -> Text:

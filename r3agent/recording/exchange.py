@@ -92,7 +92,7 @@ class Exchange:
                 if terms.base_url is not None:
                     base_url, self.headers = terms.base_url, terms.headers
             else:
-                purpose = purpose or OTHER
+                purpose, version = purpose or OTHER, None
         self._purpose = purpose
         self.base_url = base_url
         self._memory = memory
@@ -274,7 +274,9 @@ class Exchange:
         return True
 
     def _policy_version(self, answered: str) -> str | None:
-        return versions.served_version(answered) or self._version or versions.BASE
+        """Return the version that answered; a name without one is the base only if it is the policy's."""
+        base = versions.BASE if self._purpose is None else None
+        return versions.served_version(answered) or self._version or base
 
     def _lose(self, what: str, error: Exception) -> None:
         self._memory.report_error(what, error)

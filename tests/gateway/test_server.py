@@ -59,7 +59,7 @@ def test_calls_are_steps_of_the_try_that_is_open() -> None:
             assert ask(gateway.url).status_code == 410
     assert [(span.text, span.purpose, span.policy_version) for span in episode.spans] == [
         ("42", None, "v0003"),
-        ("7", "another model", "v0000"),
+        ("7", "another model", None),
         ("42", None, "v0003"),
     ]
     assert [span.capability for span in episode.spans] == ["trainable-exact", "eval-only", "trainable-exact"]

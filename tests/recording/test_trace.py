@@ -372,7 +372,7 @@ async def test_calls_beside_the_tries_are_labelled_or_left_out(endpoint: Scripte
     assert [tree.prompt(s)[-1]["content"] for s in tree.spans[:2]] == ["Which?", "2 + 2?"]
     assert not tree.spans[1].standalone
     asides = tree.spans[::2]
-    assert {(s.capability, s.parent_id) for s in asides} == {("eval-only", None)}
+    assert {(s.capability, s.parent_id, s.policy_version) for s in asides} == {("eval-only", None, None)}
     assert [sorted(endpoint.received[i].body) for i in (0, 2, 3)] == [["messages", "model"]] * 3
 
 
