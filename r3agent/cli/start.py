@@ -26,7 +26,12 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     if {config.policy.model, config.policy.base_model, config.task.source} == {"bundled", "countdown"}:
         overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
         note = ", with the demo's settings for the bundled policy (another model needs others)"
-    Run(run, overrides).write_config()
+    made = Run(run, overrides)
+    if config.task.source:
+        made.check_subject()
+    else:
+        config.agent.load()
+    made.write_config()
     if not config.task.source:
         note = ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
     if config.policy.base_model == "bundled" != config.policy.model:

@@ -216,6 +216,26 @@ def test_wrong_agents_are_refused_before_any_request(
     assert (endpoint.chats, (tmp_path / "run").exists()) == ([], False)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--agent missing:agent", "agent.agent: 'missing:agent': importing 'missing' failed"),
+        ("--agent my_agent:nothing --task countdown", "agent = 3: no agent"),
+        ("--tools my_agent:trouble", "agent.tools: 'my_agent:trouble': module 'my_agent' has no 'trouble'"),
+        ("--environment my_agent:words", "agent.environment: 'my_agent:words': module 'my_agent' has no 'words'"),
+        ("--verifier missing:verify", "'missing:verify': importing 'missing' failed"),
+        ("--verifier my_agent:nothing", "verifier 'my_agent:nothing' is a int; it must be a callable"),
+        ("--verifier my_agent:in_world --task countdown", "the verifier takes a third argument, the environment"),
+    ],
+)
+def test_init_refuses_names_that_cannot_be_used(
+    words: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--run", str(tmp_path / "run"), *words.split()]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_of_an_agent_are_written_and_read(settings: dict[str, Any], tmp_path: Path) -> None:
     config = load_config(None, {"agent.tools": ["my_agent:TOOLS"], "agent.try_timeout_s": "none"})
     (tmp_path / "r3.toml").write_text(to_toml(config))
