@@ -6,7 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import Output, switch, verb
+from r3agent._util.console import columns
+from r3agent.cli.command import Output, next_step, switch, verb
+from r3agent.data.statistics import DataStats, Share
+from r3agent.data.statistics import stats as count
+from r3agent.evaluate.statistics import Rate
 from r3agent.store.check import check_store
 
 MAX_SHOWN = 20
@@ -42,6 +46,41 @@ def check(
     else:
         lines.append(f"{n} lines need attention; r3agent data check {run} --repair mends or takes out what it can")
     return Output({**found.model_dump(mode="json"), "ok": found.ok}, "\n".join(lines), ok=found.ok)
+
+
+@verb()
+def stats(run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")], /) -> Output:
+    found = count(run)
+    lines = [
+        f"{found.episodes} episodes of {found.tasks} tasks in {found.directory}: "
+        f"{found.files} files, {found.bytes / 1e6:.1f} MB, "
+        f"{found.tokens_sampled} tokens sampled, {found.tokens_prompt} of prompts",
+        *columns(_rows(found), gap=3, indent=2),
+    ]
+    if found.unreadable:
+        lines.append(f"{found.unreadable} lines are no records: {next_step('data', 'check', run)}")
+    return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+def _rows(found: DataStats) -> list[tuple[str, ...]]:
+    counts = {"": found.outcomes, "branches": {"": found.branches} if found.branches else {}, "spans": found.labels}
+    rows: list[tuple[str, ...]] = [
+        (f"{kind} {name}".strip(), str(n)) for kind, by_name in counts.items() for name, n in by_name.items()
+    ]
+    rows.append(("groups with variance", f"{found.groups_with_variance} of {found.groups}"))
+    if found.attempt_groups:
+        rows.append(("of first tries", f"{found.attempt_groups_with_variance} of {found.attempt_groups}"))
+    rows += [(f"passed: {kind.replace('_', ' ')}", _rate(rate)) for kind, rate in found.pass_rates.items()]
+    shares: dict[str, dict[str, Share]] = {"version": found.versions, "split": found.splits, "source": found.sources}
+    for by, keyed in shares.items():
+        for key, share in keyed.items():
+            n = f"{share.episodes} episodes, {share.tokens_sampled} tokens"
+            rows.append((f"{by} {key}", n, (share.first_try and f"first try {_rate(share.first_try)}") or ""))
+    return rows
+
+
+def _rate(rate: Rate) -> str:
+    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}, {rate.n_tasks} tasks)"
 
 
 def _some(lines: list[str]) -> list[str]:

@@ -87,6 +87,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
 
 SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
     "data": {
+        "stats": (
+            "data:stats",
+            "Count episodes by version, split, source and outcome, with tokens, groups and shares that passed.",
+            "runs/mine --json",
+        ),
         "check": (
             "data:check",
             "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",

@@ -27,7 +27,10 @@ def surface() -> dict[str, list[str]]:
 
 SURFACE = surface()
 
-PACKAGES = ["r3agent", *(f"r3agent.{room}" for room in ("deploy", "doctor", "evaluate", "serve", "testing", "train"))]
+PACKAGES = [
+    "r3agent",
+    *(f"r3agent.{room}" for room in ("data", "deploy", "doctor", "evaluate", "serve", "testing", "train")),
+]
 """Modules all of whose `__all__` is public; the others have names that are not."""
 
 NAMES = [(module, name) for module, names in SURFACE.items() for name in names]

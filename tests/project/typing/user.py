@@ -52,6 +52,7 @@ from r3agent import (
     trace,
     unrecorded,
 )
+from r3agent.data import DataStats, stats
 from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
@@ -201,6 +202,11 @@ async def gather(out: Path) -> CollectSummary:
     prices = Prices(prompt=0.15, cached=0.075, sampled=0.6)
     async with OpenAIPolicy(URL, "my-model", sampling=Sampling(temperature=0.7), prices=prices) as policy:
         return await collect(TASKS, policy=policy, verifier=of_verdict, out=out, reflections=4, blind_retries=1)
+
+
+def examine_store(directory: Path) -> float:
+    found: DataStats = stats(directory)
+    return found.pass_rates["first_try"].low
 
 
 def best(directory: Path) -> dict[str, Span]:

@@ -1,0 +1,56 @@
+"""Statistics of a store: what is counted, and what the verb prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r3agent import label
+from r3agent.cli.main import main
+from r3agent.data import stats
+from r3agent.errors import ConfigError
+
+from .stores import collected
+
+
+def test_stats_count_episodes_groups_and_passes(tmp_path: Path) -> None:
+    collected(tmp_path, "a", "b", source="s.jsonl", split="train")
+    collected(tmp_path, "c", script="right", split="test")
+    (open_,) = [t for t in collected(tmp_path, "d", script="never right") if t.metadata["user"] == "d"]
+    label(tmp_path, open_, passed=True, by="me")  # on the last try
+    found = stats(tmp_path)
+    assert (found.episodes, found.tasks, found.branches, found.unreadable) == (4, 4, 0, 0)
+    assert found.outcomes == {"passed": 4}
+    assert found.labels == {"attempt": 4, "reflect": 6, "retry": 6}
+    assert (found.groups, found.groups_with_variance) == (3, 3)
+    first, after = found.pass_rates["first_try"], found.pass_rates["retry_after_reflection"]
+    assert (first.rate, first.n_tasks, after.rate, after.n_tasks) == (0.25, 4, 0.5, 3)
+    assert first.low < 0.25 < first.high
+    assert {key: share.episodes for key, share in found.splits.items()} == {"test": 1, "train": 2, "unknown": 1}
+    assert {key: share.episodes for key, share in found.sources.items()} == {"s.jsonl": 2, "unknown": 2}
+    assert found.splits["test"].first_try is not None
+    assert found.splits["test"].first_try.rate == 1.0
+    assert found.bytes == sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl"))
+    assert found.tokens_sampled == sum(share.tokens_sampled for share in found.versions.values()) > 0
+
+
+def test_stats_verb_prints_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collected(tmp_path, "a", source="s.jsonl")
+    (shard,) = tmp_path.glob("*.jsonl")
+    with shard.open("a") as file:
+        file.write('{"task": 3}\n')
+    assert main(["data", "stats", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "1 episodes of 1 tasks" in text
+    assert "groups with variance" in text
+    assert "first try 0.0%" in text
+    assert f"1 lines are no records: r3agent data check {tmp_path}" in text
+    assert main(["data", "stats", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == stats(tmp_path).model_dump(mode="json")
+
+
+def test_stats_refuse_what_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such directory"):
+        stats(tmp_path / "nowhere")
