@@ -32,7 +32,7 @@ from r3agent.errors import R3Error
 from r3agent.http.slots import Gate
 from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling_of
 from r3agent.records.summary import CollectSummary, Tally
-from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
@@ -56,7 +56,7 @@ HOPELESS = 16
 
 @checked
 async def collect(
-    tasks: Iterable[Task | Mapping[str, Any]],
+    tasks: Iterable[Task | Mapping[str, Any] | Trajectory],
     *,
     policy: Policy,
     verifier: Verifier,
@@ -86,7 +86,7 @@ async def collect(
     and settings; after a change of one of them, the episodes are run anew, and the stored ones stay.
 
     Args:
-        tasks: tasks, as records or as their JSON.
+        tasks: tasks, as records or as their JSON; a `Trajectory` of `branch_of` continues a recorded failure.
         policy_name: served name with its version; default: the policy's `model`, with the version that is live at the
             start if the name leaves it open.
         version: policy version that all spans must have, or else a stored episode does not count as done; default: that
@@ -196,10 +196,12 @@ async def collect(
                     if id_ is None or job is None or not quota.begin():
                         drained.set()
                         return
+                    begin = job.begin and job.begin.model_copy(update={"trajectory_id": id_})
                     with policy.episode() if isinstance(policy, Pooled) else nullcontext() as seat:
-                        given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat}
+                        given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat, "begin": begin}
                         ended = await run_episode(graph, job.task, job.sample, **given)
-                    named = {"trajectory_id": id_, "verifier": verifier_name, "metadata": metadata}
+                    own = _metadata(metadata, begin)
+                    named = {"trajectory_id": id_, "verifier": verifier_name, "metadata": own}
                     await endurance.take(ended.episode.model_copy(update=named), ended.cause)
 
         await gather_all(work(number) for number in range(n_workers))
@@ -209,6 +211,13 @@ async def collect(
     )
     left = len(jobs) - tally.episodes
     return summary.model_copy(update={"cost": quota.cost, "ended_by": quota.ended_by, "left": left})
+
+
+def _metadata(metadata: Mapping[str, Any], begin: Trajectory | None) -> dict[str, Any]:
+    """Return the metadata of an episode; the task of a recorded one is not from the source of the others."""
+    if begin is None:
+        return dict(metadata)
+    return {**{name: value for name, value in metadata.items() if name != SOURCE}, **begin.metadata}
 
 
 def _name_of(agent: object | None, tools: Sequence[Any], environment: Environment | None) -> str:
@@ -221,6 +230,7 @@ def _name_of(agent: object | None, tools: Sequence[Any], environment: Environmen
 
 def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:
     """Count the stored episodes of the same tasks, samples and policy version that have the id of no job."""
-    wanted, version = {(job.task.id, job.sample) for job in jobs.values()}, served_version(policy_name)
+    wanted = {(job.begin and job.begin.parent_id, job.task.id, job.sample) for job in jobs.values()}
+    version = served_version(policy_name)
     others = [t for t in stored if t.trajectory_id not in jobs and t.error is None]
-    return sum((t.task.id, t.sample) in wanted and version in (None, *t.policy_versions) for t in others)
+    return sum((t.parent_id, t.task.id, t.sample) in wanted and version in (None, *t.policy_versions) for t in others)

@@ -220,6 +220,8 @@ class EpisodeContext(Budget):
     """Prices for `max_cost` in place of the policy's, e.g. those of `model`."""
     policy: SkipJsonSchema[Any] = None
     """Policy to ask in place of the graph's; an object, so that a form has no field for it."""
+    begin: SkipJsonSchema[Any] = None
+    """Failed try to begin with, in place of a first try: a `Trajectory` of `r3agent.episodes.branches.branch_of`."""
     sample: int | None = Field(default=None, ge=0)
     """Index of this episode among several of its task, 0 by default: with a seed, each is drawn differently."""
 

@@ -148,6 +148,7 @@ class AsyncNode(AsyncStep[Update]):
             equipped: Any = {**seen, **update}
             kept = {name: own["lineage"][name] for name in ("began", "earlier")}
             own["lineage"] = {**begin(equipped, metadata)["lineage"], **kept}
+        own["lineage"] |= update.pop("lineage", {})  # of a branch of a recorded episode
         if "trajectory" in update:
             update["trajectory"]["metadata"] = {**run_metadata(config), **update["trajectory"]["metadata"]}
         spans = [*own["spans"], *update["spans"]]

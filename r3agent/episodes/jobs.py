@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from os import PathLike
 from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
@@ -19,7 +20,7 @@ from r3agent.episodes.config import (
 )
 from r3agent.errors import ConfigError
 from r3agent.records.task import each_task
-from r3agent.records.trajectory import Task
+from r3agent.records.trajectory import Task, Trajectory
 
 
 class Job(NamedTuple):
@@ -27,10 +28,12 @@ class Job(NamedTuple):
 
     task: Task
     sample: int
+    begin: Trajectory | None = None
+    """Recorded failure that the episode branches off, as `branch_of` returns it; default: it begins with a first try."""
 
 
 def episode_jobs(
-    tasks: Iterable[Task | Mapping[str, Any]],
+    tasks: Iterable[Task | Mapping[str, Any] | Trajectory],
     *,
     policy_name: str,
     verifier_name: str = "",
@@ -66,16 +69,53 @@ def episode_jobs(
         identity |= {"agent": [agent_name, [identity_of(tool) for tool in tools]], **limits}
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
-    for task in each_task(tasks):
-        if task.id in seen:
-            raise ConfigError(f"task id {task.id!r} appears twice; ids must be unique")
-        seen.add(task.id)
+    for task, begin in each_beginning(tasks):
+        place = f"{task.id!r}" if begin is None else f"{task.id!r} of trajectory {begin.parent_id}"
+        if place in seen:
+            raise ConfigError(f"task id {place} appears twice; ids must be unique")
+        seen.add(place)
         for sample in range(first_sample, first_sample + samples):
-            key = json.dumps([task.digest, sample, identity], sort_keys=True, default=dict)
-            jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample)
+            depends = [task.digest, sample, identity, *([] if begin is None else [_recorded_try(begin)])]
+            key = json.dumps(depends, sort_keys=True, default=dict)
+            jobs[sha256(key.encode()).hexdigest()[:16]] = Job(task, sample, begin)
     if not jobs:
         raise ConfigError(
             "there is nothing to collect, in 0 tasks; check --n and the task source, and pass a list, because a "
             "generator gives its tasks only once"
         )
     return jobs
+
+
+def each_beginning(
+    tasks: Iterable[Task | Mapping[str, Any] | Trajectory],
+) -> Iterator[tuple[Task, Trajectory | None]]:
+    """Yield the tasks that a caller passed, each with the recorded failure that its episodes branch off, if any.
+
+    Raises:
+        ConfigError: one is no task, or a trajectory is not the beginning of a branch.
+    """
+    recorded: list[Trajectory | None] = []
+
+    def each() -> Iterator[Task | Mapping[str, Any]]:
+        for item in tasks:
+            recorded.append(item if isinstance(item, Trajectory) else None)
+            yield item.task if isinstance(item, Trajectory) else item
+
+    is_iterable = isinstance(tasks, Iterable) and not isinstance(tasks, str | PathLike | Mapping | Task)
+    for task in each_task(each() if is_iterable else tasks):
+        if (begin := recorded[-1]) is not None and not begin.recorded:
+            raise ConfigError(
+                f"trajectory {begin.trajectory_id}: an episode, not the beginning of a branch; pass it to "
+                "r3agent.branch, which chooses its failed try"
+            )
+        yield task, begin
+
+
+def _recorded_try(begin: Trajectory) -> list[Any]:
+    """Return what a branch depends on besides its task: the parent, the try, and its verdict, which is in prompts."""
+    return [begin.parent_id, [[span.span_id, span.text, span.passed] for span in begin.spans], _feedback(begin)]
+
+
+def _feedback(begin: Trajectory) -> str | None:
+    verdict = None if begin.attempt is None else begin.try_of(begin.attempt).verdict
+    return verdict and verdict.feedback

@@ -69,6 +69,8 @@ def proceed(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     lineage.update(trajectory_id=before["trajectory_id"], parent_id=before["parent_id"], spans=before["spans"])
     if "began" in before:
         lineage["began"] = before["began"]
+    if "recorded" in before:
+        lineage["recorded"] = before["recorded"]
     if lineage["step"] != before["step"] + 1:
         parent_id = before["trajectory_id"] or lineage["root"]
         # The namespace has a hash of the checkpoint: the same when a run is resumed, another one in each branch.

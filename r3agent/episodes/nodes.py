@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from r3agent._util.messages import shorten
 from r3agent._util.templates import Template
 from r3agent.episodes.agents.base import Equipped
 from r3agent.episodes.agents.tries import TryRunner
@@ -44,6 +45,8 @@ class Nodes:
     budget: Budget = field(default_factory=Budget)
     prices: Prices | None = None
     """Prices for a budget of cost."""
+    begin: Trajectory | None = None
+    """Branch of a recorded episode, whose spans take the place of a first try."""
     runner: TryRunner | None = None
     """Runner of an agent's tries; without one, a try is one completion."""
 
@@ -71,13 +74,20 @@ class Nodes:
                 "prices=Prices(prompt=..., sampled=...), per million tokens, or limit max_tokens_total"
             )
         config, sample = self.config.override(context), context.sample or 0
-        return replace(self, policy=policy, config=config, sample=sample, budget=context, prices=prices)
+        if not isinstance(context.begin, Trajectory | None):
+            raise ConfigError(f"context: begin = {shorten(context.begin)}: no Trajectory; pass one of branch_of(...)")
+        given = {"budget": context, "prices": prices, "begin": context.begin}
+        return replace(self, policy=policy, config=config, sample=sample, **given)
 
     async def attempt(self, state: EpisodeState) -> Update:
         task = task_of(state)
         if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
             task = await agent.equip(task)
-        update = await _grow(self._drawings(state, Trajectory(task=task), None, "attempt", 1))
+        if (begin := self.begin) is None:
+            update = await _grow(self._drawings(state, Trajectory(task=task), None, "attempt", 1))
+        else:
+            named: Any = {"trajectory_id": begin.trajectory_id, "parent_id": begin.parent_id}
+            update = {**_update(begin.spans), "lineage": {**named, "recorded": [span.span_id for span in begin.spans]}}
         return {**update, "task": task.model_dump(mode="json")} if self.runner is not None else update
 
     async def verify(self, state: EpisodeState) -> Update:
@@ -235,7 +245,7 @@ class Nodes:
 
     def _policy_of(self, tree: Trajectory) -> Policy:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
-        began = tree.spans[0] if tree.spans else None
+        began = next(iter(tree.sampled), None)
         return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
 
 

@@ -29,6 +29,7 @@ async def run_episode(
     task: Task,
     sample: int = 0,
     *,
+    begin: Trajectory | None = None,
     timeout_s: float | None = None,
     policy: Policy | None = None,
     **limits: int,
@@ -36,6 +37,7 @@ async def run_episode(
     """Run one episode; record an error with the spans sampled before it.
 
     Args:
+        begin: recorded failure to begin with.
         timeout_s: time limit; an episode that takes longer ends with an error.
         policy: policy to ask in place of the graph's.
         limits: fields of `EpisodeContext`, for this episode.
@@ -45,7 +47,8 @@ async def run_episode(
 
     async def follow() -> None:
         nonlocal state
-        given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=sample, policy=policy, **limits)
+        given = {"task": task.model_dump(mode="json")}
+        context = EpisodeContext(sample=sample, policy=policy, begin=begin, **limits)
         async for reached in graph.astream(given, stream_mode="values", context=context):
             state = reached
 
@@ -66,4 +69,5 @@ async def run_episode(
     if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
         task = task.model_copy(update={"tools": tools})
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
-    return Ended(Trajectory(task=task, sample=sample, spans=spans, error=error), cause)
+    parent_id = begin and begin.parent_id
+    return Ended(Trajectory(parent_id=parent_id, task=task, sample=sample, spans=spans, error=error), cause)

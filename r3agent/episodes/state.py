@@ -12,7 +12,7 @@ from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema b
 
 from r3agent._util.messages import did_you_mean, explain, shorten
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
+from r3agent.records.trajectory import RECORDED, TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
 
 Json: TypeAlias = dict[str, Any]
 
@@ -90,6 +90,8 @@ class Lineage(TypedDict):
     """Time of the beginning of the episode, in seconds since the epoch."""
     earlier: NotRequired[int]
     """Number of earlier episodes of the thread, so that a task that is asked again is not drawn alike."""
+    recorded: NotRequired[list[str]]
+    """Ids of the spans of a recorded episode that this one began with."""
     output: NotRequired[str]
     """Hash of the output's answer and `passed`, as `verify` left them."""
 
@@ -167,9 +169,10 @@ def tree_of(state: EpisodeState) -> Trajectory:
         ConfigError: there is no attempt yet, or an edit of the state left no valid tree.
     """
     spans, lineage = spans_of(state), state.get("lineage") or {}
-    named = {
+    named: Json = {
         "trajectory_id": lineage.get("trajectory_id") or spans[0]["span_id"],
         "parent_id": lineage.get("parent_id"),
+        "metadata": {RECORDED: recorded} if (recorded := lineage.get("recorded")) else {},
     }
     try:
         return Trajectory.model_validate({**named, "task": task_of(state), "spans": spans})

@@ -162,6 +162,8 @@ def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSo
         for span in trajectory.spans:
             if credit_label(trajectory, span) != label or trajectory.is_step(span):
                 continue
+            if span.span_id in trajectory.recorded:  # a failure that was chosen, perhaps of another policy
+                continue
             if (earned := reward(trajectory, span, source)) is None:
                 continue
             place = _first_try(trajectory, span) if label == "attempt" else (number, span.parent_id, _asked(span))

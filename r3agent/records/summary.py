@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from r3agent.records.branching import rendering
 from r3agent.records.credit import groups
 from r3agent.records.trajectory import Record, Trajectory, Try
 
@@ -49,6 +50,9 @@ class CollectSummary(Record):
     mixed_versions: int
     """Episodes with answers of more than one policy version, because a deploy happened meanwhile."""
     tokens_sampled: int
+    recorded_prompts: dict[str, int] = {}
+    """Branches of recorded failures by how their prompts compare with the recorded ones: see `Rendering` in
+    `r3agent.records.branching`."""
     capabilities: dict[str, int]
     """Number of spans by capability."""
     notes: dict[str, int]
@@ -83,6 +87,7 @@ class Tally:
         self._unfinished_reflections: Counter[str] = Counter()
         self._capabilities: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
+        self._recorded_prompts: Counter[str] = Counter()
         self._origins: dict[str, str] = {}
         """Trajectory that a branch goes back to."""
         self._groups: set[int] = set()
@@ -96,7 +101,8 @@ class Tally:
 
     def add(self, trajectory: Trajectory) -> None:
         """Count one trajectory; parents come before their branches."""
-        spans, tries = trajectory.spans, trajectory.tries
+        spans, recorded = trajectory.sampled, trajectory.recorded
+        tries = [a_try for a_try in trajectory.tries if a_try.first.span_id not in recorded]
         self.episodes += 1
         self._tries += len(tries)
         self._asked += sum(a_try.asked_policy for a_try in tries)
@@ -113,7 +119,9 @@ class Tally:
             self.errors[trajectory.error.kind] += 1
             return
         self._unlabelled += all(s.verdict is None for s in spans)
-        if trajectory.attempt:
+        if how := rendering(trajectory):
+            self._recorded_prompts[how] += 1
+        if trajectory.attempt and not recorded:
             self._judge("first", trajectory.try_of(trajectory.attempt))
         for a_try in tries:
             if a_try.label == "retry":
@@ -142,6 +150,7 @@ class Tally:
             groups_with_variance=self.groups_with_variance,
             mixed_versions=self._mixed,
             tokens_sampled=self.tokens_sampled,
+            recorded_prompts=dict(self._recorded_prompts),
             capabilities=dict(self._capabilities),
             notes=dict(self._notes),
             seconds=round(seconds, 2),

@@ -27,6 +27,7 @@ from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
     "HELD_OUT",
+    "RECORDED",
     "SOURCE",
     "SPLIT",
     "TASK_EXAMPLE",
@@ -51,6 +52,9 @@ __all__ = [
 SOURCE, SPLIT = "source", "split"
 """Metadata keys of a collected trajectory: the source of its task, and the split that the task was drawn from."""
 
+RECORDED = "recorded_spans"
+"""Metadata key of a branch of a recorded episode: ids of the spans that it took from there and did not sample."""
+
 HELD_OUT = ("gate", "test")
 """Splits whose tasks are never trained on."""
 
@@ -61,8 +65,8 @@ class Trajectory(VersionedRecord):
     schema_version: Literal[1] = 1
     trajectory_id: str = Field(default_factory=new_id)
     parent_id: str | None = None
-    """Id of the trajectory that this one branched off, by time travel or an edit of the graph's state; the two have
-    the spans before the branch in common."""
+    """Id of the trajectory that this one branched off, by time travel, an edit of the graph's state, or `branch`; the
+    two have the spans before the branch in common."""
     task: Task
     sample: int = 0
     """Index of this episode among several of the same task."""
@@ -209,10 +213,24 @@ class Trajectory(VersionedRecord):
     def passed(self) -> bool | None:
         return None if (final := self.final) is None else final.passed
 
+    @cached_property
+    def recorded(self) -> frozenset[str]:
+        """Ids of the spans that a branch of a recorded episode began with: they are context, and earn no reward."""
+        ids = self.metadata.get(RECORDED) if self.parent_id is not None else None
+        return frozenset(map(str, cast(list[Any], ids))) if isinstance(ids, list | tuple) else frozenset()
+
+    @property
+    def sampled(self) -> tuple[Span, ...]:
+        """Spans that this episode sampled: all of them, but for the recorded ones of a branch."""
+        return tuple(span for span in self.spans if span.span_id not in self.recorded)
+
     @property
     def policy_versions(self) -> tuple[str | None, ...]:
         """Policy versions that answered, in order of first answer; more than one if a deploy happened meanwhile."""
-        return tuple(dict.fromkeys(span.policy_version for span in self.spans if span.purpose is None))
+        answers = (span for span in self.sampled if span.purpose is None)
+        if self.recorded:  # a span that the endpoint refused has the version of its parent
+            answers = (span for span in answers if not span.refused)
+        return tuple(dict.fromkeys(span.policy_version for span in answers))
 
 
 def each_trajectory(trajectories: Iterable[Trajectory]) -> Iterator[Trajectory]:

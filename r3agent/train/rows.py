@@ -138,7 +138,7 @@ def _without_reward(
     for trajectory in trajectories:
         for span in trajectory.spans:
             label = credit_label(trajectory, span)
-            if label not in config.credit or trajectory.is_step(span):
+            if label not in config.credit or trajectory.is_step(span) or span.span_id in trajectory.recorded:
                 continue
             if reason := reasons.get(trajectory.trajectory_id):
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
