@@ -14,6 +14,7 @@ from r3agent._util.lazy import lazy_names
 if TYPE_CHECKING:
     from r3agent.episodes.agents.mcp import McpServer as McpServer
     from r3agent.episodes.agents.program import Program as Program
+    from r3agent.episodes.branches import branch as branch
     from r3agent.episodes.collect import collect as collect
     from r3agent.episodes.config import EpisodeContext as EpisodeContext
     from r3agent.episodes.graph import build_graph as build_graph

@@ -29,7 +29,7 @@ class Job(NamedTuple):
     task: Task
     sample: int
     begin: Trajectory | None = None
-    """Recorded failure that the episode branches off, as `branch_of` returns it; default: it begins with a first try."""
+    """Recorded failure that the episode branches off, as `branch_of` returns it; `None` to begin with a first try."""
 
 
 def episode_jobs(

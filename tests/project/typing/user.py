@@ -43,6 +43,7 @@ from r3agent import (
     Verdict,
     Verifier,
     VerifierError,
+    branch,
     build_graph,
     collect,
     groups,
@@ -207,6 +208,12 @@ async def gather(out: Path) -> CollectSummary:
 def examine_store(directory: Path) -> float:
     found: DataStats = stats(directory)
     return found.pass_rates["first_try"].low
+
+
+async def learn_from(recorded: Path, out: Path) -> int:
+    async with OpenAIPolicy(URL, "my-model") as policy:
+        report = await branch(load(recorded), policy=policy, verifier=of_verdict, out=out, since="7d", reflections=8)
+    return report.branches
 
 
 def best(directory: Path) -> dict[str, Span]:
