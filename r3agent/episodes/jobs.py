@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from typing_extensions import Unpack
 
@@ -101,8 +101,9 @@ def each_beginning(
             recorded.append(item if isinstance(item, Trajectory) else None)
             yield item.task if isinstance(item, Trajectory) else item
 
-    is_iterable = isinstance(tasks, Iterable) and not isinstance(tasks, str | PathLike | Mapping | Task)
-    for task in each_task(each() if is_iterable else tasks):
+    given = cast(Any, tasks)
+    is_several = isinstance(given, Iterable) and not isinstance(given, str | PathLike | Mapping | Task)
+    for task in each_task(each() if is_several else given):
         if (begin := recorded[-1]) is not None and not begin.recorded:
             raise ConfigError(
                 f"trajectory {begin.trajectory_id}: an episode, not the beginning of a branch; pass it to "
