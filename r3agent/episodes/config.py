@@ -221,7 +221,7 @@ class EpisodeContext(Budget):
     policy: SkipJsonSchema[Any] = None
     """Policy to ask in place of the graph's; an object, so that a form has no field for it."""
     begin: SkipJsonSchema[Any] = None
-    """Failed try to begin with, in place of a first try: a `Trajectory` of `r3agent.episodes.branches.branch_of`."""
+    """Failed try to begin with, in place of a first try: a `Trajectory` of `r3agent.records.branching.branch_of`."""
     sample: int | None = Field(default=None, ge=0)
     """Index of this episode among several of its task, 0 by default: with a seed, each is drawn differently."""
 

@@ -74,13 +74,16 @@ class Nodes:
                 "prices=Prices(prompt=..., sampled=...), per million tokens, or limit max_tokens_total"
             )
         config, sample = self.config.override(context), context.sample or 0
-        if not isinstance(context.begin, Trajectory | None):
-            raise ConfigError(f"context: begin = {shorten(context.begin)}: no Trajectory; pass one of branch_of(...)")
-        given = {"budget": context, "prices": prices, "begin": context.begin}
+        begin: Any = context.begin
+        if begin is not None and not (isinstance(begin, Trajectory) and begin.recorded):
+            raise ConfigError(f"context: begin = {shorten(begin)}: not the beginning of a branch; pass branch_of(...)")
+        given = {"budget": context, "prices": prices, "begin": begin}
         return replace(self, policy=policy, config=config, sample=sample, **given)
 
     async def attempt(self, state: EpisodeState) -> Update:
         task = task_of(state)
+        if self.begin is not None and self.begin.task.digest != task.digest:
+            raise ConfigError(f"context: begin is a try of another task than {task.id!r}; pass the task of that try")
         if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
             task = await agent.equip(task)
         if (begin := self.begin) is None:

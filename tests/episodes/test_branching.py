@@ -85,3 +85,6 @@ def test_graph_goes_on_from_a_recorded_failure() -> None:
     assert (found.trajectory_id, found.parent_id) == (begin.trajectory_id, episode.trajectory_id)
     assert len(found.children(found.spans[0], "reflect")) == 4
     assert found.recorded == {episode.spans[0].span_id}
+    for task, given in ((episode.task, episode), (episode.task, "2 * 3"), (recorded(2)[1].task, begin)):
+        with pytest.raises(ConfigError, match="begin"):
+            graph.invoke({"task": task.model_dump()}, context={"begin": given})

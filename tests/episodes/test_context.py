@@ -137,7 +137,7 @@ def test_what_goes_in_and_comes_out_has_a_schema(graph: Any) -> None:
 
 def test_the_schema_of_the_context_explains_every_setting(graph: Any) -> None:
     schema = graph.get_context_jsonschema()
-    assert schema["properties"].keys() == EpisodeContext.model_fields.keys() - {"policy"}
+    assert schema["properties"].keys() == EpisodeContext.model_fields.keys() - {"policy", "begin"}
     assert all(setting["description"] for setting in schema["properties"].values())
 
 
