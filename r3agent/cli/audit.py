@@ -18,6 +18,7 @@ from r3agent.errors import ConfigError
 from r3agent.policy import OpenAIPolicy
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.store.models import resolve_model
+from r3agent.tasks import in_run
 from r3agent.train.tokenizer import prompt_tokens
 
 
@@ -52,7 +53,7 @@ def audit(
 
         async def run_audit(served: auditing.ServedModel | None = None) -> auditing.Audit:
             return await auditing.audit(
-                task.source,
+                task.source if run is None else in_run(task.source, run),
                 params=task.params,
                 seed=task.seed,
                 verifier=task.verifier,

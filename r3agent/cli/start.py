@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +12,35 @@ from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_st
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import SPLIT
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
+from r3agent.run.directory import WAITING
 from r3agent.run.stages import Run
+from r3agent.store.copy import copy_store
 from r3agent.store.models import BUNDLED
+from r3agent.store.shards import store_at
+from r3agent.tasks import RECORDED
+from r3agent.tasks.splits import APART
 
 
 @verb(*URL, *SUBJECT)
-def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+def init(
+    *,
+    overrides: Overrides,
+    run: RunFlag = DEFAULT_RUN,
+    from_: Annotated[
+        Path | None,
+        Parameter(name="--from", help="Store of recorded episodes to copy into the run, with --task recorded."),
+    ] = None,
+) -> Output:
     path = Path(run) / CONFIG_FILE
     if path.exists():
         raise ConfigError(f"{path} exists; edit it, or choose another directory with --run")
     note, config = "", load_config(None, overrides)
+    if from_ is not None and config.task.source != RECORDED:
+        raise ConfigError(f"--from {from_}: its tasks are those of the run with --task {RECORDED}; add that")
+    _refuse_store(Path(run), path)
     if {config.policy.model, config.policy.base_model, config.task.source} == {"bundled", "countdown"}:
         overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
         note = ", with the demo's settings for the bundled policy (another model needs others)"
@@ -31,7 +49,11 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
         made.check_subject()
     else:
         config.agent.load()
+    if from_ is not None and store_at(from_).resolve() != (store := path.parent / "trajectories").resolve():
+        copy_store(from_, store)
     made.write_config()
+    if config.task.source == RECORDED:
+        return _recorded(made, path)
     if not config.task.source:
         note = ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
     if config.policy.base_model == "bundled" != config.policy.model:
@@ -40,6 +62,41 @@ def init(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     bundled = config.policy.base_model == config.policy.model and config.policy.model in BUNDLED
     serve = f"r3agent serve {config.policy.model}, and in another terminal " if bundled else ""
     return Output({"config": str(path)}, f"{path} written{note}; next: {serve}{collect}")
+
+
+def _refuse_store(run: Path, file: Path) -> None:
+    """Refuse a directory with the shards of a store, which readers of a run would not find."""
+    for shard in sorted(run.glob("*.jsonl")) if not (run / "trajectories").is_dir() else ():
+        with shard.open("rb") as lines:
+            if b'"trajectory_id":' in lines.readline():
+                made = next_step("init", "--task", RECORDED, "--run", f"{run}-run", "--from", run)
+                raise ConfigError(f"{run} is a store, which {file} would hide; make the run beside it: {made}")
+
+
+def _recorded(run: Run, path: Path) -> Output:
+    """Report on a run of recorded tasks, and what it needs next."""
+    store, waits = path.parent / "trajectories", run.verifier_name in WAITING
+    if not store.is_dir():
+        gateway = next_step("gateway", "--run", path.parent, "--upstream", run.config.policy.base_url)
+        text = f'{path} written; next: Recorder(run="{path.parent}") in the application, or {gateway}'
+        return Output({"config": str(path), "episodes": 0}, text)
+    trajectories = run.trajectories()
+    found = Counter(str(t.metadata[SPLIT]) for t in trajectories)
+    splits = {split: found[split] for split in APART}
+    open_ = sum(t.passed is None for t in trajectories)
+    lines = [
+        f"{path} written; {len(trajectories)} episodes of split {', '.join(f'{s} {n}' for s, n in splits.items())}"
+    ]
+    if open_:
+        lines.append(f"{open_} without a verdict: {next_step('label', '--from', 'FILE.csv', path.parent)}")
+    if waits:
+        lines.append(
+            f"the verifier {run.verifier_name!r} judges nothing: these runs learn from labels; set task.verifier to "
+            "one that judges, to try failures again"
+        )
+    return Output(
+        {"config": str(path), "episodes": len(trajectories), "open": open_, "splits": splits}, "\n".join(lines)
+    )
 
 
 @verb()

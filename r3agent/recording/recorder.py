@@ -1,6 +1,6 @@
 """Recording in production: a request queues its trajectory, and a thread of this process writes it to disk.
 
-    recorder = Recorder("runs/prod/trajectories", sample_rate=0.1, redact=without_emails)  # where the app starts
+    recorder = Recorder(run="runs/prod", sample_rate=0.1, redact=without_emails)  # where the app starts
 
     result = await graph.ainvoke({"task": task})  # in every request
     recorder.record(result["trajectory"])
@@ -31,10 +31,10 @@ from pydantic import Field
 
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent._util.shared import Shared
-from r3agent.errors import R3Error
+from r3agent.errors import ConfigError, R3Error
 from r3agent.recording.redaction import Redact, redact_trajectory
 from r3agent.records.trajectory import Trajectory
-from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter, store_of_run
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +64,30 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
 
     Args:
         directory: the store; several recorders, processes and machines may write into one.
+        run: a run directory, in place of `directory`: its stages find what is recorded, and keep apart the tasks of
+            its gate and test.
         sample_rate: share of the trajectories to keep, chosen by a hash of the id, so all workers choose alike.
         redact: function that takes a text and returns it without private data. It runs in the request, before
             anything is queued. Spans whose text it changes are not trained on, because their tokens contain the text.
         queue_size: maximum number of queued trajectories; further ones are dropped and counted.
 
     Raises:
-        ConfigError: a setting is out of range, or the directory cannot be written.
+        ConfigError: a setting is out of range, the directory cannot be written, or `run` is no run.
     """
 
     @checked
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | None = None,
         *,
+        run: str | Path | None = None,
         sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0,
         redact: Redact | None = None,
         queue_size: AtLeastOne = 1000,
     ) -> None:
-        self.directory = Path(directory)
+        if (directory is None) == (run is None):
+            raise ConfigError(f"Recorder({directory!r}, run={run!r}): give a store, or a run with `run`, and not both")
+        self.directory = Path(directory) if directory is not None else store_of_run(str(run))
         self.sample_rate = sample_rate
         self.queue_size = queue_size
         self._redact = redact

@@ -26,13 +26,11 @@ from r3agent.records.trajectory import Record
 from r3agent.run.agent import AgentConfig
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.serve.config import ServeConfig
+from r3agent.store.shards import CONFIG_FILE as CONFIG_FILE
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
 from r3agent.verifiers.interface import CutOff
-
-CONFIG_FILE = "r3.toml"
-"""Settings of a run, in its directory."""
 
 
 class TaskConfig(Record):

@@ -25,7 +25,7 @@ from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
-from r3agent.tasks import NO_SOURCE, default_verifier, find_tasks, read_tasks
+from r3agent.tasks import NO_SOURCE, RECORDED, default_verifier, find_tasks, in_run, read_tasks
 from r3agent.verifiers import KINDS, Verifier, find_verifier
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,11 @@ IDENTITY: dict[str, Callable[[Config], str]] = {
     "policy.base_model": lambda config: config.policy.base_model,
 }
 """Settings that identify a run; records of two task sources, verifiers or base models never share a directory. A run
-whose file names no task gets the one that is named first."""
+whose file names no task gets the one that is named first, and one whose verifier leaves verdicts open gets the first
+that judges."""
+
+WAITING = ("later", "person")
+"""Verifiers that leave verdicts to people, so that their episodes go with those of any other."""
 
 
 class RunDirectory:
@@ -72,7 +76,7 @@ class RunDirectory:
         self.registry = Registry(self.directory)
         self._split_guard = SplitGuard(self.directory, self.config)
         self._warned: set[str] = set()
-        if config.task.source and not file:
+        if config.task.source not in ("", RECORDED) and not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
 
     def ensure_live(self) -> PolicyCard:
@@ -86,7 +90,7 @@ class RunDirectory:
             self._check_server()
         if not self.config_file.exists():
             self.write_config()
-        elif self.config.task.source and not load_config(self.config_file, {}).task.source:
+        elif self.config.task.source and self._awaits_task():
             self._write_task()
         self.registry.add_base(base.model, base.base_model)
         if self.registry.live is None:
@@ -134,7 +138,8 @@ class RunDirectory:
         folder = self.directory / "trajectories"
         trajectories = load(folder)
         for key, expected in self.provenance().items():
-            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, expected) != expected}:
+            known = (expected, *(WAITING if key == "verifier" else ()))
+            if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, expected) not in known}:
                 raise ConfigError(
                     f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
                     f"{CONFIG_FILE}, or collect into another directory with --run"
@@ -162,7 +167,7 @@ class RunDirectory:
             ConfigError: the source has none, a task is in another split too, or recorded training used up all of them.
         """
         task = self.config.task
-        tasks = find_tasks(task.source, n, seed=seed, split=split, **task.params)
+        tasks = find_tasks(in_run(task.source, self.directory), n, seed=seed, split=split, **task.params)
         if n is not None and len(tasks) < n:
             self._warn_once(f"{len(tasks)} of {n} tasks: split {split} of {task.source} has no more")
         admitted = self._split_guard.admit(tasks, split)
@@ -185,8 +190,14 @@ class RunDirectory:
     def write_config(self) -> None:
         write_atomically(self.config_file, to_toml(self.config))
 
+    def _awaits_task(self) -> bool:
+        """Return True if the run's file names no task, or no verifier that judges, and the settings do."""
+        stored = load_config(self.config_file, {})
+        waits = not stored.task.source or IDENTITY["task.verifier"](stored) in WAITING
+        return waits and stored.task != self.config.task
+
     def _write_task(self) -> None:
-        """Write the task into the run's file, which names none; the rest of it stays."""
+        """Write the task into the run's file; the rest of it stays."""
         document = tomlkit.parse(self.config_file.read_text())
         table: Any = document.setdefault("task", tomlkit.table())
         on_file = load_config(self.config_file, {}).task
@@ -214,7 +225,7 @@ class RunDirectory:
     def _refuse_another_identity(self, on_file: Config) -> None:
         for key, of in IDENTITY.items():
             stored, given = of(on_file), of(self.config)
-            if stored not in ("", given):
+            if stored not in ("", given) and not (key == "task.verifier" and stored in WAITING):
                 raise ConfigError(
                     f"{key} = {given!r}, but {self.directory} is a run of {stored!r}; "
                     "choose another directory with --run"

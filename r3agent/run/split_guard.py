@@ -18,8 +18,8 @@ import orjson
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import HELD_OUT, SPLIT, Message, Task, Trajectory
 from r3agent.run.config import Config
-from r3agent.store.shards import shards
-from r3agent.tasks import is_finite, read_tasks
+from r3agent.store.shards import shards, store_at
+from r3agent.tasks import RECORDED, in_run, is_finite, read_tasks, split_by_prompt
 from r3agent.tasks.splits import APART, Split, split_of
 from r3agent.train.lineage import ROWS_FILE
 
@@ -63,7 +63,7 @@ class SplitGuard:
         """Fill in the split of trajectories that say none, such as those of an application.
 
         It is the split from which the run drew a task of the same id or the same prompt, the one that is held out if
-        there are two, or else that of the id.
+        there are two, or else that of the id, or, where tasks are the recorded ones, of the prompt.
         """
         trajectories = [*trajectories]
         if not all(map(says_split, trajectories)):
@@ -77,16 +77,20 @@ class SplitGuard:
         """
         if not self._config.task.source:
             return  # no stage has drawn any
-        task, evaluation, finite = self._config.task, self._config.eval, is_finite(self._config.task.source)
+        task, evaluation, source = self._config.task, self._config.eval, in_run(self._config.task.source, self._run)
+        finite = is_finite(source)
+        if source != task.source and not store_at(self._run).is_dir():
+            return  # nothing is recorded yet
         n = None if finite else evaluation.n
         for split in HELD_OUT:
             if finite or split in (self._config.gate.split, evaluation.split):  # a user's own source may have no other
-                self.admit(read_tasks(task.source, n, seed=evaluation.seed, split=split, **task.params), split)
+                self.admit(read_tasks(source, n, seed=evaluation.seed, split=split, **task.params), split)
 
     def _with_split(self, trajectory: Trajectory) -> Trajectory:
         task, drawn = trajectory.task, self._read()
         known = [drawn[key] for key in _keys(task) if key in drawn]
-        split = min(known, key=lambda split: split not in HELD_OUT, default=split_of(task.id))
+        own = split_by_prompt(task) if self._config.task.source.startswith(RECORDED) else split_of(task.id)
+        split = min(known, key=lambda split: split not in HELD_OUT, default=own)
         return trajectory.changed(metadata={**trajectory.metadata, SPLIT: split})
 
     def _read(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ R = TypeVar("R", bound=VersionedRecord)
 
 CHECK = "r3agent data check"
 """Command that lists and repairs what cannot be read."""
+
+CONFIG_FILE = "r3.toml"
+"""Settings of a run, in its directory."""
 
 LABELS = "labels"
 """Folder of a store with the file of its labels."""
@@ -221,8 +225,21 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
 def store_at(directory: str | Path) -> Path:
     """Return the `trajectories/` of a run directory, or any other directory unchanged."""
     inside = Path(directory) / "trajectories"
-    is_run = inside.is_dir() or (Path(directory) / "r3.toml").is_file()
+    is_run = inside.is_dir() or (Path(directory) / CONFIG_FILE).is_file()
     return inside if is_run else Path(directory)
+
+
+def store_of_run(run: str | Path) -> Path:
+    """Return the store of a run directory.
+
+    Raises:
+        ConfigError: it is no run directory.
+    """
+    if (Path(run) / CONFIG_FILE).is_file():
+        return store_at(run)
+    near = nearest(Path(run).name, (file.parent.name for file in Path(run).parent.glob(f"*/{CONFIG_FILE}")))
+    make = shlex.join(["r3agent", "init", "--task", "recorded", "--run", str(run)])
+    raise ConfigError(f"run {str(run)!r} is no run, it has no {CONFIG_FILE}; {near}`{make}` makes one")
 
 
 def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:

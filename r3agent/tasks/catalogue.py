@@ -7,7 +7,6 @@ A name is a shipped source (`countdown`), one with its data (`bfcl:simple_python
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,7 +22,7 @@ from r3agent._util.messages import explain
 from r3agent._util.params import check_params
 from r3agent.errors import ArgumentError, ConfigError, R3Error
 from r3agent.records.trajectory import Task
-from r3agent.tasks.splits import APART, split_of, unique
+from r3agent.tasks.splits import APART, unique
 from r3agent.tasks.text_files import ENDINGS, ending
 
 TaskSource: TypeAlias = Callable[..., Iterable[Task | dict[str, Any]]]
@@ -48,6 +47,8 @@ SOURCES: dict[str, ShippedSource] = {
     "countdown": ShippedSource("r3agent.tasks.countdown:generate", verifier="countdown"),
     "countdown:FILE": ShippedSource("r3agent.tasks.countdown:load", verifier="countdown", finite=True),
     "countdown_steps": ShippedSource("r3agent.tasks.countdown_steps:generate", verifier="countdown_steps"),
+    "recorded": ShippedSource("r3agent.tasks.recorded:tasks", verifier="later", finite=True),
+    "recorded:STORE": ShippedSource("r3agent.tasks.recorded:tasks", verifier="later", finite=True),
     "reasoning-gym:NAME": ShippedSource("r3agent.tasks.reasoning_gym:generate", verifier="reasoning_gym"),
     "hf:NAME": ShippedSource("r3agent.tasks.dataset:from_hub", verifier="exact", finite=True),
     "xlam:FILE": ShippedSource("r3agent.tasks.xlam:load", verifier="function_call", finite=True),
@@ -90,9 +91,8 @@ def find_tasks(
         settings = f" with {params}" if params else ""
         held = ""
         if is_finite(source) and split in APART:
-            sizes = Counter(split_of(task.id) for task in read_tasks(source, seed=seed, split="all", **params))
-            held = ", ".join(f"{name} {sizes[name]}" for name in APART)
-            held = f" a hash of its id gives a task its split, here {held};"
+            held = ", ".join(f"{part} {len(read_tasks(source, seed=seed, split=part, **params))}" for part in APART)
+            held = f" a hash gives a task its split, here {held};"
         other = "" if split == "train" else ", or choose another split (gate.split, eval.split)"
         raise ConfigError(
             f"task source {source!r}{settings} holds no task in split {split!r}, one of train, gate, test, all;{held} "
