@@ -20,7 +20,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import stats
 
+from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE, version_name
 from r3agent.run.demo import SETTINGS
 from r3agent.run.stages import Run
@@ -72,14 +73,34 @@ Results: TypeAlias = dict[str, list[dict[str, Any]]]
 """Results of each arm, one per seed."""
 
 
-def trained(arm: str, seed: int, *, rounds: int, tokens: int, steps: int, problems: int, out: Path) -> dict[str, Any]:
-    """Train one arm with one seed; return success in each cell before and after, in percent, and the cost."""
+def trained(
+    arm: str,
+    seed: int,
+    *,
+    rounds: int,
+    tokens: int,
+    steps: int,
+    problems: int,
+    out: Path,
+    own: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train one arm with one seed; return success in each cell before and after, in percent, and the cost.
+
+    Args:
+        own: settings of the arm; default: those in `ARMS`.
+    """
     directory = out / f"{arm.replace(' ', '')}-{seed}"
     done = directory / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    settings = {**SETTINGS, **ARMS[arm], "task.seed": seed, "train.seed": seed, "eval.n": problems}
-    sampled, rows, updates = 0, 0, 0
+    settings = {
+        **SETTINGS,
+        **(ARMS[arm] if own is None else own),
+        "task.seed": seed,
+        "train.seed": seed,
+        "eval.n": problems,
+    }
+    sampled, rows, updates, useful = 0, 0, 0, 0
     began = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
     directory.mkdir(parents=True)
@@ -91,13 +112,14 @@ def trained(arm: str, seed: int, *, rounds: int, tokens: int, steps: int, proble
         run = Run(directory, settings)
         run.serve_live()
         for _ in range(rounds):
-            sampled += collected(directory, settings, tokens)
+            summary = collected(directory, settings, tokens)
+            sampled, useful = sampled + summary.tokens_sampled, useful + summary.groups_with_variance
             card = Run(directory, {**settings, "train.batch_size": batch_size(run, steps)}).train()
             rows, updates = rows + card.metrics["rows"]["rows"], updates + card.metrics["steps"]
             run.deploy(card.version)
         comparison = run.evaluate(BASE, version_name(rounds))
     shutil.copytree(own_before, before, dirs_exist_ok=True)
-    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates}
+    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates, "groups": useful}
     result["seconds"] = round(time.monotonic() - began)
     for side in ("baseline", "candidate"):
         result[side] = {cell: 100 * getattr(getattr(comparison, side), cell).rate for cell in CELLS}
@@ -105,13 +127,14 @@ def trained(arm: str, seed: int, *, rounds: int, tokens: int, steps: int, proble
     return result
 
 
-def collected(directory: Path, settings: dict[str, Any], tokens: int) -> int:
-    """Collect as many tasks as `tokens` allow, and return the number of tokens used."""
-    n, sampled = PROBE, 0
-    for share in (0.0, 0.8, 1.0):  # stored tasks are not sampled again, and give the tokens per task
-        n = max(n, round(share * tokens * n / sampled)) if sampled else n
-        sampled = Run(directory, {**settings, "collect.n": n}).collect().tokens_sampled
-    return sampled
+def collected(directory: Path, settings: dict[str, Any], tokens: int) -> CollectSummary:
+    """Collect as many tasks as `tokens` allow."""
+    n = PROBE
+    summary = Run(directory, {**settings, "collect.n": n}).collect()
+    for share in (0.8, 1.0):  # stored tasks are not sampled again, and give the tokens per task
+        n = max(n, round(share * tokens * n / summary.tokens_sampled))
+        summary = Run(directory, {**settings, "collect.n": n}).collect()
+    return summary
 
 
 def batch_size(run: Run, steps: int) -> int:

@@ -32,6 +32,7 @@ COLLECT = flags_of(
         "--n": "n",
         "--samples": "samples",
         "--reflections": "reflections",
+        "--reflections-at-once": "reflections_at_once",
         "--retries": "retries",
         "--blind-retries": "blind_retries",
         "--concurrency": "concurrency",
@@ -39,6 +40,7 @@ COLLECT = flags_of(
         "--max-tokens": "max_tokens",
         "--max-cost": "max_cost",
         "--max-seconds": "max_seconds",
+        "--target-groups": "target_groups",
     },
 )
 EVAL = flags_of("eval", EvalConfig, {"--n": "n"})

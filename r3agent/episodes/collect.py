@@ -144,7 +144,8 @@ async def collect(
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **named, **(metadata or {})}
 
     limits = limits or CollectLimits()
-    start, tally, quota = time.monotonic(), Tally(), Quota(limits, prices_of(policy))
+    start, tally = time.monotonic(), Tally()
+    quota = Quota(limits, tally, prices_of(policy))
     with TrajectoryWriter(out) as writer:
         stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}

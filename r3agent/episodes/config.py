@@ -31,6 +31,7 @@ class EpisodeOptions(TypedDict, total=False):
 
     max_attempts: int
     reflections: int
+    reflections_at_once: int | None
     retries: int
     blind_retries: int
     reflect_prompt: str
@@ -77,6 +78,9 @@ class EpisodeLimits(Record):
     """Maximum number of tries on one path, including the first."""
     reflections: int = Field(default=1, ge=0)
     """G: reflections of each failed try, a GRPO group; 0 retries without reflecting."""
+    reflections_at_once: int | None = Field(default=None, ge=1)
+    """Draw this many reflections of a failed try at a time, up to `reflections`, and stop when the retries after them
+    do not all have the same score: more teach little then. `None` draws all at once."""
     retries: int = Field(default=1, ge=1)
     """M: retries after each reflection; crediting `retry` needs at least 2."""
     blind_retries: int = Field(default=0, ge=0)
@@ -207,6 +211,7 @@ class EpisodeContext(Budget):
 
     max_attempts: int | None = field_of("max_attempts", None)
     reflections: int | None = field_of("reflections", None)
+    reflections_at_once: int | None = field_of("reflections_at_once", None)
     retries: int | None = field_of("retries", None)
     blind_retries: int | None = field_of("blind_retries", None)
     sampling: Sampling | None = field_of("sampling", None)

@@ -24,7 +24,7 @@ from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import ConfigError, ConversationError
 from r3agent.policy import Pinnable, Policy, Renamable, Sampling, prices_of, sampling_of
 from r3agent.records.cost import Prices
-from r3agent.records.trajectory import Label, Span, Trajectory
+from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
 Update: TypeAlias = dict[str, Any]
@@ -114,6 +114,8 @@ class Nodes:
         is_open = frontier or any(s.label == "reflect" and not tree.children(s) for s in tree.spans)
         if is_open and (reason := self._spent(state, tree)) is not None:
             tree, frontier = tree.changed(metadata={**tree.metadata, ENDED: reason}), []
+        if n := self.config.reflections_at_once:
+            tree = tree.changed(metadata={**tree.metadata, AT_ONCE: n})
         if tree.attempt is not None and tree.attempt.error is not None:
             tree = tree.changed(error=tree.attempt.error)
         return {
@@ -126,11 +128,10 @@ class Nodes:
 
     async def reflect(self, state: EpisodeState) -> Update:
         tree = tree_of(state)
-        n = self.config.reflections  # a run's context may have none where an edit of the state led here
         return await _grow(
             drawing
             for failed in frontier_of(state, tree)
-            if n
+            if (n := self._wanted(tree, failed)) > 0
             for drawing in self._drawings(state, tree, failed, "reflect", n)
         )
 
@@ -141,12 +142,13 @@ class Nodes:
             drawing
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
+            if not tree.children(reflection)
             for drawing in self._drawings(state, tree, reflection, "retry", self.config.retries)
         ]
         blind = [
             drawing
             for failed in frontier
-            if self.config.blind_retries
+            if self.config.blind_retries and not tree.children(failed, "retry")
             for drawing in self._drawings(state, tree, failed, "retry", self.config.blind_retries)
         ]
         return await _grow([*guided, *blind])
@@ -155,12 +157,15 @@ class Nodes:
         return self.budget.spent(tree, (state.get("lineage") or {}).get("began"), self.prices)
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
-        """List the last spans of the failed tries that may be retried; none once a try has passed.
+        """List the last spans of the failed tries that need reflections or may be retried; none once a try has passed.
 
-        If there are reflections, blind retries are only a control: they are not retried, and a pass does not count. A
-        try whose conversation was refused is not retried, because a longer one would be refused too.
+        A group of reflections that is drawn in parts is completed first, also if a try of it has passed. If there are
+        reflections, blind retries are only a control: they are not retried, and a pass does not count. A try whose
+        conversation was refused is not retried, because a longer one would be refused too.
         """
         tries = [t for t in tree.tries if not (self.config.reflections and t.is_blind)]
+        if undecided := [t.last for t in tries if self._undecided(tree, t.last)]:
+            return undecided
         if any(t.passed for t in tries):
             return []
         return [
@@ -171,6 +176,19 @@ class Nodes:
             and not t.refused
             and self._n_tries(tree, t.last) < self.config.max_attempts
         ]
+
+    def _wanted(self, tree: Trajectory, failed: Span) -> int:
+        """Return the number of reflections to draw next on a failed try."""
+        missing = self.config.reflections - len(tree.children(failed, "reflect"))
+        return min(missing, self.config.reflections_at_once or missing)
+
+    def _undecided(self, tree: Trajectory, failed: Span) -> bool:
+        """Return True if reflections on this try are missing, and the retries after the others are all alike."""
+        reflections = tree.children(failed, "reflect")
+        if not self.config.reflections_at_once or not reflections or self._wanted(tree, failed) <= 0:
+            return False
+        verdicts = [retry.verdict for reflection in reflections for retry in tree.retries(reflection)]
+        return len({verdict.score for verdict in verdicts if verdict is not None}) < 2
 
     @staticmethod
     def _n_tries(tree: Trajectory, span: Span) -> int:
@@ -194,7 +212,9 @@ class Nodes:
         sampling = self._sampling(label)
         if sampling is not None:
             branch = () if tree.parent_id is None else (tree.trajectory_id,)  # it does not draw what it left again
-            place = tree.position(parent), "blind_retry" if is_blind(label, parent) else label, *branch
+            earlier = len(tree.children(parent, "reflect")) if parent is not None and label == "reflect" else 0
+            part = (earlier,) if earlier else ()
+            place = tree.position(parent), "blind_retry" if is_blind(label, parent) else label, *branch, *part
             lineage: Any = state.get("lineage") or {}
             sampling = sampling.at(tree.task.id, self.sample, lineage.get("earlier", 0), *place)
         return SpanRequest(label, parent, messages, appended, sampling)

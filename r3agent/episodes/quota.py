@@ -9,6 +9,7 @@ from pydantic import Field
 from r3agent.errors import ConfigError
 from r3agent.records.cost import Prices
 from r3agent.records.record import Record
+from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 
 
@@ -22,6 +23,9 @@ class CollectLimits(Record):
     max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Budget of the cost of one collection, at the policy's prices; when it is spent, running episodes end, and the
     next one goes on."""
+    target_groups: int | None = Field(default=None, ge=1)
+    """Number of groups of reflections with different rewards, stored ones included, at which a collection is
+    complete: it begins no more episodes, and the next one goes on only towards a higher target."""
     max_seconds: float | None = Field(default=None, gt=0)
     """Seconds after which a collection begins no episode; running ones end, and the next one goes on."""
     episode_timeout_s: float | None = Field(default=None, gt=0)
@@ -29,19 +33,22 @@ class CollectLimits(Record):
 
 
 class Quota:
-    """Answer to "may another episode begin?"; it counts what this call spends, and not what was stored before.
+    """Answer to "may another episode begin?"; it counts what this call spends, and of what was stored only the groups.
+
+    Args:
+        tally: counts of the stored episodes and of those that have ended.
 
     Raises:
         ConfigError: there is a budget of cost, but no price.
     """
 
-    def __init__(self, limits: CollectLimits, prices: Prices | None = None) -> None:
+    def __init__(self, limits: CollectLimits, tally: Tally, prices: Prices | None = None) -> None:
         if limits.max_cost is not None and prices is None:
             raise ConfigError(
                 f"max_cost = {limits.max_cost:g}: the policy has no prices; give them, e.g. "
                 "OpenAIPolicy(..., prices=Prices(prompt=0.5, sampled=1.5)) or [policy.prices] in r3.toml"
             )
-        self._limits, self._prices = limits, prices
+        self._limits, self._tally, self._prices = limits, tally, prices
         self._start = time.monotonic()
         self._begun = self._tokens = 0
         self._cost: float | None = 0.0
@@ -74,6 +81,7 @@ class Quota:
             "max_episodes": self._begun,
             "max_tokens": self._tokens,
             "max_cost": self._cost or 0.0,
+            "target_groups": self._tally.groups_with_variance,
             "max_seconds": time.monotonic() - self._start,
         }
         limits = ((name, getattr(self._limits, name), amount) for name, amount in spent.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from r3agent.records.branching import rendering
 from r3agent.records.credit import groups
-from r3agent.records.trajectory import Record, Trajectory, Try
+from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
 
 
 class CollectSummary(Record):
@@ -26,7 +26,8 @@ class CollectSummary(Record):
     first_try: float | None
     """Share of first attempts that passed."""
     retry_after_reflection: float | None
-    """Share of retries after a reflection that passed."""
+    """Share of retries after a reflection that passed; of a group that was drawn in parts, only the first counts,
+    because its outcomes decided whether there were more."""
     retry_blind: float | None
     """Share of blind retries that passed."""
     noisy_verdicts: int
@@ -124,8 +125,10 @@ class Tally:
         if trajectory.attempt and not recorded:
             self._judge("first", trajectory.try_of(trajectory.attempt))
         for a_try in tries:
-            if a_try.label == "retry":
-                self._judge("blind" if a_try.is_blind else "retry", a_try)
+            if a_try.is_blind:
+                self._judge("blind", a_try)
+            elif a_try.label == "retry" and _is_even_sample(trajectory, a_try):
+                self._judge("retry", a_try)
         self._count_groups(trajectory)
 
     def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
@@ -182,6 +185,15 @@ def summarise(
     for episode in episodes:
         tally.add(episode)
     return tally.summary(resumed=resumed, outdated=outdated, seconds=seconds)
+
+
+def _is_even_sample(trajectory: Trajectory, retry: Try) -> bool:
+    """Return False for a retry that was drawn because of the outcomes of others."""
+    reflection = trajectory.parent(retry.first)
+    if (at_once := trajectory.metadata.get(AT_ONCE)) is None or reflection is None:
+        return True
+    failed = trajectory.parent(reflection)
+    return failed is None or reflection in trajectory.children(failed, "reflect")[:at_once]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -82,6 +82,9 @@ class CollectConfig(EpisodeLimits, CollectLimits):
     """Number of tasks per collection."""
     samples: int = Field(default=1, ge=1)
     """Episodes per task; crediting `attempt` needs at least 2."""
+    revisit: float = Field(default=1.0, gt=0, le=1)
+    """Chance of drawing a task again in a later round if all its recorded tries passed, or all failed: such tasks teach
+    little, and this leaves more of a round to others. Tasks that a source generates anew are not drawn again anyway."""
     reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
     concurrency: int | None = Field(default=None, ge=1)
     """Number of concurrent episodes; default: as many as the server's latency and errors allow, at most 512."""

@@ -160,14 +160,19 @@ class RunDirectory:
         settings = {"verifier_params": task.verifier_params} if task.verifier_params else {}
         return {SOURCE: task.source, "params": task.params, "verifier": self.verifier_name, **settings}
 
-    def draw_tasks(self, n: int | None, *, split: str, seed: int) -> list[Task]:
+    def draw_tasks(self, n: int | None, *, split: str, seed: int, spare: int = 0) -> list[Task]:
         """Draw `n` tasks of a split and check that no other split has used them.
+
+        Args:
+            spare: number of tasks to draw besides, if the split has them.
 
         Raises:
             ConfigError: the source has none, a task is in another split too, or recorded training used up all of them.
         """
         task = self.config.task
-        tasks = find_tasks(in_run(task.source, self.directory), n, seed=seed, split=split, **task.params)
+        wanted = None if n is None else n + spare
+        source = in_run(task.source, self.directory)
+        tasks = find_tasks(source, wanted, seed=seed, split=split, **task.params)
         if n is not None and len(tasks) < n:
             self._warn_once(f"{len(tasks)} of {n} tasks: split {split} of {task.source} has no more")
         admitted = self._split_guard.admit(tasks, split)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
+from r3agent.run.revisit import settled, thin_out
 from r3agent.store.registry import PolicyCard
+from r3agent.store.shards import read
 from r3agent.store.trajectories import load
 
 DRAWN = {"n", "samples", "seed"}
@@ -82,8 +85,8 @@ class Run(Collector):
         card = self.ensure_live() if version is None else self.registry.card(version)
         settings = self.config.collect
         round_ = len(self.registry.versions())
-        tasks = self.draw_tasks(settings.n, split="train", seed=self.config.task.seed * 1000 + round_)
-        limits = settings.model_dump(exclude={"n", "concurrency", *CollectLimits.model_fields})
+        tasks = self._tasks_of_round(round_)
+        limits = settings.model_dump(exclude={"n", "revisit", "concurrency", *CollectLimits.model_fields})
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         limits["first_sample"] = (round_ - 1) * ROUND_SAMPLES
         identity = self._identity(card.version, self.config.sampling, **limits)
@@ -94,6 +97,16 @@ class Run(Collector):
             out = self.directory / "trajectories"
             given: dict[str, Any] = {"limits": spending, "on_tally": on_tally}
             return self._collect(card, url, tasks, "train", out, progress, identity, **given)
+
+    def _tasks_of_round(self, round_: int) -> list[Task]:
+        n, revisit = self.config.collect.n, self.config.collect.revisit
+        seed = self.config.task.seed * 1000 + round_
+        if revisit == 1 or round_ == 1:
+            return self.draw_tasks(n, split="train", seed=seed)
+        earlier = (t for t in read(self.directory / "trajectories") if t.sample < (round_ - 1) * ROUND_SAMPLES)
+        done = settled(earlier)  # this round's own episodes change nothing, so a resumed one has the same tasks
+        tasks = self.draw_tasks(n, split="train", seed=seed, spare=ceil(n / revisit) - n)
+        return thin_out(tasks, done, revisit=revisit, seed=seed)[:n]
 
     def train(
         self,

@@ -135,6 +135,15 @@ def test_each_round_draws_new_episodes_and_finds_its_own(run: Run, endpoint: Cha
     assert (more.episodes, more.resumed) == (2 * first.episodes, first.episodes)
 
 
+def test_tasks_that_always_fail_are_drawn_less_often(run: Run) -> None:
+    first = run.collect()  # every try of v0000 fails
+    with_version(run)
+    thinned = reopened(run, collect__revisit=0.3).collect(version="v0000")
+    assert 0 < thinned.episodes < 0.7 * first.episodes
+    again = reopened(run, collect__revisit=0.3).collect(version="v0000")
+    assert (again.episodes, again.resumed) == (thinned.episodes, thinned.episodes)
+
+
 def test_a_file_has_the_settings_of_the_first_call_and_later_overrides_are_not_written(run: Run) -> None:
     assert load_config(run.directory / "r3.toml", {}) == run.config
     again = reopened(run, eval__n=3)
