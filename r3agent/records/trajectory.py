@@ -54,6 +54,7 @@ SOURCE, SPLIT = "source", "split"
 
 RECORDED = "recorded_spans"
 """Metadata key of a branch of a recorded episode: ids of the spans that it took from there and did not sample."""
+
 AT_ONCE = "reflections_at_once"
 """Key of `Trajectory.metadata`: size of the parts in which groups were drawn, if the outcomes of one decided on the
 next. The reflections of the first parts alone are an even sample of those that the policy writes."""
