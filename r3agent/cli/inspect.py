@@ -17,8 +17,9 @@ from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.models import resolve_model
+from r3agent.store.reading import Unreadable, report_left_out
 from r3agent.store.registry import Registry
-from r3agent.store.shards import Unreadable, find, report_left_out, store_at
+from r3agent.store.shards import find, store_at
 from r3agent.store.trajectories import load
 from r3agent.train.rows import left_out
 

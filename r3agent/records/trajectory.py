@@ -16,7 +16,7 @@ from os import PathLike
 from statistics import fmean
 from typing import Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ArgumentError
@@ -27,6 +27,7 @@ from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
     "HELD_OUT",
+    "LINE_CHECKSUM",
     "RECORDED",
     "SOURCE",
     "SPLIT",
@@ -59,6 +60,9 @@ AT_ONCE = "reflections_at_once"
 """Key of `Trajectory.metadata`: size of the parts in which groups were drawn, if the outcomes of one decided on the
 next. The reflections of the first parts alone are an even sample of those that the policy writes."""
 
+LINE_CHECKSUM = "line_crc32"
+"""Metadata key that a stored line ends with; a record that is read from it has none."""
+
 HELD_OUT = ("gate", "test")
 """Splits whose tasks are never trained on."""
 
@@ -80,6 +84,11 @@ class Trajectory(VersionedRecord):
     verifier: str = ""
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     metadata: dict[str, Any] = {}
+
+    @field_validator("metadata")
+    @classmethod
+    def _without_checksum(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in metadata.items() if k != LINE_CHECKSUM} if LINE_CHECKSUM in metadata else metadata
 
     @model_validator(mode="after")
     def _is_tree(self) -> Trajectory:

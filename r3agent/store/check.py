@@ -18,7 +18,10 @@ from r3agent.errors import BusyError, SchemaVersionError
 from r3agent.records.json_values import json_value, parse_json
 from r3agent.records.record import MENDED, Record, VersionedRecord
 from r3agent.records.trajectory import Trajectory
+from r3agent.store import parquet
 from r3agent.store.labels import SpanLabel, labels_path
+from r3agent.store.lines import encode, why_wrong
+from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards, store_at
 
 
@@ -28,8 +31,8 @@ class Fault(Record):
     file: str
     line: int
     kind: Literal["torn", "unreadable", "other_version", "mendable", "copy"]
-    """`torn`: no JSON; `unreadable`: no record; `mendable`: read with a part replaced, as `--repair` writes it;
-    `copy`: the same as an earlier line."""
+    """`torn`: no JSON; `unreadable`: no record; `mendable`: read with a part or its checksum replaced, as `--repair`
+    writes it; `copy`: the same as an earlier line."""
     detail: str
 
 
@@ -105,7 +108,7 @@ def check_store(directory: str | Path, *, repair: bool = False) -> StoreCheck:
             is_sound &= repaired == content
             written += [repaired] if repaired else []
         if repair and not is_sound:
-            backups.append(str(_replace(path, b"".join(written))))
+            backups.append(str(_replace(path, written)))
     unknown = [f"{x.trajectory_id}/{x.span_id}" for x in given_labels if (x.trajectory_id, x.span_id) not in spans]
     return StoreCheck(
         directory=str(store),
@@ -121,10 +124,9 @@ def check_store(directory: str | Path, *, repair: bool = False) -> StoreCheck:
 
 def _lines(path: Path, kind: type[VersionedRecord]) -> Iterator[tuple[_Line, bytes]]:
     """Read and judge each line that is not blank."""
-    with path.open("rb") as file:
-        for number, content in enumerate(file, start=1):
-            if content.strip():
-                yield _judge(content, kind, path, number), content.rstrip(b"\r\n") + b"\n"
+    for number, content in enumerate(lines_of(path), start=1):
+        if content.strip():
+            yield _judge(content, kind, path, number), content.rstrip(b"\r\n") + b"\n"
 
 
 def _judge(content: bytes, kind: type[VersionedRecord], path: Path, number: int) -> _Line:
@@ -155,12 +157,14 @@ def _judge(content: bytes, kind: type[VersionedRecord], path: Path, number: int)
         return _Line(number, None, fault("other_version", str(error)), content)
     except ValidationError as error:
         return _Line(number, None, fault("unreadable", explain(error, kind)), None)
+    losses += [problem] if (problem := why_wrong(content)) else []
     if losses:
-        return _Line(number, record, fault("mendable", "; ".join(losses)), record.line())
+        repaired = encode(record) if isinstance(record, Trajectory) else record.line()
+        return _Line(number, record, fault("mendable", "; ".join(losses)), repaired)
     return _Line(number, record, None, content.rstrip(b"\r\n") + b"\n")
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def _replace(path: Path, lines: list[bytes]) -> Path:
     """Replace a file in one step, and return the path of the original, which stays beside it."""
     n = 1
     while (backup := path.with_name(f"{path.name}.bak{n if n > 1 else ''}")).exists():
@@ -174,5 +178,8 @@ def _replace(path: Path, content: bytes) -> Path:
             os.link(path, backup)
         except OSError:  # a file system without hard links
             shutil.copy2(path, backup)
-        write_atomically(path, content)
+        if path.suffix == parquet.ENDING:
+            parquet.write_lines(path, (line.rstrip(b"\n") for line in lines), replace=True)
+        else:
+            write_atomically(path, b"".join(lines))
     return backup

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from r3agent._util.files import disk_errors
 from r3agent.errors import ConfigError
-from r3agent.store.shards import LABELS, shards, store_at
+from r3agent.store.parquet import ENDING
+from r3agent.store.reading import LABELS
+from r3agent.store.shards import shards, store_at
 
 
 def copy_store(source: str | Path, target: str | Path) -> None:
@@ -35,7 +37,10 @@ def copy_store(source: str | Path, target: str | Path) -> None:
 
 
 def _copy_lines(path: Path, to: Path) -> None:
-    """Copy a file without the line that is being written."""
+    """Copy a file without the line that is being written; one in Parquet is whole."""
+    if path.suffix == ENDING:
+        shutil.copyfile(path, to)
+        return
     with path.open("rb") as lines, to.open("wb") as copy:
         copy.writelines(line for line in lines if line.endswith(b"\n"))
         copy.flush()

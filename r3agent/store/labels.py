@@ -22,7 +22,8 @@ from r3agent._util.checked import checked
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.json_values import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
-from r3agent.store.shards import LABELS, lookup, records, store_at
+from r3agent.store.reading import LABELS, records
+from r3agent.store.shards import lookup, store_at
 
 
 class SpanLabel(VersionedRecord):

@@ -1,6 +1,7 @@
 """Trajectories on disk: append-only JSON Lines, one record per line, many shards in one directory.
 
-Each writer opens its own shard, so no process appends after another's incomplete line. A line that a crash left
+Each writer opens its own shard, so no process appends after another's incomplete line. A shard in Parquet, of
+`r3agent.store.parquet`, is read like any other. A line that a crash left
 incomplete is reported and skipped; only its episode is lost, and collected again. A complete line that is no record is
 left out, counted and reported: `r3agent data check` lists and repairs such lines.
 """
@@ -8,7 +9,6 @@ left out, counted and reported: `r3agent data check` lists and repairs such line
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,111 +16,21 @@ from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from errno import EACCES
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import orjson
-from pydantic import ValidationError
 
-from r3agent._util.messages import explain, nearest
-from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.records.record import VersionedRecord
+from r3agent._util.messages import nearest
+from r3agent.errors import ConfigError, RecordError
 from r3agent.records.trajectory import Trajectory, new_id
-
-logger = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=VersionedRecord)
-
-CHECK = "r3agent data check"
-"""Command that lists and repairs what cannot be read."""
+from r3agent.store import parquet
+from r3agent.store.lines import encode
+from r3agent.store.reading import Unreadable, records
 
 CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
 
-LABELS = "labels"
-"""Folder of a store with the file of its labels."""
-
-
-class Unreadable(NamedTuple):
-    """A line of a file that is no record."""
-
-    path: Path
-    line: int
-    reason: str
-    torn: bool = False
-    """True for the part of a line that a crash left."""
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}"
-
-    @property
-    def remedy(self) -> str:
-        store = self.path.parent.parent if self.path.parent.name == LABELS else self.path.parent
-        return f"`{CHECK} {store}` lists and repairs such lines"
-
-
-def parse_lines(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R | Unreadable]:
-    """Read each line of a file, in order of writing.
-
-    Args:
-        containing: bytes that a line must contain; other lines are skipped unparsed.
-
-    Raises:
-        SchemaVersionError: another version of r3agent wrote it.
-    """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if containing not in line or not line.strip():
-                continue
-            try:
-                yield kind.of_line(line)
-            except SchemaVersionError as error:
-                raise SchemaVersionError(f"{path}:{number}: {error}") from None
-            except ValidationError as error:
-                yield Unreadable(
-                    path, number, f"not a {kind.__name__.removeprefix('Span').lower()}: {explain(error, kind)}"
-                )
-            except ValueError:
-                yield Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
-
-
-def records(
-    paths: Iterable[Path],
-    kind: type[R],
-    *,
-    containing: bytes = b"",
-    strict: bool = False,
-    unreadable: list[Unreadable] | None = None,
-) -> Iterator[R]:
-    """Read all records of some files, in order of writing; leave out and report lines that are none.
-
-    Args:
-        containing: bytes that a line must contain; other lines are skipped unparsed.
-        strict: raise at the first complete line that is no record.
-        unreadable: receives the complete lines that are no record, instead of the log.
-
-    Raises:
-        RecordError: a complete line is not such a record, and `strict`.
-        SchemaVersionError: another version of r3agent wrote it.
-    """
-    found: list[Unreadable] = [] if unreadable is None else unreadable
-    for record in (record for path in paths for record in parse_lines(path, kind, containing=containing)):
-        if not isinstance(record, Unreadable):
-            yield record
-        elif record.torn:
-            logger.warning("%s", record)
-        elif strict:
-            raise RecordError(f"{record}; {record.remedy}")
-        else:
-            found.append(record)
-    if found and unreadable is None:
-        logger.warning("%s", report_left_out(found))
-
-
-def report_left_out(unreadable: Sequence[Unreadable]) -> str:
-    """Report lines that are left out."""
-    n, first = len(unreadable), unreadable[0]
-    lines = f"{n} lines are no records and are" if n > 1 else "a line is no record and is"
-    return f"{first}: {lines} left out; {first.remedy}"
+ENDINGS = (".jsonl", parquet.ENDING)
+"""Endings of the names of shards."""
 
 
 class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
@@ -155,7 +65,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         Raises:
             RecordError: the disk is full or unavailable; earlier records are kept.
         """
-        line = memoryview(trajectory.line())
+        line = memoryview(encode(trajectory))
         try:
             if self._fd is None:
                 self._fd = self._open_shard()
@@ -177,7 +87,8 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             self._fd = None
 
     def _open_shard(self) -> int:
-        number = 0 if self._unique else len(shards(self.directory))
+        taken = [int(path.stem) for path in shards(self.directory) if path.stem.isdecimal()]
+        number = max(taken, default=-1) + 1
         while True:
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
             with suppress(FileExistsError):
@@ -292,4 +203,5 @@ def shards(directory: str | Path) -> list[Path]:
     if not directory.is_dir():
         remedy = "give its directory" if directory.is_file() else "collect some trajectories first"
         raise ConfigError(f"{directory}: {'a file' if directory.is_file() else 'there is no such directory'}; {remedy}")
-    return sorted(directory.glob("*.jsonl"))
+    found = [path for path in directory.iterdir() if path.suffix in ENDINGS and not path.name.startswith(".")]
+    return sorted(found)

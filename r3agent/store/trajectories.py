@@ -11,7 +11,8 @@ from r3agent._util.checked import checked
 from r3agent.errors import RecordError
 from r3agent.records.trajectory import Record, Trajectory
 from r3agent.store.labels import with_labels
-from r3agent.store.shards import Unreadable, latest, read
+from r3agent.store.reading import Unreadable
+from r3agent.store.shards import latest, read
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

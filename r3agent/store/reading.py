@@ -1,0 +1,120 @@
+"""Reading of records from files, line by line; a line that is no record is left out and reported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from r3agent._util.messages import explain
+from r3agent.errors import RecordError, SchemaVersionError
+from r3agent.records.record import VersionedRecord
+from r3agent.records.trajectory import Trajectory
+from r3agent.store import parquet
+from r3agent.store.lines import ChecksumError, decode
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=VersionedRecord)
+
+CHECK = "r3agent data check"
+"""Command that lists and repairs what cannot be read."""
+
+LABELS = "labels"
+"""Folder of a store with the file of its labels."""
+
+
+class Unreadable(NamedTuple):
+    """A line of a file that is no record."""
+
+    path: Path
+    line: int
+    reason: str
+    torn: bool = False
+    """True for the part of a line that a crash left."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+    @property
+    def remedy(self) -> str:
+        store = self.path.parent.parent if self.path.parent.name == LABELS else self.path.parent
+        return f"`{CHECK} {store}` lists and repairs such lines"
+
+
+def parse_lines(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R | Unreadable]:
+    """Read each line of a file, in order of writing.
+
+    Args:
+        containing: bytes that a line must contain; other lines are skipped unparsed.
+
+    Raises:
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    of_line: Any = decode if kind is Trajectory else kind.of_line
+    for number, line in enumerate(lines_of(path), start=1):
+        if containing not in line or not line.strip():
+            continue
+        try:
+            yield of_line(line)
+        except SchemaVersionError as error:
+            raise SchemaVersionError(f"{path}:{number}: {error}") from None
+        except ChecksumError as error:
+            yield Unreadable(path, number, str(error))
+        except ValidationError as error:
+            name = kind.__name__.removeprefix("Span").lower()
+            yield Unreadable(path, number, f"not a {name}: {explain(error, kind)}")
+        except ValueError:
+            yield Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Read the lines of a shard, in JSON Lines or Parquet, or of the labels."""
+    if path.suffix == parquet.ENDING:
+        yield from parquet.read_lines(path)
+    else:
+        with path.open("rb") as lines:
+            yield from lines
+
+
+def records(
+    paths: Iterable[Path],
+    kind: type[R],
+    *,
+    containing: bytes = b"",
+    strict: bool = False,
+    unreadable: list[Unreadable] | None = None,
+) -> Iterator[R]:
+    """Read all records of some files, in order of writing; leave out and report lines that are none.
+
+    Args:
+        containing: bytes that a line must contain; other lines are skipped unparsed.
+        strict: raise at the first complete line that is no record.
+        unreadable: receives the complete lines that are no record, instead of the log.
+
+    Raises:
+        RecordError: a complete line is not such a record, and `strict`.
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    found: list[Unreadable] = [] if unreadable is None else unreadable
+    for record in (record for path in paths for record in parse_lines(path, kind, containing=containing)):
+        if not isinstance(record, Unreadable):
+            yield record
+        elif record.torn:
+            logger.warning("%s", record)
+        elif strict:
+            raise RecordError(f"{record}; {record.remedy}")
+        else:
+            found.append(record)
+    if found and unreadable is None:
+        logger.warning("%s", report_left_out(found))
+
+
+def report_left_out(unreadable: Sequence[Unreadable]) -> str:
+    """Report lines that are left out."""
+    n, first = len(unreadable), unreadable[0]
+    lines = f"{n} lines are no records and are" if n > 1 else "a line is no record and is"
+    return f"{first}: {lines} left out; {first.remedy}"
