@@ -170,9 +170,18 @@ class Endpoint:
     ) -> tuple[T, float]:
         """Return the result of the first successful try and its duration in seconds."""
         client, slots = self._connection()
+        timeout_s = self._settings.timeout_s
+        limit_s = timeout_s + min(http.CONNECT_TIMEOUT_S, timeout_s)
+
+        async def in_time() -> T:
+            try:
+                async with asyncio.timeout(limit_s):  # the client's own timeout begins anew with each byte
+                    return await once(client)
+            except TimeoutError as error:
+                raise httpx.ReadTimeout("the answer does not end") from error
 
         async def timed() -> tuple[T, float]:
-            return await slots.run(lambda: once(client)) if takes_slot else (await once(client), 0.0)
+            return await slots.run(in_time) if takes_slot else (await in_time(), 0.0)
 
         try:
             return await self._retry.run(timed, may_repeat)

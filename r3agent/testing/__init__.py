@@ -6,6 +6,8 @@ Nothing is patched: `ScriptedPolicy` replaces an `OpenAIPolicy`, and `ScriptedEn
 from r3agent.testing.endpoint import Received, ScriptedEndpoint
 from r3agent.testing.faults import (
     DROPPED,
+    FATAL,
+    FAULTS,
     HANG,
     HTML_PAGE,
     MALFORMED_JSON,
@@ -14,6 +16,7 @@ from r3agent.testing.faults import (
     Edit,
     Fault,
     miscount,
+    random_faults,
     rate_limited,
 )
 from r3agent.testing.policy import Call, ScriptedPolicy
@@ -21,6 +24,8 @@ from r3agent.testing.traffic import Traffic, traffic_through
 
 __all__ = [
     "DROPPED",
+    "FATAL",
+    "FAULTS",
     "HANG",
     "HTML_PAGE",
     "MALFORMED_JSON",
@@ -34,6 +39,7 @@ __all__ = [
     "ScriptedPolicy",
     "Traffic",
     "miscount",
+    "random_faults",
     "rate_limited",
     "traffic_through",
 ]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from r3agent.errors import ConfigError
-from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message
 from r3agent.testing.faults import Edit, Fault, Json
 from r3agent.testing.http import JsonServer
 from r3agent.testing.stream import as_stream
-from r3agent.testing.tokens import LOGPROB, encode, encode_prompt
+from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, sampled_text
 
 ScriptedAnswer: TypeAlias = str | Message
 """Text of a completion, or an assistant message, e.g. with tool calls or `reasoning`."""
+
+KEPT = 10_000
+"""Number of requests that an endpoint keeps at least."""
 
 
 class Received(NamedTuple):
@@ -32,6 +35,7 @@ class ScriptedEndpoint:
     Args:
         answer: answer of every completion, or a function of the request's body and the index of the choice.
         faults: responses to the first requests, in order; `None` is a healthy answer, as are all after the last.
+            `FAULTS` has those of real servers, `itertools.cycle` repeats them, `random_faults` draws them.
         edits: functions that corrupt every healthy answer.
         ignores: request fields to ignore, among `n`, `logprobs`, `return_token_ids`, `max_tokens` and
             `max_completion_tokens`. A text that is longer than the limit is cut off; a token is a byte.
@@ -39,6 +43,7 @@ class ScriptedEndpoint:
         validate: function that returns why a request's body is refused with 400, or `None`, as a strict server's.
         api_key: accepted key; any other is refused with 401, and quoted.
         model: base model; a name that is neither this nor in `adapters` is refused with 404.
+        port: port to listen on; default: a free one.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class ScriptedEndpoint:
         validate: Callable[[Json], str | None] = lambda body: None,
         api_key: str | None = None,
         model: str = "scripted",
+        port: int = 0,
     ) -> None:
         self.model = model
         self.adapters: list[str] = []
@@ -59,7 +65,7 @@ class ScriptedEndpoint:
         self.weight_version: str | None = None
         """Version in the response of `/weight_info`; with `None` there is no such route."""
         self.received: list[Received] = []
-        """Chat completion requests, in order of arrival."""
+        """Chat completion requests, in order of arrival; of many, the last `KEPT` or more."""
         self._answer = answer
         self._faults = iter(faults)
         self._edits = edits
@@ -68,7 +74,7 @@ class ScriptedEndpoint:
         self._validate = validate
         self._api_key = api_key
         self._lock = threading.Lock()
-        self._server = JsonServer(self._respond)
+        self._server = JsonServer(self._respond, port)
 
     @property
     def url(self) -> str:
@@ -108,8 +114,10 @@ class ScriptedEndpoint:
             return _error(404, f"no route {path}")
         with self._lock:
             self.received.append(Received(body, authorization))
+            if len(self.received) > 2 * KEPT:
+                del self.received[:-KEPT]
             fault = next(self._faults, None)
-        if fault is not None:
+        if fault is not None and fault.body is not None:
             return fault
         if body["model"] not in (self.model, *self.adapters):
             return _error(404, f"The model `{body['model']}` does not exist.")
@@ -118,10 +126,14 @@ class ScriptedEndpoint:
         if (why := self._validate(body)) is not None:
             return _error(400, why)
         completion = self._completion(body)
-        if body.get("stream"):
-            usage = (body.get("stream_options") or {}).get("include_usage", False)
-            return Fault(body=as_stream(completion, usage=usage), content_type="text/event-stream")
-        return Fault(body=json.dumps(completion))
+        fault = fault or Fault()
+        for edit in (*self._edits, fault.edit):
+            edit(completion)
+        if not body.get("stream"):
+            return replace(fault, body=json.dumps(completion))
+        usage = (body.get("stream_options") or {}).get("include_usage", False)
+        content_type = fault.content_type or "text/event-stream"
+        return replace(fault, body=as_stream(completion, usage=usage), content_type=content_type)
 
     def _refusal(self, body: Json) -> Fault | None:
         if callable(self._refuses):
@@ -133,22 +145,19 @@ class ScriptedEndpoint:
         fields = {name: value for name, value in body.items() if name not in self._ignores}
         choices = [self._choice(body, fields, i) for i in range(fields.get("n", 1))]
         prompt_ids = encode_prompt(body["messages"])
-        sampled = sum(len(encode(_sampled(c["message"]))) - (c["finish_reason"] == "length") for c in choices)
-        completion: Json = {
+        sampled = sum(len(encode(sampled_text(c["message"]))) - (c["finish_reason"] == "length") for c in choices)
+        return {
             "object": "chat.completion",
             "model": body["model"],
             "choices": choices,
             "usage": {"prompt_tokens": len(prompt_ids), "completion_tokens": sampled},
             **({"prompt_token_ids": prompt_ids} if "return_token_ids" in fields else {}),
         }
-        for edit in self._edits:
-            edit(completion)
-        return completion
 
     def _choice(self, body: Json, fields: Json, i: int) -> Json:
         answer: Any = self._answer(body, i) if callable(self._answer) else self._answer
         message = {"role": "assistant", **(answer if isinstance(answer, dict) else {"content": answer})}
-        ids = encode(_sampled(message))
+        ids = encode(sampled_text(message))
         limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or len(ids)
         is_cut = len(ids) > limit and message.keys() == {"role", "content"} and isinstance(message["content"], str)
         if is_cut:
@@ -161,11 +170,6 @@ class ScriptedEndpoint:
             "logprobs": {"content": [{"logprob": LOGPROB} for _ in ids]} if fields.get("logprobs") else None,
             **({"token_ids": ids} if "return_token_ids" in fields else {}),
         }
-
-
-def _sampled(message: Json) -> str:
-    """Return the sampled text, including thinking from a separate field."""
-    return str(message.get("reasoning") or message.get("reasoning_content") or "") + text_of(message.get("content"))
 
 
 def _error(status: int, message: str) -> Fault:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, TypeAlias
 
-from r3agent.testing.faults import Fault, Json
+from r3agent.testing.faults import TRICKLE_S, Fault, Json
 
 Respond: TypeAlias = Callable[[str, str | None, Json | None], Fault]
 """Function from the path, Authorization header and JSON body of a request to its response."""
 
 
 class JsonServer(ThreadingHTTPServer):
-    """Server on a free port of 127.0.0.1 that sends the responses of `respond`; a context manager."""
+    """Server on 127.0.0.1 that sends the responses of `respond`; a context manager.
+
+    Args:
+        port: port to listen on; default: a free one.
+    """
 
     daemon_threads = True  # an interpreter that exits without closing it does not wait for its clients
     request_queue_size = 256
 
-    def __init__(self, respond: Respond) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, respond: Respond, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.respond = respond
         self._open: set[socket.socket] = set()
         self._hanging = 0
@@ -110,17 +115,27 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind == "hang":
             with self.server.hanging():
                 self.connection.recv(1)  # until the client disconnects or the server closes
-        if fault.kind != "answer":
-            self.close_connection = True
+        self.close_connection |= fault.kind not in ("answer", "truncate")
+        if fault.kind in ("drop", "hang"):
             return
-        content = fault.body.encode()
+        content = (fault.body or "").encode()
+        half = content[: len(content) // 2]
+        if fault.kind == "truncate":
+            content = half
         self.send_response(fault.status)
         for name, value in fault.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", fault.content_type)
+        self.send_header("Content-Type", fault.content_type or "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if fault.kind == "trickle":
+            with self.server.hanging():
+                for i in range(len(content)):
+                    self.wfile.write(content[i : i + 1])
+                    self.wfile.flush()
+                    time.sleep(TRICKLE_S)
+        else:
+            self.wfile.write(half if fault.kind == "cut" else content)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -13,7 +13,8 @@ def as_stream(completion: Json, *, usage: bool) -> str:
     """Render the events, word by word with their tokens, one choice after another.
 
     Args:
-        usage: add a last chunk with the usage and no choices, as for `stream_options.include_usage`.
+        usage: add a last chunk with the usage, if there is one, and no choices, as for
+            `stream_options.include_usage`.
     """
     head = {"object": "chat.completion.chunk", "model": completion["model"]}
     first = {key: completion[key] for key in ("prompt_token_ids",) if key in completion}
@@ -24,7 +25,7 @@ def as_stream(completion: Json, *, usage: bool) -> str:
         for i, word in enumerate(words):
             chunks.append({**head, **(first if not chunks else {}), "choices": [_piece(choice, word, i, len(words))]})
         chunks.append({**head, "choices": [_end(choice)]})
-    if usage:
+    if usage and "usage" in completion:
         chunks.append({**head, "choices": [], "usage": completion["usage"]})
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from r3agent.records.json_values import well_formed
+from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message
 
 END_OF_TURN = 256
@@ -20,6 +21,11 @@ def encode(text: str) -> list[int]:
 
 def encode_prompt(messages: Sequence[Message]) -> list[int]:
     return encode(json.dumps(list(messages)))
+
+
+def sampled_text(message: Message) -> str:
+    """Return the sampled text, including thinking from a separate field."""
+    return str(message.get("reasoning") or message.get("reasoning_content") or "") + text_of(message.get("content"))
 
 
 def pieces(text: str) -> list[str]:

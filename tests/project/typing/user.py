@@ -76,6 +76,8 @@ from r3agent.store.registry import PolicyCard, Registry
 from r3agent.tasks import TaskSource, find_tasks
 from r3agent.testing import (
     DROPPED,
+    FATAL,
+    FAULTS,
     HANG,
     HTML_PAGE,
     MALFORMED_JSON,
@@ -89,6 +91,7 @@ from r3agent.testing import (
     ScriptedPolicy,
     Traffic,
     miscount,
+    random_faults,
     rate_limited,
     traffic_through,
 )
@@ -316,7 +319,8 @@ async def examine() -> tuple[Check, ...]:
 
 # ---- testing ----
 
-FAULTS: list[Fault] = [DROPPED, HANG, HTML_PAGE, MALFORMED_JSON, PROMPT_TOO_LONG, SERVER_ERROR, rate_limited(0.1)]
+SOME: list[Fault | None] = [DROPPED, HANG, HTML_PAGE, MALFORMED_JSON, PROMPT_TOO_LONG, SERVER_ERROR, rate_limited(0.1)]
+DRAWN: Iterator[Fault | None] = random_faults(0.1, seed=1, kinds=FAULTS.keys() - FATAL)
 EDIT: Edit = miscount
 
 
@@ -328,7 +332,7 @@ def test_application() -> None:
 
 
 async def test_through_a_change() -> None:
-    with ScriptedEndpoint("42", faults=FAULTS, edits=[EDIT]) as endpoint:
+    with ScriptedEndpoint("42", faults=[*SOME, next(DRAWN)], edits=[EDIT]) as endpoint:
         policy = OpenAIPolicy(endpoint.url, "scripted")
 
         def ask(number: int) -> Awaitable[list[Generation]]:
