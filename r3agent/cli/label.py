@@ -1,7 +1,8 @@
-"""`r3agent label`: add a verdict to a stored episode."""
+"""`r3agent label`: add a verdict to a stored episode, or those of a file of outcomes to many."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -15,14 +16,32 @@ from r3agent.store.shards import store_at
 @verb()
 def label(
     run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")],
-    trajectory: Annotated[str, Parameter(help="Id of the trajectory, or a prefix of it.")],
+    trajectory: Annotated[str | None, Parameter(help="Id of the trajectory, or a prefix of it.")] = None,
     /,
     *,
     passed: Annotated[bool, switch("The answer was right.")] = False,
     failed: Annotated[bool, switch("The answer was wrong.")] = False,
-    span: Annotated[str | None, Parameter(help="Id of the span to judge; default: the final answer.")] = None,
+    span: Annotated[
+        str | None, Parameter(help="Try to judge: attempt, retry, or the id of a span; default: the final answer.")
+    ] = None,
     feedback: Annotated[str | None, Parameter(help="Reason, for people.", allow_leading_hyphen=True)] = None,
+    from_: Annotated[
+        Path | None,
+        Parameter(
+            name="--from",
+            help="File of outcomes (.csv, .jsonl, .parquet): the column `episode`, and `passed` or `score` or, for all "
+            "rows, --passed or --failed; `try`, `note` and `by` as needed.",
+        ),
+    ] = None,
 ) -> Output:
+    if from_ is not None:
+        if trajectory is not None or span is not None or feedback is not None or (passed and failed):
+            raise ConfigError(
+                f"--from {from_}: each row names its episode; add only --passed or --failed, for all rows"
+            )
+        return _outcomes(run, from_, True if passed else False if failed else None)
+    if trajectory is None:
+        raise ConfigError("label: which episode? r3agent label RUN TRAJECTORY --passed, or RUN --from outcomes.csv")
     if passed == failed:
         raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
     verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
@@ -34,6 +53,21 @@ def label(
         f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {_word(verdict.passed)}, "
         f"says {verdict.by}{overrules}; next: {next_step('inspect', directory, verdict.trajectory_id)}",
     )
+
+
+def _outcomes(run: str, file: Path, passed: bool | None) -> Output:
+    from r3agent.run.outcomes import label_outcomes
+
+    found = label_outcomes(run, file, passed=passed)
+    same = [f"{n} {what}" for n, what in ((found.unchanged, "labelled so before"), (found.doubled, "said twice")) if n]
+    lines = [f"{found.labelled} of {found.rows} rows labelled an episode" + "".join(f", {part}" for part in same)]
+    for reason, examples in found.examples.items():
+        n = found.left_out[reason]
+        lines += [f"{n} left out, {reason}:", *(f"  {example}" for example in examples)]
+        lines += [f"  and {n - len(examples)} more"] if n > len(examples) else []
+    if found.columns_not_read:
+        lines.append(f"columns that are not read: {', '.join(found.columns_not_read)}")
+    return Output(found.model_dump(mode="json"), "\n".join(lines), ok=not found.left_out)
 
 
 def _word(passed: bool) -> str:

@@ -68,7 +68,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     ),
     "label": (
         "label:label",
-        "Add a verdict to a stored episode.",
+        "Add a verdict to a stored episode, or those in a file of outcomes to many.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),
     "gateway": (

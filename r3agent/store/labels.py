@@ -7,11 +7,10 @@ line, which is on disk when the call returns.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,9 +18,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from r3agent._util.checked import checked
-from r3agent.errors import ConfigError, RecordError
+from r3agent.errors import ConfigError
 from r3agent.records.json_values import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
+from r3agent.store.append import append_records
 from r3agent.store.reading import LABELS, records
 from r3agent.store.shards import lookup, store_at
 
@@ -40,16 +40,28 @@ class SpanLabel(VersionedRecord):
     """The verifier's own `passed`, if this verdict contradicts it."""
     labelled_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def over(self, span: Span) -> Span:
+    def over(self, span: Span, score: float | None = None) -> Span:
         """Return the span with this verdict; `overruled` keeps the verifier's own if the two differ."""
         verdict = Verdict(
             passed=self.passed,
-            score=float(self.passed),
+            score=float(self.passed) if score is None else score,
             feedback=self.feedback,
             by=self.by,
             overruled=overruled(span.verdict, self.passed),
         )
         return span.model_copy(update={"verdict": verdict})
+
+
+class LabelScore(VersionedRecord):
+    """Score of a label, in a file of its own: without it, the score is 1 or 0."""
+
+    schema_version: Literal[1] = 1
+    trajectory_id: str
+    span_id: str
+    by: str
+    labelled_at: str
+    """Time of the label, which is its identity together with its span and author."""
+    score: float = Field(ge=0, le=1)
 
 
 def overruled(verdict: Verdict | None, passed: bool) -> bool | None:
@@ -77,7 +89,7 @@ def label(
     Args:
         directory: the store, or the run directory that contains it as `trajectories/`.
         trajectory_id: the id, or a unique prefix of it; a `Trajectory` avoids the search in the store.
-        span_id: the try to judge; default: the final answer.
+        span_id: the try to judge: `attempt`, `retry` if there is one, or a span's id; default: the final answer.
         feedback: reason, for people.
         by: author of the verdict; default: the name of the process's user.
 
@@ -87,34 +99,49 @@ def label(
     """
     directory = store_at(directory)
     trajectory = trajectory_id if isinstance(trajectory_id, Trajectory) else lookup(directory, trajectory_id)
-    span = _try_of(trajectory, span_id)
+    span = judged_span(trajectory, span_id)
     span_label = SpanLabel(
         trajectory_id=trajectory.trajectory_id,
         span_id=span.span_id,
         passed=passed,
         feedback=feedback,
-        by=_user() if by is None else by,
+        by=user() if by is None else by,
         overrules=overruled(span.verdict, passed),
     )
-    append_label(directory, span_label)
+    append_labels(directory, [span_label])
     return span_label
 
 
-def _try_of(trajectory: Trajectory, span_id: str | None) -> Span:
-    tries = {span.span_id: span for span in trajectory.spans if span.label != "reflect"}
-    if span_id is None:
+def judged_span(trajectory: Trajectory, place: str | None) -> Span:
+    """Return the last span of a try, which has its verdict.
+
+    Args:
+        place: `attempt` for the first try, `retry` for the only retry, or the id of a span; default: the final answer.
+
+    Raises:
+        ConfigError: there is no such try, or more than one.
+    """
+    if place is None:
         if trajectory.answer is None:
             raise ConfigError(f"trajectory {trajectory.trajectory_id}: it has no try that a verdict could be on")
         return trajectory.answer
-    if span_id not in tries:
+    if place == "attempt" and trajectory.attempt is not None:
+        return trajectory.attempt
+    retries = [a_try.last for a_try in trajectory.tries if a_try.label == "retry"]
+    if place == "retry" and len(retries) == 1:
+        return retries[0]
+    tries = {span.span_id: span for span in trajectory.spans if span.label != "reflect"}
+    if place not in tries:
+        several = f"one of its {len(retries)} retries" if place == "retry" and retries else "not a try"
         raise ConfigError(
-            f"span {span_id!r}: not a try of trajectory {trajectory.trajectory_id}; verdicts are on attempts and "
+            f"span {place!r}: {several} of trajectory {trajectory.trajectory_id}; verdicts are on attempts and "
             f"retries: {', '.join(f'{s.span_id} ({s.label})' for s in tries.values()) or 'it has none'}"
         )
-    return trajectory.try_of(tries[span_id]).last
+    return trajectory.try_of(tries[place]).last
 
 
-def _user() -> str:
+def user() -> str:
+    """Return the name of the process's user, the default author of labels."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -126,28 +153,20 @@ def labels_path(directory: str | Path) -> Path:
     return Path(directory) / LABELS / "labels.jsonl"
 
 
-def append_label(directory: str | Path, label: SpanLabel) -> None:
-    """Write a label to disk.
+def scores_path(directory: str | Path) -> Path:
+    """Return the file of the scores of a store's labels."""
+    return labels_path(directory).with_name("scores.jsonl")
+
+
+def append_labels(directory: str | Path, labels: Sequence[SpanLabel], scores: Sequence[LabelScore] = ()) -> None:
+    """Write labels to disk, all or none.
 
     Raises:
-        RecordError: it cannot be written; a partial line is ignored.
+        RecordError: they cannot be written.
     """
-    path = labels_path(directory)
-    line = label.line()
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:  # a repair has replaced it
-                return append_label(directory, label)
-            end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise RecordError(f"cannot write to {path}: {error.strerror}; what is stored stays") from error
+    if scores:  # first, because a score without its label counts for nothing
+        append_records(scores_path(directory), scores)
+    append_records(labels_path(directory), labels)
 
 
 def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -167,14 +186,22 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
         if (span := spans.get((label.trajectory_id, label.span_id))) is not None:
             last[origin[label.trajectory_id], *_answer(span)] = label
     labelled = {label.span_id for label in last.values()}
+    scored = [path for path in [scores_path(store_at(directory))] if path.is_file()]
+    scores = {_key(scored): scored.score for scored in records(scored, LabelScore)}
 
     def with_verdicts(trajectory: Trajectory) -> Trajectory:
         if not any(span.span_id in labelled for span in trajectory.spans):
             return trajectory
         labels = [(last.get((origin[trajectory.trajectory_id], *_answer(span))), span) for span in trajectory.spans]
-        return trajectory.changed(spans=tuple(span if label is None else label.over(span) for label, span in labels))
+        return trajectory.changed(
+            spans=tuple(span if label is None else label.over(span, scores.get(_key(label))) for label, span in labels)
+        )
 
     return [with_verdicts(trajectory) for trajectory in trajectories]
+
+
+def _key(label: SpanLabel | LabelScore) -> tuple[str, ...]:
+    return label.trajectory_id, label.span_id, label.by, label.labelled_at
 
 
 def _answer(span: Span) -> tuple[str, str]:

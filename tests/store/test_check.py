@@ -16,7 +16,7 @@ from r3agent.errors import BusyError, ConfigError, SchemaVersionError
 from r3agent.records.record import MENDED
 from r3agent.records.trajectory import Span, Task, Trajectory
 from r3agent.store.check import check_store
-from r3agent.store.labels import SpanLabel, append_label, labels_path
+from r3agent.store.labels import SpanLabel, append_labels, labels_path
 from r3agent.store.shards import TrajectoryWriter, shards
 
 
@@ -88,7 +88,7 @@ def test_repair_mends_and_keeps_the_original(tmp_path: Path, caplog: pytest.LogC
 def test_check_names_duplicates_and_unknown_labels(tmp_path: Path) -> None:
     store(tmp_path, episode("a"), episode("b"), episode("a", sample=1))
     r3agent.label(tmp_path, "b", passed=True)
-    append_label(tmp_path, SpanLabel(trajectory_id="gone", span_id="s", passed=True, by="me"))
+    append_labels(tmp_path, [SpanLabel(trajectory_id="gone", span_id="s", passed=True, by="me")])
     with labels_path(tmp_path).open("a") as file:
         file.write('{"span_id": "of-a"}\n')
     found = check_store(tmp_path, repair=True)
