@@ -18,6 +18,7 @@ import orjson
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import HELD_OUT, SPLIT, Message, Task, Trajectory
 from r3agent.run.config import Config
+from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards, store_at
 from r3agent.tasks import RECORDED, in_run, is_finite, read_tasks, split_by_prompt
 from r3agent.tasks.splits import APART, Split, split_of
@@ -147,7 +148,7 @@ def _prompt_key(messages: Sequence[Message]) -> str:
 def _stored(directory: Path) -> Iterator[Stored]:
     """Yield the trajectories of a store without validating its records."""
     for shard in shards(directory):
-        for line in shard.read_bytes().splitlines():
+        for line in lines_of(shard):
             try:
                 record = orjson.loads(line)
                 task, split = record["task"], record["metadata"].get(SPLIT)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
+from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards, store_at
 from r3agent.tasks.splits import Split, draw, split_of
 
@@ -53,15 +54,12 @@ def split_by_prompt(task: Task) -> Split:
 def _read(directory: str | Path) -> Iterator[Task]:
     """Read the tasks without the rest of their trajectories; `store.read` reports lines that are none."""
     for shard in shards(directory):
-        with shard.open("rb") as lines:
-            for line in lines:
-                try:
-                    task = orjson.loads(line)["task"]
-                except (orjson.JSONDecodeError, KeyError, TypeError):
-                    continue
-                try:
-                    yield Task.model_validate(task)
-                except ValidationError as error:
-                    raise ConfigError(
-                        f"{shard}: {explain(error, Task)}; `r3agent data check` lists such lines"
-                    ) from None
+        for line in lines_of(shard):
+            try:
+                task = orjson.loads(line)["task"]
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                continue
+            try:
+                yield Task.model_validate(task)
+            except ValidationError as error:
+                raise ConfigError(f"{shard}: {explain(error, Task)}; `r3agent data check` lists such lines") from None
