@@ -16,6 +16,7 @@
     |   |       `-- ContentFilterError ... which the endpoint's content filter refuses
     |   |-- ProtocolError      the endpoint's response is not an OpenAI response
     |   `-- StepLimitError     a try asked for more model calls than it may make
+    |       `-- BudgetError    ... because a budget of its episode is spent
     |-- AgentError             an application's agent raised, or its program failed; says nothing about the model
     |-- EpisodeTimeoutError    an episode of a collection took longer than its time limit
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
@@ -128,6 +129,10 @@ class ProtocolError(PolicyError):
 
 class StepLimitError(PolicyError):
     """A try asked for more model calls than it may make; the call was not sent."""
+
+
+class BudgetError(StepLimitError):
+    """A budget of the episode is spent: the call was not sent, or the try was ended; says nothing about the model."""
 
 
 class AgentError(R3Error):

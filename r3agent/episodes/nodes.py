@@ -20,8 +20,9 @@ from r3agent.episodes.collaborators import check_policy
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
 from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
 from r3agent.episodes.sampler import Sampler
+from r3agent.episodes.spending import Spending
 from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
-from r3agent.errors import ConfigError, ConversationError
+from r3agent.errors import BudgetError, ConfigError, ConversationError
 from r3agent.policy import Pinnable, Policy, Renamable, Sampling, prices_of, sampling_of
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
@@ -87,7 +88,9 @@ class Nodes:
         if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
             task = await agent.equip(task)
         if (begin := self.begin) is None:
-            update = await _grow(self._drawings(state, Trajectory(task=task), None, "attempt", 1))
+            update = await _grow(
+                self._drawings(state, self._spending(state, Trajectory(task=task)), None, "attempt", 1)
+            )
         else:
             named: Any = {"trajectory_id": begin.trajectory_id, "parent_id": begin.parent_id}
             update = {**_update(begin.spans), "lineage": {**named, "recorded": [span.span_id for span in begin.spans]}}
@@ -112,7 +115,8 @@ class Nodes:
         tree = tree.changed(spans=spans, sample=self.sample)
         final, frontier = tree.final or tree.tries[0], self._frontier(tree)
         is_open = frontier or any(s.label == "reflect" and not tree.children(s) for s in tree.spans)
-        if is_open and (reason := self._spent(state, tree)) is not None:
+        reason = self._spending(state, tree).spent() if is_open else _stopped(tree)
+        if reason is not None:
             tree, frontier = tree.changed(metadata={**tree.metadata, ENDED: reason}), []
         if n := self.config.reflections_at_once:
             tree = tree.changed(metadata={**tree.metadata, AT_ONCE: n})
@@ -127,34 +131,34 @@ class Nodes:
         }
 
     async def reflect(self, state: EpisodeState) -> Update:
-        tree = tree_of(state)
+        spending = self._spending(state, tree := tree_of(state))
         return await _grow(
             drawing
             for failed in frontier_of(state, tree)
             if (n := self._wanted(tree, failed)) > 0
-            for drawing in self._drawings(state, tree, failed, "reflect", n)
+            for drawing in self._drawings(state, spending, failed, "reflect", n)
         )
 
     async def retry(self, state: EpisodeState) -> Update:
-        tree = tree_of(state)
-        frontier = [] if self._spent(state, tree) else frontier_of(state, tree)
+        spending = self._spending(state, tree := tree_of(state))
+        frontier = [] if spending.spent() else frontier_of(state, tree)
         guided = [
             drawing
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
             if not tree.children(reflection)
-            for drawing in self._drawings(state, tree, reflection, "retry", self.config.retries)
+            for drawing in self._drawings(state, spending, reflection, "retry", self.config.retries)
         ]
         blind = [
             drawing
             for failed in frontier
             if self.config.blind_retries and not tree.children(failed, "retry")
-            for drawing in self._drawings(state, tree, failed, "retry", self.config.blind_retries)
+            for drawing in self._drawings(state, spending, failed, "retry", self.config.blind_retries)
         ]
         return await _grow([*guided, *blind])
 
-    def _spent(self, state: EpisodeState, tree: Trajectory) -> str | None:
-        return self.budget.spent(tree, (state.get("lineage") or {}).get("began"), self.prices)
+    def _spending(self, state: EpisodeState, tree: Trajectory) -> Spending:
+        return Spending(self.budget, self.prices, tree, (state.get("lineage") or {}).get("began"))
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
         """List the last spans of the failed tries that need reflections or may be retried; none once a try has passed.
@@ -195,13 +199,14 @@ class Nodes:
         return len({tree.try_of(s).first.span_id for s in tree.path(span) if s.label != "reflect"})
 
     def _drawings(
-        self, state: EpisodeState, tree: Trajectory, parent: Span | None, label: Label, n: int
+        self, state: EpisodeState, spending: Spending, parent: Span | None, label: Label, n: int
     ) -> list[Drawing]:
         """Return what draws `n` children of `parent`: one request for all, or one run for each try of an agent."""
+        tree = spending.tree
         request = self._request(state, tree, parent, label)
         if self.runner is None or label == "reflect":
             return [partial(self._sample, tree, request, n)]
-        return [partial(self._run, self.runner, tree, request, choice) for choice in range(n)]
+        return [partial(self._run, self.runner, spending, request, choice) for choice in range(n)]
 
     def _request(self, state: EpisodeState, tree: Trajectory, parent: Span | None, label: Label) -> SpanRequest:
         messages, appended = list(tree.task.messages), ()
@@ -219,13 +224,13 @@ class Nodes:
             sampling = sampling.at(tree.task.id, self.sample, lineage.get("earlier", 0), *place)
         return SpanRequest(label, parent, messages, appended, sampling)
 
-    async def _run(self, runner: TryRunner, tree: Trajectory, request: SpanRequest, choice: int) -> list[Span]:
+    async def _run(self, runner: TryRunner, spending: Spending, request: SpanRequest, choice: int) -> list[Span]:
         """Run one try of an agent."""
         if (obstacle := request.obstacle) is not None:
             return [request.refused(slot, obstacle) for slot in request.slots(1)]
         sampling = request.sampling and request.sampling.for_choice(choice)
-        policy = self._policy_of(tree)
-        return await runner.run(tree, request._replace(sampling=sampling), policy=policy, config=self.config)
+        policy = self._policy_of(spending.tree)
+        return await runner.run(request._replace(sampling=sampling), spending, policy=policy, config=self.config)
 
     async def _sample(self, tree: Trajectory, request: SpanRequest, n: int) -> list[Span]:
         """Sample `n` children with one request.
@@ -278,3 +283,9 @@ async def _grow(drawings: Iterable[Drawing]) -> Update:
 
 def _update(spans: Iterable[Span]) -> Update:
     return {"spans": [span.model_dump(mode="json") for span in spans]}
+
+
+def _stopped(tree: Trajectory) -> str | None:
+    """Return why a budget ended a try; `None` if it ended none."""
+    errors = [a_try.error for a_try in tree.tries if a_try.error is not None]
+    return next((error.message for error in errors if error.kind == BudgetError.__name__), None)

@@ -47,10 +47,13 @@ class Episode(EpisodeRecord):
 
     @classmethod
     def seeded(cls, tree: Trajectory, recorder: Recorder | None = None, out: str | Path | None = None) -> Episode:
-        """Make an episode that goes on where a trajectory ends; without `recorder` and `out` it stays in memory."""
+        """Make an episode that goes on where a trajectory ends.
+
+        Without `recorder` and `out` it stays in memory, and its owner tells if no call was recorded.
+        """
         fields = {name: value for name, value in tree if name not in ("task", "spans", "error")}
         episode = cls(tree.task, recorder, out, fields)
-        episode._spans, episode._called = list(tree.spans), bool(tree.spans)
+        episode._spans, episode._called = list(tree.spans), bool(tree.spans) or not (recorder or out)
         return episode
 
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from r3agent.errors import PolicyError, StepLimitError
+from r3agent.errors import BudgetError, PolicyError, StepLimitError
 from r3agent.http.errors import MIN_SECRET
 from r3agent.records.sampling import LIMITS
 
@@ -51,6 +51,8 @@ class CallTerms:
     """Seed of the i-th call of the try, if the application gives none."""
     max_steps: int | None = None
     """Maximum number of model calls."""
+    spent: Callable[[], str | None] = lambda: None
+    """Returns why the budget of the episode is spent; `None` if it is not."""
     failure: PolicyError | None = field(default=None, init=False)
     """Why the last call failed; `None` if it was answered."""
     n_calls: int = field(default=0, init=False)
@@ -86,18 +88,25 @@ class CallTerms:
         """Count a call, and return its index in the try.
 
         Raises:
-            StepLimitError: there were `max_steps` before it.
+            StepLimitError: there were `max_steps` before it; a `BudgetError` if the budget of the episode is spent.
         """
         with self._lock:
+            if (reason := self.spent()) is not None:
+                self._refuse(BudgetError(reason))
             if self.max_steps is not None and self.n_calls >= self.max_steps:
-                self.n_refused += 1
-                self.failure = StepLimitError(
-                    f"max_steps = {self.max_steps}: the try asks for another model call; raise max_steps, or let the "
-                    "agent stop earlier"
+                self._refuse(
+                    StepLimitError(
+                        f"max_steps = {self.max_steps}: the try asks for another model call; raise max_steps, or let "
+                        "the agent stop earlier"
+                    )
                 )
-                raise self.failure
             self.n_calls += 1
             return self.n_calls - 1
+
+    def _refuse(self, why: StepLimitError) -> NoReturn:
+        self.n_refused += 1
+        self.failure = why
+        raise why
 
     def filled(self, request: Mapping[str, Any], index: int) -> dict[str, Any]:
         """Return the fields that a request of the policy leaves out."""

@@ -171,7 +171,7 @@ class Program:
                     async with asyncio.timeout(GRACE_S):
                         await gather_all(_read_end(pipe, 1) for pipe in (process.stdout, process.stderr))
         if terms.is_ignored:
-            raise StepLimitError(f"max_steps = {terms.max_steps}: the program goes on asking")
+            raise terms.failure or StepLimitError(f"{self!r} goes on asking")
         if tree.overrun:
             raise AgentError(f"{self!r} used more memory than memory_mb = {self.memory_mb}, and was ended")
         if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from r3agent.episodes.spending import Spending
 from r3agent.policy import Policy, Routed, Sampling
 from r3agent.policy.live import LIVE
 from r3agent.recording.terms import CallTerms
@@ -9,14 +10,14 @@ from r3agent.records.sampling import NEUTRAL
 from r3agent.records.versions import base_name
 
 
-async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int) -> CallTerms:
+async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int, spending: Spending) -> CallTerms:
     """Return the terms of the calls of one try.
 
     A request that leaves a setting out gets the policy's, because training needs samples of the distribution that the
     logprobs describe. If the policy's model is not behind an endpoint, calls go out as the agent makes them.
     """
     if not isinstance(policy, Routed):
-        return CallTerms(max_steps=max_steps)
+        return CallTerms(max_steps=max_steps, spent=spending.spent)
     route = await policy.route()
     name = base_name(route.model)
     fields = {} if sampling is None else {k: v for k, v in sampling.body().items() if k != "seed"}
@@ -33,4 +34,5 @@ async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int) 
         sampling={**NEUTRAL, **fields},
         seeds=seed,
         max_steps=max_steps,
+        spent=spending.spent,
     )

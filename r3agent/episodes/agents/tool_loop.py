@@ -26,7 +26,7 @@ from r3agent.episodes.config import EpisodeConfig
 from r3agent.episodes.requests import SpanRequest
 from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.state import Json
-from r3agent.errors import ConfigError, StepLimitError
+from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message, Span, Task
 
 
@@ -65,7 +65,7 @@ class ToolLoop:
         """Make one try.
 
         Raises:
-            StepLimitError: the last answer that it may have calls tools.
+            StepLimitError: the last answer that it may have calls tools, or the budget of the episode is spent.
             AgentError: an MCP server does not start.
             PolicyError: the endpoint failed; a `ConversationError` if it refused the conversation.
         """
@@ -83,7 +83,10 @@ class ToolLoop:
         )
         codeless = {called(definition) for definition in call.task.tools} - tools.keys()
         request, sampling = call.request, call.request.sampling
-        for step in range(call.max_steps):
+        terms = call.scope.terms
+        assert terms is not None  # of each try
+        while True:
+            step = terms.count()
             request = request._replace(sampling=sampling and sampling.at("step", step))
             draw = partial(self.sampler.draw, call.policy, request, request.slots(1), call.task.tools)
             [span] = await keep_spans(draw)
@@ -92,7 +95,6 @@ class ToolLoop:
             if not names or not tools or span.unfinished or names & codeless:
                 return AgentEnd(None)
             request = _next(request, span, await self._results(box, span))
-        raise StepLimitError(f"max_steps = {call.max_steps}: the last answer calls tools; raise max_steps")
 
     async def _results(self, box: Toolbox, span: Span) -> tuple[Message, ...]:
         """Run the calls of an answer.

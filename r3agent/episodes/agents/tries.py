@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -18,9 +20,11 @@ from r3agent.episodes.agents.terms import call_terms
 from r3agent.episodes.agents.worlds import MAX_CHARS, WorldError, described, in_world
 from r3agent.episodes.config import EpisodeConfig
 from r3agent.episodes.requests import SpanRequest
+from r3agent.episodes.spending import Spending
 from r3agent.errors import (
     AccessError,
     AgentError,
+    BudgetError,
     ConversationError,
     EndpointError,
     PolicyError,
@@ -30,9 +34,11 @@ from r3agent.errors import (
 )
 from r3agent.policy import Policy
 from r3agent.recording.episode import Episode
-from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Try, Verdict
+from r3agent.records.trajectory import EpisodeError, Span, Task, Try, Verdict
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import takes_environment
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
 """Time for an agent to end after it was cancelled, and to end its processes and servers."""
@@ -67,7 +73,9 @@ class TryRunner:
         """True if the verdict is made within the world of the try, because the verifier takes it."""
         return takes_environment(self.verifier)
 
-    async def run(self, tree: Trajectory, request: SpanRequest, *, policy: Policy, config: EpisodeConfig) -> list[Span]:
+    async def run(
+        self, request: SpanRequest, spending: Spending, *, policy: Policy, config: EpisodeConfig
+    ) -> list[Span]:
         """Run one try and return its steps; the last has the verdict, if it is known, or the error.
 
         Raises:
@@ -75,12 +83,12 @@ class TryRunner:
             VerifierError: the verifier failed.
             AgentError: the agent or its environment failed, unless `config.agent_errors` says that this is recorded.
         """
-        running, steps = get_config(), list[Span]()
+        tree, running, steps = spending.tree, get_config(), list[Span]()
         resumes = isinstance(self.agent, Resumable) and self.agent.resumes(running)
         earlier = self.interrupted.take(running) if resumes else ()
 
         async def run_in(world: Any) -> None:
-            await self._run(tree, request, policy, config, running, world, earlier, steps)
+            await self._run(request, spending, policy, config, running, world, earlier, steps)
 
         try:
             if self.environment is None:
@@ -102,8 +110,8 @@ class TryRunner:
 
     async def _run(
         self,
-        tree: Trajectory,
         request: SpanRequest,
+        spending: Spending,
         policy: Policy,
         config: EpisodeConfig,
         running: RunnableConfig,
@@ -112,8 +120,10 @@ class TryRunner:
         steps: list[Span],
     ) -> None:
         """Run one try in its world and put its steps into `steps`; if it raises, without their verdict."""
+        tree = spending.tree
         episode = Episode.seeded(tree.changed(spans=(*tree.spans, *earlier)))
-        terms = await call_terms(policy, request.sampling, config.max_steps)
+        spending.running.append(episode)
+        terms = await call_terms(policy, request.sampling, config.max_steps, spending)
         is_lost = not earlier and isinstance(self.agent, Resumable) and await self.agent.goes_on(running)
         terms.n_calls = len(earlier)
         with episode, episode.one_try(request.label, parent=request.parent, terms=terms) as scope:
@@ -131,10 +141,12 @@ class TryRunner:
                 scope=scope,
             )
             try:
-                outcome = await self._outcome(call, config)
+                outcome = await self._outcome(call, spending, config)
             finally:
                 episode.end(scope)
                 steps += without_repeated(tree, episode.trajectory, scope.parent_id, len(earlier))
+        if not steps and outcome.error is None:
+            _tell_of_no_step(repr(self.agent))
         taken = [*steps] or [_no_step(request, policy)]
         if is_lost:
             note = "; ".join(filter(None, [taken[0].capability_note, LOST]))
@@ -150,11 +162,11 @@ class TryRunner:
             taken[-1] = last.model_copy(update={"verdict": verdict})
         steps[:] = taken
 
-    async def _outcome(self, call: AgentCall, config: EpisodeConfig) -> Outcome:
-        limit = config.try_timeout_s
+    async def _outcome(self, call: AgentCall, spending: Spending, config: EpisodeConfig) -> Outcome:
+        limit, left = config.try_timeout_s, spending.seconds_left()
         try:
             end = await within(
-                limit,
+                min((s for s in (limit, left) if s is not None), default=None),
                 self.agent.run(call),
                 name=f"{self.agent!r}, in a try of task {call.task.id!r},",
                 grace_s=GRACE_S,
@@ -167,6 +179,9 @@ class TryRunner:
         except GraphBubbleUp:
             raise
         except OverrunError:
+            if limit is None or (left is not None and left < limit) or spending.spent():
+                why = spending.spent() or f"max_seconds = {spending.budget.max_seconds:g} have passed"
+                return Outcome(error=_as_error(BudgetError(why)))
             return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
         except BaseException as error:
             if not is_failure(error):
@@ -189,6 +204,8 @@ def _outcome_of(error: BaseException, call: AgentCall, *, records: bool) -> Outc
     known = [] if terms is None or terms.failure is None else [terms.failure]
     for cause in [*_causes(error), *known]:
         match cause:
+            case BudgetError():
+                return Outcome(error=_as_error(cause))
             case StepLimitError():
                 return Outcome(failure=f"no answer after max_steps = {call.max_steps} model calls")
             case GraphRecursionError():
@@ -206,7 +223,11 @@ def _outcome_of(error: BaseException, call: AgentCall, *, records: bool) -> Outc
     failed = failed or AgentError(f"the agent failed on task {call.task.id!r}: {_text(error, call)}")
     if not records:
         raise failed from (None if failed is error else error)
-    return Outcome(error=EpisodeError(kind=type(failed).__name__, message=str(failed)))
+    return Outcome(error=_as_error(failed))
+
+
+def _as_error(error: R3Error) -> EpisodeError:
+    return EpisodeError(kind=type(error).__name__, message=str(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -237,4 +258,14 @@ def _no_step(request: SpanRequest, policy: Policy) -> Span:
         answer="",  # what the agent gives takes its place
         purpose="no model call",  # no version of the policy answered
         capability_note="the agent made no model call that is recorded",
+    )
+
+
+@cache
+def _tell_of_no_step(agent: str) -> None:
+    """Warn once of each agent whose tries have no step."""
+    logger.warning(
+        "%s made a try without a recorded model call: it made none, or not with the client that it was given, or with "
+        "a model that instrument() did not return; such tries are judged, and never trained on",
+        agent,
     )
