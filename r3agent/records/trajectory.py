@@ -226,9 +226,13 @@ class Trajectory(VersionedRecord):
     def passed(self) -> bool | None:
         return None if (final := self.final) is None else final.passed
 
-    @cached_property
+    @property
     def recorded(self) -> frozenset[str]:
         """Ids of the spans that a branch of a recorded episode began with: they are context, and earn no reward."""
+        return self._recorded
+
+    @cached_property
+    def _recorded(self) -> frozenset[str]:  # pydantic takes a cached property with a public name for a field
         ids = self.metadata.get(RECORDED) if self.parent_id is not None else None
         return frozenset(map(str, cast(list[Any], ids))) if isinstance(ids, list | tuple) else frozenset()
 
