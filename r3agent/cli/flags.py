@@ -36,6 +36,8 @@ COLLECT = flags_of(
         "--retries": "retries",
         "--blind-retries": "blind_retries",
         "--concurrency": "concurrency",
+        "--engine": "engine",
+        "--address": "address",
         "--max-episodes": "max_episodes",
         "--max-tokens": "max_tokens",
         "--max-cost": "max_cost",

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from typing_extensions import Unpack
@@ -34,7 +34,7 @@ from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import SOURCE, Task, Trajectory
 from r3agent.records.versions import served_version
-from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.shards import TrajectoryWriter, latest, read
 from r3agent.store.trajectories import load
 from r3agent.verifiers import Verifier
 
@@ -52,6 +52,17 @@ RAMP, RAMP_PER_S = 64, 250
 
 HOPELESS = 16
 """Number of episodes after which a collection stops, if all of them ended with an error."""
+
+
+class Part(NamedTuple):
+    """Share of a collection that many calls make, each with shards of its own."""
+
+    prefix: str
+    """Beginning of the names of its shards; stored episodes of other shards are not searched."""
+    ids: Collection[str]
+    """Episodes that it runs."""
+    answered: Job | None = None
+    """Episode of another part that succeeded, by which an endpoint that fails is known."""
 
 
 @checked
@@ -78,6 +89,7 @@ async def collect(
     on_episode: Callable[[int, int], None] | None = None,
     on_tally: Callable[[Tally], None] | None = None,
     limits: CollectLimits | None = None,
+    part: Part | None = None,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
     """Run one episode for each task and sample, and append the trajectories to the store at `out`.
@@ -105,8 +117,10 @@ async def collect(
             would favour answers that do not fail, so it passes False; the errors stay unless all episodes errored.
         metadata: recorded with each trajectory, beside the hash of the prompts.
         on_episode: called with (done, total) after each episode.
-        on_tally: called with the counts so far after each episode.
+        on_tally: called with the counts so far, once before the first episode and after each.
         limits: budgets of this call and time limit of an episode; default: none.
+        part: run some of the episodes, also if the first of them all errored; what is stored in the part's shards
+            counts as spent. Default: all.
         options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
 
     Raises:
@@ -139,6 +153,8 @@ async def collect(
         **config.options(),
     )
 
+    if part:
+        jobs = {id_: jobs[id_] for id_ in part.ids}
     prompts = [getattr(config, name) for name in EpisodePrompts.model_fields]
     named = {"agent": agent_name} if agent_name else {}
     metadata = {"prompts": sha256(json.dumps(prompts).encode()).hexdigest()[:16], **named, **(metadata or {})}
@@ -146,8 +162,13 @@ async def collect(
     limits = limits or CollectLimits()
     start, tally = time.monotonic(), Tally()
     quota = Quota(limits, tally, prices_of(policy))
-    with TrajectoryWriter(out) as writer:
-        stored = load(out, version=version, accept=accept)
+    with TrajectoryWriter(out, prefix=part.prefix if part else "") as writer:
+        if part:
+            stored = latest(read(out, prefix=part.prefix))
+            for episode in stored:
+                quota.add(episode)
+        else:
+            stored = load(out, version=version, accept=accept)
         kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
             kept = {id_: t for id_, t in kept.items() if t.error is None}
@@ -155,10 +176,10 @@ async def collect(
             if id_ in kept:
                 tally.add(kept[id_])
         resumed, queue = len(kept), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
-        answered = next((jobs[id_] for id_, t in kept.items() if t.error is None), None)
+        if on_tally:
+            on_tally(tally)
 
         def store(episode: Trajectory) -> None:
-            nonlocal answered
             writer.append(episode)
             tally.add(episode)
             quota.add(episode)
@@ -167,15 +188,14 @@ async def collect(
                 on_tally(tally)
             if on_episode:
                 on_episode(tally.episodes, len(jobs))
-            if episode.error is None:
-                answered = jobs[episode.trajectory_id]
-            elif tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
+            if episode.error and not part and tally.errors.total() == tally.episodes == min(HOPELESS, len(jobs)):
                 raise R3Error(
                     f"the first {tally.episodes} episodes all errored, the last one with {episode.error.kind}: "
                     f"{episode.error.message}; mend that and collect again: episodes that errored are run anew"
                 )
 
         async def answers_again() -> bool:
+            answered = jobs[tally.answered] if tally.answered else part and part.answered
             if answered is None:
                 return False
             again = await run_episode(graph, answered.task, answered.sample, max_attempts=1)
@@ -208,7 +228,7 @@ async def collect(
         await gather_all(work(number) for number in range(n_workers))
         await endurance.end()
     summary = tally.summary(
-        resumed=resumed, outdated=_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start
+        resumed=resumed, outdated=count_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start
     )
     left = len(jobs) - tally.episodes
     return summary.model_copy(update={"cost": quota.cost, "ended_by": quota.ended_by, "left": left})
@@ -229,7 +249,7 @@ def _name_of(agent: object | None, tools: Sequence[Any], environment: Environmen
     return "tools" if tools else "environment" if environment else ""
 
 
-def _outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:
+def count_outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:
     """Count the stored episodes of the same tasks, samples and policy version that have the id of no job."""
     wanted = {(job.begin and job.begin.parent_id, job.task.id, job.sample) for job in jobs.values()}
     version = served_version(policy_name)

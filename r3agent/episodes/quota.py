@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from pydantic import Field
 
@@ -69,20 +70,47 @@ class Quota:
 
     def add(self, episode: Trajectory) -> None:
         """Count what an episode spent."""
-        self._tokens += sum(span.completion_tokens or 0 for span in episode.spans)
-        if self._prices is not None and self._cost is not None:
-            cost = self._prices.cost(episode.spans)
-            self._cost = None if cost is None else self._cost + cost
+        cost = None if self._prices is None else self._prices.cost(episode.spans)
+        self.spend(sum(span.completion_tokens or 0 for span in episode.spans), cost)
+
+    def spend(self, tokens: int, cost: float | None) -> None:
+        """Count sampled tokens and a cost, `None` if it is not known."""
+        self._tokens += tokens
+        self._cost = None if cost is None or self._cost is None else self._cost + cost
+
+    def share(self, n: int, lent: Collection[CollectLimits]) -> CollectLimits | None:
+        """Return the limits of one of `n` more parts that run at once, without one on the number of episodes.
+
+        Args:
+            lent: limits of the parts that are running.
+
+        Returns:
+            An equal share of what is left; `None` if a limit is reached, or all that is left is lent.
+        """
+        self.ended_by = self.ended_by or self._reached()
+        if self.ended_by is not None:
+            return None
+        spent, given = self._spent(), self._limits.model_dump(exclude={"max_episodes"}, exclude_none=True)
+        for name in given.keys() & {"max_tokens", "max_cost", "target_groups"}:
+            left = given[name] - spent[name] - sum(getattr(limits, name) for limits in lent)
+            if left <= (1e-6 * given[name] if lent else 0):  # sums of shares are rounded
+                return None
+            given[name] = left / n if name == "max_cost" else max(1, left // n)
+        if "max_seconds" in given:
+            given["max_seconds"] -= spent["max_seconds"]
+        return CollectLimits(**given)
 
     def _reached(self) -> str | None:
         if self._limits.max_cost is not None and self._cost is None:
             return f"max_cost = {self._limits.max_cost:g}: the endpoint does not count its tokens"
-        spent = {
+        limits = ((name, getattr(self._limits, name), amount) for name, amount in self._spent().items())
+        return next((f"{name} = {limit:g}" for name, limit, amount in limits if limit and amount >= limit), None)
+
+    def _spent(self) -> dict[str, float]:
+        return {
             "max_episodes": self._begun,
             "max_tokens": self._tokens,
             "max_cost": self._cost or 0.0,
             "target_groups": self._tally.groups_with_variance,
             "max_seconds": time.monotonic() - self._start,
         }
-        limits = ((name, getattr(self._limits, name), amount) for name, amount in spent.items())
-        return next((f"{name} = {limit:g}" for name, limit, amount in limits if limit and amount >= limit), None)

@@ -77,6 +77,8 @@ class Tally:
     def __init__(self) -> None:
         self.episodes = self.tokens_sampled = self.groups = self.groups_with_variance = 0
         self.errors: Counter[str] = Counter()
+        self.answered: str | None = None
+        """Id of the last episode that ended without an error."""
         self.in_flight = 0
         """Number of running episodes; `collect` sets it, as the cost."""
         self.cost: float | None = None
@@ -119,6 +121,7 @@ class Tally:
         if trajectory.error is not None:
             self.errors[trajectory.error.kind] += 1
             return
+        self.answered = trajectory.trajectory_id
         self._unlabelled += all(s.verdict is None for s in spans)
         if how := rendering(trajectory):
             self._recorded_prompts[how] += 1
@@ -130,6 +133,15 @@ class Tally:
             elif a_try.label == "retry" and _is_even_sample(trajectory, a_try):
                 self._judge("retry", a_try)
         self._count_groups(trajectory)
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of other episodes, none of which is a branch of one of these."""
+        for name, value in vars(other).items():
+            if isinstance(value, int | Counter) and name != "in_flight":
+                setattr(self, name, getattr(self, name) + value)
+        for kind, counts in other._passed.items():
+            self._passed[kind] = [mine + its for mine, its in zip(self._passed[kind], counts, strict=True)]
+        self.answered = other.answered or self.answered
 
     def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
         """Return the summary of what was counted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from r3agent._util.aio import run_in_thread_loop
 from r3agent._util.cycles import rare_garbage_collection
 from r3agent.deploy import load_version
-from r3agent.episodes.collect import MOST, collect
+from r3agent.episodes.collect import MOST, Part, collect
+from r3agent.episodes.quota import CollectLimits
 from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
 from r3agent.policy.pool import PROBE_S, PoolPolicy
-from r3agent.records.summary import CollectSummary
+from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import SPLIT, Task
 from r3agent.run.directory import RunDirectory
 from r3agent.store.registry import PolicyCard
@@ -63,6 +64,36 @@ class Collector(RunDirectory):
             **self.config.prompts.model_dump(),
             **limits,
         }
+
+    def collect_part(
+        self,
+        version: str,
+        base_url: str | None,
+        tasks: list[Task],
+        limits: Mapping[str, Any],
+        part: Part,
+        spending: CollectLimits,
+    ) -> tuple[CollectSummary, Tally]:
+        """Collect a part of the episodes of some tasks.
+
+        Args:
+            base_url: server of the version, if it is not the live one.
+            limits: as in `collect_identity`.
+        """
+        out, identity = self.directory / "trajectories", self.collect_identity(version, limits)
+        tallies: list[Tally] = []
+        given: Any = {"limits": spending, "part": part, "on_tally": tallies.append}
+        card = self.registry.card(version)
+        summary = self._collect(card, base_url, tasks, "train", out, None, identity, **given)
+        return summary, tallies[-1]
+
+    def collect_identity(self, version: str, limits: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `collect` that the ids of its episodes depend on.
+
+        Args:
+            limits: limits of the episodes, and their samples.
+        """
+        return self._identity(version, self.config.sampling, **limits)
 
     def _collect(
         self,

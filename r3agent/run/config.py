@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -88,6 +88,10 @@ class CollectConfig(EpisodeLimits, CollectLimits):
     reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
     concurrency: int | None = Field(default=None, ge=1)
     """Number of concurrent episodes; default: as many as the server's latency and errors allow, at most 512."""
+    engine: Literal["local", "ray"] = "local"
+    """Engine of a collection: this process, or the workers of a Ray cluster that share the run directory."""
+    address: str = ""
+    """Address of the Ray cluster, such as `10.0.0.1:6379`; empty starts one on this machine."""
 
 
 class EvalConfig(Record):

@@ -32,6 +32,7 @@ from r3agent.policy import Sampling
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE, version_name, version_number
+from r3agent.run.cluster import collect_on_cluster
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
@@ -86,16 +87,20 @@ class Run(Collector):
         settings = self.config.collect
         round_ = len(self.registry.versions())
         tasks = self._tasks_of_round(round_)
-        limits = settings.model_dump(exclude={"n", "revisit", "concurrency", *CollectLimits.model_fields})
+        not_of_ids = {"n", "revisit", "concurrency", "engine", "address", *CollectLimits.model_fields}
+        limits = settings.model_dump(exclude=not_of_ids)
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         limits["first_sample"] = (round_ - 1) * ROUND_SAMPLES
-        identity = self._identity(card.version, self.config.sampling, **limits)
+        identity = self.collect_identity(card.version, limits)
         with self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()
+            if settings.engine == "ray":
+                given: Any = {"progress": progress, "on_tally": on_tally}
+                return collect_on_cluster(self, card.version, url, tasks, limits, spending, **given)
             out = self.directory / "trajectories"
-            given: dict[str, Any] = {"limits": spending, "on_tally": on_tally}
+            given = {"limits": spending, "on_tally": on_tally}
             return self._collect(card, url, tasks, "train", out, progress, identity, **given)
 
     def _tasks_of_round(self, round_: int) -> list[Task]:

@@ -41,14 +41,15 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
     Args:
         unique: name the shard by time and a random id instead of a number, so that workers on many machines do not
             have to coordinate, and their files can be merged into one directory.
+        prefix: beginning of the names of its shards, which are unique too.
 
     Raises:
         ConfigError: the directory cannot be created or written.
     """
 
-    def __init__(self, directory: str | Path, *, unique: bool = False) -> None:
+    def __init__(self, directory: str | Path, *, unique: bool = False, prefix: str = "") -> None:
         self.directory = store_at(directory)
-        self._unique = unique
+        self._unique, self._prefix = unique or bool(prefix), prefix
         self._fd: int | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         taken = [int(path.stem) for path in shards(self.directory) if path.stem.isdecimal()]
         number = max(taken, default=-1) + 1
         while True:
-            name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
+            name = f"{self._prefix}{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
             with suppress(FileExistsError):
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
                 fd = os.open(self.directory / f"{name}.jsonl", flags, 0o644)
@@ -104,19 +105,20 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
 
 
 def read(
-    directory: str | Path, *, strict: bool = False, unreadable: list[Unreadable] | None = None
+    directory: str | Path, *, strict: bool = False, unreadable: list[Unreadable] | None = None, prefix: str = ""
 ) -> Iterator[Trajectory]:
     """Read all records of all shards of a store or run directory, in order of writing, without labels.
 
     Args:
         strict, unreadable: as in `records`.
+        prefix: beginning of the names of the shards; others are not read.
 
     Raises:
         ConfigError: there is no such directory.
         RecordError: a complete line is not a trajectory, and `strict`.
         SchemaVersionError: another version of r3agent wrote it.
     """
-    return records(shards(directory), Trajectory, strict=strict, unreadable=unreadable)
+    return records(shards(directory, prefix), Trajectory, strict=strict, unreadable=unreadable)
 
 
 def lookup(directory: str | Path, prefix: str) -> Trajectory:
@@ -193,8 +195,11 @@ def _replaces(later: Trajectory, earlier: Trajectory) -> bool:
     return new >= old
 
 
-def shards(directory: str | Path) -> list[Path]:
+def shards(directory: str | Path, prefix: str = "") -> list[Path]:
     """List the files of a store, or of the one in a run directory, in order of writing.
+
+    Args:
+        prefix: beginning of their names.
 
     Raises:
         ConfigError: there is no such directory.
@@ -203,5 +208,5 @@ def shards(directory: str | Path) -> list[Path]:
     if not directory.is_dir():
         remedy = "give its directory" if directory.is_file() else "collect some trajectories first"
         raise ConfigError(f"{directory}: {'a file' if directory.is_file() else 'there is no such directory'}; {remedy}")
-    found = [path for path in directory.iterdir() if path.suffix in ENDINGS and not path.name.startswith(".")]
+    found = [path for path in directory.glob(f"{prefix}*") if path.suffix in ENDINGS and not path.name.startswith(".")]
     return sorted(found)

@@ -1,0 +1,249 @@
+"""Collection over a Ray cluster: every worker collects parts of the episodes, into shards of its own.
+
+A part is a call of `collect`, which runs what its shards lack. So a part whose worker or node died is run again
+elsewhere, and only its missing episodes are sampled. Workers open the run directory, on storage that all nodes share,
+and import agents and verifiers by name; keys are in the environment of the nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from r3agent._util.imports import require_extra
+from r3agent.episodes.collect import HOPELESS, Part, count_outdated
+from r3agent.episodes.jobs import Job, episode_jobs
+from r3agent.episodes.quota import CollectLimits, Quota
+from r3agent.errors import ConfigError, R3Error
+from r3agent.records.summary import CollectSummary, Tally
+from r3agent.records.trajectory import Task, new_id
+from r3agent.run.collector import Collector, Progress
+from r3agent.store.shards import read
+from r3agent.store.trajectories import load
+
+logger = logging.getLogger(__name__)
+
+SLOTS_PER_CPU = 2
+"""Number of parts that run on one CPU at once, so that one goes on while the last episodes of another end."""
+
+LEAST, MOST = 8, 1024
+"""Minimum and maximum number of episodes in a part."""
+
+RETRIES = 5
+"""Number of times that a part may lose its worker."""
+
+WAIT_S = 10
+"""Seconds after which it is checked how many CPUs the cluster has."""
+
+OBJECT_STORE = 100 * 2**20
+"""Bytes of the object store of a node that is started here; tasks are small."""
+
+
+class Ended(NamedTuple):
+    """Outcome of a part."""
+
+    tally: Tally
+    cost: float | None
+    left: list[str]
+    """Episodes that its limits left."""
+
+
+class Failed(NamedTuple):
+    """Error of a part that another worker would meet too."""
+
+    message: str
+    is_config: bool
+
+
+def collect_on_cluster(
+    run: Collector,
+    version: str,
+    base_url: str | None,
+    tasks: list[Task],
+    limits: Mapping[str, Any],
+    spending: CollectLimits,
+    *,
+    progress: Progress | None = None,
+    on_tally: Callable[[Tally], None] | None = None,
+) -> CollectSummary:
+    """Collect on the Ray cluster at `collect.address`, or on one that is started on this machine.
+
+    Args:
+        base_url: server of the version, if it is not the live one.
+        limits: limits of the episodes, and their samples.
+        spending: budgets; running parts share what is left of them.
+        progress, on_tally: called as by `collect`, after each part.
+
+    Raises:
+        ConfigError: Ray is not installed, the cluster cannot be reached or has no CPU, or a worker cannot open the run.
+        R3Error: the endpoint fails, the first episodes all errored, or a part lost its workers too often; what is
+            stored stays.
+    """
+    start, out, identity = time.monotonic(), run.directory / "trajectories", run.collect_identity(version, limits)
+    jobs, tally = episode_jobs(tasks, **identity), Tally()
+    quota = Quota(spending, tally, run.config.policy.prices)
+    out.mkdir(parents=True, exist_ok=True)
+    stored = load(out)
+    outdated = count_outdated(stored, jobs, identity["policy_name"])
+    kept = {t.trajectory_id for t in stored if t.trajectory_id in jobs and t.error is None}
+    for trajectory in stored:
+        if trajectory.trajectory_id in kept:
+            tally.add(trajectory)
+    del stored
+    missing = [id_ for id_ in jobs if id_ not in kept]
+    todo = deque(missing[: spending.max_episodes])
+    request: dict[str, Any] = {
+        "directory": str(run.directory.resolve()),
+        "settings": _settings(run),
+        "path": [os.getcwd(), *sys.path],
+        "version": version,
+        "base_url": base_url,
+        "limits": dict(limits),
+    }
+
+    def take(ended: Ended) -> None:
+        todo.extendleft(reversed(ended.left))
+        tally.merge(ended.tally)
+        quota.spend(ended.tally.tokens_sampled, ended.cost)
+        tally.cost = quota.cost
+        if tally.errors.total() == tally.episodes >= min(HOPELESS, len(jobs)):
+            raise R3Error(
+                f"the first {tally.episodes} episodes all errored: {dict(tally.errors)}; `r3agent inspect "
+                f"{run.directory}` has the messages; mend that and collect again: episodes that errored are run anew"
+            )
+        if on_tally:
+            on_tally(tally)
+        if progress:
+            progress(tally.episodes, len(jobs))
+
+    if todo:
+        with _cluster(run.config.collect.address):
+            _distribute(request, jobs, todo, tally, quota, take)
+    ended_by, left = quota.ended_by, len(jobs) - tally.episodes
+    if left and not ended_by:
+        ended_by = f"max_episodes = {spending.max_episodes}"
+    summary = tally.summary(resumed=len(kept), outdated=outdated, seconds=time.monotonic() - start)
+    return summary.model_copy(update={"cost": quota.cost, "ended_by": ended_by, "left": left})
+
+
+def collect_part(
+    request: Mapping[str, Any], tasks: list[dict[str, Any]], part: Part, spending: CollectLimits
+) -> Ended | Failed:
+    """Collect some episodes on a worker."""
+    sys.path += [folder for folder in request["path"] if folder not in sys.path]
+    try:
+        run = Collector(request["directory"], request["settings"])
+        found = [Task.model_validate(task) for task in tasks]
+        summary, tally = run.collect_part(
+            request["version"], request["base_url"], found, request["limits"], part, spending
+        )
+        ended = {t.trajectory_id for t in read(run.directory, prefix=part.prefix)} if summary.left else {*part.ids}
+    except R3Error as error:
+        return Failed(f"{type(error).__name__}: {error}", isinstance(error, ConfigError))
+    return Ended(tally, summary.cost, [id_ for id_ in part.ids if id_ not in ended])
+
+
+def _distribute(
+    request: Mapping[str, Any],
+    jobs: Mapping[str, Job],
+    todo: deque[str],
+    tally: Tally,
+    quota: Quota,
+    take: Callable[[Ended], None],
+) -> None:
+    """Run parts until nothing is left to do or a limit is reached."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    worker = ray.remote(num_cpus=1 / SLOTS_PER_CPU, max_retries=RETRIES, scheduling_strategy="SPREAD")(collect_part)
+    name, number, running = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}", 0, dict[Any, CollectLimits]()
+    try:
+        while True:
+            slots = _slots(bool(running))
+            # Until an episode succeeds, a few run alone: if all fail, the cluster spends nothing on others.
+            size = min(MOST, max(LEAST, math.ceil(len(todo) / slots / 2))) if tally.answered else HOPELESS
+            while todo and len(running) < (slots if tally.answered else 1):
+                share = quota.share(slots - len(running), running.values())
+                if share is None:
+                    break
+                ids = [todo.popleft() for _ in range(min(size, len(todo)))]
+                answered = jobs.get(tally.answered or "")
+                part, number = Part(f"{name}-{number:06d}-", ids, answered), number + 1
+                tasks = {jobs[id_].task.id: jobs[id_].task for id_ in ids}
+                given = [task.model_dump(mode="json") for task in tasks.values()]
+                running[worker.remote(request, given, part, share)] = share
+            if not running:
+                return
+            for reference in ray.wait([*running], num_returns=1, timeout=WAIT_S)[0]:
+                ended = ray.get(reference)
+                del running[reference]
+                if isinstance(ended, Failed):
+                    raise (ConfigError if ended.is_config else R3Error)(f"on a worker: {ended.message}")
+                take(ended)
+    except RayTaskError as error:
+        raise R3Error(
+            f"on a worker: {str(error.cause or error).strip().splitlines()[-1]}; every node needs r3agent and what the "
+            "agent and the verifier import"
+        ) from error
+    except RayError as error:
+        raise R3Error(
+            f"a part lost its worker more than {RETRIES} times: {type(error).__name__}: {error}; what is stored stays: "
+            "collect again"
+        ) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _slots(waits: bool) -> int:
+    """Return the number of parts that the cluster can run at once.
+
+    Raises:
+        ConfigError: it has no CPU, and no part waits for one.
+    """
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if not cpus and not waits:
+        raise ConfigError("the Ray cluster has no CPU; add nodes with `ray start --address ADDRESS --num-cpus N`")
+    if not cpus:
+        logger.warning("the Ray cluster has no CPU left: the collection waits for a node")
+    return max(1, SLOTS_PER_CPU * cpus)
+
+
+@contextmanager
+def _cluster(address: str) -> Generator[None]:
+    """Connect to a cluster, or start one; the connection of the calling program stays as it is."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    require_extra("ray", "ray")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    given: dict[str, Any] = {"address": address, "log_to_driver": False}
+    if not address:
+        given |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        given |= {"_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**given)
+    except Exception as error:  # it has no class of its own
+        raise ConfigError(f"collect.address = {address!r}: {error}; start a cluster with `ray start --head`") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _settings(run: Collector) -> dict[str, Any]:
+    """Return the settings as overrides of those in r3.toml, by dotted key."""
+    sections = run.config.model_dump(mode="json")
+    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}

@@ -1,0 +1,126 @@
+"""Collection over a Ray cluster of several nodes, one of which dies."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r3agent.episodes.collect import HOPELESS
+from r3agent.errors import ConfigError, R3Error
+from r3agent.run.stages import Run
+from r3agent.store.shards import read, shards
+from r3agent.testing import ScriptedEndpoint
+
+ray = pytest.importorskip("ray")
+N = 72
+
+
+# Of the loopback addresses, Ray replaces only 127.0.0.1, by that of the machine.
+NODE = {
+    "num_cpus": 1,
+    "node_ip_address": "127.0.0.2",
+    "object_store_memory": 80 * 2**20,
+    "include_dashboard": False,
+    "include_log_monitor": False,
+    "no_monitor": True,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args=NODE)
+        try:
+            ray.init(address=made.address, log_to_driver=False)
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def answer(body: dict[str, Any], _: int) -> str:
+    time.sleep(0.02)
+    return "right" if len(body["messages"]) > 2 else "wrong"
+
+
+def make_run(folder: Path, url: str, **settings: Any) -> Run:
+    folder.mkdir()
+    file = folder.parent / "tasks.jsonl"
+    file.write_text("\n".join(json.dumps({"id": f"t{i}", "prompt": f"{i}?", "answer": "right"}) for i in range(N)))
+    task = {"task.source": str(file), "task.verifier": "exact", "policy.model": "scripted"}
+    return Run(folder, {"policy.base_url": url, "collect.n": N, "collect.reflections": 2, **task, **settings})
+
+
+def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, cluster: Any) -> None:
+    with ScriptedEndpoint(answer) as endpoint:
+        alone = make_run(tmp_path / "alone", endpoint.url)
+        alone.collect()
+        dying = cluster.add_node(**NODE)
+        many = make_run(tmp_path / "many", endpoint.url, **{"collect.engine": "ray", "collect.concurrency": 1})
+
+        def kill_a_node() -> None:
+            store = tmp_path / "many" / "trajectories"
+            while not store.is_dir() or sum(file.read_bytes().count(b"\n") for file in shards(store)) < HOPELESS + 4:
+                time.sleep(0.02)
+            cluster.remove_node(dying, allow_graceful=False)
+
+        killer = threading.Thread(target=kill_a_node, daemon=True)
+        killer.start()
+        told: list[tuple[int, int]] = []
+        summary = many.collect(lambda done, total: told.append((done, total)))
+        killer.join()
+        again = many.collect()
+    ids = [sorted(t.trajectory_id for t in read(run.directory)) for run in (alone, many)]
+    assert len(ids[0]) > 2 * HOPELESS  # so that both nodes have a part
+    assert ids[0] == ids[1]
+    assert (summary.episodes, summary.errors, again.resumed) == (len(ids[0]), {}, len(ids[0]))
+    assert told[-1] == (len(ids[0]), len(ids[0]))
+    assert len(shards(many.directory)) > 2
+
+
+@pytest.mark.parametrize("budget", [("max_episodes", 5), ("max_tokens", 40)])
+def test_cluster_ends_at_a_budget_and_goes_on(tmp_path: Path, cluster: Any, budget: tuple[str, int]) -> None:
+    name, limit = budget
+    ray = {"collect.engine": "ray", "collect.concurrency": 1}
+    with ScriptedEndpoint(answer) as endpoint:
+        some = make_run(tmp_path / "run", endpoint.url, **ray, **{f"collect.{name}": limit}).collect()
+        rest = Run(tmp_path / "run", {**ray, f"collect.{name}": 10**6}).collect()
+    assert some.ended_by == f"{name} = {limit}"
+    assert some.left > 0
+    if name == "max_episodes":
+        assert some.episodes == limit
+    else:
+        assert limit <= some.tokens_sampled < 3 * limit
+    assert (rest.resumed, rest.left, rest.ended_by) == (some.episodes, 0, None)
+    ids = [t.trajectory_id for t in read(tmp_path / "run")]
+    assert len(ids) == len({*ids}) == rest.episodes == some.episodes + some.left
+
+
+def test_cluster_names_the_error_of_a_worker(tmp_path: Path, cluster: Any) -> None:
+    (tmp_path / "mine.py").write_text("async def agent(messages, client):\n    return 'wrong'\n")
+    with ScriptedEndpoint(answer) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        run = make_run(tmp_path / "run", endpoint.url, **{"collect.engine": "ray", "agent.agent": "mine:agent"})
+        run.check_subject()
+        (tmp_path / "mine.py").unlink()
+        with pytest.raises(ConfigError, match=r"on a worker: ConfigError: .*mine"):
+            run.collect()
+
+
+def test_cluster_stops_if_the_first_episodes_all_error(tmp_path: Path, cluster: Any) -> None:
+    (tmp_path / "broken.py").write_text("def check(task, answer):\n    raise ValueError('no luck')\n")
+    with ScriptedEndpoint(answer) as endpoint, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        run = make_run(tmp_path / "run", endpoint.url, **{"collect.engine": "ray", "task.verifier": "broken:check"})
+        with pytest.raises(R3Error, match="the first 16 episodes all errored"):
+            run.collect()
+    assert len([*read(run.directory)]) == HOPELESS
