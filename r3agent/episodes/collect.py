@@ -217,13 +217,15 @@ async def collect(
                     if id_ is None or job is None or not quota.begin():
                         drained.set()
                         return
+                    errors_before = endurance.errors
                     begin = job.begin and job.begin.model_copy(update={"trajectory_id": id_})
                     with policy.episode() if isinstance(policy, Pooled) else nullcontext() as seat:
                         given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat, "begin": begin}
                         ended = await run_episode(graph, job.task, job.sample, **given)
                     own = _metadata(metadata, begin)
                     named = {"trajectory_id": id_, "verifier": verifier_name, "metadata": own}
-                    await endurance.take(ended.episode.model_copy(update=named), ended.cause)
+                    episode = ended.episode.model_copy(update=named)
+                    await endurance.take(episode, ended.cause, errors_before=errors_before)
 
         await gather_all(work(number) for number in range(n_workers))
         await endurance.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,21 @@ async def test_an_endpoint_that_fails_ends_the_collection(tmp_path: Path, concur
     stored = load(tmp_path)
     assert not any(t.error for t in stored)  # an outage makes no errors of episodes
     assert healthy - concurrency < len(stored) <= healthy  # the others may not have ended when the collection did
-    assert len(policy.calls) <= healthy + 2 * max(8, concurrency)
+    assert len(policy.calls) <= healthy + 2 * max(8, concurrency) + 3
     summary = await run(tmp_path, ScriptedPolicy("right"), 100)
     assert (summary.episodes, summary.resumed, summary.errors) == (100, len(stored), {})
+
+
+@pytest.mark.parametrize("concurrency", [1, 64])
+async def test_a_share_of_errors_ends_no_collection(tmp_path: Path, concurrency: int) -> None:
+    draw = random.Random(0)
+    policy = failing(EndpointError("500 no"), lambda *_: draw.random() < 0.25)
+    summary = await run(tmp_path, policy, 800, concurrency=concurrency)
+    errors = summary.errors["EndpointError"]
+    assert (summary.episodes, 150 < errors < 250) == (800, True)
+    assert len(policy.calls) < 820  # the endpoint is rarely tried again
+    stored = load(tmp_path)
+    assert (len(stored), sum(t.error is not None for t in stored)) == (800, errors)
 
 
 @pytest.mark.parametrize("error", [AccessError("wrong key"), UnreachableError("nothing listens")])
@@ -91,7 +104,7 @@ async def test_a_judges_endpoint_is_told_apart_alike(tmp_path: Path) -> None:
 
     with pytest.raises(VerifierError, match="the judge is down; 8 episodes ended with such an error"):
         await run(tmp_path, ScriptedPolicy("right"), 100, verifier=judge, concurrency=8)
-    assert [t.error for t in load(tmp_path)] == [None] * 29  # all but t1
+    assert {t.task.id: t.error is None for t in load(tmp_path)} == {f"t{i}": i != 1 for i in range(30)}
     summary = await run(tmp_path, ScriptedPolicy("right"), 100)
     assert (summary.resumed, summary.errors) == (29, {})
 
