@@ -71,6 +71,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Add a verdict to a stored episode, or those in a file of outcomes to many.",
         "runs/prod 3f2a9c0d --failed --feedback 'the customer sent it back'",
     ),
+    "reverify": (
+        "reverify:reverify",
+        "Judge stored answers again, without sampling; the verdicts are a layer over the recorded ones.",
+        "runs/prod --verifier my_checks:check",
+    ),
     "gateway": (
         "gateway:gateway",
         "Record the calls of any program as episodes: a proxy of an endpoint, with a base URL for each try.",

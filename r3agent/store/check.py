@@ -19,7 +19,7 @@ from r3agent.records.json_values import json_value, parse_json
 from r3agent.records.record import MENDED, Record, VersionedRecord
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
-from r3agent.store.labels import SpanLabel, labels_path
+from r3agent.store.labels import SpanLabel, label_files
 from r3agent.store.lines import encode, why_wrong
 from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards, store_at
@@ -86,8 +86,8 @@ def check_store(directory: str | Path, *, repair: bool = False) -> StoreCheck:
     spans: set[tuple[str, str]] = set()
     files = shards(store)
     n_records, given_labels = 0, list[SpanLabel]()
-    for path in [*files, *filter(Path.is_file, [labels_path(store)])]:
-        kind = SpanLabel if path not in files else Trajectory
+    kinds: dict[Path, type[VersionedRecord]] = {**dict.fromkeys(files, Trajectory), **label_files(store)}
+    for path, kind in kinds.items():
         written: list[bytes] = []
         is_sound = True
         for line, content in _lines(path, kind):

@@ -24,6 +24,7 @@ from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecor
 from r3agent.store.append import append_records
 from r3agent.store.reading import LABELS, records
 from r3agent.store.shards import lookup, store_at
+from r3agent.store.verdicts import SpanVerdict, read_layers, verdicts_path, with_layers
 
 
 class SpanLabel(VersionedRecord):
@@ -158,6 +159,12 @@ def scores_path(directory: str | Path) -> Path:
     return labels_path(directory).with_name("scores.jsonl")
 
 
+def label_files(directory: str | Path) -> dict[Path, type[SpanLabel | LabelScore | SpanVerdict]]:
+    """Return the files of a store's labels that exist, with their records, each of which names a trajectory."""
+    known = {labels_path: SpanLabel, scores_path: LabelScore, verdicts_path: SpanVerdict}
+    return {path: kind for at, kind in known.items() if (path := at(directory)).is_file()}
+
+
 def append_labels(directory: str | Path, labels: Sequence[SpanLabel], scores: Sequence[LabelScore] = ()) -> None:
     """Write labels to disk, all or none.
 
@@ -170,12 +177,14 @@ def append_labels(directory: str | Path, labels: Sequence[SpanLabel], scores: Se
 
 
 def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
-    """Merge the labels of a store into its trajectories; an answer that branches share has its label in all of them.
+    """Merge the labels of a store into its trajectories, and below them the layers of verdicts.
+
+    An answer that branches share has its label in all of them.
 
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.
     """
-    trajectories = list(trajectories)
+    trajectories = with_layers(trajectories, read_layers(directory))
     path = labels_path(store_at(directory))
     if not path.is_file():
         return trajectories

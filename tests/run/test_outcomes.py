@@ -13,6 +13,7 @@ import pytest
 
 from r3agent import load
 from r3agent.cli.main import main
+from r3agent.store.check import check_store
 from r3agent.store.labels import label, labels_path
 from r3agent.store.shards import TrajectoryWriter
 from tests.support.trees import span, tree
@@ -57,6 +58,7 @@ def test_outcomes_of_a_table_label_the_tries_they_name(tmp_path: Path, capsys: p
         "a1": (True, 1.0, None, "ann"),
         "a2": (False, 0.25, "half", "ann"),
     }
+    assert check_store(prod).labels == 3
     code, report = label_from(prod, file, capsys=capsys)
     assert (code, report["labelled"], report["unchanged"]) == (0, 0, 3)
 

@@ -1,0 +1,63 @@
+"""Layers of verdicts of verifiers on stored answers, in an append-only file beside the labels.
+
+A layer is the work of one verifier with its settings. `load` merges them in their order, below the labels of people;
+the verdicts in the shards never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from r3agent.records.trajectory import Trajectory, Verdict, VersionedRecord
+from r3agent.store.reading import LABELS, records
+from r3agent.store.shards import store_at
+
+
+class SpanVerdict(VersionedRecord):
+    """Verdict of a layer on one span."""
+
+    schema_version: Literal[1] = 1
+    layer: int = Field(ge=1)
+    verifier: str
+    settings: str
+    """Digest of the verifier's parameters, and of the treatment of answers that were cut off."""
+    trajectory_id: str
+    span_id: str
+    verdict: Verdict | None
+    """`None` if the verifier left it open: the verdict below counts."""
+    judged_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.trajectory_id, self.span_id
+
+
+def verdicts_path(directory: str | Path) -> Path:
+    """Return the file of the layers of a store."""
+    return Path(directory) / LABELS / "verdicts.jsonl"
+
+
+def read_layers(directory: str | Path) -> list[SpanVerdict]:
+    """Read the verdicts of all layers, in order of the layers."""
+    path = verdicts_path(store_at(directory))
+    return sorted(records([path], SpanVerdict), key=lambda verdict: verdict.layer) if path.is_file() else []
+
+
+def with_layers(trajectories: Iterable[Trajectory], layers: Iterable[SpanVerdict]) -> list[Trajectory]:
+    """Put the verdicts of layers in place of those below them."""
+    found = {verdict.place: verdict.verdict for verdict in layers if verdict.verdict is not None}
+    judged = {trajectory_id for trajectory_id, _ in found}
+
+    def judge(trajectory: Trajectory) -> Trajectory:
+        if trajectory.trajectory_id not in judged:
+            return trajectory
+        verdicts = [found.get((trajectory.trajectory_id, s.span_id), s.verdict) for s in trajectory.spans]
+        pairs = zip(trajectory.spans, verdicts, strict=True)
+        return trajectory.changed(spans=tuple(s.model_copy(update={"verdict": v}) for s, v in pairs))
+
+    return [judge(trajectory) for trajectory in trajectories]
