@@ -8,6 +8,8 @@ from cyclopts import Parameter
 
 from r3agent._util.console import columns
 from r3agent.cli.command import Output, next_step, switch, verb
+from r3agent.data.erasure import forget as erase
+from r3agent.data.receipts import FOLDER
 from r3agent.data.statistics import DataStats, Share
 from r3agent.data.statistics import stats as count
 from r3agent.evaluate.statistics import Rate
@@ -60,6 +62,37 @@ def stats(run: Annotated[str, Parameter(help="Run directory, or its trajectories
     if found.unreadable:
         lines.append(f"{found.unreadable} lines are no records: {next_step('data', 'check', run)}")
     return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+@verb()
+def forget(
+    run: Annotated[str, Parameter(help="Run directory, or a store.")],
+    /,
+    *,
+    episode: Annotated[
+        tuple[str, ...], Parameter(help="Id of an episode, or a prefix of it; may be repeated.", show_default=False)
+    ] = (),
+    where: Annotated[
+        str | None, Parameter(help="KEY=VALUE of the metadata, such as user=anna.", allow_leading_hyphen=True)
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        Parameter(help="Regular expression, searched in every text of an episode.", allow_leading_hyphen=True),
+    ] = None,
+    dry_run: Annotated[bool, switch("Report what would be forgotten, and change nothing.")] = False,
+) -> Output:
+    receipt = erase(run, episodes=episode, where=where, pattern=pattern, dry_run=dry_run)
+    n = len(receipt.episodes)
+    lines = [f"{n} episodes {'would be' if dry_run else 'are'} forgotten"]
+    lines += _some([f"  {id_}" for id_ in receipt.episodes])
+    lines += [f"  {file.path}: {file.lines} lines taken out" for file in receipt.files]
+    for version, ids in receipt.trained.items():
+        lines.append(f"{version} was trained on {len(ids)} of them, and so are the versions that descend from it")
+    if receipt.trained:
+        lines.append("weights do not forget: train anew from an earlier version, and remove these")
+    if receipt.finished_at:
+        lines.append(f"the receipt is {receipt.receipt_id}.json in {FOLDER}/")
+    return Output(receipt.model_dump(mode="json"), "\n".join(lines))
 
 
 def _rows(found: DataStats) -> list[tuple[str, ...]]:

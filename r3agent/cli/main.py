@@ -81,6 +81,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Record the calls of any program as episodes: a proxy of an endpoint, with a base URL for each try.",
         "--upstream http://127.0.0.1:8000/v1 --out runs/prod",
     ),
+    "lineage": (
+        "lineage:lineage",
+        "List the episodes that a version and its ancestors were trained on.",
+        "v0007 --by user",
+    ),
     "data": ("", "Work on stored trajectories.", "check runs/mine --json"),
     "demo": (
         "start:demo",
@@ -96,6 +101,11 @@ SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
             "data:stats",
             "Count episodes by version, split, source and outcome, with tokens, groups and shares that passed.",
             "runs/mine --json",
+        ),
+        "forget": (
+            "data:forget",
+            "Take episodes out of every file of a run: by id, by a value of the metadata, or by a pattern.",
+            "runs/mine --where user=anna",
         ),
         "check": (
             "data:check",

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from r3agent._util.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from r3agent.data.ancestry import Lineage as Lineage
+    from r3agent.data.ancestry import lineage as lineage
+    from r3agent.data.erasure import forget as forget
+    from r3agent.data.receipts import Receipt as Receipt
     from r3agent.data.statistics import DataStats as DataStats
     from r3agent.data.statistics import stats as stats
 else:

@@ -34,6 +34,9 @@ ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
 """Folder of full weights in a version's directory; an adapter is in `ADAPTER_DIR`."""
 
+MAX_PROMPT = 256
+"""Largest number of prompt tokens, those at its end, with which a sequence of a fingerprint begins."""
+
 _R = TypeVar("_R", bound=Record)
 
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]

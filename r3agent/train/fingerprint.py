@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from r3agent.errors import TrainingError
-from r3agent.store.registry import FingerprintSequence
+from r3agent.store.registry import MAX_PROMPT, FingerprintSequence
 from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.row import Row
 
 MAX_CANDIDATES = 16
-MAX_PROMPT, MAX_COMPLETION = 256, 256
-"""Tokens of a candidate: the end of its prompt and the beginning of its completion."""
+MAX_COMPLETION = 256
+"""Tokens of a candidate after the end of its prompt: the beginning of its completion."""
 MAX_SEQUENCES = 4
 MAX_POSITIONS = 16
 """Positions of each sequence; a deploy sends one request for each."""
