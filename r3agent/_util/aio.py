@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
-from typing import Any, TypeVar, cast
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar, TypeVar, cast
 
 from r3agent._util.within import within
 
@@ -32,9 +33,10 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def in_turn(function: Callable[[], T], limit_s: float | None = None) -> T:
-    """Call a function in a thread of its own when it is its turn: not too many run at once.
+    """Call a function in a thread when it is its turn: not too many run at once.
 
-    As `asyncio.to_thread`, but one that hangs keeps its turn only until its limit.
+    As `asyncio.to_thread`, threads are used again; but a function that hangs keeps its turn only until its limit, and
+    the interpreter's exit does not wait for it.
 
     Raises:
         OverrunError: it took longer than `limit_s`.
@@ -43,7 +45,7 @@ async def in_turn(function: Callable[[], T], limit_s: float | None = None) -> T:
     if _turns.__dict__.get("loop") is not loop:
         _turns.loop, _turns.semaphore = loop, asyncio.Semaphore(N_TURNS)
     async with _turns.semaphore:
-        return await within(limit_s, in_own_thread(function), name="a thread")
+        return await within(limit_s, _in_thread(_Worker.run, function), name="a thread")
 
 
 _turns = threading.local()
@@ -56,6 +58,10 @@ async def in_own_thread(function: Callable[[], T]) -> T:
     `asyncio.to_thread` has few threads, which such functions would keep from others. If the caller is cancelled, the
     thread goes on by itself, and the interpreter's exit does not wait for it.
     """
+    return await _in_thread(_start, function)
+
+
+async def _in_thread(start: Callable[[Callable[[], None]], object], function: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
 
@@ -76,11 +82,48 @@ async def in_own_thread(function: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, result, error)
 
     context = copy_context()
-    threading.Thread(target=run, name="r3agent-agent", daemon=True).start()
+    start(run)
     result, error = await done
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def _start(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, name="r3agent-agent", daemon=True).start()
+
+
+class _Worker:
+    """Thread that runs one function after another, because starting one holds up the event loop."""
+
+    idle: ClassVar[list[_Worker]] = []
+    IDLE_S = 10.0
+    """Time after which an idle one ends."""
+
+    def __init__(self) -> None:
+        self._functions: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        _start(self._work)
+
+    @classmethod
+    def run(cls, function: Callable[[], None]) -> None:
+        """Run a function in an idle worker, or else in another."""
+        try:
+            worker = cls.idle.pop()
+        except IndexError:
+            worker = cls()
+        worker._functions.put(function)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                self._functions.get(timeout=self.IDLE_S)()
+            except Empty:
+                try:
+                    self.idle.remove(self)
+                except ValueError:  # it was taken at this moment
+                    continue
+                return
+            self.idle.append(self)
 
 
 def run_in_thread_loop(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -132,5 +175,5 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-for cached in (_loop, _runner):
-    os.register_at_fork(after_in_child=cached.cache_clear)  # a forked child has the loops but not their threads
+for forget in (_loop.cache_clear, _runner.cache_clear, _Worker.idle.clear):
+    os.register_at_fork(after_in_child=forget)  # a forked child has the loops and workers, but not their threads

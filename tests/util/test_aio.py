@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from r3agent._util.aio import gather_all, run_in_thread_loop, run_sync
+from r3agent._util.aio import gather_all, in_turn, run_in_thread_loop, run_sync
+from r3agent._util.within import OverrunError
 
 
 async def value(x: int) -> int:
@@ -77,3 +78,18 @@ def test_waiting_for_oneself_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match="await it instead"):
         run_sync(inner())
+
+
+async def test_in_turn_uses_threads_again_except_for_one_that_hangs() -> None:
+    hanging, release = set[int](), threading.Event()
+
+    def hang() -> None:
+        hanging.add(threading.get_ident())
+        release.wait()
+
+    with pytest.raises(OverrunError):
+        await in_turn(hang, limit_s=0.01)
+    used = [await in_turn(threading.get_ident) for _ in range(50)]
+    assert len(set(used)) < len(used)
+    assert not hanging & set(used)
+    release.set()
