@@ -166,6 +166,9 @@ class TryNode(AsyncNode, RunnableLambda[EpisodeState, Update]):
         runnable = getattr(nodes.runner.agent, "runnable", None)
         self.deps = [runnable] if isinstance(runnable, Runnable) else []
 
+    # A lambda's own would ask for its function; `astream_events` streams the nodes.
+    stream, astream, transform, atransform = Runnable.stream, Runnable.astream, Runnable.transform, Runnable.atransform
+
 
 def _runner(
     policy: Policy,

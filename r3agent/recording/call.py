@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
@@ -10,7 +11,7 @@ import openai
 import orjson
 from openai.types.chat import ChatCompletionChunk
 
-from r3agent.errors import EndpointError, PolicyError, UnreachableError
+from r3agent.errors import EndpointError, PolicyError, ProtocolError, UnreachableError
 from r3agent.http.body import ErrorBody, read_body, read_text
 from r3agent.http.errors import policy_error, read_error
 from r3agent.http.urls import ApiURL, redact_url
@@ -130,6 +131,8 @@ class RecordedCall(Exchange):
                 return policy_error(read_error(cast(Any, error.response)), where=where)
         except Exception as unreadable:
             self._memory.report_error("an error of the endpoint is not read", unreadable)
+        if isinstance(error, json.JSONDecodeError | openai.APIResponseValidationError):
+            return ProtocolError(f"{where}the response is no JSON: {error}")
         if not isinstance(error, openai.APIError):
             return None
         refused = isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ == "ConnectError"

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from r3agent.errors import PolicyError
+from r3agent.errors import PolicyError, ProtocolError
 from r3agent.http.body import ErrorBody, find_error, read_body
 from r3agent.http.errors import text_refusal
 from r3agent.http.refusal import refused_fields
+from r3agent.http.urls import redact_url
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
@@ -246,6 +247,7 @@ class Exchange:
 
     def _record(self, read: Callable[[], Any]) -> bool:
         """Record an answer; return False if it is none."""
+        answer: Any = None
         try:
             answer = read()
             sent = {**self.body, **self._extra, "messages": self._messages}
@@ -269,6 +271,8 @@ class Exchange:
             else:
                 self._episode.add(sampled, self._scope, self._messages, self._tools, self._purpose)
         except Exception as error:  # the sender has the answer whatever happens here
+            if not (isinstance(answer, Mapping) and answer.get("choices")):
+                self.note(ProtocolError(f"{redact_url(self.base_url)}: the answer is no chat completion: {error!r}"))
             self._lose("a chat completion is not recorded", error)
             return False
         return True

@@ -71,7 +71,7 @@ class Program:
         output_mb: limit of its stdout.
 
     Raises:
-        ConfigError: there is no such program.
+        ConfigError: there is no such program, or the system has no /proc.
     """
 
     @checked
@@ -84,6 +84,11 @@ class Program:
         output_mb: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
         words = shlex.split(command) if isinstance(command, str) else [*command]
+        if not os.path.exists("/proc/self/stat"):
+            raise ConfigError(
+                f"command = {command!r}: a program needs /proc, by which its processes are found and ended; run it on "
+                "Linux, or start it yourself with the URL of `r3agent gateway`"
+            )
         self.command = [os.path.abspath(word) if os.path.isfile(word) else word for word in words]
         if not words or shutil.which(words[0]) is None:
             raise ConfigError(f"command = {command!r}: there is no such program; give its path, or extend PATH")
@@ -107,11 +112,15 @@ class Program:
         if terms is None or terms.base_url is None:
             raise ConfigError(f"{self!r} asks an endpoint, and the policy has none; pass an OpenAIPolicy")
         gateway = await asyncio.to_thread(self._serving, terms.base_url)
-        url = await asyncio.to_thread(gateway.open, call.episode, call.scope)
+        opening = asyncio.create_task(asyncio.to_thread(gateway.open, call.episode, call.scope))
+
+        async def close() -> None:
+            await asyncio.to_thread(gateway.close, await opening)
+
         try:
-            return AgentEnd(await self._run(call, url))
+            return AgentEnd(await self._run(call, await asyncio.shield(opening)))
         finally:
-            await asyncio.shield(asyncio.to_thread(gateway.close, url))
+            await asyncio.shield(close())
 
     def _serving(self, upstream: str) -> Any:
         """Return the gateway of this process, which the first try starts."""
@@ -166,10 +175,10 @@ class Program:
             finally:
                 watch.cancel()
                 await asyncio.shield(asyncio.to_thread(tree.end))
-                await process.wait()
-                with suppress(TimeoutError):  # a pipe is closed once it is read to its end
+                with suppress(TimeoutError):  # the end of a process is that of its pipes, which are read to theirs
                     async with asyncio.timeout(GRACE_S):
                         await gather_all(_read_end(pipe, 1) for pipe in (process.stdout, process.stderr))
+                        await process.wait()
         if terms.is_ignored:
             raise terms.failure or StepLimitError(f"{self!r} goes on asking")
         if tree.overrun:

@@ -11,8 +11,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from r3agent import ConfigError, Task, build_graph
-from r3agent.errors import AgentError
-from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
+from r3agent.errors import AgentError, ProtocolError
+from r3agent.testing import Fault, ScriptedEndpoint, ScriptedPolicy
 from tests.episodes.agents.endpoints import HINT, TASK, found, looking, model, policy_at, steps, trajectory
 
 TOOLS: Any = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
@@ -243,3 +243,21 @@ async def test_function_that_does_not_fit_is_refused() -> None:
         build_graph(policy=ScriptedPolicy("hm"), verifier=found, agent=text)
     with pytest.raises(ConfigError, match="has its own tools"):
         await run(text, tools=[looking])
+
+
+BROKEN = [
+    Fault(body='{"choices": ['),
+    Fault(body="<html>", content_type="text/html"),
+    Fault(body="{}"),
+    Fault(body="[]"),
+]
+
+
+@pytest.mark.parametrize("fault", BROKEN, ids=lambda fault: fault.body)
+@pytest.mark.parametrize("agent", [text, sync], ids=["async", "sync"])
+async def test_function_is_not_blamed_for_a_broken_response(agent: Any, fault: Fault) -> None:
+    with ScriptedEndpoint(faults=[fault] * 9) as endpoint:
+        async with policy_at(endpoint) as policy:
+            graph = build_graph(policy=policy, verifier=found, agent=agent).compile()
+            with pytest.raises(ProtocolError):
+                await graph.ainvoke(TASK)

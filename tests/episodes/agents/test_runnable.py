@@ -116,6 +116,9 @@ async def test_agent_is_a_subgraph_in_streams_and_drawing() -> None:
                 )
             ]
             output = (await graph.aget_state(ON_THREAD)).values
+            events: Any = graph.astream_events(TASK, {"configurable": {"thread_id": "events"}}, version="v2")
+            kinds = {(event["event"], event["name"]) async for event in events}
+    assert {("on_chain_start", "attempt"), ("on_chat_model_start", "ChatOpenAI"), ("on_tool_end", "look")} <= kinds
     nodes = [next(iter(chunk)) for namespace, kind, chunk in streamed if kind == "updates" and namespace]
     assert nodes == ["model", "tools", "model"]
     assert "nothing" in [chunk[0].content for _, kind, chunk in streamed if kind == "messages"]
