@@ -123,6 +123,20 @@ def test_a_refused_request_is_made_again_as_it_was(use: Callable[[openai.OpenAI]
     assert len(received) - n == (1 if is_lasting else 2)
 
 
+def test_versions_of_a_model_share_what_is_known_of_their_endpoint() -> None:
+    refusal = error("logprobs and return_token_ids are not supported")
+    with endpoint(lambda body: refusal if ADDED & body.keys() else None) as (plain, received):
+        client = r3agent.instrument(plain)
+        with r3agent.trace():
+            for model in ("m@v0001", "m@v0002", "m", "another@v0001"):
+                client.chat.completions.create(**{**ASK, "model": model})
+    assert [(body["model"], bool(ADDED & body.keys())) for body in received] == [
+        *[("m@v0001", True), ("m@v0001", False)],
+        *[("m@v0002", False), ("m", False)],
+        *[("another@v0001", True), ("another@v0001", False)],
+    ]
+
+
 @pytest.mark.parametrize(
     ("fault", "n_more"),
     [

@@ -13,7 +13,7 @@ import pytest
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers import VERIFIERS, Answer, find_verifier, judge
-from r3agent.verifiers.interface import verdict_of
+from r3agent.verifiers.interface import takes_environment, verdict_of
 from tests.support.trees import TASK, span
 
 SPAN = span("attempt", text="4")
@@ -198,6 +198,30 @@ async def equals(expected: str, task: Task, answer: str) -> bool:
 async def test_any_callable_will_do(verifier: Any) -> None:
     passed, failed = await judge(verifier, TASK, [SPAN, span("retry", text="5")])
     assert (passed.passed, failed.passed) == (True, False)
+
+
+class InWorld:
+    def __call__(self, task: Task, answer: str, environment: Any = None) -> bool:
+        return environment == "won"
+
+
+@pytest.mark.parametrize(
+    ("verifier", "takes", "requires"),
+    [
+        (lambda task, answer: answer == "4", False, False),
+        (lambda task, answer, strict=True: strict is True, False, False),
+        (lambda task, answer, *, environment=None: environment is None, False, False),
+        (lambda task, answer, environment=None: environment == "won", True, False),
+        (lambda task, answer, board: board == "won", True, True),
+        (partial(lambda task, answer, board, goal: board == goal, goal="won"), True, True),
+        (InWorld(), True, False),
+        (partial(InWorld()), True, False),
+    ],
+)
+async def test_verifier_gets_the_environment_that_it_takes(verifier: Any, takes: bool, requires: bool) -> None:
+    assert (takes_environment(verifier), takes_environment(verifier, required=True)) == (takes, requires)
+    passed = [(await judge(verifier, TASK, [SPAN], environment=world))[0].passed for world in ("won", "lost")]
+    assert passed == [True, not takes]
 
 
 class Broken:
