@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from r3agent._util.files import decode
-from r3agent._util.messages import explain
+from r3agent._util.messages import did_you_mean, explain
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
@@ -156,6 +157,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
     settings = _read(path) if path else {}
+    on_file = deepcopy(settings)
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         table: Any = settings
@@ -167,24 +169,30 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        in_file = any(".".join(map(str, each["loc"])) not in overrides for each in error.errors())
-        where = f"{path}: " if path and in_file else ""
-        raise ConfigError(where + explain(error, Config)) from None
+        raise ConfigError(("" if _is_valid(on_file) else f"{path}: ") + explain(error, Config)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Parse `section.key=value` into a dotted key and a value; a value that is not TOML is a string.
 
     Raises:
-        ConfigError: there is no `=` or no section.
+        ConfigError: there is no `=` or no section, or no such key.
     """
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    section, dot, name = (key := key.strip()).partition(".")
+    if not equals or not dot:
         raise ConfigError(f"--set {text!r}: write section.key=value, e.g. --set train.learning_rate=1e-5")
+    _check_known(text, section, Config)
+    _check_known(text, name.partition(".")[0], Config.model_fields[section].annotation, prefix=f"{section}.")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value
+        return key, value
+
+
+def _check_known(text: str, name: str, kind: Any, prefix: str = "") -> None:
+    if name not in (fields := cast(type[BaseModel], kind).model_fields):
+        raise ConfigError(f"--set {text!r}: no setting {prefix + name!r}; {did_you_mean(name, fields, prefix=prefix)}")
 
 
 def to_toml(config: Config) -> str:
@@ -204,6 +212,14 @@ def to_toml(config: Config) -> str:
                 table.add(name, _inline(value) if isinstance(value, dict) else value)
         document.add(section, table)
     return tomlkit.dumps(document)
+
+
+def _is_valid(settings: dict[str, Any]) -> bool:
+    try:
+        Config.model_validate(settings)
+    except ValidationError:
+        return False
+    return True
 
 
 def _table(*path: str) -> dict[str, Any]:

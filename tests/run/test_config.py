@@ -108,6 +108,24 @@ def test_overrides_are_toml_values_or_else_text():
     assert parse_override("policy.model=qwen") == ("policy.model", "qwen")
     with pytest.raises(ConfigError, match=r"section\.key=value"):
         parse_override("learning_rate=3")
+    with pytest.raises(ConfigError, match=r"--set 'colect\.n=3': no setting 'colect'; did you mean 'collect'\?"):
+        parse_override("colect.n=3")
+    with pytest.raises(
+        ConfigError, match=r"no setting 'task\.sorce'; did you mean 'task\.source'"
+    ):
+        parse_override("task.sorce=3")
+
+
+def test_a_file_is_named_only_for_its_own_mistakes(tmp_path):
+    path = tmp_path / "r3.toml"
+    path.write_text("[collect]\nn = 3\n")
+    for overrides in ({"colect.n": 4}, {"train.credit.reflekt": "lift"}, {"collect.n": 0}):
+        with pytest.raises(ConfigError) as error:
+            load_config(path, overrides)
+        assert str(path) not in str(error.value)
+    path.write_text('[train]\ncredit = {reflekt = "lift"}\n')
+    with pytest.raises(ConfigError, match=f"{path}: train.credit: unknown label 'reflekt'"):
+        load_config(path, {"train.credit.retry": "success"})
 
 
 @pytest.mark.parametrize("key", ["collect.n", "collect.reflections", "collect.retries"])
