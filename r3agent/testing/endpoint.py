@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Message
@@ -112,6 +112,8 @@ class ScriptedEndpoint:
             return Fault(body=json.dumps({"weight_version": self.weight_version}))
         if path != "/v1/chat/completions" or body is None:
             return _error(404, f"no route {path}")
+        if missing := {"model", "messages"} - set(body if isinstance(cast(Any, body), dict) else ()):
+            return _error(400, f"the body is no JSON object with {' and '.join(sorted(missing))}")
         with self._lock:
             self.received.append(Received(body, authorization))
             if len(self.received) > 2 * KEPT:

@@ -85,13 +85,15 @@ class ScriptedPolicy(Shared):
         """Return the next `n` replies, and pass them word by word to `on_delta`.
 
         Raises:
-            LookupError: the script has no reply.
+            ConfigError: the script has no reply.
         """
         content = messages[-1].get("content")
         asked = _KIND_OF_REQUEST.get(content, "attempt") if isinstance(content, str) else "attempt"
         self.calls.append(Call(asked, list(messages), n, list(tools), sampling))
         if asked not in self._reply:
-            raise LookupError(f"the script says nothing to {asked!r}, only to {sorted(self._reply)}")
+            raise ConfigError(
+                f"the script says nothing to {asked!r}, only to {sorted(self._reply)}; add a reply to {asked!r}"
+            )
         drawn = [await self._generation(asked, messages) for _ in range(n)]
         if on_delta is not None:
             for choice, generation in enumerate(drawn):
@@ -138,5 +140,6 @@ def _as_function(script: Script) -> Callable[[Sequence[Message]], ScriptedReply 
         else [given]
     ):
         raise ConfigError(f"script has {shorten(wrong[0])}; a reply is a text, a Generation or an exception")
-    replies, end = iter(script), LookupError(f"the script ends after {len(script)} replies")
-    return lambda messages: next(replies, end)
+    replies = iter(script)
+    end = f"the script ends after {len(script)} replies; add more, or pass one text or a function, which never end"
+    return lambda messages: next(replies, ConfigError(end))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from r3agent.errors import ConfigError
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Generation, Message
 from r3agent.testing import DROPPED, HANG, ScriptedEndpoint, ScriptedPolicy, rate_limited
@@ -36,7 +37,7 @@ async def test_a_list_is_taken_in_order_whoever_asks() -> None:
     policy = ScriptedPolicy(["1", "2", "3"])
     assert await texts(policy, HELLO, n=2) == ["1", "2"]
     assert await texts(policy, asked(REFLECT)) == ["3"]
-    with pytest.raises(LookupError, match="the script ends after 3 replies"):
+    with pytest.raises(ConfigError, match="the script ends after 3 replies"):
         await policy.sample(HELLO)
 
 
@@ -51,7 +52,7 @@ async def test_a_function_sees_the_conversation_and_may_be_async() -> None:
 async def test_a_scripted_error_is_raised_and_a_missing_script_is_one() -> None:
     with pytest.raises(OSError, match="gone"):
         await ScriptedPolicy(OSError("gone")).sample(HELLO)
-    with pytest.raises(LookupError, match=r"says nothing to 'reflect', only to \['attempt'\]"):
+    with pytest.raises(ConfigError, match=r"says nothing to 'reflect', only to \['attempt'\]"):
         await ScriptedPolicy({"attempt": "a"}).sample(asked(REFLECT))
 
 
@@ -127,3 +128,11 @@ def test_an_endpoint_cuts_off_a_text_at_the_limit(field: str) -> None:
     assert (whole["choices"][0]["finish_reason"], whole["usage"]["completion_tokens"]) == ("stop", 6)
     with ScriptedEndpoint("hello", ignores=[field]) as endpoint:
         assert post(endpoint, **{field: 3}).json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("body", [[1], 3, "{}", {"model": "scripted"}])
+def test_an_endpoint_refuses_a_body_that_is_no_request(body: object) -> None:
+    with ScriptedEndpoint("a") as endpoint:
+        refused = httpx.post(f"{endpoint.url}/chat/completions", json=body)
+        assert (refused.status_code, endpoint.received) == (400, [])
+    assert "no JSON object with" in refused.json()["error"]["message"]
