@@ -28,7 +28,7 @@ from r3agent.errors import (
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
 from r3agent.http.headers import SECRET
 from r3agent.http.refusal import refused_fields
-from r3agent.http.urls import redact_url
+from r3agent.http.urls import ApiURL, redact_url
 
 MAX_MESSAGE = 500
 """Maximum number of characters of a server's message in our own messages."""
@@ -77,6 +77,7 @@ class ServerError(Exception):
 
     Attributes:
         status: HTTP status of the response, or the one that an error in a successful response carries.
+        url: URL of the request, with its secrets.
         message: the server's message on one line, without the request's key and headers.
         brief: the beginning of the message, for our own messages.
         code: the server's name or number of the error.
@@ -90,6 +91,7 @@ class ServerError(Exception):
     def __init__(self, body: ErrorBody, response: httpx.Response) -> None:
         message = " ".join(redact_secrets(body.message, response.request).split())
         self.message = message or response.reason_phrase
+        self.url = str(response.request.url)
         self.brief = self.message[:MAX_MESSAGE]
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
         self.is_within_success = response.is_success
@@ -151,7 +153,7 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
 
     Args:
         where: prefix of the message.
-        tries: number of tries as text, added to the message of a transient error.
+        tries: number of tries as text, if there were several.
     """
     message = f"{where}{error}"
     if kind := error.text_refusal:
@@ -166,13 +168,15 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     if error.is_transient:
         return EndpointError(f"{message}{tries}")
     if error.is_within_success:  # the route and the key are right, and other requests may succeed
-        return EndpointError(message)
+        return EndpointError(f"{message}{tries}")
     if error.status in WRONG_KEY:
         return AccessError(f"{message}; check the API key", **refusal)
     if error.status == HTTPStatus.PAYMENT_REQUIRED:
         return AccessError(f"{message}; the account or key has no credit left", **refusal)
     if error.status in NO_ROUTE:
-        return AccessError(f"{message}; check the model's name and that base_url ends in /v1", **refusal)
+        api = ApiURL(error.url)
+        has_api = error.is_from_api and api.is_versioned
+        return AccessError(f"{message}; check the model's name{'' if has_api else f'; {api.hint}'}", **refusal)
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
     return RequestError(message, **refusal)

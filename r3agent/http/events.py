@@ -27,16 +27,22 @@ SSE_FIELDS = (b":", b"event:", b"id:", b"retry:")
 """Beginnings of the lines of a stream without data."""
 
 
+class ForeignAnswerError(ValueError):
+    """A whole answer of something other than the API, such as a web page."""
+
+
 def parse_json(content: bytes) -> Any:
     """Parse JSON of any server, as `json_values.parse_json`, and with a byte order mark or bytes that are no UTF-8.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: it is not JSON, or nested too deeply; a `ForeignAnswerError` if it is HTML or XML.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
+        if content.lstrip().startswith(b"<"):
+            raise ForeignAnswerError("it is HTML or XML") from None
         return json_values.parse_json(content.decode(errors="replace"))
 
 
@@ -67,8 +73,9 @@ async def events(response: httpx.Response) -> AsyncIterator[Any]:
     if other and not all(line.startswith(SSE_FIELDS) for line in other):
         try:
             yield parse_json(b"\n".join(other))  # the server ignores `stream`
-        except ValueError:
-            raise ValueError(f"it begins with {b' '.join(other)[:80].decode(errors='replace')!r}") from None
+        except ValueError as error:
+            kind = ForeignAnswerError if isinstance(error, ForeignAnswerError) else ValueError
+            raise kind(f"it begins with {b' '.join(other)[:80].decode(errors='replace')!r}") from None
 
 
 def _errors(data: list[bytes]) -> list[Any]:

@@ -2,8 +2,9 @@
 
 Timeouts, refused and dropped connections, 408, 409, 429, 5xx and answers that are cut off, empty, without choices or no
 JSON are retried, after the delay in the server's Retry-After header or else with exponential backoff. 400, 401, 403 and
-404 are never retried, nor is a stream that has begun. If a server has answered before and became unreachable, retries
-continue for `outage_s`.
+404 are never retried, nor is a stream that has begun. If a server has answered before, a web page, or JSON of another
+kind, is retried, because a proxy may have sent it; at first it shows that the URL is wrong. If such a server became
+unreachable, retries continue for `outage_s`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tenacity.asyncio import retry_if_exception
 
 from r3agent.errors import EndpointError
 from r3agent.http.errors import ServerError
+from r3agent.http.events import ForeignAnswerError
 
 MAX_BACKOFF_S = 30.0
 MAX_RETRY_AFTER_S = 300.0
@@ -48,7 +50,12 @@ class Retry:
         """
 
         async def is_worthwhile(error: BaseException) -> bool:
-            passes = error.is_transient if isinstance(error, ServerError) else _is_outage(error) or _is_half(error)
+            if isinstance(error, ServerError):
+                passes = error.is_transient
+            elif isinstance(error, ForeignAnswerError):
+                passes = self.has_answered
+            else:
+                passes = _is_outage(error) or _is_half(error)
             return passes and may_repeat() and (self.is_current is None or await self.is_current())
 
         async def attempt() -> T:

@@ -67,6 +67,13 @@ class ApiURL:
         """True if the path ends in `/v1`."""
 
     @property
+    def hint(self) -> str:
+        """Advice where the server has no such route, or something other than the API answers."""
+        if self.is_versioned:
+            return "base_url must be that of an OpenAI-compatible API"
+        return f"base_url usually ends in /v1: try {redact_url(str(self.route('/v1')))}"
+
+    @property
     def root(self) -> str:
         """URL of the server itself, without user and password."""
         return str(self._join(self._path.removesuffix(b"/v1"), b"").copy_with(userinfo=b"")).rstrip("/")

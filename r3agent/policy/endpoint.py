@@ -180,13 +180,21 @@ class Endpoint:
             except TimeoutError as error:
                 raise httpx.ReadTimeout("the answer does not end") from error
 
+        n_tries = 0
+
         async def timed() -> tuple[T, float]:
+            nonlocal n_tries
+            n_tries += 1
             return await slots.run(in_time) if takes_slot else (await in_time(), 0.0)
 
         try:
             return await self._retry.run(timed, may_repeat)
         except (ServerError, httpx.RequestError) as error:
-            raise self._policy_error(error, model) from None
+            raise self._policy_error(error, model, _tried(n_tries)) from None
+        except (ValueError, EndpointError) as error:
+            if n_tries > 1:
+                error.args = (f"{error}{_tried(n_tries)}",)
+            raise
 
     def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -197,9 +205,8 @@ class Endpoint:
             self._connections[loop] = Connection(self._lent or self._settings.open_for(self._url.route("")), slots)
         return self._connections[loop]
 
-    def _policy_error(self, error: ServerError | httpx.RequestError, model: object) -> PolicyError:
+    def _policy_error(self, error: ServerError | httpx.RequestError, model: object, tries: str) -> PolicyError:
         where = f"{redact_url(self.base_url)}, model {model!r}: "
-        tries = f" (tried {self._retry.max_tries} times)"
         if isinstance(error, ServerError):
             return policy_error(error, where=where, tries=tries)
         timeout_s = self._settings.timeout_s
@@ -216,3 +223,7 @@ class Endpoint:
         waited = f" (waited {self._retry.outage_s:g} s)" if self._retry.has_answered else tries
         kind = UnreachableError if isinstance(error, httpx.ConnectError) else EndpointError
         return kind(f"{where}{no_answer(error, timeout_s)}{waited}; is the server running?")
+
+
+def _tried(n: int) -> str:
+    return f" (tried {n} times)" if n > 1 else ""

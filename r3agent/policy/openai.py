@@ -24,7 +24,7 @@ from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolErro
 from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import has_key
 from r3agent.http.negotiation import Terms, negotiate
-from r3agent.http.urls import redact_url
+from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoints import Endpoints
 from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_in_place
@@ -268,7 +268,7 @@ class OpenAIPolicy(Shared):
         except NOT_A_COMPLETION as error:
             raise ProtocolError(
                 f"{where}: {not_a_completion(error, received.beginning, endpoint.redact)}; "
-                "base_url must be that of an OpenAI-compatible server and usually ends in /v1"
+                f"{ApiURL(endpoint.base_url).hint}"
             ) from error
         if not body.get("stream"):
             for i, generation in enumerate(drawings):

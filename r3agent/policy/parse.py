@@ -5,9 +5,10 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 from r3agent.http.body import BROKEN_OFF, finish_reason
+from r3agent.http.events import ForeignAnswerError
 from r3agent.records.generation import FILTERED
 from r3agent.records.media import why_untrainable
 from r3agent.records.reply import read_reply
@@ -43,7 +44,9 @@ def not_a_completion(error: Exception, content: bytes, redact: Callable[[str], s
 
 
 def check_choices(answer: Json) -> None:
-    """Raise a `ValueError` for the body of a response without choices; other errors if it is of no chat completion."""
+    """Raise a `ValueError` for the body of a response without choices, a `ForeignAnswerError` if it is of no API."""
+    if not isinstance(cast(Any, answer), dict) or "choices" not in answer:
+        raise ForeignAnswerError("it has no choices")
     choices = answer["choices"]
     if not isinstance(choices, list) or not choices:
         raise ValueError("it has no choices" if not choices else f"its choices are {reprlib.repr(choices)}")

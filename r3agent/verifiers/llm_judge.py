@@ -18,13 +18,15 @@ from typing import Any, Literal
 
 from r3agent._util.aio import run_sync
 from r3agent._util.templates import compile_template
-from r3agent.errors import ConfigError, VerifierError
+from r3agent.errors import ConfigError, ProtocolError, VerifierError
 from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import check_stored, fill_in
 from r3agent.http.negotiation import Terms, negotiate
-from r3agent.http.urls import check_proxy, redact_url
+from r3agent.http.urls import ApiURL, check_proxy, redact_url
 from r3agent.policy.base import Sampling
 from r3agent.policy.endpoint import Endpoint
+from r3agent.policy.parse import NOT_A_COMPLETION, not_a_completion
+from r3agent.policy.reception import Reception
 from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.interface import Answer
 from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, messages, replies, vote_in, vote_summary
@@ -147,6 +149,12 @@ class LLMJudge:
         fields = {"response_format": SCHEMA, **({"n": n} if n > 1 else {}), **body}
 
         async def send(sent: dict[str, Any]) -> bytes:
-            return (await self._endpoint.post("/chat/completions", sent)).content
+            received = Reception("", None)
+            try:
+                return (await self._endpoint.post("/chat/completions", sent, received.check)).content
+            except NOT_A_COMPLETION as error:
+                url, redact = self._endpoint.base_url, self._endpoint.redact
+                why = not_a_completion(error, received.beginning, redact)
+                raise ProtocolError(f"{url}, model {sent['model']!r}: {why}; {ApiURL(url).hint}") from error
 
         return replies(await negotiate(self._terms, fields, send, asked=self._body))[:n]

@@ -182,7 +182,11 @@ async def test_a_server_that_ignores_stream_is_named() -> None:
     ("answer", "message"),
     [
         ({"error": {"message": "slow sk-q"}}, "502 inside a 200: slow [the API key]"),
-        ({"a": "sk-q"}, """answered '{"a": "[the API key]"}', which is not a chat completion (KeyError: 'choices')"""),
+        (
+            {"a": "sk-q"},
+            """answered '{"a": "[the API key]"}', which is not a chat completion """
+            "(ForeignAnswerError: it has no choices)",
+        ),
     ],
 )
 async def test_a_success_that_is_no_completion_is_reported(answer: dict[str, Any], message: str) -> None:

@@ -57,9 +57,9 @@ async def sample(endpoint: ScriptedEndpoint, model: str | None = None, n: int = 
     "fault",
     [
         *[rate_limited(0), SERVER_ERROR, DROPPED, HANG, Fault(408), Fault(409), Fault(503, "<html>", "text/html")],
-        *[HTML_PAGE, MALFORMED_JSON, Fault(), Fault(body='{"choices": []}')],
+        *[MALFORMED_JSON, Fault(), Fault(body='{"choices": []}')],
     ],
-    ids=["429", "500", "dropped", "timeout", "408", "409", "503", "html", "json", "empty", "no choices"],
+    ids=["429", "500", "dropped", "timeout", "408", "409", "503", "json", "empty", "no choices"],
 )
 async def test_a_passing_fault_is_tried_again(fault: Fault) -> None:
     with ScriptedEndpoint("hi", faults=[fault, None]) as endpoint:
@@ -87,12 +87,29 @@ async def test_a_lasting_fault_ends_after_max_tries(fault: Fault, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("fault", "remedy"),
-    [(HTML_PAGE, "usually ends in /v1"), (MALFORMED_JSON, "which is not a chat completion"), (Fault(), "not a chat")],
-    ids=["html", "json", "empty"],
+    ("fault", "streamed"),
+    [(HTML_PAGE, False), (HTML_PAGE, True), (Fault(body='{"status": "ok"}'), False), (Fault(body="[1]"), False)],
+    ids=["html", "html for a stream", "json", "list"],
 )
-async def test_an_answer_that_is_none_ends_after_max_tries(fault: Fault, remedy: str) -> None:
-    with ScriptedEndpoint("hi", faults=[fault] * 3) as endpoint, pytest.raises(ProtocolError, match=remedy):
+async def test_a_web_page_is_tried_again_only_after_an_answer(fault: Fault, streamed: bool) -> None:
+    on_delta = (lambda i, text: None) if streamed else None
+    with ScriptedEndpoint("hi", faults=[None, fault, None]) as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            for _ in range(2):
+                [generation] = await policy.sample(MESSAGES, on_delta=on_delta)
+                assert generation.text == "hi"
+        assert len(endpoint.received) == 3
+    with ScriptedEndpoint("hi", faults=[fault] * 2) as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            with pytest.raises(ProtocolError, match="base_url must be that of an OpenAI-compatible API") as raised:
+                await policy.sample(MESSAGES, on_delta=on_delta)
+        assert ("tried" in str(raised.value), len(endpoint.received)) == (False, 1)
+
+
+@pytest.mark.parametrize("fault", [MALFORMED_JSON, Fault()], ids=["json", "empty"])
+async def test_an_answer_that_is_none_ends_after_max_tries(fault: Fault) -> None:
+    message = r"is not a chat completion \(.*\(tried 2 times\)\)"
+    with ScriptedEndpoint("hi", faults=[fault] * 3) as endpoint, pytest.raises(ProtocolError, match=message):
         await sample(endpoint, max_tries=2)
     assert len(endpoint.received) == 2
 
@@ -138,7 +155,7 @@ async def test_an_endpoint_that_is_not_there() -> None:
         (Fault(422, '{"detail": "bad"}'), RequestError, "bad"),
         (Fault(401), AccessError, "check the API key"),
         (Fault(403), AccessError, "check the API key"),
-        (Fault(404), AccessError, "check the model's name and that base_url ends in /v1"),
+        (Fault(404), AccessError, "check the model's name; base_url must be that of an OpenAI-compatible API"),
     ],
     ids=["400", "422", "401", "403", "404"],
 )
@@ -164,7 +181,7 @@ async def test_a_wrong_model_is_named() -> None:
 async def test_a_base_url_without_v1_is_told_what_it_lacks() -> None:
     with ScriptedEndpoint("hi") as endpoint:
         policy = OpenAIPolicy(endpoint.url.removesuffix("/v1"), endpoint.model)
-        with pytest.raises(AccessError, match="base_url ends in /v1"):
+        with pytest.raises(AccessError, match=f"base_url usually ends in /v1: try {endpoint.url}$"):
             await policy.sample(MESSAGES)
         await policy.aclose()
 
@@ -235,7 +252,7 @@ async def test_white_space_around_the_key_is_not_sent() -> None:
     ("body", "message"),
     [
         ('{"error": {"message": "slow sk-q"}}', r"502 inside a 200: slow \[the API key\]"),
-        ('{"key": "' + "x" * 65 + 'sk-quiet"}', r"not a chat completion \(KeyError: 'choices'\)"),
+        ('{"key": "' + "x" * 65 + 'sk-quiet"}', r"not a chat completion \(ForeignAnswerError: it has no choices\)"),
     ],
 )
 async def test_a_success_that_is_no_completion_is_shown_without_the_key(body: str, message: str) -> None:

@@ -66,7 +66,6 @@ async def test_a_transient_error_in_a_success_is_tried_again(body: Any, stream: 
         ['data: {"choices": []}'],
         ["data: [DONE]"],
         [],
-        ["<html>"],
     ],
 )
 async def test_an_error_event_before_any_text_is_tried_again(events: list[str]) -> None:

@@ -110,9 +110,7 @@ def test_overrides_are_toml_values_or_else_text():
         parse_override("learning_rate=3")
     with pytest.raises(ConfigError, match=r"--set 'colect\.n=3': no setting 'colect'; did you mean 'collect'\?"):
         parse_override("colect.n=3")
-    with pytest.raises(
-        ConfigError, match=r"no setting 'task\.sorce'; did you mean 'task\.source'"
-    ):
+    with pytest.raises(ConfigError, match=r"no setting 'task\.sorce'; did you mean 'task\.source'"):
         parse_override("task.sorce=3")
 
 

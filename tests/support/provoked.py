@@ -51,7 +51,7 @@ def ask_broken_off() -> None:
 
 def ask(url: str, model: str = "my-model", **settings: Any) -> None:
     async def sample() -> None:
-        async with OpenAIPolicy(url, model, max_tries=1, **settings) as policy:
+        async with OpenAIPolicy(url, model, **{"max_tries": 1, **settings}) as policy:
             await policy.sample(ASKED["messages"])
 
     asyncio.run(sample())
@@ -208,7 +208,7 @@ PROVOKED: dict[str, Callable[[Path], object]] = {
     ),
     "….csv:2 is not UTF-8": lambda path: from_rows(path / "a.csv", "prompt\ngröße\n"),
     "task.params.prompt: ….csv": lambda path: from_rows(path / "a.csv", "question,answer\n?,1\n"),
-    "http://…, model 'my-model': … (tried": lambda _: ask(f"{nowhere()}/v1"),
+    "http://…, model 'my-model': … (tried": lambda _: ask(f"{nowhere()}/v1", max_tries=2),
     "http://…, model 'my-modle': 404": lambda _: ask_scripted("my-modle"),
     "http://…, model 'my-model': 401": lambda _: ask_scripted(api_key="sk-right"),
     "http://…, model 'my-model': answered": lambda _: ask_scripted(faults=[HTML_PAGE] * 9),

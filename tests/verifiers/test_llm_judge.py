@@ -15,7 +15,15 @@ from r3agent.episodes.graph import build_graph
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Message, Task, Trajectory, Verdict
 from r3agent.run.stages import Run
-from r3agent.testing import HTML_PAGE, PROMPT_TOO_LONG, SERVER_ERROR, Fault, ScriptedEndpoint, ScriptedPolicy
+from r3agent.testing import (
+    HTML_PAGE,
+    MALFORMED_JSON,
+    PROMPT_TOO_LONG,
+    SERVER_ERROR,
+    Fault,
+    ScriptedEndpoint,
+    ScriptedPolicy,
+)
 from r3agent.verifiers import find_verifier, judge
 from r3agent.verifiers.llm_judge import MAX_FRUITLESS, LLMJudge
 from tests.support.trees import span
@@ -184,8 +192,9 @@ async def test_the_judges_own_thinking_is_no_part_of_its_vote() -> None:
         assert (await verdict(endpoint)).passed
 
 
-async def test_a_passing_fault_of_its_endpoint_is_tried_again() -> None:
-    with ScriptedEndpoint(vote(), faults=[SERVER_ERROR]) as endpoint:
+@pytest.mark.parametrize("fault", [SERVER_ERROR, MALFORMED_JSON, Fault(), Fault(body='{"choices": []}')])
+async def test_a_passing_fault_of_its_endpoint_is_tried_again(fault: Fault) -> None:
+    with ScriptedEndpoint(vote(), faults=[fault]) as endpoint:
         assert (await verdict(endpoint, max_tries=2)).passed
 
 
@@ -194,8 +203,8 @@ async def test_a_passing_fault_of_its_endpoint_is_tried_again() -> None:
     [
         (SERVER_ERROR, "LLMJudge failed on task 't': EndpointError: .*out of memory"),
         (PROMPT_TOO_LONG, "ContextLengthError: .*maximum context length"),
-        (Fault(200, '{"choices": 3}'), "no vote"),
-        (HTML_PAGE, "no vote"),
+        (Fault(200, '{"choices": 3}'), "ProtocolError: .*is not a chat completion"),
+        (HTML_PAGE, "base_url must be that of an OpenAI-compatible API"),
     ],
 )
 async def test_a_lasting_fault_of_its_endpoint_is_an_error(fault: Fault, says: str) -> None:
