@@ -8,7 +8,7 @@ from typing import Annotated
 from r3agent.audit.config import AuditConfig
 from r3agent.cli.command import HEADER, flags_of
 from r3agent.run.agent import AgentConfig
-from r3agent.run.config import CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
+from r3agent.run.config import BranchConfig, CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
 
 URL = [
     *flags_of("policy", PolicyConfig, {"--url": "base_url"}),
@@ -25,11 +25,10 @@ SUBJECT = [
     *flags_of("task", TaskConfig, {"--task": "source", "--verifier": "verifier", "--seed": "seed"}),
     *AGENT,
 ]
-COLLECT = flags_of(
+DRAW = flags_of(
     "collect",
     CollectConfig,
     {
-        "--n": "n",
         "--samples": "samples",
         "--reflections": "reflections",
         "--reflections-at-once": "reflections_at_once",
@@ -45,6 +44,8 @@ COLLECT = flags_of(
         "--target-groups": "target_groups",
     },
 )
+COLLECT = [*flags_of("collect", CollectConfig, {"--n": "n"}), *DRAW]
+BRANCH = flags_of("branch", BranchConfig, {"--from": "source", "--failed": "failed", "--since": "since", "--n": "n"})
 EVAL = flags_of("eval", EvalConfig, {"--n": "n"})
 ROUNDS = flags_of("loop", LoopConfig, {"--rounds": "rounds"})
 AUDIT = flags_of("audit", AuditConfig, {"--n": "n", "--model-limit": "model_limit"})

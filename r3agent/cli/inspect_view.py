@@ -35,6 +35,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
         *((f"no whole answer: {reason}", f"{count} tries") for reason, count in summary.unfinished.items()),
         *((f"not whole: {reason}", f"{count} reflections") for reason, count in summary.unfinished_reflections.items()),
+        *((f"recorded prompt: {how}", f"{n} branches") for how, n in summary.recorded_prompts.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
         *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),

@@ -44,6 +44,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Run episodes with the live policy and store the trajectories.",
         "--task tasks.jsonl --verifier exact --agent my_agent:agent",
     ),
+    "branch": (
+        "stages:branch",
+        "Continue recorded failures with groups of reflections, to learn from what an application recorded.",
+        "--run runs/prod --failed --since 7d --reflections 8 --blind-retries 1",
+    ),
     "train": (
         "stages:train",
         "Train a new policy version on the collected trajectories.",

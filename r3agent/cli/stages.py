@@ -10,12 +10,13 @@ from cyclopts import Parameter
 
 from r3agent._util.messages import nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
-from r3agent.cli.flags import AGENT, COLLECT, EVAL, ROUNDS, SUBJECT, URL
+from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
 from r3agent.evaluate import table
+from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
@@ -34,19 +35,18 @@ def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
         summary = opened.collect(reporter.episodes, on_tally=reporter.tally)
-    stored = opened.trajectories()
-    live = opened.ensure_live().version
-    lineage = lineage_of(opened.registry.policies_dir, live)
-    why_not = why_untrainable(stored, config=opened.config.train, version=live, lineage=lineage)
-    lines = [
-        f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
-        *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
-        *([ENDED.format(by=summary.ended_by, n=summary.left)] if summary.ended_by else []),
-        *summary_lines(summary),
-        f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run)}",
-    ]
-    ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
-    return Output(summary.model_dump(), "\n".join(lines), ok=ok)
+    return _collected(opened, summary, summary.model_dump())
+
+
+@verb(*URL, *SUBJECT, *BRANCH, *DRAW)
+def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+    opened = Run(run, overrides)
+    with ConsoleReporter() as reporter:
+        _tell_new(opened, reporter)
+        failures = opened.failures()
+        report = opened.branch(reporter.episodes, failures=failures, on_tally=reporter.tally)
+    begun = f"{report.branches} failures branched off, in {report.read} recorded episodes"
+    return _collected(opened, report.summary, report.model_dump(), begun, *failures.lines())
 
 
 @verb(*URL)
@@ -144,6 +144,23 @@ def loop(
     if opened.config.gate.split != opened.config.eval.split:
         lines.append(f"next: {next_step('eval', '--run', run)}     final evaluation, on tasks the gate did not use")
     return Output(report.model_dump(mode="json"), "\n".join(lines))
+
+
+def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *above: str) -> Output:
+    """Report on a collection, and if there is something to train on."""
+    live = run.ensure_live().version
+    lineage = lineage_of(run.registry.policies_dir, live)
+    why_not = why_untrainable(run.trajectories(), config=run.config.train, version=live, lineage=lineage)
+    lines = [
+        *above,
+        f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
+        *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
+        *([ENDED.format(by=summary.ended_by, n=summary.left)] if summary.ended_by else []),
+        *summary_lines(summary),
+        f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run.directory)}",
+    ]
+    ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
+    return Output(data, "\n".join(lines), ok=ok)
 
 
 def _open(run: str, overrides: Overrides) -> Run:

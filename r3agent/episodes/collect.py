@@ -32,7 +32,7 @@ from r3agent.errors import R3Error
 from r3agent.http.slots import Gate
 from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling_of
 from r3agent.records.summary import CollectSummary, Tally
-from r3agent.records.trajectory import SOURCE, Task, Trajectory
+from r3agent.records.trajectory import SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.shards import TrajectoryWriter, latest, read
 from r3agent.store.trajectories import load
@@ -237,10 +237,10 @@ async def collect(
 
 
 def _metadata(metadata: Mapping[str, Any], begin: Trajectory | None) -> dict[str, Any]:
-    """Return the metadata of an episode; the task of a recorded one is not from the source of the others."""
+    """Return the metadata of an episode; the task of a recorded one is not from the source and split of the others."""
     if begin is None:
         return dict(metadata)
-    return {**{name: value for name, value in metadata.items() if name != SOURCE}, **begin.metadata}
+    return {**begin.metadata, **{name: value for name, value in metadata.items() if name not in (SOURCE, SPLIT)}}
 
 
 def _name_of(agent: object | None, tools: Sequence[Any], environment: Environment | None) -> str:

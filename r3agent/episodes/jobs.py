@@ -19,6 +19,7 @@ from r3agent.episodes.config import (
     EpisodeOptions,
 )
 from r3agent.errors import ConfigError
+from r3agent.records.branching import recorded_try
 from r3agent.records.task import each_task
 from r3agent.records.trajectory import Task, Trajectory
 
@@ -70,7 +71,9 @@ def episode_jobs(
     jobs: dict[str, Job] = {}
     seen: set[str] = set()
     for task, begin in each_beginning(tasks):
-        place = f"{task.id!r}" if begin is None else f"{task.id!r} of trajectory {begin.parent_id}"
+        place = f"{task.id!r}"
+        if begin is not None:
+            place += f" of trajectory {begin.parent_id}, after span {recorded_try(begin).last.span_id}"
         if place in seen:
             raise ConfigError(f"task id {place} appears twice; ids must be unique")
         seen.add(place)
@@ -118,5 +121,5 @@ def _recorded_try(begin: Trajectory) -> list[Any]:
 
 
 def _feedback(begin: Trajectory) -> str | None:
-    verdict = None if begin.attempt is None else begin.try_of(begin.attempt).verdict
+    verdict = recorded_try(begin).verdict
     return verdict and verdict.feedback

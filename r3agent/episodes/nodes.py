@@ -24,6 +24,7 @@ from r3agent.episodes.spending import Spending
 from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import BudgetError, ConfigError, ConversationError
 from r3agent.policy import Pinnable, Policy, Renamable, Sampling, prices_of, sampling_of
+from r3agent.records.branching import n_tries
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
@@ -178,7 +179,7 @@ class Nodes:
             if t.passed is False  # one with a pending verdict has not failed
             and not tree.children(t.last)
             and not t.refused
-            and self._n_tries(tree, t.last) < self.config.max_attempts
+            and n_tries(tree, t.last) < self.config.max_attempts
         ]
 
     def _wanted(self, tree: Trajectory, failed: Span) -> int:
@@ -191,12 +192,10 @@ class Nodes:
         reflections = tree.children(failed, "reflect")
         if not self.config.reflections_at_once or not reflections or self._wanted(tree, failed) <= 0:
             return False
+        if any(span.span_id in tree.recorded for span in reflections):  # of an earlier episode, which was complete
+            return False
         verdicts = [retry.verdict for reflection in reflections for retry in tree.retries(reflection)]
         return len({verdict.score for verdict in verdicts if verdict is not None}) < 2
-
-    @staticmethod
-    def _n_tries(tree: Trajectory, span: Span) -> int:
-        return len({tree.try_of(s).first.span_id for s in tree.path(span) if s.label != "reflect"})
 
     def _drawings(
         self, state: EpisodeState, spending: Spending, parent: Span | None, label: Label, n: int
@@ -267,7 +266,7 @@ class Nodes:
             "answer": str(answer),
             "thinking": answer.thinking,
             "feedback": (a_try.verdict and a_try.verdict.feedback) or "",
-            "attempt": self._n_tries(tree, failed),
+            "attempt": n_tries(tree, failed),
             "reflection": str(Answer.of(parent.message)) if parent.label == "reflect" else "",
         }
 

@@ -70,8 +70,8 @@ class Quota:
 
     def add(self, episode: Trajectory) -> None:
         """Count what an episode spent."""
-        cost = None if self._prices is None else self._prices.cost(episode.spans)
-        self.spend(sum(span.completion_tokens or 0 for span in episode.spans), cost)
+        cost = None if self._prices is None else self._prices.cost(episode.sampled)
+        self.spend(sum(span.completion_tokens or 0 for span in episode.sampled), cost)
 
     def spend(self, tokens: int, cost: float | None) -> None:
         """Count sampled tokens and a cost, `None` if it is not known."""

@@ -26,7 +26,7 @@ class Spending:
     def spent(self) -> str | None:
         """Return why nothing further may be asked; `None` if the budget is not spent."""
         grown = (span for episode in self.running for span in episode.spans[len(self.tree.spans) :])
-        return self.budget.spent([*self.tree.spans, *grown], self.began, self.prices)
+        return self.budget.spent([*self.tree.sampled, *grown], self.began, self.prices)
 
     def seconds_left(self) -> float | None:
         """Return how long a try may go on; `None` without a limit."""

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from r3agent.errors import ArgumentError
 from r3agent.records.record import new_id
-from r3agent.records.trajectory import RECORDED, Span, Trajectory, Try
+from r3agent.records.trajectory import AT_ONCE, RECORDED, SOURCE, Span, Trajectory, Try
 
 Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unknown"]
 """Comparison of a reflection's prompt ids with the ids of the recorded try.
@@ -17,47 +17,57 @@ Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unkn
 """
 
 
-def failed_try(trajectory: Trajectory) -> Try:
-    """Return the first try of an episode.
-
-    Raises:
-        ArgumentError: it has none.
-    """
-    if (last := trajectory.attempt) is None:
-        raise ArgumentError(f"trajectory {trajectory.trajectory_id} has no first try that could be branched off")
-    return trajectory.try_of(last)
+OWN = ("agent", "ended", "episode", "params", "prompts", "settings", "verifier", "verifier_params", AT_ONCE, SOURCE)
+"""Metadata keys that say how an episode was made, and that its branches have of their own, if any."""
 
 
-def branch_of(trajectory: Trajectory, trajectory_id: str | None = None) -> Trajectory:
-    """Return the beginning of a branch: the spans of the first try, and those that they continue.
+def branch_of(trajectory: Trajectory, span_id: str | None = None, *, trajectory_id: str | None = None) -> Trajectory:
+    """Return the beginning of a branch: the spans of a try, and those that it continues.
 
     Pass it to `graph.invoke` as `context={"begin": ...}`: the episode goes on from there, instead of with a first try.
 
     Args:
+        span_id: last span of the try; default: that of the first try.
         trajectory_id: id of the branch; default: a random one.
 
     Raises:
-        ArgumentError: the trajectory has no first try.
+        ArgumentError: the trajectory has no such try.
     """
-    first = failed_try(trajectory)
-    ids = {span.span_id for span in (*trajectory.path(first.last), *first.steps)}
+    last = next((t.last for t in trajectory.tries if span_id in (None, t.last.span_id)), None)
+    if last is None:
+        which = "no try" if span_id is None else f"no try that ends with span {span_id!r}"
+        raise ArgumentError(f"trajectory {trajectory.trajectory_id} has {which}, to branch off")
+    path = trajectory.path(last)
+    steps = (step for span in path if span.label != "reflect" for step in trajectory.try_of(span).steps)
+    ids = {span.span_id for span in (*path, *steps)}
     spans = tuple(span for span in trajectory.spans if span.span_id in ids)
+    own = {name: value for name, value in trajectory.metadata.items() if name not in OWN}
     return Trajectory(
         trajectory_id=trajectory_id or new_id(),
         parent_id=trajectory.trajectory_id,
         task=trajectory.task,
         spans=spans,
-        metadata={RECORDED: [span.span_id for span in spans]},
+        metadata={**own, RECORDED: [span.span_id for span in spans]},
     )
+
+
+def recorded_try(branch: Trajectory) -> Try:
+    """Return the try that a branch begins with."""
+    return branch.try_of([span for span in branch.spans if span.span_id in branch.recorded][-1])
+
+
+def n_tries(trajectory: Trajectory, span: Span) -> int:
+    """Count the tries on the path to a span."""
+    return len({trajectory.try_of(s).first.span_id for s in trajectory.path(span) if s.label != "reflect"})
 
 
 def rendering(trajectory: Trajectory) -> Rendering | None:
     """Compare the prompt of a branch's first child with the recorded try; `None` if it is no branch or has no child."""
-    if not trajectory.recorded or trajectory.attempt is None:
+    if not trajectory.recorded:
         return None
-    children = [child for child in trajectory.children(trajectory.attempt) if child in trajectory.sampled]
-    answered = next((child for child in children if not child.refused), None)
-    return answered and _compare(trajectory.attempt, answered)
+    last = recorded_try(trajectory).last
+    answered = next((child for child in trajectory.children(last) if not child.refused), None)
+    return answered and _compare(last, answered)
 
 
 def _compare(recorded: Span, child: Span) -> Rendering:

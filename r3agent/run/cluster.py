@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.errors import ConfigError, R3Error
 from r3agent.records.summary import CollectSummary, Tally
-from r3agent.records.trajectory import Task, new_id
+from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.collector import Collector, Progress
 from r3agent.store.shards import read
 from r3agent.store.trajectories import load
@@ -67,7 +67,7 @@ def collect_on_cluster(
     run: Collector,
     version: str,
     base_url: str | None,
-    tasks: list[Task],
+    tasks: Sequence[Task | Trajectory],
     limits: Mapping[str, Any],
     spending: CollectLimits,
     *,
@@ -141,7 +141,7 @@ def collect_part(
     sys.path += [folder for folder in request["path"] if folder not in sys.path]
     try:
         run = Collector(request["directory"], request["settings"])
-        found = [Task.model_validate(task) for task in tasks]
+        found = [_unpacked(task) for task in tasks]
         summary, tally = run.collect_part(
             request["version"], request["base_url"], found, request["limits"], part, spending
         )
@@ -177,9 +177,8 @@ def _distribute(
                 ids = [todo.popleft() for _ in range(min(size, len(todo)))]
                 answered = jobs.get(tally.answered or "")
                 part, number = Part(f"{name}-{number:06d}-", ids, answered), number + 1
-                tasks = {jobs[id_].task.id: jobs[id_].task for id_ in ids}
-                given = [task.model_dump(mode="json") for task in tasks.values()]
-                running[worker.remote(request, given, part, share)] = share
+                given = {_key(jobs[id_]): _packed(jobs[id_]) for id_ in ids}
+                running[worker.remote(request, [*given.values()], part, share)] = share
             if not running:
                 return
             for reference in ray.wait([*running], num_returns=1, timeout=WAIT_S)[0]:
@@ -201,6 +200,21 @@ def _distribute(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _key(job: Job) -> str:
+    """Name what a job begins with: several samples of it are one item of a part."""
+    return job.task.id if job.begin is None else job.begin.trajectory_id
+
+
+def _packed(job: Job) -> dict[str, Any]:
+    begin = job.begin or job.task
+    return {type(begin).__name__: begin.model_dump(mode="json")}
+
+
+def _unpacked(given: Mapping[str, Any]) -> Task | Trajectory:
+    """Read a task, or a recorded failure to begin with."""
+    return Task.model_validate(given["Task"]) if "Task" in given else Trajectory.model_validate(given["Trajectory"])
 
 
 def _slots(waits: bool) -> int:

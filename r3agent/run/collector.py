@@ -16,7 +16,7 @@ from r3agent.policy import OpenAIPolicy, Sampling
 from r3agent.policy.live import has_weights_in_place
 from r3agent.policy.pool import PROBE_S, PoolPolicy
 from r3agent.records.summary import CollectSummary, Tally
-from r3agent.records.trajectory import SPLIT, Task
+from r3agent.records.trajectory import SPLIT, Task, Trajectory
 from r3agent.run.directory import RunDirectory
 from r3agent.store.registry import PolicyCard
 from r3agent.verifiers import close
@@ -69,7 +69,7 @@ class Collector(RunDirectory):
         self,
         version: str,
         base_url: str | None,
-        tasks: list[Task],
+        tasks: Sequence[Task | Trajectory],
         limits: Mapping[str, Any],
         part: Part,
         spending: CollectLimits,
@@ -99,7 +99,7 @@ class Collector(RunDirectory):
         self,
         card: PolicyCard,
         base_url: str | None,
-        tasks: list[Task],
+        tasks: Sequence[Task | Trajectory],
         split: str,
         out: Path,
         progress: Progress | None,

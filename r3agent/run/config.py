@@ -95,6 +95,17 @@ class CollectConfig(EpisodeLimits, CollectLimits):
     """Address of the Ray cluster, such as `10.0.0.1:6379`; empty starts one on this machine."""
 
 
+class BranchConfig(Record):
+    source: str = ""
+    """Store, or run directory, with the recorded episodes to branch off; default: what this run recorded."""
+    failed: bool = False
+    """Branch off only episodes whose final answer failed too; default: all whose first try failed."""
+    since: str = ""
+    """Branch off only episodes recorded since then: `7d`, `12h`, or a date such as 2026-11-01; default: all."""
+    n: int | None = Field(default=None, ge=1)
+    """Maximum number of recorded failures in a collection, of which each round takes others; default: all."""
+
+
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
     """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own. A gate that
@@ -130,6 +141,8 @@ class LoopConfig(Record):
     """Number of policy versions to train."""
     evaluate_every: int = Field(default=1, ge=1)
     """Rounds between evaluations; the last round is always evaluated."""
+    branch: bool = False
+    """Each round also branches recorded failures off, as section [branch] says, beside the fresh tasks of [collect]."""
 
 
 class Config(Record):
@@ -142,6 +155,7 @@ class Config(Record):
     prompts: PromptConfig = PromptConfig()
     sampling: Sampling = Sampling()
     collect: CollectConfig = CollectConfig()
+    branch: BranchConfig = BranchConfig()
     train: TrainConfig = TrainConfig()
     deploy: DeployConfig = DeployConfig()
     eval: EvalConfig = EvalConfig()

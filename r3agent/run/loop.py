@@ -116,6 +116,11 @@ def _make_live(run: Run, reporter: Reporter, version: str) -> None:
 def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool) -> None:
     """Collect with a version, which need not be live, and train the next one from it."""
     name = run.registry.card(parent).served_name
+    branched = ""
+    if run.config.loop.branch and (found := run.failures(parent)).begins:
+        reporter.stage(f"{round_}: branching {len(found.begins)} recorded failures off with {name}", "branch")
+        made = run.branch(reporter.episodes, version=parent, failures=found).summary
+        branched = f" and {made.groups_with_variance} of recorded failures"
     reporter.stage(f"{round_}: collecting episodes of {run.config.collect.n} tasks with {name}", "collect")
     summary = run.collect(reporter.episodes, version=parent)
     resume = not anew and run.registry.has_checkpoint(run.registry.next_version())
@@ -124,7 +129,7 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
         f"{round_}: {summary.episodes} episodes ({summary.resumed} stored before), "
         f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}, "
         f"{summary.tries_of_policy} of {summary.tries} tries asked the policy; "
-        f"{training} on {summary.groups_with_variance} groups",
+        f"{training} on {summary.groups_with_variance} groups{branched}",
         "" if resume else "train",  # a training that is resumed takes less than a whole one
     )
 

@@ -71,6 +71,21 @@ class SplitGuard:
             self._find_frozen_tasks()
         return [t if says_split(t) else self._with_split(t) for t in trajectories]
 
+    def held_out(self, trajectories: Iterable[Trajectory]) -> set[str]:
+        """Return the ids of trajectories whose tasks are held out, by their records or by the draws of this run.
+
+        A record that another run wrote knows nothing of this one's draws.
+        """
+        trajectories = [*trajectories]
+        self._find_frozen_tasks()
+        bare = [t if says_split(t) else self._with_split(t) for t in trajectories]
+        drawn = self._read()
+        return {
+            t.trajectory_id
+            for t in bare
+            if t.metadata[SPLIT] in HELD_OUT or any(drawn.get(key) in HELD_OUT for key in _keys(t.task))
+        }
+
     def _find_frozen_tasks(self) -> None:
         """Draw the tasks that are held out, so that recorded ones among them are found by their prompts.
 

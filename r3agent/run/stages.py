@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +22,22 @@ from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
-from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, read_drawn, write_comparison
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
-from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
 from r3agent.records.versions import BASE, version_name, version_number
-from r3agent.run.cluster import collect_on_cluster
-from r3agent.run.collector import Collector, Progress
+from r3agent.run.collector import Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
-from r3agent.run.revisit import settled, thin_out
+from r3agent.run.rounds import Rounds
 from r3agent.store.registry import PolicyCard
-from r3agent.store.shards import read
 from r3agent.store.trajectories import load
 
 DRAWN = {"n", "samples", "seed"}
 """Settings of `[eval]` that decide how many episodes are drawn, and on which tasks."""
-
-ROUND_SAMPLES = 10_000
-"""Distance of the sample indices of two rounds, so that a round draws new episodes of a task, also with the same
-policy, and finds its own when it resumes."""
 
 
 @dataclass(frozen=True)
@@ -66,52 +57,8 @@ class Draw:
         return self.like is None or sampled_alike(episode, self.like)
 
 
-class Run(Collector):
+class Run(Rounds):
     """The stages of a run, in its directory."""
-
-    def collect(
-        self,
-        progress: Progress | None = None,
-        *,
-        version: str | None = None,
-        on_tally: Callable[[Tally], None] | None = None,
-    ) -> CollectSummary:
-        """Collect episodes of this round's tasks into `trajectories/`.
-
-        Args:
-            version: version that samples, which need not be live; default: the live one.
-            on_tally: called with the counts so far after each episode.
-        """
-        self.check_subject()
-        card = self.ensure_live() if version is None else self.registry.card(version)
-        settings = self.config.collect
-        round_ = len(self.registry.versions())
-        tasks = self._tasks_of_round(round_)
-        not_of_ids = {"n", "revisit", "concurrency", "engine", "address", *CollectLimits.model_fields}
-        limits = settings.model_dump(exclude=not_of_ids)
-        spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
-        limits["first_sample"] = (round_ - 1) * ROUND_SAMPLES
-        identity = self.collect_identity(card.version, limits)
-        with self._put_back([card.version]):
-            url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
-            if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
-                self.serve_live()
-            if settings.engine == "ray":
-                given: Any = {"progress": progress, "on_tally": on_tally}
-                return collect_on_cluster(self, card.version, url, tasks, limits, spending, **given)
-            out = self.directory / "trajectories"
-            given = {"limits": spending, "on_tally": on_tally}
-            return self._collect(card, url, tasks, "train", out, progress, identity, **given)
-
-    def _tasks_of_round(self, round_: int) -> list[Task]:
-        n, revisit = self.config.collect.n, self.config.collect.revisit
-        seed = self.config.task.seed * 1000 + round_
-        if revisit == 1 or round_ == 1:
-            return self.draw_tasks(n, split="train", seed=seed)
-        earlier = (t for t in read(self.directory / "trajectories") if t.sample < (round_ - 1) * ROUND_SAMPLES)
-        done = settled(earlier)  # this round's own episodes change nothing, so a resumed one has the same tasks
-        tasks = self.draw_tasks(n, split="train", seed=seed, spare=ceil(n / revisit) - n)
-        return thin_out(tasks, done, revisit=revisit, seed=seed)[:n]
 
     def train(
         self,

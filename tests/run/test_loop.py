@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from r3agent.episodes.branches import BranchReport
+from r3agent.episodes.failures import Failures
 from r3agent.evaluate import Comparison, compare
+from r3agent.records.branching import branch_of
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE
@@ -71,6 +74,15 @@ class FakeRun:
         with self._stage(f"collect with {version} for {self.registry.next_version()}"):
             progress(1, 1)
             return summarise([], resumed=3)
+
+    def failures(self, version: str) -> Failures:
+        found = episode("recorded", False, False, version="v0009")
+        return Failures(begins=(branch_of(found),) if version == BASE else (), read=1)
+
+    def branch(self, progress: Any, *, version: str, failures: Failures) -> BranchReport:
+        with self._stage(f"branch {len(failures.begins)} off with {version}"):
+            progress(1, 1)
+            return BranchReport.of(failures, summarise([]))
 
     def train(self, progress: Any, *, resume: bool, start: str) -> PolicyCard:
         version = self.registry.next_version()
@@ -182,6 +194,15 @@ def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tm
     ]
     assert promoted(report) == [(1, True), (2, True)]
     assert report.live == disk.registry.live == "v0002"
+
+
+def test_loop_mixes_fresh_tasks_and_recorded_failures(tmp_path: Path) -> None:
+    disk, told = Disk(tmp_path, LEARNING), Told()
+    loop(disk, told=told, rounds=2, branch=True)
+    drawn = [entry for entry in disk.log if entry.startswith(("branch", "collect"))]
+    assert drawn == ["branch 1 off with v0000", "collect with v0000 for v0001", "collect with v0001 for v0002"]
+    assert told.stages[0] == "round 1 of 2: branching 1 recorded failures off with tiny"
+    assert "groups and 0 of recorded failures" in told.stages[2]
 
 
 def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
