@@ -112,6 +112,11 @@ SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Take episodes out of every file of a run: by id, by a value of the metadata, or by a pattern.",
             "runs/mine --where user=anna",
         ),
+        "export": (
+            "transfer:export",
+            "Write episodes in the format of datasets, TRL or OpenPipe ART.",
+            "runs/mine --to trl --type preference --out pairs.jsonl",
+        ),
         "check": (
             "data:check",
             "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",

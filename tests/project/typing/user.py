@@ -53,7 +53,7 @@ from r3agent import (
     trace,
     unrecorded,
 )
-from r3agent.data import DataStats, Lineage, Receipt, forget, lineage, stats
+from r3agent.data import DataStats, Exported, Lineage, Receipt, export, forget, lineage, stats
 from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
@@ -217,6 +217,11 @@ async def learn_from(recorded: Path, out: Path) -> int:
     async with OpenAIPolicy(URL, "my-model") as policy:
         report = await branch(load(recorded), policy=policy, verifier=of_verdict, out=out, since="7d", reflections=8)
     return report.branches
+
+
+def hand_over(run: Path, out: Path) -> int:
+    report: Exported = export(load(run), out, to="trl", type="preference")
+    return report.rows
 
 
 def leave(run: Path) -> tuple[str, ...]:
