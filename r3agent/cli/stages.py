@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
+from r3agent.run.plan import plan_collection, plan_run_training
 from r3agent.run.stages import Run
 from r3agent.train.lineage import lineage_of
 from r3agent.train.report import progress_line
@@ -30,7 +32,14 @@ ENDED = "ended by {by}: {n} episodes are left; the same command goes on with the
 
 
 @verb(*URL, *SUBJECT, *COLLECT)
-def collect(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
+def collect(
+    *,
+    overrides: Overrides,
+    run: RunFlag = DEFAULT_RUN,
+    plan: Annotated[bool, switch("Estimate tokens, cost, bytes and time; collect nothing.")] = False,
+) -> Output:
+    if plan:
+        return _collect_plan(_open(run, overrides))
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
@@ -56,8 +65,11 @@ def train(
     run: RunFlag = DEFAULT_RUN,
     resume: Annotated[bool, switch("Resume an interrupted training from its last checkpoint.")] = False,
     force: Annotated[bool, switch("Train even on rows of another policy; the card records it.")] = False,
+    plan: Annotated[bool, switch("Estimate tokens, steps, memory and time; train nothing.")] = False,
 ) -> Output:
     opened = _open(run, overrides)
+    if plan:
+        return _train_plan(opened)
     with ConsoleReporter() as reporter:
         card = opened.train(
             lambda stage, values: reporter.stage(progress_line(stage, values)), resume=resume, force=force
@@ -161,6 +173,40 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     ]
     ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
     return Output(data, "\n".join(lines), ok=ok)
+
+
+def _collect_plan(run: Run) -> Output:
+    plan = plan_collection(run)
+    text = f"{plan.episodes - plan.stored} episodes to run, of {plan.episodes}; {plan.stored} are stored\n"
+    if plan.measured:
+        prices = run.config.policy.prices
+        cost = f", {plan.cost:.3g} {prices.currency}" if prices and plan.cost is not None else ""
+        text += (
+            f"about {plan.tokens_sampled:,} sampled tokens in {plan.calls:,} calls{cost}, {plan.bytes:,} bytes stored\n"
+            f"{_seconds(plan.seconds)} with {plan.in_flight} episodes at once, if one takes {plan.episode_s:.3g} s, "
+            f"as the {plan.measured} that are stored"
+        )
+    else:
+        few = next_step("collect", "--run", str(run.directory), "--max-episodes", "16")
+        text += f"nothing is stored to estimate from: `{few}` collects a few"
+    return Output(plan.model_dump(), text)
+
+
+def _train_plan(run: Run) -> Output:
+    plan = plan_run_training(run)
+    lines = [
+        f"{plan.rows} rows of {plan.tries} tries, {plan.tokens:,} tokens, {plan.steps} steps",
+        f"{plan.trained_parameters:,} of {plan.parameters:,} weights trained: {plan.memory_gib:.3g} GiB of weights, "
+        "gradients and optimizer in one process, besides activations",
+        f"{_seconds(plan.seconds)} at the speed of {plan.measured_on}"
+        if plan.measured_on
+        else "a first training measures the speed",
+    ]
+    return Output(plan.model_dump(), "\n".join(lines))
+
+
+def _seconds(seconds: float | None) -> str:
+    return str(timedelta(seconds=round(seconds or 0)))
 
 
 def _open(run: str, overrides: Overrides) -> Run:

@@ -250,7 +250,8 @@ def _cluster(address: str) -> Generator[None]:
     try:
         ray.init(**given)
     except Exception as error:  # it has no class of its own
-        raise ConfigError(f"collect.address = {address!r}: {error}; start a cluster with `ray start --head`") from error
+        where = f"collect.address = {address!r}" if address else "Ray does not start on this machine"
+        raise ConfigError(f"{where}: {error}; start a cluster with `ray start --head`, and name its address") from error
     try:
         yield
     finally:

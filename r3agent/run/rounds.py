@@ -44,7 +44,7 @@ class Rounds(Collector):
         """
         self.check_subject()
         card = self.ensure_live() if version is None else self.registry.card(version)
-        tasks = self._tasks_of_round()
+        tasks = self.tasks_of_round()
         return self._collect_round(card, tasks, progress, on_tally)
 
     def failures(self, version: str | None = None) -> Failures:
@@ -107,7 +107,8 @@ class Rounds(Collector):
         finally:
             await close(self.verifier)
 
-    def _tasks_of_round(self) -> list[Task]:
+    def tasks_of_round(self) -> list[Task]:
+        """Draw the tasks of the next collection."""
         n, revisit = self.config.collect.n, self.config.collect.revisit
         round_, seed = len(self.registry.versions()), self._seed_of_round()
         if revisit == 1 or round_ == 1:
@@ -116,6 +117,12 @@ class Rounds(Collector):
         done = settled(earlier)  # this round's own episodes change nothing, so a resumed one has the same tasks
         tasks = self.draw_tasks(n, split="train", seed=seed, spare=ceil(n / revisit) - n)
         return thin_out(tasks, done, revisit=revisit, seed=seed)[:n]
+
+    def limits_of_round(self) -> dict[str, Any]:
+        """Return the limits of the episodes of the next collection, and their samples."""
+        not_of_ids = {"n", "revisit", "concurrency", "engine", "address", *CollectLimits.model_fields}
+        first_sample = (len(self.registry.versions()) - 1) * ROUND_SAMPLES
+        return self.config.collect.model_dump(exclude=not_of_ids) | {"first_sample": first_sample}
 
     def _seed_of_round(self) -> int:
         return self.config.task.seed * 1000 + len(self.registry.versions())
@@ -127,11 +134,8 @@ class Rounds(Collector):
         progress: Progress | None,
         on_tally: Callable[[Tally], None] | None,
     ) -> CollectSummary:
-        settings = self.config.collect
-        not_of_ids = {"n", "revisit", "concurrency", "engine", "address", *CollectLimits.model_fields}
-        limits = settings.model_dump(exclude=not_of_ids)
+        settings, limits = self.config.collect, self.limits_of_round()
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
-        limits["first_sample"] = (len(self.registry.versions()) - 1) * ROUND_SAMPLES
         identity = self.collect_identity(card.version, limits)
         with self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)

@@ -44,14 +44,13 @@ def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | Pef
         ConfigError: the weights cannot be loaded, or the adapter is of another base model.
     """
     set_seed(config.seed)
-    frozen_bfloat16 = config.method == "lora" and config.dtype == "bfloat16"
     base_config = read_config(start, config)
     with loading(start):
         loader: Any = AutoModelForCausalLM
         model, info = loader.from_pretrained(
             start.model,
             config=base_config,
-            dtype=torch.bfloat16 if frozen_bfloat16 else torch.float32,
+            dtype=loaded_dtype(config),
             ignore_mismatched_sizes=True,  # transformers' own message names no tensor
             output_loading_info=True,
         )
@@ -65,6 +64,20 @@ def load_model(start: PolicyStart, config: TrainConfig) -> PreTrainedModel | Pef
     if config.method == "full":
         freeze_towers(model)
         return model
+    return add_adapter(model, start, config)
+
+
+def loaded_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the type of the weights that are loaded: those that are trained are float32."""
+    return torch.bfloat16 if config.method == "lora" and config.dtype == "bfloat16" else torch.float32
+
+
+def add_adapter(model: PreTrainedModel, start: PolicyStart, config: TrainConfig) -> PeftModel:
+    """Add a new LoRA adapter.
+
+    Raises:
+        ConfigError: `train.lora_target_modules` does not fit the model.
+    """
     targets = config.lora_target_modules
     try:
         with warnings.catch_warnings():

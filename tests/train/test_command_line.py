@@ -80,9 +80,16 @@ def trained(
         done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         printed = done.stdout
+    return result(run_dir, printed, processes, distributed or ("NO" if processes == 1 else "MULTI_CPU"))
+
+
+def result(
+    run_dir: Path, printed: str, processes: int, distributed: str
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The log of every step and the weights of the version whose card was printed."""
     card = json.loads(printed.splitlines()[-1])  # DeepSpeed prints too
     assert card["metrics"]["processes"] == processes
-    assert card["metrics"]["distributed"] == (distributed or ("NO" if processes == 1 else "MULTI_CPU"))
+    assert card["metrics"]["distributed"] == distributed
     directory = Registry(run_dir).version_dir(card["version"])
     assert not list(directory.parent.glob("*.checkpoints"))
     log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
@@ -126,6 +133,18 @@ def test_two_processes_learn_from_tries_what_one_learns(base: Path, tmp_path: Pa
     whole = trained(directory, **values)
     assert max(abs(step["loss"]) for step in whole[0]) > 1e-3
     assert_same(trained(directory, **values, processes=2, micro_batch_tokens=30), whole)
+
+
+def test_train_on_two_nodes_learns_what_one_process_learns(run_dir: Path) -> None:
+    whole = trained(run_dir)
+    port, launches = free_port(), []
+    for rank in range(2):
+        nodes = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        words = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "--", "r3agent", *arguments(run_dir)]
+        launches.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()))
+    printed = [launch.communicate(timeout=PATIENCE_S)[0] for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0]
+    assert_same(result(run_dir, printed[0], processes=2, distributed="MULTI_CPU"), whole)
 
 
 def stopped(run_dir: Path, **values: Any) -> int:
