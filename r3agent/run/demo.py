@@ -56,8 +56,8 @@ GAMES: dict[str, dict[str, Any]] = {
         "collect.concurrency": 12,
         "train.batch_size": 64,
         "eval.blind_retries": 1,
-        "loop.rounds": 10,
-        "loop.evaluate_every": 10,
+        "loop.rounds": 12,
+        "loop.evaluate_every": 12,
     },
 }
 """Settings by game: Countdown by one equation, or by calls of a tool."""
