@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from r3agent.errors import ConfigError
@@ -75,6 +75,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the names of a directory's files on disk, so that a loss of power does not lose a file that was created."""
+    with suppress(OSError):  # a file system that cannot
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def last_lines(log: str, n: int = 15) -> str:

@@ -34,8 +34,9 @@ from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import served_version
-from r3agent.store.shards import TrajectoryWriter, latest, read
-from r3agent.store.trajectories import load
+from r3agent.store.entry import Entry, counts_of
+from r3agent.store.index import count, latest_entries, read_entry
+from r3agent.store.shards import TrajectoryWriter
 from r3agent.verifiers import Verifier
 
 RECURSION_LIMIT = 10_000
@@ -74,7 +75,7 @@ async def collect(
     out: str | Path,
     policy_name: str = "",
     version: str | None = None,
-    accept: Callable[[Trajectory], bool] = lambda _: True,
+    accept: Callable[[Trajectory], bool] | None = None,
     verifier_name: str = "",
     verifier_params: Mapping[str, Any] | None = None,
     agent: object | None = None,
@@ -164,24 +165,23 @@ async def collect(
     quota = Quota(limits, tally, prices_of(policy))
     with TrajectoryWriter(out, prefix=part.prefix if part else "") as writer:
         if part:
-            stored = latest(read(out, prefix=part.prefix))
-            for episode in stored:
-                quota.add(episode)
+            stored = latest_entries(out, prefix=part.prefix)
+            for entry in stored.values():
+                quota.add(read_entry(entry))
         else:
-            stored = load(out, version=version, accept=accept)
-        kept = {t.trajectory_id: t for t in stored if t.trajectory_id in jobs}
+            stored = latest_entries(out, version=version, accept=accept)
+        kept = {id_: entry for id_, entry in stored.items() if id_ in jobs}
         if rerun_errors or all(t.error for t in kept.values()):
             kept = {id_: t for id_, t in kept.items() if t.error is None}
-        for id_ in jobs:
-            if id_ in kept:
-                tally.add(kept[id_])
+        count(tally, out, [kept[id_] for id_ in jobs if id_ in kept])
         resumed, queue = len(kept), iter([(id_, job) for id_, job in jobs.items() if id_ not in kept])
         if on_tally:
             on_tally(tally)
 
         def store(episode: Trajectory) -> None:
-            writer.append(episode)
-            tally.add(episode)
+            counts = counts_of(episode)
+            writer.append(episode, counts)
+            tally.add_counts(counts, episode.trajectory_id, episode.parent_id)
             quota.add(episode)
             tally.in_flight, tally.cost = gate.inside, quota.cost
             if on_tally:
@@ -230,7 +230,7 @@ async def collect(
         await gather_all(work(number) for number in range(n_workers))
         await endurance.end()
     summary = tally.summary(
-        resumed=resumed, outdated=count_outdated(stored, jobs, policy_name), seconds=time.monotonic() - start
+        resumed=resumed, outdated=count_outdated(stored.values(), jobs, policy_name), seconds=time.monotonic() - start
     )
     left = len(jobs) - tally.episodes
     return summary.model_copy(update={"cost": quota.cost, "ended_by": quota.ended_by, "left": left})
@@ -251,9 +251,9 @@ def _name_of(agent: object | None, tools: Sequence[Any], environment: Environmen
     return "tools" if tools else "environment" if environment else ""
 
 
-def count_outdated(stored: Iterable[Trajectory], jobs: Mapping[str, Job], policy_name: str) -> int:
+def count_outdated(stored: Iterable[Entry], jobs: Mapping[str, Job], policy_name: str) -> int:
     """Count the stored episodes of the same tasks, samples and policy version that have the id of no job."""
     wanted = {(job.begin and job.begin.parent_id, job.task.id, job.sample) for job in jobs.values()}
     version = served_version(policy_name)
     others = [t for t in stored if t.trajectory_id not in jobs and t.error is None]
-    return sum((t.parent_id, t.task.id, t.sample) in wanted and version in (None, *t.policy_versions) for t in others)
+    return sum((t.parent_id, t.task_id, t.sample) in wanted and version in (None, *t.versions) for t in others)

@@ -195,7 +195,7 @@ class Episode(EpisodeRecord):
             self._recorder.record(recorded)
         if self._out is not None:
             try:
-                with TrajectoryWriter(self._out, unique=True) as writer:
+                with TrajectoryWriter(self._out, unique=True, indexed=False) as writer:
                     writer.append(recorded)
             except (ConfigError, RecordError) as refused:
                 if error is None:

@@ -188,7 +188,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
         while batch := self._next_batch():
             for trajectory in batch:
                 try:
-                    writer = writer or TrajectoryWriter(self.directory, unique=True)
+                    writer = writer or TrajectoryWriter(self.directory, unique=True, indexed=False)
                     writer.append(trajectory)
                 except (R3Error, OSError) as error:
                     self._count("failed", str(error))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
 
 from r3agent.records.branching import rendering
-from r3agent.records.credit import groups
+from r3agent.records.credit import Group, groups
 from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
 
 
@@ -75,13 +77,17 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.episodes = self.tokens_sampled = self.groups = self.groups_with_variance = 0
-        self.errors: Counter[str] = Counter()
         self.answered: str | None = None
         """Id of the last episode that ended without an error."""
         self.in_flight = 0
         """Number of running episodes; `collect` sets it, as the cost."""
         self.cost: float | None = None
+        self.groups = self.groups_with_variance = 0
+        self._groups: dict[tuple[str, str], bool] = {}
+        """Groups by the trajectory that branches, which may share them, go back to, and by a hash."""
+        self._origins: dict[str, str] = {}
+        self.episodes = self.tokens_sampled = 0
+        self.errors: Counter[str] = Counter()
         self._tries = self._asked = self._steps = self._unlabelled = self._noisy = self._mixed = 0
         self._passed: dict[str, list[int]] = {"first": [0, 0], "retry": [0, 0], "blind": [0, 0]}
         """Number of passed tries and of tries with a verdict."""
@@ -91,10 +97,6 @@ class Tally:
         self._capabilities: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._recorded_prompts: Counter[str] = Counter()
-        self._origins: dict[str, str] = {}
-        """Trajectory that a branch goes back to."""
-        self._groups: set[int] = set()
-        """Hashes of the groups, which branches may share."""
 
     @property
     def first_tries(self) -> tuple[int, int]:
@@ -132,7 +134,8 @@ class Tally:
                 self._judge("blind", a_try)
             elif a_try.label == "retry" and _is_even_sample(trajectory, a_try):
                 self._judge("retry", a_try)
-        self._count_groups(trajectory)
+        found = {_key_of(group): group.has_variance for group in groups([trajectory])}
+        self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
 
     def merge(self, other: Tally) -> None:
         """Add the counts of other episodes, none of which is a branch of one of these."""
@@ -176,17 +179,41 @@ class Tally:
             self._passed[kind][0] += a_try.passed
             self._passed[kind][1] += 1
 
-    def _count_groups(self, trajectory: Trajectory) -> None:
-        origin = trajectory.trajectory_id
-        if trajectory.parent_id is not None:
-            origin = self._origins.get(trajectory.parent_id, trajectory.parent_id)
-            self._origins[trajectory.trajectory_id] = origin
-        for group in groups([trajectory]):
-            key = hash((origin, tuple(span.span_id for span in group.spans_G), group.rewards_G))
-            if key not in self._groups:
-                self._groups.add(key)
+    def counts(self) -> dict[str, Any]:
+        """Return the counts as JSON, for `add_counts`; of the groups of one trajectory."""
+        found = {name: getattr(self, name) for name in COUNTS}
+        groups = {key: varied for (_, key), varied in self._groups.items()}
+        return {name: value for name, value in {**found, "groups": groups}.items() if value}
+
+    def add_counts(self, counts: Mapping[str, Any], trajectory_id: str, parent_id: str | None) -> None:
+        """Add the `counts` of one trajectory; parents come before their branches."""
+        for name in COUNTS & counts.keys():
+            value, added = getattr(self, name), counts[name]
+            if isinstance(value, int):
+                setattr(self, name, value + added)
+            elif isinstance(value, Counter):
+                value.update(added)
+            else:
+                for kind, (passed, judged) in added.items():
+                    value[kind] = [value[kind][0] + passed, value[kind][1] + judged]
+        self._add_groups(counts.get("groups", {}), trajectory_id, parent_id)
+        if "errors" not in counts:
+            self.answered = trajectory_id
+
+    def _add_groups(self, found: Mapping[str, bool], trajectory_id: str, parent_id: str | None) -> None:
+        origin = trajectory_id
+        if parent_id is not None:
+            origin = self._origins.get(parent_id, parent_id)
+            self._origins[trajectory_id] = origin
+        for key, varied in found.items():
+            if (origin, key) not in self._groups:
+                self._groups[origin, key] = varied
                 self.groups += 1
-                self.groups_with_variance += group.has_variance
+                self.groups_with_variance += varied
+
+
+COUNTS = {*vars(Tally())} - {"in_flight", "cost", "answered", "groups", "groups_with_variance", "_groups", "_origins"}
+"""Fields of `Tally` that are sums over trajectories."""
 
 
 def summarise(
@@ -197,6 +224,11 @@ def summarise(
     for episode in episodes:
         tally.add(episode)
     return tally.summary(resumed=resumed, outdated=outdated, seconds=seconds)
+
+
+def _key_of(group: Group) -> str:
+    text = repr([[span.span_id for span in group.spans_G], group.rewards_G])
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _is_even_sample(trajectory: Trajectory, retry: Try) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
 from os import PathLike
 from typing import Any, TypeAlias, cast
 
+import orjson
 from pydantic import Field, ValidationError, model_validator
 
 from r3agent._util.messages import explain, shorten
@@ -99,6 +100,11 @@ def _fault(value: Any, where: str) -> str | None:
         case _:
             return None
     return next(filter(None, found), None)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """Return a hash of a prompt, by which tasks of other ids that have the same one are found."""
+    return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()[:32]
 
 
 def each_task(tasks: Iterable[Task | Mapping[str, Any]]) -> Iterator[Task]:

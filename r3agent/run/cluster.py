@@ -26,8 +26,8 @@ from r3agent.errors import ConfigError, R3Error
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.collector import Collector, Progress
+from r3agent.store.index import count, latest_entries
 from r3agent.store.shards import read
-from r3agent.store.trajectories import load
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,10 @@ def collect_on_cluster(
     jobs, tally = episode_jobs(tasks, **identity), Tally()
     quota = Quota(spending, tally, run.config.policy.prices)
     out.mkdir(parents=True, exist_ok=True)
-    stored = load(out)
-    outdated = count_outdated(stored, jobs, identity["policy_name"])
-    kept = {t.trajectory_id for t in stored if t.trajectory_id in jobs and t.error is None}
-    for trajectory in stored:
-        if trajectory.trajectory_id in kept:
-            tally.add(trajectory)
+    stored = latest_entries(out)
+    outdated = count_outdated(stored.values(), jobs, identity["policy_name"])
+    kept = {id_ for id_, entry in stored.items() if id_ in jobs and entry.error is None}
+    count(tally, out, [entry for id_, entry in stored.items() if id_ in kept])
     del stored
     missing = [id_ for id_ in jobs if id_ not in kept]
     todo = deque(missing[: spending.max_episodes])

@@ -8,18 +8,18 @@ that a version was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from hashlib import sha256
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import get_args
 
 import orjson
 
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import HELD_OUT, SPLIT, Message, Task, Trajectory
+from r3agent.records.task import prompt_key
+from r3agent.records.trajectory import HELD_OUT, SPLIT, Task, Trajectory
 from r3agent.run.config import Config
-from r3agent.store.reading import lines_of
-from r3agent.store.shards import shards, store_at
+from r3agent.store.index import entries
+from r3agent.store.shards import store_at
 from r3agent.tasks import RECORDED, in_run, is_finite, read_tasks, split_by_prompt
 from r3agent.tasks.splits import APART, Split, split_of
 from r3agent.train.lineage import ROWS_FILE
@@ -57,7 +57,7 @@ class SplitGuard:
                     f"task {task.id!r} was drawn from split {split!r}, and by this run from {before!r} before: train, "
                     "gate and test must share no task; make the source keep them apart, and use another --run"
                 )
-            _note_prompt(drawn, task.messages, split)
+            _note_prompt(drawn, prompt_key(task.messages), split)
         return admitted
 
     def with_splits(self, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
@@ -115,10 +115,10 @@ class SplitGuard:
             self._drawn = {}
             for store in ("trajectories", "eval/v*", "gate/v*/v*"):
                 for directory in self._run.glob(f"{store}/"):
-                    for stored in _stored(directory):
+                    for stored in entries(directory, report=False):
                         if stored.split in APART:
-                            self._drawn[stored.task["id"]] = stored.split
-                            _note_prompt(self._drawn, stored.task["messages"], stored.split)
+                            self._drawn[stored.task_id] = stored.split
+                            _note_prompt(self._drawn, stored.prompt, stored.split)
         return self._drawn
 
     def _trained(self) -> set[str]:
@@ -127,18 +127,10 @@ class SplitGuard:
         trained = {orjson.loads(line)[0] for file in files for line in file.read_bytes().splitlines()}
         return {
             key
-            for stored in (_stored(self._run / "trajectories") if trained else ())
+            for stored in (entries(self._run / "trajectories", report=False) if trained else ())
             if stored.split not in get_args(Split) and stored.trajectory_id in trained
-            for key in (stored.task["id"], _prompt_key(stored.task["messages"]))
+            for key in (stored.task_id, stored.prompt)
         }
-
-
-class Stored(NamedTuple):
-    """Part of a stored trajectory."""
-
-    trajectory_id: str
-    task: dict[str, Any]
-    split: str | None
 
 
 def says_split(trajectory: Trajectory) -> bool:
@@ -146,28 +138,11 @@ def says_split(trajectory: Trajectory) -> bool:
     return trajectory.metadata.get(SPLIT) in get_args(Split)
 
 
-def _note_prompt(drawn: dict[str, str], messages: Sequence[Message], split: str) -> None:
+def _note_prompt(drawn: dict[str, str], prompt: str, split: str) -> None:
     """Note the split of a prompt; if tasks of several splits have it, it is held out."""
-    if drawn.get(key := _prompt_key(messages)) not in HELD_OUT:
-        drawn[key] = split
+    if drawn.get(prompt) not in HELD_OUT:
+        drawn[prompt] = split
 
 
 def _keys(task: Task) -> tuple[str, str]:
-    return task.id, _prompt_key(task.messages)
-
-
-def _prompt_key(messages: Sequence[Message]) -> str:
-    return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
-
-
-def _stored(directory: Path) -> Iterator[Stored]:
-    """Yield the trajectories of a store without validating its records."""
-    for shard in shards(directory):
-        for line in lines_of(shard):
-            try:
-                record = orjson.loads(line)
-                task, split = record["task"], record["metadata"].get(SPLIT)
-                if {"id", "messages"} <= task.keys():
-                    yield Stored(record["trajectory_id"], task, split)
-            except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-                continue  # a torn line, or not a trajectory: `store.read` reports it
+    return task.id, prompt_key(task.messages)

@@ -19,6 +19,7 @@ from r3agent.records.json_values import json_value, parse_json
 from r3agent.records.record import MENDED, Record, VersionedRecord
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
+from r3agent.store.entry import index_path
 from r3agent.store.labels import SpanLabel, label_files
 from r3agent.store.lines import encode, why_wrong
 from r3agent.store.reading import lines_of
@@ -182,4 +183,5 @@ def _replace(path: Path, lines: list[bytes]) -> Path:
             parquet.write_lines(path, (line.rstrip(b"\n") for line in lines), replace=True)
         else:
             write_atomically(path, b"".join(lines))
+        index_path(path).unlink(missing_ok=True)
     return backup

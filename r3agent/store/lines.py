@@ -64,15 +64,15 @@ def decode(line: bytes) -> Trajectory:
     if (problem := why_wrong(line)) is not None:
         Trajectory.of_line(line)  # whose error tells more
         raise ChecksumError(problem)
-    line = line.strip().removeprefix(BOM_UTF8)
-    if not line.endswith(b"".join((_SCHEMA, _END))) or _stamp(line) is None:
+    at = _checksum_at(line)
+    if at is None or not line.startswith(_SCHEMA, at + _SIZE - len(_END) - len(_SCHEMA)):
         return Trajectory.of_line(line)
-    line = line[:-_SIZE].removesuffix(b",") + b"}}"
-    short, tokens = _without_tokens(line)
+    end = at - (line[at - 1] == ord(","))
+    short, tokens = _without_tokens(line, end)
     data = orjson.loads(short)
     cut = [span for span in data["spans"] if span.get("prompt_token_ids") == 0]
     if len(cut) != len(tokens):  # other parts of the record have such keys
-        return _build(Trajectory, orjson.loads(line))
+        return _build(Trajectory, orjson.loads(line[_start(line) : end] + b"}}"))
     for span, arrays in zip(cut, tokens, strict=True):
         span[_JSON] = arrays
         del span["prompt_token_ids"]
@@ -81,15 +81,23 @@ def decode(line: bytes) -> Trajectory:
 
 def why_wrong(line: bytes) -> str | None:
     """Return why a line is not the one that was written; `None` if its checksum is right, or it has none."""
-    line = line.strip().removeprefix(BOM_UTF8)
-    if (stamp := _stamp(line)) is None or stamp.startswith(b"%08x-" % crc32(line[:-_SIZE])):
+    if (at := _checksum_at(line)) is None:
+        return None
+    with memoryview(line) as view:
+        right = b"%08x-" % crc32(view[_start(line) : at])
+    if line.startswith(right, at + len(_KEY)):
         return None
     return "its checksum is another line's: it was changed after it was written, or is damaged"
 
 
-def _stamp(line: bytes) -> bytes | None:
-    """Return the checksum in a line, with that of the schema."""
-    return line[len(_KEY) - _SIZE : -len(_END)] if line.startswith(_KEY, -_SIZE) and line.endswith(_END) else None
+def _checksum_at(line: bytes) -> int | None:
+    """Return the place of the checksum in a line."""
+    at = line.rfind(_KEY, max(0, len(line) - _SIZE - 2))
+    return at if at >= 0 and line[at + _SIZE - len(_END) :].rstrip() == _END else None
+
+
+def _start(line: bytes) -> int:
+    return len(BOM_UTF8) if line.startswith(BOM_UTF8) else 0
 
 
 def _stamped(line: bytes) -> bytes:
@@ -98,20 +106,23 @@ def _stamped(line: bytes) -> bytes:
     return b"%b%b%08x-%b%b\n" % (content, _KEY, crc32(content), _SCHEMA, _END)
 
 
-def _without_tokens(line: bytes) -> tuple[bytes, list[bytes]]:
-    """Cut the tokens out of a line, which are most of it: `"prompt_token_ids":0` stands for the three arrays."""
-    kept, tokens, end = list[bytes](), list[bytes](), 0
+def _without_tokens(line: bytes, end: int) -> tuple[bytes, list[bytes]]:
+    """Cut the tokens out of a line up to `end`, the checksum: they are most of it.
+
+    `"prompt_token_ids":0` stands for the three arrays.
+    """
+    kept, tokens, at = list[bytes](), list[bytes](), _start(line)
     prompt, *others = _ARRAYS
-    while (start := line.find(prompt, end)) >= 0:
-        stop = line.find(b"]", start) + 1
+    while (start := line.find(prompt, at, end)) >= 0:
+        stop = line.find(b"]", start, end) + 1
         for key in others:
-            stop = line.find(b"]", stop) + 1 if line.startswith(b"," + key, stop) else len(line)
-        if stop == len(line):
-            return line, []
-        kept += line[end:start], b'"prompt_token_ids":0'
+            stop = line.find(b"]", stop, end) + 1 if line.startswith(b"," + key, stop) else 0
+            if not stop:
+                return line[_start(line) : end] + b"}}", []
+        kept += line[at:start], b'"prompt_token_ids":0'
         tokens.append(line[start:stop])
-        end = stop
-    return b"".join((*kept, line[end:])), tokens
+        at = stop
+    return b"".join((*kept, line[at:end], b"}}")), tokens
 
 
 # ---- records without validation ----

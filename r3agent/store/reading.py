@@ -19,6 +19,7 @@ from r3agent.store.lines import ChecksumError, decode
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=VersionedRecord)
+T = TypeVar("T")
 
 CHECK = "r3agent data check"
 """Command that lists and repairs what cannot be read."""
@@ -54,21 +55,29 @@ def parse_lines(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterat
     Raises:
         SchemaVersionError: another version of r3agent wrote it.
     """
-    of_line: Any = decode if kind is Trajectory else kind.of_line
     for number, line in enumerate(lines_of(path), start=1):
-        if containing not in line or not line.strip():
-            continue
-        try:
-            yield of_line(line)
-        except SchemaVersionError as error:
-            raise SchemaVersionError(f"{path}:{number}: {error}") from None
-        except ChecksumError as error:
-            yield Unreadable(path, number, str(error))
-        except ValidationError as error:
-            name = kind.__name__.removeprefix("Span").lower()
-            yield Unreadable(path, number, f"not a {name}: {explain(error, kind)}")
-        except ValueError:
-            yield Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
+        if containing in line and not line.isspace():
+            yield parse(line, kind, path, number)
+
+
+def parse(line: bytes, kind: type[R], path: Path, number: int) -> R | Unreadable:
+    """Read a line.
+
+    Raises:
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    of_line: Any = decode if kind is Trajectory else kind.of_line
+    try:
+        return of_line(line)
+    except SchemaVersionError as error:
+        raise SchemaVersionError(f"{path}:{number}: {error}") from None
+    except ChecksumError as error:
+        return Unreadable(path, number, str(error))
+    except ValidationError as error:
+        name = kind.__name__.removeprefix("Span").lower()
+        return Unreadable(path, number, f"not a {name}: {explain(error, kind)}")
+    except ValueError:
+        return Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
@@ -76,7 +85,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
     if path.suffix == parquet.ENDING:
         yield from parquet.read_lines(path)
     else:
-        with path.open("rb") as lines:
+        with path.open("rb", buffering=1 << 20) as lines:  # a line may have 100 KB
             yield from lines
 
 
@@ -99,16 +108,24 @@ def records(
         RecordError: a complete line is not such a record, and `strict`.
         SchemaVersionError: another version of r3agent wrote it.
     """
+    lines = (record for path in paths for record in parse_lines(path, kind, containing=containing))
+    return readable(lines, strict=strict, unreadable=unreadable)
+
+
+def readable(
+    lines: Iterable[T | Unreadable], *, strict: bool = False, unreadable: list[Unreadable] | None = None
+) -> Iterator[T]:
+    """Leave out and report lines that are no records, as `records` does."""
     found: list[Unreadable] = [] if unreadable is None else unreadable
-    for record in (record for path in paths for record in parse_lines(path, kind, containing=containing)):
-        if not isinstance(record, Unreadable):
-            yield record
-        elif record.torn:
-            logger.warning("%s", record)
+    for line in lines:
+        if not isinstance(line, Unreadable):
+            yield line
+        elif line.torn:
+            logger.warning("%s", line)
         elif strict:
-            raise RecordError(f"{record}; {record.remedy}")
+            raise RecordError(f"{line}; {line.remedy}")
         else:
-            found.append(record)
+            found.append(line)
     if found and unreadable is None:
         logger.warning("%s", report_left_out(found))
 

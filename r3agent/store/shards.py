@@ -11,18 +11,22 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from errno import EACCES
 from pathlib import Path
+from typing import Any, Literal
 
 import orjson
 
+from r3agent._util.files import sync_directory
 from r3agent._util.messages import nearest
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.trajectory import Trajectory, new_id
 from r3agent.store import parquet
+from r3agent.store.entry import HEADER, counts_of, index_path, row_of
 from r3agent.store.lines import encode
 from r3agent.store.reading import Unreadable, records
 
@@ -33,8 +37,19 @@ ENDINGS = (".jsonl", parquet.ENDING)
 """Endings of the names of shards."""
 
 
+Fsync = Literal["never", "interval", "episode"]
+"""Time at which episodes are on disk for good, so that a loss of power does not lose them: when the system writes them,
+every 5 seconds and at the end, or before the next episode is written."""
+
+FSYNC_S = 5.0
+"""Interval of `interval`."""
+
+INDEX_EVERY = 64
+"""Number of records whose entries are written into the index at once."""
+
+
 class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
-    """Writer that appends to a new shard; a context manager. It is not thread-safe.
+    """Writer that appends to a new shard and its index; a context manager. It is not thread-safe.
 
     Several processes may write into one directory, each to its own shard.
 
@@ -42,15 +57,30 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         unique: name the shard by time and a random id instead of a number, so that workers on many machines do not
             have to coordinate, and their files can be merged into one directory.
         prefix: beginning of the names of its shards, which are unique too.
+        indexed: write the index; otherwise its first reader makes it.
+        fsync: time at which records are on disk for good.
 
     Raises:
         ConfigError: the directory cannot be created or written.
     """
 
-    def __init__(self, directory: str | Path, *, unique: bool = False, prefix: str = "") -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        unique: bool = False,
+        prefix: str = "",
+        indexed: bool = True,
+        fsync: Fsync = "interval",
+    ) -> None:
         self.directory = store_at(directory)
         self._unique, self._prefix = unique or bool(prefix), prefix
-        self._fd: int | None = None
+        self._indexed, self._fsync = indexed, fsync
+        self._shard: Path | None = None
+        self._fd = -1
+        self._size = 0
+        self._rows: list[bytes] = []
+        self._synced = time.monotonic()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if not os.access(self.directory, os.W_OK):
@@ -60,45 +90,92 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
                 f"cannot write to {self.directory}: {error.strerror}; choose another directory or free it"
             ) from error
 
-    def append(self, trajectory: Trajectory) -> None:
+    def append(self, trajectory: Trajectory, counts: dict[str, Any] | None = None) -> None:
         """Write one record with a single `write`, so that a crash damages at most the last line.
+
+        Args:
+            counts: `counts_of` the trajectory, if known.
 
         Raises:
             RecordError: the disk is full or unavailable; earlier records are kept.
         """
-        line = memoryview(encode(trajectory))
+        line = encode(trajectory)
         try:
-            if self._fd is None:
-                self._fd = self._open_shard()
-            while line:
-                line = line[os.write(self._fd, line) :]
+            if self._shard is None:
+                self._open_shard()
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            now = time.monotonic()
+            if self._fsync == "episode" or (self._fsync == "interval" and now - self._synced >= FSYNC_S):
+                os.fsync(self._fd)
+                self._synced = now
         except OSError as error:
-            self._abandon()
-            raise RecordError(f"cannot write to {self.directory}: {error.strerror}; what is stored stays") from error
+            self._take_back()
+            raise RecordError(
+                f"cannot write to {self.directory}: {error.strerror}; what is stored stays: free space, and go on"
+            ) from error
+        if self._indexed:
+            counts = counts_of(trajectory) if counts is None else counts
+            self._rows.append(row_of(trajectory, line, self._size, len(line), counts))
+        self._size += len(line)
+        if len(self._rows) >= INDEX_EVERY:
+            self._write_index()
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.fsync(self._fd)
+        if self._shard is None:
+            return
+        try:
+            if self._fsync != "never":
+                os.fsync(self._fd)
+        except OSError as error:
+            raise RecordError(
+                f"cannot write to {self._shard}: {error.strerror}; its last episodes may be lost"
+            ) from error
+        finally:
+            self._write_index()
+            self._abandon()
+
+    def _take_back(self) -> None:
+        """Cut off an incomplete line, and close the shard; later records go to another one."""
+        if self._shard is not None:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            self._write_index()
             self._abandon()
 
     def _abandon(self) -> None:
-        """Close the shard; later records go to a new one, because this one may end in an incomplete line."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        os.close(self._fd)
+        self._shard, self._fd, self._size = None, -1, 0
 
-    def _open_shard(self) -> int:
+    def _open_shard(self) -> None:
         taken = [int(path.stem) for path in shards(self.directory) if path.stem.isdecimal()]
         number = max(taken, default=-1) + 1
-        while True:
+        while self._shard is None:
             name = f"{self._prefix}{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}" if self._unique else f"{number:05d}"
+            shard = self.directory / f"{name}.jsonl"
             with suppress(FileExistsError):
-                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-                fd = os.open(self.directory / f"{name}.jsonl", flags, 0o644)
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # `data check --repair` leaves it alone
-                return fd
+                self._fd = os.open(shard, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+                self._shard = shard
             number += 1
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # `data check --repair` leaves it alone
+        index_path(self._shard).unlink(missing_ok=True)  # of a shard of this name that was taken away
+        if self._fsync != "never":
+            sync_directory(self.directory)
+
+    def _write_index(self) -> None:
+        """Append to the index; readers make what is missing."""
+        if self._shard is None or not self._rows:
+            return
+        path = index_path(self._shard)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("ab") as index:
+                index.write(b"".join([*([] if index.tell() else [HEADER]), *self._rows]))
+        except OSError:
+            self._indexed = False  # a gap in it would hide records
+        self._rows = []
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -179,12 +256,12 @@ def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     by_id: dict[str, Trajectory] = {}
     for trajectory in trajectories:
         earlier = by_id.get(trajectory.trajectory_id)
-        if earlier is None or _replaces(trajectory, earlier):
+        if earlier is None or replaces(trajectory, earlier):
             by_id[trajectory.trajectory_id] = trajectory
     return list(by_id.values())
 
 
-def _replaces(later: Trajectory, earlier: Trajectory) -> bool:
+def replaces(later: Trajectory, earlier: Trajectory) -> bool:
     """Compare two states of an episode; that which went on may have been written into an older shard."""
     more, done = ({span.span_id for span in state.spans} for state in (later, earlier))
     if more != done and (more <= done or done <= more):

@@ -1,0 +1,190 @@
+"""Store of trajectories: bytes and rates, the start of a collection that resumes, and rows of a large store.
+
+Generated episodes have an attempt, 8 reflections with a retry each, and a blind retry, of 64 tokens with logprobs each.
+`load_rate` is the rate of `load` divided by that of parsing the same records with validation, in alternating turns over
+the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too.
+`bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in Parquet. A collection whose episodes
+are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
+than the process has with its tasks (`--stored` episodes of one attempt and two reflections).
+
+    python -m benchmarks.store [--turns 5] [--stored 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from r3agent import Trajectory, collect, load
+from r3agent.episodes.jobs import Job, episode_jobs
+from r3agent.records.trajectory import Span, Task, Verdict
+from r3agent.store import parquet
+from r3agent.store.lines import decode, encode
+from r3agent.store.shards import TrajectoryWriter, shards
+from r3agent.testing import ScriptedPolicy
+from r3agent.verifiers import Answer
+
+RECORDS = 200
+PROMPT, TOKENS = 120, 64
+
+
+def span(label: Any, parent: Span | None, draw: random.Random, passed: bool | None = None) -> Span:
+    depth = 1 if parent is None else 2 + (label == "retry")
+    return Span(
+        parent_id=parent and parent.span_id,
+        label=label,
+        text=" ".join(f"word{draw.randrange(1000)}" for _ in range(TOKENS)),
+        prompt_token_ids=tuple(draw.randrange(50_000) for _ in range(PROMPT * depth)),
+        token_ids=tuple(draw.randrange(50_000) for _ in range(TOKENS)),
+        logprobs=tuple(-draw.expovariate(2) for _ in range(TOKENS)),
+        model="policy@v0000",
+        policy_version="v0000",
+        sampling={"temperature": 1.0, "max_tokens": 256, "seed": draw.randrange(10**6)},
+        finish_reason="stop",
+        prompt_tokens=PROMPT * depth,
+        completion_tokens=TOKENS,
+        latency_s=0.1,
+        capability="trainable-exact",
+        request=() if parent is None else ({"role": "user", "content": "Please try again. " * 10},),
+        verdict=None if passed is None else Verdict(passed=passed, score=float(passed)),
+    )
+
+
+def episode(task: Task, draw: random.Random, *, reflections: int = 8, **fields: Any) -> Trajectory:
+    attempt = span("attempt", None, draw, passed=False)
+    spans = [attempt]
+    for _ in range(reflections):
+        spans.append(reflection := span("reflect", attempt, draw))
+        spans.append(span("retry", reflection, draw, passed=draw.random() < 0.3))
+    if reflections > 2:
+        spans.append(span("retry", attempt, draw, passed=False))
+    return Trajectory(task=task, spans=tuple(spans), **fields)
+
+
+def task(i: int) -> Task:
+    return Task(messages=({"role": "user", "content": f"Question {i}. " * 20},))
+
+
+def cpu(action: Callable[[], object]) -> float:
+    start = time.process_time()
+    kept = action()
+    seconds = time.process_time() - start
+    del kept
+    return seconds
+
+
+def rates(turns: int) -> dict[str, float]:
+    """Measure reading, in CPU time of one process."""
+    draw = random.Random(0)
+    records = [episode(task(i), draw) for i in range(RECORDS)]
+    with tempfile.TemporaryDirectory() as folder:
+        store, packed = Path(folder, "store"), Path(folder, "packed")
+        with TrajectoryWriter(store) as writer:
+            written = cpu(lambda: [writer.append(record) for record in records])
+        lines = shards(store)[0].read_bytes().splitlines()
+        packed.mkdir()
+        parquet.write_lines(packed / "00000.parquet", lines)
+        size = (packed / "00000.parquet").stat().st_size
+
+        def used() -> list[Trajectory]:
+            read = [decode(line) for line in lines]
+            assert all(len(s.token_ids or ()) == TOKENS for t in read for s in t.spans)
+            return read
+
+        found: dict[str, list[float]] = {"load": [], "load_used": [], "load_parquet": []}
+        for _ in range(turns):
+            validated = cpu(lambda: [Trajectory.of_line(line) for line in lines])
+            found["load"].append(validated / cpu(lambda: load(store)))
+            found["load_used"].append(validated / cpu(used))
+            found["load_parquet"].append(validated / cpu(lambda: load(packed)))
+    ratios = {f"{name}_rate": round(statistics.median(values), 2) for name, values in found.items()}
+    return {
+        "bytes_per_trajectory": round(sum(map(len, lines)) / RECORDS),
+        "parquet_ratio": round(sum(map(len, lines)) / size, 2),
+        "write_ms": round(written / RECORDS * 1e3, 3),
+        **ratios,
+    }
+
+
+async def never(task: Task, answer: Answer) -> bool:
+    return False
+
+
+def stored_jobs(n: int) -> dict[str, Job]:
+    return episode_jobs([task(i) for i in range(n)], policy_name="policy@v0000", reflections=2)
+
+
+def fill(store: Path, n: int) -> None:
+    """Write all episodes of a collection but the last; 100 different ones stand for all."""
+    draw = random.Random(0)
+    made = [encode(episode(task(i), draw, reflections=2, verifier="v")).decode() for i in range(100)]
+    spans = [json.loads(line) for line in made]
+    with TrajectoryWriter(store, fsync="never") as writer:
+        for i, (id_, job) in enumerate([*stored_jobs(n).items()][:-1]):
+            parts = decode(json.dumps(spans[i % 100]).encode())
+            writer.append(parts.model_copy(update={"trajectory_id": id_, "task": job.task}))
+
+
+def peak_mib() -> float:
+    """Return the peak of this program's memory; that of `getrusage` may be the parent's."""
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) / 1024
+
+
+class FirstRequestError(Exception):
+    """The policy was asked."""
+
+
+class Asked(ScriptedPolicy):
+    async def sample(self, *args: Any, **given: Any) -> Any:
+        raise FirstRequestError
+
+
+def resume(store: Path, n: int) -> dict[str, float]:
+    """Resume a collection, in a process of its own, up to the first request."""
+    tasks = [task(i) for i in range(n)]
+    before, start, cpu_start = peak_mib(), time.monotonic(), time.process_time()
+    asked: Any = Asked([])
+    try:
+        asyncio.run(collect(tasks, policy=asked, policy_name="policy@v0000", verifier=never, out=store, reflections=2))
+    except FirstRequestError:
+        pass
+    seconds, cpu_s = time.monotonic() - start, time.process_time() - cpu_start
+    return {"resume_s": round(seconds, 2), "resume_cpu_s": round(cpu_s, 2), "resume_mib": round(peak_mib() - before)}
+
+
+def in_process(*arguments: object) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.store", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--stored", type=int, default=10_000)
+    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.resume:
+        print(json.dumps(resume(options.resume, options.stored)))
+        return
+    results = rates(options.turns)
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), options.stored)
+        results |= {"stored": options.stored, **in_process("--stored", options.stored, "--resume", folder)}
+    for name, value in results.items():
+        print(f"{name:24} {value}")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

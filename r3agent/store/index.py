@@ -1,0 +1,177 @@
+"""Index of a store: for each shard a file in `index/`, with the place of each record and what is asked of many of them.
+
+A shard's writer appends to its index, which readers complete, or make anew if it is missing or of another shard: no
+record is read twice to know what is stored. An index is never needed; it can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+import orjson
+
+from r3agent._util.files import write_atomically
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.records.summary import Tally
+from r3agent.records.trajectory import Trajectory
+from r3agent.store import parquet
+from r3agent.store.entry import HEADER, Entry, counts_of, index_path, row_of
+from r3agent.store.labels import label_files, with_labels
+from r3agent.store.lines import decode
+from r3agent.store.reading import Unreadable, parse, readable, records
+from r3agent.store.shards import replaces, shards, store_at
+
+
+def entries(directory: str | Path, *, report: bool = True, prefix: str = "") -> Iterator[Entry]:
+    """List the records of a store or run directory, in order of writing.
+
+    Args:
+        report: log what lines are no records, as `read` does.
+        prefix: beginning of the names of the shards, as of `read`.
+
+    Raises:
+        ConfigError: there is no such directory.
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    found = (found for shard in shards(directory, prefix) for found in _of_shard(shard))
+    return readable(found) if report else (entry for entry in found if isinstance(entry, Entry))
+
+
+def latest_entries(
+    directory: str | Path,
+    *,
+    version: str | None = None,
+    accept: Callable[[Trajectory], bool] | None = None,
+    prefix: str = "",
+) -> dict[str, Entry]:
+    """Return the entry of each record that `load` with these arguments would return, by id."""
+    found: dict[str, Entry] = {}
+    for entry in entries(directory, prefix=prefix):
+        if version is not None and not {*entry.versions} <= {version}:
+            continue
+        if accept is not None and not accept(read_entry(entry)):
+            continue
+        earlier = found.get(entry.trajectory_id)
+        if earlier is None or replaces(read_entry(entry), read_entry(earlier)):
+            found[entry.trajectory_id] = entry
+    return found
+
+
+def read_entry(entry: Entry) -> Trajectory:
+    """Read one record, without labels.
+
+    Raises:
+        RecordError: it was changed since.
+    """
+    line = _line_at(entry.path, entry.offset, entry.size)
+    if crc32(line.rstrip()) != entry.crc:
+        index_path(entry.path).unlink(missing_ok=True)
+        raise RecordError(
+            f"{entry.path}: its index is of another state, and is removed; call again, which makes it anew"
+        )
+    return decode(line)
+
+
+def count(tally: Tally, directory: str | Path, counted: Iterable[Entry]) -> None:
+    """Add records to a tally, with their labels; those that no label can be on are not read."""
+    by_id = {entry.trajectory_id: entry for entry in counted}
+    labels = label_files(store_at(directory)).items()
+    labelled = {label.trajectory_id for path, kind in labels for label in records([path], kind)}
+    read = {id_: entry for id_, entry in by_id.items() if id_ in labelled or (labelled and entry.parent_id)}
+    read |= {entry.parent_id: by_id[entry.parent_id] for entry in read.values() if entry.parent_id in by_id}
+    in_order = (read_entry(entry) for id_, entry in by_id.items() if id_ in read)
+    counts = {t.trajectory_id: counts_of(t) for t in with_labels(directory, in_order)}
+    for id_, entry in by_id.items():
+        tally.add_counts(counts.get(id_, entry.counts), id_, entry.parent_id)
+
+
+def _of_shard(shard: Path) -> Iterator[Entry | Unreadable]:
+    known, end = _known(shard)
+    for row in known:
+        yield _parsed(shard, row)
+    if fresh := list(_scan(shard, end)):
+        for row in fresh:
+            yield _parsed(shard, row)
+        _store(shard, b"".join([HEADER, *known, *fresh]))
+
+
+def _known(shard: Path) -> tuple[list[bytes], int]:
+    """Return the rows of a shard's index, and the place up to which it goes; none if it is of another shard."""
+    try:
+        header, *rows = index_path(shard).read_bytes().splitlines(keepends=True) or [b""]
+        while rows and not rows[-1].endswith(b"\n"):
+            rows.pop()  # torn
+        if header == HEADER and rows:
+            offset, size, crc, *_ = orjson.loads(rows[-1])
+            if crc32(_line_at(shard, offset, size).rstrip()) == crc:
+                return rows, offset + size
+    except (OSError, ValueError, TypeError, StopIteration):
+        pass
+    return [], 0
+
+
+def _parsed(shard: Path, row: bytes) -> Entry | Unreadable:
+    values = orjson.loads(row)
+    if len(values) < len(Entry._fields) - 1:
+        _, _, _, line, reason, torn = values
+        return Unreadable(shard, line, reason, torn)
+    return Entry(shard, *values)
+
+
+def _scan(shard: Path, start: int) -> Iterator[bytes]:
+    """Make the rows of a shard's lines from a place on."""
+    for offset, size, line in _lines_from(shard, start):
+        if not line.strip():
+            continue
+        try:
+            found = decode(line)
+        except (ValueError, SchemaVersionError):
+            found = parse(line, Trajectory, shard, _line_number(shard, offset))
+        if isinstance(found, Unreadable):
+            values = [offset, size, crc32(line.rstrip()), found.line, found.reason, found.torn]
+            yield orjson.dumps(values) + b"\n"
+        else:
+            yield row_of(found, line, offset, size, counts_of(found))
+
+
+def _lines_from(shard: Path, start: int) -> Iterator[tuple[int, int, bytes]]:
+    if shard.suffix == parquet.ENDING:
+        for row, line in enumerate(parquet.read_lines(shard, first=start), start):
+            yield row, 1, line
+    else:
+        with shard.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                yield start, len(line), line
+                start += len(line)
+
+
+def _line_at(shard: Path, offset: int, size: int) -> bytes:
+    if shard.suffix == parquet.ENDING:
+        return next(parquet.read_lines(shard, first=offset))
+    with shard.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _line_number(shard: Path, offset: int) -> int:
+    if shard.suffix == parquet.ENDING:
+        return offset + 1
+    with shard.open("rb") as file:
+        return file.read(offset).count(b"\n") + 1
+
+
+def _store(shard: Path, content: bytes) -> None:
+    """Write a shard's index, unless the shard is being written, or the directory cannot be."""
+    with suppress(OSError, ConfigError):
+        fd = os.open(shard, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_atomically(index_path(shard), content)
+        finally:
+            os.close(fd)
