@@ -36,7 +36,7 @@ from r3agent.records.trajectory import SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.entry import Entry, counts_of
 from r3agent.store.index import count, latest_entries, read_entry
-from r3agent.store.shards import TrajectoryWriter
+from r3agent.store.shards import Fsync, TrajectoryWriter
 from r3agent.verifiers import Verifier
 
 RECURSION_LIMIT = 10_000
@@ -90,6 +90,7 @@ async def collect(
     on_episode: Callable[[int, int], None] | None = None,
     on_tally: Callable[[Tally], None] | None = None,
     limits: CollectLimits | None = None,
+    fsync: Fsync = "interval",
     part: Part | None = None,
     **options: Unpack[EpisodeOptions],
 ) -> CollectSummary:
@@ -120,6 +121,7 @@ async def collect(
         on_episode: called with (done, total) after each episode.
         on_tally: called with the counts so far, once before the first episode and after each.
         limits: budgets of this call and time limit of an episode; default: none.
+        fsync: time at which episodes are on disk for good; the death of the process alone loses none that has ended.
         part: run some of the episodes, also if the first of them all errored; what is stored in the part's shards
             counts as spent. Default: all.
         options: as in `build_graph`; 8 reflections by default, and errors of an agent are recorded with their try.
@@ -163,7 +165,7 @@ async def collect(
     limits = limits or CollectLimits()
     start, tally = time.monotonic(), Tally()
     quota = Quota(limits, tally, prices_of(policy))
-    with TrajectoryWriter(out, prefix=part.prefix if part else "") as writer:
+    with TrajectoryWriter(out, prefix=part.prefix if part else "", fsync=fsync) as writer:
         if part:
             stored = latest_entries(out, prefix=part.prefix)
             for entry in stored.values():

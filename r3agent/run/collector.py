@@ -137,6 +137,7 @@ class Collector(RunDirectory):
                     verifier=self.verifier,
                     out=out,
                     concurrency=concurrency,
+                    fsync=self.config.collect.fsync,
                     metadata=metadata,
                     on_episode=progress,
                     agent=self.agent.agent,

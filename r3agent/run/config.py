@@ -28,6 +28,7 @@ from r3agent.run.agent import AgentConfig
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.serve.config import ServeConfig
 from r3agent.store.shards import CONFIG_FILE as CONFIG_FILE
+from r3agent.store.shards import Fsync
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.train.config import TrainConfig
@@ -89,6 +90,10 @@ class CollectConfig(EpisodeLimits, CollectLimits):
     reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
     concurrency: int | None = Field(default=None, ge=1)
     """Number of concurrent episodes; default: as many as the server's latency and errors allow, at most 512."""
+    fsync: Fsync = "interval"
+    """Time at which episodes are on disk for good, so that a loss of power does not lose them: `never` leaves it to the
+    system, `interval` is every 5 seconds and at the end, `episode` before the next one is written, which takes a slow
+    disk's time. The death of the process alone loses no episode that has ended."""
     engine: Literal["local", "ray"] = "local"
     """Engine of a collection: this process, or the workers of a Ray cluster that share the run directory."""
     address: str = ""

@@ -120,7 +120,7 @@ class Rounds(Collector):
 
     def limits_of_round(self) -> dict[str, Any]:
         """Return the limits of the episodes of the next collection, and their samples."""
-        not_of_ids = {"n", "revisit", "concurrency", "engine", "address", *CollectLimits.model_fields}
+        not_of_ids = {"n", "revisit", "concurrency", "fsync", "engine", "address", *CollectLimits.model_fields}
         first_sample = (len(self.registry.versions()) - 1) * ROUND_SAMPLES
         return self.config.collect.model_dump(exclude=not_of_ids) | {"first_sample": first_sample}
 
