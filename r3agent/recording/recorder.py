@@ -22,24 +22,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
+import orjson
 from pydantic import Field
 
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent._util.shared import Shared
 from r3agent.errors import ConfigError, R3Error
 from r3agent.recording.redaction import Redact, redact_trajectory
+from r3agent.records.json_values import is_portable
 from r3agent.records.trajectory import Trajectory
+from r3agent.store.lines import encode, encode_json
 from r3agent.store.shards import TrajectoryWriter, store_of_run
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 10.0
 """Seconds that `close` waits for the disk."""
+
+SHARE, CREDIT_S = 0.05, 0.5
+"""Share of the thread's time that validation may take, and seconds of it that may be taken at once."""
 
 CountName: TypeAlias = Literal["recorded", "sampled_out", "dropped", "failed"]
 
@@ -54,7 +60,8 @@ class Counts(NamedTuple):
     dropped: int
     """Trajectories dropped because the queue was full or the recorder closed."""
     failed: int
-    """Trajectories lost to an error of the disk or of `redact`, and invalid trajectories."""
+    """Trajectories lost to an error of the disk or of `redact`, and invalid ones; at hundreds a second, not all are
+    checked, and `r3agent data check` finds the rest."""
 
 
 class Recorder(AbstractContextManager["Recorder"], Shared):
@@ -101,7 +108,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
     def _begin(self) -> None:
         """Start with an empty queue; the first trajectory starts the thread and its shard."""
         self._changed = threading.Condition()  # not held while writing to disk
-        self._waiting: list[Trajectory] = []
+        self._waiting: list[Trajectory | bytes] = []
         self._n_writing = 0
         """Number of trajectories taken by the thread and not yet written."""
         self._counts: Counter[CountName] = Counter()
@@ -127,8 +134,11 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
             if not self._keeps(trajectory_id):
                 self._count("sampled_out")
                 return
-            record = trajectory if is_record else Trajectory.model_validate(trajectory)
-            self._put(record if self._redact is None else redact_trajectory(record, self._redact))
+            if self._redact is None:
+                self._put(trajectory if is_record else _snapshot(trajectory))
+            else:
+                record = trajectory if is_record else Trajectory.model_validate(trajectory)
+                self._put(redact_trajectory(record, self._redact))
         except Exception as error:  # the request must not fail
             # Omit the message, which may quote unredacted text.
             self._count("failed", f"a {type(error).__name__} before it was queued")
@@ -158,6 +168,8 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
         self.close()
 
     def _keeps(self, trajectory_id: str) -> bool:
+        if self.sample_rate == 1:
+            return True
         drawn = int.from_bytes(sha256(trajectory_id.encode()).digest()[:8], "big")
         return drawn < self.sample_rate * 2**64
 
@@ -169,7 +181,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
         if why and is_first:
             logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self.directory, name, why)
 
-    def _put(self, trajectory: Trajectory) -> None:
+    def _put(self, trajectory: Trajectory | bytes) -> None:
         with self._changed:
             is_full = len(self._waiting) + self._n_writing >= self.queue_size
             if not is_full and not self._closed:
@@ -185,11 +197,12 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
 
     def _write(self) -> None:
         writer: TrajectoryWriter | None = None
+        checks = _Checks()
         while batch := self._next_batch():
             for trajectory in batch:
                 try:
                     writer = writer or TrajectoryWriter(self.directory, unique=True, indexed=False)
-                    writer.append(trajectory)
+                    writer.append_line(checks.line(trajectory))
                 except (R3Error, OSError) as error:
                     self._count("failed", str(error))
                 except Exception as error:  # a record that is not JSON-safe; the thread continues
@@ -205,13 +218,43 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
             except OSError as error:
                 logger.warning("%s: %s when the shard was closed", self.directory, error)
 
-    def _next_batch(self) -> list[Trajectory]:
+    def _next_batch(self) -> list[Trajectory | bytes]:
         """Wait for trajectories and take all of them; an empty list means that the recorder is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch, self._waiting = self._waiting, []
             self._n_writing = len(batch)
             return batch
+
+
+class _Checks:
+    """Validation of what is recorded, which takes a small share of the time, because the interpreter's lock is held.
+
+    Beyond it, the JSON is stored as it is, without a checksum, and validated by those who read it.
+    """
+
+    def __init__(self) -> None:
+        self._credit_s, self._since = CREDIT_S, time.monotonic()
+
+    def line(self, trajectory: Trajectory | bytes) -> bytes:
+        began = time.monotonic()
+        self._credit_s = min(CREDIT_S, self._credit_s + SHARE * (began - self._since))
+        self._since = began
+        if self._credit_s <= 0 and isinstance(trajectory, bytes):
+            return trajectory + b"\n"
+        line = encode_json(trajectory) if isinstance(trajectory, bytes) else encode(trajectory)
+        self._credit_s -= time.monotonic() - began
+        return line
+
+
+def _snapshot(trajectory: Mapping[str, Any]) -> Trajectory | bytes:
+    """Keep what an application may change: as JSON, which the thread validates, or else as a record."""
+    task = trajectory.get("task")
+    own = trajectory.get("metadata"), task.get("info") if isinstance(task, dict) else None
+    if not any(own) or is_portable(own):  # orjson would make null of NaN, and text of dates
+        with suppress(TypeError):  # it is not all JSON
+            return orjson.dumps(trajectory)
+    return Trajectory.model_validate(trajectory)
 
 
 _open: set[Recorder] = set()

@@ -53,6 +53,17 @@ def encode(trajectory: Trajectory) -> bytes:
     return line
 
 
+def encode_json(text: bytes) -> bytes:
+    """Write one line from the JSON of a trajectory.
+
+    Raises:
+        ValueError: it is not JSON, or, as a pydantic `ValidationError`, no trajectory.
+        SchemaVersionError: as `Trajectory.of_line`.
+    """
+    trajectory = Trajectory.model_validate(orjson.loads(text))
+    return _stamped(text) if trajectory.model_dump_json().encode() == text else encode(trajectory)
+
+
 def decode(line: bytes) -> Trajectory:
     """Read one line.
 

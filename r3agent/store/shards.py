@@ -100,6 +100,19 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             RecordError: the disk is full or unavailable; earlier records are kept.
         """
         line = encode(trajectory)
+        self.append_line(line)
+        if self._indexed:
+            counts = counts_of(trajectory) if counts is None else counts
+            self._rows.append(row_of(trajectory, line, self._size - len(line), len(line), counts))
+        if len(self._rows) >= INDEX_EVERY:
+            self._write_index()
+
+    def append_line(self, line: bytes) -> None:
+        """Write the line of a record, without an entry in the index: its first reader makes that.
+
+        Raises:
+            RecordError: as `append`.
+        """
         try:
             if self._shard is None:
                 self._open_shard()
@@ -115,12 +128,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             raise RecordError(
                 f"cannot write to {self.directory}: {error.strerror}; what is stored stays: free space, and go on"
             ) from error
-        if self._indexed:
-            counts = counts_of(trajectory) if counts is None else counts
-            self._rows.append(row_of(trajectory, line, self._size, len(line), counts))
         self._size += len(line)
-        if len(self._rows) >= INDEX_EVERY:
-            self._write_index()
 
     def close(self) -> None:
         if self._shard is None:

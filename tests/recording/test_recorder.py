@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from r3agent import Recorder, Span, Trajectory, load
 from r3agent.errors import ConfigError
 from r3agent.recording.redaction import redact_trajectory
-from r3agent.records.trajectory import Task
+from r3agent.records.trajectory import LINE_CHECKSUM, Task
 from r3agent.store.shards import shards
 from tests.support.trees import span, trajectories, tree
 
@@ -315,3 +316,39 @@ def test_what_cannot_be_redacted_is_not_kept_nor_quoted(tmp_path: Path, caplog: 
     assert recorder.counts == (0, 0, 0, 1)
     assert "secret" not in caplog.text
     assert shards(tmp_path) == []
+
+
+# ---- what is recorded is what was passed ----
+
+
+def test_recorder_keeps_what_the_request_changes_later(tmp_path: Path) -> None:
+    (one,) = numbered(1)
+    passed = one.model_dump(mode="json")
+    with Recorder(tmp_path) as recorder:
+        recorder.record(passed)
+        passed["spans"].clear()
+    assert load(tmp_path) == [one]
+
+
+def test_recorder_mends_numbers_and_dates_that_are_no_json(tmp_path: Path) -> None:
+    passed = numbered(1)[0].model_dump(mode="json")
+    passed["metadata"] = {"score": float("nan"), "at": date(2026, 11, 29)}
+    with Recorder(tmp_path) as recorder:
+        recorder.record(passed)
+    (kept,) = load(tmp_path)
+    assert "metadata.score" in str(kept.metadata["mended"])
+    assert kept.metadata["at"] == "2026-11-29"
+
+
+def test_recorder_of_a_burst_stores_all_of_it(tmp_path: Path) -> None:
+    """More than it has time to validate: readers do then."""
+    one = tree(*(span("attempt", text="word " * 50, **EXACT) for _ in range(100))).model_dump(mode="json")
+    with Recorder(tmp_path, queue_size=2000) as recorder:
+        for i in range(1000):
+            recorder.record({**one, "trajectory_id": f"{i}"})
+        recorder.record({**one, "trajectory_id": "bad", "sample": "no number"})
+        assert recorder.flush(60)
+    assert recorder.counts.dropped == 0
+    assert {t.trajectory_id for t in load(tmp_path)} == {f"{i}" for i in range(1000)}
+    checked = [LINE_CHECKSUM.encode() in line for path in shards(tmp_path) for line in path.read_bytes().splitlines()]
+    assert {*checked} == {True, False}
