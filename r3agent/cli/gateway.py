@@ -15,6 +15,8 @@ from r3agent.cli.command import HEADER, Output, next_step, verb
 from r3agent.errors import ConfigError
 from r3agent.gateway.server import Gateway
 from r3agent.http.headers import fill_in, parse_headers
+from r3agent.store.registry import Registry
+from r3agent.store.shards import store_of_run
 
 
 @verb()
@@ -61,6 +63,8 @@ def gateway(
     store = out or run
     if store is None:
         raise ConfigError("gateway: no store; pass --out DIRECTORY, or --run with a run directory")
+    if run is not None:
+        _begin(run, upstream)
     headers = fill_in(parse_headers(header, setting="--header"), setting="--header")
     opened = Gateway(
         upstream,
@@ -84,6 +88,20 @@ def gateway(
     counts = opened.recorder.counts
     text = f"{counts.recorded} episodes stored in {store}; next: {next_step('inspect', store)}"
     return Output({"url": opened.url, "store": str(store), **counts._asdict()}, text, ok=not counts.failed)
+
+
+def _begin(run: Path, upstream: str) -> None:
+    """Make the base model live in a run that no stage has begun.
+
+    Raises:
+        ConfigError: it is no run.
+        EndpointError, AccessError: the upstream does not answer as its policy.
+    """
+    store_of_run(run)
+    if Registry(run).live is None:
+        from r3agent.run.directory import RunDirectory
+
+        RunDirectory(run, {"policy.base_url": upstream}).ensure_live()
 
 
 def _usage(gateway: Gateway, store: Path) -> str:

@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from r3agent._util.checked import checked
 from r3agent._util.messages import nearest, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Record, Trajectory
@@ -32,8 +33,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Names of the columns, by meaning; the first that the file has is read."""
 
-WORDS = {"true": True, "1": True, "yes": True, "passed": True, "false": False, "0": False, "no": False, "failed": False}
-"""Texts of `passed`, in any case."""
+WORDS: dict[str, bool] = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "passed"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "failed"), False),
+}
+"""Texts of `passed`, in any case; 1.0 and 0.0 are those of tables with gaps."""
 
 MAX_EXAMPLES = 5
 """Number of rows of each kind that a report names."""
@@ -80,6 +84,7 @@ class _Rows:
             found.append(f"{where}: {why}")
 
 
+@checked
 def label_outcomes(
     directory: str | Path, file: str | Path, *, passed: bool | None = None, by: str | None = None
 ) -> OutcomesReport:

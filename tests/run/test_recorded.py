@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
+import signal
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from r3agent import ConfigError, Recorder, Trajectory, load
+from r3agent import ConfigError, OpenAIPolicy, Recorder, Trajectory, build_graph, load
+from r3agent.cli.gateway import gateway
 from r3agent.cli.main import main
 from r3agent.run.directory import RunDirectory
 from r3agent.store.labels import label
 from r3agent.tasks import find_tasks
+from r3agent.testing import ScriptedEndpoint
+from r3agent.verifiers import find_verifier
 from tests.support.trees import span
 
 PARTS = ("train", "gate", "test")
@@ -62,6 +71,8 @@ def test_recorder_refuses_what_is_no_run(tmp_path: Path) -> None:
         Recorder(run=tmp_path / "prox")
     with pytest.raises(ConfigError, match="not both"):
         Recorder(tmp_path, run=tmp_path / "prod")
+    with pytest.raises(ConfigError, match="is no run"):
+        gateway(upstream="http://127.0.0.1:9/v1", run=tmp_path / "prox")
     assert not (tmp_path / "prox").exists()
 
 
@@ -138,3 +149,60 @@ def test_collect_of_a_run_without_records_says_how_to_record(
     assert init(tmp_path / "run", "--verifier", "exact") == 0
     with pytest.raises(ConfigError, match=r"nothing is recorded in .*run/trajectories; let an application record"):
         RunDirectory(tmp_path / "run").draw_tasks(5, split="train", seed=0)
+
+
+def test_gateway_begins_a_run_of_recorded_tasks(tmp_path: Path) -> None:
+    run = tmp_path / "prod"
+    with ScriptedEndpoint("6", model="tiny") as endpoint:
+        assert init(run, "--url", endpoint.url, "--model", "tiny") == 0
+        command = [sys.executable, "-m", "r3agent", "gateway", "--run", str(run), "--upstream", endpoint.url]
+        with subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True) as started:
+            assert started.stderr is not None
+            base = next(found[1] for line in started.stderr if (found := re.search(r"gateway on (\S+)/v1", line)))
+            asked = {"model": "tiny", "messages": [{"role": "user", "content": "2 * 3?"}]}
+            httpx.post(f"{base}/episodes/order-8/attempt/v1/chat/completions", json=asked).raise_for_status()
+            started.send_signal(signal.SIGINT)
+            started.communicate(timeout=60)
+    (kept,) = RunDirectory(run).trajectories()
+    assert (kept.metadata["episode"], kept.policy_versions) == ("order-8", ("v0000",))
+
+
+# ---- from production to a group that can be trained on ----
+
+
+def reply(body: dict[str, Any], choice: int) -> str:
+    """Fail at first; every second reflection of a request helps."""
+    messages = [str(message["content"]) for message in body["messages"]]
+    if "Reflect" in messages[-1]:
+        return "look it up" if choice % 2 else "try again"
+    return "42" if "look it up" in messages else "no idea"
+
+
+def test_recorded_failures_are_labelled_branched_off_and_judged_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "prod")
+    with ScriptedEndpoint(reply, model="tiny") as endpoint:
+        assert main(["init", "--task", "recorded", "--run", run, "--url", endpoint.url, "--model", "tiny"]) == 0
+        with closing(OpenAIPolicy(endpoint.url, "tiny")) as policy, Recorder(run=run) as recorder:
+            graph = build_graph(policy=policy, verifier=find_verifier("later")).compile()
+            for i in range(12):
+                task = {"messages": [{"role": "user", "content": f"question {i}"}], "info": {"answer": "42"}}
+                recorder.record(graph.invoke({"task": task}))
+        assert main(["branch", "--run", run]) == 2
+        assert "left out, unlabelled: " in capsys.readouterr().err
+        complaints = tmp_path / "complaints.csv"
+        complaints.write_text("episode\n" + "\n".join(t.trajectory_id for t in load(run)))
+        assert main(["label", run, "--from", str(complaints), "--failed"]) == 0
+        assert main(["branch", "--run", run]) == 2
+        assert "unjudged: " in capsys.readouterr().err
+        words = ["--run", run, "--verifier", "exact", "--reflections", "4", "--json"]
+        assert main(["branch", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    held_out = sum(t.metadata["split"] != "train" for t in RunDirectory(run).trajectories())
+    assert report["left_out"] == {"held_out": held_out}
+    assert (report["branches"], report["summary"]["groups_with_variance"]) == (12 - held_out,) * 2
+    assert main(["reverify", run, "--json"]) == 0
+    changes = json.loads(capsys.readouterr().out)["changes"]
+    assert {*changes} == {"open->wrong", "right->right", "wrong->wrong"}
+    assert RunDirectory(run).verifier_name == "exact"
