@@ -15,7 +15,7 @@ from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
-from r3agent.store.labels import labels_path
+from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
 from r3agent.store.trajectories import load
 
@@ -105,7 +105,7 @@ def stats(directory: str | Path) -> DataStats:
     """
     store = store_at(directory)
     unreadable: list[Unreadable] = []
-    files = [*shards(store), *filter(Path.is_file, [labels_path(store)])]
+    files = [*shards(store), *label_files(store)]
     found = _count(load(store, unreadable=unreadable))
     size = sum(path.stat().st_size for path in files)
     return DataStats(directory=str(store), files=len(files), bytes=size, unreadable=len(unreadable), **found)
