@@ -125,8 +125,8 @@ def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
         task = trajectory.task.digest
         tasks.add(task)
         n_branches += trajectory.parent_id is not None
-        n_prompt += sum(span.prompt_tokens or 0 for span in trajectory.spans)
-        labels.update(credit_label(trajectory, s) for s in trajectory.spans if not trajectory.is_step(s))
+        n_prompt += sum(span.prompt_tokens or 0 for span in trajectory.sampled)
+        labels.update(credit_label(trajectory, s) for s in trajectory.sampled if not trajectory.is_step(s))
         outcomes[_outcome(trajectory)] += 1
         keys = {
             "versions": next(iter(trajectory.policy_versions), None),
@@ -136,10 +136,10 @@ def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
         own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
         for share in own:
             share.episodes += 1
-            share.tokens += sum(span.completion_tokens or 0 for span in trajectory.spans)
+            share.tokens += sum(span.completion_tokens or 0 for span in trajectory.sampled)
         if trajectory.error is not None:
             continue
-        if trajectory.attempt:
+        if trajectory.attempt and not trajectory.recorded:
             passed = trajectory.try_of(trajectory.attempt).passed
             for counts in [rates["first_try"], *(share.first for share in own)]:
                 counts.add(task, passed)

@@ -67,7 +67,7 @@ async def branch(
 
     Args:
         trajectories: recorded episodes, such as `load("runs/prod")`; branches among them are not branched off again.
-        failed: branch off only episodes whose final answer failed too.
+        failed: leave out episodes whose final answer passed.
         since: branch off only episodes that were recorded since then: `7d`, `12h`, or a date such as 2026-11-01.
         n: maximum number of failures; default: all.
         seed: another one chooses others of them.

@@ -69,5 +69,6 @@ async def run_episode(
     if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
         task = task.model_copy(update={"tools": tools})
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
-    parent_id = begin and begin.parent_id
-    return Ended(Trajectory(parent_id=parent_id, task=task, sample=sample, spans=spans, error=error), cause)
+    metadata = state.get("trajectory", {}).get("metadata", {})
+    given: Any = {"parent_id": begin and begin.parent_id, "sample": sample, "error": error, "metadata": metadata}
+    return Ended(Trajectory(task=task, spans=spans, **given), cause)

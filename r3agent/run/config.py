@@ -104,7 +104,7 @@ class BranchConfig(Record):
     source: str = ""
     """Store, or run directory, with the recorded episodes to branch off; default: what this run recorded."""
     failed: bool = False
-    """Branch off only episodes whose final answer failed too; default: all whose first try failed."""
+    """Leave out episodes whose final answer passed; default: branch all off whose first try failed."""
     since: str = ""
     """Branch off only episodes recorded since then: `7d`, `12h`, or a date such as 2026-11-01; default: all."""
     n: int | None = Field(default=None, ge=1)

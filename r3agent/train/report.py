@@ -134,7 +134,7 @@ def report_rows(
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     labels = [*config.credit, *(["distill"] if config.distill else [])]
-    first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt is not None]
+    first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt and not t.recorded]
     tries = {_try_of(row) for row in rows}
     steps = sum(len(row.step_ids or [row.span_id]) for row in rows)
     apart: dict[str, list[str]] = {}

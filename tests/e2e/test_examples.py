@@ -24,6 +24,7 @@ SAYS = {
     "09_your_langgraph_agent.py": "retry    trainable-exact: ",
     "10_a_black_box_program.py": "steps, all exact: ",
     "11_a_world_per_try.py": "retry in 3 steps: right",
+    "12_learn_from_production.py": "groups to learn from, prompts: {'same': ",
 }
 SERVICE = "04_in_a_service.py"
 

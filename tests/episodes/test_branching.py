@@ -10,10 +10,14 @@ import pytest
 
 from r3agent import Task, Trajectory, Verdict, build_graph, groups, load
 from r3agent.episodes.branches import branch
+from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
+from r3agent.recording.redaction import redact_trajectory
 from r3agent.records.branching import branch_of
+from r3agent.records.trajectory import EpisodeError
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import find_verifier
+from tests.episodes.agents.scripts import ANSWER, TASK, answers, calling
 
 REFLECTIONS = count()
 
@@ -90,3 +94,50 @@ def test_graph_goes_on_from_a_recorded_failure() -> None:
     for task, given in ((episode.task, episode), (episode.task, "2 * 3"), (recorded(2)[1].task, begin)):
         with pytest.raises(ConfigError, match="begin"):
             graph.invoke({"task": task.model_dump()}, context={"begin": given})
+
+
+async def test_branch_leaves_out_what_was_redacted_or_errored(tmp_path: Path) -> None:
+    episode, other, third = recorded(3)
+    hidden = redact_trajectory(episode, lambda text: text.replace("5", "[number]"))
+    first = other.spans[0].model_copy(update={"verdict": None, "error": EpisodeError(kind="AgentError", message="no")})
+    errored = other.changed(spans=(first,))
+    given: Any = {"policy": ScriptedPolicy(reply), "verifier": check, "out": tmp_path, "reflections": 2}
+    report = await branch([hidden, errored, third, third], **given)
+    assert (report.branches, report.left_out) == (1, {"redacted": 1, "errored": 1})
+    with pytest.raises(ConfigError, match=r"2 left out, unjudged: .*first error: .*cannot read it"):
+        await branch(recorded(2), **{**given, "verifier": unable})
+
+
+def unable(task: Task, answer: str) -> bool:
+    raise ValueError("cannot read it")
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+async def test_branch_of_a_tool_conversation_needs_the_tools(tmp_path: Path) -> None:
+    policy = answers(calling(("add", {"a": 1, "b": 2})), "3")
+    graph = build_graph(policy=policy, verifier=lambda task, answer: answer == ANSWER, tools=[add]).compile()
+    episode = Trajectory.model_validate((await graph.ainvoke(TASK))["trajectory"])
+    right = answers(calling(("add", {"a": 1, "b": 3})), ANSWER)
+    given: Any = {"policy": right, "verifier": lambda task, answer: answer == ANSWER, "out": tmp_path}
+    with pytest.raises(ConfigError, match=r"1 left out, several_steps: .* --agent or --tools"):
+        await branch([episode], **given)
+    report = await branch([episode], tools=[add], reflections=3, **given)
+    (branched,) = load(tmp_path)
+    assert (report.branches, report.summary.steps_per_try, branched.passed) == (1, 2.0, True)
+    retry = next(span for span in branched.sampled if span.label == "retry")
+    assert [message["role"] for message in branched.prompt(retry)][:4] == ["user", "assistant", "tool", "assistant"]
+    assert len(branched.recorded) == 2
+
+
+async def test_branch_counts_what_it_spends_alone(tmp_path: Path) -> None:
+    episode = recorded(1)[0]
+    long = episode.spans[0].model_copy(update={"prompt_tokens": 10**6, "completion_tokens": 10**6})
+    given: Any = {"policy": ScriptedPolicy(reply), "verifier": check, "out": tmp_path, "reflections": 2}
+    spent = {"limits": CollectLimits(max_tokens=10**6)}
+    report = await branch([episode.changed(spans=(long,)), recorded(1)[0]], concurrency=1, **given, **spent)
+    assert (report.summary.episodes, report.summary.ended_by) == (2, None)
+    assert report.summary.tokens_sampled < 10**6

@@ -15,6 +15,7 @@ from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import AT_ONCE, Task, Trajectory
+from r3agent.store.trajectories import load
 from r3agent.testing import ScriptedPolicy
 
 TASK = Task(id="t", messages=({"role": "user", "content": "2 + 2?"},))
@@ -77,6 +78,13 @@ def test_rates_count_the_part_that_no_outcome_decided_on() -> None:
 def test_a_part_has_at_least_one_reflection(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="reflections_at_once"):
         run("wrong", reflections_at_once=wrong)
+
+
+async def test_collection_records_that_groups_were_drawn_in_parts(tmp_path: Path) -> None:
+    policy = ScriptedPolicy({"attempt": "wrong", "reflect": "hm", "retry": ["wrong", "right"]})
+    await collect([TASK], policy=policy, verifier=right, out=tmp_path, reflections_at_once=2, metadata={"day": 1})
+    (stored,) = load(tmp_path)
+    assert stored.metadata.items() >= {AT_ONCE: 2, "day": 1}.items()
 
 
 async def test_collection_ends_at_its_target_of_groups(tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from r3agent import OpenAIPolicy, Recorder, build_graph, label, load
@@ -125,3 +131,20 @@ def test_branch_leaves_out_groups_that_this_version_drew(settings: dict[str, Any
     with pytest.raises(ConfigError, match=r"2 left out, drawn: .* raise --reflections"):
         run.branch()
     assert Run(run.directory, {**settings, "collect.reflections": 6}).branch().branches == 2
+
+
+def test_branch_that_is_killed_goes_on(settings: dict[str, Any], produced: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Run(run, {**settings, "branch.source": str(produced), "collect.concurrency": 1}).ensure_live()
+    command = [sys.executable, "-m", "r3agent", "branch", "--run", str(run), "--json"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    while not any(shard.stat().st_size for shard in run.glob("trajectories/*.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {t.trajectory_id for t in load(run)}
+    report = Run(run).branch()
+    lines = [line for shard in run.glob("trajectories/*.jsonl") for line in shard.read_bytes().splitlines()]
+    ids = [orjson.loads(line)["trajectory_id"] for line in lines if line.endswith(b"}")]
+    assert 0 < len(before) < report.branches == len(ids) == len({*ids})
+    assert (report.summary.resumed, before < {*ids}) == (len(before), True)
