@@ -29,7 +29,7 @@ def reverify(
     *,
     overrides: Overrides,
     anew: Annotated[bool, switch("Judge all tries again, as another layer: the verifier was mended.")] = False,
-    concurrency: Annotated[int, Parameter(help="Number of tries that are judged at a time.")] = 64,
+    concurrency: Annotated[int, Parameter(help="Number of episodes that are judged at a time.")] = 64,
 ) -> Output:
     file = Path(store) / CONFIG_FILE
     on_file = load_config(file if file.exists() else None, {}).task
@@ -49,7 +49,7 @@ def reverify(
                 verify_timeout_s=task.verify_timeout_s,
                 concurrency=concurrency,
                 anew=anew,
-                on_try=reporter.episodes,
+                on_episode=reporter.episodes,
             )
         )
     before = f" ({found.resumed} before)" if found.resumed else ""

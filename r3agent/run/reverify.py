@@ -18,8 +18,9 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Record, Trajectory, Try, Verdict
 from r3agent.run.directory import WAITING, digest
 from r3agent.store.append import append_records
-from r3agent.store.shards import latest, read, store_at
-from r3agent.store.verdicts import SpanVerdict, read_layers, verdicts_path, with_layers
+from r3agent.store.index import latest_entries, read_entry
+from r3agent.store.shards import store_at
+from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
 from r3agent.verifiers import close, find_verifier, judge, warm_up
 from r3agent.verifiers.interface import CutOff, takes_environment
 
@@ -58,7 +59,7 @@ async def reverify(
     verify_timeout_s: float | None = None,
     concurrency: AtLeastOne = 64,
     anew: bool = False,
-    on_try: Callable[[int, int], None] | None = None,
+    on_episode: Callable[[int, int], None] | None = None,
 ) -> ReverifyReport:
     """Judge the stored tries of a store or run directory, and add the verdicts as a layer.
 
@@ -69,9 +70,9 @@ async def reverify(
         params: its settings.
         cut_off: as in `collect`.
         verify_timeout_s: time limit of one verdict.
-        concurrency: number of tries that are judged at a time.
+        concurrency: number of episodes that are judged at a time.
         anew: begin another layer, e.g. because the code of the verifier was mended.
-        on_try: called with the numbers of tries that are judged, and of all.
+        on_episode: called with the numbers of episodes whose tries are judged, and of all.
 
     Raises:
         ConfigError: there is no such store or verifier, or it leaves all verdicts to people.
@@ -80,26 +81,17 @@ async def reverify(
     if verifier in WAITING:
         raise ConfigError(f"verifier {verifier!r} judges nothing; `r3agent label` adds what people say")
     found = find_verifier(verifier, **(params or {}))
-    trajectories, layers = latest(read(directory)), read_layers(directory)
+    needs_environment = takes_environment(found, required=True)
+    entries, layers = [*latest_entries(directory).values()], read_layers(directory)
     settings = digest([verifier, dict(params or {}), cut_off])
     own = [v.layer for v in layers if v.settings == settings]
     number = max(own) if own and not anew else max((v.layer for v in layers), default=0) + 1
-    done = {v.place: v for v in layers if v.layer == number}
-    before = with_layers(trajectories, [v for v in layers if v.layer < number])
+    done = {v.place: v.verdict for v in layers if v.layer == number}
+    below = merged(v for v in layers if v.layer < number)
 
-    left_out: Counter[str] = Counter()
-    todo: list[tuple[Trajectory, Try]] = []
-    n_tries = 0
-    for trajectory in before:
-        for a_try in trajectory.tries:
-            n_tries += 1
-            if reason := _obstacle(a_try, needs_environment=takes_environment(found, required=True)):
-                left_out[reason] += 1
-            elif (trajectory.trajectory_id, a_try.last.span_id) not in done:
-                todo.append((trajectory, a_try))
-
-    path, fresh, errors, written_at = verdicts_path(store_at(directory)), list[SpanVerdict](), list[str](), monotonic()
-    n_resumed, waiting = len(done), iter(todo)
+    counts, left_out, changes = Counter[str](), Counter[str](), Counter[str]()
+    errors, fresh, written_at = list[str](), list[SpanVerdict](), monotonic()
+    path, waiting = verdicts_path(store_at(directory)), iter(entries)
 
     def write(every_s: float = 0.0) -> None:
         nonlocal written_at
@@ -108,44 +100,53 @@ async def reverify(
             fresh.clear()
             written_at = monotonic()
 
+    async def verdict_on(trajectory: Trajectory, a_try: Try) -> Verdict | None:
+        place = trajectory.trajectory_id, a_try.last.span_id
+        if place in done:
+            counts["resumed"] += 1
+            return done[place]
+        (verdict,) = await judge(found, trajectory.task, [a_try], cut_off=cut_off, timeout_s=verify_timeout_s)
+        of = {"trajectory_id": place[0], "span_id": place[1], "verdict": verdict}
+        fresh.append(SpanVerdict.model_validate({"layer": number, "verifier": verifier, "settings": settings, **of}))
+        counts["judged"] += 1
+        write(WRITE_S)
+        return verdict
+
     async def work() -> None:
-        for trajectory, a_try in waiting:
-            try:
-                (verdict,) = await judge(found, trajectory.task, [a_try], cut_off=cut_off, timeout_s=verify_timeout_s)
-            except VerifierError as error:
-                errors.append(str(error))
-                continue
-            judged = SpanVerdict(
-                layer=number,
-                verifier=verifier,
-                settings=settings,
-                trajectory_id=trajectory.trajectory_id,
-                span_id=a_try.last.span_id,
-                verdict=verdict,
-            )
-            done[judged.place] = judged
-            fresh.append(judged)
-            write(WRITE_S)
-            if on_try is not None:
-                on_try(len(done) - n_resumed + len(errors), len(todo))
+        for entry in waiting:
+            trajectory = with_verdicts(read_entry(entry), below)
+            for a_try in trajectory.tries:
+                counts["tries"] += 1
+                if reason := _obstacle(a_try, needs_environment=needs_environment):
+                    left_out[reason] += 1
+                    continue
+                try:
+                    verdict = await verdict_on(trajectory, a_try)
+                except VerifierError as error:
+                    errors.append(str(error))
+                    continue
+                if verdict is None:
+                    counts["open"] += 1
+                else:
+                    changes[f"{_word(a_try.verdict)}->{_word(verdict)}"] += 1
+            counts["episodes"] += 1
+            if on_episode is not None:
+                on_episode(counts["episodes"], len(entries))
 
     try:
         warm_up(found)
-        await gather_all(work() for _ in range(min(concurrency, len(todo))))
+        await gather_all(work() for _ in range(min(concurrency, len(entries))))
     finally:
         write()
         await close(found)
     return ReverifyReport(
         verifier=verifier,
         layer=number,
-        tries=n_tries,
-        judged=len(done) - n_resumed,
-        resumed=n_resumed,
-        open=sum(v.verdict is None for v in done.values()),
+        **{name: counts[name] for name in ("tries", "judged", "resumed", "open")},
         left_out=dict(left_out),
         errors=len(errors),
         first_error=errors[0] if errors else None,
-        changes=_changes(before, done),
+        changes=dict(sorted(changes.items())),
     )
 
 
@@ -153,17 +154,6 @@ def _obstacle(a_try: Try, *, needs_environment: bool) -> str | None:
     if a_try.refused or a_try.error is not None:
         return "no_answer"
     return "no_environment" if needs_environment else None
-
-
-def _changes(before: list[Trajectory], layer: Mapping[tuple[str, str], SpanVerdict]) -> dict[str, int]:
-    """Count the tries by their verdicts before and after; one that was left open stays as it was."""
-    counts: Counter[str] = Counter()
-    for trajectory in before:
-        for a_try in trajectory.tries:
-            judged = layer.get((trajectory.trajectory_id, a_try.last.span_id))
-            if judged is not None and judged.verdict is not None:
-                counts[f"{_word(a_try.verdict)}->{_word(judged.verdict)}"] += 1
-    return dict(sorted(counts.items()))
 
 
 def _word(verdict: Verdict | None) -> str:

@@ -24,7 +24,7 @@ from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecor
 from r3agent.store.append import append_records
 from r3agent.store.reading import LABELS, records
 from r3agent.store.shards import lookup, store_at
-from r3agent.store.verdicts import SpanVerdict, read_layers, verdicts_path, with_layers
+from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
 
 
 class SpanLabel(VersionedRecord):
@@ -184,7 +184,8 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.
     """
-    trajectories = with_layers(trajectories, read_layers(directory))
+    verdicts = merged(read_layers(directory))
+    trajectories = [with_verdicts(trajectory, verdicts) for trajectory in trajectories]
     path = labels_path(store_at(directory))
     if not path.is_file():
         return trajectories
@@ -198,7 +199,7 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     scored = [path for path in [scores_path(store_at(directory))] if path.is_file()]
     scores = {_key(scored): scored.score for scored in records(scored, LabelScore)}
 
-    def with_verdicts(trajectory: Trajectory) -> Trajectory:
+    def with_own(trajectory: Trajectory) -> Trajectory:
         if not any(span.span_id in labelled for span in trajectory.spans):
             return trajectory
         labels = [(last.get((origin[trajectory.trajectory_id], *_answer(span))), span) for span in trajectory.spans]
@@ -206,7 +207,7 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
             spans=tuple(span if label is None else label.over(span, scores.get(_key(label))) for label, span in labels)
         )
 
-    return [with_verdicts(trajectory) for trajectory in trajectories]
+    return [with_own(trajectory) for trajectory in trajectories]
 
 
 def _key(label: SpanLabel | LabelScore) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ the verdicts in the shards never change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -48,16 +48,15 @@ def read_layers(directory: str | Path) -> list[SpanVerdict]:
     return sorted(records([path], SpanVerdict), key=lambda verdict: verdict.layer) if path.is_file() else []
 
 
-def with_layers(trajectories: Iterable[Trajectory], layers: Iterable[SpanVerdict]) -> list[Trajectory]:
-    """Put the verdicts of layers in place of those below them."""
-    found = {verdict.place: verdict.verdict for verdict in layers if verdict.verdict is not None}
-    judged = {trajectory_id for trajectory_id, _ in found}
+def merged(layers: Iterable[SpanVerdict]) -> dict[tuple[str, str], Verdict]:
+    """Return the verdict that counts of each span that is judged by a layer."""
+    return {verdict.place: verdict.verdict for verdict in layers if verdict.verdict is not None}
 
-    def judge(trajectory: Trajectory) -> Trajectory:
-        if trajectory.trajectory_id not in judged:
-            return trajectory
-        verdicts = [found.get((trajectory.trajectory_id, s.span_id), s.verdict) for s in trajectory.spans]
-        pairs = zip(trajectory.spans, verdicts, strict=True)
-        return trajectory.changed(spans=tuple(s.model_copy(update={"verdict": v}) for s, v in pairs))
 
-    return [judge(trajectory) for trajectory in trajectories]
+def with_verdicts(trajectory: Trajectory, verdicts: Mapping[tuple[str, str], Verdict]) -> Trajectory:
+    """Put verdicts in place of the recorded ones."""
+    found = [verdicts.get((trajectory.trajectory_id, span.span_id)) for span in trajectory.spans] if verdicts else []
+    if not any(found):
+        return trajectory
+    pairs = zip(trajectory.spans, found, strict=True)
+    return trajectory.changed(spans=tuple(s.model_copy(update={"verdict": v}) if v else s for s, v in pairs))
