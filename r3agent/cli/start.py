@@ -12,15 +12,16 @@ from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_st
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import SPLIT
+from r3agent.records.summary import Tally
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
 from r3agent.run.directory import WAITING
 from r3agent.run.stages import Run
 from r3agent.store.copy import copy_store
+from r3agent.store.index import count, latest_entries
 from r3agent.store.models import BUNDLED
 from r3agent.store.shards import store_at
-from r3agent.tasks import RECORDED
+from r3agent.tasks import RECORDED, find_tasks, in_run, split_by_prompt
 from r3agent.tasks.splits import APART
 
 
@@ -80,22 +81,24 @@ def _recorded(run: Run, path: Path) -> Output:
         gateway = next_step("gateway", "--run", path.parent, "--upstream", run.config.policy.base_url)
         text = f'{path} written; next: Recorder(run="{path.parent}") in the application, or {gateway}'
         return Output({"config": str(path), "episodes": 0}, text)
-    trajectories = run.trajectories()
-    found = Counter(str(t.metadata[SPLIT]) for t in trajectories)
-    splits = {split: found[split] for split in APART}
-    open_ = sum(t.passed is None for t in trajectories)
+    stored, tally = latest_entries(store), Tally()
+    count(tally, store, stored.values())
+    tasks = Counter(map(split_by_prompt, find_tasks(in_run(RECORDED, path.parent), split="all")))
+    splits = {split: tasks[split] for split in APART}
+    open_ = tally.summary().unlabelled
     lines = [
-        f"{path} written; {len(trajectories)} episodes of split {', '.join(f'{s} {n}' for s, n in splits.items())}"
+        f"{path} written; {len(stored)} episodes of {tasks.total()} tasks: "
+        + ", ".join(f"{split} {n}" for split, n in splits.items())
     ]
     if open_:
-        lines.append(f"{open_} without a verdict: {next_step('label', '--from', 'FILE.csv', path.parent)}")
+        lines.append(f"{open_} episodes without a verdict: {next_step('label', '--from', 'FILE.csv', path.parent)}")
     if waits:
         lines.append(
             f"the verifier {run.verifier_name!r} judges nothing: these runs learn from labels; set task.verifier to "
             "one that judges, to try failures again"
         )
     return Output(
-        {"config": str(path), "episodes": len(trajectories), "open": open_, "splits": splits}, "\n".join(lines)
+        {"config": str(path), "episodes": len(stored), "tasks": splits, "unlabelled": open_}, "\n".join(lines)
     )
 
 

@@ -84,8 +84,8 @@ def test_init_copies_a_store_with_its_labels(tmp_path: Path, capsys: pytest.Capt
         torn.write(b'{"trajectory_id": "half')
     assert init(tmp_path / "run", "--from", str(tmp_path / "store"), "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["episodes"], report["open"]) == (40, 39)
-    assert sum(report["splits"].values()) == 40
+    assert (report["episodes"], report["unlabelled"]) == (40, 39)
+    assert sum(report["tasks"].values()) == 40
     run = RunDirectory(tmp_path / "run")
     assert [t.passed for t in run.trajectories()] == [False, *[None] * 39]
     assert len(load(tmp_path / "store")) == 40
