@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 from r3agent._util.aio import run_in_thread_loop
+from r3agent._util.lock import file_lock
 from r3agent.episodes.branches import BranchReport
 from r3agent.episodes.failures import Drawing, Failures, choose, judged_again
 from r3agent.episodes.quota import CollectLimits
@@ -137,7 +138,7 @@ class Rounds(Collector):
         settings, limits = self.config.collect, self.limits_of_round()
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         identity = self.collect_identity(card.version, limits)
-        with self._put_back([card.version]):
+        with file_lock(self.directory / ".collect.lock", "collecting"), self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()

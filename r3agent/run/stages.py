@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from r3agent._util.imports import require_extra
+from r3agent._util.lock import file_lock
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
@@ -200,19 +201,20 @@ class Run(Rounds):
         return missing
 
     def _evaluate(self, version: str, draw: Draw, progress: Progress | None) -> None:
-        self._collect(
-            self.registry.card(version),
-            self._load_to_evaluate(version),
-            draw.tasks,
-            draw.split,
-            draw.folder / version,
-            progress,
-            self._evaluation_identity(version, draw),
-            settings=digest([self.episode_digest(), draw.eval.blind_retries]),
-            version=version,
-            accept=draw.accepts,
-            rerun_errors=False,
-        )
+        with file_lock(draw.folder / f".{version}.lock", f"evaluating {version}"):
+            self._collect(
+                self.registry.card(version),
+                self._load_to_evaluate(version),
+                draw.tasks,
+                draw.split,
+                draw.folder / version,
+                progress,
+                self._evaluation_identity(version, draw),
+                settings=digest([self.episode_digest(), draw.eval.blind_retries]),
+                version=version,
+                accept=draw.accepts,
+                rerun_errors=False,
+            )
 
     def _evaluated(self, version: str, draw: Draw) -> list[Trajectory]:
         """Load the stored episodes of the tasks as they are, under the current settings, by this version alone."""

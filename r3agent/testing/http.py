@@ -104,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.opened(self.connection), suppress(ConnectionError):
             super().handle()
 
+    def finish(self) -> None:
+        with suppress(ConnectionError):  # the client left without its answer
+            super().finish()
+
     def do_GET(self) -> None:
         self._answer(None)
 
