@@ -2,9 +2,9 @@
 
 The endpoint is a process of its own that answers a tenth of the requests (`--rate`) with one of
 `r3agent.testing.FAULTS`, except the fatal ones. Half of the first tries fail and are followed by two reflections and
-their retries. The last line has the episodes `asked`, those `completed` and the recorded `errors` by kind, whose sum must
-be `asked`, as must the `stored` ids; `duplicates` of ids, `orphans` (spans without their parent), `unreadable` lines,
-the resident memory after the first tenth of the episodes and at the end, in MiB, and the duration.
+their retries. The last line has the episodes `asked`, those `completed` and the recorded `errors` by kind, whose sum
+must be `asked`, as must the `stored` ids; `duplicates` of ids, `orphans` (spans without their parent), `unreadable`
+lines, the resident memory after the first tenth of the episodes and at the end, in MiB, and the duration.
 
     python -m benchmarks.soak [--episodes 20000] [--rate 0.1] [--concurrency 64] [--max-tries 2] [--seed 0]
 """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from pydantic import Field
 
+from r3agent._util.clock import steady_time
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Record, Span
 
@@ -34,7 +34,7 @@ class Budget(Record):
         """Return why nothing further may be asked; `None` if the budget is not spent.
 
         Args:
-            began: time of the beginning of the episode, in seconds since the epoch; `None` if it is not known.
+            began: time of the beginning of the episode, as of `steady_time`; `None` if it is not known.
         """
         if self.max_tokens_total is not None:
             if any(span.completion_tokens is None and not span.refused for span in spans):
@@ -47,6 +47,6 @@ class Budget(Record):
                 return f"max_cost = {self.max_cost:g}: the endpoint does not count its tokens"
             if cost >= self.max_cost:
                 return f"max_cost = {self.max_cost:g}: {prices.text(cost)} are spent"
-        if self.max_seconds is not None and began is not None and (took := time.time() - began) >= self.max_seconds:
+        if self.max_seconds is not None and began is not None and (took := steady_time() - began) >= self.max_seconds:
             return f"max_seconds = {self.max_seconds:g}: {took:.1f} have passed"
         return None

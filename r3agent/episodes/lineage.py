@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -13,6 +12,7 @@ from zlib import crc32
 import orjson
 from langchain_core.runnables import RunnableConfig
 
+from r3agent._util.clock import steady_time
 from r3agent.episodes.state import EpisodeState, Json, Lineage, count_episodes, spans_of, task_of
 from r3agent.records.json_values import json_value
 from r3agent.records.trajectory import Task
@@ -46,7 +46,7 @@ def begin(state: EpisodeState, metadata: Mapping[str, Any]) -> Json:
     Args:
         metadata: those of the node's config, in which LangGraph numbers the step.
     """
-    lineage = {**_lineage(task_of(state), metadata), "began": time.time(), "earlier": count_episodes(state)}
+    lineage = {**_lineage(task_of(state), metadata), "began": steady_time(), "earlier": count_episodes(state)}
     return {"lineage": lineage, "spans": []}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
+from r3agent._util.clock import steady_time
 from r3agent.episodes.budget import Budget
 from r3agent.recording.episode import Episode
 from r3agent.records.cost import Prices
@@ -32,4 +32,4 @@ class Spending:
         """Return how long a try may go on; `None` without a limit."""
         if self.budget.max_seconds is None or self.began is None:
             return None
-        return max(0.0, self.began + self.budget.max_seconds - time.time())
+        return max(0.0, self.began + self.budget.max_seconds - steady_time())

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from r3agent.errors import ConfigError, EndpointError
+from r3agent.errors import AccessError, ConfigError, EndpointError, ProtocolError
 from r3agent.http.urls import redact_url
 from r3agent.policy.base import Route
 from r3agent.policy.openai import OpenAIPolicy
@@ -139,14 +139,14 @@ class Seat:
         """Sample as `OpenAIPolicy` does; where the server fails, on another one.
 
         Raises:
-            EndpointError: every server failed on this request; or none answers.
+            EndpointError, AccessError, ProtocolError: every server failed on this request; or none answers.
         """
         failed: set[Server] = set()
         while True:
             server = self._server or await self._sit()
             try:
                 drawn = await server.policy.sample(messages, **given)
-            except EndpointError:
+            except (EndpointError, AccessError, ProtocolError):  # e.g. it was restarted without the adapter
                 failed.add(server)
                 server.fail()
                 self.leave()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.episodes.collect import collect
-from r3agent.errors import ConfigError, EndpointError
+from r3agent.errors import AccessError, ConfigError, EndpointError
 from r3agent.policy import OpenAIPolicy
 from r3agent.policy.pool import PoolPolicy
 from r3agent.records.trajectory import Task
@@ -49,6 +49,19 @@ async def test_a_server_that_fails_is_taken_out_and_probed_back_in(tmp_path: Pat
                 server.probe_at = 0  # as after PROBE_S
             await policy.sample([{"role": "user", "content": "?"}])
         assert policy.in_use == [one.url, two.url]
+        await policy.aclose()
+
+
+async def test_a_server_that_lacks_the_model_ends_no_collection(tmp_path: Path) -> None:
+    with ScriptedEndpoint("right", model="other") as one, ScriptedEndpoint("right") as two:
+        policy = pool_of(one.url, two.url)
+        given = {"policy": policy, "verifier": lambda task, answer: True, "concurrency": 4}
+        summary = await collect(TASKS, out=tmp_path / "one", **given)
+        assert (summary.episodes, summary.errors, policy.in_use) == (20, {}, [two.url])
+        await policy.aclose()
+        policy = pool_of(one.url, one.url)
+        with pytest.raises(AccessError, match="check the model's name"):
+            await collect(TASKS, out=tmp_path / "none", **{**given, "policy": policy})
         await policy.aclose()
 
 

@@ -26,7 +26,7 @@ def test_collect_is_refused_while_another_process_collects(tmp_path: Path) -> No
     with ScriptedEndpoint("right") as endpoint:
         settings = {"policy.base_url": endpoint.url, "policy.model": "scripted", "collect.n": 4}
         run = Run(tmp_path, {**settings, "task.source": str(tmp_path / "tasks.jsonl"), "task.verifier": "exact"})
-        with file_lock(tmp_path / ".collect.lock", "collecting"):
-            with pytest.raises(BusyError, match=r"held by pid \d+ on .* \(collecting\): one at a time"):
-                run.collect()
+        refused = pytest.raises(BusyError, match=r"held by pid \d+ on .* \(collecting\): one at a time")
+        with file_lock(tmp_path / ".collect.lock", "collecting"), refused:
+            run.collect()
         assert run.collect().episodes == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -71,6 +72,18 @@ async def test_try_ends_when_a_budget_is_spent(given: Any, budget: dict[str, Any
     assert next(iter(budget)) in tree.error.message
     if "max_seconds" not in budget:
         assert len(a_try.steps) == n_calls == 1
+
+
+async def test_try_ends_in_time_if_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def agent(messages: list[Any], client: AsyncOpenAI) -> None:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        await waits(messages, client)
+
+    with ScriptedEndpoint("a ball") as endpoint:
+        async with policy_at(endpoint) as policy:
+            graph = build_graph(policy=policy, verifier=found, agent=agent, try_timeout_s=None).compile()
+            output = await asyncio.wait_for(graph.ainvoke(TASK, context={"max_seconds": 0.5}), 60)
+    assert str(trajectory(output).metadata[ENDED]).startswith("max_seconds = 0.5: ")
 
 
 async def test_tries_that_run_at_once_share_a_budget() -> None:
