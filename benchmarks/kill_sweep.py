@@ -72,18 +72,18 @@ def collect_with_kills(
                 second = start(run, servers, episodes)
                 second.join()
                 counts["refused"] += second.exitcode == BUSY
-            counts["kills"] += 1
             if draw.random() < 0.7:
-                os.kill(collector.pid, signal.SIGKILL)
+                collector.kill()
                 break
             server = draw.choice(servers)
-            counts["server_kills"] += 1
+            counts.update(("kills", "server_kills"))
             server.kill()
             time.sleep(draw.uniform(0, 1))
             server.start()
         collector.join()
         if collector.exitcode == 0:
             return
+        counts["kills"] += collector.exitcode == -signal.SIGKILL
         counts["ended"] += collector.exitcode == FAILED
 
 
