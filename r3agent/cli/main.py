@@ -117,6 +117,11 @@ SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Write episodes in the format of datasets, TRL or OpenPipe ART.",
             "runs/mine --to trl --type preference --out pairs.jsonl",
         ),
+        "import": (
+            "transfer:import_",
+            "Read logs as episodes: plain chats, OpenAI's chat completions, exports of Langfuse or LangSmith.",
+            "logs.jsonl --out runs/prod",
+        ),
         "check": (
             "data:check",
             "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",

@@ -7,14 +7,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent.cli.command import Output, verb
+from r3agent.cli.command import Output, next_step, verb
 from r3agent.data.exporting import Format, TrlType
 from r3agent.data.exporting import export as write
+from r3agent.data.importing import import_logs
 from r3agent.records.credit import CreditLabel
 from r3agent.run.config import load_config
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.shards import CONFIG_FILE, store_at
 from r3agent.store.trajectories import load
+
+MAX_SHOWN = 20
+"""Number of rows that the text lists."""
 
 
 @verb()
@@ -35,4 +39,27 @@ def export(
     lines = [f"{found.rows} {unit} of {found.episodes} episodes are in {found.path}"]
     if found.left_out:
         lines.append("left out: " + ", ".join(f"{reason} {n}" for reason, n in found.left_out.items()))
+    return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+@verb()
+def import_(
+    *files: Annotated[str, Parameter(name="FILE", help="File of JSON, JSON lines or Parquet, also compressed.")],
+    out: Annotated[str, Parameter(help="Run directory or store to write into.")],
+    outcome: Annotated[
+        str | None, Parameter(help="Name of the outcome in a row or its metadata, or of the score or feedback.")
+    ] = None,
+    pass_at: Annotated[float, Parameter(help="Smallest number that passes.")] = 1.0,
+    version: Annotated[str | None, Parameter(help="Policy version that answered, such as v0000, if one did.")] = None,
+) -> Output:
+    found = import_logs(files, out, outcome=outcome, pass_at=pass_at, version=version)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in found.kinds.items())
+    lines = [
+        f"{found.episodes} episodes are in {found.directory}{f' ({kinds})' if kinds else ''}",
+        *([f"{found.stored_before} were there before"] if found.stored_before else []),
+        *([f"{found.unlabelled} have no outcome"] if found.unlabelled else []),
+    ]
+    if found.left_out:
+        lines += [f"{len(found.left_out)} rows are left out:", *(f"  {why}" for why in found.left_out[:MAX_SHOWN])]
+    lines.append(f"next: {next_step('data', 'stats', out)}")
     return Output(found.model_dump(mode="json"), "\n".join(lines))

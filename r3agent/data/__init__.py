@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from r3agent.data.erasure import forget as forget
     from r3agent.data.exporting import Exported as Exported
     from r3agent.data.exporting import export as export
+    from r3agent.data.importing import Imported as Imported
+    from r3agent.data.importing import import_logs as import_logs
     from r3agent.data.receipts import Receipt as Receipt
     from r3agent.data.statistics import DataStats as DataStats
     from r3agent.data.statistics import stats as stats

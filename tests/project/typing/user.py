@@ -53,7 +53,7 @@ from r3agent import (
     trace,
     unrecorded,
 )
-from r3agent.data import DataStats, Exported, Lineage, Receipt, export, forget, lineage, stats
+from r3agent.data import DataStats, Exported, Imported, Lineage, Receipt, export, forget, import_logs, lineage, stats
 from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
@@ -222,6 +222,11 @@ async def learn_from(recorded: Path, out: Path) -> int:
 def hand_over(run: Path, out: Path) -> int:
     report: Exported = export(load(run), out, to="trl", type="preference")
     return report.rows
+
+
+def take_over(run: Path) -> int:
+    report: Imported = import_logs(["logs.jsonl"], run, outcome="helpful", pass_at=0.5)
+    return report.episodes
 
 
 def leave(run: Path) -> tuple[str, ...]:

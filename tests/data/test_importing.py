@@ -1,0 +1,236 @@
+"""Import of logs: each format as its own library or documentation has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.load import dumpd
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage, message_to_dict
+from openai.types.chat import ChatCompletion
+
+from r3agent import ConfigError, Trajectory, load
+from r3agent.cli.main import main
+from r3agent.data import forget, import_logs
+from r3agent.train import TrainConfig, build_rows
+
+ASKED = {"role": "user", "content": "Weather in Rome?"}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+CALLED = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "Rome"}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALLED]}
+SEEN = {"role": "tool", "tool_call_id": "c1", "content": "sun"}
+ANSWER = {"role": "assistant", "content": "Sunny."}
+
+
+def written(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def completion(content: str, **more: Any) -> dict[str, Any]:
+    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]
+    body = {"id": "x", "created": 1, "model": "gpt", "object": "chat.completion", "choices": choices, "usage": usage}
+    return ChatCompletion.model_validate({**body, **more}).model_dump(mode="json")
+
+
+def shape(trajectory: Trajectory) -> tuple[Any, ...]:
+    return (
+        [message["role"] for message in trajectory.task.messages],
+        [(span.text, len(span.tool_calls), span.capability) for span in trajectory.spans],
+        trajectory.passed,
+    )
+
+
+STEPS = (["user"], [("", 1, "trainable-retokenised"), ("Sunny.", 0, "trainable-retokenised")], True)
+
+
+def test_import_reads_plain_chats(tmp_path: Path) -> None:
+    earlier = [{"role": "system", "content": "Be brief."}, ASKED, ANSWER]
+    rows = [
+        {"messages": [ASKED, CALLING, SEEN, ANSWER], "tools": [TOOL], "passed": True, "user": "anna", "id": "1"},
+        {"messages": [*earlier, {"role": "user", "content": "And Oslo?"}, ANSWER], "score": 0.25, "feedback": "wrong"},
+        {"messages": [ASKED, ANSWER], "metadata": {"outcome": "failed", "team": "a"}},
+        {"messages": [ASKED, ANSWER], "id": "open"},
+        {"messages": [ASKED]},
+        {"messages": [ASKED, ANSWER], "passed": "perhaps"},
+        {"text": "no chat"},
+    ]
+    report = import_logs([written(tmp_path / "chats.jsonl", *rows)], tmp_path / "store")
+    assert (report.episodes, report.kinds, report.unlabelled) == (4, {"chat": 4}, 1)
+    assert [why.partition(":")[2].partition(": ")[2] for why in report.left_out] == [
+        "its messages have no answer after the last question",
+        "outcome 'perhaps': neither true or false nor a number",
+        "none of the formats has such a row: text",
+    ]
+    tools, scored, failed, open_ = load(tmp_path / "store")
+    assert shape(tools) == STEPS
+    assert tools.metadata["user"] == "anna"
+    assert tools.spans[1].request == (SEEN,)
+    assert shape(scored)[0] == ["system", "user", "assistant", "user"]
+    assert scored.spans[0].verdict is not None
+    assert (scored.passed, scored.spans[0].verdict.score, scored.spans[0].verdict.feedback) == (False, 0.25, "wrong")
+    assert (failed.passed, failed.metadata["team"], open_.passed) == (False, "a", None)
+    again = import_logs([tmp_path / "chats.jsonl"], tmp_path / "store")
+    assert (again.episodes, again.stored_before) == (0, 4)
+    assert len(load(tmp_path / "store")) == 4
+    assert len(forget(tmp_path / "store", where="user=anna").episodes) == 1
+
+
+def test_import_reads_chat_completions(tmp_path: Path) -> None:
+    request = {"model": "gpt", "messages": [ASKED], "temperature": 0.2, "tools": [TOOL], "user": "anna"}
+    pair = {"request": request, "response": completion("Rain."), "passed": False}
+    stored = {**completion("Sunny.", id="y"), "messages": [ASKED], "metadata": {"success": "true", "shop": "b"}}
+    put_in = {"custom_id": "7", "method": "POST", "url": "/v1/chat/completions", "body": request}
+    put_out = {
+        "id": "r",
+        "custom_id": "7",
+        "response": {"status_code": 200, "body": completion("Snow.")},
+        "error": None,
+    }
+    thought = completion("Hm.", id="z")
+    thought["usage"]["completion_tokens_details"] = {"reasoning_tokens": 9}
+    files = [
+        written(tmp_path / "log.jsonl", pair, stored, {"request": request, "response": thought}),
+        written(tmp_path / "out.jsonl", put_out),
+        written(tmp_path / "in.jsonl", put_in),
+    ]
+    report = import_logs(files, tmp_path / "store")
+    assert (report.episodes, report.kinds, report.left_out) == (4, {"openai": 4}, ())
+    found = {t.spans[0].text: t for t in load(tmp_path / "store")}
+    rain = found["Rain."].spans[0]
+    assert (rain.model, rain.finish_reason, rain.prompt_tokens, rain.completion_tokens) == ("gpt", "stop", 5, 2)
+    assert rain.sampling == {"temperature": 0.2}
+    assert (found["Rain."].passed, found["Sunny."].passed, found["Snow."].passed) == (False, True, None)
+    assert (found["Rain."].metadata["user"], found["Sunny."].metadata["shop"]) == ("anna", "b")
+    assert found["Hm."].spans[0].capability == "eval-only"
+
+
+def observation(id_: str, start: str, asked: Any, answered: Any) -> dict[str, Any]:
+    common = {"id": id_, "traceId": "t1", "startTime": start, "model": "gpt", "modelParameters": {"temperature": 0.5}}
+    usage = {"input": 9, "output": 3, "total": 12}
+    return {**common, "type": "GENERATION", "input": asked, "output": answered, "usageDetails": usage}
+
+
+def test_import_reads_traces_of_langfuse(tmp_path: Path) -> None:
+    second = observation("o2", "2026-01-01T00:00:02Z", {"messages": [ASKED, CALLING, SEEN], "tools": [TOOL]}, ANSWER)
+    first = observation("o1", "2026-01-01T00:00:01Z", {"messages": [ASKED], "tools": [TOOL]}, CALLING)
+    tool = {"id": "o3", "traceId": "t1", "type": "TOOL", "input": {}, "output": "sun"}
+    score = {"id": "s", "traceId": "t1", "name": "helpful", "value": 0.8, "dataType": "NUMERIC", "comment": "nice"}
+    about = {"id": "t1", "userId": "anna", "sessionId": "s1", "metadata": {"shop": "b"}}
+    download = tmp_path / "trace-t1.json"
+    download.write_text(
+        json.dumps({"trace": about, "observations": [second, tool, first], "scores": [score]}, indent=2)
+    )
+    report = import_logs([download], tmp_path / "store", pass_at=0.5)
+    assert (report.kinds, report.left_out) == ({"langfuse": 1}, ())
+    (found,) = load(tmp_path / "store")
+    assert shape(found) == STEPS
+    assert found.spans[1].request == (SEEN,)
+    assert {key: found.metadata[key] for key in ("user", "session", "shop")} == {
+        "user": "anna",
+        "session": "s1",
+        "shop": "b",
+    }
+    assert found.spans[0].sampling == {"temperature": 0.5}
+    of_api = tmp_path / "api.json"
+    of_api.write_text(json.dumps({"data": [{**about, "observations": [first, second], "scores": [score]}]}))
+    assert import_logs([of_api], tmp_path / "store", pass_at=0.5).stored_before == 1
+
+
+def test_import_reads_tables_of_langfuse(tmp_path: Path) -> None:
+    """Rows as of an export to a blob storage: snake case, and JSON as text."""
+    row = {
+        "id": "o1", "trace_id": "t2", "type": "GENERATION", "start_time": "2026-01-01 00:00:01.0", "user_id": "bert",
+        "provided_model_name": "gpt", "model_parameters": '{"temperature": 1}', "input": json.dumps([ASKED]),
+        "output": json.dumps(ANSWER), "usage_details": {"input": 4, "output": 2},
+    }  # fmt: skip
+    scores = [
+        {"trace_id": "t2", "name": "helpful", "value": 0.0, "data_type": "CATEGORICAL", "string_value": "yes"},
+        {"trace_id": "t2", "name": "tone", "value": 0.0, "data_type": "NUMERIC"},
+    ]
+    files = [written(tmp_path / "scores.jsonl", *scores), written(tmp_path / "observations_v2.jsonl", row)]
+    with pytest.raises(ConfigError, match="the scores helpful, tone; name one of them with --outcome"):
+        import_logs(files, tmp_path / "store")
+    import_logs(files, tmp_path / "store", outcome="helpful")
+    (found,) = load(tmp_path / "store")
+    assert (found.passed, found.metadata["user"], found.spans[0].prompt_tokens) == (True, "bert", 4)
+
+
+@pytest.mark.parametrize("dump", [dumpd, message_to_dict], ids=["dumpd", "message_to_dict"])
+def test_import_reads_runs_of_langsmith(tmp_path: Path, dump: Any) -> None:
+    asked = HumanMessage("Weather in Rome?")
+    calling = AIMessage("", tool_calls=[{"name": "look", "args": {"at": "Rome"}, "id": "c1"}])
+    seen, answer = ToolMessage("sun", tool_call_id="c1"), AIMessage("Sunny.")
+
+    def run(id_: str, start: str, messages: list[Any], reply: Any) -> dict[str, Any]:
+        extra = {
+            "invocation_params": {"model": "gpt", "temperature": 0.5, "tools": [TOOL]},
+            "metadata": {"user": "anna"},
+        }
+        generations = [[{"text": reply.content, "message": dump(reply), "type": "ChatGeneration"}]]
+        return {
+            "id": id_, "trace_id": "root", "parent_run_id": "root", "run_type": "llm", "start_time": start,
+            "inputs": {"messages": [[*map(dump, messages)]]}, "outputs": {"generations": generations}, "extra": extra,
+        }  # fmt: skip
+
+    root = {"id": "root", "trace_id": "root", "run_type": "chain", "inputs": {}, "outputs": {}, "extra": {}}
+    runs = [
+        {"run_id": "r2", "key": "correct", "score": 1, "comment": "yes"},
+        run("r2", "2026-01-01T00:00:02", [asked, calling, seen], answer),
+        root,
+        run("r1", "2026-01-01T00:00:01", [asked], calling),
+    ]
+    report = import_logs([written(tmp_path / "runs.jsonl", *runs)], tmp_path / "store", version="v0000")
+    assert (report.kinds, report.left_out) == ({"langsmith": 1}, ())
+    (found,) = load(tmp_path / "store")
+    assert shape(found) == STEPS
+    assert (found.metadata["user"], found.spans[0].policy_version) == ("anna", "v0000")
+    assert json.loads(found.spans[0].tool_calls[0]["function"]["arguments"]) == {"at": "Rome"}
+
+
+def test_import_reads_tables_of_langsmith(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    row = {
+        "id": "r", "trace_id": "r", "run_type": "llm", "start_time": "2026-01-01T00:00:01",
+        "inputs": json.dumps({"messages": [ASKED]}), "outputs": json.dumps({"choices": [{"message": ANSWER}]}),
+        "extra": json.dumps({"metadata": {"ls_model_name": "gpt"}}),
+        "feedback_stats": '{"correct": {"n": 2, "avg": 0.5}}',
+    }  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "runs.parquet")
+    import_logs([tmp_path / "runs.parquet"], tmp_path / "store")
+    (found,) = load(tmp_path / "store")
+    assert (found.passed, found.spans[0].model, found.answer and found.answer.text) == (False, "gpt", "Sunny.")
+
+
+def test_imported_answers_train_only_as_retokenised(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [ASKED, {"role": "assistant", "content": text}], "passed": text == "Sunny."}
+        for text in ("Sunny.", "Rain.")
+    ]
+    import_logs([written(tmp_path / "chats.jsonl", *rows)], tmp_path / "store", version="v0000")
+    config = TrainConfig.model_validate({"credit": {"attempt": "success"}, "retokenise": "allow"})
+    made, report = build_rows(
+        load(tmp_path / "store"), config=config, version="v0000", retokenise=lambda trajectory, span: ([1], [2])
+    )
+    assert (len(made), report.retokenised) == (2, 2)
+
+
+def test_import_verb_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chats = written(tmp_path / "chats.jsonl", {"messages": [ASKED, ANSWER]}, {"messages": [ASKED]})
+    assert main(["data", "import", str(chats), "--out", str(tmp_path / "store")]) == 0
+    text = capsys.readouterr().out
+    assert "1 episodes are in" in text
+    assert "1 have no outcome" in text
+    assert "1 rows are left out:" in text
+    assert (
+        main(["data", "import", str(written(tmp_path / "none.jsonl", {"a": 1})), "--out", str(tmp_path / "new")]) == 2
+    )
+    assert "no conversation was found: " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(["data", "import", str(tmp_path / "absent.jsonl"), "--out", str(tmp_path / "new")]) == 2
+    assert "there is no such file" in capsys.readouterr().err
