@@ -122,6 +122,16 @@ SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Read logs as episodes: plain chats, OpenAI's chat completions, exports of Langfuse or LangSmith.",
             "logs.jsonl --out runs/prod",
         ),
+        "merge": (
+            "transfer:merge",
+            "Write the episodes and labels of several stores into a new one.",
+            "runs/mine runs/yours --out merged",
+        ),
+        "compact": (
+            "transfer:compact",
+            "Replace the shards of a store by few in Parquet, compressed with zstd.",
+            "runs/mine",
+        ),
         "check": (
             "data:check",
             "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",

@@ -8,9 +8,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent.cli.command import Output, next_step, verb
+from r3agent.data.compaction import compact as pack
 from r3agent.data.exporting import Format, TrlType
 from r3agent.data.exporting import export as write
 from r3agent.data.importing import import_logs
+from r3agent.data.merging import merge as join
 from r3agent.records.credit import CreditLabel
 from r3agent.run.config import load_config
 from r3agent.run.split_guard import SplitGuard
@@ -62,4 +64,32 @@ def import_(
     if found.left_out:
         lines += [f"{len(found.left_out)} rows are left out:", *(f"  {why}" for why in found.left_out[:MAX_SHOWN])]
     lines.append(f"next: {next_step('data', 'stats', out)}")
+    return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+@verb()
+def merge(
+    *stores: Annotated[str, Parameter(name="STORE", help="Run directory, or a store; at least two.")],
+    out: Annotated[str, Parameter(help="New store.")],
+) -> Output:
+    found = join(stores, out)
+    lines = [f"{found.episodes} episodes and {found.labels} labels are in {found.directory}"]
+    if found.copies:
+        lines.append(f"{found.copies} were in several, and are there once")
+    if found.conflicts:
+        lines.append(f"{len(found.conflicts)} ids are of different episodes, of which the first store's are there:")
+        lines += [f"  {id_}" for id_ in found.conflicts[:MAX_SHOWN]]
+    if found.unreadable:
+        lines.append(f"{found.unreadable} lines are no records, and are left out: r3agent data check lists them")
+    return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+@verb()
+def compact(run: Annotated[str, Parameter(help="Run directory, or a store.")], /) -> Output:
+    found = pack(run)
+    lines = [
+        f"{found.sources} shards with {found.lines} lines became {len(found.files)} in {found.directory}: "
+        f"{found.bytes_before / 1e6:.1f} MB became {found.bytes_after / 1e6:.1f} MB",
+        *(f"  {path} stays: {why}" for path, why in found.skipped.items()),
+    ]
     return Output(found.model_dump(mode="json"), "\n".join(lines))

@@ -14,14 +14,12 @@ from zlib import crc32
 from r3agent._util.files import disk_errors
 from r3agent.data.receipts import Rewritten
 from r3agent.errors import BusyError, RecordError
+from r3agent.store.entry import index_path
 from r3agent.store.parquet import ENDING, read_lines, write_lines
 from r3agent.store.reading import LABELS
 
 COPY = ".forget."
 """Beginning of the name of a file's copy, which replaces it."""
-
-INDEX = "index"
-"""Folder of a store with files that are made from the shards."""
 
 Keeps = Callable[[bytes], bool]
 
@@ -65,8 +63,7 @@ def take_lines(path: Path, keeps: Keeps, begin: Callable[[Rewritten], None]) -> 
                 raise RecordError(f"{copy}: it has a line that was taken out; nothing was replaced")
             begin(Rewritten(path=str(path), lines=n_taken, sha256_before=before, sha256_after=after))
             os.replace(copy, path)
-            for index in (path.parent / INDEX).glob(f"{path.stem}*"):
-                index.unlink()  # of the former file
+            index_path(path).unlink(missing_ok=True)  # of the former file
             _sync(path.parent)
         finally:
             copy.unlink(missing_ok=True)

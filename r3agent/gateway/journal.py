@@ -23,6 +23,7 @@ from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import OpenEpisode
 from r3agent.http.events import parse_json
 from r3agent.records.trajectory import Span, Task, Trajectory, new_id
+from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards
 
 logger = logging.getLogger(__name__)
@@ -120,8 +121,7 @@ def _stored(directory: Path, ids: Iterable[str]) -> set[str]:
     wanted = {trajectory_id: trajectory_id.encode() for trajectory_id in ids}
     found: set[str] = set()
     for path in shards(directory) if wanted else ():
-        with path.open("rb") as lines:
-            for line in lines:
-                head = line[:HEAD]
-                found |= {trajectory_id for trajectory_id, text in wanted.items() if text in head}
+        for line in lines_of(path):
+            head = line[:HEAD]
+            found |= {trajectory_id for trajectory_id, text in wanted.items() if text in head}
     return found

@@ -53,7 +53,22 @@ from r3agent import (
     trace,
     unrecorded,
 )
-from r3agent.data import DataStats, Exported, Imported, Lineage, Receipt, export, forget, import_logs, lineage, stats
+from r3agent.data import (
+    Compacted,
+    DataStats,
+    Exported,
+    Imported,
+    Lineage,
+    Merged,
+    Receipt,
+    compact,
+    export,
+    forget,
+    import_logs,
+    lineage,
+    merge,
+    stats,
+)
 from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadReport, deploy, load_version, rollback
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
@@ -227,6 +242,12 @@ def hand_over(run: Path, out: Path) -> int:
 def take_over(run: Path) -> int:
     report: Imported = import_logs(["logs.jsonl"], run, outcome="helpful", pass_at=0.5)
     return report.episodes
+
+
+def tidy(one: Path, two: Path, out: Path) -> tuple[int, int]:
+    merged: Merged = merge([one, two], out)
+    compacted: Compacted = compact(out)
+    return merged.copies, compacted.bytes_after
 
 
 def leave(run: Path) -> tuple[str, ...]:
