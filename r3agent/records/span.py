@@ -81,8 +81,8 @@ class Try(NamedTuple):
 
     @property
     def asked_policy(self) -> bool:
-        """Return True if a step is the policy's, and not only of other models."""
-        return any(step.purpose is None for step in self.steps)
+        """Return True if a step is a call of the policy; without a whole reflection, nobody is asked."""
+        return any(step.purpose is None and step.unfinished != "no_reflection" for step in self.steps)
 
     @property
     def verdict(self) -> Verdict | None:

@@ -86,6 +86,10 @@ def test_tries_that_do_not_ask_the_policy_are_counted_or_refused():
     refusal = "0 of 4 tries asked the policy; at least 1 must. Their calls are 4 x another model"
     with pytest.raises(ConfigError, match=refusal):
         compare(asked, away)
+    [attempt, reflection, retry, blind] = away[1].spans
+    unreflected = retry.model_copy(update={"purpose": None, "finish_reason": "no_reflection"})
+    with pytest.raises(ConfigError, match="0 of 3 tries asked the policy"):
+        evaluate([away[1].changed(spans=[attempt, reflection, unreflected, blind])])
     failed = EpisodeError(kind="AgentError", message="lost")
     broken = [t.changed(spans=[s.model_copy(update={"error": failed}) for s in t.spans]) for t in away]
     assert evaluate(broken).errors.rate == 1.0
