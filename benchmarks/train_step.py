@@ -1,18 +1,16 @@
 """Time and peak memory of training on a batch against stock `trl.GRPOTrainer`, on the same recorded batch.
 
-    python benchmarks/train_step.py [--cases 350/80/8 700/60/8] [--groups 1] [--rounds 3] [--method full]
-        [--no-checkpointing]
+    python benchmarks/train_step.py [--cases 350/80/8 …] [--groups 1] [--rounds 3] [--method full] [--no-checkpointing]
 
 A case is prompt tokens / completion tokens / completions per prompt. The model is a randomly initialised Llama with the
 dimensions of SmolLM2-135M, in float32; a step trains on `--groups` such groups, one per micro-batch on both sides.
-Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing. It keeps its gradient checkpointing,
-and ours is turned on too. Our time includes the scoring of all rows with the starting weights, which precedes every
-training; `step_ratio` is that of the optimizer step alone, and approximates a training of one epoch whose recorded
-logprobs are close, since it scores a tenth of its rows. Stock TRL scores nothing, because it takes the rows for samples
-of the current policy. Each side runs in its own process; they take turns, and a ratio is the median over the rounds.
-Memory is the peak of resident memory above its value when the model was loaded. `max_logprob_diff` compares the
-logprobs of all completion tokens under the starting weights. r3agent is faster if a time ratio is above 1, and needs
-less memory if a memory ratio is below 1. The last line is one JSON object.
+Stock TRL gets the recorded tokens through `rollout_func`, so it generates nothing. Our time includes the scoring of all
+rows with the starting weights, which precedes every training; `step_ratio` is that of the optimizer step alone, and
+approximates a training of one epoch whose recorded logprobs are close, since it scores a tenth of its rows. Stock TRL
+scores nothing, because it takes the rows for samples of the current policy. Each side runs in its own process; they
+take turns, and a ratio is the median over the rounds. Memory is the peak of resident memory above its value when the
+model was loaded. `max_logprob_diff` is over all completion tokens under the starting weights. r3agent is better where a
+time ratio is above 1 and a memory ratio below 1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +25,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -40,14 +40,10 @@ Score: TypeAlias = Callable[[], list[list[float]]]
 def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
     """Make recorded rows, the same in every process."""
     prompt_tokens, completion_tokens, n_completions = map(int, case.split("/"))
-    rng = random.Random(case)
-
-    def draw(n: int) -> list[int]:
-        return [rng.randrange(VOCABULARY) for _ in range(n)]
-
+    draw = partial(random.Random(case).choices, range(VOCABULARY))
     return [
-        {"prompt": prompt, "completion": draw(completion_tokens), "reward": float(i % 2)}
-        for prompt in (draw(prompt_tokens) for _ in range(n_groups))
+        {"prompt": prompt, "completion": draw(k=completion_tokens), "reward": float(i % 2)}
+        for prompt in (draw(k=prompt_tokens) for _ in range(n_groups))
         for i in range(n_completions)
     ]
 
@@ -83,8 +79,7 @@ def side(name: str, options: argparse.Namespace) -> None:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
-    process = psutil.Process()
-    baseline = process.memory_info().rss
+    baseline = (process := psutil.Process()).memory_info().rss
 
     with tempfile.TemporaryDirectory() as directory:
         trainer, score = (ours if name == "ours" else stock)(model, tokenizer, options, directory)
@@ -145,13 +140,12 @@ def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str
     from r3agent.train import Row, TrainConfig
     from r3agent.train.grpo import OfflineGRPOTrainer
 
-    case, n_completions = options.case, int(options.case.split("/")[2])
-    recorded = rows(case, options.groups)
-    longest = sum(map(int, case.split("/")[:2])) + n_completions * int(case.split("/")[1])
+    prompt_tokens, completion_tokens, n_completions = map(int, options.case.split("/"))
+    recorded = rows(options.case, options.groups)
     config = TrainConfig(
         method=options.method,
         gradient_checkpointing=not options.no_checkpointing,
-        micro_batch_tokens=longest,
+        micro_batch_tokens=prompt_tokens + (1 + n_completions) * completion_tokens,
         beta=0.0,
         epochs=options.rounds + 1,
     )
@@ -246,37 +240,33 @@ def compare(case: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def measure(case: str, sides: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, float]:
-    logprobs = {name: json.loads(read(process)) for name, process in sides.items()}
+    logprobs = {name: chain(*json.loads(read(process))) for name, process in sides.items()}
     scoring: dict[str, list[float]] = {name: [] for name in sides}
     steps: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, process in sides.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
+            print(file=process.stdin, flush=True)
             score_s, step_s = map(float, read(process).split())
             scoring[name].append(score_s)
             steps[name].append(step_s)
         times = ", ".join(f"{name} {scoring[name][-1]:.2f} s + {steps[name][-1]:.2f} s" for name in sides)
         print(f"{case} {'warm-up' if not turn else f'round {turn}'}: {times}", flush=True)
     peak = {name: float(read(process)) for name, process in sides.items()}
-    print(f"{case} peak above the model: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peak.items()))
-    pairs = [
-        (a, b) for x, y in zip(logprobs["stock"], logprobs["ours"], strict=True) for a, b in zip(x, y, strict=True)
-    ]
+    print(f"{case} peak above the model: {', '.join(f'{name} {mib:.0f} MiB' for name, mib in peak.items())}")
     turns = list(zip(steps["stock"], scoring["ours"], steps["ours"], strict=True))[1:]
     return {
         "ratio": round(median(theirs / (score + step) for theirs, score, step in turns), 3),
         "step_ratio": round(median(theirs / step for theirs, _, step in turns), 3),
         "scoring_share": round(median(score / (score + step) for _, score, step in turns), 3),
         "memory_ratio": round(peak["ours"] / peak["stock"], 3),
-        "max_logprob_diff": max(abs(a - b) for a, b in pairs),
+        "max_logprob_diff": max(abs(a - b) for a, b in zip(logprobs["stock"], logprobs["ours"], strict=True)),
     }
 
 
 def start(name: str, case: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, "--side", name, "--case", case, "--method", options.method]
-    command += ["--groups", str(options.groups), "--rounds", str(options.rounds)]
-    command += ["--no-checkpointing"] if options.no_checkpointing else []
+    command += ["--groups", f"{options.groups}", "--rounds", f"{options.rounds}"]
+    command += ["--no-checkpointing"] * options.no_checkpointing
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
 

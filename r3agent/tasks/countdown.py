@@ -19,6 +19,7 @@ from r3agent.tasks.rows import file_rows
 from r3agent.tasks.splits import Split, distinct, draw
 from r3agent.tasks.text_files import ending
 from r3agent.verifiers.countdown import MAX_NUMBER_DIGITS
+from r3agent.verifiers.countdown_steps import result
 
 PROMPT = (
     "Using the numbers {numbers}, create an equation that equals {target}. "
@@ -112,17 +113,13 @@ def make_task(given: list[int], target: int, solution: str | None = None) -> Tas
 
 
 def steps(given: tuple[int, ...]) -> Iterator[Step]:
-    """Yield every operation on two of the numbers whose result is a positive integer."""
+    """Yield every operation on two of the numbers whose result is a number of the game."""
     for i, j in permutations(range(len(given)), 2):
         left, right = given[i], given[j]
         rest = tuple(x for k, x in enumerate(given) if k not in (i, j))
-        if i < j:
-            yield Step(left, "+", right, left + right, rest)
-            yield Step(left, "*", right, left * right, rest)
-        if left > right:
-            yield Step(left, "-", right, left - right, rest)
-        if right > 0 and left % right == 0:
-            yield Step(left, "/", right, left // right, rest)
+        for op in "+*-/" if i < j else "-/":
+            if isinstance(value := result(left, op, right), int):
+                yield Step(left, op, right, value, rest)
 
 
 def solve(given: list[int], target: int) -> str | None:

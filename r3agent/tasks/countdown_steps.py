@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
+from functools import wraps
 from typing import Any
 
 from r3agent.records.trajectory import Message, Task
 from r3agent.tasks.countdown import Step, problem_id, steps
 from r3agent.tasks.countdown import generate as generate_problems
-from r3agent.tasks.splits import Split
 from r3agent.verifiers.countdown_steps import Board
 
 PROMPT = (
@@ -43,18 +43,10 @@ TOOLS: tuple[dict[str, Any], ...] = (
 )
 
 
-def generate(
-    n: int | None,
-    *,
-    seed: int = 0,
-    split: Split = "train",
-    numbers: int = 3,
-    max_number: int = 10,
-    max_target: int = 60,
-) -> Iterator[Task]:
-    """Yield `n` distinct solvable problems; the arguments are those of `countdown.generate`."""
-    limits: dict[str, int] = {"numbers": numbers, "max_number": max_number, "max_target": max_target}
-    for problem in generate_problems(n, seed=seed, split=split, **limits):
+@wraps(generate_problems, assigned=())
+def generate(*args: Any, **settings: Any) -> Iterator[Task]:
+    """Yield distinct solvable problems; the arguments are those of `countdown.generate`."""
+    for problem in generate_problems(*args, **settings):
         yield make_task(problem.info["numbers"], problem.info["target"])
 
 

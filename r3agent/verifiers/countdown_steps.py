@@ -14,12 +14,8 @@ from r3agent.records.trajectory import Task, Verdict
 from r3agent.verifiers.interface import Answer, needed
 
 
-def result(a: int, op: str, b: int) -> int:
-    """Return the result of an operation on two numbers.
-
-    Raises:
-        ValueError: there is no such operation, or its result is not a number of the game.
-    """
+def result(a: int, op: str, b: int) -> int | str:
+    """Return the result of an operation on two numbers, or why it is not a number of the game."""
     match op:
         case "+":
             return a + b
@@ -28,13 +24,13 @@ def result(a: int, op: str, b: int) -> int:
         case "-" if a > b:
             return a - b
         case "-":
-            raise ValueError(f"{a} - {b} is below 1")
+            return f"{a} - {b} is below 1"
         case "/" if b and a % b == 0:
             return a // b
         case "/":
-            raise ValueError(f"{a} / {b} is not a whole number")
+            return f"{a} / {b} is not a whole number"
         case _:
-            raise ValueError(f"{shorten(op)} is none of + - * /")
+            return f"{shorten(op)} is none of + - * /"
 
 
 class Board:
@@ -64,7 +60,9 @@ class Board:
             if type(number) is not int or number not in rest:
                 raise ValueError(f"{shorten(number)} is not there")
             rest.remove(number)
-        self.numbers = [result(a, op, b), *rest]
+        if isinstance(found := result(a, op, b), str):
+            raise ValueError(found)
+        self.numbers = [found, *rest]
 
     def _left(self) -> str:
         return f"left: {', '.join(map(str, self.numbers))}"

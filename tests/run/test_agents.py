@@ -18,8 +18,7 @@ from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
 from tests.deploy import endpoint as weights
-from tests.deploy.endpoint import serving
-from tests.support.chatting import ChattingEndpoint
+from tests.support.chatting import ChattingEndpoint, chatting, subject
 
 N_TASKS = 4
 MODULE = '''
@@ -89,19 +88,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    base = weights.save_model(tmp_path / "base", seed=0)
-    with serving(ChattingEndpoint(weights=base, reply=reply)) as endpoint:
+    with chatting(tmp_path, reply) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
 def settings(endpoint: ChattingEndpoint, tmp_path: Path) -> dict[str, Any]:
-    tasks = tmp_path / "tasks.jsonl"
-    lines = ({"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(N_TASKS))
-    tasks.write_text("\n".join(map(json.dumps, lines)))
-    subject = {"policy.base_url": endpoint.url, "policy.model": "tiny", "policy.base_model": str(endpoint.weights)}
     few = {"eval.n": N_TASKS, "eval.split": "all", "collect.reflections": 2}
-    return {**subject, **few, "task.source": str(tasks), "task.verifier": "exact", "agent.agent": "my_agent:ask"}
+    return {**subject(endpoint, tmp_path, N_TASKS), **few, "agent.agent": "my_agent:ask"}
 
 
 def models(endpoint: ChattingEndpoint) -> set[str]:
@@ -162,7 +156,10 @@ def test_another_agent_or_limit_makes_other_episodes(settings: dict[str, Any], t
         other = Run(tmp_path / "run", {**settings, **change})
         assert other.episode_digest() != run.episode_digest()
         assert other.collect().resumed == 0
-    assert Run(tmp_path / "run", settings).collect().resumed == n
+    (tmp_path / "my_agent.py").write_text(MODULE.replace("return said[-1]", "return 'edited'"))
+    del sys.modules["my_agent"]
+    edited = Run(tmp_path / "run", settings).collect()  # under the same name
+    assert (edited.resumed, edited.episodes) == (n, n)
     stored = load(tmp_path / "run" / "trajectories")
     by_agent = {t.metadata["agent"]: t for t in stored if t.task.id == stored[0].task.id}
     with pytest.raises(ConfigError, match=r"the agent is .my_agent.* a comparison would mix them"):

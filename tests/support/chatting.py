@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from r3agent.testing import Fault
-from tests.deploy.endpoint import Endpoint, error
+from tests.deploy.endpoint import Endpoint, error, save_model, serving
 
 Reply = Callable[[dict[str, Any]], str]
 """The text of a completion, by the body of its request."""
@@ -43,3 +46,19 @@ class ChattingEndpoint(Endpoint):
             for i in range(body.get("n", 1))
         ]
         return 200, {"object": "chat.completion", "model": body["model"], "choices": choices, "usage": {}}
+
+
+@contextmanager
+def chatting(folder: Path, reply: Reply) -> Iterator[ChattingEndpoint]:
+    """Serve a base model whose weights are in a folder."""
+    with serving(ChattingEndpoint(weights=save_model(folder / "base", seed=0), reply=reply)) as endpoint:
+        yield endpoint
+
+
+def subject(endpoint: ChattingEndpoint, folder: Path, n_tasks: int) -> dict[str, Any]:
+    """Settings of a run of an endpoint's model, on tasks that are written into a folder."""
+    tasks = folder / "tasks.jsonl"
+    lines = ({"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(n_tasks))
+    tasks.write_text("\n".join(map(json.dumps, lines)))
+    policy = {"policy.base_url": endpoint.url, "policy.model": "tiny", "policy.base_model": str(endpoint.weights)}
+    return {**policy, "task.source": str(tasks), "task.verifier": "exact"}
