@@ -30,6 +30,12 @@ class Collector(RunDirectory):
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
+        self._swapped.unlink(missing_ok=True)
+
+    @property
+    def _swapped(self) -> Path:
+        """File that exists while other weights replace the live ones, also after a process that was killed."""
+        return self.directory / "live.swapped"
 
     @property
     def swaps_live(self) -> bool:
@@ -38,11 +44,16 @@ class Collector(RunDirectory):
 
     @contextmanager
     def _put_back(self, versions: Sequence[str]) -> Generator[None]:
-        """Put the live weights back at the end, however it ends, if those of other versions replaced them."""
+        """Put the live weights back at the end, however it ends, if those of other versions replaced them.
+
+        They may have done so in a process that was killed.
+        """
+        if self.swaps_live and any(version != self.registry.live for version in versions):
+            self._swapped.touch()
         try:
             yield
         finally:
-            if self.swaps_live and any(version != self.registry.live for version in versions):
+            if self._swapped.exists():
                 self.serve_live()
 
     def _load_to_evaluate(self, version: str) -> str:

@@ -4,6 +4,7 @@
     RUN/trajectories/*.jsonl          episodes collected for training
     RUN/policies/v0001/               a trained version with its card
     RUN/live.json                     the live version
+    RUN/live.swapped                  exists while a server has other weights than the live ones, to sample with them
     RUN/eval/v0001/*.jsonl            episodes of the frozen tasks, one folder per version
     RUN/eval/v0000-v0001.test.*.json  comparison of two versions on the test split, one for each set of settings
     RUN/gate/v0002/                   the same for the gate of v0002, which shares no episode with other comparisons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,10 +28,10 @@ from r3agent.train.rows import why_untrainable
 from tests.deploy import endpoint as weights
 from tests.deploy.endpoint import serving
 from tests.run.test_loop import Told
-from tests.support.chatting import ChattingEndpoint
+from tests.support.chatting import ChattingEndpoint, chatting, subject
 
 N_TASKS = 8
-EXACT = {"eval.n": N_TASKS, "eval.split": "all", "task.verifier": "exact", "collect.reflections": 2}
+EXACT = {"eval.n": N_TASKS, "eval.split": "all", "collect.reflections": 2}
 
 
 class Stopped(Exception):
@@ -45,24 +46,19 @@ def reply(body: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    path = tmp_path / "tasks.jsonl"
-    lines = ({"id": str(i), "prompt": f"{i}: what is 2 * 3?", "answer": "6"} for i in range(N_TASKS))
-    path.write_text("\n".join(map(json.dumps, lines)))
-    return path
-
-
-@pytest.fixture
 def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    base = weights.save_model(tmp_path / "base", seed=0)
-    with serving(ChattingEndpoint(weights=base, reply=reply)) as endpoint:
+    with chatting(tmp_path, reply) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
-def settings(endpoint: ChattingEndpoint, tasks: Path) -> dict[str, Any]:
-    subject = {"policy.base_url": endpoint.url, "policy.model": "tiny", "policy.base_model": str(endpoint.weights)}
-    return {**subject, "task.source": str(tasks), **EXACT}
+def settings(endpoint: ChattingEndpoint, tmp_path: Path) -> dict[str, Any]:
+    return {**subject(endpoint, tmp_path, N_TASKS), **EXACT}
+
+
+@pytest.fixture
+def tasks(settings: dict[str, Any]) -> Path:
+    return Path(settings["task.source"])
 
 
 @pytest.fixture
@@ -551,6 +547,27 @@ def test_the_live_weights_are_put_back_when_an_evaluation_is_stopped(run: Run, e
     with pytest.raises(Stopped):
         with_version(run, kind="full").evaluate("v0000", "v0001", stop)
     assert endpoint.weights == before
+
+
+def test_the_live_weights_are_put_back_after_an_evaluation_that_was_killed(
+    run: Run, endpoint: ChattingEndpoint, settings: dict[str, Any]
+) -> None:
+    before = endpoint.weights
+    with_version(run, kind="full")
+    script = (
+        "import os; from r3agent.run.stages import Run\n"
+        f"run = Run({str(run.directory)!r}, {settings!r})\n"
+        f"at_the_end = lambda done, total: done < total or os._exit(9)\n"
+        'run.measure("v0000")\n'
+        'run.measure("v0001", at_the_end)\n'
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    assert (len(stored(run, "v0001")), endpoint.weights == before) == (N_TASKS, False)
+    run.evaluate("v0000", "v0001")  # which finds all episodes
+    assert endpoint.weights == before
+    asked = len(endpoint.calls)
+    run.measure("v0001")
+    assert len(endpoint.calls) == asked
 
 
 # ---- what is trained on, what decides, and the final word ----
