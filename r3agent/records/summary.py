@@ -138,12 +138,10 @@ class Tally:
         self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
 
     def merge(self, other: Tally) -> None:
-        """Add the counts of other episodes, none of which is a branch of one of these."""
-        for name, value in vars(other).items():
-            if isinstance(value, int | Counter) and name != "in_flight":
-                setattr(self, name, getattr(self, name) + value)
-        for kind, counts in other._passed.items():
-            self._passed[kind] = [mine + its for mine, its in zip(self._passed[kind], counts, strict=True)]
+        """Add the counts of other episodes; branches of one episode may be in both."""
+        self._sum(vars(other))
+        for (origin, key), varied in other._groups.items():
+            self._add_groups({key: varied}, origin)
         self.answered = other.answered or self.answered
 
     def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
@@ -187,6 +185,12 @@ class Tally:
 
     def add_counts(self, counts: Mapping[str, Any], trajectory_id: str, parent_id: str | None) -> None:
         """Add the `counts` of one trajectory; parents come before their branches."""
+        self._sum(counts)
+        self._add_groups(counts.get("groups", {}), trajectory_id, parent_id)
+        if "errors" not in counts:
+            self.answered = trajectory_id
+
+    def _sum(self, counts: Mapping[str, Any]) -> None:
         for name in COUNTS & counts.keys():
             value, added = getattr(self, name), counts[name]
             if isinstance(value, int):
@@ -196,11 +200,8 @@ class Tally:
             else:
                 for kind, (passed, judged) in added.items():
                     value[kind] = [value[kind][0] + passed, value[kind][1] + judged]
-        self._add_groups(counts.get("groups", {}), trajectory_id, parent_id)
-        if "errors" not in counts:
-            self.answered = trajectory_id
 
-    def _add_groups(self, found: Mapping[str, bool], trajectory_id: str, parent_id: str | None) -> None:
+    def _add_groups(self, found: Mapping[str, bool], trajectory_id: str, parent_id: str | None = None) -> None:
         origin = trajectory_id
         if parent_id is not None:
             origin = self._origins.get(parent_id, parent_id)

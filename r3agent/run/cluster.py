@@ -241,7 +241,7 @@ def _cluster(address: str) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    given: dict[str, Any] = {"address": address, "log_to_driver": False}
+    given: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.WARNING}
     if not address:
         given |= {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
         given |= {"_node_ip_address": "127.0.0.1"}

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from r3agent.episodes.collect import collect
-from r3agent.episodes.quota import CollectLimits
+from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.errors import ConfigError
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.cost import Prices
-from r3agent.records.summary import CollectSummary
+from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task
 from r3agent.store.shards import read
 from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
@@ -75,3 +75,25 @@ async def test_an_episode_over_its_time_limit_is_recorded(tmp_path: Path) -> Non
     assert late.error is not None
     assert "episode_timeout_s = 1;" in late.error.message
     assert [s.text for s in late.spans] == ["right"]
+
+
+def test_quota_shares_what_is_left_among_parts() -> None:
+    prices = Prices(prompt=0, sampled=1e6)
+    limits = CollectLimits(max_tokens=10, max_cost=0.9, max_episodes=5, episode_timeout_s=7, target_groups=6)
+    quota, lent = Quota(limits, Tally(), prices), list[CollectLimits]()
+    while share := quota.share(3 - len(lent), lent):
+        lent.append(share)
+        assert len(lent) <= 3
+    assert [share.max_tokens for share in lent] == [3, 3, 4]
+    assert sum(share.max_cost or 0 for share in lent) == pytest.approx(0.9)
+    assert [(share.target_groups, share.episode_timeout_s, share.max_episodes) for share in lent] == [(2, 7, None)] * 3
+    assert quota.ended_by is None
+    quota.spend(3, 0.1)
+    assert quota.share(1, lent[1:]) is None  # the rest is lent
+    quota.spend(1, 0.1)
+    again = quota.share(1, lent[2:])
+    assert again is not None
+    assert (again.max_tokens, again.max_cost) == (2, pytest.approx(0.4))
+    quota.spend(6, 0.1)
+    assert quota.share(3, []) is None
+    assert quota.ended_by == "max_tokens = 10"

@@ -74,7 +74,7 @@ def make_run(folder: Path, url: str, **settings: Any) -> Run:
 def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, cluster: Any) -> None:
     with ScriptedEndpoint(answer) as endpoint:
         alone = make_run(tmp_path / "alone", endpoint.url)
-        alone.collect()
+        expected = alone.collect()
         many = make_run(tmp_path / "many", endpoint.url, **{"collect.engine": "ray", "collect.concurrency": 1})
 
         def kill_a_node() -> None:
@@ -92,6 +92,7 @@ def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, clust
     ids = [sorted(t.trajectory_id for t in read(run.directory)) for run in (alone, many)]
     assert len(ids[0]) > 2 * HOPELESS  # so that both nodes have a part
     assert ids[0] == ids[1]
+    assert summary.model_copy(update={"seconds": expected.seconds}) == expected
     assert (summary.episodes, summary.errors, again.resumed) == (len(ids[0]), {}, len(ids[0]))
     assert told[-1] == (len(ids[0]), len(ids[0]))
     assert len(shards(many.directory)) > 2
