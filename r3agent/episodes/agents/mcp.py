@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from r3agent._util.checked import Positive, checked
 from r3agent._util.imports import require_extra
+from r3agent._util.within import leave_behind, settled
 from r3agent.episodes.agents.tools import Tool, make_tool
 from r3agent.errors import AgentError, ConfigError
 from r3agent.http.urls import redact_url
+
+GRACE_S = 5.0
+"""Time for a session to end."""
 
 
 class McpServer:
@@ -89,24 +93,31 @@ class McpServer:
         from langchain_mcp_adapters.sessions import create_session
         from langchain_mcp_adapters.tools import load_mcp_tools
 
-        stack, failure = AsyncExitStack(), None
+        listed: asyncio.Future[Sequence[object]] = asyncio.get_running_loop().create_future()
+        is_over = asyncio.Event()
+
+        async def hold() -> None:
+            async with create_session(self._connection) as session:
+                await session.initialize()
+                listed.set_result(await load_mcp_tools(session))
+                await is_over.wait()
+
+        # A session whose server ends cancels the task that it was opened in: this is not that of the try.
+        holding = asyncio.create_task(settled(hold()))
         try:
-            try:
-                async with asyncio.timeout(self._start_timeout_s):
-                    session = await stack.enter_async_context(create_session(self._connection))
-                    await session.initialize()
-                    listed = await load_mcp_tools(session)
-            except Exception as error:
-                raise AgentError(f"{self!r} does not start: {_text(error)}") from error
-            try:
-                yield [make_tool(tool, has_world=False) for tool in listed]
-            except Exception as error:  # the session would put it into a group
-                failure = error
+            given: Any = {"timeout": self._start_timeout_s, "return_when": asyncio.FIRST_COMPLETED}
+            await asyncio.wait({holding, listed}, **given)
+            if not listed.done():
+                slow = TimeoutError(f"it took longer than start_timeout_s = {self._start_timeout_s:g}")
+                error = holding.result()[1] if holding.done() else slow
+                raise AgentError(f"{self!r} does not start: {_text(error or slow)}") from error
+            yield [make_tool(tool, has_world=False) for tool in listed.result()]
         finally:
-            with suppress(Exception):  # the server has ended, or fails to
-                await stack.aclose()
-        if failure is not None:
-            raise failure
+            is_over.set()
+            await asyncio.wait({holding}, timeout=GRACE_S if listed.done() else 0.0)
+            holding.cancel()
+            await asyncio.wait({holding}, timeout=GRACE_S)
+            leave_behind(holding, repr(self))
 
 
 def _text(error: BaseException) -> str:

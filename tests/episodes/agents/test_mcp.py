@@ -50,7 +50,7 @@ async def test_server_has_a_fresh_state_in_each_try(tmp_path: Path) -> None:
         results = [message["content"] for step in a_try.steps[1:] for message in step.request]
         assert results[:2] == ["2 sold", "3 sold"]
         assert "no x here" in results[2]
-    assert [tool["function"]["name"] for tool in tree.task.tools] == ["sell", "refuse", "crash"]
+    assert [tool["function"]["name"] for tool in tree.task.tools] == ["sell", "refuse", "crash", "whoami"]
     assert await none_is_left(tmp_path / "pids") == 3  # one lists the tools
 
 
