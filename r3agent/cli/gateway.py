@@ -11,10 +11,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent.cli.access import PROXY, VERIFY, read_access
 from r3agent.cli.command import HEADER, Output, next_step, verb
 from r3agent.errors import ConfigError
 from r3agent.gateway.server import Gateway
-from r3agent.http.headers import fill_in, parse_headers
 from r3agent.store.registry import Registry
 from r3agent.store.shards import store_of_run
 
@@ -47,6 +47,8 @@ def gateway(
         Parameter(help="Environment variable with the upstream's key; default: each client's own key goes upstream."),
     ] = None,
     header: Annotated[tuple[str, ...], HEADER] = (),
+    proxy: Annotated[str, PROXY] = "",
+    verify: Annotated[str, VERIFY] = "true",
     token_env: Annotated[
         str | None,
         Parameter(
@@ -65,11 +67,10 @@ def gateway(
         raise ConfigError("gateway: no store; pass --out DIRECTORY, or --run with a run directory")
     if run is not None:
         _begin(run, upstream)
-    headers = fill_in(parse_headers(header, setting="--header"), setting="--header")
     opened = Gateway(
         upstream,
         api_key=_secret(api_key_env, "--api-key-env"),
-        headers=headers,
+        **read_access(header, proxy, verify),
         out=store,
         model=model,
         run=run,

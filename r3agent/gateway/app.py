@@ -25,6 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from r3agent.errors import ArgumentError, StepLimitError
 from r3agent.gateway.answers import error_answer, json_answer
+from r3agent.gateway.call import Call
 from r3agent.gateway.dialect import ChatApi, Dialect
 from r3agent.gateway.episodes import Episodes, OpenEpisode, Refusal
 from r3agent.gateway.journal import STORE_S, Journal
@@ -32,7 +33,7 @@ from r3agent.gateway.live import MakeTerms
 from r3agent.gateway.messages_api import MessagesApi
 from r3agent.gateway.metrics import Metrics
 from r3agent.gateway.passing import Passing
-from r3agent.gateway.relay import Call, Relay
+from r3agent.gateway.relay import Relay
 from r3agent.gateway.responses_api import ResponsesApi
 from r3agent.gateway.upstream import KEYS, Target, Upstream, UpstreamError, bare_key
 from r3agent.gateway.verdict import read_verdict
@@ -211,7 +212,9 @@ class App:
         name = next(name for name, one in entry.tries.items() if one is scope)
         extra = {EPISODE: entry.episode_id, TRY: name}
         try:
-            exchange = Exchange(entry.episode, scope, chat, base_url=self._target.shown, memory=self._memory)
+            retried = scope.terms is not None and scope.terms.access is not None
+            url, memory = self._target.shown, self._memory
+            exchange = Exchange(entry.episode, scope, chat, base_url=url, memory=memory, retried=retried)
         except StepLimitError as error:
             raise Refusal(400, str(error)) from None
         except Exception as error:  # it is no chat completion's request
@@ -247,9 +250,9 @@ class App:
         """Return where the terms of a call send it; by default the upstream."""
         if exchange.headers is None:
             return self._target
-        key = exchange.base_url, tuple(exchange.headers.items())
+        key = exchange.base_url, tuple(exchange.headers.items()), exchange.access
         if key not in self._targets:
-            self._targets[key] = self._target.at(exchange.base_url, exchange.headers)
+            self._targets[key] = self._target.at(exchange.base_url, exchange.headers, exchange.access)
         return self._targets[key]
 
     # ---- episodes ----

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import aiohttp
@@ -20,49 +18,16 @@ from multidict import CIMultiDict
 
 from r3agent.errors import EndpointError, PolicyError, ProtocolError, UnreachableError
 from r3agent.gateway.answers import error_answer
-from r3agent.gateway.dialect import ChatApi, Dialect, EventStream, dumps
+from r3agent.gateway.call import Call
+from r3agent.gateway.dialect import EventStream, dumps
 from r3agent.gateway.lines import Lines, data_of
-from r3agent.gateway.upstream import CHAT, KEYS, MIN_SECRET, Target, Upstream, UpstreamError, bare_key, to_client
+from r3agent.gateway.upstream import CHAT, KEYS, Upstream, UpstreamError, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
-from r3agent.http.errors import policy_error, read_error
+from r3agent.http.errors import ServerError, policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
-from r3agent.recording.exchange import Exchange
 from r3agent.recording.wire import is_blank
 
 EVENTS = "text/event-stream"
-
-
-@dataclass
-class Call:
-    """A call that is relayed."""
-
-    request: web.Request
-    exchange: Exchange
-    target: Target
-    dialect: Dialect
-    body: Mapping[str, Any]
-    """Request as the client sent it, in its dialect."""
-    extra: Mapping[str, str]
-    """Headers of the response that are the gateway's own."""
-    out: web.StreamResponse | None = None
-    """Stream to the client, once it has begun."""
-    failure: str = ""
-    """Reason why there is no answer."""
-
-    @property
-    def is_translated(self) -> bool:
-        return not isinstance(self.dialect, ChatApi)
-
-    def redact(self, text: str) -> str:
-        """Remove the keys of the request, which the upstream may quote, from a text for the record."""
-        for key in (bare_key(self.request.headers.get(name, "")) for name in KEYS):
-            text = text.replace(key, "[the client's key]") if len(key) >= MIN_SECRET else text
-        return self.target.redact(text.encode(errors="replace")).decode()
-
-    @cached_property
-    def events(self) -> EventStream:
-        """Translation of the stream to the client; it goes on where a request is sent again."""
-        return self.dialect.stream(self.body)
 
 
 class _Again(Exception):
@@ -77,6 +42,30 @@ class Relay:
 
     async def run(self, call: Call) -> web.StreamResponse:
         """Relay one call and return the response to the client."""
+        retry, response = call.target.retry, web.StreamResponse()
+
+        async def once() -> web.StreamResponse:
+            nonlocal response
+            earlier, call.failed, call.cause, call.failure = call.failed, None, None, ""
+            try:
+                response = await self._once(call)
+            except BaseException:  # the client has left
+                call.failed = earlier
+                raise
+            if retry is not None and (reason := _reason(call, response)) is not None:
+                raise reason
+            return response
+
+        try:
+            with suppress(ServerError, httpx.RequestError, ValueError):  # the last response is of this
+                await (once() if retry is None else retry.run(once, lambda: True))
+        finally:
+            if call.failed is not None:
+                call.exchange.fail(call.failed)
+        return response
+
+    async def _once(self, call: Call) -> web.StreamResponse:
+        """Send a request, and again without the added fields that are refused."""
         headers = call.target.fill_in(call.request.headers, without=("content-type", "accept"))
         headers["Content-Type"] = "application/json"
         headers["Accept"] = EVENTS if call.exchange.is_stream else "application/json"
@@ -113,10 +102,11 @@ class Relay:
             return self._hand_on(call, response, content)
         translated = _translated(call, answer) if call.is_translated else None
         found: Any = answer
-        if not (isinstance(found, Mapping) and found.get("choices")):
+        if isinstance(found, Mapping) and found.get("choices"):
+            call.exchange.take_whole(lambda: answer)
+        else:
             call.failure = "the upstream's answer is not a chat completion"
-        whole: Any = answer
-        call.exchange.take_whole(lambda: read_completion(content) if whole is None else whole)
+            call.failed = ProtocolError(f"{call.target.shown}: {call.failure}")
         headers = to_client(response.headers)
         headers.update(call.extra)
         if translated is not None:
@@ -138,7 +128,7 @@ class Relay:
 
     def _hand_on(self, call: Call, response: aiohttp.ClientResponse, content: bytes) -> web.Response:
         """Hand an error on as the upstream wrote it."""
-        call.exchange.fail(_as_error(call, response, content))
+        call.failed = _as_error(call, response, content)
         headers = to_client(response.headers)
         headers.update(call.extra)
         return web.Response(status=response.status, headers=headers, body=call.target.redact(content))
@@ -157,7 +147,7 @@ class Relay:
         if exchange.has_begun:
             exchange.note(error)
         else:
-            exchange.fail(error)
+            call.failed = error
         call.failure = call.failure or call.redact(message)
         message = call.target.redact(message.encode(errors="replace")).decode()
         if call.out is None:
@@ -281,5 +271,18 @@ def _as_error(call: Call, response: aiohttp.ClientResponse, content: bytes) -> P
     sent = call.target.fill_in(call.request.headers)
     keys = {name: value for name, value in sent.items() if name.lower() in KEYS}
     request = httpx.Request("POST", str(response.url), headers={**keys, **call.target.headers})
-    found = httpx.Response(response.status, content=content, request=request)
-    return policy_error(read_error(found), where=f"{call.target.shown}: ")
+    waits = [(name, value) for name, value in response.headers.items() if name.lower().startswith("retry-after")]
+    call.cause = read_error(httpx.Response(response.status, headers=waits, content=content, request=request))
+    return policy_error(call.cause, where=f"{call.target.shown}: ")
+
+
+def _reason(call: Call, response: web.StreamResponse) -> Exception | None:
+    """Return why a request may be tried again, as an error that `Retry` knows; `None` if it may not."""
+    if call.failed is None or call.out is not None:
+        return None
+    if call.cause is not None:
+        return call.cause
+    if isinstance(call.failed, UnreachableError):
+        return httpx.ConnectError(str(call.failed))
+    is_half = isinstance(call.failed, ProtocolError) or response.status >= 500
+    return ValueError(str(call.failed)) if is_half else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import ssl
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
@@ -58,6 +59,8 @@ class Gateway:
         upstream: base URL of an OpenAI-compatible endpoint.
         api_key: key of the upstream, in place of the clients' own.
         headers: further headers of every request to the upstream.
+        proxy: URL of an HTTP proxy on the way to the upstream; default: that of the environment.
+        verify: check of the upstream's certificate, as `OpenAIPolicy` documents it.
         out: store of the episodes; `None` if they are those of `open`, which their owner stores.
         model: served name of the policy; calls of other models are then recorded as not the policy's.
         run: run directory of the policy, in place of `model`: its calls go to the live version.
@@ -80,6 +83,8 @@ class Gateway:
         *,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
+        verify: bool | str | ssl.SSLContext = True,
         out: str | Path | None = None,
         model: str | None = None,
         run: str | Path | None = None,
@@ -99,7 +104,8 @@ class Gateway:
                 f"host {host}: others can reach this address; give a token that they must send (--token-env VARIABLE)"
             )
         key = (api_key or "").strip() or None
-        self._target = Target(base_url=upstream, api_key=key, headers=headers or {}, token=token)
+        access: Any = {"proxy": proxy, "verify": verify}
+        self._target = Target(base_url=upstream, api_key=key, headers=headers or {}, token=token, **access)
         self._out = out
         self._address = host, port
         self._settings: dict[str, Any] = {

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import httpx
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from r3agent.errors import ConfigError
+from r3agent.http.client import trusting
 from r3agent.http.headers import has_key
+from r3agent.http.retry import Retry
 from r3agent.http.urls import ApiURL, redact_url
+from r3agent.policy.base import Access
 
 CONNECT_TIMEOUT_S = 30.0
 """Timeout of a connection; a thousand at once take seconds."""
@@ -59,7 +65,7 @@ class Target:
     """Endpoint and the secrets for it.
 
     Raises:
-        ConfigError: the URL is not an HTTP URL.
+        ConfigError: the URL is not an HTTP URL, or the proxy is no HTTP proxy.
     """
 
     base_url: str
@@ -69,19 +75,41 @@ class Target:
     """Further headers of every request, which override the clients'."""
     token: str | None = field(default=None, repr=False)
     """Token of the gateway, which goes no further."""
+    proxy: str | None = field(default=None, repr=False)
+    """URL of a proxy; default: that of the environment."""
+    verify: bool | str | ssl.SSLContext = True
+    """Check of the server's certificate, as `OpenAIPolicy` documents it."""
+    retry: Retry | None = None
+    """Rules by which failed requests are tried again; `None` leaves that to the client."""
 
     def __post_init__(self) -> None:
         self._api = ApiURL(self.base_url, setting="upstream")
         self._urls: dict[tuple[str, bool], str] = {}
         self.shown = redact_url(self.base_url)
         """URL for messages."""
-        host = self._api.route("").host
-        self.proxy = None if proxy_bypass(host) else getproxies().get(self._api.route("").scheme)
+        url, self.through = self._api.route(""), self.proxy
+        """Proxy of the requests."""
+        if self.through is None and not proxy_bypass(url.host):
+            self.through = getproxies().get(url.scheme) or getproxies().get("all")
+        if self.through is not None and httpx.URL(self.through).scheme not in ("http", "https"):
+            raise ConfigError(f"proxy = {redact_url(self.through)!r}: a gateway takes HTTP proxies, http://HOST:PORT")
+        self.ssl = trusting(self.verify) if isinstance(self.verify, str) else self.verify
+        if self.ssl is True and url.scheme == "https":  # the authorities that httpx trusts
+            self.ssl = httpx.create_ssl_context()
 
-    def at(self, base_url: str, headers: Mapping[str, str]) -> Target:
-        """Return the policy's endpoint, which gets `headers`, and the key of this one if they have none."""
+    def at(self, base_url: str, headers: Mapping[str, str], access: Access | None) -> Target:
+        """Return the policy's endpoint, which gets `headers`, and the key of this one if they have none.
+
+        Args:
+            access: the policy's own; `None` for that of this one.
+        """
+        given: dict[str, Any] = {"proxy": self.proxy, "verify": self.verify}
+        if access is not None:
+            retry = Retry(max_tries=access.max_tries, outage_s=access.outage_s)
+            given = {"proxy": access.proxy, "verify": access.verify, "retry": retry}
         api_key = None if has_key(headers) else self.api_key
-        return Target(base_url=base_url, api_key=api_key, headers={**self.headers, **headers}, token=self.token)
+        own = {**self.headers, **headers}
+        return Target(base_url=base_url, api_key=api_key, headers=own, token=self.token, **given)
 
     def url(self, path: str, query: str = "", *, of_server: bool = False) -> URL:
         """Return the URL of a route, with the client's query.
@@ -169,7 +197,13 @@ class Upstream:
         sent: Any = headers
         try:
             return await self._session.request(
-                method, url, headers=sent, data=content, allow_redirects=False, proxy=target.proxy
+                method,
+                url,
+                headers=sent,
+                data=content,
+                allow_redirects=False,
+                proxy=target.through,
+                ssl=target.ssl,
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise self.failure(target, error) from None
@@ -181,6 +215,8 @@ class Upstream:
         if isinstance(error, TimeoutError):
             message = f"{target.shown}: no connection within {CONNECT_TIMEOUT_S:g} s"
             return UpstreamError(message, status=504, is_unreachable=True)
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return UpstreamError(f"{target.shown}: the proxy refuses the connection with status {error.status}")
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.InvalidURL):
             reason = getattr(error, "strerror", None) or type(error).__name__
             return UpstreamError(f"{target.shown}: cannot be reached: {reason}", is_unreachable=True)

@@ -56,7 +56,7 @@ class ClientSettings:
     def __post_init__(self) -> None:
         self.api_key = (self.api_key or "").strip() or None
         if isinstance(self.verify, str):
-            self.verify = _trusting(self.verify)
+            self.verify = trusting(self.verify)
         self._headers = self._read_headers()
 
     @property
@@ -140,8 +140,12 @@ class ClientSettings:
         return headers
 
 
-def _trusting(file: str) -> ssl.SSLContext:
-    """Make a context that trusts the authorities of a file, and no others."""
+def trusting(file: str) -> ssl.SSLContext:
+    """Make a context that trusts the authorities of a file, and no others.
+
+    Raises:
+        ConfigError: it is no file of certificates.
+    """
     try:
         return ssl.create_default_context(cafile=file)
     except OSError as error:  # ssl.SSLError too

@@ -1,6 +1,7 @@
 """Models behind endpoints: their completions, how trainable these are, and the version that answered."""
 
 from r3agent.policy.base import (
+    Access,
     Paced,
     Pinnable,
     Policy,
@@ -16,6 +17,7 @@ from r3agent.policy.base import (
 from r3agent.policy.openai import OpenAIPolicy
 
 __all__ = [
+    "Access",
     "OpenAIPolicy",
     "Paced",
     "Pinnable",

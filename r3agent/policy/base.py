@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import httpx
 from pydantic import Field, field_validator, model_validator
 
 from r3agent._util.messages import shorten
@@ -195,6 +197,20 @@ class Renamable(Protocol):
         ...
 
 
+class Access(NamedTuple):
+    """Settings with which a policy reaches its server, for other clients of it."""
+
+    proxy: str | None = None
+    """URL of a proxy; `None` for those of the environment."""
+    verify: bool | str | ssl.SSLContext = True
+    """Check of the server's certificate, as `OpenAIPolicy` documents it."""
+    http_client: httpx.AsyncClient | None = None
+    """Client of the application, which sends all requests."""
+    timeout_s: float = 600.0
+    max_tries: int = 6
+    outage_s: float = 600.0
+
+
 class Route(NamedTuple):
     """Way of a request to the model that a policy samples from."""
 
@@ -205,6 +221,7 @@ class Route(NamedTuple):
     """Headers with the key, which are never recorded."""
     version: str | None
     """Policy version that answers there, if it is known."""
+    access: Access = Access()
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
 from r3agent.http.slots import Slots
 from r3agent.http.urls import ApiURL, redact_url
+from r3agent.policy.base import Access
 
 T = TypeVar("T")
 
@@ -79,12 +80,13 @@ class Endpoint:
         )
         self._lent = None if http_client is None else self._settings.lent(http_client)
         self._retry = Retry(max_tries=max_tries, outage_s=outage_s, is_current=is_current)
+        self.access = Access(proxy, self._settings.verify, http_client, timeout_s, max_tries, outage_s)
         self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers of every request, with the key."""
-        return dict(self._settings.all_headers)
+        return dict(self._settings.all_headers if self._lent is None else self._lent.headers)
 
     async def post(
         self, path: str, body: dict[str, Any], check: Callable[[bytes], object] = lambda content: None

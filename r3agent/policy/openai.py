@@ -177,7 +177,7 @@ class OpenAIPolicy(Shared):
         endpoint = self._endpoints.of(target.base_url, self._current_url)
         now = await self._endpoints.weights(endpoint).now() if target.in_place else None
         version = self._answered.version(target, self.base_url, target.model, now, now)
-        return Route(endpoint.base_url, target.model, endpoint.headers, version)
+        return Route(endpoint.base_url, target.model, endpoint.headers, version, endpoint.access)
 
     def room(self) -> int:
         """Return how many requests may be in flight at present."""

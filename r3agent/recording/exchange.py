@@ -15,6 +15,7 @@ from r3agent.http.body import ErrorBody, find_error, read_body
 from r3agent.http.errors import text_refusal
 from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import redact_url
+from r3agent.policy.base import Access
 from r3agent.policy.parse import generations
 from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
@@ -57,6 +58,7 @@ class Exchange:
         version: policy version of a served name that has none.
         tokens: request logprobs, token ids, and the usage when streaming.
         purpose: what the call is for, if it is not the policy's.
+        retried: the sender repeats what fails for a while; then only fields that an error names are taken out.
 
     Raises:
         StepLimitError: the try may make no further call.
@@ -75,12 +77,14 @@ class Exchange:
         version: str | None = None,
         tokens: bool = True,
         purpose: str | None = None,
+        retried: bool = False,
     ) -> None:
         request = {**body, **(extra or {})}
         self.is_stream = bool(request.get("stream"))
         self._terms = terms = None if scope is None else scope.terms
         self.headers: Mapping[str, str] | None = None
         """Headers for the server of the policy; `None` for the sender's own server."""
+        self.access: Access | None = None
         filled: dict[str, Any] = {}
         if terms is not None:
             index = terms.count()
@@ -91,7 +95,7 @@ class Exchange:
                     extra = {name: value for name, value in (extra or {}).items() if name != "model"}
                 version = terms.version or version
                 if terms.base_url is not None:
-                    base_url, self.headers = terms.base_url, terms.headers
+                    base_url, self.headers, self.access = terms.base_url, terms.headers, terms.access
             else:
                 purpose, version = purpose or OTHER, None
         self._purpose = purpose
@@ -101,7 +105,7 @@ class Exchange:
         left_out = {*(extra or ()), *memory.refused.get(self._subject, ())}
         is_exact = tokens and purpose is None
         wanted = (wanted_fields(body, is_stream=self.is_stream) if is_exact else {}) | filled
-        self._filled = frozenset(filled)
+        self._filled, self._is_retried = frozenset(filled), retried
         self._written, self._extra = body, dict(extra or {})
         self.added = {field: value for field, value in wanted.items() if field not in left_out}
         """Fields of `body` that are not as the sender wrote them, and whose effect on the answer it must not see."""
@@ -143,6 +147,8 @@ class Exchange:
         has_taken = self._subject in self._memory.taken
         if not named and (status in INNOCENT or (status in UNREMEMBERED and has_taken)):
             return False
+        if not named and self._is_retried and (status in UNREMEMBERED or status >= 500):
+            return False
         if not (out := named or {*self.added} - self._filled):
             return False
         self._is_remembered &= bool(named) or not (status in UNREMEMBERED or has_taken)
@@ -169,7 +175,7 @@ class Exchange:
     def ends_empty(self) -> bool:
         """Return True if a response without anything may be a refusal of the added fields; they are then out."""
         is_known = self.has_begun or self._subject in self._memory.taken
-        return not is_known and self.repeats(400, ErrorBody("no answer"))
+        return not is_known and not self._is_retried and self.repeats(400, ErrorBody("no answer"))
 
     def fail(self, why: PolicyError | None = None) -> None:
         """Note that the request failed, which its sender sees."""

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from r3agent.errors import BudgetError, PolicyError, StepLimitError
 from r3agent.http.errors import MIN_SECRET
+from r3agent.policy.base import Access
 from r3agent.records.sampling import LIMITS
 
 MAX_REFUSED = 10
@@ -43,6 +44,8 @@ class CallTerms:
     """Base URL of its server; `None` for the one that the client has."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Headers of the requests to `base_url`, with the key; never recorded."""
+    access: Access | None = None
+    """Settings of the policy's own requests to `base_url`; `None` if the sender has its own."""
     version: str | None = None
     """Version of a served name that has none."""
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])

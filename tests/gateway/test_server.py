@@ -24,6 +24,7 @@ from r3agent.recording.terms import CallTerms
 from r3agent.store.registry import Registry
 from r3agent.testing import HANG, SERVER_ERROR, ScriptedEndpoint
 from tests.gateway.stub import HTTP
+from tests.support.access import Proxy
 
 USER: Any = {"role": "user", "content": "?"}
 
@@ -172,3 +173,19 @@ def test_journal_goes_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: 
         shutil.copy(path, tmp_path / "killed")
         [(_, [found])] = left_behind(tmp_path / "killed")
     assert len(found.spans) == 4
+
+
+def test_calls_go_through_the_proxy(tmp_path: Path) -> None:
+    proxy = Proxy()
+    try:
+        with ScriptedEndpoint("42") as endpoint, Gateway(endpoint.url, out=tmp_path, proxy=proxy.url) as gateway:
+            assert ask(gateway.url, "scripted").json()["choices"][0]["message"]["content"] == "42"
+            assert HTTP.get(f"{gateway.url}/models").status_code == 200
+        assert proxy.asked == ["/v1/chat/completions", "/v1/models"]
+    finally:
+        proxy.close()
+
+
+def test_proxy_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"proxy = 'socks5://p:1': a gateway takes HTTP proxies"):
+        Gateway("http://127.0.0.1:8000/v1", proxy="socks5://p:1")

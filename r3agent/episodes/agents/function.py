@@ -33,14 +33,14 @@ from r3agent._util.aio import in_own_thread
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
 from r3agent.errors import ConfigError
-from r3agent.http.client import CONNECT_TIMEOUT_S
+from r3agent.http.client import CONNECT_TIMEOUT_S, ClientSettings
 from r3agent.http.errors import NO_KEY
-from r3agent.policy import Policy, Routed
+from r3agent.policy import Access, Policy, Routed
 from r3agent.recording.instrument import bind, instrument
 from r3agent.records.reply import text_of
 
-MAX_RETRIES = 5
-"""Number of times that the SDK sends a request again, as often as an `OpenAIPolicy` does."""
+MAX_CONNECTIONS = 1000
+"""Maximum number of connections of one try, as in the SDK's own clients."""
 
 BY_NAME = ("environment", "task")
 """Parameters that a function can have besides the messages and the client."""
@@ -61,12 +61,9 @@ class FunctionAgent:
             raise ConfigError(f"agent = {self._name}: it yields; return the answer")
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         self._named = _named(function, self._name)
-        url, key = "http://127.0.0.1", NO_KEY  # each try has a copy of this client, which shares what endpoints refuse
-        self._client: Any = (
-            instrument(openai.AsyncOpenAI(base_url=url, api_key=key, http_client=_http(httpx.AsyncClient)))
-            if self._is_async
-            else instrument(openai.OpenAI(base_url=url, api_key=key, http_client=_http(httpx.Client)))
-        )
+        # Each try has a copy of this client, which shares what endpoints refuse.
+        given: Any = {"base_url": "http://127.0.0.1", "api_key": NO_KEY, "http_client": _http(self._is_async, Access())}
+        self._client: Any = instrument(openai.AsyncOpenAI(**given) if self._is_async else openai.OpenAI(**given))
 
     def __repr__(self) -> str:
         return f"FunctionAgent({self._name})"
@@ -86,22 +83,29 @@ class FunctionAgent:
         """Open a client of the policy's endpoint for one try."""
         terms = call.scope.terms
         assert terms is not None  # the policy has a route
+        access = terms.access or Access()
+        if access.http_client is not None and not self._is_async:
+            raise ConfigError(
+                f"agent = {self._name}: the policy's http_client is async, and the function is not; write it with "
+                "async def, or give the policy proxy= and verify= in place of the client"
+            )
         headers = {name: value for name, value in terms.headers.items() if name.lower() != "authorization"}
         bearer = next((v for name, v in terms.headers.items() if name.lower() == "authorization"), "")
         settings: dict[str, Any] = {
             "base_url": terms.base_url,
             "api_key": bearer.removeprefix("Bearer ") or NO_KEY,
             "default_headers": headers,
-            "max_retries": MAX_RETRIES,
+            "max_retries": access.max_tries - 1,
+            "timeout": httpx.Timeout(access.timeout_s, connect=min(CONNECT_TIMEOUT_S, access.timeout_s)),
         }
-        http = _http(httpx.AsyncClient if self._is_async else httpx.Client)
+        http = access.http_client or _http(self._is_async, access)
         try:
             yield bind(self._client.copy(**settings, http_client=http), call.episode, call.scope)
         finally:
-            if isinstance(http, httpx.AsyncClient):
-                await http.aclose()
-            else:
+            if isinstance(http, httpx.Client):
                 http.close()
+            elif http is not access.http_client:
+                await http.aclose()
 
     def _text(self, answer: Any) -> str | None:
         """Return the text of what the function returned; `None` for the last step's.
@@ -166,13 +170,16 @@ def _dumped(answer: Any) -> Mapping[str, Any] | None:
     return cast(Mapping[str, Any], found) if isinstance(found, Mapping) else None
 
 
-def _http(kind: Any) -> Any:
-    return kind(
-        verify=_ssl_context(),
-        timeout=httpx.Timeout(openai.DEFAULT_TIMEOUT.read, connect=CONNECT_TIMEOUT_S),
-        limits=openai.DEFAULT_CONNECTION_LIMITS,
-        follow_redirects=True,
+def _http(is_async: bool, access: Access) -> httpx.AsyncClient | httpx.Client:
+    settings = ClientSettings(
+        timeout_s=access.timeout_s,
+        max_connections=MAX_CONNECTIONS,
+        proxy=access.proxy,
+        verify=_ssl_context() if access.verify is True else access.verify,
     )
+    client = settings.open_async() if is_async else settings.open()
+    client.follow_redirects = True
+    return client
 
 
 @cache

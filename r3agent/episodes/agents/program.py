@@ -44,6 +44,7 @@ from r3agent.episodes.agents.base import AgentCall, AgentEnd
 from r3agent.episodes.agents.process_tree import GRACE_S, MARK, ProcessTree
 from r3agent.errors import AgentError, ConfigError, StepLimitError
 from r3agent.http.errors import NO_KEY
+from r3agent.policy import Access
 from r3agent.records.reply import text_of
 from r3agent.records.trajectory import Message, Task
 
@@ -111,7 +112,13 @@ class Program:
         terms = call.scope.terms
         if terms is None or terms.base_url is None:
             raise ConfigError(f"{self!r} asks an endpoint, and the policy has none; pass an OpenAIPolicy")
-        gateway = await asyncio.to_thread(self._serving, terms.base_url)
+        access = terms.access or Access()
+        if access.http_client is not None:
+            raise ConfigError(
+                f"{self!r} asks through a gateway, which cannot send requests with the policy's http_client; give the "
+                "policy proxy= and verify= in place of the client"
+            )
+        gateway = await asyncio.to_thread(self._serving, terms.base_url, access)
         opening = asyncio.create_task(asyncio.to_thread(gateway.open, call.episode, call.scope))
 
         async def close() -> None:
@@ -122,13 +129,13 @@ class Program:
         finally:
             await asyncio.shield(close())
 
-    def _serving(self, upstream: str) -> Any:
+    def _serving(self, upstream: str, access: Access) -> Any:
         """Return the gateway of this process, which the first try starts."""
         from r3agent.gateway.server import Gateway
 
         with self._lock:
             if self._gateway is None:
-                self._gateway = Gateway(upstream).__enter__()
+                self._gateway = Gateway(upstream, proxy=access.proxy, verify=access.verify).__enter__()
                 atexit.register(self.close)
             return self._gateway
 
