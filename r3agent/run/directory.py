@@ -23,6 +23,7 @@ from r3agent.records.versions import BASE
 from r3agent.run.agent import Agent
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
+from r3agent.store.batches import StoredTrajectories
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import NO_SOURCE, RECORDED, default_verifier, find_tasks, in_run, read_tasks
@@ -135,14 +136,23 @@ class RunDirectory:
         Raises:
             ConfigError: some were collected for another task or judged by another verifier.
         """
-        folder = self.directory / "trajectories"
-        trajectories = load(folder)
+        return self._for_training(load(self._store))
+
+    def stored(self) -> StoredTrajectories:
+        """Return the trajectories as `trajectories` does, but in batches, each of which is checked when it is read."""
+        return StoredTrajectories(self._store, self._for_training)
+
+    @property
+    def _store(self) -> Path:
+        return self.directory / "trajectories"
+
+    def _for_training(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         for key, expected in self.provenance().items():
             known = (expected, *(WAITING if key == "verifier" else ()))
             if others := {str(t.metadata[key]) for t in trajectories if t.metadata.get(key, expected) not in known}:
                 raise ConfigError(
-                    f"{key} = {expected!r}, but {folder} has episodes of {', '.join(sorted(others))}; put it back in "
-                    f"{CONFIG_FILE}, or collect into another directory with --run"
+                    f"{key} = {expected!r}, but {self._store} has episodes of {', '.join(sorted(others))}; put it back "
+                    f"in {CONFIG_FILE}, or collect into another directory with --run"
                 )
         return self._split_guard.with_splits(trajectories)
 

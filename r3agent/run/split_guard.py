@@ -37,6 +37,7 @@ class SplitGuard:
         self._run = run
         self._config = config
         self._drawn: dict[str, str] | None = None
+        self._found_frozen = False
 
     def admit(self, tasks: Sequence[Task], split: str) -> list[Task]:
         """Return the tasks of a draw; the gate and the test leave out recorded ones that a version was trained on.
@@ -91,8 +92,9 @@ class SplitGuard:
 
         An endless source has more of them, which later gates draw.
         """
-        if not self._config.task.source:
+        if not self._config.task.source or self._found_frozen:
             return  # no stage has drawn any
+        self._found_frozen = True
         task, evaluation, source = self._config.task, self._config.eval, in_run(self._config.task.source, self._run)
         finite = is_finite(source)
         if source != task.source and not store_at(self._run).is_dir():

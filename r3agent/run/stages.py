@@ -75,7 +75,7 @@ class Run(Rounds):
         Args:
             start: version to start from; default: the live one.
         """
-        trajectories, parent = self.trajectories(), self.ensure_live()
+        trajectories, parent = self.stored(), self.ensure_live()
         parent = self.registry.card(start) if start is not None else parent
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 

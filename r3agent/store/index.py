@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import orjson
@@ -25,6 +26,9 @@ from r3agent.store.labels import label_files, with_labels
 from r3agent.store.lines import decode
 from r3agent.store.reading import Unreadable, parse, readable, records
 from r3agent.store.shards import replaces, shards, store_at
+
+MAX_ROW = 1 << 20
+"""Size of a row, at most; an index whose last row is longer is made anew."""
 
 
 def entries(directory: str | Path, *, report: bool = True, prefix: str = "") -> Iterator[Entry]:
@@ -62,18 +66,31 @@ def latest_entries(
     return found
 
 
+class Place(NamedTuple):
+    """Place of a record, with its number in order of writing."""
+
+    number: int
+    path: Path
+    offset: int
+    size: int
+    crc: int
+
+
 def read_entry(entry: Entry) -> Trajectory:
     """Read one record, without labels.
 
     Raises:
         RecordError: it was changed since.
     """
-    line = _line_at(entry.path, entry.offset, entry.size)
-    if crc32(line.rstrip()) != entry.crc:
-        index_path(entry.path).unlink(missing_ok=True)
-        raise RecordError(
-            f"{entry.path}: its index is of another state, and is removed; call again, which makes it anew"
-        )
+    return read_place(Place(0, entry.path, entry.offset, entry.size, entry.crc))
+
+
+def read_place(place: Place) -> Trajectory:
+    """Read the record at a place, as `read_entry` does."""
+    line = _line_at(place.path, place.offset, place.size)
+    if crc32(line.rstrip()) != place.crc:
+        index_path(place.path).unlink(missing_ok=True)
+        raise RecordError(f"{place.path}: its index was of another state and is removed; call again to make it anew")
     return decode(line)
 
 
@@ -91,28 +108,30 @@ def count(tally: Tally, directory: str | Path, counted: Iterable[Entry]) -> None
 
 
 def _of_shard(shard: Path) -> Iterator[Entry | Unreadable]:
-    known, end = _known(shard)
-    for row in known:
-        yield _parsed(shard, row)
+    length, end = _known(shard)
+    if length:
+        with index_path(shard).open("rb") as index:
+            index.readline()
+            while index.tell() < length:
+                yield _parsed(shard, index.readline())
     if fresh := list(_scan(shard, end)):
         for row in fresh:
             yield _parsed(shard, row)
-        _store(shard, b"".join([HEADER, *known, *fresh]))
+        _store(shard, length, fresh)
 
 
-def _known(shard: Path) -> tuple[list[bytes], int]:
-    """Return the rows of a shard's index, and the place up to which it goes; none if it is of another shard."""
-    try:
-        header, *rows = index_path(shard).read_bytes().splitlines(keepends=True) or [b""]
-        while rows and not rows[-1].endswith(b"\n"):
-            rows.pop()  # torn
-        if header == HEADER and rows:
-            offset, size, crc, *_ = orjson.loads(rows[-1])
+def _known(shard: Path) -> tuple[int, int]:
+    """Return the length of a shard's index, and the place up to which it goes; 0 if it is of another shard."""
+    with suppress(OSError, ValueError, TypeError, StopIteration), index_path(shard).open("rb") as index:
+        if index.readline() == HEADER:
+            start = max(len(HEADER), index.seek(0, os.SEEK_END) - MAX_ROW)
+            index.seek(start)
+            tail = index.read()
+            tail = tail[: tail.rfind(b"\n") + 1]  # the rest is torn
+            offset, size, crc, *_ = orjson.loads(tail.splitlines()[-1] if tail else b"")
             if crc32(_line_at(shard, offset, size).rstrip()) == crc:
-                return rows, offset + size
-    except (OSError, ValueError, TypeError, StopIteration):
-        pass
-    return [], 0
+                return start + len(tail), offset + size
+    return 0, 0
 
 
 def _parsed(shard: Path, row: bytes) -> Entry | Unreadable:
@@ -166,12 +185,19 @@ def _line_number(shard: Path, offset: int) -> int:
         return file.read(offset).count(b"\n") + 1
 
 
-def _store(shard: Path, content: bytes) -> None:
-    """Write a shard's index, unless the shard is being written, or the directory cannot be."""
+def _store(shard: Path, length: int, fresh: list[bytes]) -> None:
+    """Add rows to the first bytes of an index, unless the shard is being written, or the directory cannot be."""
+    path = index_path(shard)
     with suppress(OSError, ConfigError):
         fd = os.open(shard, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_atomically(index_path(shard), content)
+            if length:
+                with path.open("r+b") as index:
+                    index.truncate(length)
+                    index.seek(length)
+                    index.writelines(fresh)
+            else:
+                write_atomically(path, b"".join([HEADER, *fresh]))
         finally:
             os.close(fd)

@@ -22,12 +22,9 @@ def with_advantages(groups: list[list[list[Row]]], config: TrainConfig) -> list[
     Args:
         groups: the rows of each sibling, by group.
 
-    The scale is the sample standard deviation, as in TRL. Groups of equal rewards count in that of a label, and are
-    left out of the result.
+    The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
+    applied by `scaled`, when all batches are known. Groups of equal rewards are left out of the result.
     """
-    every: dict[RowLabel, list[float]] = {}
-    for tries_G in groups:
-        every.setdefault(tries_G[0][0].label, []).extend(rows[0].reward for rows in tries_G)
     weights: dict[Any, float] = config.credit_weights
     found: list[Row] = []
     for tries_G in groups:
@@ -35,8 +32,16 @@ def with_advantages(groups: list[list[list[Row]]], config: TrainConfig) -> list[
         if len(set(rewards_G)) == 1:
             continue
         mean, scale = fmean(rewards_G), 1.0
-        if config.scale_rewards != "none":
-            scale = stdev(rewards_G if config.scale_rewards == "group" else every[label]) + STD_EPSILON
+        if config.scale_rewards == "group":
+            scale = stdev(rewards_G) + STD_EPSILON
         weight = weights.get(label, 1.0)
         found += [row._replace(advantage=weight * (row.reward - mean) / scale) for rows in tries_G for row in rows]
     return found
+
+
+def scaled(rows: list[Row], every: dict[RowLabel, list[float]], config: TrainConfig) -> list[Row]:
+    """Divide the advantages by the standard deviation of all rewards of their label, if that is configured."""
+    if config.scale_rewards != "batch":
+        return rows
+    scales = {label: stdev(rewards) + STD_EPSILON for label, rewards in every.items() if len(rewards) > 1}
+    return [row._replace(advantage=row.advantage / scales.get(row.label, 1.0)) for row in rows]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 from r3agent.records import versions
 from r3agent.records.credit import CreditLabel, credit_label, reward
@@ -113,6 +113,32 @@ class RowReport(Record):
         )
 
 
+Rewards: TypeAlias = dict[CreditLabel, list[float | None]]
+"""Rewards of the reflections and tries of each credited label; `None` for one without."""
+
+
+def rewards_of(trajectories: Iterable[Trajectory], config: TrainConfig) -> Rewards:
+    """Compute the rewards of all reflections and tries."""
+    rewards: Rewards = {label: [] for label in config.credit}
+    for trajectory in trajectories:
+        for span in trajectory.spans:
+            label = credit_label(trajectory, span)
+            if label in config.credit and not trajectory.is_step(span):
+                earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
+                rewards[label].append(earned)
+    return rewards
+
+
+def labels_of(config: TrainConfig) -> list[str]:
+    """Return the labels that rows can have."""
+    return [*config.credit, *(["distill"] if config.distill else [])]
+
+
+def reward_means(rewards: Rewards) -> dict[str, float]:
+    earned = {str(label): [x for x in values if x is not None] for label, values in rewards.items()}
+    return {label: fmean(values) for label, values in earned.items() if values}
+
+
 def report_rows(
     trajectories: Sequence[Trajectory],
     credited: Credited,
@@ -121,19 +147,9 @@ def report_rows(
     lineage: Sequence[str] | None = None,
 ) -> RowReport:
     rows, dropped, leaked, zero_variance_groups = credited
-    spans = dict.fromkeys(config.credit, 0)
-    rewards: dict[CreditLabel, list[float]] = {}
-    for trajectory in trajectories:
-        for span in trajectory.spans:
-            if (label := credit_label(trajectory, span)) not in config.credit or trajectory.is_step(span):
-                continue
-            spans[label] += 1
-            earned = None if trajectory.error else reward(trajectory, span, config.credit[label])
-            if earned is not None:
-                rewards.setdefault(label, []).append(earned)
+    rewards = rewards_of(trajectories, config)
     errors = [f"{t.error.kind}: {t.error.message}" for t in trajectories if t.error]
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
-    labels = [*config.credit, *(["distill"] if config.distill else [])]
     first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt and not t.recorded]
     tries = {_try_of(row) for row in rows}
     steps = sum(len(row.step_ids or [row.span_id]) for row in rows)
@@ -148,7 +164,7 @@ def report_rows(
         last_error=errors[-1] if errors else None,
         failures=first_tries.count(False),
         unlabelled=first_tries.count(None),
-        spans={str(label): n for label, n in spans.items()},
+        spans={str(label): len(rewards[label]) for label in config.credit},
         rows=len(rows),
         tries=len(tries),
         steps=steps,
@@ -167,11 +183,11 @@ def report_rows(
         ages=Counter(str(versions.version_age(row.policy_version, version, lineage)) for row in rows),
         settings=Counter(settings[row.trajectory_id] for row in rows),
         temperatures=Counter(str(row.temperature) for row in rows),
-        reward_means={str(label): fmean(earned) for label, earned in rewards.items()},
+        reward_means=reward_means(rewards),
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sampled,
         between_tokens=sum(len(row.completion_ids_T) for row in rows) - sampled,
-        remedies=remedies(labels, rows, dropped),
+        remedies=remedies(labels_of(config), rows, dropped),
     )
 
 

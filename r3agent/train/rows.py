@@ -15,11 +15,13 @@ from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory, each_trajectory
-from r3agent.train.advantages import with_advantages
+from r3agent.store.batches import StoredTrajectories
+from r3agent.train.advantages import scaled, with_advantages
 from r3agent.train.config import TrainConfig
 from r3agent.train.leak import leaks
-from r3agent.train.report import RowReport, report_rows
-from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowMaker
+from r3agent.train.merging import merge_reports
+from r3agent.train.report import Rewards, RowReport, report_rows, rewards_of
+from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowLabel, RowMaker
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,12 +46,41 @@ def build_rows(
     Raises:
         TrainingError: no row is left.
     """
-    trajectories = list(each_trajectory(trajectories))
-    credited = credit_spans(trajectories, config=config, version=version, lineage=lineage, retokenise=retokenise)
-    report = report_rows(trajectories, credited, config, version, lineage)
-    if not credited.rows:
+    make_row, every = RowMaker(config, version, lineage, retokenise), dict[RowLabel, list[float]]()
+    rows, dropped, reports, rewards = list[Row](), list[Dropped](), list[RowReport](), list[Rewards]()
+    for batch in batches_of(trajectories):
+        credited = _credit(batch, make_row, every)
+        rows += credited.rows
+        dropped += credited.dropped
+        rewards.append(rewards_of(batch, config))
+        reports.append(report_rows(batch, credited, config, version, lineage))
+    report = merge_reports(reports, rewards, rows, dropped, config)
+    if not rows:
         raise TrainingError(report.why_empty())
-    return credited.rows, report
+    return scaled(rows, every, config), report
+
+
+def stream_rows(
+    trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str, lineage: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Make the rows as `build_rows` does, but yield them batch by batch, so that few are in memory at a time.
+
+    With `scale_rewards = "batch"`, the trajectories are read twice: the scale is that of all rewards.
+    """
+    make_row, every = RowMaker(config, version, lineage, None), dict[RowLabel, list[float]]()
+    if config.scale_rewards == "batch":
+        for batch in batches_of(trajectories):
+            _credit(batch, make_row, every)
+    for batch in batches_of(trajectories):
+        yield from scaled(_credit(batch, make_row, {}).rows, every, config)
+
+
+def batches_of(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
+    """Yield all trajectories of some tasks at a time if they are those of a store, or else all at once."""
+    if isinstance(trajectories, StoredTrajectories):
+        yield from trajectories.batches()
+    else:
+        yield list(each_trajectory(trajectories))
 
 
 def why_untrainable(
@@ -77,8 +108,19 @@ def credit_spans(
     retokenise: Retokenise | None = None,
 ) -> Credited:
     """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
-    trajectories = list(each_trajectory(trajectories))
+    every: dict[RowLabel, list[float]] = {}
     make_row = RowMaker(config, version, lineage, retokenise)
+    credited = _credit(list(each_trajectory(trajectories)), make_row, every)
+    return credited._replace(rows=scaled(credited.rows, every, config))
+
+
+def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: dict[RowLabel, list[float]]) -> Credited:
+    """Credit the spans of all trajectories of some tasks.
+
+    Args:
+        every: receives the rewards of all siblings by label, for `scaled`, which the advantages still need.
+    """
+    config = make_row.config
     reasons = left_out(trajectories)
     whole = [t for t in trajectories if t.trajectory_id not in reasons]
     dropped = list(_without_reward(trajectories, config, reasons))
@@ -99,6 +141,8 @@ def credit_spans(
             dropped += [Dropped(first.trajectory_id, first.span_id, label, reason) for first, *_ in tries_G]
     made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
+    for tries_G in siblings:
+        every.setdefault(tries_G[0][0].label, []).extend(rows[0].reward for rows in tries_G)
     rows = [*with_advantages(siblings, config), *(row for rows in made if isinstance(rows, list) for row in rows)]
     return Credited(rows, dropped, leaked, zero_variance_groups)
 

@@ -18,6 +18,7 @@ from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.launcher import without_leftovers
 from r3agent.records.trajectory import Trajectory, each_trajectory
+from r3agent.store.batches import StoredTrajectories
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
@@ -71,7 +72,8 @@ def train(
         TrainingInterrupted: SIGTERM or Ctrl-C arrived; the current step was finished and a checkpoint saved.
     """
     config, out_dir = config or TrainConfig(), Path(out_dir)
-    trajectories = list(each_trajectory(trajectories))
+    if not isinstance(trajectories, StoredTrajectories):
+        trajectories = list(each_trajectory(trajectories))
     check_service(config)
     processes = join_processes()
     first = processes.is_main_process
