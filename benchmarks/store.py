@@ -5,9 +5,11 @@ Generated episodes have an attempt, 8 reflections with a retry each, and a blind
 the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too.
 `bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in Parquet. A collection whose episodes
 are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
-than the process has with its tasks (`--stored` episodes of one attempt and two reflections).
+than the process has with its tasks (`--stored` episodes of one attempt and two reflections with a retry each). Training
+rows are made of `--trajectories` such episodes, streamed to a file in Arrow's format: `peak_gib` is the peak of the
+memory of the process that makes them, `rows_per_s` its rate.
 
-    python -m benchmarks.store [--turns 5] [--stored 100000]
+    python -m benchmarks.store [--turns 5] [--stored 100000] [--trajectories 1000000]
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,26 @@ def resume(store: Path, n: int) -> dict[str, float]:
     return {"resume_s": round(seconds, 2), "resume_cpu_s": round(cpu_s, 2), "resume_mib": round(peak_mib() - before)}
 
 
+def rows(store: Path, out: Path) -> dict[str, float]:
+    """Make training rows, in a process of its own."""
+    import pyarrow
+
+    from r3agent.store.batches import StoredTrajectories
+    from r3agent.train import TrainConfig
+    from r3agent.train.rows import stream_rows
+
+    start, n = time.monotonic(), 0
+    streamed = stream_rows(StoredTrajectories(store), config=TrainConfig(), version="v0000")
+    first = pyarrow.Table.from_pylist([next(streamed)._asdict()])
+    with pyarrow.OSFile(str(out), "wb") as file, pyarrow.ipc.new_file(file, first.schema) as writer:
+        writer.write_table(first)
+        while batch := [row._asdict() for row in islice(streamed, 1000)]:
+            n += len(batch)
+            writer.write_table(pyarrow.Table.from_pylist(batch, first.schema))
+    seconds = time.monotonic() - start
+    return {"rows": n + 1, "rows_per_s": round(n / seconds), "peak_gib": round(peak_mib() / 1024, 3)}
+
+
 def in_process(*arguments: object) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.store", *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
@@ -171,8 +194,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--stored", type=int, default=10_000)
+    parser.add_argument("--trajectories", type=int, default=10_000)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rows:
+        print(json.dumps(rows(options.rows, options.rows / "rows.arrow")))
+        return
     if options.resume:
         print(json.dumps(resume(options.resume, options.stored)))
         return
@@ -180,6 +208,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), options.stored)
         results |= {"stored": options.stored, **in_process("--stored", options.stored, "--resume", folder)}
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), options.trajectories)
+        results |= {"trajectories": options.trajectories, **in_process("--rows", folder)}
     for name, value in results.items():
         print(f"{name:24} {value}")
     print(json.dumps(results))
