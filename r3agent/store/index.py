@@ -129,9 +129,28 @@ def _known(shard: Path) -> tuple[int, int]:
             tail = index.read()
             tail = tail[: tail.rfind(b"\n") + 1]  # the rest is torn
             offset, size, crc, *_ = orjson.loads(tail.splitlines()[-1] if tail else b"")
-            if crc32(_line_at(shard, offset, size).rstrip()) == crc:
-                return start + len(tail), offset + size
+            length, end = start + len(tail), offset + size
+            if crc32(_line_at(shard, offset, size).rstrip()) == crc and _is_unchanged(shard, end):
+                return length, end
     return 0, 0
+
+
+def _is_unchanged(shard: Path, end: int) -> bool:
+    """Return False if an indexed line was changed; all are compared if the shard is newer than its whole index."""
+    path, written = index_path(shard), shard.stat()
+    has_more = shard.suffix != parquet.ENDING and written.st_size > end  # its writer was killed, or is still writing
+    if has_more or written.st_mtime_ns <= path.stat().st_mtime_ns:
+        return True
+    lines = {offset: crc32(line.rstrip()) for offset, _, line in _lines_from(shard, 0) if not line.isspace()}
+    with path.open("rb") as index:
+        index.readline()
+        rows = (orjson.loads(row) for row in iter(index.readline, b""))
+        same = all(lines.pop(row[0], None) == row[2] for row in rows)
+    if same and not lines:
+        with suppress(OSError):
+            os.utime(path)
+        return True
+    return False
 
 
 def _parsed(shard: Path, row: bytes) -> Entry | Unreadable:

@@ -18,6 +18,7 @@ from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.config import load_config, to_toml
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
+from r3agent.store.lines import encode
 from r3agent.store.shards import TrajectoryWriter, read
 from r3agent.store.trajectories import load
 from r3agent.tasks import find_tasks
@@ -270,7 +271,8 @@ def restamp(run: Run, version: str, stamp: str, n: int) -> None:
     [path] = (run.directory / "eval" / version).glob("*.jsonl")
     lines = path.read_text().splitlines(keepends=True)
     old, new = f'"policy_version":"{version}"', f'"policy_version":"{stamp}"'
-    path.write_text("".join([*(line.replace(old, new) for line in lines[:n]), *lines[n:]]))
+    others = [encode(Trajectory.of_line(line.replace(old, new).encode())).decode() for line in lines[:n]]
+    path.write_text("".join([*others, *lines[n:]]))
 
 
 def test_episodes_that_other_weights_answered_are_collected_anew(run: Run, endpoint: ChattingEndpoint) -> None:
