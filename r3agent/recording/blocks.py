@@ -6,6 +6,7 @@ with the `with` statement is on it, also where another thread or context iterate
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Block:
     purpose: str | None = None
     """Purpose of the calls, if they are not the policy's."""
     thread_id: int = field(default_factory=threading.get_ident)
+    process_id: int = field(default_factory=os.getpid)
 
     @property
     def has_ended_try(self) -> bool:

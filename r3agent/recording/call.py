@@ -27,6 +27,9 @@ from r3agent.records.json_values import parse_json
 class RecordedCall(Exchange):
     """One request of a client and its record."""
 
+    _unparsed: Any = None
+    """Answer before the application's own parser, which may refuse it."""
+
     def __init__(
         self,
         block: Block,
@@ -68,6 +71,13 @@ class RecordedCall(Exchange):
     def options(self, options: Mapping[str, Any]) -> Any:
         """Return the options of the request with the policy's headers, and without the application's own key."""
         options = {**options, "extra_json": self._extra} if options.get("extra_json") else options
+        if callable(parser := options.get("post_parser")):  # of `chat.completions.parse`
+
+            def parse(answer: Any) -> Any:
+                self._unparsed = answer
+                return parser(answer)
+
+            options = {**options, "post_parser": parse}
         if self.headers is None:
             return options
         own_keys = {"authorization": openai.Omit(), "api-key": openai.Omit()}
@@ -79,6 +89,8 @@ class RecordedCall(Exchange):
 
         Added fields are taken out that it may refuse, and a version that was unloaded is replaced by the live one.
         """
+        if self._unparsed is not None:
+            return False
         try:
             status, read = _read(error)
         except Exception as unreadable:
@@ -120,8 +132,11 @@ class RecordedCall(Exchange):
         return False
 
     def fail_with(self, error: Exception) -> None:
-        """Note the exception of a request, which the application sees."""
-        self.fail(self._failure(error))
+        """Note the exception of a request, which the application sees; an answer that is not parsed is recorded."""
+        if self._unparsed is not None:
+            self.take(self._unparsed)
+        else:
+            self.fail(self._failure(error))
 
     def _failure(self, error: Exception) -> PolicyError | None:
         """Map an exception of the SDK onto `r3agent.errors`; `None` if it is not the endpoint's."""

@@ -9,6 +9,7 @@ clients: see `r3agent.recording.chat_models`.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -181,7 +182,9 @@ def _instrument_client(client: Any, settings: Settings) -> Any:
             block.episode.warn("a call is not recorded: its try had ended; wait for it inside of the try")
             return None
         fault = None
-        if path in UNRECORDED:
+        if block.process_id != os.getpid():
+            fault = "a call is not recorded: a forked process made it, and its memory ends with it; use threads"
+        elif path in UNRECORDED:
             fault = f"{path}: a call is not recorded: only chat completions are (ChatOpenAI: use_responses_api=False)"
         elif _raw(options) == "stream":
             fault = "with_streaming_response: a call is not recorded: the application reads it; use with_raw_response"
