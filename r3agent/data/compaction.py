@@ -16,7 +16,7 @@ import orjson
 from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
-from r3agent.data.rewriting import alone
+from r3agent.data.rewriting import alone, no_collection
 from r3agent.errors import BusyError, RecordError
 from r3agent.records.record import Record, new_id
 from r3agent.records.trajectory import Trajectory
@@ -54,7 +54,7 @@ def compact(directory: str | Path) -> Compacted:
 
     Raises:
         ConfigError: there is no such store, or `pyarrow` is not installed.
-        BusyError: another process compacts the store.
+        BusyError: the run is collecting, or another process compacts the store.
         RecordError: a file is not read back as it was written; its sources stay.
     """
     store = store_at(directory)
@@ -62,7 +62,7 @@ def compact(directory: str | Path) -> Compacted:
     skipped: dict[str, str] = {}
     files: list[Path] = []
     n_sources = n_lines = before = 0
-    with file_lock(store / ".compact.lock", "compact"), ExitStack() as locks:
+    with no_collection(store), file_lock(store / ".compact.lock", "compact"), ExitStack() as locks:
         _finish(store)
         sources = [path for path in shards(store) if path.suffix != ENDING]
         for batch in _batches([path for path in sources if _is_ready(path, locks, skipped)]):

@@ -18,7 +18,7 @@ import orjson
 from r3agent._util.checked import checked
 from r3agent._util.lock import file_lock
 from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now, write_receipt
-from r3agent.data.rewriting import COPY, alone, lines_of, take_lines
+from r3agent.data.rewriting import COPY, alone, lines_of, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
 from r3agent.errors import BusyError, ConfigError
 from r3agent.store.reading import LABELS
@@ -52,13 +52,13 @@ def forget(
 
     Raises:
         ConfigError: there is no such directory or episode, or a file cannot be written.
-        BusyError: a process writes a file that has some of it; another one forgets.
+        BusyError: the run is collecting, or a process writes a file that has some of it.
     """
     selection = Selection.of(tuple(episodes), where, pattern)
     root = _root(Path(directory))
     if dry_run:
         return _receipt(root, selection)
-    with file_lock(root / FOLDER / ".lock", "forget"):
+    with no_collection(root), file_lock(root / FOLDER / ".lock", "forget"):
         for left in [left for store in _stores(root) for left in store.rglob(f"{COPY}*")]:
             left.unlink()  # by a process that was killed
         for unfinished in [receipt for receipt in receipts(root) if receipt.finished_at is None]:

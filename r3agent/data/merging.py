@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -76,7 +76,7 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
         shutil.rmtree(part, ignore_errors=True)
         (part / LABELS).mkdir(parents=True)
         known: dict[str, _Known] = {}
-        conflicts: dict[str, None] = {}
+        conflicts: dict[int, dict[str, None]] = {}
         copies: set[tuple[int, str]] = set()
         writer, unreadable = _Shards(part), 0
         for number, paths in enumerate(files):
@@ -91,15 +91,15 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
                     elif decision == "copy":
                         copies.add((number, record.trajectory_id))
                     else:
-                        conflicts[record.trajectory_id] = None
+                        conflicts.setdefault(number, {})[record.trajectory_id] = None
         writer.close()
-        n_labels = _merge_labels(stores, part)
+        n_labels = _merge_labels(stores, part, conflicts)
         part.rename(out)
     return Merged(
         directory=str(out),
         episodes=len(known),
         copies=len(copies),
-        conflicts=tuple(conflicts),
+        conflicts=tuple(dict.fromkeys(id_ for ids in conflicts.values() for id_ in ids)),
         unreadable=unreadable,
         labels=n_labels,
     )
@@ -153,16 +153,21 @@ class _Shards:
             self._file = None
 
 
-def _merge_labels(stores: Sequence[Path], part: Path) -> int:
-    """Write the labels and the layers of verdicts of all stores; return the number of labels."""
+def _merge_labels(stores: Sequence[Path], part: Path, conflicts: Mapping[int, Collection[str]]) -> int:
+    """Write the labels and the layers of verdicts of all stores; return the number of labels.
+
+    Args:
+        conflicts: ids, by source, whose episode is not written, so that no label of it is.
+    """
     n_labels = 0
     kinds = {path.name: kind for store in stores for path, kind in label_files(store).items()}
     for name, kind in kinds.items():
         lines: list[tuple[str, bytes]] = []
         layers = 0
-        for store in stores:
+        for number, store in enumerate(stores):
             path = store / LABELS / name
-            found = [*records([path], kind)] if path.is_file() else []
+            left_out = conflicts.get(number, ())
+            found = [r for r in records([path], kind) if r.trajectory_id not in left_out] if path.is_file() else []
             for record in found:
                 if isinstance(record, SpanVerdict):
                     record = record.model_copy(update={"layer": record.layer + layers})

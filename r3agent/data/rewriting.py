@@ -12,16 +12,36 @@ from pathlib import Path
 from zlib import crc32
 
 from r3agent._util.files import disk_errors
+from r3agent._util.lock import file_lock
 from r3agent.data.receipts import Rewritten
 from r3agent.errors import BusyError, RecordError
 from r3agent.store.entry import index_path
 from r3agent.store.parquet import ENDING, read_lines, write_lines
 from r3agent.store.reading import LABELS
+from r3agent.store.shards import COLLECT_LOCK, CONFIG_FILE
 
 COPY = ".forget."
 """Beginning of the name of a file's copy, which replaces it."""
 
 Keeps = Callable[[bytes], bool]
+
+
+@contextmanager
+def no_collection(directory: Path) -> Generator[None]:
+    """Keep a run from collecting, because a collection knows the places of the records that it resumes from.
+
+    Args:
+        directory: a run directory, or a store, which may be in one.
+
+    Raises:
+        BusyError: it is collecting.
+    """
+    run = directory.parent if directory.name == "trajectories" else directory
+    if (run / CONFIG_FILE).is_file():
+        with file_lock(run / COLLECT_LOCK, "rewriting its shards"):
+            yield
+    else:
+        yield
 
 
 @contextmanager

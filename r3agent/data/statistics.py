@@ -13,7 +13,7 @@ from r3agent._util.checked import checked
 from r3agent.evaluate.statistics import Rate, rate
 from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
-from r3agent.records.summary import Tally
+from r3agent.records.summary import Tally, is_even_sample
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
@@ -144,8 +144,10 @@ def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
             for counts in [rates["first_try"], *(share.first for share in own)]:
                 counts.add(task, passed)
         for a_try in trajectory.tries:
-            if a_try.label == "retry":
-                rates["retry_blind" if a_try.is_blind else "retry_after_reflection"].add(task, a_try.passed)
+            if a_try.is_blind:
+                rates["retry_blind"].add(task, a_try.passed)
+            elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
+                rates["retry_after_reflection"].add(task, a_try.passed)
     attempts = [group for group in groups(trajectories, "attempt") if len(group.spans_G) > 1]
     return {
         "episodes": tally.episodes,

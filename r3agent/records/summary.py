@@ -132,7 +132,7 @@ class Tally:
         for a_try in tries:
             if a_try.is_blind:
                 self._judge("blind", a_try)
-            elif a_try.label == "retry" and _is_even_sample(trajectory, a_try):
+            elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
                 self._judge("retry", a_try)
         found = {_key_of(group): group.has_variance for group in groups([trajectory])}
         self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
@@ -232,7 +232,7 @@ def _key_of(group: Group) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _is_even_sample(trajectory: Trajectory, retry: Try) -> bool:
+def is_even_sample(trajectory: Trajectory, retry: Try) -> bool:
     """Return False for a retry that was drawn because of the outcomes of others."""
     reflection = trajectory.parent(retry.first)
     if (at_once := trajectory.metadata.get(AT_ONCE)) is None or reflection is None:

@@ -18,7 +18,7 @@ from r3agent.run.cluster import collect_on_cluster
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.revisit import settled, thin_out
 from r3agent.store.registry import PolicyCard
-from r3agent.store.shards import read, store_at
+from r3agent.store.shards import COLLECT_LOCK, read, store_at
 from r3agent.store.trajectories import load
 from r3agent.verifiers import close
 
@@ -138,7 +138,7 @@ class Rounds(Collector):
         settings, limits = self.config.collect, self.limits_of_round()
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         identity = self.collect_identity(card.version, limits)
-        with file_lock(self.directory / ".collect.lock", "collecting"), self._put_back([card.version]):
+        with file_lock(self.directory / COLLECT_LOCK, "collecting"), self._put_back([card.version]):
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()

@@ -33,6 +33,9 @@ from r3agent.store.reading import Unreadable, records
 CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
 
+COLLECT_LOCK = ".collect.lock"
+"""File in a run's directory that is locked while its episodes are collected, or its shards are rewritten."""
+
 ENDINGS = (".jsonl", parquet.ENDING)
 """Endings of the names of shards."""
 

@@ -15,14 +15,15 @@ import orjson
 import pytest
 
 from r3agent import BusyError, ConfigError, Trajectory, label, load
+from r3agent._util.lock import file_lock
 from r3agent.cli.main import main
-from r3agent.data import forget
+from r3agent.data import compact, forget
 from r3agent.data.receipts import FOLDER, receipts
 from r3agent.store.check import check_store
 from r3agent.store.labels import labels_path
 from r3agent.store.parquet import read_lines, write_lines
 from r3agent.store.registry import MAX_PROMPT, FingerprintSequence, PolicyCard, Registry, create_version, write_card
-from r3agent.store.shards import TrajectoryWriter, shards
+from r3agent.store.shards import COLLECT_LOCK, TrajectoryWriter, shards
 from r3agent.train.lineage import ROWS_FILE
 
 from .stores import collected
@@ -167,6 +168,15 @@ def test_forget_refuses_a_file_that_is_written(tmp_path: Path) -> None:
         writer.append(anna.changed(trajectory_id="later"))
     assert len(forget(tmp_path, where="user=anna").episodes) == 3
     assert load(tmp_path) == []
+
+
+def test_forget_and_compact_refuse_a_run_that_collects(tmp_path: Path) -> None:
+    run_of(tmp_path)
+    with file_lock(tmp_path / COLLECT_LOCK, "collecting"):
+        for refused in (lambda: forget(tmp_path, where="user=anna"), lambda: compact(tmp_path)):
+            with pytest.raises(BusyError, match="collecting"):
+                refused()
+    assert forget(tmp_path, where="user=anna").episodes
 
 
 def test_forget_takes_the_episode_of_an_id_or_its_beginning(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r3agent import ConfigError, Trajectory, load
+from r3agent import ConfigError, Trajectory, label, load
 from r3agent.cli.main import main
 from r3agent.data import merge
 from r3agent.records.trajectory import EpisodeError
@@ -35,6 +35,7 @@ def test_merge_writes_each_episode_once_and_reports_conflicts(tmp_path: Path) ->
     with shards(two)[-1].open("ab") as file:
         file.write(b'{"trajectory_id": "torn')
     packed = shards(two)[-1]
+    label(two, other, passed=True)
     before = {path: path.read_bytes() for path in [*shards(one), *shards(two)]}
     report = merge([one, two], out)
     assert report.conflicts == (b.trajectory_id,)
@@ -43,11 +44,13 @@ def test_merge_writes_each_episode_once_and_reports_conflicts(tmp_path: Path) ->
     assert merged.keys() == {a.trajectory_id, b.trajectory_id, c.trajectory_id, "late", "early", "new"}
     assert (merged[b.trajectory_id], merged["late"], merged["early"].error) == (b, late, None)
     assert check_store(out).ok
+    assert (report.labels, check_store(out).unknown_labels) == (0, ())
     assert before == {path: path.read_bytes() for path in before}
     write_lines(packed.with_suffix(".parquet"), packed.read_bytes().splitlines()[:-1])
     packed.unlink()
     assert merge([two, one], tmp_path / "again").conflicts == (b.trajectory_id,)
-    assert {t.trajectory_id: t for t in load(tmp_path / "again")}[b.trajectory_id] == other
+    (labelled,) = [t for t in load(tmp_path / "again") if t.trajectory_id == b.trajectory_id]
+    assert (labelled.metadata, labelled.passed) == (other.metadata, True)
 
 
 def test_merge_keeps_the_last_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
