@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 SHUTDOWN_S = 10.0
 """Seconds that `close` waits for the disk."""
 
+GATHER_S = 0.02
+"""Pause of the thread between batches, so that it does not take the interpreter's lock for each trajectory."""
+
 SHARE, CREDIT_S = 0.05, 0.5
 """Share of the thread's time that validation may take, and seconds of it that may be taken at once."""
 
@@ -113,6 +116,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
         """Number of trajectories taken by the thread and not yet written."""
         self._counts: Counter[CountName] = Counter()
         self._closed = False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -155,6 +159,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._closing.set()
         done = self.flush(timeout_s)
         with self._changed:
             n_dropped, self._waiting = len(self._waiting), []
@@ -212,6 +217,7 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
                 with self._changed:
                     self._n_writing -= 1
                     self._changed.notify_all()
+            self._closing.wait(GATHER_S)
         if writer is not None:
             try:
                 writer.close()

@@ -16,7 +16,7 @@ import orjson
 
 from r3agent.errors import ConfigError
 from r3agent.records.task import prompt_key
-from r3agent.records.trajectory import HELD_OUT, SPLIT, Task, Trajectory
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Task, Trajectory
 from r3agent.run.config import Config
 from r3agent.store.index import entries
 from r3agent.store.shards import store_at
@@ -118,7 +118,7 @@ class SplitGuard:
             for store in ("trajectories", "eval/v*", "gate/v*/v*"):
                 for directory in self._run.glob(f"{store}/"):
                     for stored in entries(directory, report=False):
-                        if stored.split in APART:
+                        if stored.split in APART and stored.source is not None:
                             self._drawn[stored.task_id] = stored.split
                             _note_prompt(self._drawn, stored.prompt, stored.split)
         return self._drawn
@@ -136,8 +136,12 @@ class SplitGuard:
 
 
 def says_split(trajectory: Trajectory) -> bool:
-    """Return True if the record says which split its task was drawn from."""
-    return trajectory.metadata.get(SPLIT) in get_args(Split)
+    """Return True if the record says which split its task was drawn from, or that it is held out.
+
+    An application's own `train` is no draw of a run.
+    """
+    metadata = trajectory.metadata
+    return metadata.get(SPLIT) in (HELD_OUT if metadata.get(SOURCE) is None else get_args(Split))
 
 
 def _note_prompt(drawn: dict[str, str], prompt: str, split: str) -> None:

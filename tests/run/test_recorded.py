@@ -113,6 +113,17 @@ def test_run_of_recorded_tasks_draws_what_it_holds_out(tmp_path: Path) -> None:
     assert drawn.isdisjoint(task.id for task in run.draw_tasks(None, split="train", seed=0))
 
 
+def test_run_holds_out_what_an_application_calls_train(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "store") as recorder:
+        for i in range(40):
+            recorder.record(episode(i).changed(metadata={"split": "train"}))
+    assert init(tmp_path / "run", "--from", str(tmp_path / "store"), "--verifier", "exact") == 0
+    run = RunDirectory(tmp_path / "run")
+    held_out = {task.id for task in run.draw_tasks(None, split="test", seed=0)}
+    assert held_out
+    assert held_out == {t.task.id for t in run.trajectories() if t.metadata["split"] == "test"}
+
+
 def test_run_that_waits_for_labels_takes_a_verifier_later(tmp_path: Path) -> None:
     recorded(tmp_path / "store")
     assert init(tmp_path / "run", "--from", str(tmp_path / "store")) == 0
