@@ -18,7 +18,7 @@ from r3agent.testing.tokens import LOGPROB, encode, encode_prompt, sampled_text
 ScriptedAnswer: TypeAlias = str | Message
 """Text of a completion, or an assistant message, e.g. with tool calls or `reasoning`."""
 
-KEPT = 10_000
+KEPT = 1_000
 """Number of requests that an endpoint keeps at least."""
 
 

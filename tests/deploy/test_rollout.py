@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.deploy import DeployConfig, deploy, rollback
-from r3agent.errors import ConfigError, DeployError
+from r3agent.errors import ConfigError, DeployError, R3Error
 from tests.deploy.endpoint import TOKENS, Endpoint, Run
 
 
@@ -28,6 +28,16 @@ def test_a_replica_that_fails_puts_the_others_back(run: Run, endpoint: Endpoint,
     assert endpoint.adapters == replica.adapters == {}
     assert endpoint.weights == run.base
     assert run.registry.live is None
+
+
+def test_a_replica_that_is_down_puts_the_others_back(run: Run, endpoint: Endpoint, replica: Endpoint):
+    checkpoint = run.train("lora", seed=1)
+    down = DeployConfig(replicas=("http://127.0.0.1:9/v1",), timeout_s=5)
+    with pytest.raises(R3Error, match=r"127\.0\.0\.1:9"):
+        deploy(checkpoint, registry=run.registry, base_url=endpoint.url, config=down)
+    assert (endpoint.adapters, run.registry.live) == ({}, None)
+    deploy(checkpoint, registry=run.registry, base_url=endpoint.url, config=DeployConfig(replicas=(replica.url,)))
+    assert set(endpoint.adapters) == set(replica.adapters) == {run.registry.live and f"tiny@{run.registry.live}"}
 
 
 def test_an_adapter_in_use_is_unloaded_when_it_is_drained(run: Run, endpoint: Endpoint):

@@ -9,6 +9,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Generation, Message
 from r3agent.testing import DROPPED, HANG, ScriptedEndpoint, ScriptedPolicy, rate_limited
+from r3agent.testing.endpoint import KEPT
 
 HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 BODY = {"model": "scripted", "messages": HELLO}
@@ -101,6 +102,13 @@ def test_faults_come_in_order_and_then_no_more() -> None:
             post(endpoint, timeout_s=0.2)
         assert post(endpoint).status_code == 200
     assert len(endpoint.received) == 5
+
+
+def test_an_endpoint_keeps_the_last_requests() -> None:
+    with ScriptedEndpoint("hi") as endpoint, httpx.Client() as client:
+        for i in range(2 * KEPT + 1):
+            client.post(f"{endpoint.url}/chat/completions", json={**BODY, "seed": i})
+    assert [received.body["seed"] for received in endpoint.received] == [*range(KEPT + 1, 2 * KEPT + 1)]
 
 
 def test_an_endpoint_refuses_what_it_is_told_to() -> None:
