@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, NotFoundError, OpenAI
-from pydantic import BaseModel, ValidationError
+from openai import AsyncOpenAI, OpenAI
 
 from r3agent import ConfigError, Task, build_graph
-from r3agent.errors import AgentError, ProtocolError
-from r3agent.testing import Fault, ScriptedEndpoint, ScriptedPolicy
+from r3agent.errors import AgentError
+from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
 from tests.episodes.agents.endpoints import HINT, TASK, found, looking, model, policy_at, steps, trajectory
 
 TOOLS: Any = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
@@ -245,60 +243,3 @@ async def test_function_that_does_not_fit_is_refused() -> None:
         build_graph(policy=ScriptedPolicy("hm"), verifier=found, agent=text)
     with pytest.raises(ConfigError, match="has its own tools"):
         await run(text, tools=[looking])
-
-
-BROKEN = [
-    Fault(body='{"choices": ['),
-    Fault(body="<html>", content_type="text/html"),
-    Fault(body="{}"),
-    Fault(body="[]"),
-]
-
-
-@pytest.mark.parametrize("fault", BROKEN, ids=lambda fault: fault.body)
-@pytest.mark.parametrize("agent", [text, sync], ids=["async", "sync"])
-async def test_function_is_not_blamed_for_a_broken_response(agent: Any, fault: Fault) -> None:
-    with ScriptedEndpoint(faults=[fault] * 9) as endpoint:
-        async with policy_at(endpoint) as policy:
-            graph = build_graph(policy=policy, verifier=found, agent=agent).compile()
-            with pytest.raises(ProtocolError):
-                await graph.ainvoke(TASK)
-
-
-class Place(BaseModel):
-    box: str
-
-
-async def parsed(messages: list[Any], client: AsyncOpenAI) -> str:
-    with pytest.raises(ValidationError):
-        await client.chat.completions.parse(model="policy", messages=messages, response_format=Place)
-    return "none"
-
-
-def parsed_in_thread(messages: list[Any], client: OpenAI) -> str:
-    with pytest.raises(ValidationError):
-        client.chat.completions.parse(model="policy", messages=messages, response_format=Place)
-    return "none"
-
-
-@pytest.mark.parametrize("agent", [parsed, parsed_in_thread])
-async def test_function_has_a_step_that_it_could_not_parse(agent: Any) -> None:
-    output, bodies = await run(agent, answer="a {", max_attempts=1)
-    assert [(span.text, span.answer) for span in trajectory(output).spans] == [("a {", "none")]
-    assert len(bodies) == 1
-
-
-def forks(messages: list[Any], client: OpenAI) -> Any:
-    if (child := os.fork()) == 0:
-        try:
-            sync(messages, client)
-        except NotFoundError:  # the endpoint has no model "policy"
-            os._exit(7)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    return sync(messages, client)
-
-
-async def test_function_is_not_served_in_a_forked_process() -> None:
-    output, _ = await run(forks)
-    assert [span.text for span in trajectory(output).spans] == ["a ball"]
