@@ -163,7 +163,7 @@ class TryRunner:
         steps[:] = taken
 
     async def _outcome(self, call: AgentCall, spending: Spending, config: EpisodeConfig) -> Outcome:
-        limit, left = config.try_timeout_s, spending.seconds_left()
+        limit, left, terms = config.try_timeout_s, spending.seconds_left(), call.scope.terms
         try:
             end = await within(
                 min((s for s in (limit, left) if s is not None), default=None),
@@ -172,7 +172,6 @@ class TryRunner:
                 grace_s=GRACE_S,
                 before_cancelling=lambda: call.episode.end(call.scope),
             )
-            terms = call.scope.terms
             if config.agent_errors == "record" and terms is not None and isinstance(terms.failure, ENDPOINT_FAILS):
                 raise terms.failure  # the agent's answer says nothing about the policy
             return Outcome(end)
@@ -182,6 +181,8 @@ class TryRunner:
             if limit is None or (left is not None and left < limit) or spending.spent():
                 why = spending.spent() or f"max_seconds = {spending.budget.max_seconds:g} have passed"
                 return Outcome(error=_as_error(BudgetError(why)))
+            if terms is not None and isinstance(terms.failure, ENDPOINT_FAILS):
+                raise terms.failure from None  # it waited for the endpoint
             return Outcome(failure=f"no answer within try_timeout_s = {limit:g}")
         except BaseException as error:
             if not is_failure(error):

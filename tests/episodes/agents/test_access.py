@@ -124,3 +124,10 @@ async def test_program_is_told_of_what_retries_do_not_help(program: Program) -> 
     with ScriptedEndpoint("a ball", faults=[Fault(503)] * 2) as endpoint, pytest.raises(EndpointError, match="503"):
         await run(program, endpoint.url, max_tries=2)
     assert len(endpoint.received) == 2
+
+
+async def test_program_is_not_blamed_for_an_endpoint_that_is_away(program: Program) -> None:
+    async with OpenAIPolicy("http://127.0.0.1:9/v1", "scripted") as policy:
+        graph = build_graph(policy=policy, verifier=found, agent=program, try_timeout_s=6.0).compile()
+        with pytest.raises(EndpointError, match="cannot be reached"):
+            await graph.ainvoke(TASK)
