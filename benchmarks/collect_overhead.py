@@ -7,7 +7,7 @@ blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collec
 `vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
 garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
 way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
-`loop_lag_p99_ms` the delay of the event loop meanwhile.
+`loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
 
     python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx]
 """
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 
+from benchmarks import store
 from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, http, percentile, serve
 from r3agent import OpenAIPolicy, build_graph
 from r3agent._util.cycles import rare_garbage_collection
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=4000)
     parser.add_argument("--starts-per-s", type=float, default=500)
+    parser.add_argument("--stored", type=int, default=10_000, help="episodes in the store that is measured")
     parser.add_argument("--httpx", action="store_true", help="hold as many requests on httpx too")
     options = parser.parse_args()
     allow_files()
@@ -223,6 +225,7 @@ def main() -> None:
         found = asyncio.run(hold_many(url, options.in_flight, options.starts_per_s, on_httpx=on_httpx))
         results |= {f"{name}{'_httpx' * on_httpx}": value for name, value in found.items()}
     stub.terminate()
+    results |= store.measure(options.turns, options.stored)
     for name, value in results.items():
         print(f"{name:36} {value}")
     print(json.dumps({name: results.get(name) for name in LAST}))

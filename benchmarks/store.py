@@ -5,11 +5,11 @@ Generated episodes have an attempt, 8 reflections with a retry each, and a blind
 the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too.
 `bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in Parquet. A collection whose episodes
 are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
-than the process has with its tasks (`--stored` episodes of one attempt and two reflections with a retry each). Training
-rows are made of `--trajectories` such episodes, streamed to a file in Arrow's format: `peak_gib` is the peak of the
-memory of the process that makes them, `rows_per_s` its rate.
+than the process has with its tasks: `--stored` episodes of one attempt and two reflections with a retry each. Training
+rows are made of the same episodes, streamed to a file in Arrow's format: `peak_gib` is the peak of the memory of the
+process that makes them, `rows_per_s` its rate.
 
-    python -m benchmarks.store [--turns 5] [--stored 100000] [--trajectories 1000000]
+    python -m benchmarks.store [--turns 5] [--stored 100000]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from r3agent import Trajectory, collect, load
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store import parquet
-from r3agent.store.lines import decode, encode
+from r3agent.store.lines import decode
 from r3agent.store.shards import TrajectoryWriter, shards
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import Answer
@@ -95,6 +95,7 @@ def rates(turns: int) -> dict[str, float]:
         store, packed = Path(folder, "store"), Path(folder, "packed")
         with TrajectoryWriter(store) as writer:
             written = cpu(lambda: [writer.append(record) for record in records])
+        del records  # garbage is searched for among them
         lines = shards(store)[0].read_bytes().splitlines()
         packed.mkdir()
         parquet.write_lines(packed / "00000.parquet", lines)
@@ -131,12 +132,10 @@ def stored_jobs(n: int) -> dict[str, Job]:
 def fill(store: Path, n: int) -> None:
     """Write all episodes of a collection but the last; 100 different ones stand for all."""
     draw = random.Random(0)
-    made = [encode(episode(task(i), draw, reflections=2, verifier="v")).decode() for i in range(100)]
-    spans = [json.loads(line) for line in made]
+    made = [episode(task(i), draw, reflections=2) for i in range(100)]
     with TrajectoryWriter(store, fsync="never") as writer:
         for i, (id_, job) in enumerate([*stored_jobs(n).items()][:-1]):
-            parts = decode(json.dumps(spans[i % 100]).encode())
-            writer.append(parts.model_copy(update={"trajectory_id": id_, "task": job.task}))
+            writer.append(made[i % 100].model_copy(update={"trajectory_id": id_, "task": job.task}))
 
 
 def peak_mib() -> float:
@@ -190,11 +189,18 @@ def in_process(*arguments: object) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 
 
+def measure(turns: int, stored: int) -> dict[str, float]:
+    results = rates(turns)
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), stored)
+        results |= {"stored": stored, **in_process("--stored", stored, "--resume", folder)}
+        return results | in_process("--rows", folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--stored", type=int, default=10_000)
-    parser.add_argument("--trajectories", type=int, default=10_000)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -204,13 +210,7 @@ def main() -> None:
     if options.resume:
         print(json.dumps(resume(options.resume, options.stored)))
         return
-    results = rates(options.turns)
-    with tempfile.TemporaryDirectory() as folder:
-        fill(Path(folder), options.stored)
-        results |= {"stored": options.stored, **in_process("--stored", options.stored, "--resume", folder)}
-    with tempfile.TemporaryDirectory() as folder:
-        fill(Path(folder), options.trajectories)
-        results |= {"trajectories": options.trajectories, **in_process("--rows", folder)}
+    results = measure(options.turns, options.stored)
     for name, value in results.items():
         print(f"{name:24} {value}")
     print(json.dumps(results))
