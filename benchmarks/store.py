@@ -95,7 +95,7 @@ def rates(turns: int) -> dict[str, float]:
         store, packed = Path(folder, "store"), Path(folder, "packed")
         with TrajectoryWriter(store) as writer:
             written = cpu(lambda: [writer.append(record) for record in records])
-        del records  # garbage is searched for among them
+        records.clear()  # garbage is searched for among them
         lines = shards(store)[0].read_bytes().splitlines()
         packed.mkdir()
         parquet.write_lines(packed / "00000.parquet", lines)

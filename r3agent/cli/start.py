@@ -18,7 +18,8 @@ from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, r
 from r3agent.run.directory import WAITING
 from r3agent.run.stages import Run
 from r3agent.store.copy import copy_store
-from r3agent.store.index import count, latest_entries
+from r3agent.store.counting import count
+from r3agent.store.index import latest_entries
 from r3agent.store.models import BUNDLED
 from r3agent.store.shards import store_at
 from r3agent.tasks import RECORDED, find_tasks, in_run, split_by_prompt

@@ -34,8 +34,9 @@ from r3agent.policy import Paced, Policy, Pooled, Versioned, prices_of, sampling
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import served_version
+from r3agent.store.counting import count
 from r3agent.store.entry import Entry, counts_of
-from r3agent.store.index import count, latest_entries, read_entry
+from r3agent.store.index import latest_entries, read_entry
 from r3agent.store.shards import Fsync, TrajectoryWriter
 from r3agent.verifiers import Verifier
 

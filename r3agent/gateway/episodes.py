@@ -30,8 +30,8 @@ from r3agent.recording.exchange import Exchange
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
 from r3agent.records.trajectory import EpisodeError, Label, Message, Span, Trajectory, Verdict, new_id
+from r3agent.store.index import lookup
 from r3agent.store.labels import label
-from r3agent.store.shards import lookup
 
 EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,127}")
 TRY_NAME = re.compile(r"(attempt|reflect|retry)(?:-([A-Za-z0-9._~-]{1,64}))?")

@@ -32,7 +32,7 @@ from r3agent.errors import ConfigError
 from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import Task, Trajectory
-from r3agent.store.shards import lookup
+from r3agent.store.index import lookup
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from r3agent.errors import ConfigError, R3Error
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.collector import Collector, Progress
-from r3agent.store.index import count, latest_entries
+from r3agent.store.counting import count
+from r3agent.store.index import latest_entries
 from r3agent.store.shards import read
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,9 @@ from r3agent.records.summary import COUNTS, Tally
 from r3agent.records.task import prompt_key
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 
+EPISODE = "episode"
+"""Metadata key of the name that a gateway recorded an episode under."""
+
 FOLDER = "index"
 """Folder of a store with the files of its index."""
 
@@ -39,6 +42,8 @@ class Entry(NamedTuple):
     """`Trajectory.policy_versions`."""
     source: str | None
     split: str | None
+    episode: str | None
+    """Name of the episode at a gateway."""
     counts: dict[str, Any]
     """`Tally.counts` of the trajectory without later labels."""
 
@@ -54,7 +59,7 @@ def index_path(shard: Path) -> Path:
 
 def row_of(trajectory: Trajectory, line: bytes, offset: int, size: int, counts: dict[str, Any]) -> bytes:
     """Return the line of an index for a record."""
-    source, split = (trajectory.metadata.get(key) for key in (SOURCE, SPLIT))
+    named = {key: value for key, value in trajectory.metadata.items() if isinstance(value, str)}
     values = Entry(
         path=Path(),
         offset=offset,
@@ -67,8 +72,9 @@ def row_of(trajectory: Trajectory, line: bytes, offset: int, size: int, counts: 
         sample=trajectory.sample,
         error=trajectory.error and trajectory.error.kind,
         versions=[*trajectory.policy_versions],
-        source=source if isinstance(source, str) else None,
-        split=split if isinstance(split, str) else None,
+        source=named.get(SOURCE),
+        split=named.get(SPLIT),
+        episode=named.get(EPISODE),
         counts=counts,
     )
     return orjson.dumps(values[1:]) + b"\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,12 @@ import orjson
 
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
-from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
 from r3agent.store.entry import HEADER, Entry, counts_of, index_path, row_of
-from r3agent.store.labels import label_files, with_labels
 from r3agent.store.lines import decode
-from r3agent.store.reading import Unreadable, parse, readable, records
-from r3agent.store.shards import replaces, shards, store_at
+from r3agent.store.reading import Unreadable, parse, readable
+from r3agent.store.shards import find, latest, read, replaces, shards
 
 MAX_ROW = 1 << 20
 """Size of a row, at most; an index whose last row is longer is made anew."""
@@ -66,6 +64,31 @@ def latest_entries(
     return found
 
 
+def lookup(directory: str | Path, prefix: str) -> Trajectory:
+    """Find the trajectory whose id begins with `prefix`, without labels and without parsing other lines.
+
+    Raises:
+        ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
+        SchemaVersionError: as `read`.
+    """
+    text = orjson.dumps(prefix)[1:-1]
+    likely = latest(found for shard in shards(directory) for found in _containing(shard, text))
+    if not any(t.trajectory_id.startswith(prefix) for t in likely):
+        likely = latest(read(directory))  # to name the nearest id
+    return find(likely, prefix, str(directory))
+
+
+def _containing(shard: Path, text: bytes) -> Iterator[Trajectory]:
+    """Read the records whose row of the index has a text, and, where there is no index yet, whose line has it."""
+    length, end = _known(shard)
+    for row in _rows(shard, length):
+        if text in row and isinstance(entry := _parsed(shard, row), Entry):
+            yield read_entry(entry)
+    for offset, _, line in _lines_from(shard, end):
+        if text in line:
+            yield from readable([parse(line, Trajectory, shard, _line_number(shard, offset))])
+
+
 class Place(NamedTuple):
     """Place of a record, with its number in order of writing."""
 
@@ -94,30 +117,23 @@ def read_place(place: Place) -> Trajectory:
     return decode(line)
 
 
-def count(tally: Tally, directory: str | Path, counted: Iterable[Entry]) -> None:
-    """Add records to a tally, with their labels; those that no label can be on are not read."""
-    by_id = {entry.trajectory_id: entry for entry in counted}
-    labels = label_files(store_at(directory)).items()
-    labelled = {label.trajectory_id for path, kind in labels for label in records([path], kind)}
-    read = {id_: entry for id_, entry in by_id.items() if id_ in labelled or (labelled and entry.parent_id)}
-    read |= {entry.parent_id: by_id[entry.parent_id] for entry in read.values() if entry.parent_id in by_id}
-    in_order = (read_entry(entry) for id_, entry in by_id.items() if id_ in read)
-    counts = {t.trajectory_id: counts_of(t) for t in with_labels(directory, in_order)}
-    for id_, entry in by_id.items():
-        tally.add_counts(counts.get(id_, entry.counts), id_, entry.parent_id)
-
-
 def _of_shard(shard: Path) -> Iterator[Entry | Unreadable]:
     length, end = _known(shard)
-    if length:
-        with index_path(shard).open("rb") as index:
-            index.readline()
-            while index.tell() < length:
-                yield _parsed(shard, index.readline())
+    for row in _rows(shard, length):
+        yield _parsed(shard, row)
     if fresh := list(_scan(shard, end)):
         for row in fresh:
             yield _parsed(shard, row)
         _store(shard, length, fresh)
+
+
+def _rows(shard: Path, length: int) -> Iterator[bytes]:
+    """Read the rows of the first bytes of an index."""
+    if length:
+        with index_path(shard).open("rb") as index:
+            index.readline()
+            while index.tell() < length:
+                yield index.readline()
 
 
 def _known(shard: Path) -> tuple[int, int]:

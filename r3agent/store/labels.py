@@ -22,8 +22,9 @@ from r3agent.errors import ConfigError
 from r3agent.records.json_values import plain
 from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
 from r3agent.store.append import append_records
+from r3agent.store.index import lookup
 from r3agent.store.reading import LABELS, records
-from r3agent.store.shards import lookup, store_at
+from r3agent.store.shards import store_at
 from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
 
 

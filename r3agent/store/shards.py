@@ -19,14 +19,12 @@ from errno import EACCES
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from r3agent._util.files import sync_directory
 from r3agent._util.messages import nearest
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.trajectory import Trajectory, new_id
 from r3agent.store import parquet
-from r3agent.store.entry import HEADER, counts_of, index_path, row_of
+from r3agent.store.entry import EPISODE, HEADER, counts_of, index_path, row_of
 from r3agent.store.lines import encode
 from r3agent.store.reading import Unreadable, records
 
@@ -209,20 +207,6 @@ def read(
     return records(shards(directory, prefix), Trajectory, strict=strict, unreadable=unreadable)
 
 
-def lookup(directory: str | Path, prefix: str) -> Trajectory:
-    """Find the trajectory whose id begins with `prefix`, without labels and without parsing other lines.
-
-    Raises:
-        ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
-        SchemaVersionError: as `read`.
-    """
-    text = orjson.dumps(prefix)[1:-1]
-    likely = latest(records(shards(directory), Trajectory, containing=text))
-    if not any(t.trajectory_id.startswith(prefix) for t in likely):
-        likely = latest(read(directory))  # to name the nearest id
-    return find(likely, prefix, str(directory))
-
-
 def store_at(directory: str | Path) -> Path:
     """Return the `trajectories/` of a run directory, or any other directory unchanged."""
     inside = Path(directory) / "trajectories"
@@ -251,7 +235,7 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
     """
     if not prefix:
         raise ConfigError("trajectory '': every id begins with that; give an id, or what it begins with")
-    found = [t for t in trajectories if t.trajectory_id.startswith(prefix) or t.metadata.get("episode") == prefix]
+    found = [t for t in trajectories if t.trajectory_id.startswith(prefix) or t.metadata.get(EPISODE) == prefix]
     exact = [t for t in found if t.trajectory_id == prefix]
     if len(exact or found) == 1:
         return (exact or found)[0]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from r3agent.errors import RecordError, SchemaVersionError
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.summary import Tally, summarise
 from r3agent.records.trajectory import EpisodeError, Trajectory
 from r3agent.store import parquet
 from r3agent.store.check import check_store
+from r3agent.store.counting import count
 from r3agent.store.entry import index_path
-from r3agent.store.index import count, entries, latest_entries, read_entry
+from r3agent.store.index import entries, latest_entries, lookup, read_entry
 from r3agent.store.labels import label
 from r3agent.store.lines import encode
 from r3agent.store.shards import TrajectoryWriter, shards
@@ -71,6 +72,19 @@ def test_index_says_what_loading_says(store: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (store / "index").iterdir()} == before
     accepted = latest_entries(store, version="v0001", accept=lambda t: t.parent_id is None)
     assert [*accepted] == [t.trajectory_id for t in load(store, version="v0001", accept=lambda t: t.parent_id is None)]
+
+
+def test_lookup_finds_a_record_with_and_without_an_index(store: Path) -> None:
+    named = reflected(metadata={"episode": "order-8"})
+    write(store, named, indexed=False)
+    last = load(store)[-2]
+    for _ in range(2):
+        assert lookup(store, "branch").parent_id is not None
+        assert lookup(store, last.trajectory_id[:12]) == last
+        assert lookup(store, "order-8") == named
+        with pytest.raises(ConfigError, match="'ordre-8': not among the 7 in"):
+            lookup(store, "ordre-8")
+        assert len(latest_entries(store)) == 7
 
 
 def test_index_is_made_anew_whatever_happened_to_it(store: Path) -> None:

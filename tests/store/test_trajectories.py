@@ -5,12 +5,14 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 
 from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import EpisodeError, Trajectory
+from r3agent.store.index import latest_entries
 from r3agent.store.labels import label
 from r3agent.store.shards import TrajectoryWriter, read, shards
 from r3agent.store.trajectories import features, load, to_dataset
@@ -134,6 +136,16 @@ def test_a_full_disk_is_reported_and_tears_one_line_at_most(tmp_path: Path) -> N
             writer.append(second)
         writer.append(third)
     assert load(tmp_path) == [first, third]
+    assert [*latest_entries(tmp_path)] == [first.trajectory_id, third.trajectory_id]
+    assert [shard.read_bytes().count(b"\n") for shard in shards(tmp_path)] == [1, 1]  # the incomplete line is cut off
+
+
+@pytest.mark.parametrize("fsync", ["never", "interval", "episode"])
+def test_whatever_the_time_of_fsync_all_is_read_while_it_is_written(tmp_path: Path, fsync: Any) -> None:
+    with TrajectoryWriter(tmp_path, fsync=fsync) as writer:
+        for n in range(3):
+            writer.append(tree())
+            assert len(load(tmp_path)) == n + 1
 
 
 def test_an_episode_collected_again_replaces_the_errored_one(tmp_path: Path) -> None:
