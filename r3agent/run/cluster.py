@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections import deque
@@ -43,6 +44,9 @@ RETRIES = 5
 
 WAIT_S = 10
 """Seconds after which it is checked how many CPUs the cluster has."""
+
+CONNECT_S = 10
+"""Seconds in which the cluster must accept a connection."""
 
 OBJECT_STORE = 100 * 2**20
 """Bytes of the object store of a node that is started here; tasks are small."""
@@ -239,6 +243,7 @@ def _cluster(address: str) -> Generator[None]:
     require_extra("ray", "ray")
     import ray
 
+    _check_answers(address)
     if ray.is_initialized():
         yield
         return
@@ -255,6 +260,20 @@ def _cluster(address: str) -> Generator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing answers, for which Ray would wait minutes."""
+    if address in ("", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"collect.address = {address!r}: {error}; give the HOST:PORT that `ray start --head` prints, port 6379 "
+            "unless another was chosen"
+        ) from error
 
 
 def _settings(run: Collector) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from r3agent.errors import ConfigError, R3Error
 from r3agent.run.stages import Run
 from r3agent.store.shards import read, shards
 from r3agent.testing import ScriptedEndpoint
+from tests.support.outage import free_port
 
 ray = pytest.importorskip("ray")
 N = 72
@@ -125,6 +126,14 @@ def test_cluster_names_the_error_of_a_worker(tmp_path: Path, cluster: Any) -> No
         (tmp_path / "mine.py").unlink()
         with pytest.raises(ConfigError, match=r"on a worker: ConfigError: .*mine"):
             run.collect()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "127.0.0.1:66000", "nonsense", "127.0.0.1"])
+def test_cluster_refuses_an_address_without_an_answer(tmp_path: Path, address: str) -> None:
+    with ScriptedEndpoint(answer) as endpoint:
+        given = {"collect.engine": "ray", "collect.address": address.format(port=free_port())}
+        with pytest.raises(ConfigError, match=r"collect.address = '.*; give the HOST:PORT that `ray start --head`"):
+            make_run(tmp_path / "run", endpoint.url, **given).collect()
 
 
 def test_cluster_stops_if_the_first_episodes_all_error(tmp_path: Path, cluster: Any) -> None:
