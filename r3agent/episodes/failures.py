@@ -77,7 +77,9 @@ class Failures(Record):
             ConfigError: there is none; the message says why.
         """
         if not self.begins:
-            why = "; ".join(self.lines()) or "no try failed that may be retried; record more, or widen since or failed"
+            why = "; ".join(self.lines()) or (
+                "no try failed that max_attempts lets be retried; record more, or widen since, failed or max_attempts"
+            )
             raise ConfigError(f"nothing to branch off, in {self.read} recorded episodes: {why}")
 
 

@@ -14,6 +14,7 @@ from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory
+from r3agent.records.versions import BASE
 from r3agent.run.cluster import collect_on_cluster
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.revisit import settled, thin_out
@@ -59,7 +60,7 @@ class Rounds(Collector):
         """
         self.check_subject()
         settings, collecting = self.config.branch, self.config.collect
-        version = version or self.ensure_live().version
+        version = version or self.registry.live or BASE  # nothing is written yet: the verifier may be a wrong one
         store = store_at(settings.source or self.directory)
         if settings.source and not store.is_dir():
             raise ConfigError(f"branch.source = {settings.source!r}: there is no such store; name one with --from")
@@ -97,9 +98,9 @@ class Rounds(Collector):
         Raises:
             ConfigError: there is no recorded failure to branch off; the message says why.
         """
-        card = self.ensure_live() if version is None else self.registry.card(version)
-        found = failures or self.failures(card.version)
+        found = failures or self.failures(version)
         found.check()
+        card = self.ensure_live() if version is None else self.registry.card(version)
         return BranchReport.of(found, self._collect_round(card, found.begins, progress, on_tally))
 
     async def _judged_again(self, failures: Failures) -> Failures:
@@ -126,7 +127,7 @@ class Rounds(Collector):
         return self.config.collect.model_dump(exclude=not_of_ids) | {"first_sample": first_sample}
 
     def _seed_of_round(self) -> int:
-        return self.config.task.seed * 1000 + len(self.registry.versions())
+        return self.config.task.seed * 1000 + max(1, len(self.registry.versions()))
 
     def _collect_round(
         self,

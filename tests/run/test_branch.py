@@ -80,6 +80,13 @@ def test_branch_stage_draws_groups_to_train_on(settings: dict[str, Any], produce
     assert (again.summary.resumed, len(load(run.directory / "trajectories"))) == (report.branches, report.branches)
 
 
+def test_branch_of_nothing_writes_nothing(settings: dict[str, Any], produced: Path, tmp_path: Path) -> None:
+    for own, says in (({"branch.since": "2999-01-01"}, "no try failed"), ({"task.verifier": "later"}, "unjudged")):
+        with pytest.raises(ConfigError, match=says):
+            Run(tmp_path / "new", {**settings, "branch.source": str(produced), **own}).branch()
+    assert not (tmp_path / "new").exists()
+
+
 def test_branch_of_few_takes_others_in_each_round(settings: dict[str, Any], produced: Path, tmp_path: Path) -> None:
     few = {**settings, "branch.source": str(produced), "branch.n": 3}
     taken = [
@@ -138,7 +145,7 @@ def test_branch_that_is_killed_goes_on(settings: dict[str, Any], produced: Path,
     Run(run, {**settings, "branch.source": str(produced), "collect.concurrency": 1}).ensure_live()
     command = [sys.executable, "-m", "r3agent", "branch", "--run", str(run), "--json"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    while not any(shard.stat().st_size for shard in run.glob("trajectories/*.jsonl")):
+    while process.poll() is None and not any(shard.stat().st_size for shard in run.glob("trajectories/*.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
