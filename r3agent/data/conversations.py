@@ -15,11 +15,38 @@ from r3agent.policy.parse import not_whole
 from r3agent.recording.conversation import attach_step
 from r3agent.records.json_values import json_value
 from r3agent.records.media import why_untrainable
+from r3agent.records.record import MENDED
 from r3agent.records.reply import normal_calls, read_reply
-from r3agent.records.trajectory import Capability, Message, Span, Task, Trajectory, Verdict
+from r3agent.records.trajectory import (
+    AT_ONCE,
+    RECORDED,
+    SOURCE,
+    SPLIT,
+    Capability,
+    Message,
+    Span,
+    Task,
+    Trajectory,
+    Verdict,
+)
 
 IMPORTED = "imported"
 """Metadata key of a trajectory that was made from a log: the kind of log. It is also the name of its verifier."""
+
+OWN = {
+    SOURCE,
+    SPLIT,
+    RECORDED,
+    AT_ONCE,
+    MENDED,
+    "params",
+    "verifier",
+    "verifier_params",
+    "settings",
+    IMPORTED,
+    "log_id",
+}
+"""Metadata keys with a meaning of their own; those of a log are put under `log_metadata`."""
 
 NOTE = "imported from a log, which has no token ids"
 
@@ -73,7 +100,11 @@ class Conversation(NamedTuple):
                 }
             )
             tree = tree.changed(spans=(*tree.spans, Span.model_validate({**dict(span), **place})))
-        metadata = {**json_value(self.metadata), IMPORTED: self.kind, "log_id": self.log_id}
+        given = json_value(self.metadata)
+        metadata = {key: value for key, value in given.items() if key not in OWN}
+        if taken := {key: value for key, value in given.items() if key in OWN}:
+            metadata["log_metadata"] = taken
+        metadata |= {IMPORTED: self.kind, "log_id": self.log_id}
         dated = {} if self.created_at is None else {"created_at": self.created_at}
         return tree.changed(verifier=IMPORTED, metadata=metadata, **dated)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage, message_to_dict
 from openai.types.chat import ChatCompletion
 
-from r3agent import ConfigError, Trajectory, load
+from r3agent import ConfigError, Trajectory, branch, load
 from r3agent.cli.main import main
 from r3agent.data import forget, import_logs
+from r3agent.testing import ScriptedPolicy
 from r3agent.train import TrainConfig, build_rows
 
 ASKED = {"role": "user", "content": "Weather in Rome?"}
@@ -52,7 +54,7 @@ def test_import_reads_plain_chats(tmp_path: Path) -> None:
     rows = [
         {"messages": [ASKED, CALLING, SEEN, ANSWER], "tools": [TOOL], "passed": True, "user": "anna", "id": "1"},
         {"messages": [*earlier, {"role": "user", "content": "And Oslo?"}, ANSWER], "score": 0.25, "feedback": "wrong"},
-        {"messages": [ASKED, ANSWER], "metadata": {"outcome": "failed", "team": "a"}},
+        {"messages": [ASKED, ANSWER], "metadata": {"outcome": "failed", "team": "a", "split": "test"}},
         {"messages": [ASKED, ANSWER], "id": "open"},
         {"messages": [ASKED]},
         {"messages": [ASKED, ANSWER], "passed": "perhaps"},
@@ -73,6 +75,8 @@ def test_import_reads_plain_chats(tmp_path: Path) -> None:
     assert scored.spans[0].verdict is not None
     assert (scored.passed, scored.spans[0].verdict.score, scored.spans[0].verdict.feedback) == (False, 0.25, "wrong")
     assert (failed.passed, failed.metadata["team"], open_.passed) == (False, "a", None)
+    assert failed.metadata["log_metadata"] == {"split": "test"}  # of the log's, and no split of a run
+    assert "split" not in failed.metadata
     again = import_logs([tmp_path / "chats.jsonl"], tmp_path / "store")
     assert (again.episodes, again.stored_before) == (0, 4)
     assert len(load(tmp_path / "store")) == 4
@@ -218,6 +222,17 @@ def test_imported_answers_train_only_as_retokenised(tmp_path: Path) -> None:
         load(tmp_path / "store"), config=config, version="v0000", retokenise=lambda trajectory, span: ([1], [2])
     )
     assert (len(made), report.retokenised) == (2, 2)
+
+
+def test_imported_failure_can_be_branched_off(tmp_path: Path) -> None:
+    chat = [ASKED, {"role": "assistant", "content": "Rain."}]
+    import_logs([written(tmp_path / "chats.jsonl", {"messages": chat, "passed": False})], tmp_path / "store")
+    policy = ScriptedPolicy({"reflect": ["Look.", "Guess."], "retry": ["Sunny.", "Rain."]})
+    options: dict[str, Any] = {"policy": policy, "verifier": lambda task, answer: answer == "Sunny.", "reflections": 2}
+    report = asyncio.run(branch(load(tmp_path / "store"), out=tmp_path / "branches", **options))
+    assert report.summary.groups_with_variance == 1
+    (found,) = load(tmp_path / "branches")
+    assert [span.capability for span in found.spans if span.label == "reflect"] == ["trainable-exact"] * 2
 
 
 def test_import_verb_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
