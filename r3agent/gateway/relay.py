@@ -43,22 +43,27 @@ class Relay:
     async def run(self, call: Call) -> web.StreamResponse:
         """Relay one call and return the response to the client."""
         retry, response = call.target.retry, web.StreamResponse()
+        reasons: list[Exception] = []  # of the last request, for another one
 
         async def once() -> web.StreamResponse:
             nonlocal response
             earlier, call.failed, call.cause, call.failure = call.failed, None, None, ""
+            reasons.clear()
             try:
                 response = await self._once(call)
             except BaseException:  # the client has left
                 call.failed = earlier
                 raise
             if retry is not None and (reason := _reason(call, response)) is not None:
+                reasons.append(reason)
                 raise reason
             return response
 
         try:
-            with suppress(ServerError, httpx.RequestError, ValueError):  # the last response is of this
-                await (once() if retry is None else retry.run(once, lambda: True))
+            await (once() if retry is None else retry.run(once, lambda: bool(reasons)))
+        except (ServerError, httpx.RequestError, ValueError) as error:
+            if error not in reasons:
+                raise  # of the gateway itself
         finally:
             if call.failed is not None:
                 call.exchange.fail(call.failed)
@@ -270,7 +275,9 @@ def _as_error(call: Call, response: aiohttp.ClientResponse, content: bytes) -> P
     """Map an error response onto `r3agent.errors`, as for r3agent's own requests."""
     sent = call.target.fill_in(call.request.headers)
     keys = {name: value for name, value in sent.items() if name.lower() in KEYS}
-    request = httpx.Request("POST", str(response.url), headers={**keys, **call.target.headers})
+    secret = {**keys, **call.target.headers}.items()
+    headers = [(name.encode(), value.encode(errors="surrogateescape")) for name, value in secret]
+    request = httpx.Request("POST", str(response.url), headers=headers)
     waits = [(name, value) for name, value in response.headers.items() if name.lower().startswith("retry-after")]
     call.cause = read_error(httpx.Response(response.status, headers=waits, content=content, request=request))
     return policy_error(call.cause, where=f"{call.target.shown}: ")

@@ -18,7 +18,7 @@ import pytest
 import r3agent
 from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
-from r3agent.testing import DROPPED, HANG, HTML_PAGE, SERVER_ERROR, Fault, ScriptedEndpoint, rate_limited
+from r3agent.testing import DROPPED, FAULTS, HANG, HTML_PAGE, SERVER_ERROR, Fault, ScriptedEndpoint, rate_limited
 from tests.gateway.stub import HEAD, HTTP, Request, event, stub, whole
 
 USER = {"role": "user", "content": "?"}
@@ -157,6 +157,16 @@ def test_keys_go_upstream_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCap
     assert "EndpointError" in stored
     assert "answered with status 401" in stored
     assert not any(secret in text for secret in (KEY, own) for text in (stored, caplog.text))
+
+
+def test_key_that_is_not_ascii_is_refused_as_the_upstream_does(tmp_path: Path) -> None:
+    key, faults = {"Authorization": "Bearer schlüssel".encode()}, [FAULTS["unauthorized"]]
+    with ScriptedEndpoint("42", faults=faults) as endpoint, running(endpoint.url, tmp_path) as gateway:
+        answered = HTTP.post(f"{gateway.url_of('e')}/chat/completions", json=ASK, headers=key)
+    assert answered.status_code == 401
+    assert "Incorrect API key" in answered.text
+    [episode] = r3agent.load(tmp_path)
+    assert episode.error is not None
 
 
 @pytest.mark.parametrize("api", ["/chat/completions", "/messages"])
