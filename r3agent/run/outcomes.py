@@ -202,7 +202,8 @@ def _episodes(store: Path, names: set[str]) -> dict[str, list[Trajectory]]:
 
 
 def _names(trajectory: Trajectory) -> set[str]:
-    return {trajectory.trajectory_id, str(trajectory.metadata.get("episode"))}
+    name = trajectory.metadata.get("episode")
+    return {trajectory.trajectory_id, *([] if name is None else [str(name)])}
 
 
 def _label(outcome: Outcome, found: dict[str, list[Trajectory]], outs: _Rows) -> SpanLabel | None:

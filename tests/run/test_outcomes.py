@@ -88,6 +88,15 @@ def test_outcomes_that_cannot_count_are_counted(tmp_path: Path, capsys: pytest.C
     assert "1 left out, unknown:\n" in capsys.readouterr().out
 
 
+def test_outcome_named_none_is_of_no_episode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prod, file = tmp_path / "prod", tmp_path / "outcomes.csv"
+    with TrajectoryWriter(prod) as writer:
+        writer.append(tree(span("attempt", passed=False)))
+    file.write_text("episode,passed\nNone,true\n")
+    code, report = label_from(prod, file, capsys=capsys)
+    assert (report["labelled"], report["left_out"], verdicts(prod)) == (0, {"unknown": 1}, {}), code
+
+
 def test_outcomes_of_complaints_have_one_for_all_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prod, file = store(tmp_path / "prod"), tmp_path / "complaints.csv"
     file.write_text("episode,note\norder-3,late\n")
