@@ -186,7 +186,7 @@ class Exchange:
     def note(self, failure: PolicyError | None) -> None:
         """Tell the try why the endpoint of the policy failed, or that it answered."""
         if self._terms is not None and self._purpose is None:
-            self._terms.failure = failure
+            self._terms.note(failure)
 
     # ---- the answer ----
 

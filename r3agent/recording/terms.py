@@ -57,7 +57,7 @@ class CallTerms:
     spent: Callable[[], str | None] = lambda: None
     """Returns why the budget of the episode is spent; `None` if it is not."""
     failure: PolicyError | None = field(default=None, init=False)
-    """Why the last call failed; `None` if it was answered."""
+    """Why the last call failed, or why no further one is answered; `None` if the last was answered."""
     n_calls: int = field(default=0, init=False)
     n_refused: int = field(default=0, init=False)
     """Number of calls after the last that was allowed."""
@@ -105,6 +105,11 @@ class CallTerms:
                 )
             self.n_calls += 1
             return self.n_calls - 1
+
+    def note(self, failure: PolicyError | None) -> None:
+        """Note why a call failed, or that it was answered; the limit that a call beside it met stays."""
+        if failure is not None or not isinstance(self.failure, StepLimitError):
+            self.failure = failure
 
     def _refuse(self, why: StepLimitError) -> NoReturn:
         self.n_refused += 1

@@ -165,6 +165,16 @@ async def test_agent_that_never_stops_fails(kind: str) -> None:
     assert "max_steps = 3" in str(trajectory(output).tries[0].verdict)
 
 
+async def test_agent_at_its_limit_fails_although_other_calls_end_later() -> None:
+    async def at_once(messages: list[Any], client: AsyncOpenAI) -> str:
+        asked = await asyncio.gather(*(text(messages, client) for _ in range(3)), return_exceptions=True)
+        raise RuntimeError(f"no answer among {asked}")
+
+    output, _ = await run(at_once, max_attempts=1, max_steps=2)
+    assert steps(output) == [["a ball"] * 2]
+    assert "max_steps = 2" in str(trajectory(output).tries[0].verdict)
+
+
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_agent_that_hangs_fails_and_can_ask_no_more(kind: str) -> None:
     over, late = threading.Event(), list[BaseException]()
