@@ -89,7 +89,8 @@ async def branch(
         any(collecting.get(maker) for maker in ("agent", "tools")),
     )
     failures = choose(trajectories, failed=failed, since=since, seed=seed, drawing=drawing)
-    failures = await judged_again(failures, verifier, n=n, cut_off=cut_off, concurrency=concurrency or 64)
+    judging: Any = {"cut_off": cut_off, "timeout_s": config.verify_timeout_s, "concurrency": concurrency or 64}
+    failures = await judged_again(failures, verifier, n=n, **judging)
     failures.check()
     given: Mapping[str, Any] = {"concurrency": concurrency, "cut_off": cut_off, **collecting}
     return BranchReport.of(failures, await collect(failures.begins, policy=policy, verifier=verifier, out=out, **given))

@@ -131,11 +131,15 @@ async def judged_again(
     *,
     n: int | None = None,
     cut_off: CutOff = "fail",
+    timeout_s: float | None = None,
     concurrency: int = 64,
 ) -> Failures:
     """Leave out the failures that a verifier cannot judge, or passes, and keep the first `n` others.
 
     One that takes the environment of a try is not asked, because the recorded try has none.
+
+    Args:
+        cut_off, timeout_s: as in `judge`.
     """
     errors = list[str]()
 
@@ -143,7 +147,7 @@ async def judged_again(
         if takes_environment(verifier):
             return None
         try:
-            (verdict,) = await judge(verifier, begin.task, [recorded_try(begin)], cut_off=cut_off)
+            (verdict,) = await judge(verifier, begin.task, [recorded_try(begin)], cut_off=cut_off, timeout_s=timeout_s)
         except VerifierError as error:
             errors.append(str(error))
             return "unjudged"

@@ -104,8 +104,10 @@ class Rounds(Collector):
         return BranchReport.of(found, self._collect_round(card, found.begins, progress, on_tally))
 
     async def _judged_again(self, failures: Failures) -> Failures:
+        task = self.config.task
+        judging: Any = {"cut_off": task.cut_off, "timeout_s": task.verify_timeout_s}
         try:
-            return await judged_again(failures, self.verifier, n=self.config.branch.n, cut_off=self.config.task.cut_off)
+            return await judged_again(failures, self.verifier, n=self.config.branch.n, **judging)
         finally:
             await close(self.verifier)
 

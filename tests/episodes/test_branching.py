@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ def test_graph_goes_on_from_a_recorded_failure() -> None:
     for task, given in ((episode.task, episode), (episode.task, "2 * 3"), (recorded(2)[1].task, begin)):
         with pytest.raises(ConfigError, match="begin"):
             graph.invoke({"task": task.model_dump()}, context={"begin": given})
+
+
+async def test_branch_limits_the_time_of_the_verdicts_before_it(tmp_path: Path) -> None:
+    async def hangs(task: Task, answer: str) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    given: Any = {"policy": ScriptedPolicy(reply), "verifier": hangs, "out": tmp_path, "verify_timeout_s": 0.1}
+    with pytest.raises(ConfigError, match=r"1 left out, unjudged: .* verify_timeout_s = 0\.1"):
+        await branch(recorded(1), **given)
 
 
 async def test_branch_leaves_out_what_was_redacted_or_errored(tmp_path: Path) -> None:
