@@ -57,6 +57,7 @@ class Endurance:
         self._held: deque[_Held] = deque()
         self._in_a_row = 0
         self._trying = asyncio.Lock()
+        self._failure: R3Error | None = None
         self.errors = 0
         """Number of errors of the endpoint so far."""
 
@@ -83,6 +84,8 @@ class Endurance:
         self.errors += 1
         number = self.errors
         async with self._trying:  # no worker begins more while the endpoint is tried
+            if self._failure is not None:
+                raise self._failure
             self._in_a_row += 1
             self._held.append(_Held(number, episode, cause))
             if self._in_a_row >= self._limit:
@@ -97,10 +100,11 @@ class Endurance:
         held, self._held, self._in_a_row = self._held, deque(), 0
         if held and not await self._answers():
             cause = held[-1].cause
-            raise type(cause)(
+            self._failure = type(cause)(
                 f"{cause}; {len(held)} episodes ended with such an error, and none succeeds: the collection ends; "
                 "finished episodes are stored: collect again when the endpoint answers"
-            ) from cause.__cause__
+            )
+            raise self._failure from cause.__cause__
         for _, episode, _ in held:
             self._store(episode)
 

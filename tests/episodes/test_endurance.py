@@ -104,9 +104,12 @@ async def test_a_judges_endpoint_is_told_apart_alike(tmp_path: Path) -> None:
 
     with pytest.raises(VerifierError, match="the judge is down; 8 episodes ended with such an error"):
         await run(tmp_path, ScriptedPolicy("right"), 100, verifier=judge, concurrency=8)
-    assert {t.task.id: t.error is None for t in load(tmp_path)} == {f"t{i}": i != 1 for i in range(30)}
+    stored = load(tmp_path)
+    assert {t.task.id for t in stored if t.error} <= {"t1"}
+    answered = sum(t.error is None for t in stored)
+    assert 20 < answered < 30
     summary = await run(tmp_path, ScriptedPolicy("right"), 100)
-    assert (summary.resumed, summary.errors) == (29, {})
+    assert (summary.resumed, summary.errors) == (answered, {})
 
 
 async def test_a_poisoned_request_over_http(tmp_path: Path) -> None:

@@ -20,18 +20,19 @@ BROKEN_OFF = {"cut_off", "truncated"}
 
 
 async def draw(*faults: Fault | None, stream: bool = False, n: int = 1) -> tuple[list[Generation], int]:
-    """Return the generations and the number of requests."""
+    """Return the generations and the number of requests, of a server that has answered before."""
     told: list[str] = []
 
     def tell(index: int, text: str) -> None:
         told.append(text)
 
     timeout_s = 0.5 if any(fault and fault.kind in ("hang", "trickle") for fault in faults) else 60
-    with ScriptedEndpoint(TEXT, faults=faults) as endpoint:
+    with ScriptedEndpoint(TEXT, faults=[None, *faults]) as endpoint:
         async with OpenAIPolicy(endpoint.url, "scripted", max_tries=2, timeout_s=timeout_s, outage_s=1) as policy:
+            await policy.sample(MESSAGES)
             drawn = await policy.sample(MESSAGES, n=n, on_delta=tell if stream else None)
     assert not stream or "".join(told) == TEXT * n
-    return drawn, len(endpoint.received)
+    return drawn, len(endpoint.received) - 1
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
