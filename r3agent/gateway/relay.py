@@ -184,6 +184,7 @@ class Relay:
             call.failure = f"{call.target.shown}: the stream ended before the completion"
             if events is not None:
                 raise UpstreamError(call.failure)
+            exchange.note(EndpointError(call.failure))  # the client may take it for a whole answer
         if events is not None:
             for event in events.end():
                 await out.write(event.wire)

@@ -13,8 +13,8 @@ import pytest
 from r3agent import OpenAIPolicy, Sampling, Task, Trajectory, build_graph
 from r3agent._util.wait import wait_until
 from r3agent.episodes.agents.program import Program, as_text
-from r3agent.errors import AgentError, ConfigError
-from r3agent.testing import ScriptedEndpoint
+from r3agent.errors import AgentError, ConfigError, EndpointError
+from r3agent.testing import Fault, ScriptedEndpoint
 
 TASK = {"id": "t", "messages": [{"role": "user", "content": "6 * 7?"}]}
 
@@ -179,6 +179,28 @@ def test_program_that_asks_without_end_fails(tmp_path: Path, swallows: bool) -> 
     (attempt,) = episode.tries
     assert len(attempt.steps) == 3
     assert "max_steps = 3" in str(attempt.verdict and attempt.verdict.feedback)
+
+
+STREAMS = """
+import openai
+stream = openai.OpenAI(max_retries=0).chat.completions.create(model="policy", messages=task["messages"], stream=True)
+print("".join(choice.delta.content or "" for chunk in stream for choice in chunk.choices))
+"""
+HALF = {"object": "chat.completion.chunk", "model": "scripted", "choices": [{"index": 0, "delta": {"content": "4"}}]}
+
+
+@pytest.mark.parametrize("body", ["", f"data: {json.dumps(HALF)}\n\n"], ids=["empty", "half"])
+def test_program_is_not_blamed_for_a_stream_that_ends_early(tmp_path: Path, body: str) -> None:
+    agent, fault = program(tmp_path, STREAMS), Fault(body=body, content_type="text/event-stream")
+    with ScriptedEndpoint(script, faults=[fault]) as endpoint:
+        policy = OpenAIPolicy(endpoint.url, endpoint.model)
+        graph = build_graph(policy=policy, verifier=is_42, agent=agent, agent_errors="record").compile()
+        try:
+            with pytest.raises(EndpointError, match="the stream ended before the completion"):
+                graph.invoke({"task": TASK})
+        finally:
+            policy.close()
+            agent.close()
 
 
 def test_program_that_prints_nothing_fails(tmp_path: Path) -> None:
