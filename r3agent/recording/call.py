@@ -162,6 +162,12 @@ class RecordedCall(Exchange):
             return super()._policy_version(answered)
         return self._target.version if self._live is not None and self._live.now() == self._target else None
 
+    def end_stream(self) -> None:
+        """Record a stream that its sender has ended, and note an answer without an end as the endpoint's fault."""
+        if self._assembly is not None and not self.is_answered:
+            self.note(EndpointError(f"{redact_url(self.base_url)}: the stream ended before the completion"))
+        self.finish()
+
     def take(self, answer: Any) -> Any:
         """Record a response, unless it is a stream, which is recorded while it is read."""
         if not self.is_stream:

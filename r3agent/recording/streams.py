@@ -41,7 +41,7 @@ def observed(call: RecordedCall, again: Callable[[], Any] | None) -> type[openai
                 self.response = fresh.response
                 # The application has the role already.
                 yield from dropwhile(is_blank, fresh) if n_seen else fresh
-            call.finish()
+            call.end_stream()
 
     return Observed
 
@@ -75,6 +75,6 @@ def observed_async(
                         continue  # the application has the role already
                     n_seen = 0
                     yield chunk
-            call.finish()
+            call.end_stream()
 
     return Observed

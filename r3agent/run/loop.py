@@ -117,10 +117,13 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
     """Collect with a version, which need not be live, and train the next one from it."""
     name = run.registry.card(parent).served_name
     branched = ""
-    if run.config.loop.branch and (found := run.failures(parent)).begins:
-        reporter.stage(f"{round_}: branching {len(found.begins)} recorded failures off with {name}", "branch")
-        made = run.branch(reporter.episodes, version=parent, failures=found).summary
-        branched = f" and {made.groups_with_variance} of recorded failures"
+    if run.config.loop.branch:
+        found = run.failures(parent)
+        what = "; ".join([f"branching {len(found.begins)} recorded failures off with {name}", *found.lines()])
+        reporter.stage(f"{round_}: {what}", "branch" if found.begins else "")
+        if found.begins:
+            made = run.branch(reporter.episodes, version=parent, failures=found).summary
+            branched = f" and {made.groups_with_variance} of recorded failures"
     reporter.stage(f"{round_}: collecting episodes of {run.config.collect.n} tasks with {name}", "collect")
     summary = run.collect(reporter.episodes, version=parent)
     resume = not anew and run.registry.has_checkpoint(run.registry.next_version())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -10,7 +11,7 @@ from openai import AsyncOpenAI, NotFoundError, OpenAI
 from pydantic import BaseModel, ValidationError
 
 from r3agent import build_graph
-from r3agent.errors import ProtocolError
+from r3agent.errors import EndpointError, ProtocolError
 from r3agent.testing import Fault, ScriptedEndpoint
 from tests.episodes.agents.endpoints import TASK, found, policy_at, trajectory
 from tests.episodes.agents.test_function import run, sync, text
@@ -31,6 +32,28 @@ async def test_function_is_not_blamed_for_a_broken_response(agent: Any, fault: F
             graph = build_graph(policy=policy, verifier=found, agent=agent).compile()
             with pytest.raises(ProtocolError):
                 await graph.ainvoke(TASK)
+
+
+async def streamed(messages: list[Any], client: AsyncOpenAI) -> str:
+    stream = await client.chat.completions.create(model="policy", messages=messages, stream=True)
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+def streamed_in_thread(messages: list[Any], client: OpenAI) -> str:
+    stream = client.chat.completions.create(model="policy", messages=messages, stream=True)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+@pytest.mark.parametrize("agent", [streamed, streamed_in_thread])
+async def test_function_is_not_blamed_for_a_stream_that_ends_early(agent: Any) -> None:
+    half = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+    half |= {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": None}]}
+    fault = Fault(body=f"data: {json.dumps(half)}\n\n", content_type="text/event-stream")
+    with ScriptedEndpoint(faults=[fault]) as endpoint:
+        async with policy_at(endpoint) as policy:
+            graph = build_graph(policy=policy, verifier=found, agent=agent, agent_errors="record")
+            with pytest.raises(EndpointError, match="the stream ended before the completion"):
+                await graph.compile().ainvoke(TASK)
 
 
 class Place(BaseModel):
