@@ -46,7 +46,7 @@ async def test_the_default_retry_policy_repeats_no_request(run: Any, place: str)
                 app = graph.set_node_defaults(retry_policy=retries).compile()
             else:
                 app = in_a_parent(graph.compile(), retry_policy=retries).compile()
-            with pytest.raises(EndpointError, match="tried 1 times"):
+            with pytest.raises(EndpointError, match="500 out of memory"):
                 await run(app, INPUT)
         assert len(endpoint.received) == 1
 

@@ -252,7 +252,7 @@ def test_policy_can_be_copied_and_not_pickled(copied: Callable[[Any], Any], tmp_
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"directory": None}, "directory = None: must be str or Path"),
+        ({"directory": None}, "give a store, or a run with `run`, and not both"),
         ({"sample_rate": 2}, "sample_rate = 2: Input should be less than or equal to 1"),
         ({"sample_rate": "x"}, "sample_rate = 'x': Input should be a valid number"),
         ({"queue_size": 0}, "queue_size = 0: Input should be greater than or equal to 1"),

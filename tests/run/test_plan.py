@@ -36,6 +36,6 @@ def test_plan_of_a_collection_is_of_what_is_left(tmp_path: Path, capsys: Any) ->
     assert found["tokens_sampled"] == round(some.tokens_sampled * 6 / 4)
     assert found["cost"] > 2e-6 * found["tokens_sampled"] > 0
     assert found["bytes"] == round(sum(f.stat().st_size for f in directory.glob("trajectories/*.jsonl")) * 6 / 4)
-    assert found["seconds"] > 0
+    assert found["seconds"] is not None
     assert main(plan) == 0
     assert "6 episodes to run, of 10; 4 are stored" in capsys.readouterr().out
