@@ -1,9 +1,11 @@
-"""Text for terminals: aligned columns, and escaped control characters."""
+"""Text for terminals: aligned columns, sizes, escaped control characters, and no progress bars of libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from io import StringIO
+from typing import Any
 
 WIDTH = 100_000
 """Width of rendered output, so large that only the terminal cuts or wraps it."""
@@ -24,6 +26,23 @@ def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, fir
     with console.capture() as capture:
         console.print(Padding(table, (0, 0, 0, indent), expand=False))
     return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def size(n_bytes: int) -> str:
+    """Render a number of bytes in MB, or in kB below 1 MB."""
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
+
+
+@contextmanager
+def without_bars(datasets: Any) -> Generator[None]:
+    """Disable the progress bars of `datasets`, which do not belong in a program's log."""
+    were_enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_enabled:
+            datasets.enable_progress_bars()
 
 
 def printable(text: str) -> str:

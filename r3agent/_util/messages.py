@@ -32,6 +32,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def count(n: int, noun: str) -> str:
+    """Render a number of things, such as `1 episode` or `2 episodes`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def shorten(value: object) -> str:
     """Render a value in at most `MAX_VALUE_CHARS` characters."""
     text = repr(value)

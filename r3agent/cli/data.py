@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from r3agent._util.console import columns
+from r3agent._util.console import columns, size
+from r3agent._util.messages import count as plural
 from r3agent.cli.command import Output, next_step, switch, verb
 from r3agent.data.erasure import forget as erase
 from r3agent.data.receipts import FOLDER
@@ -55,7 +56,7 @@ def stats(run: Annotated[str, Parameter(help="Run directory, or its trajectories
     found = count(run)
     lines = [
         f"{found.episodes} episodes of {found.tasks} tasks in {found.directory}: "
-        f"{found.files} files, {found.bytes / 1e6:.1f} MB, "
+        f"{found.files} files, {size(found.bytes)}, "
         f"{found.tokens_sampled} tokens sampled, {found.tokens_prompt} of prompts",
         *columns(_rows(found), gap=3, indent=2),
     ]
@@ -83,7 +84,8 @@ def forget(
 ) -> Output:
     receipt = erase(run, episodes=episode, where=where, pattern=pattern, dry_run=dry_run)
     n = len(receipt.episodes)
-    lines = [f"{n} episodes {'would be' if dry_run else 'are'} forgotten"]
+    forgotten = f"{plural(n, 'episode')} {'would be' if dry_run else 'is' if n == 1 else 'are'} forgotten"
+    lines = [forgotten if n or receipt.parts else f"nothing has {where or f'a match of {pattern!r}'}: {forgotten}"]
     lines += _some([f"  {id_}" for id_ in receipt.episodes])
     lines += [f"  {file.path}: {file.lines} lines taken out" for file in receipt.files]
     for version, ids in receipt.trained.items():

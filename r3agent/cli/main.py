@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode gets ? in place of the character
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    verb = words[0] if words else ""
+    verb = " ".join(words[: 2 if words[1:] and words[1] in SUB_VERBS.get(words[0], ()) else 1])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from r3agent._util.messages import nearest
+from r3agent._util.messages import count, nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
 from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL
 from r3agent.cli.inspect_view import summary_lines
@@ -28,7 +28,7 @@ from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
-ENDED = "ended by {by}: {n} episodes are left; the same command goes on with them"
+ENDED = "ended by {by}: {left} left; the same command goes on with them"
 
 
 @verb(*URL, *SUBJECT, *COLLECT)
@@ -167,7 +167,7 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
         *above,
         f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
-        *([ENDED.format(by=summary.ended_by, n=summary.left)] if summary.ended_by else []),
+        *([ENDED.format(by=summary.ended_by, left=count(summary.left, "episode"))] if summary.ended_by else []),
         *summary_lines(summary),
         f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run.directory)}",
     ]

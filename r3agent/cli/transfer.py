@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent._util.console import size
 from r3agent.cli.command import Output, next_step, verb
 from r3agent.data.compaction import compact as pack
 from r3agent.data.exporting import Format, TrlType
@@ -89,7 +90,7 @@ def compact(run: Annotated[str, Parameter(help="Run directory, or a store.")], /
     found = pack(run)
     lines = [
         f"{found.sources} shards with {found.lines} lines became {len(found.files)} in {found.directory}: "
-        f"{found.bytes_before / 1e6:.1f} MB became {found.bytes_after / 1e6:.1f} MB",
+        f"{size(found.bytes_before)} became {size(found.bytes_after)}",
         *(f"  {path} stays: {why}" for path, why in found.skipped.items()),
     ]
     return Output(found.model_dump(mode="json"), "\n".join(lines))

@@ -11,7 +11,7 @@ from r3agent._util.checked import checked
 from r3agent.data.receipts import receipts
 from r3agent.records.record import Record
 from r3agent.store.registry import PolicyKind, Registry
-from r3agent.store.shards import read
+from r3agent.store.shards import read, store_of_run
 from r3agent.train.lineage import ROWS_FILE, ancestry
 
 
@@ -28,6 +28,8 @@ class Trained(Record):
     """Reflections and tries, by label; without those of forgotten episodes."""
     forgotten: tuple[str, ...] = ()
     """Episodes that were forgotten after the version was trained on them: its weights were not changed."""
+    rows_forgotten: int = 0
+    """Number of rows of them, which `labels` does not count."""
 
 
 class Lineage(Record):
@@ -51,12 +53,15 @@ def lineage(run: str | Path, version: str, *, by: str | None = None) -> Lineage:
         by: key of the metadata, by whose values the episodes that are still stored are counted.
 
     Raises:
-        ConfigError: there is no such version.
+        ConfigError: there is no such run or version.
         RecordError, SchemaVersionError: a card, a receipt or the store cannot be read.
     """
     registry, run = Registry(run), Path(run)
+    if not registry.policies_dir.is_dir():
+        store_of_run(run)  # raises if it is no run
     registry.card(version)  # raises if there is none
     gone = [*receipts(run)]
+    files = [file for receipt in gone for file in receipt.files]
     versions: list[Trained] = []
     for card in ancestry(registry.policies_dir, version):
         path = registry.version_dir(card.version) / ROWS_FILE
@@ -71,6 +76,7 @@ def lineage(run: str | Path, version: str, *, by: str | None = None) -> Lineage:
                 episodes=None if rows is None else tuple(sorted({row[0] for row in rows} | forgotten)),
                 labels=dict(Counter(row[2] for row in rows or ())),
                 forgotten=tuple(sorted(forgotten)),
+                rows_forgotten=sum(file.lines for file in files if Path(file.path).parts[-3:] == path.parts[-3:]),
             )
         )
     episodes = {id_ for trained in versions for id_ in trained.episodes or ()}

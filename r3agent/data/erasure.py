@@ -17,6 +17,7 @@ import orjson
 
 from r3agent._util.checked import checked
 from r3agent._util.lock import file_lock
+from r3agent._util.messages import nearest
 from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now, write_receipt
 from r3agent.data.rewriting import COPY, alone, lines_of, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
@@ -51,7 +52,7 @@ def forget(
         dry_run: report what would be taken out, and change nothing.
 
     Raises:
-        ConfigError: there is no such directory or episode, or a file cannot be written.
+        ConfigError: there is no such directory or episode, no episode has such a key, or a file cannot be written.
         BusyError: the run is collecting, or a process writes a file that has some of it.
     """
     selection = Selection.of(tuple(episodes), where, pattern)
@@ -138,7 +139,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _receipt(root: Path, selection: Selection) -> Receipt:
     """Find the episodes, and the versions that were trained on them."""
-    found, parts = set[str](), set[str]()
+    found, parts, keys = set[str](), set[str](), set[str]()
     named: dict[str, set[str]] = {given: set() for given in selection.episodes}
     branches: dict[str, str] = {}
     for path in _files(root):
@@ -149,10 +150,13 @@ def _receipt(root: Path, selection: Selection) -> Receipt:
                 continue
             if len(ids) > 1:
                 branches[ids[0]] = ids[1]
+            keys.update(selection.keys(line))
             if selection.matches(line):
                 found.add(ids[0])
             for given in filter(partial(selection.names, line), named):
                 named[given].add(ids[0])
+    if selection.where is not None and not parts and selection.where[0] not in keys:
+        _check_forgotten(root, selection, keys)
     for given, ids in named.items():
         whole = ids & {given} or ids
         if len(whole) != 1:
@@ -168,6 +172,18 @@ def _receipt(root: Path, selection: Selection) -> Receipt:
         parts=tuple(sorted(parts)),
         trained=_trained(root, found),
     )
+
+
+def _check_forgotten(root: Path, selection: Selection, keys: Iterable[str]) -> None:
+    """Check that a key that no episode has is that of episodes that were forgotten.
+
+    Raises:
+        ConfigError: it is not, so it may be misspelt.
+    """
+    if selection.where is not None and all(receipt.selected_by != selection.kind for receipt in receipts(root)):
+        key, own = selection.where[0], sorted(key for key in keys if "." not in key)
+        known = f"known are {', '.join(own)}" if own else "no episode has any"
+        raise ConfigError(f"where: no episode of {root} has the key {key!r}; {nearest(key, sorted(keys))}{known}")
 
 
 def _trained(root: Path, ids: Iterable[str]) -> dict[str, tuple[str, ...]]:

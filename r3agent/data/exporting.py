@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from r3agent._util.checked import checked
+from r3agent._util.console import without_bars
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError, RecordError
@@ -92,11 +93,11 @@ def export(
 
 def _write_dataset(trajectories: Sequence[Trajectory], out: Path) -> int:
     require_extra("datasets", "data")
-    from datasets import Dataset
+    import datasets
 
-    dataset = Dataset.from_list([t.model_dump(mode="json") for t in trajectories], features=features())
+    dataset = datasets.Dataset.from_list([t.model_dump(mode="json") for t in trajectories], features=features())
     partial = out.with_name(f".{out.name}.partial")
-    with disk_errors(out):
+    with disk_errors(out), without_bars(datasets):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             if out.suffix == ".parquet":

@@ -72,6 +72,11 @@ class Selection:
             return isinstance(metadata, dict) and self.where[1] in _values(metadata, self.where[0])
         return False
 
+    def keys(self, line: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the keys of a line's metadata, as deep within values as the one that is asked for."""
+        if self.where is not None:
+            yield from _keys(line.get("metadata"), self.where[0].count("."))
+
     @staticmethod
     def names(line: Mapping[str, Any], given: str) -> bool:
         """Return True if `given` is the name of the line's episode, its id, or the beginning of its id."""
@@ -97,6 +102,12 @@ def parsed(content: bytes) -> dict[str, Any] | None:
         data = parse_json(content.decode("utf-8-sig", errors="replace"))
         return data if isinstance(data, dict) else None
     return None
+
+
+def _keys(value: Any, depth: int) -> Iterator[str]:
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key
+        yield from (f"{key}.{below}" for below in (_keys(inner, depth - 1) if depth else ()))
 
 
 def _values(metadata: Mapping[str, Any], key: str) -> list[str]:

@@ -14,7 +14,7 @@ from r3agent.evaluate.statistics import Rate, rate
 from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally, is_even_sample
-from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
+from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory, origins
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
 from r3agent.store.trajectories import load
@@ -67,6 +67,7 @@ class DataStats(Record):
     """Episodes by policy version; one that several versions answered counts for the first."""
     splits: dict[str, Share]
     sources: dict[str, Share]
+    """Episodes by the source of their task; a branch has that of the episode that it branched off."""
 
 
 class _Rates:
@@ -120,9 +121,10 @@ def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
     n_branches = n_prompt = 0
     rates = {"first_try": _Rates(), "retry_after_reflection": _Rates(), "retry_blind": _Rates()}
     shares: dict[str, dict[str, _Share]] = {"versions": {}, "splits": {}, "sources": {}}
+    origin, source = origins(trajectories), {t.trajectory_id: t.metadata.get(SOURCE) for t in trajectories}
     for trajectory in trajectories:
         tally.add(trajectory)
-        task = trajectory.task.digest
+        id_, task = trajectory.trajectory_id, trajectory.task.digest
         tasks.add(task)
         n_branches += trajectory.parent_id is not None
         n_prompt += sum(span.prompt_tokens or 0 for span in trajectory.sampled)
@@ -131,7 +133,7 @@ def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
         keys = {
             "versions": next(iter(trajectory.policy_versions), None),
             "splits": trajectory.metadata.get(SPLIT),
-            "sources": trajectory.metadata.get(SOURCE),
+            "sources": source[id_] or source.get(origin[id_]),
         }
         own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
         for share in own:

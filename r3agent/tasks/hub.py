@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
+from r3agent._util.console import without_bars
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError
 from r3agent.tasks.rows import Rows, file_rows, joined, naming, numbered
@@ -55,7 +56,7 @@ def hub_rows(
 
     where, directory = f"hf:{name}", Path(name).expanduser()
     read = partial(file_rows, encoding=encoding, delimiter=delimiter)
-    with naming(where), _without_bars(datasets), ExitStack() as links:
+    with naming(where), without_bars(datasets), ExitStack() as links:
         if directory.is_dir():
             named = [data_files] if isinstance(data_files, str) else data_files or []
             if named and all((directory / file).is_file() for file in named):
@@ -148,15 +149,3 @@ def _split(known: list[str], hf_split: str | None, where: str) -> str:
 def _table_rows(where: str, table: Any) -> Rows:
     """Read a data set as it is stored: images and audio stay bytes, and need no package that reads them."""
     return Rows(tuple(table.column_names), numbered(where, table.with_format("arrow").iter(1000)))
-
-
-@contextmanager
-def _without_bars(datasets: Any) -> Generator[None]:
-    """Disable progress bars, which do not belong in a program's log."""
-    were_enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_enabled:
-            datasets.enable_progress_bars()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from .stores import collected
 
 def trained(run: Path) -> list[str]:
     """Make a run of three versions: of the first's parent the episodes a and b, of the second's c."""
+    run.mkdir(exist_ok=True)
     (run / "r3.toml").touch()
     episodes = collected(run / "trajectories", "a", "b", "c")
     registry = Registry(run)
@@ -58,7 +60,16 @@ def test_lineage_tells_of_forgotten_episodes(tmp_path: Path, capsys: pytest.Capt
     assert (found.episodes, found.by) == (3, {"b": 1, "c": 1, "unknown": 1})
     assert main(["lineage", "v0002", "--run", str(tmp_path)]) == 0
     text = capsys.readouterr().out
+    assert re.search(r"v0001 +from v0000 +2 episodes +2 of 4 rows are kept: 2 reflect\n", text)
     assert "v0002 and its ancestors were trained on 3 episodes" in text
-    assert f"1 of them were forgotten since, and the weights were not changed: {a}" in text
+    assert f"1 of them was forgotten since, and the weights were not changed: {a}" in text
     assert main(["lineage", "v0002", "--run", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"][1]["forgotten"] == [a]
+    assert main(["lineage", "v0001", "--run", str(tmp_path)]) == 0
+    assert f"\n  {a}  forgotten\n" in capsys.readouterr().out
+
+
+def test_lineage_of_no_run_suggests_one(tmp_path: Path) -> None:
+    trained(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"mime' is no run, it has no r3.toml; did you mean 'mine'\?"):
+        lineage(tmp_path / "mime", "v0001")

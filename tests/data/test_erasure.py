@@ -236,9 +236,20 @@ def test_forget_verb_reports_and_dry_run_changes_nothing(tmp_path: Path, capsys:
     assert "weights do not forget" in text
     assert main(["data", "forget", str(tmp_path), "--where", "user=anna", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == []
+    for words in (["--where", "user=nobody"], ["--pattern", "nobody"]):
+        assert main(["data", "forget", str(tmp_path), *words]) == 0
+        assert re.match(r"nothing has .*nobody'?: 0 episodes are forgotten", capsys.readouterr().out)
+    assert main(["data", "forget", str(tmp_path), "--where", "usr=bert"]) == 2
+    says = capsys.readouterr().err
+    assert says.startswith("r3agent data forget: where: no episode of")
+    assert "'usr'; did you mean 'user'? known are " in says
+    with pytest.raises(ConfigError, match=r"the key 'user\.name'; did you mean"):
+        forget(tmp_path, where="user.name=bert")
     assert len([*receipts(tmp_path)]) == 1
     link = tmp_path / "elsewhere.jsonl"
     os.replace(shards(tmp_path)[0], link)
     (tmp_path / "trajectories" / link.name).symlink_to(link)
     assert main(["data", "forget", str(tmp_path), "--where", "user=bert"]) == 0
     assert b"bert" not in link.read_bytes()
+    forget(tmp_path, where="user=carl")
+    assert forget(tmp_path, where="user=carl").episodes == ()  # no episode is left that has the key

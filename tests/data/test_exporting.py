@@ -41,10 +41,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_export_to_datasets_keeps_whole_records(tmp_path: Path) -> None:
+def test_export_to_datasets_keeps_whole_records(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     episodes = collected(tmp_path / "store", "a", "b")
     assert export(episodes, tmp_path / "disk", to="hf").rows == 2
     assert export(episodes, tmp_path / "one.parquet", to="hf").rows == 2
+    assert capfd.readouterr() == ("", "")
     parquet = load_dataset(
         "parquet",
         data_files=str(tmp_path / "one.parquet"),

@@ -11,6 +11,8 @@ from r3agent import label
 from r3agent.cli.main import main
 from r3agent.data import stats
 from r3agent.errors import ConfigError
+from r3agent.records.branching import branch_of
+from r3agent.store.shards import TrajectoryWriter
 
 from .stores import collected
 
@@ -50,6 +52,16 @@ def test_stats_verb_prints_table_and_json(tmp_path: Path, capsys: pytest.Capture
     assert f"1 lines are no records: r3agent data check {tmp_path}" in text
     assert main(["data", "stats", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == stats(tmp_path).model_dump(mode="json")
+
+
+def test_stats_count_a_branch_for_the_source_of_its_parent(tmp_path: Path) -> None:
+    (episode,) = collected(tmp_path, "a", source="s.jsonl", split="train")
+    with TrajectoryWriter(tmp_path) as writer:
+        writer.append(branch_of(episode))
+        writer.append(branch_of(episode).changed(parent_id="elsewhere"))
+    found = stats(tmp_path)
+    assert {key: share.episodes for key, share in found.sources.items()} == {"s.jsonl": 2, "unknown": 1}
+    assert (found.branches, found.splits["train"].episodes) == (2, 3)
 
 
 def test_stats_refuse_what_is_no_directory(tmp_path: Path) -> None:
