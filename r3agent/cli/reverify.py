@@ -11,7 +11,7 @@ from r3agent._util.aio import run_sync
 from r3agent.cli.command import Output, Overrides, next_step, switch, verb
 from r3agent.cli.flags import flags_of
 from r3agent.cli.progress import ConsoleReporter
-from r3agent.errors import ConfigError
+from r3agent.errors import ConfigError, VerifierError
 from r3agent.run.config import CONFIG_FILE, TaskConfig, load_config
 from r3agent.run.reverify import reverify as judge_again
 from r3agent.tasks import default_verifier
@@ -51,6 +51,12 @@ def reverify(
                 anew=anew,
                 on_episode=reporter.episodes,
             )
+        )
+    if found.errors and not found.judged + found.resumed:
+        raise VerifierError(
+            f"{store}: {name} could judge no try, and failed on {found.errors}; name another verifier with --verifier, "
+            f"or give it settings with --set task.verifier_params.KEY=VALUE; after an outage the "
+            f"same command judges them; the first error: {found.first_error}"
         )
     before = f" ({found.resumed} before)" if found.resumed else ""
     lines = [

@@ -23,6 +23,7 @@ from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
 from r3agent.run.plan import plan_collection, plan_run_training
 from r3agent.run.stages import Run
+from r3agent.store.shards import shards, store_of_run
 from r3agent.train.lineage import lineage_of
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
@@ -50,6 +51,8 @@ def collect(
 @verb(*URL, *SUBJECT, *BRANCH, *DRAW)
 def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
+    if not opened.config.branch.source and not (opened.directory.is_dir() and shards(opened.directory)):
+        store_of_run(run)  # raises if it is no run: its name may be misspelt
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
         failures = opened.failures()

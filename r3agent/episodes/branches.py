@@ -31,7 +31,7 @@ class BranchReport(Record):
     branches: int
     """Recorded failures that were branched off."""
     left_out: dict[str, int] = {}
-    """Number of recorded failures that are left out, by reason."""
+    """Number of recorded failures that are left out, by reason, and of episodes for `passed`."""
     remedies: dict[str, str] = {}
     """Remedies for them, by reason."""
 

@@ -18,6 +18,7 @@ from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import CutOff, takes_environment
 
 REMEDIES = {
+    "passed": "their final answer passed, and --failed leaves these episodes out: without it, their failed tries count",
     "unlabelled": "no verdict says that they failed: `r3agent label STORE --from FILE.csv` adds what people said, and "
     "`r3agent reverify STORE --verifier NAME` what a verifier says",
     "redacted": "their text is not what the policy saw: record into a store that may hold it, without `redact`",
@@ -61,7 +62,7 @@ class Failures(Record):
     read: int
     """Number of recorded episodes."""
     left_out: dict[str, int] = {}
-    """Number of recorded failures that are left out, by reason; `REMEDIES` has what to do."""
+    """Number of recorded failures that are left out, by reason, and of episodes for `passed`; see `REMEDIES`."""
     why: str | None = None
     """First error of the verifier on a recorded answer."""
 
@@ -110,7 +111,10 @@ def choose(
     begins: list[Trajectory] = []
     left_out: Counter[str] = Counter()
     for trajectory in recorded:
-        if (failed and trajectory.passed) or (began is not None and _recorded_at(trajectory) < began):
+        if began is not None and _recorded_at(trajectory) < began:
+            continue
+        if failed and trajectory.passed:
+            left_out["passed"] += 1
             continue
         for a_try in _not_passed(trajectory, drawing.max_attempts):
             if (place := (origin[trajectory.trajectory_id], a_try.last.span_id)) in seen:

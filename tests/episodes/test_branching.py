@@ -79,6 +79,8 @@ async def test_branch_says_which_failures_it_leaves_out(tmp_path: Path) -> None:
             await branch([episode], verifier=find_verifier(verifier), **given)
     with pytest.raises(ConfigError, match="1 left out, disputed: "):
         await branch([episode], verifier=lambda task, answer: True, **given)
+    with pytest.raises(ConfigError, match=r"in 2 recorded episodes: 1 left out, passed: .*; 1 left out, unlabelled: "):
+        await branch([passed, unlabelled], verifier=check, failed=True, **given)
     with pytest.raises(ConfigError, match="since = 'soon': no time"):
         await branch([episode], verifier=check, since="soon", **given)
 

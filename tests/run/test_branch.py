@@ -118,6 +118,11 @@ def test_branch_verb_goes_on_after_labels(
     assert sum(report["summary"]["recorded_prompts"].values()) == 3
     assert main(["branch", "--run", str(run), "--from", str(tmp_path / "nowhere"), *given]) == 2
     assert "there is no such store; name one with --from" in capsys.readouterr().err
+    assert main(["branch", "--run", str(tmp_path / "runn"), *given]) == 2
+    says = capsys.readouterr().err
+    assert "runn' is no run, it has no r3.toml; did you mean 'run'?" in says
+    assert "new run" not in says
+    assert not (tmp_path / "runn").exists()
 
 
 def test_branch_takes_failed_retries_with_a_third_try(produced: Path, settings: dict[str, Any], tmp_path: Path) -> None:

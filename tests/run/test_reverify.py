@@ -119,6 +119,9 @@ def test_reverify_counts_what_it_cannot_judge(prod: Path, capsys: pytest.Capture
     assert (code, report["errors"], report["open"], report["judged"]) == (1, 1, 1, 5)
     assert "cannot read it" in report["first_error"]
     assert passed(prod) == [True, True, True, True, None, None, True]
+    code, says = reverify(prod, "exact", capsys=capsys)
+    assert code == 1
+    assert "exact could judge no try, and failed on 6; name another verifier with --verifier" in says
 
 
 def test_reverify_that_is_killed_goes_on(prod: Path, tmp_path: Path) -> None:
