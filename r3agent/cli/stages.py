@@ -29,7 +29,12 @@ from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
-ENDED = "ended by {by}: {left} left; the same command goes on with them"
+ENDED = "ended by {by}: {left} not run; {remedy}"
+GO_ON, RAISE = "the same command goes on with them", "a higher target goes on with them"
+NOT_ASKED = (
+    "no try asked the policy, so that there is nothing to train on: let the agent ask for the model `policy` with the "
+    "client that it gets, or pass its own through r3agent.instrument"
+)
 
 
 @verb(*URL, *SUBJECT, *COLLECT)
@@ -166,13 +171,24 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     live = run.ensure_live().version
     lineage = lineage_of(run.registry.policies_dir, live)
     why_not = why_untrainable(run.trajectories(), config=run.config.train, version=live, lineage=lineage)
+    if summary.tries and not summary.tries_of_policy:
+        why_not = NOT_ASKED
+    elif why_not:
+        why_not = f"nothing to train on yet: {why_not}"
+    in_all = " in all" if summary.resumed else ""
+    remedy = RAISE if (summary.ended_by or "").startswith("target_groups") else GO_ON
     lines = [
         *above,
-        f"{summary.episodes} episodes ({summary.resumed} stored before), {summary.tokens_sampled} tokens sampled",
+        f"{summary.episodes} episodes ({summary.resumed} stored before), "
+        f"{summary.tokens_sampled} tokens sampled{in_all}",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
-        *([ENDED.format(by=summary.ended_by, left=count(summary.left, "episode"))] if summary.ended_by else []),
+        *(
+            [ENDED.format(by=summary.ended_by, left=count(summary.left, "episode"), remedy=remedy)]
+            if summary.ended_by
+            else []
+        ),
         *summary_lines(summary),
-        f"nothing to train on yet: {why_not}" if why_not else f"next: {next_step('train', '--run', run.directory)}",
+        why_not or f"next: {next_step('train', '--run', run.directory)}",
     ]
     ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
     return Output(data, "\n".join(lines), ok=ok)
@@ -228,7 +244,7 @@ def _tell_new(run: Run, reporter: ConsoleReporter) -> None:
     """Report that the run is a new one, and the nearest existing one, because its name may be misspelt."""
     if not run.config_file.exists():
         hint = nearest(run.directory.name, (file.parent.name for file in run.directory.parent.glob(f"*/{CONFIG_FILE}")))
-        reporter.stage(f"{run.directory} is a new run; {hint}its settings are written to {run.config_file}")
+        reporter.stage(f"{run.directory} is a new run; {hint}its settings will be in {run.config_file}")
 
 
 def _deployment(report: DeployReport) -> Output:

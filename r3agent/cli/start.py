@@ -16,6 +16,7 @@ from r3agent.records.summary import Tally
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
 from r3agent.run.directory import WAITING
+from r3agent.run.policy_config import PolicyConfig
 from r3agent.run.stages import Run
 from r3agent.store.copy import copy_store
 from r3agent.store.counting import count
@@ -62,6 +63,7 @@ def init(
         note += f"; before you collect, set policy.base_model to the weights of {config.policy.model!r}, to train them"
     collect = next_step("collect", "--run", run)
     bundled = config.policy.base_model == config.policy.model and config.policy.model in BUNDLED
+    bundled &= config.policy.base_url == PolicyConfig().base_url  # where `serve` listens
     serve = f"r3agent serve {config.policy.model}, and in another terminal " if bundled else ""
     return Output({"config": str(path)}, f"{path} written{note}; next: {serve}{collect}")
 
