@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from r3agent._util.messages import nearest
 from r3agent.errors import ConfigError
 
 
@@ -39,6 +38,8 @@ def load_attribute(spec: str) -> Any:
             f"{spec!r}: importing {module_name!r} failed: {type(error).__name__}: {error}{hint if is_absent else ''}"
         ) from error
     if not hasattr(module, attribute):
+        from r3agent._util.messages import nearest  # imports pydantic
+
         hint = nearest(attribute, vars(module))
         raise ConfigError(f"{spec!r}: module {module_name!r} has no {attribute!r}; {hint}name one that it has")
     return getattr(module, attribute)

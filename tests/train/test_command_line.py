@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from r3agent._util.wait import wait_until
 from r3agent.cli.main import main
-from r3agent.records.trajectory import SPLIT, Trajectory
+from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import TrajectoryWriter
@@ -44,7 +44,7 @@ def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     Run(directory, {"policy.model": "tiny", "policy.base_model": str(base)}).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
-            writer.append(trajectory.changed(metadata={SPLIT: "train"}))
+            writer.append(trajectory.changed(metadata={SOURCE: "", SPLIT: "train"}))
     return directory
 
 
@@ -128,7 +128,7 @@ def test_two_processes_learn_from_tries_what_one_learns(base: Path, tmp_path: Pa
     with TrajectoryWriter(directory / "trajectories") as writer:
         for seed in (1, 2, 3):
             for trajectory in first_tries(recorded.load(base), (5, 1, 4, 2), seed):
-                writer.append(trajectory.changed(metadata={SPLIT: "train"}))
+                writer.append(trajectory.changed(metadata={SOURCE: "", SPLIT: "train"}))
     values = {"credit": '{attempt = "success"}'}
     whole = trained(directory, **values)
     assert max(abs(step["loss"]) for step in whole[0]) > 1e-3

@@ -13,7 +13,7 @@ import pytest
 from r3agent._util.launcher import launched_rank, without_leftovers
 from r3agent.cli.main import main
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import SPLIT, Trajectory
+from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
@@ -46,7 +46,7 @@ def run_dir(record: Record, base: Path, tmp_path: Path) -> Path:
     Run(directory, settings).ensure_live()
     with TrajectoryWriter(directory / "trajectories") as writer:
         for trajectory in record(OUTCOMES):
-            writer.append(trajectory.changed(metadata={SPLIT: "train"}))
+            writer.append(trajectory.changed(metadata={SOURCE: "countdown", SPLIT: "train"}))
     return directory
 
 
