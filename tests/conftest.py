@@ -38,6 +38,8 @@ SLOWEST = (
     "e2e/test_examples.py",
     "e2e/test_loop.py",
     "e2e/test_studio.py",
+    "run/test_cluster.py",
+    "e2e/test_agents.py",
     "serve/test_process.py",
     "e2e/test_service.py",
     "train/test_refusals.py",

@@ -56,7 +56,7 @@ async def reverify(
     *,
     params: Mapping[str, Any] | None = None,
     cut_off: CutOff = "fail",
-    verify_timeout_s: float | None = None,
+    verify_timeout_s: float | None = 600.0,
     concurrency: AtLeastOne = 64,
     anew: bool = False,
     on_episode: Callable[[int, int], None] | None = None,
@@ -69,7 +69,7 @@ async def reverify(
         verifier: name of a verifier, or `module:callable`.
         params: its settings.
         cut_off: as in `collect`.
-        verify_timeout_s: time limit of one verdict.
+        verify_timeout_s: time limit of one verdict, in seconds; `None` for none.
         concurrency: number of episodes that are judged at a time.
         anew: begin another layer, e.g. because the code of the verifier was mended.
         on_episode: called with the numbers of episodes whose tries are judged, and of all.

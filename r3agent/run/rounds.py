@@ -111,10 +111,15 @@ class Rounds(Collector):
         finally:
             await close(self.verifier)
 
+    @property
+    def _round(self) -> int:
+        """Number of the version that the next collection is for."""
+        return max(1, len(self.registry.versions()))  # a new run has none before it collects
+
     def tasks_of_round(self) -> list[Task]:
         """Draw the tasks of the next collection."""
         n, revisit = self.config.collect.n, self.config.collect.revisit
-        round_, seed = len(self.registry.versions()), self._seed_of_round()
+        round_, seed = self._round, self._seed_of_round()
         if revisit == 1 or round_ == 1:
             return self.draw_tasks(n, split="train", seed=seed)
         earlier = (t for t in read(self.directory / "trajectories") if t.sample < (round_ - 1) * ROUND_SAMPLES)
@@ -125,11 +130,11 @@ class Rounds(Collector):
     def limits_of_round(self) -> dict[str, Any]:
         """Return the limits of the episodes of the next collection, and their samples."""
         not_of_ids = {"n", "revisit", "concurrency", "fsync", "engine", "address", *CollectLimits.model_fields}
-        first_sample = (len(self.registry.versions()) - 1) * ROUND_SAMPLES
+        first_sample = (self._round - 1) * ROUND_SAMPLES
         return self.config.collect.model_dump(exclude=not_of_ids) | {"first_sample": first_sample}
 
     def _seed_of_round(self) -> int:
-        return self.config.task.seed * 1000 + max(1, len(self.registry.versions()))
+        return self.config.task.seed * 1000 + self._round
 
     def _collect_round(
         self,
