@@ -32,15 +32,17 @@ class Server:
         self.episodes = 0
         self.is_out = False
         self.probe_at = 0.0
+        self.failure: Exception | None = None
+        """Error that took it out last."""
 
     @property
     def is_free(self) -> bool:
         """True if an episode may go there."""
         return not self.is_out or time.monotonic() >= self.probe_at
 
-    def fail(self) -> None:
+    def fail(self, failure: Exception) -> None:
         """Take the server out until a probe succeeds."""
-        self.is_out, self.probe_at = True, time.monotonic() + PROBE_S
+        self.is_out, self.probe_at, self.failure = True, time.monotonic() + PROBE_S, failure
 
 
 class PoolPolicy:
@@ -116,10 +118,14 @@ class PoolPolicy:
         """Return a server, after `outage_s` at most.
 
         Raises:
+            AccessError: all refuse, for which there is nothing to wait.
             EndpointError: none is free in that time.
         """
         give_up = time.monotonic() + self._outage_s
         while (server := self.choose()) is None:
+            last = self._servers[-1].failure
+            if isinstance(last, AccessError) and all(isinstance(s.failure, AccessError) for s in self._servers):
+                raise type(last)(str(last)) from last
             if time.monotonic() >= give_up:
                 urls = ", ".join(redact_url(server.policy.base_url) for server in self._servers)
                 raise EndpointError(f"none of {urls} answers (waited {self._outage_s:g} s); are the servers running?")
@@ -146,9 +152,9 @@ class Seat:
             server = self._server or await self._sit()
             try:
                 drawn = await server.policy.sample(messages, **given)
-            except (EndpointError, AccessError, ProtocolError):  # e.g. it was restarted without the adapter
+            except (EndpointError, AccessError, ProtocolError) as error:  # e.g. it was restarted without the adapter
                 failed.add(server)
-                server.fail()
+                server.fail(error)
                 self.leave()
                 if len(failed) == self._pool.size:
                     raise
