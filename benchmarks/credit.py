@@ -202,13 +202,18 @@ def store(file: Path, command: str, text: str) -> None:
     file.write_text(f"{kept}\n\n## Credit by label\n\n`{command}`\n\n{text}\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of a comparison of arms at equal tokens and steps."""
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=30_000, help="tokens to sample in each round")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps in each round")
     parser.add_argument("--problems", type=int, default=500, help="held out")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_sizes(parser)
     parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="finished arms; delete it to start again")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.credit import REFLECTION, interval, p_value, trained
+from benchmarks.credit import REFLECTION, add_sizes, interval, p_value, trained
 
 WHOLE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
 ARMS = {"whole": WHOLE, "in parts": {**WHOLE, "collect.reflections_at_once": 2}}
@@ -26,11 +26,7 @@ ARMS = {"whole": WHOLE, "in parts": {**WHOLE, "collect.reflections_at_once": 2}}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=30_000, help="tokens to sample in each round")
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps in each round")
-    parser.add_argument("--problems", type=int, default=500, help="held out")
+    add_sizes(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/sampling"), help="finished arms")
     options = parser.parse_args()
     size = {key: getattr(options, key) for key in ("rounds", "tokens", "steps", "problems")}

@@ -19,16 +19,13 @@ from r3agent._util.checked import checked
 from r3agent._util.lock import file_lock
 from r3agent._util.messages import nearest
 from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now, write_receipt
-from r3agent.data.rewriting import COPY, alone, lines_of, no_collection, take_lines
+from r3agent.data.rewriting import COPY, alone, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
 from r3agent.errors import BusyError, ConfigError
-from r3agent.store.reading import LABELS
+from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.registry import MAX_PROMPT, Registry, write_card
-from r3agent.store.shards import shards
+from r3agent.store.shards import CONFIG_FILE, STORES, shards
 from r3agent.train.lineage import ROWS_FILE
-
-STORES = ("trajectories", "eval/v*", "gate/v*/v*")
-"""Stores of a run directory."""
 
 
 @checked
@@ -117,9 +114,9 @@ def _root(directory: Path) -> Path:
     Raises:
         ConfigError: there is no such directory.
     """
-    if directory.name == "trajectories" and (directory.parent / "r3.toml").is_file():
+    if directory.name == "trajectories" and (directory.parent / CONFIG_FILE).is_file():
         return directory.parent
-    if not (directory / "r3.toml").is_file():
+    if not (directory / CONFIG_FILE).is_file():
         shards(directory)  # raises if there is none
     return directory
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from r3agent._util.files import write_atomically
 from r3agent.records.record import Record, VersionedRecord, new_id
-from r3agent.store.registry import read_record
+from r3agent.store.reading import read_record
 
 FOLDER = "forgotten"
 """Folder of a run directory, or of a store that is in none, with the receipts."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import reduce
 from hashlib import file_digest
 from pathlib import Path
 from zlib import crc32
 
-from r3agent._util.files import disk_errors
+from r3agent._util.files import disk_errors, sync_directory
 from r3agent._util.lock import file_lock
 from r3agent.data.receipts import Rewritten
 from r3agent.errors import BusyError, RecordError
 from r3agent.store.entry import index_path
-from r3agent.store.parquet import ENDING, read_lines, write_lines
-from r3agent.store.reading import LABELS
+from r3agent.store.parquet import ENDING, write_lines
+from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.shards import COLLECT_LOCK, CONFIG_FILE
 
 COPY = ".forget."
@@ -84,18 +84,9 @@ def take_lines(path: Path, keeps: Keeps, begin: Callable[[Rewritten], None]) -> 
             begin(Rewritten(path=str(path), lines=n_taken, sha256_before=before, sha256_after=after))
             os.replace(copy, path)
             index_path(path).unlink(missing_ok=True)  # of the former file
-            _sync(path.parent)
+            sync_directory(path.parent)
         finally:
             copy.unlink(missing_ok=True)
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """Read the lines of a shard, of a copy of one such as `NAME.parquet.bak`, or of another file of a store."""
-    if ENDING in path.suffixes:
-        yield from read_lines(path)
-    else:
-        with path.open("rb") as file:
-            yield from file
 
 
 def _write(copy: Path, path: Path, keeps: Keeps) -> int:
@@ -128,12 +119,3 @@ def _write(copy: Path, path: Path, keeps: Keeps) -> int:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    with suppress(OSError):  # a file system that cannot
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -12,6 +12,7 @@ from typing import Any
 
 from r3agent.errors import ConfigError
 from r3agent.records.json_values import parse_json
+from r3agent.records.trajectory import EPISODE
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Selection:
     def names(line: Mapping[str, Any], given: str) -> bool:
         """Return True if `given` is the name of the line's episode, its id, or the beginning of its id."""
         metadata = line.get("metadata")
-        name = metadata.get("episode") if isinstance(metadata, dict) else None
+        name = metadata.get(EPISODE) if isinstance(metadata, dict) else None
         return name == given or str(line.get("trajectory_id", "")).startswith(given)
 
     def in_text(self, content: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent.episodes.collect import collect
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig
-from r3agent.episodes.failures import REMEDIES, Drawing, Failures, choose, judged_again
+from r3agent.episodes.failures import REMEDIES, Failures, NextGroup, choose, judged_again
 from r3agent.policy import Policy
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Record, Trajectory
@@ -82,13 +82,13 @@ async def branch(
     own = {name: value for name, value in collecting.items() if name in EpisodeConfig.model_fields}
     options: Any = {"reflections": COLLECT_REFLECTIONS, **own}
     config = EpisodeConfig.of(options)
-    drawing = Drawing(
+    group = NextGroup(
         config.max_attempts,
         config.reflections,
         collecting.get("version"),
         any(collecting.get(maker) for maker in ("agent", "tools")),
     )
-    failures = choose(trajectories, failed=failed, since=since, seed=seed, drawing=drawing)
+    failures = choose(trajectories, failed=failed, since=since, seed=seed, group=group)
     judging: Any = {"cut_off": cut_off, "timeout_s": config.verify_timeout_s, "concurrency": concurrency or 64}
     failures = await judged_again(failures, verifier, n=n, **judging)
     failures.check()

@@ -39,8 +39,8 @@ SINCE = re.compile(r"(\d{1,6})([mhdw])")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class Drawing(NamedTuple):
-    """Collection that recorded failures are chosen for."""
+class NextGroup(NamedTuple):
+    """Group of reflections that is to be drawn of each recorded failure."""
 
     max_attempts: int = 2
     reflections: int = 8
@@ -50,8 +50,8 @@ class Drawing(NamedTuple):
     """True if an agent or tools make the tries."""
 
 
-ANY = Drawing()
-"""Collection with the default settings, of a version that is not known."""
+ANY = NextGroup()
+"""Group with the default settings, of a version that is not known."""
 
 
 class Failures(Record):
@@ -91,7 +91,7 @@ def choose(
     since: str = "",
     seed: int = 0,
     held_out: Set[str] = frozenset(),
-    drawing: Drawing = ANY,
+    group: NextGroup = ANY,
 ) -> Failures:
     """Find the recorded tries that failed and can be branched off, in an order that depends on `seed`.
 
@@ -116,12 +116,12 @@ def choose(
         if failed and trajectory.passed:
             left_out["passed"] += 1
             continue
-        for a_try in _not_passed(trajectory, drawing.max_attempts):
+        for a_try in _not_passed(trajectory, group.max_attempts):
             if (place := (origin[trajectory.trajectory_id], a_try.last.span_id)) in seen:
                 continue
             seen.add(place)
             is_held_out = trajectory.trajectory_id in held_out or trajectory.metadata.get(SPLIT) in HELD_OUT
-            if reason := "held_out" if is_held_out else _obstacle(trajectory, a_try, drawing):
+            if reason := "held_out" if is_held_out else _obstacle(trajectory, a_try, group):
                 left_out[reason] += 1
             else:
                 begins.append(branch_of(trajectory, a_try.last.span_id))
@@ -207,7 +207,7 @@ def _not_passed(trajectory: Trajectory, max_attempts: int) -> list[Try]:
     return [t for t in tries if n_tries(trajectory, t.last) < max_attempts]
 
 
-def _obstacle(trajectory: Trajectory, a_try: Try, drawing: Drawing) -> str | None:
+def _obstacle(trajectory: Trajectory, a_try: Try, group: NextGroup) -> str | None:
     """Return why a try that did not pass cannot be branched off, as a key of `REMEDIES`."""
     if a_try.error is not None:
         return "errored"
@@ -218,8 +218,8 @@ def _obstacle(trajectory: Trajectory, a_try: Try, drawing: Drawing) -> str | Non
     path = trajectory.path(a_try.last)
     if any(span.capability_note == REDACTED for span in path):
         return "redacted"
-    if len(a_try.steps) > 1 and not drawing.is_agent:
+    if len(a_try.steps) > 1 and not group.is_agent:
         return "several_steps"
     reflections = [span for span in trajectory.children(a_try.last, "reflect") if not span.refused]
-    own = [span for span in reflections if span.policy_version == drawing.version]
-    return "drawn" if drawing.version is not None and len(own) >= max(drawing.reflections, 1) else None
+    own = [span for span in reflections if span.policy_version == group.version]
+    return "drawn" if group.version is not None and len(own) >= max(group.reflections, 1) else None

@@ -13,7 +13,7 @@ from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means,
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord, each_trajectory
-from r3agent.store.registry import read_record
+from r3agent.store.reading import read_record
 
 
 class Comparison(Record):

@@ -29,15 +29,12 @@ from r3agent.recording.episode import Episode
 from r3agent.recording.exchange import Exchange
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
-from r3agent.records.trajectory import EpisodeError, Label, Message, Span, Trajectory, Verdict, new_id
+from r3agent.records.trajectory import EPISODE, EpisodeError, Label, Message, Span, Trajectory, Verdict, new_id
 from r3agent.store.index import lookup
 from r3agent.store.labels import label
 
 EPISODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,127}")
 TRY_NAME = re.compile(r"(attempt|reflect|retry)(?:-([A-Za-z0-9._~-]{1,64}))?")
-
-METADATA = "episode"
-"""Key of a trajectory's metadata with the ID under which its calls were made."""
 
 MAX_COMPLETE = 100_000
 """Number of complete episodes that are remembered."""
@@ -167,7 +164,7 @@ class Episodes:
         done = self._complete.get(episode_id)
         if done is not None and done.is_ended:
             raise Refusal(410, f"episode {episode_id!r} has its verdict and is stored; give a further one another id")
-        episode = Episode(None, None, None, {"metadata": {METADATA: episode_id}})
+        episode = Episode(None, None, None, {"metadata": {EPISODE: episode_id}})
         self.open[episode_id] = OpenEpisode(episode_id, episode, terms=terms)
         return self.open[episode_id]
 

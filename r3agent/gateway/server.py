@@ -35,7 +35,7 @@ from r3agent.gateway.live import any_model, live_model, one_model
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
-from r3agent.records.trajectory import Trajectory, new_id
+from r3agent.records.trajectory import EPISODE, Trajectory, new_id
 from r3agent.store.shards import store_at
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class Gateway:
 
     def __enter__(self) -> Gateway:
         from r3agent.gateway.app import App
-        from r3agent.gateway.episodes import METADATA, Complete
+        from r3agent.gateway.episodes import Complete
 
         _raise_file_limit()
         self._socket = listen(*self._address)
@@ -133,7 +133,7 @@ class Gateway:
         self._app = App(self._target, recorder=self.recorder, journal=journal, **self._settings)
         for trajectory in found:
             complete = Complete(trajectory.trajectory_id, is_ended=False)
-            self._app.episodes.remember(str(trajectory.metadata.get(METADATA)), complete)
+            self._app.episodes.remember(str(trajectory.metadata.get(EPISODE)), complete)
         self._ended = asyncio.Event()
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="r3agent-gateway", daemon=True)

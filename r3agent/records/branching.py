@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from r3agent.errors import ArgumentError
 from r3agent.records.record import new_id
-from r3agent.records.trajectory import AT_ONCE, RECORDED, SOURCE, Span, Trajectory, Try
+from r3agent.records.trajectory import AT_ONCE, EPISODE, RECORDED, SOURCE, Span, Trajectory, Try
 
 Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unknown"]
 """Comparison of a reflection's prompt ids with the ids of the recorded try.
@@ -17,7 +17,7 @@ Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unkn
 """
 
 
-OWN = ("agent", "ended", "episode", "params", "prompts", "settings", "verifier", "verifier_params", AT_ONCE, SOURCE)
+OWN = ("agent", "ended", "params", "prompts", "settings", "verifier", "verifier_params", AT_ONCE, EPISODE, SOURCE)
 """Metadata keys that say how an episode was made, and that its branches have of their own, if any."""
 
 

@@ -50,8 +50,9 @@ __all__ = [
     "origins",
 ]
 
-SOURCE, SPLIT = "source", "split"
-"""Metadata keys of a collected trajectory: the source of its task, and the split that the task was drawn from."""
+SOURCE, SPLIT, EPISODE = "source", "split", "episode"
+"""Metadata keys of a trajectory: the source of its task, the split that the task was drawn from, and the name under
+which a gateway recorded it."""
 
 RECORDED = "recorded_spans"
 """Metadata key of a branch of a recorded episode: ids of the spans that it took from there and did not sample."""

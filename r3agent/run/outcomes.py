@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from r3agent._util.checked import checked
 from r3agent._util.messages import nearest, shorten
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import Record, Trajectory
+from r3agent.records.trajectory import EPISODE, Record, Trajectory
 from r3agent.store.labels import LabelScore, SpanLabel, append_labels, judged_span, overruled, user, with_labels
 from r3agent.store.shards import latest, read, store_at
 from r3agent.tasks.rows import file_rows
@@ -202,7 +202,7 @@ def _episodes(store: Path, names: set[str]) -> dict[str, list[Trajectory]]:
 
 
 def _names(trajectory: Trajectory) -> set[str]:
-    name = trajectory.metadata.get("episode")
+    name = trajectory.metadata.get(EPISODE)
     return {trajectory.trajectory_id, *([] if name is None else [str(name)])}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from r3agent._util.aio import run_in_thread_loop
 from r3agent._util.lock import file_lock
 from r3agent.episodes.branches import BranchReport
-from r3agent.episodes.failures import Drawing, Failures, choose, judged_again
+from r3agent.episodes.failures import Failures, NextGroup, choose, judged_again
 from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
 from r3agent.records.summary import CollectSummary, Tally
@@ -71,7 +71,7 @@ class Rounds(Collector):
             since=settings.since,
             seed=self._seed_of_round(),
             held_out=self._split_guard.held_out(recorded),
-            drawing=Drawing(
+            group=NextGroup(
                 max_attempts=collecting.max_attempts,
                 reflections=collecting.reflections,
                 version=version,

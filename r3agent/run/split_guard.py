@@ -19,7 +19,7 @@ from r3agent.records.task import prompt_key
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Task, Trajectory
 from r3agent.run.config import Config
 from r3agent.store.index import entries
-from r3agent.store.shards import store_at
+from r3agent.store.shards import STORES, store_at
 from r3agent.tasks import RECORDED, in_run, is_finite, read_tasks, split_by_prompt
 from r3agent.tasks.splits import APART, Split, split_of
 from r3agent.train.lineage import ROWS_FILE
@@ -115,7 +115,7 @@ class SplitGuard:
         """Return the splits of the tasks that the run has drawn, by id and by prompt; read late: it takes a while."""
         if self._drawn is None:
             self._drawn = {}
-            for store in ("trajectories", "eval/v*", "gate/v*/v*"):
+            for store in STORES:
                 for directory in self._run.glob(f"{store}/"):
                     for stored in entries(directory, report=False):
                         if stored.split in APART and stored.source is not None:

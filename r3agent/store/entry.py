@@ -10,10 +10,7 @@ import orjson
 
 from r3agent.records.summary import COUNTS, Tally
 from r3agent.records.task import prompt_key
-from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
-
-EPISODE = "episode"
-"""Metadata key of the name that a gateway recorded an episode under."""
+from r3agent.records.trajectory import EPISODE, SOURCE, SPLIT, Trajectory
 
 FOLDER = "index"
 """Folder of a store with the files of its index."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from r3agent._util.messages import explain
 from r3agent.errors import RecordError, SchemaVersionError
-from r3agent.records.record import VersionedRecord
+from r3agent.records.record import Record, VersionedRecord
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
 from r3agent.store.lines import ChecksumError, decode
@@ -19,6 +19,7 @@ from r3agent.store.lines import ChecksumError, decode
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=VersionedRecord)
+S = TypeVar("S", bound=Record)
 T = TypeVar("T")
 
 CHECK = "r3agent data check"
@@ -81,8 +82,8 @@ def parse(line: bytes, kind: type[R], path: Path, number: int) -> R | Unreadable
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Read the lines of a shard, in JSON Lines or Parquet, or of the labels."""
-    if path.suffix == parquet.ENDING:
+    """Read the lines of a file of a store: a shard in JSON Lines or Parquet, a copy of one, or the labels."""
+    if parquet.ENDING in path.suffixes:  # also of `NAME.parquet.bak`
         yield from parquet.read_lines(path)
     else:
         with path.open("rb", buffering=1 << 20) as lines:  # a line may have 100 KB
@@ -135,3 +136,20 @@ def report_left_out(unreadable: Sequence[Unreadable]) -> str:
     n, first = len(unreadable), unreadable[0]
     lines = f"{n} lines are no records and are" if n > 1 else "a line is no record and is"
     return f"{first}: {lines} left out; {first.remedy}"
+
+
+def read_record(kind: type[S], path: Path) -> S:
+    """Read a file that contains one record.
+
+    Raises:
+        RecordError: the file cannot be read.
+        SchemaVersionError: another version of r3agent wrote it.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except SchemaVersionError as error:
+        raise SchemaVersionError(f"{path}: {error}") from None
+    except (ValidationError, OSError) as error:
+        raise RecordError(
+            f"{path} is not a {kind.__name__}: {explain(error, kind)}; restore it from a copy of the run"
+        ) from error

@@ -14,20 +14,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 from warnings import warn
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
-from r3agent._util.messages import explain
-from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.errors import ConfigError, RecordError
 from r3agent.records import versions
 from r3agent.records.trajectory import Record, VersionedRecord
 from r3agent.records.versions import version_number
 from r3agent.store.models import resolve_model
+from r3agent.store.reading import read_record
 
 CARD_FILE = "card.json"
 ADAPTER_DIR = "adapter"
@@ -36,8 +36,6 @@ MODEL_DIR = "model"
 
 MAX_PROMPT = 256
 """Largest number of prompt tokens, those at its end, with which a sequence of a fingerprint begins."""
-
-_R = TypeVar("_R", bound=Record)
 
 PolicyKind: TypeAlias = Literal["base", "lora", "full"]
 
@@ -284,20 +282,3 @@ def write_card(directory: Path, card: PolicyCard) -> None:
         ConfigError: the card cannot be written.
     """
     write_atomically(directory / CARD_FILE, card.model_dump_json(indent=2))
-
-
-def read_record(kind: type[_R], path: Path) -> _R:
-    """Read a file that contains one record.
-
-    Raises:
-        RecordError: the file cannot be read.
-        SchemaVersionError: another version of r3agent wrote it.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except SchemaVersionError as error:
-        raise SchemaVersionError(f"{path}: {error}") from None
-    except (ValidationError, OSError) as error:
-        raise RecordError(
-            f"{path} is not a {kind.__name__}: {explain(error, kind)}; restore it from a copy of the run"
-        ) from error

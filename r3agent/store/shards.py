@@ -1,9 +1,9 @@
 """Trajectories on disk: append-only JSON Lines, one record per line, many shards in one directory.
 
 Each writer opens its own shard, so no process appends after another's incomplete line. A shard in Parquet, of
-`r3agent.store.parquet`, is read like any other. A line that a crash left
-incomplete is reported and skipped; only its episode is lost, and collected again. A complete line that is no record is
-left out, counted and reported: `r3agent data check` lists and repairs such lines.
+`r3agent.store.parquet`, is read like any other. A line that a crash left incomplete is reported and skipped; only its
+episode is lost, and collected again. A complete line that is no record is left out, counted and reported: `r3agent data
+check` lists and repairs such lines.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from typing import Any, Literal
 from r3agent._util.files import sync_directory
 from r3agent._util.messages import nearest
 from r3agent.errors import ConfigError, RecordError
-from r3agent.records.trajectory import Trajectory, new_id
+from r3agent.records.trajectory import EPISODE, Trajectory, new_id
 from r3agent.store import parquet
-from r3agent.store.entry import EPISODE, HEADER, counts_of, index_path, row_of
+from r3agent.store.entry import HEADER, counts_of, index_path, row_of
 from r3agent.store.lines import encode
 from r3agent.store.reading import Unreadable, records
 
 CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
+
+STORES = ("trajectories", "eval/v*", "gate/v*/v*")
+"""Patterns of the stores in a run's directory: for training, of evaluations, and of gates."""
 
 COLLECT_LOCK = ".collect.lock"
 """File in a run's directory that is locked while its episodes are collected, or its shards are rewritten."""

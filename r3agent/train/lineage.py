@@ -9,7 +9,8 @@ import orjson
 
 from r3agent._util.files import write_atomically
 from r3agent.records.versions import BASE
-from r3agent.store.registry import CARD_FILE, PolicyCard, read_record
+from r3agent.store.reading import read_record
+from r3agent.store.registry import CARD_FILE, PolicyCard
 from r3agent.train.config import PolicyStart
 from r3agent.train.row import Row
 
