@@ -45,6 +45,21 @@ def load_attribute(spec: str) -> Any:
     return getattr(module, attribute)
 
 
+def source_of(spec: str) -> Path | None:
+    """Return the file of the module of `module:attribute`, or `None` if it names none or has none."""
+    module_name, colon, _ = spec.partition(":")
+    if not colon:
+        return None
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        return None
+    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
+
+
 def entry_points(group: str) -> dict[str, str]:
     """Map the names of a group's installed entry points to `module:attribute`."""
     return {point.name: point.value for point in importlib.metadata.entry_points(group=group)}

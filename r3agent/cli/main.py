@@ -91,6 +91,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "List the episodes that a version and its ancestors were trained on.",
         "v0007 --by user",
     ),
+    "policies": ("", "List, show and compare the policy versions of a run.", "diff v0003 v0004 --json"),
     "data": ("", "Work on stored trajectories.", "check runs/mine --json"),
     "demo": (
         "start:demo",
@@ -101,6 +102,15 @@ VERBS: dict[str, tuple[str, str, str]] = {
 """Verb to its function, its help and an example of its arguments; one without a function has sub-verbs."""
 
 SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "policies": {
+        "list": ("policies:list_", "List the versions, with their latest evaluation.", "--run runs/mine"),
+        "show": (
+            "policies:show",
+            "Show what a version was made of, its evaluations, and who made it live and why.",
+            "v0003 --check",
+        ),
+        "diff": ("policies:diff", "Compare the settings, hashes, episodes and rates of two versions.", "v0003 v0004"),
+    },
     "data": {
         "stats": (
             "data:stats",
@@ -137,7 +147,7 @@ SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
             "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",
             "runs/mine --repair",
         ),
-    }
+    },
 }
 """The same for the sub-verbs of a verb."""
 

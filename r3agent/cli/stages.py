@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
@@ -23,10 +23,14 @@ from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
 from r3agent.run.plan import plan_collection, plan_run_training
 from r3agent.run.stages import Run
+from r3agent.store.history import PERSON
 from r3agent.store.shards import shards, store_of_run
 from r3agent.train.lineage import lineage_of
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
+
+ByFlag: TypeAlias = Annotated[str, Parameter(help="Name for the run's history; no account or machine is looked up.")]
+ReasonFlag: TypeAlias = Annotated[str | None, Parameter(help="Reason for the run's history.", show_default=False)]
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
 ENDED = "ended by {by}: {left} not run; {remedy}"
@@ -103,8 +107,10 @@ def deploy(
     *,
     overrides: Overrides,
     run: RunFlag = DEFAULT_RUN,
+    by: ByFlag = PERSON,
+    reason: ReasonFlag = None,
 ) -> Output:
-    return _deployment(_open(run, overrides).deploy(version))
+    return _deployment(_open(run, overrides).deploy(version, by=by, reasons=[reason] if reason else ()))
 
 
 @verb(*URL)
@@ -113,8 +119,10 @@ def rollback(
     overrides: Overrides,
     to: Annotated[str | None, Parameter(help="Version to return to; default: the previous live version.")] = None,
     run: RunFlag = DEFAULT_RUN,
+    by: ByFlag = PERSON,
+    reason: ReasonFlag = None,
 ) -> Output:
-    return _deployment(_open(run, overrides).rollback(to))
+    return _deployment(_open(run, overrides).rollback(to, by=by, reasons=[reason] if reason else ()))
 
 
 @verb(*URL, *AGENT, *EVAL)

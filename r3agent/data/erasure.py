@@ -22,6 +22,7 @@ from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now,
 from r3agent.data.rewriting import COPY, alone, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
 from r3agent.errors import BusyError, ConfigError
+from r3agent.store.provenance import EPISODES_FILE
 from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.registry import MAX_PROMPT, Registry, write_card
 from r3agent.store.shards import CONFIG_FILE, STORES, shards
@@ -95,7 +96,7 @@ class _Kept:
         return _digest(content) not in self.parts and not any(id_.encode() in content for id_ in self.ids)
 
     def of_rows(self, content: bytes) -> bool:
-        """Return True for a line of the rows of a version that stays."""
+        """Return True for a line of the rows or episodes of a version that stays."""
         return _trajectory_of(content) not in self.ids
 
 
@@ -213,7 +214,9 @@ def _finish(root: Path, receipt: Receipt, keeps: _Kept) -> Receipt:
     for path in _touched(root, keeps):
         take_lines(path, keeps, begin)
     for version in receipt.trained:
-        take_lines(root / "policies" / version / ROWS_FILE, keeps.of_rows, begin)
+        folder = root / "policies" / version
+        for path in filter(Path.exists, (folder / ROWS_FILE, folder / EPISODES_FILE)):
+            take_lines(path, keeps.of_rows, begin)
     receipt = receipt.model_copy(update={"finished_at": utc_now()})
     write_receipt(root, receipt)
     return receipt

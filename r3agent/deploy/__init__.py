@@ -7,8 +7,9 @@ from typing import Any
 from warnings import warn
 
 from r3agent.deploy.config import DeployConfig
-from r3agent.deploy.deployment import DeployReport, LoadReport, deploy, load_version, rollback
+from r3agent.deploy.deployment import deploy, load_version, rollback
 from r3agent.deploy.fingerprint import FingerprintReport
+from r3agent.deploy.report import DeployReport, LoadReport
 
 __all__ = ["DeployConfig", "DeployReport", "FingerprintReport", "LoadReport", "deploy", "load_version", "rollback"]
 

@@ -5,60 +5,25 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
-from warnings import warn
 
-from pydantic import AliasChoices, ConfigDict, Field
-
-from r3agent._util.checked import checked
+from r3agent._util.checked import Word, checked
 from r3agent._util.lock import file_lock
 from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.fingerprint import FingerprintReport, check, fingerprint_of, measure
 from r3agent.deploy.lora import unload_old
+from r3agent.deploy.report import DeployReport, LoadReport
 from r3agent.deploy.server import Server
-from r3agent.deploy.strategy import Strategy, choose
+from r3agent.deploy.strategy import choose
 from r3agent.deploy.update import UNCHANGED, WeightUpdate
-from r3agent.errors import ConfigError, DeployError
-from r3agent.records.trajectory import Record
+from r3agent.errors import ConfigError, DeployError, RecordError
 from r3agent.records.versions import BASE, is_version
+from r3agent.store.history import PERSON, Event, record_event
 from r3agent.store.registry import Registry
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
 UNGATED = "nothing records that {version} passed the gate; `r3agent eval` of the run compares it with the base"
-
-
-class LoadReport(Record):
-    """Report of a version that is loaded on the server."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    version: str
-    served_name: str
-    """Model name for clients to request."""
-    base_url: str
-    """Address of the server that has the version; the first if there are several."""
-    strategy: Strategy
-    fingerprint: FingerprintReport | None = Field(
-        validation_alias=AliasChoices("fingerprint", "canary"), serialization_alias="canary"
-    )
-    """Named `canary` in JSON. `None` if the version has no fingerprint, so the server's weights were not verified."""
-    warnings: tuple[str, ...]
-
-    @property
-    def canary(self) -> FingerprintReport | None:
-        """Deprecated alias of `fingerprint`."""
-        warn("LoadReport.canary is now fingerprint; canary is removed in 0.3", DeprecationWarning, stacklevel=2)
-        return self.fingerprint
-
-
-class DeployReport(LoadReport):
-    """Report of a version that is now live."""
-
-    previous: str | None
-    """Version that was live before."""
-    unloaded: tuple[str, ...]
-    """Served names of the old versions that were unloaded from the server."""
 
 
 class Rollout(NamedTuple):
@@ -84,6 +49,8 @@ def deploy(
     verify: bool | str = True,
     config: DeployConfig | None = None,
     passed: bool = False,
+    by: Word = PERSON,
+    reasons: Sequence[str] = (),
 ) -> DeployReport:
     """Load a version onto the running servers and make it live.
 
@@ -96,21 +63,40 @@ def deploy(
         headers: further headers of every request, e.g. of a gateway.
         proxy, verify: as in `OpenAIPolicy`.
         passed: the version passed the gate; `live.json` records it. Otherwise, the report has a warning.
+        by: who decided, for the run's history: `gate`, `person`, or a name.
+        reasons: reasons of the decision, for the history.
 
     Raises:
         ConfigError: there is no such version, or a setting does not work.
         BusyError: another deploy of this run is in progress; the message says whose.
         DeployError: the version is not live; the previous one still is.
     """
-    config = config or DeployConfig()
-    urls = [registry.live_base_url or base_url, *config.replicas]
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
+    event = Event(event="deployed", version=version, by=by, reasons=tuple(reasons))
+    return _go_live(event, registry, base_url, access, config or DeployConfig(), passed=passed)
+
+
+def _go_live(
+    event: Event,
+    registry: Registry,
+    base_url: str,
+    access: Mapping[str, Any],
+    config: DeployConfig,
+    *,
+    passed: bool = False,
+) -> DeployReport:
+    """Load the version of an event, move the live pointer, and record the event."""
+    version = event.version
+    urls = [registry.live_base_url or base_url, *config.replicas]
     with _servers(urls, registry, access, config, f"deploying {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
         previous, first = registry.live, rollouts[0]
+        changes = version != previous or (passed and version not in registry.passed)
         new_url = first.new.base_url if first.new is not first.old else None
         registry.set_live(version, base_url=new_url, passed=passed)
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
+        if changes:
+            warnings += _record(registry, event.model_copy(update={"other": previous}))
     ungated = () if version in (BASE, *registry.passed) else (UNGATED.format(version=version),)
     report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings, *ungated)})
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
@@ -157,15 +143,20 @@ def rollback(
     proxy: str | None = None,
     verify: bool | str = True,
     config: DeployConfig | None = None,
+    by: Word = PERSON,
+    reasons: Sequence[str] = (),
 ) -> DeployReport:
     """Return to an earlier version, `to` or else the previous one; load it again if needed, and verify it.
+
+    Args:
+        by, reasons: as `deploy`.
 
     Raises:
         ConfigError, BusyError, DeployError: as `deploy`, or there is no such earlier version.
     """
-    target = registry.rollback_target(to)
-    access: Any = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
-    return deploy(target, registry=registry, base_url=base_url, config=config, **access)
+    access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
+    event = Event(event="rolled_back", version=registry.rollback_target(to), by=by, reasons=tuple(reasons))
+    return _go_live(event, registry, base_url, access, config or DeployConfig())
 
 
 @contextmanager
@@ -270,6 +261,15 @@ def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tup
         except DeployError as error:
             warnings.append(f"the old versions could not be removed: {error}")
     return unloaded, warnings
+
+
+def _record(registry: Registry, event: Event) -> list[str]:
+    """Add an event to the history; the version is live already, so a failure is only a warning."""
+    try:
+        record_event(registry.policies_dir, event)
+    except RecordError as error:
+        return [f"the history does not have it: {error}"]
+    return []
 
 
 def _warnings(version: str, report: FingerprintReport | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from r3agent.evaluate import Comparison, Decision, gate, spend_alpha
 from r3agent.records.trajectory import Record
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.stages import Run
+from r3agent.store.history import GATE
 
 
 class Reporter(Protocol):
@@ -91,25 +92,26 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
             comparison = run.evaluate(champion, version, reporter.episodes, for_gate=True)
         alpha = spend_alpha(limits.alpha, [report.decision.promote for report in reports])
         decision = gate(comparison, min_lift=limits.min_lift, max_regression=limits.max_regression, alpha=alpha)
+        run.record_decision(champion, version, decision)
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision, stored=stored))
         if decision.promote:
             champion = version
-            _make_live(run, reporter, version)
+            _make_live(run, reporter, version, decision)
         elif not stored or run.registry.live == version:
             reporter.stage(f"{version} did not pass the gate ({'; '.join(decision.reasons)}): {champion} stays")
             if run.registry.live == version:  # it was deployed by hand, or passed under other settings
-                run.rollback(champion)
+                run.rollback(champion, by=GATE, reasons=[f"{version}: {reason}" for reason in decision.reasons])
         parent = champion
     return LoopReport(rounds=tuple(reports), champion=champion, live=run.ensure_live().version)
 
 
-def _make_live(run: Run, reporter: Reporter, version: str) -> None:
+def _make_live(run: Run, reporter: Reporter, version: str, decision: Decision) -> None:
     """Make a version that passed live, unless it or a newer one has been live: then a person went back."""
     registry = run.registry
     been_live = [v for v in (registry.live, registry.previous, *registry.passed) if v is not None]
     is_newest = version_number(version) > max(map(version_number, been_live), default=0)
     if is_newest or (version == registry.live and version not in registry.passed):
-        report = run.deploy(version, passed=True)
+        report = run.deploy(version, passed=True, by=GATE, reasons=decision.reasons)
         reporter.stage(f"{version} passed the gate: {report.served_name} is live")
 
 

@@ -3,6 +3,7 @@
     RUN/r3.toml                       the settings
     RUN/trajectories/*.jsonl          episodes collected for training
     RUN/policies/v0001/               a trained version with its card
+    RUN/policies/history.jsonl        evaluations, decisions of the gate, deploys and rollbacks
     RUN/live.json                     the live version
     RUN/live.swapped                  exists while a server has other weights than the live ones, to sample with them
     RUN/eval/v0001/*.jsonl            episodes of the frozen tasks, one folder per version
@@ -14,7 +15,7 @@ A stage can be stopped at any moment: the directory stays consistent, and the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.errors import RecordError
-from r3agent.evaluate import Comparison, Evaluation, compare, evaluate
+from r3agent.evaluate import Comparison, Decision, Evaluation, compare, evaluate
 from r3agent.evaluate.comparison import read_comparison, read_drawn, write_comparison
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
@@ -34,7 +35,9 @@ from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
 from r3agent.run.config import EvalConfig
 from r3agent.run.directory import digest
+from r3agent.run.made_with import made_with
 from r3agent.run.rounds import Rounds
+from r3agent.store.history import PERSON, Event, EventKind, history, record_event
 from r3agent.store.registry import PolicyCard
 from r3agent.store.trajectories import load
 
@@ -89,16 +92,20 @@ class Run(Rounds):
             resume=resume,
             force=force,
             progress=on_progress,
+            made_with=made_with(self.config, self.verifier_name),
         )
 
-    def deploy(self, version: str | None = None, *, passed: bool = False) -> DeployReport:
+    def deploy(
+        self, version: str | None = None, *, passed: bool = False, by: str = PERSON, reasons: Sequence[str] = ()
+    ) -> DeployReport:
         """Load a version, by default the newest, into the server and make it live; `passed` says the gate agrees."""
         self.ensure_live()
-        return deploy(version or self.registry.versions()[-1], passed=passed, **self.server_settings())
+        why: Any = {"passed": passed, "by": by, "reasons": reasons}
+        return deploy(version or self.registry.versions()[-1], **why, **self.server_settings())
 
-    def rollback(self, to: str | None = None) -> DeployReport:
+    def rollback(self, to: str | None = None, *, by: str = PERSON, reasons: Sequence[str] = ()) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, **self.server_settings())
+        return rollback(to=to, by=by, reasons=reasons, **self.server_settings())
 
     def evaluate(
         self, before: str, after: str, progress: Progress | None = None, *, for_gate: bool = False
@@ -119,9 +126,20 @@ class Run(Rounds):
         if decided is not None:
             return decided
         comparison = compare(*self._evaluations([before, after], draw, progress), mixed=True)  # ids have all settings
-        path, made_with = self._comparison_file(before, after, draw)
-        write_comparison(path, made_with, comparison, drawn=draw.eval.model_dump(include=DRAWN))
+        path, settings = self._comparison_file(before, after, draw)
+        write_comparison(path, settings, comparison, drawn=draw.eval.model_dump(include=DRAWN))
+        self._record("evaluated", after, before, file=path.relative_to(self.directory).as_posix())
         return comparison
+
+    def record_decision(self, before: str, after: str, decision: Decision) -> None:
+        """Record a decision of the gate, unless it is the last one about this version."""
+        kind: EventKind = "passed" if decision.promote else "failed"
+        decided = [e for e in history(self.registry.policies_dir, after) if e.event in ("passed", "failed")]
+        if not decided or (decided[-1].event, decided[-1].reasons) != (kind, decision.reasons):
+            self._record(kind, after, before, reasons=decision.reasons)
+
+    def _record(self, event: EventKind, version: str, other: str, **details: Any) -> None:
+        record_event(self.registry.policies_dir, Event(event=event, version=version, other=other, **details))
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
         """Measure one version on the frozen tasks of `eval.split`, without a comparison."""
@@ -177,8 +195,8 @@ class Run(Rounds):
 
     def _comparison_file(self, before: str, after: str, draw: Draw) -> tuple[Path, str]:
         """Return the path of a comparison, and the digest of the seed of its draw and of the ids of its episodes."""
-        made_with = digest([draw.eval.seed, *([*self._jobs(version, draw)] for version in (before, after))])
-        return draw.folder / f"{before}-{after}.{draw.split}.{made_with[:8]}.json", made_with
+        settings = digest([draw.eval.seed, *([*self._jobs(version, draw)] for version in (before, after))])
+        return draw.folder / f"{before}-{after}.{draw.split}.{settings[:8]}.json", settings
 
     def _evaluations(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[list[Trajectory]]:
         """Load the episodes of each version on the tasks; collect those that are missing.

@@ -36,6 +36,16 @@ class StoredTrajectories(Iterable[Trajectory]):
         shards(directory)  # raises if there is none
         self._directory, self._change, self._size = directory, change, size
 
+    def watched(self, see: Callable[[list[Trajectory]], None]) -> StoredTrajectories:
+        """Return the same trajectories, each batch of which is passed to `see` when it is read."""
+
+        def change(batch: list[Trajectory]) -> list[Trajectory]:
+            changed = self._change(batch)
+            see(changed)
+            return changed
+
+        return StoredTrajectories(self._directory, change, size=self._size)
+
     def __iter__(self) -> Iterator[Trajectory]:
         for batch in self.batches():
             yield from batch

@@ -19,6 +19,7 @@ from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.launcher import without_leftovers
 from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.batches import StoredTrajectories
+from r3agent.store.provenance import episode_sha256, write_episodes, write_provenance
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
@@ -55,6 +56,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    made_with: Mapping[str, str] | None = None,
 ) -> PolicyCard:
     """Train a policy on its recorded spans, and write a new version.
 
@@ -65,6 +67,7 @@ def train(
     Args:
         resume: continue from the last checkpoint of an interrupted training.
         force: train even on rows of another policy; the card records it.
+        made_with: hashes by name of what made the trajectories, for `provenance.json`.
 
     Raises:
         TrainingError: no row can be trained on, or the rows are another policy's.
@@ -72,8 +75,16 @@ def train(
         TrainingInterrupted: SIGTERM or Ctrl-C arrived; the current step was finished and a checkpoint saved.
     """
     config, out_dir = config or TrainConfig(), Path(out_dir)
-    if not isinstance(trajectories, StoredTrajectories):
+    hashes = dict[str, str]()
+
+    def hash_episodes(batch: list[Trajectory]) -> None:
+        hashes.update((t.trajectory_id, episode_sha256(t)) for t in batch)
+
+    if isinstance(trajectories, StoredTrajectories):
+        trajectories = trajectories.watched(hash_episodes)
+    else:
         trajectories = list(each_trajectory(trajectories))
+        hash_episodes(trajectories)
     check_service(config)
     processes = join_processes()
     first = processes.is_main_process
@@ -154,6 +165,8 @@ def train(
             lines = [orjson.dumps(entry).decode() for entry in trainer.state.log_history if "loss" in entry]
             write_atomically(directory / STEPS_FILE, "\n".join([*lines, ""]))
             write_rows(directory, rows)
+            write_episodes(directory, hashes, (row.trajectory_id for row in rows))
+            write_provenance(directory, made_with or {})
             write_card(directory, card)
     if first:
         checkpoints.remove()

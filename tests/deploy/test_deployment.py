@@ -8,6 +8,7 @@ import pytest
 
 from r3agent.deploy import DeployConfig, DeployReport, deploy, load_version, rollback
 from r3agent.errors import ConfigError, DeployError
+from r3agent.store.history import history
 from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
 
 
@@ -29,9 +30,24 @@ def test_deploy_by_hand_warns_that_no_gate_has_passed(run: Run, endpoint: Endpoi
     assert deploy("v0001", **where).warnings == (says,)
     assert run.registry.passed == ()
     deploy("v0001", passed=True, **where)
-    assert rollback(**where).warnings == ()
+    assert rollback(**where, by="anna", reasons=["too long"]).warnings == ()
     assert deploy("v0001", **where).warnings == ()
     assert run.registry.passed == ("v0001",)
+    deploy("v0001", **where)  # it is live already, so nothing is decided
+    found = [(e.event, e.version, e.other, e.by, e.reasons) for e in history(run.registry.policies_dir)]
+    assert found == [
+        ("deployed", "v0001", None, "person", ()),
+        ("deployed", "v0001", "v0001", "person", ()),
+        ("rolled_back", "v0000", "v0001", "anna", ("too long",)),
+        ("deployed", "v0001", "v0000", "person", ()),
+    ]
+
+
+def test_deploy_that_cannot_be_recorded_warns(run: Run, endpoint: Endpoint):
+    (run.registry.policies_dir / "history.jsonl").mkdir()
+    report = deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, passed=True)
+    assert run.registry.live == "v0001"
+    assert "the history does not have it: cannot write to" in report.warnings[0]
 
 
 def test_reports_keep_the_key_and_the_names_of_old(run: Run, endpoint: Endpoint):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r3agent.cards import check_version, list_versions
 from r3agent.cli.main import main
 from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
@@ -66,6 +67,20 @@ def test_two_rounds_make_two_versions_sampled_by_their_parents(finished):
 def test_training_met_its_own_logprobs(finished):
     mismatch = finished.registry.card("v0001").metrics["mismatch"]
     assert mismatch["gap"]["mean"] < 1e-3
+
+
+def test_cards_say_who_decided_and_why(finished):
+    reports = list_versions(finished.directory)
+    assert reports[0].history == ()
+    for report in reports[1:]:
+        compared, decided, *deployed = report.history
+        assert (compared.event, decided.by) == ("evaluated", "gate")
+        assert [evaluation.file for evaluation in report.evaluations] == [compared.file]
+        assert decided.event == ("passed" if deployed else "failed")
+        assert any("after reflection" in reason for reason in decided.reasons)
+        assert report.provenance is not None
+        assert report.provenance.made_with.keys() == {"graph", "prompts", "verifier"}
+        assert check_version(finished.directory, report.version).ok
 
 
 def written(run: Run) -> dict[Path, int]:

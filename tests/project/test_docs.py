@@ -138,7 +138,16 @@ def test_links_lead_to_a_page_and_a_heading(name: str) -> None:
 def test_paths_of_the_repository_exist(name: str) -> None:
     page = PAGES.get(name) or (DOCS.parent / "README.md").read_text()
     paths = set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|json|txt)))`", page))
-    elsewhere = {"r3.toml", "index/", "runs/mine/r3.toml", "site/", "policies/tensorboard/", "generation_config.json"}
+    elsewhere = {
+        "r3.toml",
+        "index/",
+        "runs/mine/r3.toml",
+        "site/",
+        "policies/tensorboard/",
+        "card.json",
+        "provenance.json",
+        "generation_config.json",
+    }
     assert not [path for path in paths - elsewhere if not (DOCS.parent / path).exists()]
 
 

@@ -29,7 +29,7 @@ SURFACE = surface()
 
 PACKAGES = [
     "r3agent",
-    *(f"r3agent.{room}" for room in ("data", "deploy", "doctor", "evaluate", "serve", "testing", "train")),
+    *(f"r3agent.{room}" for room in ("cards", "data", "deploy", "doctor", "evaluate", "serve", "testing", "train")),
 ]
 """Modules all of whose `__all__` is public; the others have names that are not."""
 

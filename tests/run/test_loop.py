@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from r3agent.episodes.branches import BranchReport
 from r3agent.episodes.failures import Failures
-from r3agent.evaluate import Comparison, compare
+from r3agent.evaluate import Comparison, Decision, compare
 from r3agent.records.branching import branch_of
 from r3agent.records.summary import CollectSummary, summarise
 from r3agent.records.trajectory import Trajectory
@@ -40,6 +40,7 @@ class Disk:
         self.registry = Registry(directory)
         self.skills = skills
         self.comparisons: dict[tuple[str, str], Comparison] = {}
+        self.decisions: dict[tuple[str, str], Decision] = {}
         self.log: list[str] = []
 
 
@@ -96,12 +97,19 @@ class FakeRun:
                 write_card(directory, card)
             return card
 
-    def deploy(self, version: str, *, passed: bool) -> PolicyCard:
+    def record_decision(self, before: str, after: str, decision: Decision) -> None:
+        self.disk.decisions[before, after] = decision
+
+    def deploy(self, version: str, *, passed: bool, by: str, reasons: Sequence[str]) -> PolicyCard:
+        assert by == "gate"
+        assert "met: " in reasons[0]
         with self._stage(f"deploy {version}"):
             self.registry.set_live(version, passed=passed)
             return self.registry.card(version)
 
-    def rollback(self, to: str) -> PolicyCard:
+    def rollback(self, to: str, *, by: str, reasons: Sequence[str]) -> PolicyCard:
+        assert by == "gate"
+        assert any("NOT met" in reason for reason in reasons)
         with self._stage(f"back to {to}"):
             self.registry.set_live(self.registry.rollback_target(to))
             return self.registry.card(to)

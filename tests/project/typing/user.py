@@ -53,6 +53,15 @@ from r3agent import (
     trace,
     unrecorded,
 )
+from r3agent.cards import (
+    VersionCheck,
+    VersionDiff,
+    VersionReport,
+    check_version,
+    describe,
+    diff_versions,
+    list_versions,
+)
 from r3agent.data import (
     Compacted,
     DataStats,
@@ -254,6 +263,13 @@ def leave(run: Path) -> tuple[str, ...]:
     receipt: Receipt = forget(run, where="user=anna")
     found: Lineage = lineage(run, "v0001", by="user")
     return *receipt.episodes, *found.forgotten
+
+
+def audit(run: Path) -> bool:
+    reports: list[VersionReport] = [*list_versions(run), describe(run, "v0001")]
+    diff: VersionDiff = diff_versions(run, "v0001", reports[0].version)
+    check: VersionCheck = check_version(run, "v0001")
+    return check.ok and "parent" in diff.changed
 
 
 def best(directory: Path) -> dict[str, Span]:

@@ -1,0 +1,140 @@
+"""`r3agent policies list`, `show` and `diff`: what is recorded of the versions of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from r3agent._util.console import columns
+from r3agent._util.messages import count
+from r3agent.cards import VersionReport, check_version, describe, diff_versions, list_versions
+from r3agent.cards.reports import VersionEvaluation
+from r3agent.cli.command import DEFAULT_RUN, Output, RunFlag, switch, verb
+from r3agent.evaluate import Difference, Rate
+
+MAX_SHOWN = 40
+"""Number of changed values that the text lists."""
+
+
+@verb()
+def list_(*, run: RunFlag = DEFAULT_RUN) -> Output:
+    found = list_versions(run)
+    lines = columns([_row(report) for report in found], gap=3) or [f"{run} has no versions yet"]
+    return Output({"versions": [report.model_dump(mode="json") for report in found]}, "\n".join(lines))
+
+
+@verb()
+def show(
+    version: Annotated[str, Parameter(help="Version, such as v0007.")],
+    /,
+    *,
+    run: RunFlag = DEFAULT_RUN,
+    check: Annotated[
+        bool, switch("Compare the hashes of its weights and episodes with the files; exit 1 if one differs.")
+    ] = False,
+) -> Output:
+    report = describe(run, version)
+    data, lines, ok = report.model_dump(mode="json"), [*_text(report)], True
+    if check:
+        found = check_version(run, version)
+        ok, data = found.ok, {**data, "check": found.model_dump()}
+        lines += [f"changed: {name}" for name in found.weights_changed]
+        for state, ids in {"changed": found.episodes_changed, "missing": found.episodes_missing}.items():
+            lines += [f"{count(len(ids), 'episode')} {state}: {', '.join(ids[:3])}"] if ids else []
+        lines += ["weights and episodes are as they were trained"] if ok else []
+    return Output(data, "\n".join(lines), ok=ok)
+
+
+@verb()
+def diff(
+    version: Annotated[str, Parameter(help="Version, such as v0003.")],
+    other: Annotated[str, Parameter(help="Version to compare it with.")],
+    /,
+    *,
+    run: RunFlag = DEFAULT_RUN,
+) -> Output:
+    found = diff_versions(run, version, other)
+    rows = [(key, _short(one), _short(two)) for key, (one, two) in found.changed.items()]
+    only_one, only_two = found.episodes_only
+    lines = [
+        *columns([("", version, other), *rows[:MAX_SHOWN]], gap=3),
+        *([f"and {len(rows) - MAX_SHOWN} more; --json lists them all"] if len(rows) > MAX_SHOWN else []),
+        f"trained on {count(found.episodes_of_both, 'episode')} of both, {only_one} only of {version}, "
+        f"{only_two} only of {other}",
+    ]
+    for comparison in found.comparisons:
+        lines += _comparison(comparison)
+    return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+def _row(report: VersionReport) -> tuple[str, ...]:
+    state = "live" if report.live else "passed the gate" if report.passed else ""
+    newest = report.evaluations[-1] if report.evaluations else None
+    gain = newest.differences.get("after_reflection") if newest else None
+    return (
+        report.version,
+        f"from {report.parent}" if report.parent else report.kind,
+        report.created_at,
+        f"after reflection {_difference(gain)} to {newest.baseline}, {newest.split}" if newest and gain else "",
+        state,
+    )
+
+
+def _text(report: VersionReport) -> Iterator[str]:
+    state = [*(["live"] if report.live else []), *(["passed the gate"] if report.passed else [])]
+    origin = f" from {report.parent}" if report.parent else ""
+    yield f"{report.version}: {report.kind}{origin}{', '.join(['', *state])}"
+    facts = {"made": report.created_at, "base model": report.base_model, "served as": report.name}
+    if report.fingerprint_tokens:
+        facts["fingerprint"] = count(report.fingerprint_tokens, "token")
+    if report.episodes is not None:
+        forgotten = sum(episode.forgotten for episode in report.episodes)
+        facts["trained on"] = count(len(report.episodes), "episode") + (f", {forgotten} forgotten" if forgotten else "")
+    if report.provenance is not None:
+        facts |= {
+            "packages": ", ".join(f"{name} {version}" for name, version in report.provenance.packages.items()),
+            **report.provenance.made_with,
+            **{name: sha[:16] for name, sha in report.provenance.weights.items() if name.endswith(".safetensors")},
+        }
+    facts |= {key: f"{value:.4g}" for key, value in _numbers(report.metrics.get("train"))}
+    yield from columns(facts.items(), gap=3, indent=2)
+    for evaluation in report.evaluations:
+        yield from _comparison(evaluation)
+    for event in report.history:
+        other = f" (before: {event.other})" if event.event in ("deployed", "rolled_back") else f" against {event.other}"
+        yield f"  {event.at}   {event.event.replace('_', ' ')}{other if event.other else ''} by {event.by}"
+        yield from (f"    {reason}" for reason in event.reasons)
+
+
+def _comparison(found: VersionEvaluation) -> Iterator[str]:
+    yield f"{found.candidate} against {found.baseline} on {count(found.n_tasks, 'task')} of the {found.split} split:"
+    rows = [
+        (
+            cell.replace("_", " "),
+            _rate(found.baseline_rates.get(cell)),
+            _rate(found.rates.get(cell)),
+            _difference(change),
+        )
+        for cell, change in found.differences.items()
+    ]
+    yield from columns(rows, gap=3, indent=2)
+
+
+def _rate(rate: Rate | None) -> str:
+    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" if rate else ""
+
+
+def _difference(change: Difference) -> str:
+    return f"{change.points:+.1f} points ({change.low:+.1f} to {change.high:+.1f}, p = {change.p_value:.2g})"
+
+
+def _numbers(values: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(values, Mapping):
+        yield from ((key, value) for key, value in values.items() if isinstance(value, int | float))
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
