@@ -72,9 +72,8 @@ def generate(
     """
     if numbers < 2 or max_number < 1 or max_target < 1:
         raise ConfigError(f"{numbers=}, {max_number=}, {max_target=}: at least 2 numbers, and limits of at least 1")
-    problems = _random_problems(random.Random(f"countdown:{seed}"), numbers, max_number)
     return distinct(
-        (task if task.info["target"] <= max_target else None for task in problems),
+        _random_problems(random.Random(f"countdown:{seed}"), numbers, max_number, max_target),
         n,
         split=split,
         max_fruitless=MAX_FRUITLESS,
@@ -151,18 +150,26 @@ def _apply_step(pool: list[tuple[int, str]], step: Step) -> list[tuple[int, str]
     return [(step.value, f"({sides[0]} {step.op} {sides[1]})"), *rest]
 
 
-def _random_problems(rng: random.Random, numbers: int, max_number: int) -> Iterator[Task]:
+def _random_problems(rng: random.Random, numbers: int, max_number: int, max_target: int) -> Iterator[Task | None]:
+    """Yield problems without end, and `None` for one whose target is too large."""
     while True:
         given = [rng.choice(range(1, max_number + 1)) for _ in range(numbers)]
-        yield make_task(given, *_random_play(given, rng))
+        target = _random_play(given, rng)
+        if target > max_target:
+            yield None
+            continue
+        # Every seed that draws a problem makes the same task of it, so that a later round does not seem to correct it.
+        given = random.Random(problem_id(given, target)).sample(sorted(given), numbers)
+        yield make_task(given, target, solve(given, target))
 
 
-def _random_play(given: list[int], rng: random.Random) -> tuple[int, str]:
-    """Combine the numbers by random operations; return the resulting value and its expression."""
-    pool = [(number, str(number)) for number in given]  # values with their expressions
-    while len(pool) > 1:
-        pool = _apply_step(pool, rng.choice(list(steps(tuple(value for value, _ in pool)))))
-    return pool[0]
+def _random_play(given: list[int], rng: random.Random) -> int:
+    """Combine the numbers by random operations; return the resulting value."""
+    values = tuple(given)
+    while len(values) > 1:
+        step = rng.choice(list(steps(values)))
+        values = (step.value, *step.rest)
+    return values[0]
 
 
 def _problems(path: str) -> Iterator[FileProblem]:

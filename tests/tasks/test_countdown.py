@@ -51,6 +51,12 @@ def test_problems_of_a_seed_are_the_same_on_every_machine() -> None:
     assert ids(3, seed=1) != ids(3)
 
 
+def test_a_problem_is_the_same_task_whichever_seed_draws_it() -> None:
+    one, other = ({task.id: task for task in generate(500, seed=seed)} for seed in (0, 1))
+    assert (common := one.keys() & other.keys())
+    assert [one[name] for name in common] == [other[name] for name in common]
+
+
 @given(seeds, st.integers(2, 4))
 @settings(max_examples=20)
 def test_problems_are_solvable_and_distinct(seed: int, numbers: int) -> None:
