@@ -4,9 +4,10 @@
 
 An application records into a run. Each round, `r3agent branch` continues the failures whose tasks are not held out with
 groups of reflections of the newest version, and `r3agent train` and `deploy` make the next one; `r3agent eval` compares
-it with the base on held-out problems. Another run spends the same tokens on fresh tasks, round by round, and is trained
-and evaluated alike. The last line is one JSON object: success after a reflection before and after, in percent, with the
-p-value of an exact paired test, the tokens that the branches sampled, and the lift of the other run.
+it with the base on held-out problems. Reflections are trained, and retries that passed are distilled. Another run
+spends the same tokens on fresh tasks, round by round, and is trained and evaluated alike. The last line is one JSON
+object: success after a reflection before and after, in percent, with the p-value of an exact paired test, the tokens
+that the branches sampled, and the lift of the other run.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def r3agent(*words: object) -> dict[str, Any]:
 def make_run(run: Path, url: str, seed: int, problems: int) -> None:
     """Make a run with the demo's settings, which `init` knows."""
     seeds = dict.fromkeys(("task.seed", "train.seed", "sampling.seed"), seed)
-    own = {**seeds, "train.batch_size": BATCH, "eval.n": problems, "eval.blind_retries": 1}
+    own = {**seeds, "train.batch_size": BATCH, "train.distill": 1.0, "eval.n": problems, "eval.blind_retries": 1}
     of_policy = ("--url", url, "--model", "bundled", "--base-model", "bundled")
     r3agent("init", "--run", run, "--task", "countdown", *of_policy, *(f"--set={key}={own[key]}" for key in own))
 
