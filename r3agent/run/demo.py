@@ -52,15 +52,21 @@ GAMES: dict[str, dict[str, Any]] = {
         "agent.tools": ["r3agent.tasks.countdown_steps:combine"],
         "agent.environment": "r3agent.tasks.countdown_steps:board",
         "sampling.max_tokens": 12,
-        "collect.n": 144,
+        "collect.n": 96,
+        "collect.retries": 2,
         "collect.concurrency": 12,
+        "train.credit": {"reflect": "retry_success", "retry": "success"},
         "train.batch_size": 64,
         "eval.blind_retries": 1,
         "loop.rounds": 12,
         "loop.evaluate_every": 12,
     },
 }
-"""Settings by game: Countdown by one equation, or by calls of a tool."""
+"""Settings by game: Countdown by one equation, or by calls of a tool.
+
+The paper trains reflections alone, as the first does. A try of several steps has more to learn, so the second also
+trains the steps of retries, by comparing two after the same reflection.
+"""
 
 FLAGS = {
     "task.source": "--task",
