@@ -20,6 +20,7 @@ from r3agent.errors import ConfigError, DeployError, RecordError
 from r3agent.records.versions import BASE, is_version
 from r3agent.store.history import PERSON, Event, record_event
 from r3agent.store.registry import Registry
+from r3agent.telemetry.tracing import VERSION, Off, begin
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
@@ -88,7 +89,10 @@ def _go_live(
     """Load the version of an event, move the live pointer, and record the event."""
     version = event.version
     urls = [registry.live_base_url or base_url, *config.replicas]
-    with _servers(urls, registry, access, config, f"deploying {version}") as servers:
+    with (
+        _traced("deploy", version) as span,
+        _servers(urls, registry, access, config, f"deploying {version}") as servers,
+    ):
         rollouts = _roll_out(servers, registry, version, config)
         previous, first = registry.live, rollouts[0]
         changes = version != previous or (passed and version not in registry.passed)
@@ -97,6 +101,7 @@ def _go_live(
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
         if changes:
             warnings += _record(registry, event.model_copy(update={"other": previous}))
+        _set(span, rollouts, {"r3agent.deploy.previous": previous, "r3agent.deploy.passed_gate": passed})
     ungated = () if version in (BASE, *registry.passed) else (UNGATED.format(version=version),)
     report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings, *ungated)})
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
@@ -126,8 +131,9 @@ def load_version(
     live_url = registry.live_base_url or base_url
     urls = [config.eval_base_url or live_url] if to_evaluate else [live_url, *config.replicas]
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
-    with _servers(urls, registry, access, config, f"loading {version}") as servers:
+    with _traced("load", version) as span, _servers(urls, registry, access, config, f"loading {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
+        _set(span, rollouts, {})
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report
 
@@ -157,6 +163,21 @@ def rollback(
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
     event = Event(event="rolled_back", version=registry.rollback_target(to), by=by, reasons=tuple(reasons))
     return _go_live(event, registry, base_url, access, config or DeployConfig())
+
+
+def _traced(purpose: str, version: str) -> Off:
+    return begin(f"{purpose} {version}", lambda: {VERSION: version})
+
+
+def _set(span: Off, rollouts: Sequence[Rollout], more: Mapping[str, Any]) -> None:
+    report = rollouts[0].report
+    found = {
+        "r3agent.deploy.strategy": report.strategy,
+        "r3agent.deploy.served_name": report.served_name,
+        "r3agent.deploy.servers": len(rollouts),
+        "r3agent.deploy.fingerprint": report.fingerprint and report.fingerprint.verdict,
+    }
+    span.set(lambda: {**found, **more})
 
 
 @contextmanager

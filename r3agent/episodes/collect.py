@@ -224,9 +224,10 @@ async def collect(
                     begin = job.begin and job.begin.model_copy(update={"trajectory_id": id_})
                     with policy.episode() if isinstance(policy, Pooled) else nullcontext() as seat:
                         given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat, "begin": begin}
-                        ended = await run_episode(graph, job.task, job.sample, **given)
+                        named: Any = {"trajectory_id": id_, "agent": agent_name}
+                        ended = await run_episode(graph, job.task, job.sample, **given, **named)
                     own = {**ended.episode.metadata, **_metadata(metadata, begin)}
-                    named = {"trajectory_id": id_, "verifier": verifier_name, "metadata": own}
+                    named = {"verifier": verifier_name, "metadata": own}
                     episode = ended.episode.model_copy(update=named)
                     await endurance.take(episode, ended.cause, errors_before=errors_before)
 

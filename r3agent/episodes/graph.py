@@ -31,6 +31,7 @@ from r3agent.episodes.sampler import Sampler, Streamer
 from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
+from r3agent.telemetry.tracing import within_trajectory
 from r3agent.verifiers import Verifier
 from r3agent.verifiers.interface import takes_environment
 
@@ -143,7 +144,8 @@ class AsyncNode(AsyncStep[Update]):
         metadata = config.get("metadata", {})
         own: Json = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
-        update = await super()._run(seen, config)
+        with within_trajectory(own["lineage"]["trajectory_id"] or own["lineage"]["root"]):
+            update = await super()._run(seen, config)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
             kept = {name: own["lineage"][name] for name in ("began", "earlier")}

@@ -10,7 +10,8 @@ from r3agent._util.within import OverrunError, within
 from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
 from r3agent.policy import Policy
-from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory
+from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, new_id
+from r3agent.telemetry import genai
 
 GRACE_S = 10.0
 """Time for an episode to end after it was cancelled: for its agent, and then its world."""
@@ -32,6 +33,8 @@ async def run_episode(
     begin: Trajectory | None = None,
     timeout_s: float | None = None,
     policy: Policy | None = None,
+    trajectory_id: str | None = None,
+    agent: str = "",
     **limits: int,
 ) -> Ended:
     """Run one episode; record an error with the spans sampled before it.
@@ -40,6 +43,8 @@ async def run_episode(
         begin: recorded failure to begin with.
         timeout_s: time limit; an episode that takes longer ends with an error.
         policy: policy to ask in place of the graph's.
+        trajectory_id: id of the record; default: another one.
+        agent: name of the agent, for telemetry.
         limits: fields of `EpisodeContext`, for this episode.
     """
     state: dict[str, Any] = {}
@@ -52,16 +57,22 @@ async def run_episode(
         async for reached in graph.astream(given, stream_mode="values", context=context):
             state = reached
 
-    try:
-        await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
-        if "trajectory" not in state:
-            kind = VerifierError if state.get("spans") else AgentError
-            asker = "the verifier" if state.get("spans") else "the agent or a tool"
-            raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
-    except R3Error as raised:
-        cause = raised
-    except OverrunError:
-        cause = EpisodeTimeoutError(f"it took longer than episode_timeout_s = {timeout_s:g}; raise it or ask for less")
+    named: Any = {"trajectory_id": trajectory_id or new_id(), "parent_id": begin and begin.parent_id}
+    with genai.episode(task, agent=agent, sample=sample, **named) as span:
+        try:
+            await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
+            if "trajectory" not in state:
+                kind = VerifierError if state.get("spans") else AgentError
+                asker = "the verifier" if state.get("spans") else "the agent or a tool"
+                raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
+        except R3Error as raised:
+            cause = raised
+        except OverrunError:
+            limit = f"episode_timeout_s = {timeout_s:g}"
+            cause = EpisodeTimeoutError(f"it took longer than {limit}; raise it or ask for less")
+        if cause is not None:
+            span.fail(cause)
+        span.set(lambda: {"r3agent.passed": state.get("passed")})
     error: Any = state.get("trajectory", {}).get("error")  # of the first try
     if cause is not None:
         error = EpisodeError(kind=type(cause).__name__, message=str(cause))
@@ -70,5 +81,5 @@ async def run_episode(
         task = task.model_copy(update={"tools": tools})
     spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
     metadata = state.get("trajectory", {}).get("metadata", {})
-    given: Any = {"parent_id": begin and begin.parent_id, "sample": sample, "error": error, "metadata": metadata}
+    given: Any = {**named, "sample": sample, "error": error, "metadata": metadata}
     return Ended(Trajectory(task=task, spans=spans, **given), cause)

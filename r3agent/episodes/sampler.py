@@ -15,8 +15,9 @@ from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.renderings import Rendered, Renderer
 from r3agent.episodes.requests import SpanRequest
 from r3agent.episodes.state import SpanSlot
-from r3agent.policy import Policy, Sampling
+from r3agent.policy import Policy, Sampling, sampling_of
 from r3agent.records.trajectory import Generation, Message, Span
+from r3agent.telemetry.genai import ModelCall
 
 Sample: TypeAlias = Callable[..., Awaitable[list[Generation]]]
 Streamer: TypeAlias = Callable[[Sample, Sequence[Message], Sequence[SpanSlot]], Awaitable[list[Generation]]]
@@ -43,8 +44,11 @@ class Sampler:
         async def ask(rendered: Rendered) -> list[Generation]:
             settings = _without_calls(request.sampling) if rendered.forbids_calls else request.sampling
             sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
-            answer = _streamer_for(policy, self.streamer)(sample, rendered.messages, slots)
-            return await sampled(policy, answer, n)
+            with _traced(policy, request, rendered, slots, is_stream=self.streamer is not None) as call:
+                answer = _streamer_for(policy, self.streamer)(sample, rendered.messages, slots)
+                generations = await sampled(policy, answer, n)
+                call.answered(generations, [slot.span_id for slot in slots])
+            return generations
 
         may_call = request.label != "reflect"
         generations, sent = await self.renderer.send(ask, request.messages, tools, may_call=may_call)
@@ -55,6 +59,20 @@ class Sampler:
             Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
             for one, slot in zip(generations, slots, strict=True)
         ]
+
+
+def _traced(
+    policy: Policy, request: SpanRequest, rendered: Rendered, slots: Sequence[SpanSlot], *, is_stream: bool
+) -> ModelCall:
+    settings = request.sampling or sampling_of(policy)
+    return ModelCall(
+        str(getattr(policy, "model", "")),
+        {**(settings.body() if settings else {}), "n": len(slots), "stream": is_stream},
+        rendered.messages,
+        base_url=getattr(policy, "base_url", None),
+        label=request.label,
+        trajectory_id=slots[0].span_id if request.parent is None else None,
+    )
 
 
 def _streamer_for(policy: Policy, streamer: Streamer | None) -> Streamer:

@@ -165,6 +165,7 @@ class Episodes:
         if done is not None and done.is_ended:
             raise Refusal(410, f"episode {episode_id!r} has its verdict and is stored; give a further one another id")
         episode = Episode(None, None, None, {"metadata": {EPISODE: episode_id}})
+        episode.begin_telemetry()
         self.open[episode_id] = OpenEpisode(episode_id, episode, terms=terms)
         return self.open[episode_id]
 
@@ -202,6 +203,7 @@ class Episodes:
         del self.open[entry.episode_id]
         recorded = entry.trajectory()
         entry.episode.closed = True
+        entry.episode.telemetry.end()
         if recorded is None or self._recorder is None:
             return None
         if not recorded.spans:

@@ -51,6 +51,8 @@ class Block:
     """Frame of the function with the `with` statement, until the block is left."""
     purpose: str | None = None
     """Purpose of the calls, if they are not the policy's."""
+    outside: Any = None
+    """Context of telemetry around the block, if it is one of the whole episode."""
     thread_id: int = field(default_factory=threading.get_ident)
     process_id: int = field(default_factory=os.getpid)
 

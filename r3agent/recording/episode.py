@@ -18,9 +18,9 @@ from r3agent.recording.episode_record import EpisodeRecord, SpanRef
 from r3agent.recording.recorder import Recorder
 from r3agent.recording.terms import CallTerms
 from r3agent.records.json_values import any_text
-from r3agent.records.record import new_id
 from r3agent.records.trajectory import EpisodeError, Label, Trajectory
 from r3agent.store.shards import TrajectoryWriter
+from r3agent.telemetry import genai
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +158,12 @@ class Episode(EpisodeRecord):
             else:
                 if self._first is None and (around := current()) is not None and around.episode is not self:
                     self._link(around.episode)
-                self._blocks.append(enter(self))
-                self._first = self._first or self._blocks[0]
+                if self._first is None and (self._recorder or self._out):
+                    self.begin_telemetry()
+                block = enter(self)
+                block.outside = self.telemetry.enter()
+                self._blocks.append(block)
+                self._first = self._first or block
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
@@ -170,6 +174,7 @@ class Episode(EpisodeRecord):
             own = next((block for block in reversed(self._blocks) if block.frame is frame), self._blocks[-1])
             self._blocks.remove(own)
             leave(own)
+            self.telemetry.leave(own.outside)
             if error is not None and own is self._first and not isinstance(error, GraphBubbleUp):
                 self._fields["error"] = EpisodeError(kind=type(error).__name__, message=self.redact(any_text(error)))
             if self._blocks:
@@ -177,6 +182,9 @@ class Episode(EpisodeRecord):
             for _scope, finish in self._finishers:
                 finish()
             self.closed = True
+            if "error" in self._fields:
+                self.telemetry.fail(self._fields["error"].kind)
+            self.telemetry.end()
         if self.missed:
             self.warn(f"{self.missed} calls of threads in no trace were made while this one was open: not recorded")
         if not self._called:
@@ -205,8 +213,12 @@ class Episode(EpisodeRecord):
     def _link(self, outer: Episode) -> None:
         """Name the episode around this one in its metadata."""
         outer._called = True  # its calls may all be in inner ones
-        outer_id = outer._fields.setdefault("trajectory_id", new_id())
-        self._fields["metadata"] = {**self._fields.get("metadata", {}), OUTER: outer_id}
+        self._fields["metadata"] = {**self._fields.get("metadata", {}), OUTER: outer.trajectory_id}
+
+    def begin_telemetry(self) -> None:
+        """Begin the span of the whole episode."""
+        self.telemetry = genai.episode(self._task, trajectory_id=self.trajectory_id)
+        self.around = self.telemetry.context or self.around
 
     async def __aenter__(self) -> Episode:
         return self.__enter__()

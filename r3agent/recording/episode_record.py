@@ -17,7 +17,9 @@ from r3agent.recording.blocks import SpanScope
 from r3agent.recording.conversation import attach, attach_step
 from r3agent.recording.judgement import read_judgement
 from r3agent.recording.recorder import Recorder
-from r3agent.records.trajectory import Generation, Message, Span, Task, Trajectory
+from r3agent.records.trajectory import Generation, Message, Span, Task, Trajectory, new_id
+from r3agent.telemetry import genai
+from r3agent.telemetry.tracing import OFF, Off, here
 from r3agent.verifiers.interface import Judgement
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,10 @@ class EpisodeRecord:
     """True if the last try is such a call."""
     _warned: set[str] = field(default_factory=set, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    telemetry: Off = field(default=OFF, init=False)
+    """Span of the whole episode, if it is not a part of another one."""
+    around: Any = field(default_factory=here, init=False)
+    """Context of telemetry in which the episode began, for calls in threads that do not inherit it."""
 
     # ---- called by the traced code ----
 
@@ -86,6 +92,8 @@ class EpisodeRecord:
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
             given = {} if answer is None else {"answer": answer}
             self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": judgement, **given})
+            with genai.evaluation("application", found, parent=self.around, trajectory_id=self.trajectory_id) as span:
+                genai.judged(span, judgement)
         if self.closed and (self._recorder or self._out):
             self.warn(
                 "the episode was recorded before this verdict, which is not stored; set it inside of the block, or use "
@@ -120,6 +128,11 @@ class EpisodeRecord:
         while found is not None and (steps := [child for child in tree.children(found) if _answers_calls(child)]):
             found = steps[-1]
         return found
+
+    @property
+    def trajectory_id(self) -> str:
+        """Id of the record, which does not change."""
+        return self._fields.setdefault("trajectory_id", new_id())
 
     @property
     def trajectory(self) -> Trajectory:

@@ -25,6 +25,7 @@ from r3agent.recording.wire import fit, is_blank, is_whole, wanted_fields
 from r3agent.records import versions
 from r3agent.records.json_values import json_value
 from r3agent.records.span import OTHER
+from r3agent.telemetry.genai import ModelCall
 
 SAMPLING_FIELDS = {
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -123,6 +124,16 @@ class Exchange:
         sent = json_value([body.get("messages"), request.get("tools") or []])
         self._messages, self._tools = sent
         episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())], purpose)
+        self._call = ModelCall(
+            str(body.get("model")),
+            request,
+            self._messages or (),
+            base_url=base_url,
+            label=scope.label if scope else "attempt",
+            purpose=purpose,
+            trajectory_id=episode.trajectory_id,
+            parent=episode.around,
+        )
 
     # ---- the request ----
 
@@ -180,6 +191,8 @@ class Exchange:
     def fail(self, why: PolicyError | None = None) -> None:
         """Note that the request failed, which its sender sees."""
         self._assembly = None
+        self._call.span.fail(why or "request_failed")
+        self._call.span.end()
         self.note(why)
         self._episode.lose(self._scope)
 
@@ -224,6 +237,10 @@ class Exchange:
     def finish(self) -> None:
         """Record the answer, or the part of it that was read if it will not be read to its end."""
         self.stop()
+        self._record_answer()
+        self._call.end(self._latency_s)
+
+    def _record_answer(self) -> None:
         read, assembly = self._read, self._assembly
         self._read = self._assembly = None
         if read is not None:
@@ -276,6 +293,7 @@ class Exchange:
                 self._episode.warn("an answer is not recorded: it came after its trace or try had ended")
             else:
                 self._episode.add(sampled, self._scope, self._messages, self._tools, self._purpose)
+            self._call.answered(sampled)
         except Exception as error:  # the sender has the answer whatever happens here
             if not (isinstance(answer, Mapping) and answer.get("choices")):
                 self.note(ProtocolError(f"{redact_url(self.base_url)}: the answer is no chat completion: {error!r}"))

@@ -19,6 +19,7 @@ from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import SPLIT, Task, Trajectory
 from r3agent.run.directory import RunDirectory
 from r3agent.store.registry import PolicyCard
+from r3agent.telemetry.export import flush
 from r3agent.verifiers import close
 
 Progress = Callable[[int, int], None]
@@ -96,6 +97,7 @@ class Collector(RunDirectory):
         given: Any = {"limits": spending, "part": part, "on_tally": tallies.append}
         card = self.registry.card(version)
         summary = self._collect(card, base_url, tasks, "train", out, None, identity, **given)
+        flush()
         return summary, tallies[-1]
 
     def collect_identity(self, version: str, limits: Mapping[str, Any]) -> dict[str, Any]:

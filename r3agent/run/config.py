@@ -31,6 +31,7 @@ from r3agent.store.shards import CONFIG_FILE as CONFIG_FILE
 from r3agent.store.shards import Fsync
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
+from r3agent.telemetry.config import TelemetryConfig
 from r3agent.train.config import TrainConfig
 from r3agent.verifiers.interface import CutOff
 
@@ -167,6 +168,7 @@ class Config(Record):
     gate: GateConfig = GateConfig()
     loop: LoopConfig = LoopConfig()
     audit: AuditConfig = AuditConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:

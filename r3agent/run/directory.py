@@ -27,6 +27,7 @@ from r3agent.store.batches import StoredTrajectories
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import NO_SOURCE, RECORDED, default_verifier, find_tasks, in_run, read_tasks
+from r3agent.telemetry.export import export_spans
 from r3agent.verifiers import KINDS, Verifier, find_verifier
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class RunDirectory:
         self.registry = Registry(self.directory)
         self._split_guard = SplitGuard(self.directory, self.config)
         self._warned: set[str] = set()
+        export_spans(config.telemetry, self.directory.name)
         if config.task.source not in ("", RECORDED) and not file:
             read_tasks(config.task.source, 1, **config.task.params)  # fails on a mistyped source before it is stored
 

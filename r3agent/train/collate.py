@@ -108,6 +108,11 @@ class MicroBatches:
                 part, width = together[self.rank], max(1, *map(len, together))
                 yield part + [self.rows] * (width - len(part))
 
+    def rows_of(self, step: int) -> list[int]:
+        """Return the indices of the rows of an optimizer step, of all processes; the first step is 1."""
+        epoch, i = divmod(step - 1, self.steps)
+        return [row for part in self.epochs[epoch][i] for row in part]
+
     def _steps(self, epoch: int) -> Iterator[list[int]]:
         groups = list(self.groups.values())
         random.Random(f"{self.seed}:{epoch}").shuffle(groups)

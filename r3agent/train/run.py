@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.provenance import episode_sha256, write_episodes, write_provenance
 from r3agent.store.registry import PolicyCard, create_version, write_card
+from r3agent.telemetry.tracing import OFF, TRAJECTORIES, VERSION, Off, begin, now_ns
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
@@ -30,6 +31,7 @@ from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.lineage import base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.processes import join_processes
+from r3agent.train.row import Row
 from r3agent.train.rows import build_rows, to_dataset
 from r3agent.train.services import check_service, logs_beside
 from r3agent.train.signals import StopOnSignal
@@ -91,7 +93,7 @@ def train(
     progress = progress if progress and first else _ignore_progress
     began = time.perf_counter()
     checkpoints = Checkpoints(out_dir)
-    with _growing(out_dir, checkpoints, first) as directory:
+    with _traced(start, version, config, first), _growing(out_dir, checkpoints, first) as directory:
         read_config(start, config)  # refuses some models before anything is read or computed
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
@@ -114,7 +116,11 @@ def train(
                 trainer_tokenizer(tokenizer, model),
                 config,
                 checkpoints.directory,
-                callbacks=[StepProgress(progress), stop, SealCheckpoints(checkpoints, processes)],
+                callbacks=[
+                    StepProgress(progress, version, lambda step: trained_on(rows, trainer.batches.rows_of(step))),
+                    stop,
+                    SealCheckpoints(checkpoints, processes),
+                ],
             )
             scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
             surprise = measure_surprise(rows, start.version, trainer.entropies)
@@ -187,18 +193,29 @@ def check_start(start: PolicyStart, config: TrainConfig) -> None:
     load_tokenizer(start)
 
 
-class StepProgress(TrainerCallback):
-    """Callback that reports TRL's log of each optimizer step, with the speed and the remaining seconds."""
+def trained_on(rows: Sequence[Row], indices: Iterable[int]) -> list[str]:
+    """Return the ids of the trajectories of some rows."""
+    return [*dict.fromkeys(rows[i].trajectory_id for i in indices)]
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+
+class StepProgress(TrainerCallback):
+    """Callback that reports TRL's log of each optimizer step, with the speed and the remaining seconds.
+
+    Args:
+        trajectories: returns the ids of the trajectories that a step is of.
+    """
+
+    def __init__(self, progress: Progress, version: str, trajectories: Callable[[int], list[str]]) -> None:
+        self.progress, self.version, self.trajectories = progress, version, trajectories
         self.began = self.ended = 0.0
+        self.ended_ns: int | None = None
         self.first = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.began = self.ended = time.perf_counter()
+        self.ended_ns = now_ns()
         self.first = state.global_step
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -213,7 +230,22 @@ class StepProgress(TrainerCallback):
             * (state.max_steps - state.global_step),
         }
         self.ended = now
+        step = state.global_step
+
+        def attributes() -> dict[str, Any]:
+            values = {f"r3agent.train.{name}": logs[key] for key, name in LOGGED.items() if key in logs}
+            return {"r3agent.train.step": step, TRAJECTORIES: self.trajectories(step), VERSION: self.version, **values}
+
+        if args.process_index == 0:
+            begin("train_step", attributes, start_ns=self.ended_ns).end()
+        self.ended_ns = now_ns()
         self.progress("step", {"step": state.global_step, "steps": state.max_steps, **logs, **pace})
+
+
+def _traced(start: PolicyStart, version: str, config: TrainConfig, first: bool) -> Off:
+    """Begin the span of the training, of the first process."""
+    given = {VERSION: version, "r3agent.train.start": start.version, "r3agent.train.method": config.method}
+    return begin(f"train {version}", lambda: given) if first else OFF
 
 
 @contextmanager
@@ -230,8 +262,16 @@ def _ignore_progress(stage: str, values: Mapping[str, Any]) -> None:
     pass
 
 
-LOGGED = ("loss", "grad_norm", "ratio", "kl", "entropy", "clip_ratio/region_mean", "cispo_clip_ratio")
-"""Keys of TRL's log whose means over the steps go on the card."""
+LOGGED = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "ratio": "ratio",
+    "kl": "kl",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_ratio",
+    "cispo_clip_ratio": "clip_ratio",
+}
+"""Keys of TRL's log whose means over the steps go on the card, and which spans have by these names."""
 
 
 def _means(history: list[dict[str, Any]]) -> dict[str, float]:

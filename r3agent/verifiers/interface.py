@@ -32,6 +32,8 @@ from r3agent.errors import VerifierError
 from r3agent.records.json_values import plain
 from r3agent.records.thinking import find_reasoning, split_thinking
 from r3agent.records.trajectory import Message, Span, Task, Try, Verdict
+from r3agent.telemetry import genai
+from r3agent.telemetry.tracing import now_ns
 
 
 class Pending(Enum):
@@ -99,6 +101,7 @@ async def judge(
     Raises:
         VerifierError: the verifier raised, took longer, or returned something that is not a judgement.
     """
+    began = now_ns()
     whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
     given = [(task.model_copy(deep=True), _answer_of(tries[i])) for i in whole]
@@ -110,12 +113,14 @@ async def judge(
         with _as_verifier_error(verifier, task, timeout_s):
             return [called(*arguments) for arguments in given]
 
-    async def settle(judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
-        with _as_verifier_error(verifier, task, timeout_s):
+    async def settle(i: int, judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
+        with genai.evaluation(_name(verifier), tries[i], began) as span, _as_verifier_error(verifier, task, timeout_s):
             settled: Any = judgement
             if inspect.isawaitable(judgement):
                 settled = await within(timeout_s, judgement, name=_name(verifier))
-            return None if settled is PENDING else verdict_of(settled)
+            verdict = None if settled is PENDING else verdict_of(settled)
+            genai.judged(span, verdict)
+            return verdict
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
     if is_async or not whole:
@@ -123,7 +128,7 @@ async def judge(
     else:  # one thread for all tries, because a thread costs more than a verdict; episodes still run concurrently
         with _as_verifier_error(verifier, task, timeout_s):
             judgements = await in_turn(call, None if timeout_s is None else timeout_s * len(whole))
-    verdicts = await gather_all(settle(judgement) for judgement in judgements)
+    verdicts = await gather_all(settle(*one) for one in zip(whole, judgements, strict=True))
     found = dict(zip(whole, verdicts, strict=True))
     return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
 
@@ -158,11 +163,14 @@ def _answer_of(a_try: Span | Try) -> Answer:
 def _cut_off(a_try: Span | Try) -> Verdict:
     """Fail an answer that is not whole, and say where it ends."""
     span = a_try.last if isinstance(a_try, Try) else a_try
-    if span.unfinished == "content_filter":
-        return Verdict.failed("cut off by the endpoint's content filter")
-    sampled = f" after {span.completion_tokens} tokens" if span.completion_tokens else ""
-    limit = span.sampling.get("max_tokens")
-    return Verdict.failed(f"cut off{sampled}{f', at max_tokens = {limit}' if limit else ''}: the answer is not whole")
+    why = "cut off by the endpoint's content filter"
+    if span.unfinished != "content_filter":
+        sampled = f" after {span.completion_tokens} tokens" if span.completion_tokens else ""
+        limit = span.sampling.get("max_tokens")
+        why = f"cut off{sampled}{f', at max_tokens = {limit}' if limit else ''}: the answer is not whole"
+    with genai.evaluation("cut_off", a_try) as evaluation:
+        genai.judged(evaluation, verdict := Verdict.failed(why))
+    return verdict
 
 
 def needed(task: Task, key: str) -> Any:

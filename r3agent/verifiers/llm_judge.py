@@ -28,6 +28,7 @@ from r3agent.policy.endpoint import Endpoint
 from r3agent.policy.parse import NOT_A_COMPLETION, not_a_completion
 from r3agent.policy.reception import Reception
 from r3agent.records.trajectory import Task, Verdict
+from r3agent.telemetry.genai import ModelCall
 from r3agent.verifiers.interface import Answer
 from r3agent.verifiers.judge_prompt import KNOWN, RUBRIC, SCHEMA, Vote, messages, replies, vote_in, vote_summary
 
@@ -150,8 +151,12 @@ class LLMJudge:
 
         async def send(sent: dict[str, Any]) -> bytes:
             received = Reception("", None)
+            call = ModelCall(
+                str(sent["model"]), sent, sent["messages"], base_url=self._endpoint.base_url, purpose="judge"
+            )
             try:
-                return (await self._endpoint.post("/chat/completions", sent, received.check)).content
+                with call:
+                    return (await self._endpoint.post("/chat/completions", sent, received.check)).content
             except NOT_A_COMPLETION as error:
                 url, redact = self._endpoint.base_url, self._endpoint.redact
                 why = not_a_completion(error, received.beginning, redact)

@@ -10,6 +10,8 @@ from r3agent.deploy import DeployConfig, DeployReport, deploy, load_version, rol
 from r3agent.errors import ConfigError, DeployError
 from r3agent.store.history import history
 from tests.deploy.endpoint import Endpoint, Run, save_adapter, save_model
+from tests.support.exported import Exported, has
+from tests.support.exported import exported as exported
 
 
 def test_adapter_goes_live_under_its_own_name(run: Run, endpoint: Endpoint):
@@ -285,3 +287,14 @@ def test_incompatible_checkpoint_never_reaches_the_server(run: Run, endpoint: En
     with pytest.raises(DeployError, match="only weights of the same architecture"):
         deploy("v0001", registry=run.registry, base_url=endpoint.url)
     assert endpoint.calls == []
+
+
+def test_deploy_is_a_span(run: Run, endpoint: Endpoint, exported: Exported):
+    deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, passed=True)
+    attributes = {"policy.version": "v0001", "deploy.strategy": "lora", "deploy.fingerprint": "arrived"}
+    span = has(exported.one("deploy v0001"))
+    assert {name: span[f"r3agent.{name}"] for name in attributes} == attributes
+    endpoint.weights = run.weights("v0001")
+    with pytest.raises(DeployError):
+        deploy("v0000", registry=run.registry, base_url=endpoint.url)
+    assert has(exported.one("deploy v0000"))["error.type"] == "DeployError"

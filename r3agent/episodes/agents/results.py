@@ -17,6 +17,10 @@ from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.episodes.agents.tools import MisfitError, Tool
 from r3agent.records.json_values import any_text, json_value, well_formed
 from r3agent.records.trajectory import Message
+from r3agent.telemetry.genai import tool_call, tool_result
+
+FAULT = "Error: "
+"""Beginning of the text that tells the policy why there is no result."""
 
 
 @dataclass(kw_only=True)
@@ -32,16 +36,23 @@ class Toolbox:
 
     async def result(self, call: Message) -> str:
         """Run a call, and return its result, or the fault for which there is none."""
+        arguments = (call.get("function") or {}).get("arguments")
+        with tool_call(called(call), call.get("id"), arguments) as span:
+            text = await self._result(call)
+            tool_result(span, text, failed=text.startswith(FAULT))
+        return text
+
+    async def _result(self, call: Message) -> str:
         name, function = called(call), call.get("function") or {}
         tool = self.tools.get(name)
         if tool is None:
-            return f"Error: there is no tool {name!r}; {did_you_mean(name, self.tools)}"
+            return f"{FAULT}there is no tool {name!r}; {did_you_mean(name, self.tools)}"
         try:
             arguments = json.loads(function.get("arguments") or "{}")
         except (ValueError, RecursionError) as error:
-            return f"Error: {name} was not run: its arguments are not JSON: {error}"
+            return f"{FAULT}{name} was not run: its arguments are not JSON: {error}"
         if not isinstance(arguments, dict):
-            return f"Error: {name} was not run: its arguments are no JSON object, but {shorten(arguments)}"
+            return f"{FAULT}{name} was not run: its arguments are no JSON object, but {shorten(arguments)}"
         if tool.takes_world and not tool.is_async:
             async with self._turn:
                 text = await self._run(tool, cast(dict[str, Any], arguments), call)
@@ -58,15 +69,15 @@ class Toolbox:
         except GraphBubbleUp:
             raise
         except MisfitError as error:
-            return f"Error: {tool.name} was not run: its arguments do not fit: {error}"
+            return f"{FAULT}{tool.name} was not run: its arguments do not fit: {error}"
         except ToolException as error:
-            return f"Error: {any_text(error)}"
+            return f"{FAULT}{any_text(error)}"
         except OverrunError:
-            return f"Error: {tool.name} gave no result within {self.timeout_s:g} seconds"
+            return f"{FAULT}{tool.name} gave no result within {self.timeout_s:g} seconds"
         except BaseException as error:
             if not is_failure(error):
                 raise
-            return f"Error: {tool.name} failed: {type(error).__name__}: {well_formed(any_text(error))}"
+            return f"{FAULT}{tool.name} failed: {type(error).__name__}: {well_formed(any_text(error))}"
 
 
 def called(call: Mapping[str, Any]) -> str:

@@ -1,0 +1,23 @@
+"""Settings of telemetry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from r3agent.records.record import Record
+
+
+class TelemetryConfig(Record):
+    """Where the spans and the metrics of a run go."""
+
+    traces: Literal["none", "otlp"] = "none"
+    """Export OpenTelemetry spans of episodes, model calls, tool calls, verdicts, training steps and deploys over OTLP
+    and HTTP. The standard variables `OTEL_EXPORTER_OTLP_*`, `OTEL_SERVICE_NAME` and `OTEL_TRACES_SAMPLER` apply; an
+    application that has its own tracer provider gets the spans without this setting."""
+    endpoint: str = Field(default="", pattern=r"^(https?://[^\s@]+)?$")
+    """Base URL of the collector, without a password; empty: that of `OTEL_EXPORTER_OTLP_ENDPOINT`, or
+    `http://localhost:4318`. Headers with keys belong into `OTEL_EXPORTER_OTLP_HEADERS`."""
+    content: bool = False
+    """Put the messages, tool arguments, tool results and feedback into the spans too, which may be private."""
