@@ -14,7 +14,7 @@ STUDIO_READY := $(STUDIO)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema
+.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema uplot
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -104,6 +104,14 @@ check: setup
 	@! git log --no-merges --max-count=30 --format=%s | grep -E '.{73}' || { echo 'subjects above: shorten to 72 characters'; exit 1; }
 
 # The record's JSON Schema, which the package ships.
+# The plotting library of reports: version, files and licence as npm has them.
+UPLOT := r3agent/report/static/uplot
+uplot:
+	folder=$$(mktemp -d) && npm pack --silent --pack-destination $$folder uplot@1.6.32 && tar -xf $$folder/uplot-*.tgz -C $$folder && \
+	cp $$folder/package/dist/uPlot.iife.min.js $$folder/package/dist/uPlot.min.css $$folder/package/LICENSE $(UPLOT) && \
+	chmod 644 $(UPLOT)/* && rm -r $$folder
+	cd $(UPLOT) && sha256sum --check SHA256SUMS
+
 schema: setup
 	$(BIN)/python -c "import json; from r3agent import Trajectory; print(json.dumps(Trajectory.model_json_schema(), indent=1))" > r3agent/records/trajectory.schema.json
 

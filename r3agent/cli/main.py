@@ -71,6 +71,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Summarise a run, or show one trajectory as a conversation with the credit and logprob of every token.",
         "runs/mine 3f2a9c0d",
     ),
+    "report": (
+        "report:report",
+        "Write one page with the results of a run and its trajectories, or serve it while the run goes.",
+        "runs/mine --serve",
+    ),
     "label": (
         "label:label",
         "Add a verdict to a stored episode, or those in a file of outcomes to many.",

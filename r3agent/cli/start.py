@@ -13,6 +13,7 @@ from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
 from r3agent.records.summary import Tally
+from r3agent.report import write_report
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
 from r3agent.run.directory import WAITING
@@ -115,4 +116,6 @@ def demo(
     with ConsoleReporter() as reporter:
         reporter.expect(SECONDS)
         summary, text = run_demo(out, seed, reporter, settings=GAMES[game])
-    return Output(summary.model_dump(), text)
+        reporter.stage("writing the report")
+    path = write_report(out).path
+    return Output({**summary.model_dump(), "report": str(path)}, f"{text}\n\nreport: {path}")

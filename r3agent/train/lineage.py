@@ -18,6 +18,9 @@ ROWS_FILE = "rows.jsonl"
 """File in a version's directory with the trajectory, the span (of a try, the first) and the label of all that it was
 trained on."""
 
+STEPS_FILE = "steps.jsonl"
+"""File in the version's directory with the log of each optimizer step."""
+
 
 def write_rows(directory: Path, rows: Iterable[Row]) -> None:
     lines = [orjson.dumps(identity).decode() for identity in dict.fromkeys(map(_identity, rows))]

@@ -28,7 +28,7 @@ from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.lineage import base_model, count_repeated, lineage_of, write_rows
+from r3agent.train.lineage import STEPS_FILE, base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.processes import join_processes
 from r3agent.train.row import Row
@@ -41,9 +41,6 @@ from r3agent.train.weights import load_model, load_tokenizer, save_weights
 
 Progress: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Callback at the end of each stage (`rows`, `mismatch`, every `step`, `saved`), with the stage's values."""
-
-STEPS_FILE = "steps.jsonl"
-"""File in the version's directory with the log of each optimizer step."""
 
 
 @checked

@@ -29,7 +29,10 @@ SURFACE = surface()
 
 PACKAGES = [
     "r3agent",
-    *(f"r3agent.{room}" for room in ("cards", "data", "deploy", "doctor", "evaluate", "serve", "testing", "train")),
+    *(
+        f"r3agent.{room}"
+        for room in ("cards", "data", "deploy", "doctor", "evaluate", "report", "serve", "testing", "train")
+    ),
 ]
 """Modules all of whose `__all__` is public; the others have names that are not."""
 

@@ -95,6 +95,7 @@ from r3agent.evaluate import (
     table,
     wilson,
 )
+from r3agent.report import ReportServer, Written, write_report
 from r3agent.serve import Engine, ServerProcess, VLLMProcess, create_app, load_model, serve
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.tasks import TaskSource, find_tasks
@@ -394,6 +395,16 @@ async def test_through_a_change() -> None:
         traffic: Traffic[list[Generation]] = await traffic_through(lambda: None, ask, clients=2)
         received: list[Received] = endpoint.received
         assert len(traffic.answers) <= len(received)
+
+
+# ---- report ----
+
+
+def page_of(run: Path) -> Path:
+    with ReportServer(run, port=0) as server:
+        print(server.url)
+    written: Written = write_report(run, run / "report.html", limit=1000)
+    return written.path
 
 
 # ---- errors ----
