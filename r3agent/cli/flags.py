@@ -46,6 +46,6 @@ DRAW = flags_of(
 )
 COLLECT = [*flags_of("collect", CollectConfig, {"--n": "n"}), *DRAW]
 BRANCH = flags_of("branch", BranchConfig, {"--from": "source", "--failed": "failed", "--since": "since", "--n": "n"})
-EVAL = flags_of("eval", EvalConfig, {"--n": "n"})
+EVAL = flags_of("eval", EvalConfig, {"--n": "n", "--lift": "lift"})
 ROUNDS = flags_of("loop", LoopConfig, {"--rounds": "rounds"})
 AUDIT = flags_of("audit", AuditConfig, {"--n": "n", "--model-limit": "model_limit"})

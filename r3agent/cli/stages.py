@@ -16,7 +16,7 @@ from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
-from r3agent.evaluate import table
+from r3agent.evaluate import finding, table
 from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
@@ -137,12 +137,15 @@ def evaluate(
     opened.check_subject()
     after = after or opened.ensure_live().version
     with ConsoleReporter() as reporter:
-        found = (
-            opened.measure(after, reporter.episodes)
-            if before == after
-            else opened.evaluate(before, after, reporter.episodes)
-        )
-    return Output(found.model_dump(mode="json"), table(found))
+        if before == after:
+            found, plan = opened.measure(after, reporter.episodes), None
+        else:
+            plan = opened.plan_evaluation(before, after)
+            reporter.stage(str(plan))
+            found = opened.evaluate(before, after, reporter.episodes)
+    sentence = finding(found)
+    data = {**found.model_dump(mode="json"), "finding": sentence, "plan": plan and plan.model_dump()}
+    return Output(data, f"{table(found)}\n{sentence}")
 
 
 @verb(*URL, *SUBJECT, *COLLECT, *ROUNDS)

@@ -25,7 +25,7 @@ from r3agent.errors import BusyError, ConfigError
 from r3agent.store.provenance import EPISODES_FILE
 from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.registry import MAX_PROMPT, Registry, write_card
-from r3agent.store.shards import CONFIG_FILE, STORES, shards
+from r3agent.store.shards import CONFIG_FILE, OTHER_STORES, STORES, shards
 from r3agent.train.lineage import ROWS_FILE
 
 
@@ -123,7 +123,7 @@ def _root(directory: Path) -> Path:
 
 
 def _stores(root: Path) -> list[Path]:
-    found = [path for pattern in STORES for path in sorted(root.glob(pattern)) if path.is_dir()]
+    found = [path for pattern in (*STORES, *OTHER_STORES) for path in sorted(root.glob(pattern)) if path.is_dir()]
     return found or [root]
 
 

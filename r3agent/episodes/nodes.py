@@ -166,7 +166,8 @@ class Nodes:
 
         A group of reflections that is drawn in parts is completed first, also if a try of it has passed. If there are
         reflections, blind retries are only a control: they are not retried, and a pass does not count. A try whose
-        conversation was refused is not retried, because a longer one would be refused too.
+        conversation was refused is not retried, because a longer one would be refused too. A control branch begins with
+        a reflection that awaits its retry.
         """
         tries = [t for t in tree.tries if not (self.config.reflections and t.is_blind)]
         if undecided := [t.last for t in tries if self._undecided(tree, t.last)]:
@@ -177,7 +178,7 @@ class Nodes:
             t.last
             for t in tries
             if t.passed is False  # one with a pending verdict has not failed
-            and not tree.children(t.last)
+            and all(s.span_id in tree.recorded and not tree.children(s) for s in tree.children(t.last))
             and not t.refused
             and n_tries(tree, t.last) < self.config.max_attempts
         ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from r3agent._util.checked import NotNegative, Share, checked
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
-from r3agent.evaluate.metrics import CELLS, Cell, Evaluation, Means, cell_means, change, evaluate, paired_differences
+from r3agent.evaluate.behaviour import LengthChange, leak_means, length_change, reflection_lengths
+from r3agent.evaluate.cells import CELLS, Cell, Means, apart, cell_means, change, paired_differences
+from r3agent.evaluate.forgetting import Forgetting
+from r3agent.evaluate.metrics import NEWER, Evaluation, evaluate
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference
+from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord, each_trajectory
 from r3agent.store.reading import read_record
 
@@ -29,9 +33,33 @@ class Comparison(Record):
     blind_equal_tokens: Difference | None = None
     lift_at_equal_tokens: Difference | None = None
     """Change in the gain of reflecting over the control at equal tokens, each version's own."""
+    generic_reflection: Difference | None = None
+    lift_over_generic: Difference | None = None
+    """Change in the gain of reflecting over a fixed text in place of a reflection."""
+    donor_reflection: Difference | None = None
+    lift_over_donor: Difference | None = None
+    """Change in the gain of reflecting over a reflection on another task."""
+    reflection_length: LengthChange | None = None
+    leaks: Difference | None = None
+    """Change in the share of reflections that contain the answer of their own retry, on tasks that both versions
+    reflect on."""
+    forgetting: tuple[Forgetting, ...] = ()
+    """First tries on tasks of other sources."""
     only_in_baseline: tuple[str, ...]
     """Tasks without a complete episode of the candidate; no difference includes them."""
     only_in_candidate: tuple[str, ...]
+
+
+NEWER_CHANGES = {
+    "generic_reflection",
+    "lift_over_generic",
+    "donor_reflection",
+    "lift_over_donor",
+    "reflection_length",
+    "leaks",
+    "forgetting",
+}
+"""Fields of a comparison that older releases refuse."""
 
 
 class Decision(Record):
@@ -42,11 +70,18 @@ class Decision(Record):
     """One reason for each condition, met or not."""
 
 
-def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory], *, mixed: bool = False) -> Comparison:
+def compare(
+    baseline: Iterable[Trajectory],
+    candidate: Iterable[Trajectory],
+    *,
+    mixed: bool = False,
+    prices: Prices | None = None,
+) -> Comparison:
     """Compare two policy versions by their episodes on the same tasks.
 
     Args:
         mixed: accept episodes of different settings, e.g. to compare prompts instead of policies.
+        prices: prices of tokens, for the cost per success.
 
     Raises:
         ConfigError: they have no task in common, a task differs between them, or as `evaluate`.
@@ -56,15 +91,21 @@ def compare(baseline: Iterable[Trajectory], candidate: Iterable[Trajectory], *, 
     if not mixed:
         check_same_settings([*baseline, *candidate])
     before, after = cell_means(baseline), cell_means(candidate)
+    (old, _), (new, _) = apart(baseline), apart(candidate)
     tried_before, tried_after = before["first_try"].keys(), after["first_try"].keys()
+    cells: Any = {cell: change(after[cell], before[cell]) for cell in CELLS}
     return Comparison(
-        baseline=evaluate(baseline, mixed=mixed),
-        candidate=evaluate(candidate, mixed=mixed),
-        **{cell: change(after[cell], before[cell]) for cell in CELLS},
+        baseline=evaluate(baseline, mixed=mixed, prices=prices),
+        candidate=evaluate(candidate, mixed=mixed, prices=prices),
+        **cells,
         lift_over_blind=change(_lifts(after, "blind_retry"), _lifts(before, "blind_retry"), bound=2.0),
         lift_at_equal_tokens=change(
             _lifts(after, "blind_equal_tokens"), _lifts(before, "blind_equal_tokens"), bound=2.0
         ),
+        lift_over_generic=change(_lifts(after, "generic_reflection"), _lifts(before, "generic_reflection"), bound=2.0),
+        lift_over_donor=change(_lifts(after, "donor_reflection"), _lifts(before, "donor_reflection"), bound=2.0),
+        reflection_length=length_change(reflection_lengths(new), reflection_lengths(old)),
+        leaks=change(leak_means(new), leak_means(old)),
         only_in_baseline=tuple(sorted(tried_before - tried_after)),
         only_in_candidate=tuple(sorted(tried_after - tried_before)),
     )
@@ -90,6 +131,7 @@ def gate(comparison: Comparison, *, min_lift: float, max_regression: NotNegative
         f"first try {first.points:+.1f} points, at least {-max_regression:+g}": first.points >= -max_regression,
         f"errors {errors:+.1f} points, at most {max_regression:+g}": errors <= max_regression,
     }
+    conditions |= {check.condition: check.within for check in comparison.forgetting}
     return Decision(
         promote=all(conditions.values()),
         reasons=tuple(f"{'met' if met else 'NOT met'}: {condition}" for condition, met in conditions.items()),
@@ -127,8 +169,11 @@ class StoredComparison(VersionedRecord):
 
 
 def write_comparison(path: Path, settings: str, comparison: Comparison, *, drawn: dict[str, int]) -> None:
+    """Write a comparison whole into a file beside `path`, and into `path` without fields that older releases refuse."""
     stored = StoredComparison(settings=settings, drawn=drawn, comparison=comparison)
-    write_atomically(path, stored.model_dump_json(indent=2))
+    newer: Any = {**dict.fromkeys(NEWER_CHANGES, True), "baseline": NEWER, "candidate": NEWER}
+    write_atomically(_whole(path), stored.model_dump_json(indent=2))
+    write_atomically(path, stored.model_dump_json(indent=2, exclude={"comparison": newer}))
 
 
 def read_comparison(path: Path, settings: str) -> Comparison | None:
@@ -138,7 +183,10 @@ def read_comparison(path: Path, settings: str) -> Comparison | None:
         RecordError, SchemaVersionError: the file is damaged, or another version of r3agent wrote it.
     """
     stored = read_record(StoredComparison, path) if path.exists() else None
-    return stored.comparison if stored is not None and stored.settings == settings else None
+    if stored is None or stored.settings != settings:
+        return None
+    whole = read_record(StoredComparison, _whole(path)) if _whole(path).exists() else stored
+    return whole.comparison if whole.settings == settings else stored.comparison
 
 
 def read_drawn(path: Path) -> dict[str, int]:
@@ -148,3 +196,7 @@ def read_drawn(path: Path) -> dict[str, int]:
         RecordError, SchemaVersionError: as `read_comparison`.
     """
     return read_record(StoredComparison, path).drawn
+
+
+def _whole(path: Path) -> Path:
+    return path.with_name(f"whole.{path.name}")

@@ -7,13 +7,18 @@ from math import ceil
 
 from r3agent._util.checked import checked
 from r3agent._util.console import columns
+from r3agent.evaluate.behaviour import PAID, Behaviour, Length, LengthChange, PerSuccess
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
 from r3agent.evaluate.statistics import Difference, Rate
 
 ROWS = ("first_try", "after_reflection", "blind_retry", "lift_over_blind")
-AT_EQUAL_TOKENS = ("blind_equal_tokens", "lift_at_equal_tokens")
-"""Further rows, if enough blind retries were collected."""
+FURTHER = {
+    "blind_equal_tokens": "lift_at_equal_tokens",
+    "generic_reflection": "lift_over_generic",
+    "donor_reflection": "lift_over_donor",
+}
+"""Rows of further controls, if they were collected."""
 
 
 @checked
@@ -26,6 +31,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
     rows = [["", evaluation.policy]]
     rows += [[row.replace("_", " "), _cell(getattr(evaluation, row))] for row in _rows(evaluation)]
     rows += [["errors", _cell(evaluation.errors)]]
+    rows += [[name, *cells] for name, cells in _behaviour(evaluation)]
     return "\n".join([*columns(rows), _counts(evaluation), *_cost(evaluation)])
 
 
@@ -34,11 +40,18 @@ def _of_comparison(comparison: Comparison) -> str:
     rows = [["", old.policy, new.policy, "change, points", "p"]]
     for row in dict.fromkeys([*_rows(old), *_rows(new)]):
         change: Difference | None = getattr(comparison, row)
-        p_value = "–" if change is None else f"{change.p_value:.2g}"
-        rows += [[row.replace("_", " "), _cell(getattr(old, row)), _cell(getattr(new, row)), _cell(change), p_value]]
+        rows += [[row.replace("_", " "), _cell(getattr(old, row)), _cell(getattr(new, row)), *_change(change)]]
+    for check in comparison.forgetting:
+        rows += [[f"first try, {check.source}", _cell(check.before), _cell(check.after), *_change(check.change)]]
     rows += [["errors", _cell(old.errors), _cell(new.errors), "", ""]]
-    lines = [*columns(rows), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
+    for name, cells in _behaviour(old, new):
+        change = comparison.leaks if name == "leaks" else None
+        moved = _cell(comparison.reflection_length) if name == "reflection length" else ""
+        rows += [[name, *cells, *(_change(change) if change else (moved, ""))]]
+    lines = [*columns(rows), *_flips(comparison), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
     lines += [f"{version.policy}: {line}" for version in (old, new) for line in _cost(version)]
+    for check in comparison.forgetting:
+        lines.append(f"{'within' if check.within else 'NOT within'} its budget: {check.condition}")
     for policy, only in ((old.policy, comparison.only_in_baseline), (new.policy, comparison.only_in_candidate)):
         if only:
             named = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
@@ -47,7 +60,29 @@ def _of_comparison(comparison: Comparison) -> str:
 
 
 def _rows(evaluation: Evaluation) -> tuple[str, ...]:
-    return ROWS if evaluation.blind_equal_tokens is None else (*ROWS, *AT_EQUAL_TOKENS)
+    further = [row for pair in FURTHER.items() if getattr(evaluation, pair[0]) is not None for row in pair]
+    return (*ROWS, *further)
+
+
+def _behaviour(*evaluations: Evaluation) -> list[tuple[str, list[str]]]:
+    """Return the rows that a version has, with a cell for each version."""
+    found = [e.behaviour or Behaviour() for e in evaluations]
+    rows: dict[str, list[Rate | Length | PerSuccess | None]] = {
+        "wrong to right": [b.wrong_to_right for b in found],
+        "right to wrong": [b.right_to_wrong for b in found],
+        "leaks": [b.leaks for b in found],
+        "reflection length": [b.reflection_length for b in found],
+        **{f"per success, {cell.replace('_', ' ')}": [b.per_success.get(cell) for b in found] for cell in PAID},
+    }
+    return [(name, [*map(_cell, values)]) for name, values in rows.items() if any(values)]
+
+
+def _flips(comparison: Comparison) -> list[str]:
+    """Return how many tasks became right, and wrong, in each cell of tries."""
+    rows = [row for row in (*ROWS, *FURTHER) if not row.startswith("lift")]
+    found: dict[str, Difference] = {row: change for row in rows if (change := getattr(comparison, row)) is not None}
+    texts = [f"{row.replace('_', ' ')} {change.n_up} up, {change.n_down} down" for row, change in found.items()]
+    return [f"tasks that changed: {'; '.join(texts)}"] if texts else []
 
 
 def _cost(evaluation: Evaluation) -> list[str]:
@@ -61,12 +96,25 @@ def _cost(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _cell(value: Rate | Difference | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, Rate):
-        return f"{100 * value.rate:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-    return f"{value.points:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
+def _change(change: Difference | None) -> tuple[str, str]:
+    return _cell(change), "–" if change is None else f"{change.p_value:.2g}"
+
+
+def _cell(value: Rate | Difference | Length | LengthChange | PerSuccess | None) -> str:
+    match value:
+        case None:
+            return "–"
+        case Rate():
+            return f"{100 * value.rate:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+        case Difference():
+            return f"{value.points:+.1f} [{value.low:+.1f}, {value.high:+.1f}]"
+        case Length():
+            return f"{value.tokens:.1f} tokens"
+        case LengthChange():
+            return f"{value.tokens:+.1f} [{value.low:+.1f}, {value.high:+.1f}] tokens"
+        case PerSuccess():
+            cost = "" if value.cost is None else f", cost {value.cost:.3g}"
+            return f"{value.tokens:.1f} tokens{cost}"
 
 
 def _counts(evaluation: Evaluation) -> str:
@@ -74,7 +122,7 @@ def _counts(evaluation: Evaluation) -> str:
     noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
     unfinished = _by_kind("tries without a whole answer", evaluation.unfinished)
     unfinished += _by_kind("reflections without a whole answer", evaluation.unfinished_reflections)
-    errors = _by_kind("errors", evaluation.errors_by_kind)
+    errors = _by_kind("errors", evaluation.errors_by_kind) + _by_kind("errors of controls", evaluation.control_errors)
     return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{asked}{noisy}{unfinished}{errors}"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from hashlib import sha256
+from typing import Any, Literal, TypeAlias
 
 from r3agent.errors import ArgumentError
 from r3agent.records.record import new_id
-from r3agent.records.trajectory import AT_ONCE, EPISODE, RECORDED, SOURCE, Span, Trajectory, Try
+from r3agent.records.trajectory import AT_ONCE, CONTROL, EPISODE, RECORDED, SOURCE, Span, Trajectory, Try
 
 Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unknown"]
 """Comparison of a reflection's prompt ids with the ids of the recorded try.
@@ -17,7 +18,25 @@ Rendering: TypeAlias = Literal["same", "prompt_differs", "answer_differs", "unkn
 """
 
 
-OWN = ("agent", "ended", "params", "prompts", "settings", "verifier", "verifier_params", AT_ONCE, EPISODE, SOURCE)
+Control: TypeAlias = Literal["generic", "donor"]
+"""Reflection of a control branch: one fixed text, or the reflection on another task."""
+
+WORDS = ("text", "reasoning", "reasoning_field", "tool_calls", "extra")
+"""Fields of a span that its message is made of."""
+
+DONOR = "donor_span"
+"""Metadata key of a control branch: id of the reflection that it took."""
+
+OWN = (
+    "agent",
+    "ended",
+    "params",
+    "prompts",
+    "settings",
+    "verifier",
+    "verifier_params",
+    *(AT_ONCE, CONTROL, DONOR, EPISODE, SOURCE),
+)
 """Metadata keys that say how an episode was made, and that its branches have of their own, if any."""
 
 
@@ -51,9 +70,51 @@ def branch_of(trajectory: Trajectory, span_id: str | None = None, *, trajectory_
     )
 
 
+def control_of(trajectory: Trajectory, control: Control, reflection: Span | str) -> Trajectory:
+    """Return the beginning of a control branch: the failed first try, and a reflection that was not written for it.
+
+    The reflection stands where the first of the policy's own does, after the same prompt. Its `purpose` says that the
+    policy did not write it here, so that nothing counts or trains it.
+
+    Args:
+        reflection: a fixed text, or the reflection on another task.
+
+    Raises:
+        ArgumentError: the first try did not fail, or has no reflection to replace.
+    """
+    attempt = trajectory.attempt
+    own = None if attempt is None or attempt.passed else next(iter(trajectory.children(attempt, "reflect")), None)
+    if attempt is None or own is None:
+        raise ArgumentError(
+            f"trajectory {trajectory.trajectory_id} has no reflection on a failed first try, which a control replaces"
+        )
+    begin = branch_of(trajectory, attempt.span_id)
+    words: dict[str, Any] = {"text": reflection}
+    if isinstance(reflection, Span):
+        words = {name: getattr(reflection, name) for name in WORDS}
+    key = repr([control, attempt.span_id, own.request, words])
+    given = Span(
+        span_id=sha256(key.encode()).hexdigest()[:16],
+        parent_id=attempt.span_id,
+        label="reflect",
+        request=own.request,
+        standalone=own.standalone,
+        model=own.model,
+        policy_version=own.policy_version,
+        prompt_tokens=0,
+        completion_tokens=0,
+        capability_note="not sampled: the reflection of a control",
+        purpose=f"{control} reflection",
+        **words,
+    )
+    donor = {DONOR: reflection.span_id} if isinstance(reflection, Span) else {}
+    metadata = {**begin.metadata, CONTROL: control, **donor, RECORDED: [*begin.recorded, given.span_id]}
+    return begin.changed(spans=(*begin.spans, given), metadata=metadata)
+
+
 def recorded_try(branch: Trajectory) -> Try:
     """Return the try that a branch begins with."""
-    return branch.try_of([span for span in branch.spans if span.span_id in branch.recorded][-1])
+    return branch.try_of([s for s in branch.spans if s.span_id in branch.recorded and s.label != "reflect"][-1])
 
 
 def n_tries(trajectory: Trajectory, span: Span) -> int:
@@ -63,7 +124,7 @@ def n_tries(trajectory: Trajectory, span: Span) -> int:
 
 def rendering(trajectory: Trajectory) -> Rendering | None:
     """Compare the prompt of a branch's first child with the recorded try; `None` if it is no branch or has no child."""
-    if not trajectory.recorded:
+    if not trajectory.recorded or trajectory.control is not None:
         return None
     last = recorded_try(trajectory).last
     answered = next((child for child in trajectory.children(last) if not child.refused), None)

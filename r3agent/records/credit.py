@@ -159,7 +159,7 @@ def _groups(trajectories: list[Trajectory], label: CreditLabel, source: RewardSo
     siblings: dict[Hashable, dict[Hashable, tuple[Trajectory, Span, float]]] = {}
     origin = origins(trajectories)
     for number, trajectory in enumerate(trajectories):
-        for span in trajectory.spans:
+        for span in trajectory.spans if trajectory.control is None else ():
             if credit_label(trajectory, span) != label or trajectory.is_step(span):
                 continue
             if span.span_id in trajectory.recorded:  # a failure that was chosen, perhaps of another policy

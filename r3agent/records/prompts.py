@@ -26,6 +26,12 @@ REFLECT = (
 RETRY = "Now try the task again, using your reflection."
 BLIND_RETRY = "Your answer is wrong. Try the task again."
 
+GENERIC_REFLECTION = (
+    "My answer was wrong. Next time I will read the task again, work through it step by step, and check the result "
+    "and its form before I answer."
+)
+"""Reflection of the control `generic` of an evaluation, which says nothing of the task."""
+
 NOT_RUN = "This call was not run."
 """Content of the tool messages that answer the tool calls of a failed try."""
 

@@ -233,7 +233,9 @@ def _key_of(group: Group) -> str:
 
 
 def is_even_sample(trajectory: Trajectory, retry: Try) -> bool:
-    """Return False for a retry that was drawn because of the outcomes of others."""
+    """Return False for a retry of a control branch, or one that was drawn because of the outcomes of others."""
+    if trajectory.control is not None:
+        return False
     reflection = trajectory.parent(retry.first)
     if (at_once := trajectory.metadata.get(AT_ONCE)) is None or reflection is None:
         return True

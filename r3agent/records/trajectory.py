@@ -26,6 +26,7 @@ from r3agent.records.span import EpisodeError, Label, Span, Try
 from r3agent.records.task import TASK_EXAMPLE, Message, Task
 
 __all__ = [
+    "CONTROL",
     "HELD_OUT",
     "LINE_CHECKSUM",
     "RECORDED",
@@ -56,6 +57,9 @@ which a gateway recorded it."""
 
 RECORDED = "recorded_spans"
 """Metadata key of a branch of a recorded episode: ids of the spans that it took from there and did not sample."""
+
+CONTROL = "control"
+"""Metadata key of a control branch: the kind of reflection that stands in place of the policy's own."""
 
 AT_ONCE = "reflections_at_once"
 """Key of `Trajectory.metadata`: size of the parts in which groups were drawn, if the outcomes of one decided on the
@@ -236,6 +240,15 @@ class Trajectory(VersionedRecord):
     def _recorded(self) -> frozenset[str]:  # pydantic takes a cached property with a public name for a field
         ids = self.metadata.get(RECORDED) if self.parent_id is not None else None
         return frozenset(map(str, cast(list[Any], ids))) if isinstance(ids, list | tuple) else frozenset()
+
+    @property
+    def control(self) -> str | None:
+        """Kind of a control branch, which retries after a reflection that was not written for its failed try.
+
+        It is never trained on. `None` for any other episode.
+        """
+        control = self.metadata.get(CONTROL) if self.parent_id is not None else None
+        return control if isinstance(control, str) else None
 
     @property
     def sampled(self) -> tuple[Span, ...]:

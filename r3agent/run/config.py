@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -22,7 +22,8 @@ from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodeP
 from r3agent.episodes.quota import CollectLimits
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
-from r3agent.records.prompts import PROMPTS, Kind
+from r3agent.records.branching import Control
+from r3agent.records.prompts import GENERIC_REFLECTION, PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.run.agent import AgentConfig
 from r3agent.run.policy_config import PolicyConfig
@@ -112,6 +113,23 @@ class BranchConfig(Record):
     """Maximum number of recorded failures in a collection, of which each round takes others; default: all."""
 
 
+class OtherSource(Record):
+    """Tasks of another source, on which a version must not get worse; only first tries are sampled."""
+
+    source: str = Field(min_length=1)
+    """Task source, as `task.source`."""
+    verifier: str = ""
+    """Verifier; empty selects the source's default."""
+    verifier_params: dict[str, Any] = {}
+    """Parameters of the verifier."""
+    params: dict[str, Any] = {}
+    """Parameters of the source."""
+    n: int = Field(default=200, ge=1)
+    """Number of tasks."""
+    budget: float = Field(default=2.0, ge=0)
+    """Largest drop of first-try success that is accepted, in percentage points."""
+
+
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
     """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own. A gate that
@@ -126,6 +144,18 @@ class EvalConfig(Record):
     blind_retries: int = Field(default=1, ge=1)
     """Blind retries of each failed first try, as a control. One samples fewer tokens than a reflection and its retry;
     with about 3, evaluations also compare at equal tokens, and say how many that needs."""
+    lift: float = Field(default=5.0, gt=0, le=100)
+    """Lift after a reflection to plan for, in percentage points: an evaluation says how many tasks it needs."""
+    controls: tuple[Control, ...] = ()
+    """Further controls of the final evaluation, each of which samples one more retry of each failed first try:
+    `generic` after one fixed text in place of a reflection, `donor` after the reflection on another task. For example
+    `["generic", "donor"]`."""
+    generic_reflection: str = Field(default=GENERIC_REFLECTION, min_length=1)
+    """Text of the control `generic`."""
+    forgetting: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], OtherSource] = {}
+    """Other sources, by a name for them, on which first tries must not drop by more than a budget; each evaluation and
+    each gate samples them under both versions, and a drop beyond the budget blocks a promotion. For example
+    `{ "arithmetic" = { source = "gsm8k", n = 200, budget = 2.0 } }`."""
 
 
 class GateConfig(Record):

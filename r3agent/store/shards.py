@@ -32,7 +32,10 @@ CONFIG_FILE = "r3.toml"
 """Settings of a run, in its directory."""
 
 STORES = ("trajectories", "eval/v*", "gate/v*/v*")
-"""Patterns of the stores in a run's directory: for training, of evaluations, and of gates."""
+"""Patterns of the stores of a run's own tasks in its directory: for training, of evaluations, and of gates."""
+
+OTHER_STORES = ("eval/forgetting/*/v*", "gate/v*/forgetting/*/v*")
+"""Patterns of the stores of tasks of other sources, whose ids may be the same."""
 
 COLLECT_LOCK = ".collect.lock"
 """File in a run's directory that is locked while its episodes are collected, or its shards are rewritten."""

@@ -19,6 +19,7 @@ REMEDIES = {
     "errored": "their episodes, or the tries that pay them, ended in an error: fix it and collect them again",
     "held_out": "their tasks are of the gate or test split, which decide on the trained version: collect tasks of the "
     "train split, or record more",
+    "control": "they are controls of an evaluation, after reflections that the policy did not write for them",
     "task_changed": "their task was corrected since, e.g. its gold answer: collect it again",
     "several_steps": "they, or the first try, are tries of several steps, with results of their own calls: distill "
     "tries of one completion, or credit retries and first tries instead",

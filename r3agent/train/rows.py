@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from r3agent._util.checked import checked
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
+from r3agent.records.leak import leaks
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory, each_trajectory
 from r3agent.store.batches import StoredTrajectories
 from r3agent.train.advantages import scaled, with_advantages
 from r3agent.train.config import TrainConfig
-from r3agent.train.leak import leaks
 from r3agent.train.merging import merge_reports
 from r3agent.train.report import Rewards, RowReport, report_rows, rewards_of
 from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowLabel, RowMaker
@@ -165,6 +165,8 @@ def left_out(trajectories: Sequence[Trajectory]) -> dict[str, str]:
             reasons[trajectory.trajectory_id] = "errored"
         elif trajectory.metadata.get(SPLIT) in HELD_OUT:
             reasons[trajectory.trajectory_id] = "held_out"
+        elif trajectory.control is not None:
+            reasons[trajectory.trajectory_id] = "control"
         elif SOURCE in trajectory.metadata and newest[_collected(trajectory)].task.digest != trajectory.task.digest:
             reasons[trajectory.trajectory_id] = "task_changed"
     return reasons

@@ -15,6 +15,8 @@ def test_table_of_one_version():
         "blind retry       50.0 % [15.0, 85.0]\n"
         "lift over blind   +0.0 [-46.2, +46.2]\n"
         "errors            0.0 % [0.0, 49.0]\n"
+        "wrong to right    0.0 % [0.0, 65.8]\n"
+        "leaks             0.0 % [0.0, 65.8]\n"
         "4 episodes of 4 tasks"
     )
 

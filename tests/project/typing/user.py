@@ -82,17 +82,29 @@ from r3agent.deploy import DeployConfig, DeployReport, FingerprintReport, LoadRe
 from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.evaluate import (
     CELLS,
+    Behaviour,
     Cell,
     Comparison,
     Decision,
     Difference,
     Evaluation,
+    Forgetting,
+    Length,
+    LengthChange,
+    PerSuccess,
+    PowerPlan,
     Rate,
     compare,
     evaluate,
+    finding,
+    forgetting,
     gate,
+    plan_power,
+    power,
+    smallest_lift,
     spend_alpha,
     table,
+    tasks_needed,
     wilson,
 )
 from r3agent.report import ReportServer, Written, write_report
@@ -341,10 +353,18 @@ def bring(run: Path) -> DeployReport:
 
 
 def judge(before: Path, after: Path) -> Decision:
-    alone: Evaluation = evaluate(load(before))
+    alone: Evaluation = evaluate(load(before), prices=Prices(prompt=1, sampled=2))
+    seen: Behaviour = alone.behaviour or Behaviour()
+    length: Length | None = seen.reflection_length
+    spent: PerSuccess | None = seen.per_success.get("after_reflection")
+    kept: Forgetting = forgetting("gsm8k", load(before), load(after), budget=2.0)
     rates: dict[Cell, Rate | None] = {cell: getattr(alone, cell) for cell in CELLS}
     comparison: Comparison = compare(load(before), load(after))
     change: Difference | None = comparison.after_reflection
+    longer: LengthChange | None = comparison.reflection_length
+    plan: PowerPlan = plan_power(500, lift=5, known=change, measured_on="v0000-v0001")
+    print(length, spent, kept.within, longer, finding(comparison), plan)
+    print(power(plan.n_tasks, 5, 0.2), tasks_needed(5, 0.2), smallest_lift(500, 0.2))
     print(table(comparison), wilson(3, 4), rates, change and change.points)
     return gate(comparison, min_lift=1, max_regression=2, alpha=spend_alpha(0.05, [True, False]))
 

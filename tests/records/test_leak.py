@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from r3agent.records.leak import LEAK_SHARE, leak_share, leaks
 from r3agent.records.trajectory import Span, Task, Trajectory, Verdict
 from r3agent.tasks.countdown import make_task
-from r3agent.train.leak import LEAK_SHARE, leak_share, leaks
 
 
 def episode(
