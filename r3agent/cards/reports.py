@@ -10,7 +10,7 @@ from r3agent._util.checked import checked
 from r3agent.data.ancestry import lineage
 from r3agent.errors import RecordError
 from r3agent.evaluate import Comparison, Difference, Evaluation, Rate
-from r3agent.evaluate.comparison import StoredComparison
+from r3agent.evaluate.comparison import read_stored
 from r3agent.records.record import Record
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.history import Event, history
@@ -21,7 +21,6 @@ from r3agent.store.provenance import (
     read_provenance,
     weight_hashes,
 )
-from r3agent.store.reading import read_record
 from r3agent.store.registry import PolicyCard, PolicyKind, Registry
 from r3agent.store.shards import store_of_run
 
@@ -191,7 +190,7 @@ def _evaluations(registry: Registry) -> list[VersionEvaluation]:
 
 
 def _evaluation(path: Path, run: Path, times: dict[str | None, str]) -> VersionEvaluation:
-    file, comparison = path.relative_to(run).as_posix(), read_record(StoredComparison, path).comparison
+    file, comparison = path.relative_to(run).as_posix(), read_stored(path).comparison
     versions, split, *_ = path.name.split(".")
     baseline, candidate = versions.split("-")
     return VersionEvaluation(

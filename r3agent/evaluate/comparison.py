@@ -182,11 +182,19 @@ def read_comparison(path: Path, settings: str) -> Comparison | None:
     Raises:
         RecordError, SchemaVersionError: the file is damaged, or another version of r3agent wrote it.
     """
-    stored = read_record(StoredComparison, path) if path.exists() else None
-    if stored is None or stored.settings != settings:
-        return None
+    stored = read_stored(path) if path.exists() else None
+    return stored.comparison if stored is not None and stored.settings == settings else None
+
+
+def read_stored(path: Path) -> StoredComparison:
+    """Read a stored comparison, whole unless an older release wrote it.
+
+    Raises:
+        RecordError, SchemaVersionError: as `read_comparison`.
+    """
+    stored = read_record(StoredComparison, path)
     whole = read_record(StoredComparison, _whole(path)) if _whole(path).exists() else stored
-    return whole.comparison if whole.settings == settings else stored.comparison
+    return whole if whole.settings == stored.settings else stored
 
 
 def read_drawn(path: Path) -> dict[str, int]:

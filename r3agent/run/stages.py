@@ -26,13 +26,12 @@ from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.errors import R3Error
 from r3agent.evaluate import Comparison, Decision, Evaluation, PowerPlan, compare, evaluate, forgetting, plan_power
-from r3agent.evaluate.comparison import StoredComparison, read_comparison, read_drawn, write_comparison
+from r3agent.evaluate.comparison import read_comparison, read_drawn, read_stored, write_comparison
 from r3agent.records.versions import BASE, version_name
 from r3agent.run.collector import Progress
 from r3agent.run.evaluations import DRAWN, Evaluations
 from r3agent.run.made_with import made_with
 from r3agent.store.history import PERSON, Event, EventKind, history, record_event
-from r3agent.store.reading import read_record
 from r3agent.store.registry import PolicyCard
 
 
@@ -139,7 +138,7 @@ class Run(Evaluations):
         paths = [*self.directory.glob("eval/v*-v*.json"), *self.directory.glob("gate/v*/v*-v*.json")]
         for path in sorted(paths, key=lambda path: (path.name.startswith(f"{before}-{after}."), path.stat().st_mtime)):
             with suppress(R3Error):  # one that is damaged is reported where it is used
-                if (change := read_record(StoredComparison, path).comparison.after_reflection) is not None:
+                if (change := read_stored(path).comparison.after_reflection) is not None:
                     given = {"known": change, "measured_on": path.name.partition(".")[0]}
         n_tasks = len(self._draw(after).tasks)
         return plan_power(n_tasks, lift=self.config.eval.lift, **given)
