@@ -22,6 +22,7 @@ from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now,
 from r3agent.data.rewriting import COPY, alone, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
 from r3agent.errors import BusyError, ConfigError
+from r3agent.records.branching import DONOR
 from r3agent.store.provenance import EPISODES_FILE
 from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.registry import MAX_PROMPT, Registry, write_card
@@ -105,8 +106,10 @@ def _digest(content: bytes) -> str:
 
 
 def _ids(line: dict[str, Any]) -> list[str]:
-    """Return the ids of the episode and of the one that it branched off."""
-    return [id_ for key in ("trajectory_id", "parent_id") if isinstance(id_ := line.get(key), str)]
+    """Return the ids of the episode, of the one that it branched off, and of the one that it took a reflection from."""
+    metadata = line.get("metadata")
+    donor = metadata.get(DONOR) if isinstance(metadata, dict) else None
+    return [id_ for id_ in (line.get("trajectory_id"), line.get("parent_id"), donor) if isinstance(id_, str)]
 
 
 def _root(directory: Path) -> Path:
@@ -139,7 +142,7 @@ def _receipt(root: Path, selection: Selection) -> Receipt:
     """Find the episodes, and the versions that were trained on them."""
     found, parts, keys = set[str](), set[str](), set[str]()
     named: dict[str, set[str]] = {given: set() for given in selection.episodes}
-    branches: dict[str, str] = {}
+    branches: dict[str, list[str]] = {}
     for path in _files(root):
         for content in lines_of(path):
             line = parsed(content)
@@ -147,7 +150,7 @@ def _receipt(root: Path, selection: Selection) -> Receipt:
                 parts |= {_digest(content)} if content.strip() and selection.in_text(content) else set[str]()
                 continue
             if len(ids) > 1:
-                branches[ids[0]] = ids[1]
+                branches[ids[0]] = ids[1:]
             keys.update(selection.keys(line))
             if selection.matches(line):
                 found.add(ids[0])
@@ -161,7 +164,7 @@ def _receipt(root: Path, selection: Selection) -> Receipt:
             what = "not an episode" if not ids else f"the beginning of {len(ids)} ids, so give more of it;"
             raise ConfigError(f"episode {given!r}: {what} of {root}; r3agent inspect lists them")
         found |= whole
-    while more := {branch for branch, parent in branches.items() if parent in found and branch not in found}:
+    while more := {id_ for id_, above in branches.items() if id_ not in found and not found.isdisjoint(above)}:
         found |= more
     return Receipt(
         selected_by=selection.kind,

@@ -24,8 +24,8 @@ Control: TypeAlias = Literal["generic", "donor"]
 WORDS = ("text", "reasoning", "reasoning_field", "tool_calls", "extra")
 """Fields of a span that its message is made of."""
 
-DONOR = "donor_span"
-"""Metadata key of a control branch: id of the reflection that it took."""
+DONOR = "donor"
+"""Metadata key of a control branch: id of the trajectory that its reflection is from."""
 
 OWN = (
     "agent",
@@ -70,7 +70,9 @@ def branch_of(trajectory: Trajectory, span_id: str | None = None, *, trajectory_
     )
 
 
-def control_of(trajectory: Trajectory, control: Control, reflection: Span | str) -> Trajectory:
+def control_of(
+    trajectory: Trajectory, control: Control, reflection: Span | str, *, donor: str | None = None
+) -> Trajectory:
     """Return the beginning of a control branch: the failed first try, and a reflection that was not written for it.
 
     The reflection stands where the first of the policy's own does, after the same prompt. Its `purpose` says that the
@@ -78,6 +80,7 @@ def control_of(trajectory: Trajectory, control: Control, reflection: Span | str)
 
     Args:
         reflection: a fixed text, or the reflection on another task.
+        donor: id of the trajectory that a reflection is from.
 
     Raises:
         ArgumentError: the first try did not fail, or has no reflection to replace.
@@ -107,8 +110,8 @@ def control_of(trajectory: Trajectory, control: Control, reflection: Span | str)
         purpose=f"{control} reflection",
         **words,
     )
-    donor = {DONOR: reflection.span_id} if isinstance(reflection, Span) else {}
-    metadata = {**begin.metadata, CONTROL: control, **donor, RECORDED: [*begin.recorded, given.span_id]}
+    source = {} if donor is None else {DONOR: donor}
+    metadata = {**begin.metadata, CONTROL: control, **source, RECORDED: [*begin.recorded, given.span_id]}
     return begin.changed(spans=(*begin.spans, given), metadata=metadata)
 
 

@@ -25,7 +25,7 @@ def control_branches(control: Control, episodes: Iterable[Trajectory], *, text: 
         return [control_of(t, control, text) for t in failed]
     donors = Donors(failed, seed)
     found = [(t, donors.of(t)) for t in failed]
-    return [control_of(t, control, reflection) for t, reflection in found if reflection is not None]
+    return [control_of(t, control, donor[1], donor=donor[0]) for t, donor in found if donor is not None]
 
 
 class Donors:
@@ -37,15 +37,15 @@ class Donors:
 
     def __init__(self, episodes: Iterable[Trajectory], seed: int) -> None:
         self._seed = seed
-        self._of_task: defaultdict[str, list[Span]] = defaultdict(list)
+        self._of_task: defaultdict[str, list[tuple[str, Span]]] = defaultdict(list)
         for trajectory in sorted(episodes, key=lambda t: (t.sample, t.trajectory_id)):
             reflection = _reflections(trajectory)[0]
             if not reflection.unanswered:
-                self._of_task[trajectory.task.id].append(reflection)
+                self._of_task[trajectory.task.id].append((trajectory.trajectory_id, reflection))
         self._order = sorted((self._key(task), task) for task in self._of_task)
 
-    def of(self, trajectory: Trajectory) -> Span | None:
-        """Return the reflection on another task; `None` if there is no other."""
+    def of(self, trajectory: Trajectory) -> tuple[str, Span] | None:
+        """Return the reflection on another task with the id of its trajectory; `None` if there is no other."""
         task = trajectory.task.id
         after = bisect_right(self._order, (self._key(task), task))
         donor = self._order[after % len(self._order)][1] if self._order else task

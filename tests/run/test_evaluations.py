@@ -81,7 +81,6 @@ def test_evaluate_tells_a_reflection_from_a_fixed_text_and_another_tasks(run: Ru
 def test_control_branches_are_told_apart_and_neither_trained_nor_counted(run: Run) -> None:
     reopened(run, **CONTROLS).evaluate("v0000", "v0001")
     episodes = {t.trajectory_id: t for t in stored(run, "v0001")}
-    donors = [span for t in episodes.values() for span in t.spans if span.label == "reflect"]
     for control in ("generic", "donor"):
         branches = stored(run, f"v0001.{control}")
         assert len(branches) == N_TASKS
@@ -98,7 +97,7 @@ def test_control_branches_are_told_apart_and_neither_trained_nor_counted(run: Ru
         assert (counts.retry_after_reflection, counts.retry_blind, counts.groups) == (None, None, 0)
         assert [group for label in ("attempt", "reflect", "retry") for group in groups(branches, label)] == []
     taken = [t.metadata[DONOR] for t in stored(run, "v0001.donor")]
-    assert sorted(taken) == sorted(span.span_id for span in donors)  # each is used once, and never on its own task
+    assert sorted(taken) == sorted(episodes)  # each is used once, and never on its own task
 
 
 def test_donor_without_another_task_is_left_out(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,6 +172,9 @@ def test_forget_erases_the_episodes_of_other_sources_and_controls(run: Run, old:
     settings = {"eval__forgetting": {"old": {"source": old, "verifier": "exact", "n": 3}}, **CONTROLS}
     reopened(run, **settings).evaluate("v0000", "v0001")
     assert any("old" in path.read_text() for path in run.directory.glob("eval/forgetting/old/v*/*.jsonl"))
+    donor = stored(run, "v0001.donor")[0].metadata[DONOR]
+    receipt = forget(run.directory, episodes=[donor])
+    assert len(receipt.episodes) == 1 + 2 + 1  # its own controls, and the one that it gave its reflection to
     forget(run.directory, where="split=all")
     texts = [path.read_text() for path in run.directory.glob("eval/**/*.jsonl") if path.parent.name != "index"]
     assert texts
