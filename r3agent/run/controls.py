@@ -13,7 +13,7 @@ from r3agent.records.trajectory import Span, Trajectory
 
 
 def control_branches(control: Control, episodes: Iterable[Trajectory], *, text: str, seed: int) -> list[Trajectory]:
-    """Return the beginnings of the control branches of an evaluation's failed first tries; none without donors.
+    """Return the beginnings of the control branches of an evaluation's failed first tries; none if one has no donor.
 
     Args:
         episodes: episodes of one version; those with an error have no branch.
@@ -25,7 +25,8 @@ def control_branches(control: Control, episodes: Iterable[Trajectory], *, text: 
         return [control_of(t, control, text) for t in failed]
     donors = Donors(failed, seed)
     found = [(t, donors.of(t)) for t in failed]
-    return [control_of(t, control, donor[1], donor=donor[0]) for t, donor in found if donor is not None]
+    branches = [control_of(t, control, donor[1], donor=donor[0]) for t, donor in found if donor is not None]
+    return branches if len(branches) == len(failed) else []
 
 
 class Donors:

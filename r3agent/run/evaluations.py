@@ -84,8 +84,15 @@ class Evaluations(Rounds):
         folder = self._folder(after, for_gate)
         return Draw(settings, split, seed, tasks, settings.samples, sampling, folder, limits, controls)
 
+    def _others(self, draw: Draw) -> list[tuple[str, OtherSource, Self, Draw]]:
+        """Return each source of `eval.forgetting`, with a run of it and the draw of its first tries.
+
+        Raises:
+            ConfigError: a source has no task, or its verifier cannot be used.
+        """
+        return [(name, source, *self._of_source(name, source, draw)) for name, source in draw.eval.forgetting.items()]
+
     def _of_source(self, name: str, source: OtherSource, draw: Draw) -> tuple[Self, Draw]:
-        """Return this run with the tasks of another source, and the draw of their first tries."""
         other = copy(self)
         task = TaskConfig(**source.model_dump(exclude={"n", "budget"}))
         other.config = self.config.model_copy(update={"task": task})
@@ -129,7 +136,8 @@ class Evaluations(Rounds):
             begins = control_branches(control, episodes, text=draw.eval.generic_reflection, seed=draw.seed)
             if not begins:
                 self._warn_once(
-                    f"control {control} of {version}: 0 branches; a donor needs failed first tries of 2 tasks"
+                    f"control {control} of {version}: 0 branches; it needs a failed first try, and a donor for each, "
+                    "with a whole reflection on another task"
                 )
                 continue
             branched = replace(draw, tasks=begins, samples=1, limits=EpisodeLimits(), control=control)

@@ -101,7 +101,7 @@ class Run(Evaluations):
                 draw, decided = replace(gates, controls=draw.controls), None
         if decided is not None:
             return decided
-        others = [(name, source, *self._of_source(name, source, draw)) for name, source in draw.eval.forgetting.items()]
+        others = self._others(draw)
         episodes = self._evaluations([before, after], draw, progress)
         comparison = compare(*episodes, mixed=True, prices=self.config.policy.prices)  # ids have all settings
         found = [
@@ -159,9 +159,9 @@ class Run(Evaluations):
         """Draw tasks for a gate, so that a split without any is known before a round is spent on it.
 
         Raises:
-            ConfigError: `gate.split` has no task.
+            ConfigError: `gate.split` has no task, or a source of `eval.forgetting` has none.
         """
-        self._draw(version_name(1), for_gate=True)
+        self._others(self._draw(version_name(1), for_gate=True))
 
     def check_training(self) -> None:
         """Check the settings of training and its base model, before episodes are collected for it.

@@ -17,6 +17,7 @@ from r3agent.records.branching import DONOR
 from r3agent.records.credit import groups
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Trajectory
+from r3agent.run.controls import control_branches
 from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
 from tests.run.test_stages import reopened, with_version
@@ -103,7 +104,18 @@ def test_control_branches_are_told_apart_and_neither_trained_nor_counted(run: Ru
 def test_donor_without_another_task_is_left_out(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     alone = reopened(run, eval__n=1, **CONTROLS).measure("v0001")
     assert (alone.generic_reflection and alone.generic_reflection.rate, alone.donor_reflection) == (0, None)
-    assert "donor of v0001: 0 branches; a donor needs failed first tries of 2 tasks" in caplog.text
+    assert "donor of v0001: 0 branches; it needs a failed first try, and a donor for each" in caplog.text
+
+
+def test_donors_are_all_there_or_none(run: Run) -> None:
+    run.measure("v0001")
+    one, other, *_ = stored(run, "v0001")
+    cut = other.changed(spans=[s.model_copy(update={"text": "", "finish_reason": "length"}) for s in other.spans])
+    assert len(control_branches("donor", [one, other], text="", seed=0)) == 2
+    assert control_branches("donor", [one, cut], text="", seed=0) == []
+    drawn = [control_branches("donor", stored(run, "v0001"), text="", seed=seed) for seed in (0, 0, 1)]
+    first, again, others = ([branch.metadata[DONOR] for branch in branches] for branches in drawn)
+    assert first == again != others
 
 
 def test_control_branches_with_errors_leave_their_cell(run: Run, endpoint: ChattingEndpoint) -> None:
