@@ -17,6 +17,9 @@ from r3agent.store.registry import Registry
 RATE, DIFFERENCE = {"rate", "low", "high"}, {"points", "low", "high", "p_value"}
 """Fields by which a rate and a difference are known."""
 
+WHOLE = "whole."
+"""Beginning of the name of a file beside a comparison, with fields that older releases do not know."""
+
 MAIN = "after_reflection"
 ALPHA = 0.05
 """P-value above which a change is called unclear."""
@@ -25,10 +28,11 @@ ALPHA = 0.05
 def comparisons(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Read the comparisons in `gate/` and `eval/`, the final ones last."""
     found: list[dict[str, Any]] = []
-    for path in [*sorted(run.glob("gate/v*/*.json")), *sorted(run.glob("eval/*.json"))]:
+    for path in [*sorted(run.glob("gate/v*/v*-v*.json")), *sorted(run.glob("eval/v*-v*.json"))]:
+        whole = path.with_name(f"{WHOLE}{path.name}")
         try:
-            stored = orjson.loads(path.read_bytes())
-            compared = stored["comparison"]
+            compared = orjson.loads((whole if whole.exists() else path).read_bytes())["comparison"]
+            others = {f"first try on {other['source']}": other["change"] for other in compared.get("forgetting") or ()}
             found.append(
                 {
                     "file": path.relative_to(run).as_posix(),
@@ -37,12 +41,11 @@ def comparisons(run: Path, notes: list[str]) -> list[dict[str, Any]]:
                     "written_at": path.stat().st_mtime,
                     "baseline": _evaluation(compared["baseline"]),
                     "candidate": _evaluation(compared["candidate"]),
-                    "changes": {name: v for name, v in compared.items() if _has(v, DIFFERENCE)},
+                    "changes": _with_fields({**compared, **others}, DIFFERENCE),
                 }
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            if path.name.count(".") > 1:  # other files may lie beside them
-                notes.append(f"{path.relative_to(run)} is not a comparison: {type(error).__name__}: {error}")
+            notes.append(f"{path.relative_to(run)} is not a comparison: {type(error).__name__}: {error}")
     return found
 
 
@@ -107,11 +110,16 @@ def _decisive(found: list[dict[str, Any]], registry: Registry) -> dict[str, Any]
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    cells = {name: value for name, value in evaluation.items() if _has(value, RATE)}
-    kept = {name: evaluation.get(name) for name in ("n_tasks", "n_episodes", "errors_by_kind", "unfinished")}
-    gains = {name: value for name, value in evaluation.items() if _has(value, DIFFERENCE)}
-    return {"policy": str(evaluation["policy"]), "cells": cells, "gains": gains, **kept}
+    behaviour = evaluation.get("behaviour") or {}
+    paid = (behaviour.get("per_success") or {}).get(MAIN) or {}
+    return {
+        "policy": str(evaluation["policy"]),
+        "cells": _with_fields(evaluation, RATE),
+        "behaviour": _with_fields(behaviour, RATE),
+        "tokens_per_success": paid.get("tokens"),
+        "n_tasks": evaluation.get("n_tasks"),
+    }
 
 
-def _has(value: Any, fields: set[str]) -> bool:
-    return isinstance(value, Mapping) and fields <= value.keys()
+def _with_fields(values: Mapping[str, Any], fields: set[str]) -> dict[str, Any]:
+    return {name: v for name, v in values.items() if isinstance(v, Mapping) and fields <= v.keys()}

@@ -46,7 +46,7 @@ function cells(facts) {
       min: 0,
     });
   }
-  if (facts.comparisons.length) host.append(el("div", { class: "whole" }, changes(facts.comparisons)));
+  if (facts.comparisons.length) host.append(el("div", { class: "whole" }, changes(facts.comparisons), behaviour(facts.evaluations)));
 }
 
 function changes(comparisons) {
@@ -62,6 +62,17 @@ function changes(comparisons) {
   );
   const head = ["Versions", "Comparison", "Cell", "Change, points", "p", "Tasks"];
   return el("details", { open: true }, el("summary", {}, "Changes on the same tasks"), table("Changes", head, rows));
+}
+
+function behaviour(evaluations) {
+  const names = [...new Set(evaluations.flatMap((e) => Object.keys(e.behaviour)))];
+  if (!names.length) return "";
+  const rate = (r) => (r ? `${percent(r.rate)} [${percent(r.low)}, ${percent(r.high)}]` : "–");
+  const rows = evaluations.map((e) => [
+    `${e.policy}, ${e.kind}`, ...names.map((name) => rate(e.behaviour[name])), e.tokens_per_success ? number(Math.round(e.tokens_per_success)) : "–",
+  ]);
+  const head = ["Version", ...names.map(words), "Tokens per success"];
+  return el("details", { open: true }, el("summary", {}, "Behaviour"), table("Behaviour", head, rows));
 }
 
 function curves(facts) {
