@@ -111,7 +111,8 @@ def _solid(text: str) -> str:
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {"passed": verdict.passed, **_without_empty(verdict.model_dump(exclude={"passed"}))}
+    kept = {"passed": verdict.passed, "overruled": verdict.overruled}  # False says something
+    return _without_empty(verdict.model_dump(exclude={*kept})) | {k: v for k, v in kept.items() if v is not None}
 
 
 def _credit(credit: Credit | None, trained: list[str] | None) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def test_label_buttons_attach_labels(served: ReportServer, visit: Visit) -> None
     assert verdict is not None
     assert (verdict.passed, verdict.feedback, verdict.overruled) == (False, "it is </script> wrong", True)
     assert "the verifier said passed" in retry.inner_text()
+    page.locator(".span.attempt").get_by_role("button", name="Passed").click()
+    page.locator(".span.attempt .chip", has_text="the verifier said failed").wait_for()
 
 
 def test_labels_are_refused_without_the_page(served: ReportServer) -> None:

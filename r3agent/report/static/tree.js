@@ -12,21 +12,20 @@ function tree(trajectory, send) {
   const children = new Map();
   spans.forEach((span, i) => {
     const up = span.up ?? 0;
-    children.set(up, [...(children.get(up) || []), i]);
+    if (!children.has(up)) children.set(up, []);
+    children.get(up).push(i);
   });
   const many = spans.reduce((sum, span) => sum + (span.tokens || []).length, 0) > MANY_TOKENS;
-  const branch = (up) => {
-    const found = children.get(up) || [];
-    if (!found.length) return [];
-    // Steps of a try stay beside it, so that a long try is no deep tree.
-    const items = found.flatMap((i) => chain(i));
-    return [el("ol", { class: "spans" }, items)];
-  };
-  const chain = (i) => {
-    const steps = (children.get(i) || []).filter((child) => spans[child].step);
-    const others = (children.get(i) || []).filter((child) => !spans[child].step);
-    const below = others.length ? [el("ol", { class: "spans" }, others.flatMap(chain))] : [];
-    return [el("li", {}, spanOf(spans[i], many, send), below), ...steps.flatMap(chain)];
+  // The steps of a try stay beside its first, so that a long try is no deep tree.
+  const branch = (found) => {
+    const items = [];
+    for (const rest = [...found]; rest.length; ) {
+      const i = rest.shift();
+      const below = children.get(i) || [];
+      rest.unshift(...below.filter((child) => spans[child].step));
+      items.push(el("li", {}, spanOf(spans[i], many, send), branch(below.filter((child) => !spans[child].step))));
+    }
+    return items.length ? el("ol", { class: "spans" }, items) : "";
   };
   return el(
     "div",
@@ -34,7 +33,7 @@ function tree(trajectory, send) {
     el("div", { class: "prompt" }, (trajectory.messages || []).map(message)),
     trajectory.tools ? el("p", { class: "quiet" }, nodes("tools: " + trajectory.tools.join(", "))) : "",
     trajectory.error ? quoted("p", { class: "note" }, `${trajectory.error.kind}: ${trajectory.error.message || ""}`) : "",
-    branch(-1),
+    branch(children.get(-1) || []),
     trajectory.gold ? el("details", {}, el("summary", {}, "An answer that passes"), message(trajectory.gold)) : "",
     el("details", {}, el("summary", {}, "Record"), quoted("pre", { tabindex: "0" }, JSON.stringify(facts(trajectory), null, 1))),
   );
