@@ -53,8 +53,9 @@ test: setup extras
 extras: $(EXTRAS_READY)
 
 # Optional packages for tests: if one cannot be installed, its tests are skipped, and the next call tries again. Other
-# packages behave differently if they find DeepSpeed, so it has its own directory.
+# packages behave differently if they find DeepSpeed or a tracking service, so these have their own directories.
 OPTIONAL := --constraint requirements/dev.txt --constraint requirements/optional.txt
+REPORTERS := tensorboard tensorboard-data-server absl-py grpcio werkzeug wandb cwevals trackio gradio-client
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 $(EXTRAS_READY): requirements/optional.txt $(READY)
 	missing=; \
@@ -62,6 +63,8 @@ $(EXTRAS_READY): requirements/optional.txt $(READY)
 	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps bfcl-eval); } || missing="$$missing bfcl-eval"; \
 	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps --no-build-isolation --target .venv/deepspeed --upgrade $(DEEPSPEED)); } \
 		|| missing="$$missing deepspeed"; \
+	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps --target .venv/reporters --upgrade $(REPORTERS)); } \
+		|| missing="$$missing tensorboard wandb trackio"; \
 	if [ "$$missing" ]; then echo "not installed, so their tests are skipped:$$missing" >&2; else touch $@; fi
 
 studio: $(STUDIO_READY)

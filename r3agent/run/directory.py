@@ -28,6 +28,7 @@ from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import NO_SOURCE, RECORDED, default_verifier, find_tasks, in_run, read_tasks
 from r3agent.telemetry.export import export_spans
+from r3agent.telemetry.metrics import Metrics
 from r3agent.verifiers import KINDS, Verifier, find_verifier
 
 logger = logging.getLogger(__name__)
@@ -124,13 +125,26 @@ class RunDirectory:
         build_graph(policy=asked, verifier=self.verifier, **agent._asdict(), **self.config.agent.limits())
         return agent
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Reporter of the run's metrics.
+
+        Raises:
+            ConfigError: the service cannot be used.
+        """
+        service, setting = self.config.telemetry.report_to, "telemetry.report_to"
+        if service == "none":
+            service, setting = self.config.train.report_to, "train.report_to"
+        settings = self.config.model_dump(mode="json", include={"collect", "sampling", "train", "eval", "gate"})
+        return Metrics(service, self.directory, self.directory.name, settings, setting)
+
     def check_subject(self) -> None:
         """Check the task, its verifier and the agent before a server is contacted.
 
         Raises:
-            ConfigError: no task is named, or the agent cannot be used.
+            ConfigError: no task is named, or the agent or the service of the metrics cannot be used.
         """
-        _ = self.verifier, self.agent
+        _ = self.verifier, self.agent, self.metrics
 
     def trajectories(self) -> list[Trajectory]:
         """Load the trajectories collected for training, each with the split of its task in the metadata.

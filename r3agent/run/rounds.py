@@ -46,8 +46,10 @@ class Rounds(Collector):
         """
         self.check_subject()
         card = self.ensure_live() if version is None else self.registry.card(version)
-        tasks = self.tasks_of_round()
-        return self._collect_round(card, tasks, progress, on_tally)
+        tasks, round_ = self.tasks_of_round(), self._round
+        summary = self._collect_round(card, tasks, progress, on_tally)
+        self.metrics.log("collect", summary.model_dump(exclude={"notes"}), round_)
+        return summary
 
     def failures(self, version: str | None = None) -> Failures:
         """Find the recorded failures that section [branch] allows to branch off, and ask the verifier about them.
@@ -101,7 +103,9 @@ class Rounds(Collector):
         found = failures or self.failures(version)
         found.check()
         card = self.ensure_live() if version is None else self.registry.card(version)
-        return BranchReport.of(found, self._collect_round(card, found.begins, progress, on_tally))
+        round_, summary = self._round, self._collect_round(card, found.begins, progress, on_tally)
+        self.metrics.log("branch", summary.model_dump(exclude={"notes"}), round_)
+        return BranchReport.of(found, summary)
 
     async def _judged_again(self, failures: Failures) -> Failures:
         task = self.config.task

@@ -27,7 +27,7 @@ from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.errors import R3Error
 from r3agent.evaluate import Comparison, Decision, Evaluation, PowerPlan, compare, evaluate, forgetting, plan_power
 from r3agent.evaluate.comparison import read_comparison, read_drawn, read_stored, write_comparison
-from r3agent.records.versions import BASE, version_name
+from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
 from r3agent.run.evaluations import DRAWN, Evaluations
 from r3agent.run.made_with import made_with
@@ -51,22 +51,37 @@ class Run(Evaluations):
         Args:
             start: version to start from; default: the live one.
         """
-        trajectories, parent = self.stored(), self.ensure_live()
+        metrics, trajectories, parent = self.metrics, self.stored(), self.ensure_live()
         parent = self.registry.card(start) if start is not None else parent
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 
-        version = self.registry.next_version()
+        version, earlier = self.registry.next_version(), map(self.registry.card, self.registry.versions())
+        steps = sum(one.metrics.get("steps", 0) for one in earlier)
+
+        def report(stage: str, values: Mapping[str, Any]) -> None:  # by the first process alone
+            if stage == "saved":
+                self._report_training(version)
+            if on_progress:
+                on_progress(stage, values)
+
         return train(
             trajectories,
             start=PolicyStart.of(parent, self.registry.version_dir(parent.version)),
             version=version,
             out_dir=self.registry.version_dir(version),
-            config=self.config.train,
+            config=self.config.train.model_copy(update={"report_to": "none"}),
             resume=resume,
             force=force,
-            progress=on_progress,
+            progress=metrics.following(report, steps),
             made_with=made_with(self.config, self.verifier_name),
         )
+
+    def _report_training(self, version: str) -> None:
+        """Report the metrics of a training as a whole."""
+        found = self.registry.card(version).metrics
+        rows = {name: value for name, value in found["rows"].items() if isinstance(value, int)}
+        whole = {name: found[name] for name in ("train", "drift", "steps", "seconds")}
+        self.metrics.log("training", {"rows": rows, **whole}, version_number(version))
 
     def deploy(
         self, version: str | None = None, *, passed: bool = False, by: str = PERSON, reasons: Sequence[str] = ()
@@ -112,6 +127,7 @@ class Run(Evaluations):
         path, settings = self._comparison_file(before, after, draw)
         write_comparison(path, settings, comparison, drawn=draw.eval.model_dump(include=DRAWN))
         self._record("evaluated", after, before, file=path.relative_to(self.directory).as_posix())
+        self.metrics.log("gate" if for_gate else "eval", comparison.model_dump(), version_number(after))
         return comparison
 
     def record_decision(self, before: str, after: str, decision: Decision) -> None:
@@ -127,7 +143,9 @@ class Run(Evaluations):
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
         """Measure one version on the frozen tasks of `eval.split`, without a comparison."""
         (episodes,) = self._evaluations([version], self._draw(version), progress)
-        return evaluate(episodes, mixed=True, prices=self.config.policy.prices)
+        measured = evaluate(episodes, mixed=True, prices=self.config.policy.prices)
+        self.metrics.log("eval", {"candidate": measured.model_dump()}, version_number(version))
+        return measured
 
     def plan_evaluation(self, before: str, after: str) -> PowerPlan:
         """Say which lift the evaluation of two versions can show, and how many tasks `eval.lift` needs.

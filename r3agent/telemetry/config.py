@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from r3agent.records.record import Record
+from r3agent.telemetry.services import Service
 
 
 class TelemetryConfig(Record):
@@ -19,5 +20,8 @@ class TelemetryConfig(Record):
     endpoint: str = Field(default="", pattern=r"^(https?://[^\s@]+)?$")
     """Base URL of the collector, without a password; empty: that of `OTEL_EXPORTER_OTLP_ENDPOINT`, or
     `http://localhost:4318`. Headers with keys belong into `OTEL_EXPORTER_OTLP_HEADERS`."""
+    report_to: Service = "none"
+    """Service that gets the metrics of collections, trainings and evaluations, by round, and of optimizer steps:
+    TensorBoard (into `tensorboard/` of the run, or `TENSORBOARD_LOGGING_DIR`), W&B or Trackio."""
     content: bool = False
     """Put the messages, tool arguments, tool results and feedback into the spans too, which may be private."""

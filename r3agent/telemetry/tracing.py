@@ -85,7 +85,7 @@ class On(Off):
         from opentelemetry import trace
 
         self._span = tracer.start_span(name, parent, trace.SpanKind[kind], start_time=start_ns)
-        self.context: Context = trace.set_span_in_context(self._span, parent)
+        self._context = self.context = trace.set_span_in_context(self._span, parent)
         self._outer: Context | None = None
 
     def set(self, attributes: Callable[[], Mapping[str, Any]]) -> None:
@@ -120,7 +120,7 @@ class On(Off):
         from opentelemetry import context
 
         outer = context.get_current()
-        context.attach(self.context)
+        context.attach(self._context)
         return outer
 
     def leave(self, outer: Context | None) -> None:

@@ -64,9 +64,9 @@ def grpo_arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path)
         steps_per_generation=2 * batches.accumulate,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
-        # no progress bar: `train` reports progress itself
+        # no progress bar and no service: `train` reports progress and metrics itself
         logging_steps=1,
         disable_tqdm=True,
-        report_to=config.report_to,
+        report_to="none",
         dataloader_pin_memory=False,
     )

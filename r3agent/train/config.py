@@ -15,6 +15,7 @@ from r3agent.records.credit import CreditLabel, RewardSource, check_label, check
 from r3agent.records.trajectory import Record
 from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import PolicyCard
+from r3agent.telemetry.services import Service
 
 
 class PolicyStart(Record):
@@ -157,9 +158,10 @@ class TrainConfig(Record):
     save_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between checkpoints, from which `--resume` continues; `None` saves one only when interrupted.
     While one is written, the one before is kept."""
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Service that transformers logs each step to, in addition to `steps.jsonl` in the version's directory.
-    tensorboard writes into `policies/tensorboard/`, or into `TENSORBOARD_LOGGING_DIR` if that is set."""
+    report_to: Service = "none"
+    """Service that gets the metrics of each step of a training without a run, in addition to `steps.jsonl` in the
+    version's directory. In a run, `telemetry.report_to` is the setting for all stages; this one counts if that is
+    `none`."""
     seed: int = Field(default=0, ge=0)
     """Seed for a new adapter's weights, the order of rows, and dropout."""
 

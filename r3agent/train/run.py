@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +21,8 @@ from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.provenance import episode_sha256, write_episodes, write_provenance
 from r3agent.store.registry import PolicyCard, create_version, write_card
+from r3agent.telemetry.metrics import Metrics
+from r3agent.telemetry.services import check_service
 from r3agent.telemetry.tracing import OFF, TRAJECTORIES, VERSION, Off, begin, now_ns
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
@@ -33,7 +35,6 @@ from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.processes import join_processes
 from r3agent.train.row import Row
 from r3agent.train.rows import build_rows, to_dataset
-from r3agent.train.services import check_service, logs_beside
 from r3agent.train.signals import StopOnSignal
 from r3agent.train.surprise import measure_surprise
 from r3agent.train.tokenizer import Retokeniser
@@ -84,13 +85,13 @@ def train(
     else:
         trajectories = list(each_trajectory(trajectories))
         hash_episodes(trajectories)
-    check_service(config)
+    metrics = Metrics(config.report_to, out_dir.parent, out_dir.name, config.model_dump(mode="json"))
     processes = join_processes()
     first = processes.is_main_process
-    progress = progress if progress and first else _ignore_progress
+    progress = metrics.following(progress or _ignore_progress) if first else _ignore_progress
     began = time.perf_counter()
     checkpoints = Checkpoints(out_dir)
-    with _traced(start, version, config, first), _growing(out_dir, checkpoints, first) as directory:
+    with closing(metrics), _traced(start, version, config, first), _growing(out_dir, checkpoints, first) as directory:
         read_config(start, config)  # refuses some models before anything is read or computed
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
@@ -106,7 +107,7 @@ def train(
         make_savable(model, tokenizer, start, directory if first else None)
         check_ids(rows, model, start)
         stop = StopOnSignal()
-        with fitting(start, model), enough_memory(config), logs_beside(out_dir, config):
+        with fitting(start, model), enough_memory(config):
             trainer = OfflineGRPOTrainer(
                 model,
                 to_dataset(rows),
@@ -185,7 +186,7 @@ def check_start(start: PolicyStart, config: TrainConfig) -> None:
     Raises:
         ConfigError: the model or its tokenizer cannot be trained, or the service of `report_to` cannot be used.
     """
-    check_service(config)
+    check_service(config.report_to)
     read_config(start, config)
     load_tokenizer(start)
 

@@ -143,8 +143,8 @@ def test_paths_of_the_repository_exist(name: str) -> None:
         "index/",
         "runs/mine/r3.toml",
         "site/",
-        "policies/tensorboard/",
         "card.json",
+        "metrics.json",
         "provenance.json",
         "generation_config.json",
     }

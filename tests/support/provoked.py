@@ -146,9 +146,9 @@ def of_a_larger_vocabulary() -> None:
 
 
 def to_a_missing_service() -> None:
-    from r3agent.train.services import check_service
+    from r3agent.telemetry.services import check_service
 
-    check_service(TrainConfig(report_to="wandb"))
+    check_service("wandb")
 
 
 def without(module: str, script: str) -> None:

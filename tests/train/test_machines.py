@@ -18,10 +18,11 @@ from r3agent.run.loop import run_loop
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import TrajectoryWriter
-from r3agent.train import PolicyStart, TrainConfig
+from r3agent.telemetry.services import check_service
+from r3agent.train import PolicyStart
 from r3agent.train.arguments import OneDevice
 from r3agent.train.processes import notice_of_devices
-from r3agent.train.services import check_service
+from tests.support.services import REPORTERS, needs_services
 from tests.train.versions import OUTCOMES, run
 
 Record = Callable[..., list[Trajectory]]
@@ -93,23 +94,22 @@ def test_one_process_trains_on_one_of_several_gpus(tmp_path: Path) -> None:
 
 
 def test_wandb_without_a_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(report_to="wandb")
     with pytest.raises(ConfigError, match="report_to = 'wandb': wandb is not installed"):
-        check_service(config)
+        check_service("wandb")
     (tmp_path / "wandb.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"no API key; set WANDB_API_KEY, run `wandb login`, or set WANDB_MODE"):
-        check_service(config)
+        check_service("wandb")
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
-    check_service(config)
+    check_service("wandb")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
     with pytest.raises(ConfigError, match="no API key"):
-        check_service(config)
+        check_service("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    check_service(config)
+    check_service("wandb")
 
 
 def test_loop_finds_what_training_lacks_before_it_collects(run_dir: Path, tmp_path: Path) -> None:
@@ -135,31 +135,15 @@ class NoReport:
     def steps(self, done: int, total: int) -> None: ...
 
 
-TENSORBOARD = """
-from pathlib import Path
-class SummaryWriter:
-    def __init__(self, log_dir):
-        Path(log_dir).mkdir(parents=True)
-        self.file = Path(log_dir) / "events"
-        self.file.touch()
-    def __getattr__(self, name):
-        return lambda *a, **k: None
-"""
-
-
-def test_tensorboards_log_stays(
+@needs_services
+def test_tensorboard_gets_the_steps_of_a_training_without_a_run(
     record: Record, start: PolicyStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packages = tmp_path / "packages"
-    (packages / "tensorboardX").mkdir(parents=True)
-    (packages / "tensorboardX" / "__init__.py").write_text(TENSORBOARD)
-    (packages / "tensorboard").mkdir()
-    (packages / "tensorboard" / "__init__.py").write_text("raise ImportError\n")
-    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(REPORTERS)])
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     run(record(OUTCOMES), start, tmp_path / "policies" / "v0001", report_to="tensorboard", epochs=1)
-    assert (tmp_path / "policies" / "tensorboard" / "v0001" / "events").exists()
-    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    [events] = (tmp_path / "policies" / "tensorboard" / "v0001").iterdir()
+    assert b"train/loss" in events.read_bytes()
     assert Registry(tmp_path).versions() == ["v0001"]
 
 
