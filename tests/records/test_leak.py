@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent.records.leak import LEAK_SHARE, leak_share, leaks
 from r3agent.records.trajectory import Span, Task, Trajectory, Verdict
 from r3agent.tasks.countdown import make_task
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
 
 
 def episode(
