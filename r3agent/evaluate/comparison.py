@@ -172,7 +172,7 @@ def write_comparison(path: Path, settings: str, comparison: Comparison, *, drawn
     """Write a comparison whole into a file beside `path`, and into `path` without fields that older releases refuse."""
     stored = StoredComparison(settings=settings, drawn=drawn, comparison=comparison)
     newer: Any = {**dict.fromkeys(NEWER_CHANGES, True), "baseline": NEWER, "candidate": NEWER}
-    write_atomically(_whole(path), stored.model_dump_json(indent=2))
+    write_atomically(whole_file(path), stored.model_dump_json(indent=2))
     write_atomically(path, stored.model_dump_json(indent=2, exclude={"comparison": newer}))
 
 
@@ -193,7 +193,7 @@ def read_stored(path: Path) -> StoredComparison:
         RecordError, SchemaVersionError: as `read_comparison`.
     """
     stored = read_record(StoredComparison, path)
-    whole = read_record(StoredComparison, _whole(path)) if _whole(path).exists() else stored
+    whole = read_record(StoredComparison, whole_file(path)) if whole_file(path).exists() else stored
     return whole if whole.settings == stored.settings else stored
 
 
@@ -206,5 +206,6 @@ def read_drawn(path: Path) -> dict[str, int]:
     return read_record(StoredComparison, path).drawn
 
 
-def _whole(path: Path) -> Path:
+def whole_file(path: Path) -> Path:
+    """Return the path of the file with the whole of a comparison, beside the one that older releases read."""
     return path.with_name(f"whole.{path.name}")

@@ -11,14 +11,12 @@ from typing import Any
 
 import orjson
 
+from r3agent.evaluate.comparison import whole_file
 from r3agent.records.versions import BASE
 from r3agent.store.registry import Registry
 
 RATE, DIFFERENCE = {"rate", "low", "high"}, {"points", "low", "high", "p_value"}
 """Fields by which a rate and a difference are known."""
-
-WHOLE = "whole."
-"""Beginning of the name of a file beside a comparison, with fields that older releases do not know."""
 
 MAIN = "after_reflection"
 ALPHA = 0.05
@@ -29,9 +27,10 @@ def comparisons(run: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Read the comparisons in `gate/` and `eval/`, the final ones last."""
     found: list[dict[str, Any]] = []
     for path in [*sorted(run.glob("gate/v*/v*-v*.json")), *sorted(run.glob("eval/v*-v*.json"))]:
-        whole = path.with_name(f"{WHOLE}{path.name}")
         try:
-            compared = orjson.loads((whole if whole.exists() else path).read_bytes())["comparison"]
+            stored = orjson.loads(path.read_bytes())
+            whole = orjson.loads(beside.read_bytes()) if (beside := whole_file(path)).exists() else stored
+            compared = (whole if whole["settings"] == stored["settings"] else stored)["comparison"]
             others = {f"first try on {other['source']}": other["change"] for other in compared.get("forgetting") or ()}
             found.append(
                 {
