@@ -2,7 +2,8 @@
 
 from r3agent.evaluate.behaviour import Behaviour, Length, LengthChange, PerSuccess
 from r3agent.evaluate.cells import CELLS, Cell
-from r3agent.evaluate.comparison import Comparison, Decision, compare, gate
+from r3agent.evaluate.comparison import Comparison, compare
+from r3agent.evaluate.decision import Decision, gate
 from r3agent.evaluate.finding import finding
 from r3agent.evaluate.forgetting import Forgetting, forgetting
 from r3agent.evaluate.metrics import Evaluation, evaluate

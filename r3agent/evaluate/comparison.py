@@ -1,23 +1,35 @@
-"""Comparison of two policy versions on the same tasks, the promotion gate, and the comparison's file."""
+"""Comparison of two policy versions on the same tasks, and its file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from r3agent._util.checked import NotNegative, Share, checked
+from pydantic import Field
+
 from r3agent._util.files import write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate.behaviour import LengthChange, leak_means, length_change, reflection_lengths
 from r3agent.evaluate.cells import CELLS, Cell, Means, apart, cell_means, change, paired_differences
 from r3agent.evaluate.forgetting import Forgetting
 from r3agent.evaluate.metrics import NEWER, Evaluation, evaluate
+from r3agent.evaluate.sentinel import Example, Second, disagreement_means, examples
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Record, Trajectory, VersionedRecord, each_trajectory
 from r3agent.store.reading import read_record
+
+
+class Draw(Record):
+    """Tasks of a sequential comparison, in the order in which they decide."""
+
+    planned: int = Field(ge=1)
+    """Largest number of tasks, which was fixed before the first one."""
+    gains: tuple[float, ...]
+    """Gain after reflection of each task that both versions have a complete episode of, between -1 and 1."""
 
 
 class Comparison(Record):
@@ -48,6 +60,12 @@ class Comparison(Record):
     only_in_baseline: tuple[str, ...]
     """Tasks without a complete episode of the candidate; no difference includes them."""
     only_in_candidate: tuple[str, ...]
+    disagreement: Difference | None = Field(default=None, exclude_if=lambda change: change is None)
+    """Change in the share of answers that the task's verifier passes and a second one refuses."""
+    examples: dict[str, tuple[Example, ...]] = Field(default={}, exclude_if=operator.not_)
+    """Episodes of the candidate that show a sign of reward hacking, by sign or name of another source."""
+    draw: Draw | None = Field(default=None, exclude_if=lambda draw: draw is None)
+    """Order of the tasks, for a gate that may decide before the last one; `None` for one that uses all at once."""
 
 
 NEWER_CHANGES = {
@@ -58,16 +76,11 @@ NEWER_CHANGES = {
     "reflection_length",
     "leaks",
     "forgetting",
+    "disagreement",
+    "examples",
+    "draw",
 }
 """Fields of a comparison that older releases refuse."""
-
-
-class Decision(Record):
-    """Decision to promote the candidate or not, with its reasons."""
-
-    promote: bool
-    reasons: tuple[str, ...]
-    """One reason for each condition, met or not."""
 
 
 def compare(
@@ -76,12 +89,17 @@ def compare(
     *,
     mixed: bool = False,
     prices: Prices | None = None,
+    order: Sequence[str] | None = None,
+    second: Second | None = None,
 ) -> Comparison:
     """Compare two policy versions by their episodes on the same tasks.
 
     Args:
         mixed: accept episodes of different settings, e.g. to compare prompts instead of policies.
         prices: prices of tokens, for the cost per success.
+        order: ids of all tasks that a sequential test may use, in the order of their draw; the episodes may be those of
+            the first ones only.
+        second: verdicts of a second verifier on the same answers, e.g. of an exact one beside a judge.
 
     Raises:
         ConfigError: they have no task in common, a task differs between them, or as `evaluate`.
@@ -92,7 +110,10 @@ def compare(
         check_same_settings([*baseline, *candidate])
     before, after = cell_means(baseline), cell_means(candidate)
     (old, _), (new, _) = apart(baseline), apart(candidate)
+    gains = paired_differences(after["after_reflection"], before["after_reflection"])
+    drawn = tuple(gains[task] for task in order or () if task in gains)
     tried_before, tried_after = before["first_try"].keys(), after["first_try"].keys()
+    second, length = second or {}, length_change(reflection_lengths(new), reflection_lengths(old))
     cells: Any = {cell: change(after[cell], before[cell]) for cell in CELLS}
     return Comparison(
         baseline=evaluate(baseline, mixed=mixed, prices=prices),
@@ -104,37 +125,13 @@ def compare(
         ),
         lift_over_generic=change(_lifts(after, "generic_reflection"), _lifts(before, "generic_reflection"), bound=2.0),
         lift_over_donor=change(_lifts(after, "donor_reflection"), _lifts(before, "donor_reflection"), bound=2.0),
-        reflection_length=length_change(reflection_lengths(new), reflection_lengths(old)),
+        reflection_length=length,
         leaks=change(leak_means(new), leak_means(old)),
         only_in_baseline=tuple(sorted(tried_before - tried_after)),
         only_in_candidate=tuple(sorted(tried_after - tried_before)),
-    )
-
-
-@checked
-def gate(comparison: Comparison, *, min_lift: float, max_regression: NotNegative, alpha: Share) -> Decision:
-    """Promote a candidate that is better after a reflection, and not worse elsewhere.
-
-    Args:
-        min_lift: smallest gain of after_reflection, in percentage points.
-        max_regression: largest loss of the first try and largest increase of errors, in percentage points.
-        alpha: limit of the gain's two-sided p-value. Only a gain promotes, so a candidate that is no better is promoted
-            with a probability of at most alpha / 2.
-    """
-    lift, first = comparison.after_reflection, comparison.first_try
-    if lift is None or first is None:
-        return Decision(promote=False, reasons=("no task has both versions after a reflection: nothing to compare",))
-    errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
-    conditions = {
-        f"after reflection {lift.points:+.1f} points, at least {min_lift:+g}": lift.points >= min_lift,
-        f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha,
-        f"first try {first.points:+.1f} points, at least {-max_regression:+g}": first.points >= -max_regression,
-        f"errors {errors:+.1f} points, at most {max_regression:+g}": errors <= max_regression,
-    }
-    conditions |= {check.condition: check.within for check in comparison.forgetting}
-    return Decision(
-        promote=all(conditions.values()),
-        reasons=tuple(f"{'met' if met else 'NOT met'}: {condition}" for condition, met in conditions.items()),
+        disagreement=change(disagreement_means(new, second), disagreement_means(old, second)),
+        examples={**examples(new, longer=length and length.tokens > 0, second=second)},
+        draw=Draw(planned=len(order), gains=drawn) if order else None,
     )
 
 
@@ -165,15 +162,19 @@ class StoredComparison(VersionedRecord):
     """Digest of all that decides which episodes are compared."""
     drawn: dict[str, int] = {}
     """Settings that decided on the number of its tasks and episodes."""
+    tasks: tuple[str, ...] = Field(default=(), exclude_if=lambda tasks: not tasks)
+    """Ids of the tasks of a gate that drew fresh ones, in the order of the draw."""
     comparison: Comparison
 
 
-def write_comparison(path: Path, settings: str, comparison: Comparison, *, drawn: dict[str, int]) -> None:
+def write_comparison(
+    path: Path, settings: str, comparison: Comparison, *, drawn: dict[str, int], tasks: Sequence[str] = ()
+) -> None:
     """Write a comparison whole into a file beside `path`, and into `path` without fields that older releases refuse."""
-    stored = StoredComparison(settings=settings, drawn=drawn, comparison=comparison)
+    stored = StoredComparison(settings=settings, drawn=drawn, tasks=(*tasks,), comparison=comparison)
     newer: Any = {**dict.fromkeys(NEWER_CHANGES, True), "baseline": NEWER, "candidate": NEWER}
     write_atomically(whole_file(path), stored.model_dump_json(indent=2))
-    write_atomically(path, stored.model_dump_json(indent=2, exclude={"comparison": newer}))
+    write_atomically(path, stored.model_dump_json(indent=2, exclude={"tasks": True, "comparison": newer}))
 
 
 def read_comparison(path: Path, settings: str) -> Comparison | None:
@@ -195,15 +196,6 @@ def read_stored(path: Path) -> StoredComparison:
     stored = read_record(StoredComparison, path)
     whole = read_record(StoredComparison, whole_file(path)) if whole_file(path).exists() else stored
     return whole if whole.settings == stored.settings else stored
-
-
-def read_drawn(path: Path) -> dict[str, int]:
-    """Read the settings that decided on the number of tasks and episodes of a stored comparison.
-
-    Raises:
-        RecordError, SchemaVersionError: as `read_comparison`.
-    """
-    return read_record(StoredComparison, path).drawn
 
 
 def whole_file(path: Path) -> Path:

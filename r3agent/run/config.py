@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -26,6 +27,7 @@ from r3agent.records.branching import Control
 from r3agent.records.prompts import GENERIC_REFLECTION, PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.run.agent import AgentConfig
+from r3agent.run.gate_config import GateConfig
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.serve.config import ServeConfig
 from r3agent.store.shards import CONFIG_FILE as CONFIG_FILE
@@ -132,8 +134,7 @@ class OtherSource(Record):
 
 class EvalConfig(Record):
     n: int = Field(default=500, ge=1)
-    """Number of tasks for an evaluation, which are always the same, and for a gate, which draws its own. A gate that
-    has decided stays as it is."""
+    """Number of tasks for an evaluation, which are always the same."""
     split: Split = "test"
     """Split of the final evaluation. `test` is never used for training or promotions; `all` uses every task, including
     those trained on."""
@@ -156,20 +157,6 @@ class EvalConfig(Record):
     """Other sources, by a name for them, on which first tries must not drop by more than a budget; each evaluation and
     each gate samples them under both versions, and a drop beyond the budget blocks a promotion. For example
     `{ "arithmetic" = { source = "gsm8k", n = 200, budget = 2.0 } }`."""
-
-
-class GateConfig(Record):
-    split: Split = "gate"
-    """Split that decides on promotions. `gate` is used neither for training nor for the final evaluation. Use `test`
-    only for a single decision whose numbers are reported either way."""
-    min_lift: float = 0.0
-    """Minimum gain of success after reflection for a promotion, in percentage points."""
-    max_regression: float = Field(default=2.0, ge=0)
-    """Maximum loss of first-try success, and maximum increase of errors, in percentage points."""
-    alpha: float = Field(default=0.05, gt=0, lt=1)
-    """Largest probability that a loop, however long, promotes a version that is no better, under one set of sampling,
-    prompts and tasks. The first comparison is a two-sided test at this level; later ones get a third, a sixth, a tenth
-    of it, and so on, and one that promotes hands its level on to the next."""
 
 
 class LoopConfig(Record):
@@ -199,6 +186,15 @@ class Config(Record):
     loop: LoopConfig = LoopConfig()
     audit: AuditConfig = AuditConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def has_sequential_gate(self) -> bool:
+        return self.gate.test == "sequential" and self.gate.split != self.eval.split
+
+    @property
+    def gate_tasks(self) -> int:
+        """Largest number of tasks of a gate."""
+        return self.gate.n or (ceil(1.5 * self.eval.n) if self.has_sequential_gate else self.eval.n)
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from r3agent._util.aio import run_in_thread_loop
 from r3agent._util.lock import file_lock
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.errors import RecordError
+from r3agent.evaluate.comparison import StoredComparison
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
 from r3agent.records.branching import Control
@@ -22,6 +25,8 @@ from r3agent.run.config import EvalConfig, OtherSource, TaskConfig
 from r3agent.run.controls import control_branches
 from r3agent.run.directory import IDENTITY, digest
 from r3agent.run.rounds import Rounds
+from r3agent.run.second import second_verdicts
+from r3agent.store.index import entries
 from r3agent.store.trajectories import load
 from r3agent.tasks import find_tasks, in_run
 from r3agent.verifiers import find_verifier
@@ -49,6 +54,8 @@ class Draw:
     """Controls of these episodes."""
     control: str = ""
     """Control that these episodes are branches of."""
+    spare: int = 0
+    """Number of tasks that were drawn besides, so that those of earlier gates could be left out."""
     like: Trajectory | None = None
     """Newest episode: those for which the server refused other sampling fields do not count."""
 
@@ -61,6 +68,11 @@ class Draw:
         """Return the folder of a version's episodes."""
         return self.folder / (f"{version}.{self.control}" if self.control else version)
 
+    @property
+    def task_ids(self) -> list[str]:
+        """Ids of the tasks in the order of the draw."""
+        return [task.id for task in self.tasks if isinstance(task, Task)]
+
     def accepts(self, episode: Trajectory) -> bool:
         return self.like is None or sampled_alike(episode, self.like)
 
@@ -71,18 +83,53 @@ class Evaluations(Rounds):
     def _folder(self, after: str, for_gate: bool) -> Path:
         return self.directory / "gate" / after if for_gate else self.directory / "eval"
 
-    def _draw(self, after: str, for_gate: bool = False, drawn: Mapping[str, int] | None = None) -> Draw:
+    def _draw(self, after: str, for_gate: bool = False, stored: StoredComparison | None = None) -> Draw:
+        """Draw the tasks of an evaluation.
+
+        Args:
+            stored: comparison of a gate whose tasks to draw again, without those that the source lacks by now.
+        """
         self.check_subject()
-        settings, sampling = self.config.eval.model_copy(update=drawn), self.config.sampling
-        split, seed = settings.split, settings.seed
+        settings, sampling, spare = self.config.eval, self.config.sampling, 0
+        split, seed, controls = settings.split, settings.seed, settings.controls
         if for_gate:
-            split, seed = self.config.gate.split, seed * 1000 + version_number(after)
-            sampling = sampling.at("gate", after)
-        tasks = self.draw_tasks(settings.n, split=split, seed=seed)
+            settings, spare, tasks = self._draw_for_gate(after, stored)
+            sampling, controls = sampling.at("gate", after), ()
+            split, seed = self.config.gate.split, settings.seed * 1000 + version_number(after)
+        else:
+            tasks = self.draw_tasks(settings.n, split=split, seed=seed)
         limits = EpisodeLimits(blind_retries=settings.blind_retries)
-        controls = () if for_gate else settings.controls
         folder = self._folder(after, for_gate)
-        return Draw(settings, split, seed, tasks, settings.samples, sampling, folder, limits, controls)
+        return Draw(settings, split, seed, tasks, settings.samples, sampling, folder, limits, controls, spare=spare)
+
+    def _draw_for_gate(self, after: str, stored: StoredComparison | None) -> tuple[EvalConfig, int, list[Task]]:
+        """Draw tasks that have not decided on an earlier version, and then those that did so least often.
+
+        Returns:
+            settings, number of tasks that were drawn besides, and the tasks.
+        """
+        drawn = {"n": self.config.gate_tasks} if stored is None else {**stored.drawn}
+        used = Counter(self._tasks_of_gates_before(after)) if stored is None else Counter[str]()
+        spare = drawn.pop("spare", len(used))
+        settings, split = self.config.eval.model_copy(update=drawn), self.config.gate.split
+        seed = settings.seed * 1000 + version_number(after)
+        tasks = self.draw_tasks(settings.n, split=split, seed=seed, spare=spare)
+        if stored is not None:
+            by_id = {task.id: task for task in tasks}
+            return settings, spare, [by_id[id_] for id_ in stored.tasks or by_id if id_ in by_id]
+        tasks = sorted(tasks, key=lambda task: used[task.id])[: settings.n]
+        if repeated := sum(task.id in used for task in tasks):
+            self._warn_once(
+                f"{repeated} of {len(tasks)} tasks of the gate of {after} decided on an earlier version too: split "
+                f"{split} of {self.config.task.source} has no others; give the source more tasks, or gate.n fewer"
+            )
+        return settings, spare, tasks
+
+    def _tasks_of_gates_before(self, after: str) -> Iterator[str]:
+        """List the tasks that decided on earlier versions, once for each of these."""
+        for folder in self.directory.glob("gate/v*/"):
+            if version_number(folder.name) < version_number(after):
+                yield from {entry.task_id for store in folder.glob("v*/") for entry in entries(store, report=False)}
 
     def _others(self, draw: Draw) -> list[tuple[str, OtherSource, Self, Draw]]:
         """Return each source of `eval.forgetting`, with a run of it and the draw of its first tries.
@@ -195,3 +242,9 @@ class Evaluations(Rounds):
         """Return True if no episode is missing, so that no server is needed; one with an error is not run again."""
         evaluated = self._evaluated(version, draw)
         return len(evaluated) == draw.wanted and any(t.error is None for t in evaluated)
+
+    def _second_verdicts(self, versions: Iterable[Iterable[Trajectory]]) -> dict[tuple[str, str], bool]:
+        """Let the second verifier of section [gate], if there is one, judge the answers of all episodes."""
+        if not self.config.gate.verifier:
+            return {}
+        return run_in_thread_loop(second_verdicts([t for version in versions for t in version], self.config))

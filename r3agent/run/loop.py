@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from r3agent.evaluate import Comparison, Decision, gate, spend_alpha
+from r3agent.evaluate import Comparison, Decision, spend_alpha
 from r3agent.records.trajectory import Record
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.stages import Run
@@ -66,7 +66,7 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
     Raises:
         R3Error: a stage failed; finished work is kept, and the same call resumes there.
     """
-    settings, limits = run.config.loop, run.config.gate
+    settings = run.config.loop
     run.check_gate()
     run.check_training()
     run.serve_live()
@@ -75,6 +75,7 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
     for number in range(1, settings.rounds + 1):
         version = version_name(number)
         evaluated = number % settings.evaluate_every == 0 or number == settings.rounds
+        alpha = spend_alpha(run.config.gate.alpha, [report.decision.promote for report in reports])
         comparison = run.comparison(champion, version, for_gate=True)
         stored = comparison is not None
         if comparison is None:
@@ -85,13 +86,12 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
                 continue
             swap = "; the live server answers with their weights meanwhile" if run.swaps_live else ""
             reporter.stage(
-                f"comparing {version} with {champion} on up to {run.config.eval.n} tasks of the {limits.split} split"
-                f"{swap}",
+                f"comparing {version} with {champion} on up to {run.config.gate_tasks} tasks of the "
+                f"{run.config.gate.split} split{swap}",
                 "evaluate",
             )
-            comparison = run.evaluate(champion, version, reporter.episodes, for_gate=True)
-        alpha = spend_alpha(limits.alpha, [report.decision.promote for report in reports])
-        decision = gate(comparison, min_lift=limits.min_lift, max_regression=limits.max_regression, alpha=alpha)
+            comparison = run.evaluate(champion, version, reporter.episodes, for_gate=True, alpha=alpha)
+        decision = run.decide(comparison, alpha)
         run.record_decision(champion, version, decision)
         reports.append(RoundReport(round=number, comparison=comparison, decision=decision, stored=stored))
         if decision.promote:

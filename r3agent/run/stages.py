@@ -25,14 +25,29 @@ from typing import Any
 from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.errors import R3Error
-from r3agent.evaluate import Comparison, Decision, Evaluation, PowerPlan, compare, evaluate, forgetting, plan_power
-from r3agent.evaluate.comparison import read_comparison, read_drawn, read_stored, write_comparison
+from r3agent.evaluate import (
+    Comparison,
+    Decision,
+    Evaluation,
+    Forgetting,
+    PowerPlan,
+    compare,
+    evaluate,
+    forgetting,
+    gate,
+    plan_power,
+)
+from r3agent.evaluate.comparison import read_comparison, read_stored, write_comparison
+from r3agent.evaluate.sentinel import lost
 from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
-from r3agent.run.evaluations import DRAWN, Evaluations
+from r3agent.run.evaluations import DRAWN, Draw, Evaluations
 from r3agent.run.made_with import made_with
 from r3agent.store.history import PERSON, Event, EventKind, history, record_event
 from r3agent.store.registry import PolicyCard
+
+LIMITS = {"min_lift", "max_regression", "alpha", "max_leaks", "max_length_factor", "max_disagreement"}
+"""Settings of `[gate]` that decide on a comparison."""
 
 
 class Run(Evaluations):
@@ -96,7 +111,13 @@ class Run(Evaluations):
         return rollback(to=to, by=by, reasons=reasons, **self.server_settings())
 
     def evaluate(
-        self, before: str, after: str, progress: Progress | None = None, *, for_gate: bool = False
+        self,
+        before: str,
+        after: str,
+        progress: Progress | None = None,
+        *,
+        for_gate: bool = False,
+        alpha: float | None = None,
     ) -> Comparison:
         """Compare two versions on the same frozen tasks: first try, after reflection, and the blind-retry control.
 
@@ -104,7 +125,8 @@ class Run(Evaluations):
 
         Args:
             for_gate: compare on tasks of `gate.split` that are drawn for `after`, with episodes of both versions that
-                no other comparison uses; default: on the tasks of `eval.split`.
+                no other comparison uses, and only until the gate can decide; default: on the tasks of `eval.split`.
+            alpha: level of the gate's decision; default: `gate.alpha`.
         """
         draw, decided = self._draw(after, for_gate), None
         if for_gate:
@@ -117,18 +139,55 @@ class Run(Evaluations):
         if decided is not None:
             return decided
         others = self._others(draw)
-        episodes = self._evaluations([before, after], draw, progress)
-        comparison = compare(*episodes, mixed=True, prices=self.config.policy.prices)  # ids have all settings
-        found = [
-            forgetting(name, *run._evaluations([before, after], drawn, progress), budget=source.budget)
-            for name, source, run, drawn in others
-        ]
-        comparison = comparison.model_copy(update={"forgetting": tuple(found)})
+        if for_gate and self.config.has_sequential_gate:
+            comparison = self._compare_in_batches(before, after, draw, alpha, progress)
+        else:
+            comparison = self._compare(before, after, draw, progress)
+        found, shown = list[Forgetting](), {**comparison.examples}
+        for name, source, run, drawn in others:
+            versions = run._evaluations([before, after], drawn, progress)
+            found.append(forgetting(name, *versions, budget=source.budget))
+            shown |= {name: examples} if (examples := lost(*versions)) else {}
+        comparison = comparison.model_copy(update={"forgetting": tuple(found), "examples": shown})
         path, settings = self._comparison_file(before, after, draw)
-        write_comparison(path, settings, comparison, drawn=draw.eval.model_dump(include=DRAWN))
+        drawn = draw.eval.model_dump(include=DRAWN) | ({"spare": draw.spare} if draw.spare else {})
+        write_comparison(path, settings, comparison, drawn=drawn, tasks=draw.task_ids if for_gate else ())
         self._record("evaluated", after, before, file=path.relative_to(self.directory).as_posix())
-        self.metrics.log("gate" if for_gate else "eval", comparison.model_dump(), version_number(after))
+        self.metrics.log(
+            "gate" if for_gate else "eval", comparison.model_dump(exclude={"draw", "examples"}), version_number(after)
+        )
         return comparison
+
+    def decide(self, comparison: Comparison, alpha: float | None = None) -> Decision:
+        """Decide on a promotion by the limits of section [gate].
+
+        Args:
+            alpha: level of the test; default: `gate.alpha`.
+        """
+        limits = self.config.gate.model_dump(include=LIMITS)
+        return gate(comparison, **{**limits, **({} if alpha is None else {"alpha": alpha})})
+
+    def _compare(
+        self, before: str, after: str, draw: Draw, progress: Progress | None, order: Sequence[str] | None = None
+    ) -> Comparison:
+        episodes = self._evaluations([before, after], draw, progress)
+        given: Any = {"prices": self.config.policy.prices, "order": order, "second": self._second_verdicts(episodes)}
+        return compare(*episodes, mixed=True, **given)  # ids have all settings
+
+    def _compare_in_batches(
+        self, before: str, after: str, draw: Draw, alpha: float | None, progress: Progress | None
+    ) -> Comparison:
+        """Compare on the first tasks of a draw, a batch more each time, until the gate can decide.
+
+        The stored episodes of a gate that was stopped are compared in the same batches, so that it decides the same.
+        """
+        end, order = 0, draw.task_ids
+        while True:
+            end += self.config.gate.batch
+            part = replace(draw, tasks=draw.tasks[:end])
+            comparison = self._compare(before, after, part, progress, order)
+            if end >= len(order) or self.decide(comparison, alpha).final:
+                return comparison
 
     def record_decision(self, before: str, after: str, decision: Decision) -> None:
         """Record a decision of the gate, unless it is the last one about this version."""
@@ -166,19 +225,23 @@ class Run(Evaluations):
 
         A gate decides once: its comparison stays also if the settings of `DRAWN` have changed since.
         """
-        paths = sorted(self._folder(after, for_gate).glob(f"{before}-{after}.*.json"))
-        for drawn in [None, *map(read_drawn, paths if for_gate else ())] if paths else ():
-            draw = self._draw(after, for_gate, drawn)
-            if stored := read_comparison(*self._comparison_file(before, after, draw)):
-                return stored
+        if not for_gate:
+            return read_comparison(*self._comparison_file(before, after, self._draw(after)))
+        for path in sorted(self._folder(after, for_gate).glob(f"{before}-{after}.*.json")):
+            stored = read_stored(path)
+            draw = self._draw(after, for_gate, stored)
+            if stored.settings == self._comparison_file(before, after, draw)[1]:
+                return stored.comparison
         return None
 
     def check_gate(self) -> None:
         """Draw tasks for a gate, so that a split without any is known before a round is spent on it.
 
         Raises:
-            ConfigError: `gate.split` has no task, or a source of `eval.forgetting` has none.
+            ConfigError: `gate.split` has no task, a source of `eval.forgetting` has none, or `gate.verifier` cannot be
+                used.
         """
+        self._second_verdicts([])
         self._others(self._draw(version_name(1), for_gate=True))
 
     def check_training(self) -> None:

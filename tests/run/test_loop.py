@@ -19,6 +19,7 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE
 from r3agent.run.config import load_config
 from r3agent.run.loop import LoopReport, run_loop
+from r3agent.run.stages import Run
 from r3agent.store.registry import PolicyCard, Registry, checkpoints_dir, create_version, write_card
 from tests.evaluate.episodes import episode
 
@@ -114,7 +115,9 @@ class FakeRun:
             self.registry.set_live(self.registry.rollback_target(to))
             return self.registry.card(to)
 
-    def evaluate(self, before: str, after: str, progress: Any, *, for_gate: bool) -> Comparison:
+    decide = Run.decide
+
+    def evaluate(self, before: str, after: str, progress: Any, *, for_gate: bool, alpha: float) -> Comparison:
         assert for_gate
         with self._stage(f"evaluate {after} against {before}"):
             comparison = compare(self._episodes(before), self._episodes(after))
@@ -341,7 +344,7 @@ def test_more_rounds_go_on_from_the_champion(tmp_path: Path) -> None:
 def test_the_level_is_spent_over_the_comparisons_and_handed_on_by_a_gain(tmp_path: Path) -> None:
     skills = [5, 5, 5, 5, 30, 30]
     report = loop(Disk(tmp_path, {f"v000{i}": skill for i, skill in enumerate(skills)}), rounds=5)
-    reasons = [reason for r in report.rounds for reason in r.decision.reasons if "p =" in reason]
+    reasons = [reason for r in report.rounds for reason in r.decision.reasons if "for a gain" in reason]
     levels = [float(reason.split("below ")[1]) for reason in reasons]
     assert levels == [0.05, 0.017, 0.0083, 0.005, 0.0083]
     assert promoted(report) == [(1, False), (2, False), (3, False), (4, True), (5, False)]

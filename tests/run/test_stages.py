@@ -467,7 +467,7 @@ def test_a_gate_leaves_out_recorded_tasks_that_were_trained_on(
     settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     endless = {"task.source": "countdown", "task.verifier": "countdown", "eval.split": "test", "collect.n": 2}
-    run = Run(tmp_path / "endless", {**settings, **endless, "eval.n": 20})
+    run = Run(tmp_path / "endless", {**settings, **endless, "eval.n": 20, "gate.n": 20})
     run.collect()
     drawn = find_tasks("countdown", 20, seed=run.config.eval.seed * 1000 + 1, split="gate")
     recorded(run, *({"messages": task.messages} for task in drawn))
@@ -613,7 +613,7 @@ def test_the_gate_and_the_final_word_are_two_comparisons_of_other_tasks(
 
 
 def test_each_gate_draws_its_tasks_and_samples_the_champion_anew(run: Run, endpoint: ChattingEndpoint) -> None:
-    many = {"eval__n": 4, "gate__split": "all", "eval__split": "test", "sampling__seed": 5}
+    many = {"eval__n": 4, "gate__n": 4, "gate__split": "all", "eval__split": "test", "sampling__seed": 5}
     run = with_version(reopened(run, **many))
     weights.Run(run.registry, Path(run.config.policy.base_model)).train("lora", seed=2)
     seen: list[dict[str, set[Any]]] = []
@@ -639,7 +639,7 @@ def test_a_generated_gate_split_with_few_tasks_is_used_whole(
     settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = {"task.verifier": "countdown", "task.params": {"numbers": 2, "max_number": 4}, "eval.split": "test"}
-    run = with_version(Run(tmp_path / "few", {**settings, "task.source": "countdown", **few, "eval.n": 50}))
+    run = with_version(Run(tmp_path / "few", {**settings, "task.source": "countdown", **few, "gate.n": 50}))
     gate = run.evaluate("v0000", "v0001", for_gate=True)
     assert run.comparison("v0000", "v0001", for_gate=True) == gate
     assert gate.baseline.n_tasks == len(find_tasks("countdown", 50, split="gate", seed=3, **run.config.task.params))
@@ -661,7 +661,7 @@ def test_a_gate_with_a_corrected_gold_answer_is_not_decided(run: Run, tasks: Pat
 def test_gate_decides_once_however_many_are_drawn_later(
     size: dict[str, int], run: Run, endpoint: ChattingEndpoint, tasks: Path
 ) -> None:
-    gate = {"gate__split": "all", "eval__split": "test", "eval__n": 3}
+    gate = {"gate__split": "all", "eval__split": "test", "eval__n": 3, "gate__test": "fixed"}
     decided = with_version(reopened(run, **gate)).evaluate("v0000", "v0001", for_gate=True)
     asked = len(endpoint.chats)
     later = reopened(run, **{**gate, **size})
