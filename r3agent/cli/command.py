@@ -71,6 +71,8 @@ class Output:
     data: Mapping[str, Any]
     text: str
     ok: bool = True
+    refused: bool = False
+    """True if the gate says no."""
 
 
 def flags_of(section: str, model: type[BaseModel], fields: Mapping[str, str]) -> list[inspect.Parameter]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from r3agent.cli.command import Output
 
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USE, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "init": ("start:init", "Write r3.toml with every setting explained.", "--run runs/mine --task tasks.jsonl"),
@@ -54,16 +54,23 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Train a new policy version on the collected trajectories.",
         "--set train.learning_rate=1e-4",
     ),
-    "deploy": ("stages:deploy", "Load a version into the running server and make it live.", "v0001"),
+    "deploy": (
+        "stages:deploy",
+        "Load a version into the running server and make it live. With --gate, exit with 3 instead if it did not pass "
+        "the gate.",
+        "v0001",
+    ),
     "rollback": ("stages:rollback", "Return to an earlier version.", "--to v0003"),
     "eval": (
         "stages:evaluate",
-        "Compare two versions on the same frozen tasks; with only one version, measure it.",
+        "Compare two versions on the same frozen tasks; with only one version, measure it. With --gate, exit with 3 if "
+        "the gate would not promote the second one.",
         "--before v0000 --after v0002 --n 500",
     ),
     "loop": (
         "stages:loop",
-        "Collect, train, deploy and evaluate, round after round.",
+        "Collect, train, deploy and evaluate, round after round. Exit with 3 if the newest version did not pass the "
+        "gate.",
         "--rounds 3 --task countdown",
     ),
     "inspect": (
@@ -224,7 +231,7 @@ def parse(words: Sequence[str]) -> Invocation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return 0 for success, 1 failure, 2 wrong configuration, 130 interrupt.
+    """Run one verb; return 0 for success, 1 failure, 2 wrong configuration, 3 gate says no, 130 interrupt.
 
     Raises:
         SystemExit: with 0 after help or the version; with 2 if the command line is not valid.
@@ -258,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not silent:
             print(f"r3agent {verb}: interrupted; {again} goes on from here", file=sys.stderr)
         return INTERRUPTED
+    if output.refused:
+        return REFUSED
     return 0 if output.ok else FAILED
 
 

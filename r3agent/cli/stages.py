@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
+from r3agent._util.console import printable
 from r3agent._util.messages import count, nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
 from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL
@@ -16,7 +17,7 @@ from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
-from r3agent.evaluate import finding, table
+from r3agent.evaluate import Comparison, Decision, finding, table
 from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
@@ -109,8 +110,16 @@ def deploy(
     run: RunFlag = DEFAULT_RUN,
     by: ByFlag = PERSON,
     reason: ReasonFlag = None,
+    gate: Annotated[bool, switch("Deploy only a version that passed the gate.")] = False,
 ) -> Output:
-    return _deployment(_open(run, overrides).deploy(version, by=by, reasons=[reason] if reason else ()))
+    opened = _open(run, overrides)
+    opened.ensure_live()
+    version = version or opened.registry.versions()[-1]
+    if gate and version not in (BASE, *opened.registry.passed):
+        live, step = opened.registry.live, next_step("loop", "--run", run)
+        text = f"{version} has not passed the gate, so that {live} stays live; `{step}` lets the gate decide on it"
+        return Output({"version": version, "live": live, "passed": False}, text, refused=True)
+    return _deployment(opened.deploy(version, by=by, reasons=[reason] if reason else ()))
 
 
 @verb(*URL)
@@ -132,6 +141,7 @@ def evaluate(
     before: Annotated[str, Parameter(help="Version to compare with; v0000 is the base model.")] = BASE,
     after: Annotated[str | None, Parameter(help="Version to compare; default: the live version.")] = None,
     run: RunFlag = DEFAULT_RUN,
+    gate: Annotated[bool, switch("Also decide by the limits of section [gate].")] = False,
 ) -> Output:
     opened = _open(run, overrides)
     opened.check_subject()
@@ -145,7 +155,12 @@ def evaluate(
             found = opened.evaluate(before, after, reporter.episodes)
     sentence = finding(found)
     data = {**found.model_dump(mode="json"), "finding": sentence, "plan": plan and plan.model_dump()}
-    return Output(data, f"{table(found)}\n{sentence}")
+    text = f"{table(found)}\n{sentence}"
+    if not gate or not isinstance(found, Comparison):
+        return Output(data, text)
+    decision = opened.decide(found)
+    data["decision"] = decision.model_dump(mode="json")
+    return Output(data, f"{text}\n{_decision(decision)}", refused=not decision.promote)
 
 
 @verb(*URL, *SUBJECT, *COLLECT, *ROUNDS)
@@ -160,8 +175,7 @@ def loop(
         _tell_new(opened, reporter)
         report = run_loop(opened, reporter, anew=anew)
     lines = [
-        f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n"
-        f"{'passed' if r.decision.promote else 'did not pass'} the gate: {'; '.join(r.decision.reasons)}\n"
+        f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n{_decision(r.decision)}\n"
         for r in report.rounds
     ]
     if all(r.stored for r in report.rounds):
@@ -174,7 +188,14 @@ def loop(
         )
     if opened.config.gate.split != opened.config.eval.split:
         lines.append(f"next: {next_step('eval', '--run', run)}     final evaluation, on tasks the gate did not use")
-    return Output(report.model_dump(mode="json"), "\n".join(lines))
+    refused = bool(report.rounds) and not report.rounds[-1].decision.promote
+    return Output(report.model_dump(mode="json"), "\n".join(lines), refused=refused)
+
+
+def _decision(decision: Decision) -> str:
+    text = f"{'passed' if decision.promote else 'did not pass'} the gate: {'; '.join(decision.reasons)}"
+    shown = (f"  {e.trajectory_id}: {printable(e.excerpt)}" for found in decision.examples.values() for e in found)
+    return "\n".join([text, *shown])
 
 
 def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *above: str) -> Output:
