@@ -6,10 +6,10 @@ the same lines, with all of them kept; `load_used_rate` the same where the token
 `bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in Parquet. A collection whose episodes
 are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
 than the process has with its tasks: `--stored` episodes of one attempt and two reflections with a retry each. Training
-rows are made of the same episodes, streamed to a file in Arrow's format: `peak_gib` is the peak of the memory of the
-process that makes them, `rows_per_s` its rate.
+rows are made as `train` makes them, of `--rows` such episodes, by default the same: `peak_gib` is the peak memory
+of the process that makes them and reads them once, `rows_per_s` its rate. A million of these episodes are 22 GB.
 
-    python -m benchmarks.store [--turns 5] [--stored 100000]
+    python -m benchmarks.store [--turns 5] [--stored 100000] [--rows 1000000]
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from r3agent import Trajectory, collect, load
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store import parquet
+from r3agent.store.entry import counts_of
 from r3agent.store.lines import decode
 from r3agent.store.shards import TrajectoryWriter, shards
 from r3agent.testing import ScriptedPolicy
@@ -40,6 +40,8 @@ from r3agent.verifiers import Answer
 
 RECORDS = 200
 PROMPT, TOKENS = 120, 64
+SHARD = 20_000
+"""Number of episodes in a shard."""
 
 
 def span(label: Any, parent: Span | None, draw: random.Random, passed: bool | None = None) -> Span:
@@ -125,17 +127,21 @@ async def never(task: Task, answer: Answer) -> bool:
     return False
 
 
-def stored_jobs(n: int) -> dict[str, Job]:
-    return episode_jobs([task(i) for i in range(n)], policy_name="policy@v0000", reflections=2)
+def stored_jobs(numbers: range) -> dict[str, Job]:
+    return episode_jobs([task(i) for i in numbers], policy_name="policy@v0000", reflections=2)
 
 
 def fill(store: Path, n: int) -> None:
     """Write all episodes of a collection but the last; 100 different ones stand for all."""
     draw = random.Random(0)
     made = [episode(task(i), draw, reflections=2) for i in range(100)]
-    with TrajectoryWriter(store, fsync="never") as writer:
-        for i, (id_, job) in enumerate([*stored_jobs(n).items()][:-1]):
-            writer.append(made[i % 100].model_copy(update={"trajectory_id": id_, "task": job.task}))
+    counted = [counts_of(record) for record in made]
+    for first in range(0, n, SHARD):
+        with TrajectoryWriter(store, fsync="never") as writer:
+            numbers = range(first, min(n, first + SHARD))
+            for i, (id_, job) in zip(numbers[: n - 1 - first], stored_jobs(numbers).items(), strict=False):
+                own = {"trajectory_id": id_, "task": job.task}
+                writer.append(made[i % 100].model_copy(update=own), counted[i % 100])
 
 
 def peak_mib() -> float:
@@ -164,24 +170,22 @@ def resume(store: Path, n: int) -> dict[str, float]:
     return {"resume_s": round(seconds, 2), "resume_cpu_s": round(cpu_s, 2), "resume_mib": round(peak_mib() - before)}
 
 
-def rows(store: Path, out: Path) -> dict[str, float]:
+def rows(store: Path) -> dict[str, float]:
     """Make training rows, in a process of its own."""
-    import pyarrow
-
     from r3agent.store.batches import StoredTrajectories
     from r3agent.train import TrainConfig
-    from r3agent.train.rows import stream_rows
+    from r3agent.train.rows import file_rows
 
-    start, n = time.monotonic(), 0
-    streamed = stream_rows(StoredTrajectories(store), config=TrainConfig(), version="v0000")
-    first = pyarrow.Table.from_pylist([next(streamed)._asdict()])
-    with pyarrow.OSFile(str(out), "wb") as file, pyarrow.ipc.new_file(file, first.schema) as writer:
-        writer.write_table(first)
-        while batch := [row._asdict() for row in islice(streamed, 1000)]:
-            n += len(batch)
-            writer.write_table(pyarrow.Table.from_pylist(batch, first.schema))
+    start = time.monotonic()
+    made, report = file_rows(StoredTrajectories(store), config=TrainConfig(), version="v0000")
     seconds = time.monotonic() - start
-    return {"rows": n + 1, "rows_per_s": round(n / seconds), "peak_gib": round(peak_mib() / 1024, 3)}
+    assert sum(1 for _ in made) == report.rows
+    return {
+        "trajectories": report.trajectories,
+        "rows": report.rows,
+        "rows_per_s": round(report.rows / seconds),
+        "peak_gib": round(peak_mib() / 1024, 3),
+    }
 
 
 def in_process(*arguments: object) -> dict[str, float]:
@@ -189,28 +193,33 @@ def in_process(*arguments: object) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
 
 
-def measure(turns: int, stored: int) -> dict[str, float]:
+def measure(turns: int, stored: int, n_rows: int) -> dict[str, float]:
     results = rates(turns)
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), stored)
-        results |= {"stored": stored, **in_process("--stored", stored, "--resume", folder)}
-        return results | in_process("--rows", folder)
+        results |= {"stored": stored, **in_process("--stored", stored, "--resume-in", folder)}
+        if stored == n_rows:
+            return results | in_process("--rows-of", folder)
+    with tempfile.TemporaryDirectory() as folder:
+        fill(Path(folder), n_rows)
+        return results | in_process("--rows-of", folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--stored", type=int, default=10_000)
-    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--resume-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rows-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rows:
-        print(json.dumps(rows(options.rows, options.rows / "rows.arrow")))
+    if options.rows_of:
+        print(json.dumps(rows(options.rows_of)))
         return
-    if options.resume:
-        print(json.dumps(resume(options.resume, options.stored)))
+    if options.resume_in:
+        print(json.dumps(resume(options.resume_in, options.stored)))
         return
-    results = measure(options.turns, options.stored)
+    results = measure(options.turns, options.stored, options.rows or options.stored)
     for name, value in results.items():
         print(f"{name:24} {value}")
     print(json.dumps(results))

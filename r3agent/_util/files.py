@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 from r3agent.errors import ConfigError
@@ -54,11 +55,24 @@ def disk_errors(path: Path, *errors: type[Exception]) -> Generator[None]:
     try:
         yield
     except (OSError, *errors) as error:
-        raise ConfigError(f"cannot write to {path}: {error}; free space or choose another directory") from error
+        raise ConfigError(f"cannot write to {path}: {error}; {remedy_of(error)}") from error
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def remedy_of(error: Exception) -> str:
+    """Return the remedy for an error of writing."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (ENOTDIR, EISDIR, EEXIST):
+        return "what is there is in the way: move it, or choose another directory"
+    if number in (EACCES, EPERM, EROFS):
+        return "allow writing there, or choose another directory"
+    return "choose another directory" if number in (ENOENT, ENAMETOOLONG) else "free space or choose another directory"
+
+
+def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Replace a file in one step, so that readers see the old or the new content, also after a crash.
+
+    Args:
+        content: text, bytes, or parts that are made as they are written.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -68,11 +82,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                content = content.encode() if isinstance(content, str) else content
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError:
+        except BaseException:
             partial.unlink(missing_ok=True)
             raise
 

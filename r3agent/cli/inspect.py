@@ -11,16 +11,17 @@ from cyclopts import Parameter
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, next_step, verb
 from r3agent.cli.inspect_view import render, summary_lines
 from r3agent.errors import ConfigError
-from r3agent.records.summary import summarise
+from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.inspect import inspect_trajectory
 from r3agent.run.split_guard import SplitGuard
+from r3agent.store.batches import StoredTrajectories
+from r3agent.store.index import entries, lookup
 from r3agent.store.models import resolve_model
 from r3agent.store.reading import Unreadable, report_left_out
 from r3agent.store.registry import Registry
-from r3agent.store.shards import find, store_at
-from r3agent.store.trajectories import load
+from r3agent.store.shards import store_at
 from r3agent.train.rows import left_out
 
 logger = logging.getLogger(__name__)
@@ -44,21 +45,26 @@ def inspect(
     directory = store_at(run)
     if len(rest) > 1:
         raise ConfigError(f"{' '.join(rest)}: one trajectory at a time; r3agent inspect RUN TRAJECTORY")
-    unreadable: list[Unreadable] = []
-    trajectories = load(directory, unreadable=None if rest else unreadable) if directory.is_dir() else []
-    if not trajectories:
+    if not directory.is_dir() or next(entries(directory, report=False), None) is None:
         raise ConfigError(f"{directory}: no trajectories; collect some first, or name another run")
     if not rest:
-        return _overview(run, trajectories, unreadable)
+        return _overview(run)
     file = run / CONFIG_FILE
     config = load_config(file if file.exists() else None, overrides)
-    try:
-        trajectories = SplitGuard(run, config).with_splits(trajectories)
-    except ConfigError as error:  # a record can be read where its task source cannot
-        logger.warning("tasks of the gate and test splits are not marked: %s", error)
+    guard = SplitGuard(run, config)
+
+    def with_splits(batch: list[Trajectory]) -> list[Trajectory]:
+        try:
+            return guard.with_splits(batch)
+        except ConfigError as error:  # a record can be read where its task source cannot
+            logger.warning("tasks of the gate and test splits are not marked: %s", error)
+            return batch
+
+    found, stored = lookup(directory, rest[0]), StoredTrajectories(directory, with_splits)
+    own = stored.of_task(found.task.id)
     inspection = inspect_trajectory(
-        find(trajectories, rest[0], str(directory)),
-        trajectories,
+        next(t for t in own if t.trajectory_id == found.trajectory_id),
+        stored if config.train.scale_rewards == "batch" else own,
         config=config.train,
         model=resolve_model(config.policy.base_model),
         policies_dir=Registry(run).policies_dir,
@@ -66,20 +72,25 @@ def inspect(
     return Output(inspection.model_dump(mode="json"), render(inspection))
 
 
-def _overview(run: Path, trajectories: list[Trajectory], unreadable: list[Unreadable]) -> Output:
-    whole = [t for t in trajectories if t.error is None]
-    failed = [t.trajectory_id for t in whole if t.attempt and t.try_of(t.attempt).passed is False]
-    unlabelled = [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
-    overruled = [
-        f"{t.trajectory_id}, span {span.span_id}: {'passed' if v.passed else 'failed'} by {v.by}"
-        for t in trajectories
-        for span in t.spans
-        if (v := span.verdict) is not None and v.overruled is not None
-    ]
-    n_changed = [*left_out(trajectories).values()].count("task_changed")
-    summary, live = summarise(trajectories), Registry(run).live
+def _overview(run: Path) -> Output:
+    unreadable, tally, n_changed = list[Unreadable](), Tally(), 0
+    failed, unlabelled, overruled = list[str](), list[str](), list[str]()
+    for batch in StoredTrajectories(run, unreadable=unreadable).batches():
+        whole = [t for t in batch if t.error is None]
+        failed += [t.trajectory_id for t in whole if t.attempt and t.try_of(t.attempt).passed is False]
+        unlabelled += [t.trajectory_id for t in whole if t.answer is not None and t.passed is None]
+        overruled += [
+            f"{t.trajectory_id}, span {span.span_id}: {'passed' if v.passed else 'failed'} by {v.by}"
+            for t in batch
+            for span in t.spans
+            if (v := span.verdict) is not None and v.overruled is not None
+        ]
+        n_changed += [*left_out(batch).values()].count("task_changed")
+        for trajectory in batch:
+            tally.add(trajectory)
+    summary, live = tally.summary(), Registry(run).live
     lines = [
-        f"{len(trajectories)} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
+        f"{tally.episodes} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
         *summary_lines(summary),
         *([f"live policy: {live}"] if live else []),
         *([f"{n_changed} of tasks that have changed since: not trained on"] if n_changed else []),

@@ -9,6 +9,8 @@ from cyclopts import Parameter
 
 from r3agent.cli.command import Output, next_step, switch, verb
 from r3agent.errors import ConfigError
+from r3agent.records.trajectory import Trajectory
+from r3agent.store.index import lookup
 from r3agent.store.labels import label as label_trajectory
 from r3agent.store.shards import store_at
 
@@ -44,15 +46,29 @@ def label(
         raise ConfigError("label: which episode? r3agent label RUN TRAJECTORY --passed, or RUN --from outcomes.csv")
     if passed == failed:
         raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
-    verdict = label_trajectory(run, trajectory, passed=passed, span_id=span, feedback=feedback)
     store = store_at(run)
+    found = lookup(store, trajectory)
+    verdict = label_trajectory(run, found, passed=passed, span_id=span, feedback=feedback)
     directory = store.parent if store.name == "trajectories" else store
     overrules = "" if verdict.overrules is None else f", overruling the verifier's {_word(verdict.overrules)}"
     return Output(
         verdict.model_dump(mode="json"),
+        f"{_place(found, verdict.span_id)}: "
         f"span {verdict.span_id} of trajectory {verdict.trajectory_id} {_word(verdict.passed)}, "
         f"says {verdict.by}{overrules}; next: {next_step('inspect', directory, verdict.trajectory_id)}",
     )
+
+
+def _place(trajectory: Trajectory, span_id: str) -> str:
+    """Describe a try by its place in the tree."""
+    same = trajectory.try_of(next(span for span in trajectory.spans if span.span_id == span_id))
+    if same.label == "attempt":
+        return "the first try"
+    retries = [a_try for a_try in trajectory.tries if a_try.label == "retry"]
+    above = trajectory.parent(same.first)
+    after = "without a reflection" if same.is_blind or above is None else f"after the reflection {above.span_id}"
+    number = next(i for i, a_try in enumerate(retries, start=1) if a_try.first.span_id == same.first.span_id)
+    return f"retry {number} of {len(retries)}, {after}"
 
 
 def _outcomes(run: str, file: Path, passed: bool | None) -> Output:

@@ -202,7 +202,7 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     """Report on a collection, and if there is something to train on."""
     live = run.ensure_live().version
     lineage = lineage_of(run.registry.policies_dir, live)
-    why_not = why_untrainable(run.trajectories(), config=run.config.train, version=live, lineage=lineage)
+    why_not = why_untrainable(run.stored(), config=run.config.train, version=live, lineage=lineage)
     if summary.tries and not summary.tries_of_policy:
         why_not = NOT_ASKED
     elif why_not:

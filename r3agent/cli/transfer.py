@@ -17,8 +17,8 @@ from r3agent.data.merging import merge as join
 from r3agent.records.credit import CreditLabel
 from r3agent.run.config import load_config
 from r3agent.run.split_guard import SplitGuard
+from r3agent.store.batches import StoredTrajectories
 from r3agent.store.shards import CONFIG_FILE, store_at
-from r3agent.store.trajectories import load
 
 MAX_SHOWN = 20
 """Number of rows that the text lists."""
@@ -34,9 +34,9 @@ def export(
     label: Annotated[CreditLabel, Parameter(help="Label of the groups that trl and art are made from.")] = "reflect",
     type_: Annotated[TrlType, Parameter(name="--type", help="Type of the dataset of TRL.")] = "prompt-completion",
 ) -> Output:
-    trajectories = load(run)
+    trajectories = StoredTrajectories(run)
     if (run / CONFIG_FILE).is_file() and store_at(run) != run:
-        trajectories = SplitGuard(run, load_config(run / CONFIG_FILE, {})).with_splits(trajectories)
+        trajectories = StoredTrajectories(run, SplitGuard(run, load_config(run / CONFIG_FILE, {})).with_splits)
     found = write(trajectories, out, to=to, label=label, type=type_)
     unit = {"hf": "episodes", "trl": "rows", "art": "groups"}[to]
     lines = [f"{found.rows} {unit} of {found.episodes} episodes are in {found.path}"]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -24,6 +26,7 @@ from r3agent.errors import ConfigError, RecordError
 from r3agent.records.credit import CreditLabel, Group, groups
 from r3agent.records.record import Record
 from r3agent.records.trajectory import Message, Span, Trajectory, Try, each_trajectory
+from r3agent.store.batches import batches_of
 from r3agent.store.trajectories import features
 from r3agent.train.rows import left_out
 
@@ -32,6 +35,12 @@ Format: TypeAlias = Literal["hf", "art", "trl"]
 TrlType: TypeAlias = Literal["prompt-completion", "preference", "unpaired-preference"]
 """Type of a dataset of TRL, of which each trainer takes some: `SFTTrainer` the first, `DPOTrainer` the second,
 `KTOTrainer` the third."""
+
+
+NOTHING = "no trajectories to export; collect some first"
+
+WRITTEN_AT_ONCE = 100
+"""Number of records that are converted to a batch of Arrow's at once."""
 
 
 class Exported(Record):
@@ -75,41 +84,61 @@ def export(
     out = Path(out)
     if out.exists():
         raise ConfigError(f"{out} exists; name another file, or move it away")
-    trajectories = list(each_trajectory(trajectories))
-    if not trajectories:
-        raise RecordError("no trajectories to export; collect some first")
     if to == "hf":
-        return Exported(path=str(out), format=to, rows=_write_dataset(trajectories, out), episodes=len(trajectories))
-    reasons = left_out(trajectories)
-    found = groups([t for t in trajectories if t.trajectory_id not in reasons], label)
-    rows = list(_art(found) if to == "art" else _trl(found, type))
-    if not rows:
-        remedy = "groups need siblings with different rewards" if type == "preference" else "name another label"
-        raise RecordError(f"0 rows of {len(trajectories)} episodes with label {label}; {remedy}")
-    write_atomically(out, b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    n = {reason: [*reasons.values()].count(reason) for reason in sorted({*reasons.values()})}
-    return Exported(path=str(out), format=to, rows=len(rows), episodes=len(trajectories), left_out=n)
+        episodes = _write_dataset(trajectories, out)
+        return Exported(path=str(out), format=to, rows=episodes, episodes=episodes)
+    episodes = n_rows = 0
+    reasons: Counter[str] = Counter()
+
+    def rows() -> Iterator[bytes]:
+        nonlocal episodes, n_rows
+        for batch in batches_of(trajectories):
+            apart = left_out(batch)
+            episodes += len(batch)
+            reasons.update(apart.values())
+            found = groups([t for t in batch if t.trajectory_id not in apart], label)
+            for row in _art(found) if to == "art" else _trl(found, type):
+                n_rows += 1
+                yield orjson.dumps(row) + b"\n"
+        if not episodes:
+            raise RecordError(NOTHING)
+        if not n_rows:
+            remedy = "groups need siblings with different rewards" if type == "preference" else "name another label"
+            raise RecordError(f"0 rows of {episodes} episodes with label {label}; {remedy}")
+
+    write_atomically(out, rows())
+    counts = dict(sorted(reasons.items()))
+    return Exported(path=str(out), format=to, rows=n_rows, episodes=episodes, left_out=counts)
 
 
-def _write_dataset(trajectories: Sequence[Trajectory], out: Path) -> int:
+def _write_dataset(trajectories: Iterable[Trajectory], out: Path) -> int:
     require_extra("datasets", "data")
     import datasets
+    from datasets.arrow_writer import ArrowWriter
 
-    dataset = datasets.Dataset.from_list([t.model_dump(mode="json") for t in trajectories], features=features())
-    partial = out.with_name(f".{out.name}.partial")
+    partial, columns, n = out.with_name(f".{out.name}.partial"), features(), 0
     with disk_errors(out), without_bars(datasets):
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if out.suffix == ".parquet":
-                dataset.to_parquet(partial)
-            else:
-                dataset.save_to_disk(partial)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.unlink(missing_ok=True)
-            raise
-    return len(trajectories)
+        with TemporaryDirectory(prefix=partial.name, dir=out.parent) as folder:
+            file = Path(folder, "episodes.arrow")
+            with ArrowWriter(path=str(file), features=columns, writer_batch_size=WRITTEN_AT_ONCE) as writer:
+                for n, trajectory in enumerate(each_trajectory(trajectories), start=1):  # noqa: B007
+                    writer.write(columns.encode_example(trajectory.model_dump(mode="json")))
+                writer.finalize()
+            if not n:
+                raise RecordError(NOTHING)
+            dataset = datasets.Dataset.from_file(str(file))
+            try:
+                if out.suffix == ".parquet":
+                    dataset.to_parquet(partial)
+                else:
+                    dataset.save_to_disk(partial)
+                partial.rename(out)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.unlink(missing_ok=True)
+                raise
+    return n
 
 
 def _trl(found: Iterable[Group], type_: TrlType) -> Iterator[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally, is_even_sample
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory, origins
+from r3agent.store.batches import StoredTrajectories
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
-from r3agent.store.trajectories import load
 
 UNKNOWN = "unknown"
 """Version, split or source that a record does not state, such as the split of what an application recorded."""
@@ -70,11 +71,27 @@ class DataStats(Record):
     """Episodes by the source of their task; a branch has that of the episode that it branched off."""
 
 
+COUNTS = (
+    "episodes",
+    "branches",
+    "tasks",
+    "tokens_prompt",
+    "tokens_sampled",
+    "groups",
+    "groups_with_variance",
+    "attempt_groups",
+    "attempt_groups_with_variance",
+)
+"""Fields that are sums over batches of whole tasks."""
+
+
 class _Rates:
-    """Passed and judged tries of each task."""
+    """Passed and judged tries of each task, of which only the shares are kept."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, list[int]] = {}
+        """Tasks of the current batch."""
+        self.shares, self.judged = array("d"), 0
 
     def add(self, task: str, passed: bool | None) -> None:
         if passed is not None:
@@ -82,9 +99,13 @@ class _Rates:
             counts[0] += passed
             counts[1] += 1
 
+    def end_batch(self) -> None:
+        self.shares.extend(passed / judged for passed, judged in self.tasks.values())
+        self.judged += sum(judged for _, judged in self.tasks.values())
+        self.tasks.clear()
+
     def rate(self) -> Rate | None:
-        counts_N = self.tasks.values()
-        return rate([k / n for k, n in counts_N], sum(n for _, n in counts_N)) if counts_N else None
+        return rate(self.shares, self.judged) if self.shares else None
 
 
 class _Share:
@@ -107,66 +128,71 @@ def stats(directory: str | Path) -> DataStats:
     store = store_at(directory)
     unreadable: list[Unreadable] = []
     files = [*shards(store), *label_files(store)]
-    found = _count(load(store, unreadable=unreadable))
+    found = _count(StoredTrajectories(store, unreadable=unreadable))
     size = sum(path.stat().st_size for path in files)
     return DataStats(directory=str(store), files=len(files), bytes=size, unreadable=len(unreadable), **found)
 
 
-def _count(trajectories: Iterable[Trajectory]) -> dict[str, Any]:
-    trajectories = list(trajectories)
-    tally = Tally()
+def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
     labels: Counter[CreditLabel] = Counter()
     outcomes: Counter[str] = Counter()
-    tasks: set[str] = set()
-    n_branches = n_prompt = 0
+    capabilities: Counter[str] = Counter()
+    counts = Counter(dict.fromkeys(COUNTS, 0))
     rates = {"first_try": _Rates(), "retry_after_reflection": _Rates(), "retry_blind": _Rates()}
     shares: dict[str, dict[str, _Share]] = {"versions": {}, "splits": {}, "sources": {}}
-    origin, source = origins(trajectories), {t.trajectory_id: t.metadata.get(SOURCE) for t in trajectories}
-    for trajectory in trajectories:
-        tally.add(trajectory)
-        id_, task = trajectory.trajectory_id, trajectory.task.digest
-        tasks.add(task)
-        n_branches += trajectory.parent_id is not None
-        n_prompt += sum(span.prompt_tokens or 0 for span in trajectory.sampled)
-        labels.update(credit_label(trajectory, s) for s in trajectory.sampled if not trajectory.is_step(s))
-        outcomes[_outcome(trajectory)] += 1
-        keys = {
-            "versions": next(iter(trajectory.policy_versions), None),
-            "splits": trajectory.metadata.get(SPLIT),
-            "sources": source[id_] or source.get(origin[id_]),
-        }
-        own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
-        for share in own:
-            share.episodes += 1
-            share.tokens += sum(span.completion_tokens or 0 for span in trajectory.sampled)
-        if trajectory.error is not None:
-            continue
-        if trajectory.attempt and not trajectory.recorded:
-            passed = trajectory.try_of(trajectory.attempt).passed
-            for counts in [rates["first_try"], *(share.first for share in own)]:
-                counts.add(task, passed)
-        for a_try in trajectory.tries:
-            if a_try.is_blind:
-                rates["retry_blind"].add(task, a_try.passed)
-            elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
-                rates["retry_after_reflection"].add(task, a_try.passed)
-    attempts = [group for group in groups(trajectories, "attempt") if len(group.spans_G) > 1]
+    for batch in trajectories.batches():
+        tally = Tally()
+        origin, source = origins(batch), {t.trajectory_id: t.metadata.get(SOURCE) for t in batch}
+        for trajectory in batch:
+            tally.add(trajectory)
+            labels.update(credit_label(trajectory, s) for s in trajectory.sampled if not trajectory.is_step(s))
+            outcomes[_outcome(trajectory)] += 1
+            keys = {
+                "versions": next(iter(trajectory.policy_versions), None),
+                "splits": trajectory.metadata.get(SPLIT),
+                "sources": source[trajectory.trajectory_id] or source.get(origin[trajectory.trajectory_id]),
+            }
+            own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
+            for share in own:
+                share.episodes += 1
+                share.tokens += sum(span.completion_tokens or 0 for span in trajectory.sampled)
+            if trajectory.error is None:
+                _rate_tries(trajectory, rates, [share.first for share in own])
+        attempts = [group for group in groups(batch, "attempt") if len(group.spans_G) > 1]
+        counts.update(
+            episodes=len(batch),
+            branches=sum(t.parent_id is not None for t in batch),
+            tasks=len({t.task.digest for t in batch}),
+            tokens_prompt=sum(span.prompt_tokens or 0 for t in batch for span in t.sampled),
+            tokens_sampled=tally.tokens_sampled,
+            groups=tally.groups,
+            groups_with_variance=tally.groups_with_variance,
+            attempt_groups=len(attempts),
+            attempt_groups_with_variance=sum(group.has_variance for group in attempts),
+        )
+        capabilities.update(tally.summary().capabilities)
+        for of_tasks in (*rates.values(), *(share.first for keyed in shares.values() for share in keyed.values())):
+            of_tasks.end_batch()
     return {
-        "episodes": tally.episodes,
-        "branches": n_branches,
-        "tasks": len(tasks),
+        **counts,
         "labels": dict(labels),
         "outcomes": dict(outcomes),
-        "capabilities": tally.summary().capabilities,
-        "tokens_prompt": n_prompt,
-        "tokens_sampled": tally.tokens_sampled,
-        "groups": tally.groups,
-        "groups_with_variance": tally.groups_with_variance,
-        "attempt_groups": len(attempts),
-        "attempt_groups_with_variance": sum(group.has_variance for group in attempts),
-        "pass_rates": {kind: found for kind, counts in rates.items() if (found := counts.rate())},
+        "capabilities": dict(capabilities),
+        "pass_rates": {kind: found for kind, of_tasks in rates.items() if (found := of_tasks.rate())},
         **{by: {key: share.share() for key, share in sorted(keyed.items())} for by, keyed in shares.items()},
     }
+
+
+def _rate_tries(trajectory: Trajectory, rates: Mapping[str, _Rates], first: Iterable[_Rates]) -> None:
+    task = trajectory.task.digest
+    if trajectory.attempt and not trajectory.recorded:
+        for of_tasks in (rates["first_try"], *first):
+            of_tasks.add(task, trajectory.try_of(trajectory.attempt).passed)
+    for a_try in trajectory.tries:
+        if a_try.is_blind:
+            rates["retry_blind"].add(task, a_try.passed)
+        elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
+            rates["retry_after_reflection"].add(task, a_try.passed)
 
 
 def _outcome(trajectory: Trajectory) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from r3agent._util.aio import gather_all
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.recording.redaction import NOTE as REDACTED
 from r3agent.records.branching import branch_of, n_tries, recorded_try
-from r3agent.records.trajectory import HELD_OUT, SPLIT, Record, Trajectory, Try, each_trajectory, origins
+from r3agent.records.trajectory import HELD_OUT, SPLIT, Record, Trajectory, Try, origins
+from r3agent.store.batches import batches_of
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import CutOff, takes_environment
 
@@ -90,7 +91,7 @@ def choose(
     failed: bool = False,
     since: str = "",
     seed: int = 0,
-    held_out: Set[str] = frozenset(),
+    held_out: Callable[[list[Trajectory]], Set[str]] = lambda _: frozenset(),
     group: NextGroup = ANY,
 ) -> Failures:
     """Find the recorded tries that failed and can be branched off, in an order that depends on `seed`.
@@ -100,33 +101,36 @@ def choose(
 
     Args:
         failed: as in `branch`, as are `since` and `seed`.
-        held_out: ids of trajectories whose tasks are held out, besides those whose records say so.
+        held_out: returns the ids of trajectories whose tasks are held out, besides those whose records say so.
 
     Raises:
         ConfigError: `since` is no time.
     """
     began = parse_since(since)
-    recorded = [t for t in each_trajectory(trajectories) if not t.recorded]
-    origin, seen = origins(recorded), set[tuple[str, str]]()
     begins: list[Trajectory] = []
     left_out: Counter[str] = Counter()
-    for trajectory in recorded:
-        if began is not None and _recorded_at(trajectory) < began:
-            continue
-        if failed and trajectory.passed:
-            left_out["passed"] += 1
-            continue
-        for a_try in _not_passed(trajectory, group.max_attempts):
-            if (place := (origin[trajectory.trajectory_id], a_try.last.span_id)) in seen:
+    n_read = 0
+    for batch in batches_of(trajectories):
+        recorded, kept_apart = [t for t in batch if not t.recorded], held_out(batch)
+        n_read += len(recorded)
+        origin, seen = origins(recorded), set[tuple[str, str]]()
+        for trajectory in recorded:
+            if began is not None and _recorded_at(trajectory) < began:
                 continue
-            seen.add(place)
-            is_held_out = trajectory.trajectory_id in held_out or trajectory.metadata.get(SPLIT) in HELD_OUT
-            if reason := "held_out" if is_held_out else _obstacle(trajectory, a_try, group):
-                left_out[reason] += 1
-            else:
-                begins.append(branch_of(trajectory, a_try.last.span_id))
+            if failed and trajectory.passed:
+                left_out["passed"] += 1
+                continue
+            for a_try in _not_passed(trajectory, group.max_attempts):
+                if (place := (origin[trajectory.trajectory_id], a_try.last.span_id)) in seen:
+                    continue
+                seen.add(place)
+                is_held_out = trajectory.trajectory_id in kept_apart or trajectory.metadata.get(SPLIT) in HELD_OUT
+                if reason := "held_out" if is_held_out else _obstacle(trajectory, a_try, group):
+                    left_out[reason] += 1
+                else:
+                    begins.append(branch_of(trajectory, a_try.last.span_id))
     begins.sort(key=lambda begin: sha256(f"{seed} {begin.parent_id} {begin.spans[-1].span_id}".encode()).digest())
-    return Failures(begins=tuple(begins), read=len(recorded), left_out=dict(left_out))
+    return Failures(begins=tuple(begins), read=n_read, left_out=dict(left_out))
 
 
 async def judged_again(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from r3agent.errors import ConfigError
@@ -87,14 +87,19 @@ class Inspection(Record):
 
 
 def inspect_trajectory(
-    trajectory: Trajectory, trajectories: Sequence[Trajectory], *, config: TrainConfig, model: str, policies_dir: Path
+    trajectory: Trajectory, trajectories: Iterable[Trajectory], *, config: TrainConfig, model: str, policies_dir: Path
 ) -> Inspection:
     """Inspect a trajectory, with credit under `config` among all `trajectories` and the tokenizer of `model`."""
     sampled_by = [v for v in trajectory.policy_versions if v is not None and is_version(v)]
     version = max(sampled_by, key=version_number, default=BASE)
     lineage, stand = lineage_of(policies_dir, version), stand_in(config)
     rows, dropped, leaked, _ = credit_spans(
-        trajectories, config=config, version=version, lineage=lineage, retokenise=stand
+        trajectories,
+        config=config,
+        version=version,
+        lineage=lineage,
+        retokenise=stand,
+        of=trajectory.trajectory_id,
     )
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     by_unit: dict[str, list[Row]] = {}

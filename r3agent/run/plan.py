@@ -94,7 +94,7 @@ def plan_run_training(run: Run) -> TrainPlan:
 
     parent, registry = run.ensure_live(), run.registry
     start = PolicyStart.of(parent, registry.version_dir(parent.version))
-    return plan_training(run.trajectories(), start=start, config=run.config.train, policies_dir=registry.policies_dir)
+    return plan_training(run.stored(), start=start, config=run.config.train, policies_dir=registry.policies_dir)
 
 
 def _longest_path_s(trajectory: Trajectory) -> float:

@@ -18,9 +18,9 @@ from r3agent.records.versions import BASE
 from r3agent.run.cluster import collect_on_cluster
 from r3agent.run.collector import Collector, Progress
 from r3agent.run.revisit import settled, thin_out
+from r3agent.store.batches import StoredTrajectories
 from r3agent.store.registry import PolicyCard
 from r3agent.store.shards import COLLECT_LOCK, read, store_at
-from r3agent.store.trajectories import load
 from r3agent.verifiers import close
 
 ROUND_SAMPLES = 10_000
@@ -66,13 +66,12 @@ class Rounds(Collector):
         store = store_at(settings.source or self.directory)
         if settings.source and not store.is_dir():
             raise ConfigError(f"branch.source = {settings.source!r}: there is no such store; name one with --from")
-        recorded = load(store) if store.is_dir() else []
         failures = choose(
-            recorded,
+            StoredTrajectories(store) if store.is_dir() else [],
             failed=settings.failed,
             since=settings.since,
             seed=self._seed_of_round(),
-            held_out=self._split_guard.held_out(recorded),
+            held_out=self._split_guard.held_out,
             group=NextGroup(
                 max_attempts=collecting.max_attempts,
                 reflections=collecting.reflections,

@@ -23,25 +23,28 @@ from r3agent.store import parquet
 from r3agent.store.entry import HEADER, Entry, counts_of, index_path, row_of
 from r3agent.store.lines import decode
 from r3agent.store.reading import Unreadable, parse, readable
-from r3agent.store.shards import find, latest, read, replaces, shards
+from r3agent.store.shards import find, latest, replaces, shards
 
 MAX_ROW = 1 << 20
 """Size of a row, at most; an index whose last row is longer is made anew."""
 
 
-def entries(directory: str | Path, *, report: bool = True, prefix: str = "") -> Iterator[Entry]:
+def entries(
+    directory: str | Path, *, report: bool = True, prefix: str = "", unreadable: list[Unreadable] | None = None
+) -> Iterator[Entry]:
     """List the records of a store or run directory, in order of writing.
 
     Args:
         report: log what lines are no records, as `read` does.
         prefix: beginning of the names of the shards, as of `read`.
+        unreadable: receives the complete lines that are no record, instead of the log.
 
     Raises:
         ConfigError: there is no such directory.
         SchemaVersionError: another version of r3agent wrote it.
     """
     found = (found for shard in shards(directory, prefix) for found in _of_shard(shard))
-    return readable(found) if report else (entry for entry in found if isinstance(entry, Entry))
+    return readable(found, unreadable=unreadable) if report else (entry for entry in found if isinstance(entry, Entry))
 
 
 def latest_entries(
@@ -71,18 +74,16 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
         ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
         SchemaVersionError: as `read`.
     """
-    text = orjson.dumps(prefix)[1:-1]
-    likely = latest(found for shard in shards(directory) for found in _containing(shard, text))
-    if not any(t.trajectory_id.startswith(prefix) for t in likely):
-        likely = latest(read(directory))  # to name the nearest id
-    return find(likely, prefix, str(directory))
+    likely = latest(found for shard in shards(directory) for found in _named(shard, prefix))
+    return find(likely, prefix, str(directory), lambda: {entry.trajectory_id for entry in entries(directory)})
 
 
-def _containing(shard: Path, text: bytes) -> Iterator[Trajectory]:
-    """Read the records whose row of the index has a text, and, where there is no index yet, whose line has it."""
-    length, end = _known(shard)
+def _named(shard: Path, prefix: str) -> Iterator[Trajectory]:
+    """Read the records that the index knows by a name, and, where there is no index yet, whose line contains it."""
+    text, (length, end) = orjson.dumps(prefix)[1:-1], _known(shard)
     for row in _rows(shard, length):
-        if text in row and isinstance(entry := _parsed(shard, row), Entry):
+        entry = _parsed(shard, row) if text in row else None
+        if isinstance(entry, Entry) and (entry.episode == prefix or entry.trajectory_id.startswith(prefix)):
             yield read_entry(entry)
     for offset, _, line in _lines_from(shard, end):
         if text in line:

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -185,30 +186,51 @@ def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> li
     Raises:
         RecordError, SchemaVersionError: the labels cannot be read.
     """
-    verdicts = merged(read_layers(directory))
-    trajectories = [with_verdicts(trajectory, verdicts) for trajectory in trajectories]
-    path = labels_path(store_at(directory))
-    if not path.is_file():
-        return trajectories
-    spans = {(t.trajectory_id, span.span_id): span for t in trajectories for span in t.spans}
-    origin = origins(trajectories)
-    last: dict[Hashable, SpanLabel] = {}
-    for label in records([path], SpanLabel):
-        if (span := spans.get((label.trajectory_id, label.span_id))) is not None:
+    return Labels(directory).over(trajectories)
+
+
+class Labels:
+    """The labels of a store and the layers of verdicts, which are read once.
+
+    Raises:
+        RecordError, SchemaVersionError: they cannot be read.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        store = store_at(directory)
+        self._verdicts = merged(read_layers(store))
+        files = [[path] if path.is_file() else [] for path in (labels_path(store), scores_path(store))]
+        self._scores = {_key(scored): scored.score for scored in records(files[1], LabelScore)}
+        self._labels: dict[str, list[tuple[int, SpanLabel]]] = {}
+        for numbered in enumerate(records(files[0], SpanLabel)):
+            self._labels.setdefault(numbered[1].trajectory_id, []).append(numbered)
+
+    def over(self, trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+        """Merge them into all trajectories of some tasks."""
+        trajectories = [with_verdicts(trajectory, self._verdicts) for trajectory in trajectories]
+        if not self._labels:
+            return trajectories
+        origin = origins(trajectories)
+        numbered: list[tuple[int, SpanLabel, Span]] = []
+        for trajectory in trajectories:
+            if labels := self._labels.get(trajectory.trajectory_id):
+                spans = {span.span_id: span for span in trajectory.spans}
+                numbered += [(n, label, spans[label.span_id]) for n, label in labels if label.span_id in spans]
+        last: dict[Hashable, SpanLabel] = {}
+        for _, label, span in sorted(numbered, key=itemgetter(0)):
             last[origin[label.trajectory_id], *_answer(span)] = label
-    labelled = {label.span_id for label in last.values()}
-    scored = [path for path in [scores_path(store_at(directory))] if path.is_file()]
-    scores = {_key(scored): scored.score for scored in records(scored, LabelScore)}
+        labelled = {label.span_id for label in last.values()}
 
-    def with_own(trajectory: Trajectory) -> Trajectory:
-        if not any(span.span_id in labelled for span in trajectory.spans):
-            return trajectory
-        labels = [(last.get((origin[trajectory.trajectory_id], *_answer(span))), span) for span in trajectory.spans]
-        return trajectory.changed(
-            spans=tuple(span if label is None else label.over(span, scores.get(_key(label))) for label, span in labels)
-        )
+        def with_own(trajectory: Trajectory) -> Trajectory:
+            if not any(span.span_id in labelled for span in trajectory.spans):
+                return trajectory
+            own = origin[trajectory.trajectory_id]
+            labels = [(last.get((own, *_answer(span))), span) for span in trajectory.spans]
+            return trajectory.changed(
+                spans=tuple(s if label is None else label.over(s, self._scores.get(_key(label))) for label, s in labels)
+            )
 
-    return [with_own(trajectory) for trajectory in trajectories]
+        return [with_own(trajectory) for trajectory in trajectories]
 
 
 def _key(label: SpanLabel | LabelScore) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ import fcntl
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from errno import EACCES
 from pathlib import Path
 from typing import Any, Literal
 
-from r3agent._util.files import sync_directory
+from r3agent._util.files import remedy_of, sync_directory
 from r3agent._util.messages import nearest
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.trajectory import EPISODE, Trajectory, new_id
@@ -93,9 +93,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
             if not os.access(self.directory, os.W_OK):
                 raise PermissionError(EACCES, os.strerror(EACCES))
         except OSError as error:
-            raise ConfigError(
-                f"cannot write to {self.directory}: {error.strerror}; choose another directory or free it"
-            ) from error
+            raise ConfigError(f"cannot write to {self.directory}: {error.strerror}; {remedy_of(error)}") from error
 
     def append(self, trajectory: Trajectory, counts: dict[str, Any] | None = None) -> None:
         """Write one record with a single `write`, so that a crash damages at most the last line.
@@ -133,7 +131,7 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         except OSError as error:
             self._take_back()
             raise RecordError(
-                f"cannot write to {self.directory}: {error.strerror}; what is stored stays: free space, and go on"
+                f"cannot write to {self.directory}: {error.strerror}; what is stored stays: {remedy_of(error)}"
             ) from error
         self._size += len(line)
 
@@ -233,8 +231,12 @@ def store_of_run(run: str | Path) -> Path:
     raise ConfigError(f"run {str(run)!r} is no run, it has no {CONFIG_FILE}; {near}`{make}` makes one")
 
 
-def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Trajectory:
+def find(trajectories: Sequence[Trajectory], prefix: str, where: str, stored: Callable[[], Set[str]]) -> Trajectory:
     """Find the trajectory whose id begins with `prefix`, or whose episode a gateway recorded under that name.
+
+    Args:
+        trajectories: those that may be it.
+        stored: returns the ids of all in the store, of which the message names the nearest.
 
     Raises:
         ConfigError: there is none (the message suggests the nearest id) or more than one; or `prefix` is empty.
@@ -247,9 +249,9 @@ def find(trajectories: Sequence[Trajectory], prefix: str, where: str) -> Traject
         return (exact or found)[0]
     if found:
         raise ConfigError(f"trajectory {prefix!r}: begins the ids of {len(found)} in {where}; give more of it")
-    near = nearest(prefix, [t.trajectory_id for t in trajectories])
-    hint = f"{near}r3agent inspect lists them" if trajectories else "collect some first"
-    raise ConfigError(f"trajectory {prefix!r}: not among the {len(trajectories)} in {where}; {hint}")
+    ids = stored()
+    hint = f"{nearest(prefix, ids)}r3agent inspect lists them" if ids else "collect some first"
+    raise ConfigError(f"trajectory {prefix!r}: not among the {len(ids)} in {where}; {hint}")
 
 
 def latest(trajectories: Iterable[Trajectory]) -> list[Trajectory]:

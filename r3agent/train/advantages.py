@@ -6,11 +6,15 @@ failure would bias it (arXiv 2402.03300).
 
 from __future__ import annotations
 
+from array import array
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeAlias
 
 from r3agent.train.config import TrainConfig
 from r3agent.train.row import Row, RowLabel
+
+Every: TypeAlias = dict[RowLabel, "array[float]"]
+"""Rewards of all siblings by label, those without a row for want of variance included."""
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
@@ -39,9 +43,15 @@ def with_advantages(groups: list[list[list[Row]]], config: TrainConfig) -> list[
     return found
 
 
-def scaled(rows: list[Row], every: dict[RowLabel, list[float]], config: TrainConfig) -> list[Row]:
-    """Divide the advantages by the standard deviation of all rewards of their label, if that is configured."""
-    if config.scale_rewards != "batch":
+def scaled(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
+    """Divide the advantages by the scale of their label."""
+    if not (scales := scales_of(every, config)):
         return rows
-    scales = {label: stdev(rewards) + STD_EPSILON for label, rewards in every.items() if len(rewards) > 1}
     return [row._replace(advantage=row.advantage / scales.get(row.label, 1.0)) for row in rows]
+
+
+def scales_of(every: Every, config: TrainConfig) -> dict[RowLabel, float]:
+    """Return the standard deviation of all rewards of each label, if it is configured that it divides advantages."""
+    if config.scale_rewards != "batch":
+        return {}
+    return {label: stdev(rewards) + STD_EPSILON for label, rewards in every.items() if len(rewards) > 1}

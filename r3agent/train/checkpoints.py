@@ -76,8 +76,7 @@ class Checkpoints:
         ways, layout = WAYS_TO_COMPUTE, 0
         if config.loss_type == "bnpo":  # an average over micro-batches depends on them
             ways, layout = ways - SIZES, processes.num_processes
-        identity = [[tuple(row) for row in rows], config.model_dump(exclude=ways), start.version, layout]
-        self.digest = sha256(orjson.dumps(identity)).hexdigest()
+        self.digest = _digest(rows, [config.model_dump(exclude=ways), start.version, layout])
         if not resume:
             return
         found = self._all()
@@ -192,6 +191,16 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return f"it cannot be read: {error}"
     return None
+
+
+def _digest(rows: Iterable[Row], settings: list[Any]) -> str:
+    """Hash the JSON of `[rows, *settings]`."""
+    digest, before = sha256(b"[["), b""
+    for row in rows:
+        digest.update(before + orjson.dumps(tuple(row)))
+        before = b","
+    digest.update(b"]," + orjson.dumps(settings)[1:])
+    return digest.hexdigest()
 
 
 def _files(checkpoint: Path) -> list[Path]:

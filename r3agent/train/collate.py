@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from itertools import groupby
 from typing import Any, Literal, cast
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 
@@ -19,10 +22,16 @@ class Costs:
         shares: compute a prompt that adjacent rows share once; otherwise rows are padded to the longest.
     """
 
-    def __init__(self, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]], *, shares: bool) -> None:
-        numbers: dict[tuple[int, ...], int] = {}
-        self.prompts = [numbers.setdefault(tuple(ids), len(numbers)) for ids in prompts]
-        self.prompt_tokens = [len(ids) for ids in numbers]
+    def __init__(
+        self, prompts: Iterable[Sequence[int]], completions: Iterable[Sequence[int]], *, shares: bool = False
+    ) -> None:
+        numbers: dict[bytes, int] = {}
+        self.prompts: list[int] = []
+        self.prompt_tokens: list[int] = []
+        for ids in prompts:  # a hash, because they are many and long
+            self.prompts.append(numbers.setdefault(blake2b(array("q", ids), digest_size=16).digest(), len(numbers)))
+            if len(numbers) > len(self.prompt_tokens):
+                self.prompt_tokens.append(len(ids))
         self.completion_tokens = [len(ids) for ids in completions]
         self.shares = shares
 
@@ -142,6 +151,31 @@ class Epochs(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         cast(MicroBatches, self.batch_sampler).set_epoch(epoch)
+
+
+class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a dataset with what the trainer knows of them, which are read when they are used; a blank one follows.
+
+    Args:
+        weights: weight of each row.
+        scores: the starting policy's logprobs of each row; `None` for the recorded ones.
+    """
+
+    def __init__(
+        self, rows: Dataset, weights: Sequence[float], scores: Sequence[list[float] | None], blank: dict[str, Any]
+    ) -> None:
+        self.rows, self.weights, self.scores, self.blank = rows, weights, scores, blank
+
+    def __len__(self) -> int:
+        return len(self.rows) + 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == len(self.rows):
+            return self.blank
+        row, score_T = self.rows[index], self.scores[index]
+        recorded_T = row["logprobs_T"] or score_T
+        more = {"logprobs_T": recorded_T, "start_logprobs_T": score_T or recorded_T, "weight": self.weights[index]}
+        return {**row, **more}
 
 
 def blank_row(token: int) -> dict[str, Any]:

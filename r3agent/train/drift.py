@@ -52,8 +52,9 @@ class DriftMeter:
         base: str | None,
         limit: float | None,
     ) -> None:
-        own = [row for row in rows if row.label != "distill"] or rows  # distilled tokens are of another prompt
-        chosen = own[:: -(-len(own) // SAMPLE)]
+        own = [i for i, row in enumerate(rows) if row.label != "distill"]  # distilled tokens are of another prompt
+        own = own or range(len(rows))
+        chosen = [rows[i] for i in own[:: -(-len(own) // SAMPLE)]]
         self.trainer, self.version = trainer, start.version
         self.rows, self.pairs = chosen, [(row.prompt_ids_P, row.completion_ids_T) for row in chosen]
         self.base: list[list[float]] | None = None

@@ -8,7 +8,8 @@ its beginning, so that the trained tokens stay inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from r3agent.errors import TrainingError
@@ -32,14 +33,18 @@ class Candidate(NamedTuple):
     """Position of the first trained token."""
 
 
-def candidates(rows: Iterable[Row]) -> list[Candidate]:
+def candidates(rows: Sequence[Row]) -> list[Candidate]:
     """Choose the rows with the largest advantages, one of each group."""
-    by_group: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: abs(row.advantage), reverse=True):
-        by_group.setdefault(row.group_id, row)
-    ends = [(row.prompt_ids_P[-MAX_PROMPT:], row.completion_ids_T[:MAX_COMPLETION]) for row in by_group.values()]
-    found = [Candidate([*prompt, *completion], max(1, len(prompt))) for prompt, completion in ends]
-    return [candidate for candidate in found if candidate.first < len(candidate.token_ids_T)][:MAX_CANDIDATES]
+    by_advantage = sorted((-abs(row.advantage), i, row.group_id) for i, row in enumerate(rows))
+    by_group: dict[str, int] = {}
+    for _, i, group_id in by_advantage:
+        by_group.setdefault(group_id, i)
+    ends = (
+        (row.prompt_ids_P[-MAX_PROMPT:], row.completion_ids_T[:MAX_COMPLETION])
+        for row in map(rows.__getitem__, by_group.values())
+    )
+    found = (Candidate([*prompt, *completion], max(1, len(prompt))) for prompt, completion in ends)
+    return [*islice((candidate for candidate in found if candidate.first < len(candidate.token_ids_T)), MAX_CANDIDATES)]
 
 
 def candidate_logprobs(trainer: OfflineGRPOTrainer, chosen: Sequence[Candidate]) -> list[tuple[float, ...]]:

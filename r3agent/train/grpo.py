@@ -44,8 +44,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from r3agent.errors import ConfigError
 from r3agent.train.arguments import grpo_arguments
 from r3agent.train.checkpoints import PREFIX, writing
-from r3agent.train.collate import Costs, Epochs, MicroBatches, blank_row, collate, collate_tokens
+from r3agent.train.collate import Costs, Epochs, MicroBatches, TrainingRows, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
+from r3agent.train.row_file import column
 from r3agent.train.shared_prefix import pack, share, unpack
 from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
 from r3agent.train.tries import WeightedBeta, tries_of, weights_of
@@ -59,6 +60,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     model: Any
     args: GRPOConfig
     train_dataset: Any
+    scores: Sequence[list[float] | None]
     in_loss: dict[str, Any] | None = None
     """Micro-batch whose loss is being computed; `None` outside the loss."""
 
@@ -71,17 +73,18 @@ class OfflineGRPOTrainer(GRPOTrainer):
         output_dir: Path,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        prompts, completions = rows["prompt_ids_P"], rows["completion_ids_T"]
         inner = _without_adapter(model)
         expected = trial_logprobs(inner)
-        longest_row = max(map(len, prompts)) + max(map(len, completions))
+        costs = Costs(column(rows, "prompt_ids_P"), column(rows, "completion_ids_T"))
+        longest_row = max(costs.prompt_tokens) + max(costs.completion_tokens)
         self.packs = config.share_prompt and _enable_sharing(inner, longest_row)
         self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
+        costs.shares = self.packs
         processes = PartialState(cpu=not torch.accelerator.is_available())
         try_ids = tries_of(rows)
         self.batches = MicroBatches(
-            rows["group_id"],
-            Costs(prompts, completions, shares=self.packs),
+            [*column(rows, "group_id")],
+            costs,
             batch_size=config.batch_size,
             budget=self.budget,
             epochs=config.epochs,
@@ -94,10 +97,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
             model=model,
             reward_funcs=_recorded_rewards,
             args=grpo_arguments(config, self.batches, output_dir),
-            train_dataset=rows.add_column("weight", weights_of(rows, try_ids)),
+            train_dataset=rows,
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
+        self.weights = weights_of(rows, try_ids)
         self.remove_callback(PrinterCallback)
         self.beta = config.beta  # 0 in the arguments, or TRL would build a reference model
         self.config = config
@@ -119,8 +123,9 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def score(self) -> list[list[float]]:
         """Compute the logprobs of every row's completion under the current weights, and `start_from` them."""
-        rows = self.train_dataset
-        scores = self.logprobs(list(zip(rows["prompt_ids_P"], rows["completion_ids_T"], strict=True)), divided=True)
+        names = ("prompt_ids_P", "completion_ids_T")
+        pairs = zip(*(column(self.train_dataset, name) for name in names), strict=True)
+        scores = self.logprobs([*pairs], divided=True)
         self.start_from(scores)
         return scores
 
@@ -130,11 +135,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` they
         are placeholders.
         """
-        rows = self.train_dataset
-        recorded = [old or new for old, new in zip(rows["logprobs_T"], scores, strict=True)]
-        rows = rows.remove_columns("logprobs_T").add_column("logprobs_T", recorded)
-        started = [new or old for old, new in zip(recorded, scores, strict=True)]
-        self.train_dataset = rows.add_column("start_logprobs_T", started)
+        self.scores = scores
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
         """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
@@ -154,11 +155,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> list[list[float]]:
         self.model.eval()
         rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
-        costs = Costs([prompt for prompt, _ in pairs], [completion for _, completion in pairs], shares=self.packs)
-        by_prompt = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][0]))
+        costs = Costs((prompt for prompt, _ in pairs), (completion for _, completion in pairs), shares=self.packs)
+        by_prompt = sorted(range(len(pairs)), key=lambda i: (costs.prompt_tokens[costs.prompts[i]], costs.prompts[i]))
         found: list[tuple[int, list[float]]] = []
         for part in costs.cut(by_prompt, self.budget)[rank::processes]:
-            rows = [{"prompt_ids_P": pairs[i][0], "completion_ids_T": pairs[i][1]} for i in part]
+            rows = [dict(zip(("prompt_ids_P", "completion_ids_T"), pairs[i], strict=True)) for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
             logprobs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(
@@ -170,7 +171,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
             )
             values_BT = logprobs_BT if entropies_BT is None else entropies_BT
             for index, values_T in zip(part, values_BT.tolist(), strict=True):
-                found.append((index, values_T[: len(pairs[index][1])]))
+                found.append((index, values_T[: costs.completion_tokens[index]]))
         return [values_T for _, values_T in sorted(gather_object(found) if divided else found)]
 
     def gather_weights(self) -> dict[str, torch.Tensor] | None:
@@ -183,7 +184,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches of recorded rows; a blank row follows the last one."""
-        rows: Any = [*self.train_dataset, blank_row(self.pad_id)]
+        rows: Any = TrainingRows(self.train_dataset, self.weights, self.scores, blank_row(self.pad_id))
         limits = self.config.model_dump(include={"importance_cap", "importance_mode"})
         collate_rows = partial(collate, pad_id=self.pad_id, **limits)
         return Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)

@@ -13,7 +13,8 @@ import torch
 from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
 from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.row import Row
+from r3agent.train.row import Row, RowLabel
+from r3agent.train.row_file import Pairs
 from r3agent.train.surprise import LIMIT, Surprise
 
 Scores: TypeAlias = list[list[float]]
@@ -69,8 +70,7 @@ def score_rows(rows: Sequence[Row], version: str, score: Score) -> list[list[flo
     scores: list[list[float] | None] = [None] * len(rows)
 
     def fill(indices: Sequence[int]) -> None:
-        pairs = [(rows[i].prompt_ids_P, rows[i].completion_ids_T) for i in indices]
-        for i, score_T in zip(indices, score(pairs), strict=True):
+        for i, score_T in zip(indices, score(Pairs(rows, indices)), strict=True):
             scores[i] = score_T
 
     fill([i for i in range(len(rows)) if i not in spared])
@@ -81,31 +81,41 @@ def score_rows(rows: Sequence[Row], version: str, score: Score) -> list[list[flo
 
 def _spared(rows: Sequence[Row], version: str) -> set[int]:
     """Choose the rows of the starting version that need no score: all but a sample from as many groups as possible."""
-    labels: dict[str, list[int]] = {}
+    labels: dict[str, list[tuple[int, str]]] = {}
     for i, row in enumerate(rows):
         if row.policy_version == version and row.logprobs_T is not None:
-            labels.setdefault(row.label, []).append(i)
+            labels.setdefault(row.label, []).append((i, row.group_id))
     spared: set[int] = set()
     for label, own in labels.items():
         random.Random(label).shuffle(own)
         turns: Counter[str] = Counter()  # the first row of each group, then the second of each, ...
         by_turn: list[tuple[int, int]] = []
-        for i in own:
-            by_turn.append((turns[rows[i].group_id], i))
-            turns[rows[i].group_id] += 1
+        for i, group_id in own:
+            by_turn.append((turns[group_id], i))
+            turns[group_id] += 1
         spared.update(i for _, i in sorted(by_turn, key=itemgetter(0))[max(SAMPLE, len(own) // 10) :])
     return spared
 
 
 def _close(rows: Sequence[Row], scores: Sequence[list[float] | None], version: str) -> bool:
-    own = [gap_T.abs() for row, gap_T in _gaps(rows, scores) if row.policy_version == version]
+    own = [gap_T.abs() for _, sampled_by, gap_T in _gaps(rows, scores) if sampled_by == version]
     return torch.cat(own).mean().item() <= CLOSE_MEAN and all(gap_T.mean().item() <= CLOSE_ROW for gap_T in own)
 
 
-def _gaps(rows: Sequence[Row], scores: Sequence[Sequence[float] | None]) -> list[tuple[Row, torch.Tensor]]:
-    """Subtract scores from recorded logprobs at the sampled tokens, in the rows that have both."""
+def _gaps(
+    rows: Sequence[Row], scores: Sequence[Sequence[float] | None]
+) -> list[tuple[RowLabel, str | None, torch.Tensor]]:
+    """Subtract scores from recorded logprobs at the sampled tokens, in the rows that have both.
+
+    Returns:
+        The row's label, its policy version and the differences.
+    """
     return [
-        (row, torch.tensor(row.sampled(row.logprobs_T)) - torch.tensor(row.sampled(score_T)))
+        (
+            row.label,
+            row.policy_version,
+            torch.tensor(row.sampled(row.logprobs_T)) - torch.tensor(row.sampled(score_T)),
+        )
         for row, score_T in zip(rows, scores, strict=True)
         if row.logprobs_T is not None and score_T is not None
     ]
@@ -116,14 +126,14 @@ def measure(rows: Sequence[Row], scores: Sequence[Sequence[float] | None], versi
     gaps = _gaps(rows, scores)
     if not gaps:
         return Mismatch(gap=None, labels={}, ess=None)
-    own = [(row, gap_T) for row, gap_T in gaps if row.policy_version in (None, version)]
-    others = [gap_T for row, gap_T in gaps if row.policy_version not in (None, version)]
+    own = [gap for gap in gaps if gap[1] in (None, version)]
+    others = [gap_T for _, sampled_by, gap_T in gaps if sampled_by not in (None, version)]
     labels: dict[str, list[torch.Tensor]] = {}
-    for row, gap_T in own or gaps:
-        labels.setdefault(row.label, []).append(gap_T)
-    noise_ess = _ess([gap_T for _, gap_T in own]) if own else None
+    for label, _, gap_T in own or gaps:
+        labels.setdefault(label, []).append(gap_T)
+    noise_ess = _ess([gap_T for *_, gap_T in own]) if own else None
     return Mismatch(
-        gap=_gap([gap_T for _, gap_T in own or gaps]),
+        gap=_gap([gap_T for *_, gap_T in own or gaps]),
         labels={label: _gap(gaps_T) for label, gaps_T in labels.items()},
         ess=_ess(others) if others else noise_ess,
         noise_ess=noise_ess,

@@ -14,7 +14,7 @@ from r3agent.records.trajectory import Record, Trajectory
 from r3agent.train.base import freeze_towers, loading, read_config
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.lineage import ancestry, lineage_of
-from r3agent.train.rows import build_rows, to_dataset
+from r3agent.train.rows import file_rows
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.tries import tries_of
 from r3agent.train.weights import add_adapter, load_tokenizer, loaded_dtype
@@ -54,9 +54,9 @@ def plan_training(
     """
     retokenise = Retokeniser(load_tokenizer(start)) if config.retokenise == "allow" else None
     lineage = lineage_of(policies_dir, start.version)
-    rows, _ = build_rows(trajectories, config=config, version=start.version, lineage=lineage, retokenise=retokenise)
-    tries = len({*tries_of(to_dataset(rows))})
-    tokens = config.epochs * sum(len(row.prompt_ids_P) + len(row.completion_ids_T) for row in rows)
+    rows, report = file_rows(trajectories, config=config, version=start.version, lineage=lineage, retokenise=retokenise)
+    tries = len({*tries_of(rows.dataset)})
+    tokens = config.epochs * (report.prompt_tokens + report.completion_tokens + report.between_tokens)
     weights = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in _shape(start, config).parameters()]
     trained = sum(count for count, _, trains in weights if trains)
     seconds_per_token, measured_on = _measured(policies_dir, start.version, config)

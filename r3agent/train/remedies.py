@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
+from typing import TypeAlias
 
-from r3agent.train.row import Dropped, Row
+from r3agent.train.row import Dropped
+
+DropCounts: TypeAlias = dict[str, Counter[str]]
+"""Number of dropped spans by label and reason."""
 
 COLLECT = {
     "attempt": "--samples 4",
@@ -54,14 +58,17 @@ REMEDIES = {
 """Remedies by the reason for dropping a span of a credited label."""
 
 
-def remedies(labels: Iterable[str], rows: Sequence[Row], dropped: Sequence[Dropped]) -> dict[str, str]:
-    """Return the main reason and its remedy for each label without a row."""
-    trained_on = {row.label for row in rows}
-    return {
-        label: _remedy(label, Counter(drop.reason for drop in dropped if drop.label == label))
-        for label in labels
-        if label not in trained_on
-    }
+def remedies(labels: Iterable[str], trained_on: Container[str], dropped: DropCounts) -> dict[str, str]:
+    """Return the main reason and its remedy for each label that is not trained on."""
+    return {label: _remedy(label, dropped.get(label, Counter())) for label in labels if label not in trained_on}
+
+
+def count_dropped(dropped: Iterable[Dropped]) -> DropCounts:
+    """Count the reasons for dropping spans, by label."""
+    counts: DropCounts = {}
+    for drop in dropped:
+        counts.setdefault(drop.label, Counter())[drop.reason] += 1
+    return counts
 
 
 def _remedy(label: str, reasons: Counter[str]) -> str:

@@ -13,7 +13,7 @@ from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Record, Trajectory
 from r3agent.train.chains import APART
 from r3agent.train.config import TrainConfig
-from r3agent.train.remedies import remedies
+from r3agent.train.remedies import count_dropped, remedies
 from r3agent.train.row import Credited, Row
 
 MAX_APART = 3
@@ -187,7 +187,7 @@ def report_rows(
         prompt_tokens=sum(len(row.prompt_ids_P) for row in rows),
         completion_tokens=sampled,
         between_tokens=sum(len(row.completion_ids_T) for row in rows) - sampled,
-        remedies=remedies(labels_of(config), rows, dropped),
+        remedies=remedies(labels_of(config), {row.label for row in rows}, count_dropped(dropped)),
     )
 
 

@@ -6,7 +6,8 @@ that cannot be trained on as a whole is left out as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,18 @@ from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, groups, payers, reward
 from r3agent.records.leak import leaks
 from r3agent.records.prompts import NOT_RUN
-from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory, each_trajectory
-from r3agent.store.batches import StoredTrajectories
-from r3agent.train.advantages import scaled, with_advantages
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
+from r3agent.store.batches import batches_of
+from r3agent.train.advantages import Every, scaled, scales_of, with_advantages
 from r3agent.train.config import TrainConfig
-from r3agent.train.merging import merge_reports
-from r3agent.train.report import Rewards, RowReport, report_rows, rewards_of
-from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowLabel, RowMaker
+from r3agent.train.merging import Merging
+from r3agent.train.report import RowReport, report_rows, rewards_of
+from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowMaker
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from r3agent.train.row_file import RowFile
 
 
 @checked
@@ -46,51 +49,68 @@ def build_rows(
     Raises:
         TrainingError: no row is left.
     """
-    make_row, every = RowMaker(config, version, lineage, retokenise), dict[RowLabel, list[float]]()
-    rows, dropped, reports, rewards = list[Row](), list[Dropped](), list[RowReport](), list[Rewards]()
-    for batch in batches_of(trajectories):
-        credited = _credit(batch, make_row, every)
-        rows += credited.rows
-        dropped += credited.dropped
-        rewards.append(rewards_of(batch, config))
-        reports.append(report_rows(batch, credited, config, version, lineage))
-    report = merge_reports(reports, rewards, rows, dropped, config)
-    if not rows:
-        raise TrainingError(report.why_empty())
+    rows, every = list[Row](), Every()
+    report = add_rows(rows.extend, every, trajectories, RowMaker(config, version, lineage, retokenise))
     return scaled(rows, every, config), report
 
 
-def stream_rows(
-    trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str, lineage: Sequence[str] | None = None
-) -> Iterator[Row]:
-    """Make the rows as `build_rows` does, but yield them batch by batch, so that few are in memory at a time.
+def file_rows(
+    trajectories: Iterable[Trajectory],
+    *,
+    config: TrainConfig,
+    version: str,
+    lineage: Sequence[str] | None = None,
+    retokenise: Retokenise | None = None,
+) -> tuple[RowFile, RowReport]:
+    """Make the rows as `build_rows` does, in a temporary file; needs the `train` extra.
 
-    With `scale_rewards = "batch"`, the trajectories are read twice: the scale is that of all rewards.
+    Raises:
+        TrainingError: as `build_rows`.
+        ConfigError: the file cannot be written.
     """
-    make_row, every = RowMaker(config, version, lineage, None), dict[RowLabel, list[float]]()
-    if config.scale_rewards == "batch":
-        for batch in batches_of(trajectories):
-            _credit(batch, make_row, every)
+    from r3agent.train.row_file import RowFile
+
+    rows, every = RowFile(), Every()
+    report = add_rows(rows.extend, every, trajectories, RowMaker(config, version, lineage, retokenise))
+    if scales := scales_of(every, config):
+        rows.rescale(scales)
+    return rows, report
+
+
+def add_rows(
+    add: Callable[[list[Row]], None], every: Every, trajectories: Iterable[Trajectory], make_row: RowMaker
+) -> RowReport:
+    """Make the rows, batch by batch, with advantages that are not scaled.
+
+    Args:
+        add: receives the rows of each batch.
+        every: receives the rewards of all siblings.
+
+    Raises:
+        TrainingError: no row is left.
+    """
+    merging, config = Merging(make_row.config), make_row.config
     for batch in batches_of(trajectories):
-        yield from scaled(_credit(batch, make_row, {}).rows, every, config)
-
-
-def batches_of(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
-    """Yield all trajectories of some tasks at a time if they are those of a store, or else all at once."""
-    if isinstance(trajectories, StoredTrajectories):
-        yield from trajectories.batches()
-    else:
-        yield list(each_trajectory(trajectories))
+        credited = _credit(batch, make_row, every)
+        add(credited.rows)
+        report = report_rows(batch, credited, config, make_row.version, make_row.lineage)
+        merging.add(report, rewards_of(batch, config), credited.dropped)
+    if not (report := merging.merged()).rows:
+        raise TrainingError(report.why_empty())
+    return report
 
 
 def why_untrainable(
     trajectories: Iterable[Trajectory], *, config: TrainConfig, version: str, lineage: Sequence[str] | None = None
 ) -> str | None:
     """Return the message of the error that `build_rows` would raise, or `None`, without tokenising."""
-    trajectories = list(trajectories)
-    stand = stand_in(config)
-    credited = credit_spans(trajectories, config=config, version=version, lineage=lineage, retokenise=stand)
-    return None if credited.rows else report_rows(trajectories, credited, config, version).why_empty()
+    make_row, merging = RowMaker(config, version, lineage, stand_in(config)), Merging(config)
+    for batch in batches_of(trajectories):
+        credited = _credit(batch, make_row, {})
+        if credited.rows:
+            return None
+        merging.add(report_rows(batch, credited, config, version), rewards_of(batch, config), credited.dropped)
+    return merging.merged().why_empty()
 
 
 def stand_in(config: TrainConfig) -> Retokenise | None:
@@ -106,15 +126,25 @@ def credit_spans(
     version: str,
     lineage: Sequence[str] | None = None,
     retokenise: Retokenise | None = None,
+    of: str | None = None,
 ) -> Credited:
-    """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row."""
-    every: dict[RowLabel, list[float]] = {}
+    """Credit spans as `build_rows` does, but return all dropped spans, and do not raise if there is no row.
+
+    Args:
+        of: id of a trajectory; of a store, only what belongs to its batch is returned, and the rest is not kept.
+    """
+    every, found = Every(), Credited([], [], set(), 0)
     make_row = RowMaker(config, version, lineage, retokenise)
-    credited = _credit(list(each_trajectory(trajectories)), make_row, every)
-    return credited._replace(rows=scaled(credited.rows, every, config))
+    for batch in batches_of(trajectories):
+        credited = _credit(batch, make_row, every)
+        if of is None or any(t.trajectory_id == of for t in batch):
+            rows, dropped = [*found.rows, *credited.rows], [*found.dropped, *credited.dropped]
+            alike = found.zero_variance_groups + credited.zero_variance_groups
+            found = Credited(rows, dropped, found.leaked | credited.leaked, alike)
+    return found._replace(rows=scaled(found.rows, every, config))
 
 
-def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: dict[RowLabel, list[float]]) -> Credited:
+def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every) -> Credited:
     """Credit the spans of all trajectories of some tasks.
 
     Args:
@@ -142,7 +172,7 @@ def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: dict[RowL
     made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
     for tries_G in siblings:
-        every.setdefault(tries_G[0][0].label, []).extend(rows[0].reward for rows in tries_G)
+        every.setdefault(tries_G[0][0].label, array("d")).extend(rows[0].reward for rows in tries_G)
     rows = [*with_advantages(siblings, config), *(row for rows in made if isinstance(rows, list) for row in rows)]
     return Credited(rows, dropped, leaked, zero_variance_groups)
 

@@ -34,7 +34,7 @@ from r3agent.train.lineage import STEPS_FILE, base_model, count_repeated, lineag
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.processes import join_processes
 from r3agent.train.row import Row
-from r3agent.train.rows import build_rows, to_dataset
+from r3agent.train.rows import file_rows
 from r3agent.train.signals import StopOnSignal
 from r3agent.train.surprise import measure_surprise
 from r3agent.train.tokenizer import Retokeniser
@@ -96,7 +96,7 @@ def train(
         tokenizer = load_tokenizer(start)
         retokenise = Retokeniser(tokenizer) if config.retokenise == "allow" else None
         lineage = lineage_of(out_dir.parent, start.version)
-        rows, report = build_rows(
+        rows, report = file_rows(
             trajectories, config=config, version=start.version, lineage=lineage, retokenise=retokenise
         )
         report = report.model_copy(update={"repeated": count_repeated(rows, out_dir.parent, start.version)})
@@ -110,7 +110,7 @@ def train(
         with fitting(start, model), enough_memory(config):
             trainer = OfflineGRPOTrainer(
                 model,
-                to_dataset(rows),
+                rows.dataset,
                 trainer_tokenizer(tokenizer, model),
                 config,
                 checkpoints.directory,

@@ -43,10 +43,14 @@ class Surprise(Record):
 
 def measure_surprise(rows: Sequence[Row], version: str, entropies: Entropies) -> Surprise | None:
     """Test the doubtful rows that `version` sampled, or a sample of them; `None` if there are none."""
-    doubtful = [r for r in rows if r.doubtful and r.logprobs_T is not None and r.policy_version in (None, version)]
+    doubtful = [
+        i
+        for i, row in enumerate(rows)
+        if row.doubtful and row.logprobs_T is not None and row.policy_version in (None, version)
+    ]
     if not doubtful:
         return None
-    chosen = doubtful[:: -(-len(doubtful) // SAMPLE)]
+    chosen = [rows[i] for i in doubtful[:: -(-len(doubtful) // SAMPLE)]]
     groups: dict[str, list[float]] = {}
     for row, values_T in zip(chosen, entropies([(r.prompt_ids_P, r.completion_ids_T) for r in chosen]), strict=True):
         sums = groups.setdefault(row.group_id, [0.0, 0.0])

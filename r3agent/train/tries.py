@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from r3agent.train.row_file import column
+
 
 def tries_of(rows: Dataset) -> list[Hashable]:
     """Return the id of each row's try; rows of `distill` are a try each."""
-    identities = zip(rows["trajectory_id"], rows["span_id"], rows["label"], strict=True)
+    identities = zip(*(column(rows, name) for name in ("trajectory_id", "span_id", "label")), strict=True)
     return [i if identity[-1] == "distill" else identity for i, identity in enumerate(identities)]
 
 
@@ -20,7 +22,7 @@ def weights_of(rows: Dataset, try_ids: Sequence[Hashable]) -> list[float]:
     """Compute each row's share of the sampled tokens of its try."""
     sampled = [
         len(ids_T) if sampled_T is None else sum(sampled_T)
-        for ids_T, sampled_T in zip(rows["completion_ids_T"], rows["sampled_T"], strict=True)
+        for ids_T, sampled_T in zip(column(rows, "completion_ids_T"), column(rows, "sampled_T"), strict=True)
     ]
     tokens: Counter[Hashable] = Counter()
     for try_id, count in zip(try_ids, sampled, strict=True):

@@ -17,7 +17,7 @@ from r3agent.cli.main import main
 from r3agent.episodes.collect import collect
 from r3agent.errors import TrainingError, VerifierError
 from r3agent.records.summary import summarise
-from r3agent.records.trajectory import Task
+from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store.labels import labels_path
 from r3agent.store.shards import TrajectoryWriter, read
 from r3agent.testing import ScriptedPolicy
@@ -257,8 +257,24 @@ def test_the_verb_labels_by_the_beginning_of_the_id(tmp_path: Path, capsys: pyte
     said = json.loads(capsys.readouterr().out)
     assert (said["trajectory_id"], said["span_id"], said["passed"]) == ("3f2a9c0d", "a3f2a9c0d", False)
     assert main(["label", str(tmp_path), "4f2", "--passed", "--span", "a4f2a9c0d"]) == 0
-    assert "span a4f2a9c0d of trajectory 4f2a9c0d passed" in capsys.readouterr().out
+    assert "the first try: span a4f2a9c0d of trajectory 4f2a9c0d passed" in capsys.readouterr().out
     assert [t.passed for t in load(tmp_path / "trajectories")] == [False, True]
+
+
+def test_the_verb_says_which_retry_of_a_tree_it_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt = Span(model="m", span_id="a", label="attempt", text="1", verdict=Verdict(passed=False, score=0.0))
+    spans = [attempt]
+    for i in range(2):
+        spans.append(Span(model="m", span_id=f"r{i}", parent_id="a", label="reflect", text="look again"))
+        spans.append(Span(model="m", span_id=f"t{i}", parent_id=f"r{i}", label="retry", text="2"))
+    spans.append(Span(model="m", span_id="blind", parent_id="a", label="retry", text="3"))
+    store(tmp_path, named("tree").changed(spans=tuple(spans)))
+    for flags, place in [
+        ([], "retry 3 of 3, without a reflection: span blind"),
+        (["--span", "t1"], "retry 2 of 3, after the reflection r1: span t1"),
+    ]:
+        assert main(["label", str(tmp_path), "tree", "--passed", *flags]) == 0
+        assert capsys.readouterr().out.startswith(place)
 
 
 def test_label_refuses_an_empty_prefix_even_of_one_episode(tmp_path: Path) -> None:

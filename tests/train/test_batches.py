@@ -14,8 +14,8 @@ from r3agent.store.batches import StoredTrajectories
 from r3agent.store.labels import label
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.store.trajectories import load
-from r3agent.train import TrainConfig, build_rows
-from r3agent.train.rows import stream_rows
+from r3agent.train import TrainConfig, build_rows, to_dataset
+from r3agent.train.rows import file_rows
 
 Record = Callable[..., list[Trajectory]]
 
@@ -47,8 +47,11 @@ def test_rows_in_batches_are_the_rows_of_all(store: Path, scale_rewards: Any, si
     stored = StoredTrajectories(store, size=size)
     assert sorted(t.trajectory_id for t in stored) == sorted(t.trajectory_id for t in load(store))
     in_batches, merged = build_rows(stored, config=config, version="v0000")
-    streamed = list(stream_rows(stored, config=config, version="v0000"))
-    assert sorted(in_batches) == sorted(streamed) == sorted(rows)
+    filed, of_file = file_rows(stored, config=config, version="v0000")
+    assert (list(filed), of_file) == (in_batches, merged)
+    assert [filed[i] for i in range(len(filed))] == filed[:] == in_batches
+    assert filed.dataset.to_list() == to_dataset(in_batches).to_list()
+    assert sorted(in_batches) == sorted(rows)
     assert merged == report
     assert (in_batches == rows) or size < 2000
 
@@ -63,3 +66,12 @@ def test_rows_of_a_store_without_any_are_explained(tmp_path: Path, record: Recor
     with pytest.raises(TrainingError) as batched:
         build_rows(StoredTrajectories(tmp_path, size=1), config=config, version="v0000")
     assert str(batched.value) == str(whole.value)
+
+
+def test_rows_in_a_file_are_refused_with_ids_of_no_model(store: Path) -> None:
+    def changed(batch: list[Trajectory]) -> list[Trajectory]:
+        huge = {"token_ids": (2**31, 1, 1), "logprobs": (-1.0,) * 3}
+        return [t.changed(spans=tuple(s.model_copy(update=huge) for s in t.spans)) for t in batch]
+
+    with pytest.raises(TrainingError, match=r"has token id 2147483648, limit 2\*\*31"):
+        file_rows(StoredTrajectories(store, changed), config=TrainConfig(), version="v0000")

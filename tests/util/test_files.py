@@ -47,7 +47,7 @@ def test_what_cannot_be_begun_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
     (tmp_path / ".file.partial").mkdir()
-    with pytest.raises(ConfigError, match=rf"cannot write to {path}: .*; free space or choose another directory"):
+    with pytest.raises(ConfigError, match=rf"cannot write to {path}: .*; what is there is in the way"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
 
