@@ -116,7 +116,8 @@ def _write_dataset(trajectories: Iterable[Trajectory], out: Path) -> int:
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
-    partial, columns, n = out.with_name(f".{out.name}.partial"), features(), 0
+    partial, n = out.with_name(f".{out.name}.partial"), 0
+    columns: Any = features()
     with disk_errors(out), without_bars(datasets):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=partial.name, dir=out.parent) as folder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r3agent.records.trajectory import Trajectory, each_trajectory
 from r3agent.store.entry import Entry
-from r3agent.store.index import Place, entries, read_place
+from r3agent.store.index import Place, entries, read_places
 from r3agent.store.labels import Labels
 from r3agent.store.reading import Unreadable
 from r3agent.store.shards import latest, shards
@@ -83,7 +83,7 @@ class StoredTrajectories(Iterable[Trajectory]):
         return self._read(places, Labels(self._directory))
 
     def _read(self, places: list[Place], labels: Labels) -> list[Trajectory]:
-        return self._change(labels.over(latest(map(read_place, sorted(places)))))
+        return self._change(labels.over(latest(read_places(places))))
 
 
 def batches_of(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:

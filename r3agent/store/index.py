@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -106,12 +108,22 @@ def read_entry(entry: Entry) -> Trajectory:
     Raises:
         RecordError: it was changed since.
     """
-    return read_place(Place(0, entry.path, entry.offset, entry.size, entry.crc))
+    place = Place(0, entry.path, entry.offset, entry.size, entry.crc)
+    return _read(place, _line_at(place.path, place.offset, place.size))
 
 
-def read_place(place: Place) -> Trajectory:
-    """Read the record at a place, as `read_entry` does."""
-    line = _line_at(place.path, place.offset, place.size)
+def read_places(places: Iterable[Place]) -> Iterator[Trajectory]:
+    """Read the records at places, in order of writing, as `read_entry` does."""
+    for path, in_shard in groupby(sorted(places), key=attrgetter("path")):
+        own = [*in_shard]
+        if path.suffix == parquet.ENDING:
+            lines = parquet.read_rows(path, [place.offset for place in own])
+        else:
+            lines = (_line_at(path, place.offset, place.size) for place in own)
+        yield from (_read(place, next(lines, b"")) for place in own)
+
+
+def _read(place: Place, line: bytes) -> Trajectory:
     if crc32(line.rstrip()) != place.crc:
         index_path(place.path).unlink(missing_ok=True)
         raise RecordError(f"{place.path}: its index was of another state and is removed; call again to make it anew")
@@ -208,7 +220,7 @@ def _lines_from(shard: Path, start: int) -> Iterator[tuple[int, int, bytes]]:
 
 def _line_at(shard: Path, offset: int, size: int) -> bytes:
     if shard.suffix == parquet.ENDING:
-        return next(parquet.read_lines(shard, first=offset))
+        return next(parquet.read_rows(shard, [offset]), b"")
     with shard.open("rb") as file:
         file.seek(offset)
         return file.read(size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def read_lines(path: Path, *, first: int = 0) -> Iterator[bytes]:
         ConfigError: `pyarrow` is not installed.
         RecordError: the file is damaged, or no shard.
     """
+    for start, group in _row_groups(path, lambda end: first < end):
+        yield from map(_line, group.slice(max(0, first - start)))
+
+
+def read_rows(path: Path, rows: Iterable[int]) -> Iterator[bytes]:
+    """Read the lines of some rows, in ascending order; a row group is decompressed once for all of them.
+
+    Raises:
+        ConfigError, RecordError: as `read_lines`.
+    """
+    left = deque(rows)
+    for start, group in _row_groups(path, lambda end: bool(left) and left[0] < end):
+        while left and left[0] < start + len(group):
+            yield _line(group[left.popleft() - start])
+
+
+def _row_groups(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+    """Yield the first row and the lines of each row group that is wanted, given the row after its last."""
     require_extra("pyarrow", "data")
     import pyarrow
     from pyarrow import parquet
@@ -70,15 +89,19 @@ def read_lines(path: Path, *, first: int = 0) -> Iterator[bytes]:
         with parquet.ParquetFile(path) as file:
             if COLUMN not in file.schema_arrow.names:
                 raise RecordError(f"{path}: it has no column {COLUMN!r}, so it is no shard; move it out of the store")
+            start = 0
             for i in range(file.num_row_groups):
                 n = file.metadata.row_group(i).num_rows
-                if first < n:
-                    column: Any = file.read_row_group(i, columns=[COLUMN]).column(0)
-                    for row in column.slice(first):
-                        yield row.as_buffer().to_pybytes() if row.is_valid else b""
-                first = max(0, first - n)
+                if wanted(start + n):
+                    group: Any = file.read_row_group(i, columns=[COLUMN]).column(0)
+                    yield start, group
+                start += n
     except (pyarrow.ArrowException, OSError) as error:
         raise RecordError(f"{path}: damaged ({error}); restore it from a copy, or move it out of the store") from error
+
+
+def _line(row: Any) -> bytes:
+    return row.as_buffer().to_pybytes() if row.is_valid else b""
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -159,7 +159,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         by_prompt = sorted(range(len(pairs)), key=lambda i: (costs.prompt_tokens[costs.prompts[i]], costs.prompts[i]))
         found: list[tuple[int, list[float]]] = []
         for part in costs.cut(by_prompt, self.budget)[rank::processes]:
-            rows = [dict(zip(("prompt_ids_P", "completion_ids_T"), pairs[i], strict=True)) for i in part]
+            rows: Any = [dict(zip(("prompt_ids_P", "completion_ids_T"), pairs[i], strict=True)) for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}
             logprobs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from r3agent._util.files import disk_errors
 from r3agent.errors import TrainingError
-from r3agent.train.row import Row
+from r3agent.train.row import Row, RowLabel
 
 IDS, TEXT = pyarrow.list_(pyarrow.int32()), pyarrow.string()
 SCHEMA = pyarrow.schema(
@@ -82,7 +82,7 @@ class RowFile(Sequence[Row]):
                     ) from None
             raise
 
-    def rescale(self, scales: Mapping[str, float]) -> None:
+    def rescale(self, scales: Mapping[RowLabel, float]) -> None:
         """Divide the advantages by the scale of their label."""
         table = self.dataset.data.table
         pairs = zip(*(table.column(name).to_pylist() for name in ("label", "advantage")), strict=True)
@@ -137,7 +137,7 @@ class Pairs(Sequence[tuple[list[int], list[int]]]):
         return row.prompt_ids_P, row.completion_ids_T
 
 
-def _dataset(table: pyarrow.Table) -> Dataset:
+def _dataset(table: Any) -> Dataset:
     return Dataset(table, fingerprint="rows")  # otherwise a hash of all rows
 
 
