@@ -65,7 +65,7 @@ def test_behaviour_without_counts_or_successes_has_no_spending():
     assert evaluate([episode("a", False, error="PolicyError")]).behaviour is None
 
 
-def test_behaviour_finds_reflections_with_the_answer_of_their_retry():
+def test_behaviour_finds_the_answer_of_a_retry_in_a_reflection():
     texts = {"reflect": "next time write (2 + 3) * 4 = 20 as it is", "retry": "(2 + 3) * 4 = 20", "attempt": "no idea"}
     spans = [s.model_copy(update={"text": texts[s.label]}) for s in episode("a", False, True, blind=None).spans]
     copied = episode("a", False, True, blind=None).changed(spans=tuple(spans))
@@ -74,7 +74,7 @@ def test_behaviour_finds_reflections_with_the_answer_of_their_retry():
     assert (found.leaks.rate, found.leaks.n_tasks) == (0.5, 2)
 
 
-def test_compare_gives_the_change_of_lengths_with_welchs_interval():
+def test_compare_has_welchs_interval_of_the_lengths():
     old = [counted(task, False, reflect=n) for task, n in (("a", 10), ("b", 20), ("c", 30))]
     new = [counted(task, False, reflect=n, version="v0001") for task, n in (("a", 30), ("b", 50))]
     moved = compare(old, new).reflection_length
@@ -98,7 +98,7 @@ def test_table_of_a_comparison_has_flips_and_spending():
     assert rows["per success, after reflection"] == ["45.0", "tokens,", "cost", "111", "35.0", "tokens,", "cost", "79"]
 
 
-def test_comparison_on_disk_is_whole_and_readable_by_older_releases(tmp_path: Path):
+def test_comparison_on_disk_is_read_by_older_releases(tmp_path: Path):
     found = compare([counted("a", True), counted("b", False)], [counted("a", True, version="v0001")])
     write_comparison(path := tmp_path / "v0000-v0001.test.12345678.json", "digest", found, drawn={"n": 2})
     assert read_comparison(path, "digest") == found

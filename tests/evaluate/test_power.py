@@ -25,7 +25,7 @@ def test_power_is_that_of_the_test_over_all_outcomes():
     assert power(6, 100, 0.5) == pytest.approx(1)
 
 
-def test_tasks_needed_are_the_fewest_and_more_than_the_normal_approximation_says():
+def test_tasks_needed_are_the_fewest_and_above_the_normal_ones():
     needed = tasks_needed(10, 0.2)
     assert power(needed, 10, 0.2) >= 0.8 > power(needed - 1, 10, 0.2)
     assert 155 < needed < 180  # (1.96 sqrt(0.2) + 0.84 sqrt(0.2 - 0.01))^2 / 0.01 = 155
@@ -41,7 +41,7 @@ def test_smallest_lift_is_what_the_tasks_show():
     assert smallest_lift(5, 0.2) is None
 
 
-def test_plan_power_takes_the_discordance_of_an_earlier_comparison():
+def test_plan_power_takes_the_discordance_of_a_comparison():
     known = difference([1.0] * 6 + [-1.0] * 4 + [0.0] * 90)
     plan = plan_power(500, lift=5, known=known, measured_on="v0000-v0001")
     assert (plan.discordance, plan.tasks_needed) == (0.1, tasks_needed(5, 0.1))

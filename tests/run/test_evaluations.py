@@ -56,7 +56,7 @@ def stored(run: Run, name: str) -> list[Trajectory]:
     return load(run.directory / "eval" / name)
 
 
-def test_evaluate_tells_a_reflection_from_a_fixed_text_and_another_tasks(run: Run, endpoint: ChattingEndpoint) -> None:
+def test_evaluate_tells_a_reflection_from_its_controls(run: Run, endpoint: ChattingEndpoint) -> None:
     plain = run.evaluate("v0000", "v0001")
     asked = len(endpoint.chats)
     found = reopened(run, **CONTROLS).evaluate("v0000", "v0001")
@@ -79,7 +79,7 @@ def test_evaluate_tells_a_reflection_from_a_fixed_text_and_another_tasks(run: Ru
     assert len(endpoint.chats) == asked
 
 
-def test_control_branches_are_told_apart_and_neither_trained_nor_counted(run: Run) -> None:
+def test_control_branches_are_neither_trained_nor_counted(run: Run) -> None:
     reopened(run, **CONTROLS).evaluate("v0000", "v0001")
     episodes = {t.trajectory_id: t for t in stored(run, "v0001")}
     for control in ("generic", "donor"):
@@ -173,14 +173,14 @@ def test_forgetting_is_sampled_under_both_versions_and_blocks(run: Run, old: str
     assert len(endpoint.chats) > asked  # the final evaluation draws tasks of its own
 
 
-def test_forgetting_names_a_source_that_is_not_there_before_it_samples(run: Run, endpoint: ChattingEndpoint) -> None:
+def test_forgetting_of_a_source_that_is_away_samples_nothing(run: Run, endpoint: ChattingEndpoint) -> None:
     asked = len(endpoint.chats)
     with pytest.raises(ConfigError, match=re.escape("away.jsonl")):
         reopened(run, eval__forgetting={"old": {"source": "away.jsonl"}}).evaluate("v0000", "v0001")
     assert len(endpoint.chats) == asked
 
 
-def test_forget_erases_the_episodes_of_other_sources_and_controls(run: Run, old: str) -> None:
+def test_forget_erases_other_sources_and_controls(run: Run, old: str) -> None:
     settings = {"eval__forgetting": {"old": {"source": old, "verifier": "exact", "n": 3}}, **CONTROLS}
     reopened(run, **settings).evaluate("v0000", "v0001")
     assert any("old" in path.read_text() for path in run.directory.glob("eval/forgetting/old/v*/*.jsonl"))
@@ -193,7 +193,7 @@ def test_forget_erases_the_episodes_of_other_sources_and_controls(run: Run, old:
     assert not any(texts)
 
 
-def test_plan_evaluation_takes_the_discordance_of_the_stored_comparison(run: Run) -> None:
+def test_plan_evaluation_takes_the_stored_discordance(run: Run) -> None:
     assumed = run.plan_evaluation("v0000", "v0001")
     assert (assumed.n_tasks, assumed.discordance, assumed.measured_on) == (N_TASKS, 0.2, "")
     run.evaluate("v0000", "v0001")
