@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from r3agent.cli.main import main
 from r3agent.data import forget
 from r3agent.errors import ConfigError
 from r3agent.evaluate import gate, table
@@ -20,6 +21,7 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.run.controls import control_branches
 from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
+from r3agent.train.rows import left_out
 from tests.run.test_stages import reopened, with_version
 from tests.support.chatting import ChattingEndpoint, chatting, subject
 
@@ -96,6 +98,7 @@ def test_control_branches_are_neither_trained_nor_counted(run: Run) -> None:
             assert branch.policy_versions == ("v0001",)
         counts = summarise(branches)
         assert (counts.retry_after_reflection, counts.retry_blind, counts.groups) == (None, None, 0)
+        assert {*left_out(branches).values()} == {"control"}
         assert [group for label in ("attempt", "reflect", "retry") for group in groups(branches, label)] == []
     taken = [t.metadata[DONOR] for t in stored(run, "v0001.donor")]
     assert sorted(taken) == sorted(episodes)  # each is used once, and never on its own task
@@ -193,9 +196,15 @@ def test_forget_erases_other_sources_and_controls(run: Run, old: str) -> None:
     assert not any(texts)
 
 
-def test_plan_evaluation_takes_the_stored_discordance(run: Run) -> None:
+def test_plan_evaluation_takes_the_stored_discordance(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assumed = run.plan_evaluation("v0000", "v0001")
     assert (assumed.n_tasks, assumed.discordance, assumed.measured_on) == (N_TASKS, 0.2, "")
-    run.evaluate("v0000", "v0001")
+    assert main(["eval", "--run", str(run.directory), "--after", "v0001", "--lift", "50", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (found["plan"]["lift"], found["plan"]["tasks_needed"]) == (50, 15)
+    assert found["plan"]["smallest_lift"] == pytest.approx(100 * 0.8 ** (1 / 6), abs=0.01)  # six gains of six
+    assert "a lift of 50 points after a reflection needs 15 tasks" in printed.err
+    assert found["finding"].startswith("v0001 is better than v0000 after a reflection: +100.0 points")
     measured = run.plan_evaluation("v0000", "v0001")
     assert (measured.discordance, measured.measured_on) == (1.0, "v0000-v0001")
