@@ -99,6 +99,11 @@ def _begin(run: Path, upstream: str) -> None:
         EndpointError, AccessError: the upstream does not answer as its policy.
     """
     store_of_run(run)
+    from r3agent.run.config import CONFIG_FILE, load_config
+    from r3agent.telemetry.export import export_spans
+
+    if (file := run / CONFIG_FILE).exists():
+        export_spans(load_config(file, {}).telemetry, run.name)
     if Registry(run).live is None:
         from r3agent.run.directory import RunDirectory
 

@@ -54,6 +54,7 @@ def collect(
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
+        reporter.stage(f"collecting episodes of up to {opened.config.collect.n} tasks")
         summary = opened.collect(reporter.episodes, on_tally=reporter.tally)
     return _collected(opened, summary, summary.model_dump())
 
@@ -66,6 +67,7 @@ def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
         failures = opened.failures()
+        reporter.stage(f"branching {len(failures.begins)} recorded failures off")
         report = opened.branch(reporter.episodes, failures=failures, on_tally=reporter.tally)
     begun = f"{report.branches} failures branched off, in {report.read} recorded episodes"
     return _collected(opened, report.summary, report.model_dump(), begun, *failures.lines())
@@ -84,9 +86,7 @@ def train(
     if plan:
         return _train_plan(opened)
     with ConsoleReporter() as reporter:
-        card = opened.train(
-            lambda stage, values: reporter.stage(progress_line(stage, values)), resume=resume, force=force
-        )
+        card = opened.train(reporter.training, resume=resume, force=force)
     rows = card.metrics["rows"]
     lines = [
         f"{card.version} trained from {card.parent}: {_short(card.metrics['train'])}",
@@ -119,7 +119,10 @@ def deploy(
         live, step = opened.registry.live, next_step("loop", "--run", run)
         text = f"{version} has not passed the gate, so that {live} stays live; `{step}` lets the gate decide on it"
         return Output({"version": version, "live": live, "passed": False}, text, refused=True)
-    return _deployment(opened.deploy(version, by=by, reasons=[reason] if reason else ()))
+    with ConsoleReporter() as reporter:
+        why: Any = {"by": by, "reasons": [reason] if reason else (), "on_server": reporter.servers}
+        report = opened.deploy(version, **why)
+    return _deployment(report)
 
 
 @verb(*URL)
@@ -131,7 +134,11 @@ def rollback(
     by: ByFlag = PERSON,
     reason: ReasonFlag = None,
 ) -> Output:
-    return _deployment(_open(run, overrides).rollback(to, by=by, reasons=[reason] if reason else ()))
+    opened = _open(run, overrides)
+    with ConsoleReporter() as reporter:
+        why: Any = {"by": by, "reasons": [reason] if reason else (), "on_server": reporter.servers}
+        report = opened.rollback(to, **why)
+    return _deployment(report)
 
 
 @verb(*URL, *AGENT, *EVAL)
@@ -146,7 +153,10 @@ def evaluate(
     opened = _open(run, overrides)
     opened.check_subject()
     after = after or opened.ensure_live().version
+    settings, what = opened.config.eval, f"measuring {after}" if before == after else f"comparing {after} with {before}"
     with ConsoleReporter() as reporter:
+        opened.on_tally = reporter.tally
+        reporter.stage(f"{what} on up to {settings.n} tasks of the {settings.split} split")
         if before == after:
             found, plan = opened.measure(after, reporter.episodes), None
         else:
@@ -173,6 +183,7 @@ def loop(
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
+        opened.on_tally = reporter.tally
         report = run_loop(opened, reporter, anew=anew)
     lines = [
         f"round {r.round}{' (evaluated before)' if r.stored else ''}\n{table(r.comparison)}\n{_decision(r.decision)}\n"

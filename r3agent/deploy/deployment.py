@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from r3agent._util.checked import Word, checked
 from r3agent._util.lock import file_lock
@@ -25,6 +25,10 @@ from r3agent.telemetry.tracing import VERSION, Off, begin
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
 UNGATED = "nothing records that {version} passed the gate; `r3agent eval` of the run compares it with the base"
+
+
+OnServer: TypeAlias = Callable[[int, int], None]
+"""Callback before each server of a deploy, with the number of those that have the version, and of all."""
 
 
 class Rollout(NamedTuple):
@@ -52,6 +56,7 @@ def deploy(
     passed: bool = False,
     by: Word = PERSON,
     reasons: Sequence[str] = (),
+    on_server: OnServer | None = None,
 ) -> DeployReport:
     """Load a version onto the running servers and make it live.
 
@@ -66,6 +71,7 @@ def deploy(
         passed: the version passed the gate; `live.json` records it. Otherwise, the report has a warning.
         by: who decided, for the run's history: `gate`, `person`, or a name.
         reasons: reasons of the decision, for the history.
+        on_server: called before each server with the numbers of those that have the version and of all.
 
     Raises:
         ConfigError: there is no such version, or a setting does not work.
@@ -74,7 +80,7 @@ def deploy(
     """
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
     event = Event(event="deployed", version=version, by=by, reasons=tuple(reasons))
-    return _go_live(event, registry, base_url, access, config or DeployConfig(), passed=passed)
+    return _go_live(event, registry, base_url, access, config or DeployConfig(), on_server, passed=passed)
 
 
 def _go_live(
@@ -83,6 +89,7 @@ def _go_live(
     base_url: str,
     access: Mapping[str, Any],
     config: DeployConfig,
+    on_server: OnServer | None,
     *,
     passed: bool = False,
 ) -> DeployReport:
@@ -93,7 +100,7 @@ def _go_live(
         _traced("deploy", version) as span,
         _servers(urls, registry, access, config, f"deploying {version}") as servers,
     ):
-        rollouts = _roll_out(servers, registry, version, config)
+        rollouts = _roll_out(servers, registry, version, config, on_server)
         previous, first = registry.live, rollouts[0]
         changes = version != previous or (passed and version not in registry.passed)
         new_url = first.new.base_url if first.new is not first.old else None
@@ -151,6 +158,7 @@ def rollback(
     config: DeployConfig | None = None,
     by: Word = PERSON,
     reasons: Sequence[str] = (),
+    on_server: OnServer | None = None,
 ) -> DeployReport:
     """Return to an earlier version, `to` or else the previous one; load it again if needed, and verify it.
 
@@ -162,7 +170,7 @@ def rollback(
     """
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
     event = Event(event="rolled_back", version=registry.rollback_target(to), by=by, reasons=tuple(reasons))
-    return _go_live(event, registry, base_url, access, config or DeployConfig())
+    return _go_live(event, registry, base_url, access, config or DeployConfig(), on_server)
 
 
 def _traced(purpose: str, version: str) -> Off:
@@ -200,10 +208,19 @@ def _servers(
         yield servers
 
 
-def _roll_out(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Rollout]:
+def _roll_out(
+    servers: Sequence[Server],
+    registry: Registry,
+    version: str,
+    config: DeployConfig,
+    on_server: OnServer | None = None,
+) -> list[Rollout]:
     """Update one server after another; if one fails, restore the earlier ones too."""
     rollouts: list[Rollout] = []
+    registry.card(version)  # raises if there is none
     for server in servers:
+        if on_server is not None:
+            on_server(len(rollouts), len(servers))
         try:
             rollouts.append(_update(server, registry, version, config))
         except DeployError as error:

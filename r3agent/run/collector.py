@@ -28,6 +28,9 @@ Progress = Callable[[int, int], None]
 class Collector(RunDirectory):
     """A run directory whose versions are loaded and sampled."""
 
+    on_tally: Callable[[Tally], None] | None = None
+    """Callback with the counts of each collection so far, also of those of an evaluation."""
+
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
@@ -122,6 +125,8 @@ class Collector(RunDirectory):
     ) -> CollectSummary:
         concurrency = self.config.collect.concurrency
         metadata = {**self.provenance(), SPLIT: split, "settings": settings or self.episode_digest()}
+
+        given = {**given, "on_tally": given.get("on_tally") or self.on_tally}
 
         async def run() -> CollectSummary:
             more = self.config.policy.base_urls if base_url is None else ()

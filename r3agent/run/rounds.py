@@ -154,7 +154,7 @@ class Rounds(Collector):
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()
             if settings.engine == "ray":
-                given: Any = {"progress": progress, "on_tally": on_tally}
+                given: Any = {"progress": progress, "on_tally": on_tally or self.on_tally}
                 return collect_on_cluster(self, card.version, url, tasks, limits, spending, **given)
             out = self.directory / "trajectories"
             given = {"limits": spending, "on_tally": on_tally}

@@ -24,6 +24,7 @@ from typing import Any
 
 from r3agent._util.imports import require_extra
 from r3agent.deploy import DeployReport, deploy, rollback
+from r3agent.deploy.deployment import OnServer
 from r3agent.errors import R3Error
 from r3agent.evaluate import (
     Comparison,
@@ -99,16 +100,24 @@ class Run(Evaluations):
         self.metrics.log("training", {"rows": rows, **whole}, version_number(version))
 
     def deploy(
-        self, version: str | None = None, *, passed: bool = False, by: str = PERSON, reasons: Sequence[str] = ()
+        self,
+        version: str | None = None,
+        *,
+        passed: bool = False,
+        by: str = PERSON,
+        reasons: Sequence[str] = (),
+        on_server: OnServer | None = None,
     ) -> DeployReport:
         """Load a version, by default the newest, into the server and make it live; `passed` says the gate agrees."""
         self.ensure_live()
-        why: Any = {"passed": passed, "by": by, "reasons": reasons}
+        why: Any = {"passed": passed, "by": by, "reasons": reasons, "on_server": on_server}
         return deploy(version or self.registry.versions()[-1], **why, **self.server_settings())
 
-    def rollback(self, to: str | None = None, *, by: str = PERSON, reasons: Sequence[str] = ()) -> DeployReport:
+    def rollback(
+        self, to: str | None = None, *, by: str = PERSON, reasons: Sequence[str] = (), on_server: OnServer | None = None
+    ) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, by=by, reasons=reasons, **self.server_settings())
+        return rollback(to=to, by=by, reasons=reasons, on_server=on_server, **self.server_settings())
 
     def evaluate(
         self,

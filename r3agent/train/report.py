@@ -266,10 +266,15 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
 
 
 def step_line(step: Mapping[str, Any]) -> str:
+    """Render the values of a `step`, and its place."""
+    left = timedelta(seconds=round(step["seconds_left"]))
+    return f"step {step['step']}/{step['steps']}, {left} left: {step_values(step)}"
+
+
+def step_values(step: Mapping[str, Any]) -> str:
     """Render the values of a `step`."""
     parts = (f"{name} {step[key]:.3g}" for key, name in STEP.items() if step.get(key) is not None)
-    left = timedelta(seconds=round(step["seconds_left"]))
-    return f"step {step['step']}/{step['steps']}, {left} left: {', '.join(parts)}, {step['tokens_per_s']:.0f} tokens/s"
+    return f"{', '.join(parts)}, {step['tokens_per_s']:.0f} tokens/s"
 
 
 def _other(values: Mapping[str, Any]) -> str:

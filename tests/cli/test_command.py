@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from r3agent.cli.main import main, parse
 from r3agent.cli.progress import ConsoleReporter
+from r3agent.records.summary import Tally
 from r3agent.run.config import CollectConfig
+from tests.support.trees import span, tree
 
 HEAVY = {"langgraph", "openai", "torch", "pydantic", "transformers", "scipy"}
 
@@ -112,6 +115,46 @@ def test_progress_in_a_file_is_plain_lines(capsys: pytest.CaptureFixture[str]) -
         "r3agent   1 of 3 episodes",
         "r3agent   2 of 3 steps",
     ]
+
+
+def test_progress_has_the_rate_and_the_pass_rate_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    counted, other = Tally(), Tally()
+    with ConsoleReporter(every_s=0) as reporter:
+        reporter.tally(counted)
+        for i, passed in enumerate((True, True, False), start=1):
+            counted.add(tree(span("attempt", passed=passed)))
+            reporter.tally(counted)
+            reporter.episodes(i, 8)
+        reporter.tally(other)  # of the next version in one evaluation
+        other.add(tree(span("attempt", passed=False)))
+        reporter.tally(other)
+        reporter.episodes(1, 8)
+        values = {"tokens_per_s": 7.0, "seconds_left": 1.0, "loss": 0.25}
+        reporter.training("step", {"step": 1, "steps": 4, **values})
+        reporter.training("saved", {"directory": "v0001"})
+        reporter.servers(0, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(r"r3agent   3 of 8 episodes, \S+/s, \S+ left, first try 67% \(21% to 94%\), .* tokens/s", lines[2])
+    assert "first try 0% (0% to 79%)" in lines[3]
+    assert lines[4:] == [
+        "r3agent   1 of 4 steps, loss 0.25, 7 tokens/s",
+        "r3agent directory v0001",
+        "r3agent loading the weights, and comparing their fingerprint",
+        "r3agent   0 of 2 servers",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with ConsoleReporter() as reporter:
+        reporter.stage("collecting")
+        reporter.episodes(1, 4)
+        reporter.episodes(3, 4)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "3/4" in output.err
+    assert "0:00:0" in output.err
 
 
 def test_json_of_a_failure_is_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

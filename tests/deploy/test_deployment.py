@@ -290,7 +290,10 @@ def test_incompatible_checkpoint_never_reaches_the_server(run: Run, endpoint: En
 
 
 def test_deploy_is_a_span(run: Run, endpoint: Endpoint, exported: Exported):
-    deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, passed=True)
+    servers: list[tuple[int, int]] = []
+    told = {"on_server": lambda done, total: servers.append((done, total))}
+    deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url, passed=True, **told)
+    assert servers == [(0, 1)]
     attributes = {"policy.version": "v0001", "deploy.strategy": "lora", "deploy.fingerprint": "arrived"}
     span = has(exported.one("deploy v0001"))
     assert {name: span[f"r3agent.{name}"] for name in attributes} == attributes
