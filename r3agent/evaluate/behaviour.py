@@ -43,6 +43,7 @@ class PerSuccess(Record):
     """Sampled tokens."""
     cost: float | None = None
     """Cost of prompts and sampled tokens; `None` without prices."""
+    currency: str = ""
 
 
 class Behaviour(Record):
@@ -131,7 +132,9 @@ def _per_success(episodes: Sequence[Trajectory], cell: Cell, prices: Prices | No
     found, spent, paid = _sum(successes), _sum(tokens), _sum(cost)
     if not found or spent is None:
         return None
-    return PerSuccess(tokens=spent / found, cost=None if paid is None else paid / found)
+    if prices is None or paid is None:
+        return PerSuccess(tokens=spent / found)
+    return PerSuccess(tokens=spent / found, cost=paid / found, currency=prices.currency)
 
 
 def _paths(trajectory: Trajectory, cell: Cell) -> list[tuple[Span, ...]]:

@@ -113,7 +113,7 @@ def _cell(value: Rate | Difference | Length | LengthChange | PerSuccess | None) 
         case LengthChange():
             return f"{value.tokens:+.1f} [{value.low:+.1f}, {value.high:+.1f}] tokens"
         case PerSuccess():
-            cost = "" if value.cost is None else f", cost {value.cost:.3g}"
+            cost = "" if value.cost is None else f", {value.cost:.3g} {value.currency}".rstrip()
             return f"{value.tokens:.1f} tokens{cost}"
 
 

@@ -95,7 +95,7 @@ def test_table_of_a_comparison_has_flips_and_spending():
     assert f"tasks that changed: {flips}" in lines
     rows = {line[:29].strip(): line[29:].split() for line in lines}
     assert rows["reflection length"][:4] == ["10.0", "tokens", "25.0", "tokens"]
-    assert rows["per success, after reflection"] == ["45.0", "tokens,", "cost", "111", "35.0", "tokens,", "cost", "79"]
+    assert rows["per success, after reflection"] == ["45.0", "tokens,", "111", "USD", "35.0", "tokens,", "79", "USD"]
 
 
 def test_comparison_on_disk_is_read_by_older_releases(tmp_path: Path):
