@@ -203,7 +203,7 @@ def test_versions_are_immutable_and_directories_must_be_writable(
     with pytest.raises(ConfigError, match=r"v0001 exists.*next version"):
         run(record(OUTCOMES), start, tmp_path / "v0001")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot write to .*/file/.*Not a directory.*; what is there is in the way"):
+    with pytest.raises(ConfigError, match=r"cannot write to .*/file/.*File exists.*; what is there is in the way"):
         run(record(OUTCOMES), start, tmp_path / "file" / "v0002")
 
 
