@@ -29,7 +29,9 @@ class Browser:
         self._columns: dict[str, list[Any]] = {
             name: [] for name in ("id", "task", "store", "version", "outcome", "labels", "error", "by", "tokens", "at")
         }
-        self._names: dict[str, dict[str, int]] = {name: {} for name in ("task", "store", "version", "error")}
+        self._names: dict[str, dict[tuple[str, str], int]] = {
+            name: {} for name in ("task", "store", "version", "error")
+        }
         self._texts: list[str] = []
         self._firsts: list[int] = []
         self._chunks: list[bytes] = []
@@ -41,12 +43,12 @@ class Browser:
 
     def add(self, store: str, trajectory: Trajectory, body: dict[str, Any]) -> None:
         """Add a trajectory with its body."""
-        outcome = _outcome(trajectory)
+        outcome, other = _outcome(trajectory), store.partition("forgetting/")[2].partition("/")[0]
         error = trajectory.error or next((a_try.error for a_try in trajectory.tries if a_try.error), None)
         labels = {credit_label(trajectory, span) for span in trajectory.spans}
         values = {
             "id": trajectory.trajectory_id,
-            "task": self._number("task", trajectory.task.id),
+            "task": self._number("task", trajectory.task.id, other),
             "store": self._number("store", store),
             "version": self._number("version", next(filter(None, trajectory.policy_versions), "unknown")),
             "outcome": OUTCOMES.index(outcome),
@@ -65,7 +67,7 @@ class Browser:
         """Return the index: a list for each column, and the names that its numbers stand for."""
         return {
             "columns": self._columns,
-            "names": {name: list(numbers) for name, numbers in self._names.items()},
+            "names": {name: [value for value, _ in numbers] for name, numbers in self._names.items()},
             "outcomes": OUTCOMES,
             "labels": LABELS,
             "chunks": self._firsts,
@@ -85,8 +87,9 @@ class Browser:
     def _part(self) -> int:
         return min(LONGEST, SEARCHED // max(1, len(self._texts)))
 
-    def _number(self, name: str, value: str) -> int:
-        return self._names[name].setdefault(value, len(self._names[name]))
+    def _number(self, name: str, value: str, other: str = "") -> int:
+        """Number a name; the same id of a task is another task in another source."""
+        return self._names[name].setdefault((value, other), len(self._names[name]))
 
     def _append(self, body: str) -> None:
         if not self._open:

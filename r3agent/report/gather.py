@@ -22,7 +22,7 @@ from r3agent.store.batches import StoredTrajectories
 from r3agent.store.index import entries
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
-from r3agent.store.shards import STORES, shards
+from r3agent.store.shards import OTHER_STORES, STORES, shards
 from r3agent.train.advantages import STD_EPSILON
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
@@ -91,7 +91,7 @@ def gather(run: Path, *, limit: int = LIMIT) -> Content:
 
 def stores_of(run: Path) -> list[tuple[str, Path]]:
     """List the stores of a run by their names in it, those for training first."""
-    paths = [path for pattern in STORES for path in sorted(run.glob(pattern)) if path.is_dir()]
+    paths = [path for pattern in (*STORES, *OTHER_STORES) for path in sorted(run.glob(pattern)) if path.is_dir()]
     if not paths and not (run / CONFIG_FILE).exists() and shards(run):
         return [(".", run)]
     return [(path.relative_to(run).as_posix(), path) for path in paths]

@@ -28,7 +28,7 @@ from r3agent.report.encoding import dumps, packed
 from r3agent.report.gather import LIMIT, gather, stores_of
 from r3agent.report.page import page, policy
 from r3agent.store.labels import label
-from r3agent.store.shards import STORES
+from r3agent.store.shards import OTHER_STORES, STORES
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -133,7 +133,7 @@ class ReportServer:
 
     def _fingerprint(self) -> list[tuple[str, int, int]]:
         """Return the sizes and times of the files that the report shows."""
-        stores = (f"{store}/{files}" for store in STORES for files in ("*.*", "labels/*"))
+        stores = (f"{store}/{files}" for store in (*STORES, *OTHER_STORES) for files in ("*.*", "labels/*"))
         found: list[tuple[str, int, int]] = []
         for pattern in (*FILES, *stores, "*.jsonl", "*.parquet", "labels/*"):
             for path in self.run.glob(pattern):

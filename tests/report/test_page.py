@@ -51,6 +51,9 @@ def test_report_draws_charts_with_their_figures(report: Path, visit: Visit) -> N
     figures = page.locator("#curves table").first.inner_text()
     assert "1 · v0000" in figures
     assert "100.0 %" in figures  # of the first tries of round 2, but for two
+    behaviour = page.locator("#cells details", has_text="Behaviour").inner_text()
+    assert "wrong to right" in behaviour
+    assert "v0001, gate\t87.5 %" in behaviour
     costs = page.locator("#costs table").inner_text()
     assert "Cost, USD" in costs
     assert "wrong answer" in page.locator("#kinds table").inner_text()
