@@ -47,7 +47,7 @@ function plot(drawn, { ticks, series, unit, format, min, max, points }) {
     cursor: { show: false },
     scales: { x: { time: false, range: [-0.35, ticks.length - 0.65] }, y: { range: () => range } },
     axes: [
-      { ...axis, values: (_, places) => places.map((i) => (Number.isInteger(i) ? plain(ticks[i] ?? "") : "")), space: 56 },
+      { ...axis, grid: { show: false }, values: (_, places) => places.map((i) => (Number.isInteger(i) ? plain(ticks[i] ?? "") : "")), space: 56 },
       { ...axis, values: (_, places) => places.map((v) => trim(v) + unit), size: 52 },
     ],
     series: [{}, ...series.map((s, i) => line(s, i, points))],
