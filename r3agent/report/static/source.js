@@ -3,7 +3,13 @@
 
 const PAGE = JSON.parse(byId("r3-page").textContent);
 
+const whole = new Promise((resolve) => {
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", resolve);
+  else resolve();
+});
+
 async function unpacked(id) {
+  if (!byId(id)) await whole; // the block is still being read
   const bytes = Uint8Array.from(atob(byId(id).textContent), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
