@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r3agent.evaluate.sequential import examine, log_wealth, power
@@ -14,7 +14,6 @@ gains = st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 1 / 3, 0.5, 1.0]
 levels = st.sampled_from([0.025, 0.004, 0.0001])
 
 
-@settings(deadline=None)
 @given(gains=st.lists(st.floats(-1, 1), min_size=1, max_size=8), level=levels)
 def test_wealth_is_a_supermartingale_under_sign_flips(gains: list[float], level: float) -> None:
     """Average the wealth over all signs of the differences: at no task is it above 1."""
@@ -23,7 +22,6 @@ def test_wealth_is_a_supermartingale_under_sign_flips(gains: list[float], level:
     assert wealth == pytest.approx(np.ones(len(gains)))
 
 
-@settings(deadline=None)
 @given(gains=gains, level=levels, more=st.sampled_from([-1.0, -0.5]), share=st.floats(0.05, 0.95))
 def test_wealth_does_not_grow_on_average_however_skewed(
     gains: list[float], level: float, more: float, share: float
@@ -37,7 +35,6 @@ def test_wealth_does_not_grow_on_average_however_skewed(
     assert share * after[0] + (1 - share) * after[1] <= now * (1 + 1e-9)
 
 
-@settings(deadline=None)
 @given(gains=gains, level=levels, cuts=st.sets(st.integers(0, 60)))
 def test_evidence_is_the_same_in_any_batches(gains: list[float], level: float, cuts: set[int]) -> None:
     """A look that finds the evidence is followed by looks that do, and what a look sees depends on its tasks alone."""
@@ -48,7 +45,6 @@ def test_evidence_is_the_same_in_any_batches(gains: list[float], level: float, c
     assert [look.e_value for look in looks] == sorted(look.e_value for look in looks)
 
 
-@settings(deadline=None)
 @given(gains=gains)
 def test_confidence_sequence_agrees_with_the_test(gains: list[float]) -> None:
     found, flipped = (examine(values, planned=80, level=0.025) for values in (gains, [-g for g in gains]))
