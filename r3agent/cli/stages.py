@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -119,10 +120,7 @@ def deploy(
         live, step = opened.registry.live, next_step("loop", "--run", run)
         text = f"{version} has not passed the gate, so that {live} stays live; `{step}` lets the gate decide on it"
         return Output({"version": version, "live": live, "passed": False}, text, refused=True)
-    with ConsoleReporter() as reporter:
-        why: Any = {"by": by, "reasons": [reason] if reason else (), "on_server": reporter.servers}
-        report = opened.deploy(version, **why)
-    return _deployment(report)
+    return _deployment(partial(opened.deploy, version), by, reason)
 
 
 @verb(*URL)
@@ -134,11 +132,7 @@ def rollback(
     by: ByFlag = PERSON,
     reason: ReasonFlag = None,
 ) -> Output:
-    opened = _open(run, overrides)
-    with ConsoleReporter() as reporter:
-        why: Any = {"by": by, "reasons": [reason] if reason else (), "on_server": reporter.servers}
-        report = opened.rollback(to, **why)
-    return _deployment(report)
+    return _deployment(partial(_open(run, overrides).rollback, to), by, reason)
 
 
 @verb(*URL, *AGENT, *EVAL)
@@ -290,7 +284,9 @@ def _tell_new(run: Run, reporter: ConsoleReporter) -> None:
         reporter.stage(f"{run.directory} is a new run; {hint}its settings will be in {run.config_file}")
 
 
-def _deployment(report: DeployReport) -> Output:
+def _deployment(go_live: Callable[..., DeployReport], by: str, reason: str | None) -> Output:
+    with ConsoleReporter() as reporter:
+        report = go_live(by=by, reasons=[reason] if reason else (), on_server=reporter.servers)
     nothing = "base, nothing to load" if report.version == BASE else "nothing to load, the server has it"
     how = nothing if report.strategy == "none" else report.strategy
     gap = "no fingerprint" if report.fingerprint is None else f"fingerprint {report.fingerprint.gap:.2g} nats"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from r3agent.gateway.server import Gateway
 from r3agent.records.trajectory import Trajectory
 from r3agent.testing import ScriptedEndpoint
 from tests.gateway.stub import HEAD, HTTP, Request, event, stub
+from tests.support.exported import Exported, has
+from tests.support.exported import exported as exported
 
 USER = {"role": "user", "content": "?"}
 ANSWER = {"role": "assistant", "content": "42"}
@@ -44,7 +47,7 @@ def labels(trajectory: Trajectory) -> list[tuple[str, list[str], bool | None]]:
     return [(a_try.label, [span.text for span in a_try.steps], a_try.passed) for a_try in trajectory.tries]
 
 
-def test_an_episode_has_the_tries_that_its_urls_name(tmp_path: Path) -> None:
+def test_an_episode_has_the_tries_that_its_urls_name(tmp_path: Path, exported: Exported) -> None:
     reflect, again = {"role": "user", "content": "why?"}, {"role": "user", "content": "again"}
     with ScriptedEndpoint("42") as endpoint, Gateway(endpoint.url, out=tmp_path) as gateway:
         client = Client(gateway)
@@ -68,6 +71,12 @@ def test_an_episode_has_the_tries_that_its_urls_name(tmp_path: Path) -> None:
         ("retry", 1, True),
         ("retry", 1, False),
     ]
+    episode = exported.one("invoke_agent")
+    children = exported.children(episode)
+    assert {has(one)["r3agent.trajectory.id"] for one in [episode, *children]} == {found.trajectory_id}
+    calls = {"attempt": 2, "reflect": 2, "retry": 3}
+    assert Counter(has(one)["r3agent.label"] for one in children if one.name.startswith("chat")) == calls
+    assert [one.name for one in children].count("evaluate application") == 4
     attempt, *retries = found.tries
     assert [retry.is_blind for retry in retries] == [False, False, True]
     assert [found.parent(s) for s in found.spans if s.label == "reflect"] == [attempt.last] * 2
