@@ -10,9 +10,9 @@ from r3agent._util.checked import Word, checked
 from r3agent._util.lock import file_lock
 from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
-from r3agent.deploy.fingerprint import FingerprintReport, check, fingerprint_of, measure
+from r3agent.deploy.fingerprint import check, fingerprint_of, measure
 from r3agent.deploy.lora import unload_old
-from r3agent.deploy.report import DeployReport, LoadReport
+from r3agent.deploy.report import DeployReport, LoadReport, attributes, doubts
 from r3agent.deploy.server import Server
 from r3agent.deploy.strategy import choose
 from r3agent.deploy.update import UNCHANGED, WeightUpdate
@@ -108,7 +108,7 @@ def _go_live(
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
         if changes:
             warnings += _record(registry, event.model_copy(update={"other": previous}))
-        _set(span, rollouts, {"r3agent.deploy.previous": previous, "r3agent.deploy.passed_gate": passed})
+        span.set(lambda: attributes(first.report, len(rollouts), previous))
     ungated = () if version in (BASE, *registry.passed) else (UNGATED.format(version=version),)
     report = first.report.model_copy(update={"warnings": (*first.report.warnings, *warnings, *ungated)})
     return DeployReport.model_validate({**report.model_dump(), "previous": previous, "unloaded": unloaded})
@@ -140,7 +140,7 @@ def load_version(
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
     with _traced("load", version) as span, _servers(urls, registry, access, config, f"loading {version}") as servers:
         rollouts = _roll_out(servers, registry, version, config)
-        _set(span, rollouts, {})
+        span.set(lambda: attributes(rollouts[0].report, len(rollouts)))
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report
 
@@ -175,17 +175,6 @@ def rollback(
 
 def _traced(purpose: str, version: str) -> Off:
     return begin(f"{purpose} {version}", lambda: {VERSION: version})
-
-
-def _set(span: Off, rollouts: Sequence[Rollout], more: Mapping[str, Any]) -> None:
-    report = rollouts[0].report
-    found = {
-        "r3agent.deploy.strategy": report.strategy,
-        "r3agent.deploy.served_name": report.served_name,
-        "r3agent.deploy.servers": len(rollouts),
-        "r3agent.deploy.fingerprint": report.fingerprint and report.fingerprint.verdict,
-    }
-    span.set(lambda: {**found, **more})
 
 
 @contextmanager
@@ -270,7 +259,7 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
         base_url=new.base_url,
         strategy=strategy,
         fingerprint=report,
-        warnings=_warnings(version, report),
+        warnings=doubts(version, report),
     )
     return Rollout(loaded, update, server, new)
 
@@ -308,15 +297,3 @@ def _record(registry: Registry, event: Event) -> list[str]:
     except RecordError as error:
         return [f"the history does not have it: {error}"]
     return []
-
-
-def _warnings(version: str, report: FingerprintReport | None) -> tuple[str, ...]:
-    if report is None:
-        return (f"{version} has no fingerprint: nobody checked that the server answers with its weights",)
-    if report.verdict == "indistinguishable":
-        return (
-            f"{version} and the weights it was trained from cannot be told apart on this server: its logprobs are "
-            f"{report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old; bfloat16 rounds "
-            "small changes of an adapter away: train longer, or serve in float32",
-        )
-    return ()

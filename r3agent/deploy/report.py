@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from warnings import warn
 
 from pydantic import AliasChoices, ConfigDict, Field
@@ -42,3 +43,27 @@ class DeployReport(LoadReport):
     """Version that was live before."""
     unloaded: tuple[str, ...]
     """Served names of the old versions that were unloaded from the server."""
+
+
+def attributes(report: LoadReport, servers: int, previous: str | None = None) -> dict[str, Any]:
+    """Return the attributes of the span of a deploy."""
+    return {
+        "r3agent.deploy.strategy": report.strategy,
+        "r3agent.deploy.served_name": report.served_name,
+        "r3agent.deploy.servers": servers,
+        "r3agent.deploy.fingerprint": report.fingerprint and report.fingerprint.verdict,
+        "r3agent.deploy.previous": previous,
+    }
+
+
+def doubts(version: str, report: FingerprintReport | None) -> tuple[str, ...]:
+    """Return the warnings of a version that is loaded, by the measure of its fingerprint."""
+    if report is None:
+        return (f"{version} has no fingerprint: nobody checked that the server answers with its weights",)
+    if report.verdict == "indistinguishable":
+        return (
+            f"{version} and the weights it was trained from cannot be told apart on this server: its logprobs are "
+            f"{report.gap:.3g} nats per token from the new and {report.parent_gap:.3g} from the old; bfloat16 rounds "
+            "small changes of an adapter away: train longer, or serve in float32",
+        )
+    return ()
