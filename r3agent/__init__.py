@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from r3agent.errors import ConfigError as ConfigError
     from r3agent.errors import DeployError as DeployError
     from r3agent.errors import EndpointError as EndpointError
+    from r3agent.errors import HubError as HubError
     from r3agent.errors import PolicyError as PolicyError
     from r3agent.errors import ProtocolError as ProtocolError
     from r3agent.errors import R3Error as R3Error

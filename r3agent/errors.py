@@ -21,7 +21,8 @@
     |-- EpisodeTimeoutError    an episode of a collection took longer than its time limit
     |-- VerifierError          the verifier raised, or returned an invalid value; says nothing about the model
     |-- TrainingError          training failed, or the rows cannot be trained on
-    `-- DeployError            the weights did not reach the server; the live pointer did not move
+    |-- DeployError            the weights did not reach the server; the live pointer did not move
+    `-- HubError               the Hugging Face Hub refused an upload, or it broke off
 
 Messages name the value, the limit and the remedy. `TrainingInterrupted` is a `KeyboardInterrupt`, not an `R3Error`.
 """
@@ -151,6 +152,10 @@ class TrainingError(R3Error):
 
 class DeployError(R3Error):
     """The weights did not reach the server; the live pointer did not move."""
+
+
+class HubError(R3Error):
+    """The Hugging Face Hub refused an upload, or it broke off."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):

@@ -184,7 +184,8 @@ def _evaluations(registry: Registry) -> list[VersionEvaluation]:
     run = registry.run_dir
     times = {event.file: event.at for event in history(registry.policies_dir) if event.event == "evaluated"}
     found = [
-        _evaluation(path, run, times) for path in sorted([*run.glob("eval/v*.json"), *run.glob("gate/v*/v*.json")])
+        _evaluation(path, run, times)
+        for path in sorted([*run.glob("eval/v*-v*.json"), *run.glob("gate/v*/v*-v*.json")])
     ]
     return sorted(found, key=lambda one: one.at or "")
 

@@ -104,6 +104,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "v0007 --by user",
     ),
     "policies": ("", "List, show and compare the policy versions of a run.", "diff v0003 v0004 --json"),
+    "export": (
+        "export:export",
+        "Write a version's weights for other programs, its adapter merged or not, or upload them to the Hub.",
+        "v0007 --merged merged --run runs/mine",
+    ),
     "data": ("", "Work on stored trajectories.", "check runs/mine --json"),
     "demo": (
         "start:demo",

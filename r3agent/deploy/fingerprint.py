@@ -23,6 +23,8 @@ MAX_POSITIONS = 16
 """Tokens to measure in a sequence whose card does not name any; each takes one request."""
 AT_ONCE = 8
 
+Place: TypeAlias = tuple[FingerprintSequence, int]
+"""A sequence, and the position of the token in it to measure."""
 Recognition: TypeAlias = Literal["arrived", "indistinguishable", "old", "other"]
 
 
@@ -62,25 +64,38 @@ def measure(
     Raises:
         DeployError: the server cannot be queried.
     """
-    places = [(s, t) for s in fingerprint for t in s.positions_K or positions(len(s.token_ids_T))]
+    places = places_of(fingerprint)
 
-    def served_logprob(place: tuple[FingerprintSequence, int]) -> float:
+    def served_logprob(place: Place) -> float:
         token_ids_T, t = place[0].token_ids_T, place[1]
         return server.next_logprob(served_name, token_ids_T[:t], token_ids_T[t])
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        served = list(zip(pool.map(served_logprob, places), places, strict=True))
-    if not any(logprob for logprob, _ in served):
+        served = list(pool.map(served_logprob, places))
+    if not any(served):
         raise DeployError(
             f"{served_name}: the logprob of every token is 0, as if no other were possible: the server's logprobs are "
             "those after its sampling masks; start vLLM with --logprobs-mode raw_logprobs, its default"
         )
-    gaps = [abs(logprob - s.logprobs_T[t]) for logprob, (s, t) in served]
-    parent_gaps = [abs(logprob - old[t]) for logprob, (s, t) in served if (old := s.parent_logprobs_T) is not None]
+    return recognise(served_name, places, served, tolerance=tolerance)
+
+
+def places_of(fingerprint: Sequence[FingerprintSequence]) -> list[Place]:
+    """List the places to measure: sequences, each with a position."""
+    return [(s, t) for s in fingerprint for t in s.positions_K or positions(len(s.token_ids_T))]
+
+
+def recognise(
+    name: str, places: Sequence[Place], logprobs: Sequence[float], *, tolerance: float = TOLERANCE
+) -> FingerprintReport:
+    """Recognise weights by their logprobs at the places of a fingerprint."""
+    measured = list(zip(logprobs, places, strict=True))
+    gaps = [abs(logprob - s.logprobs_T[t]) for logprob, (s, t) in measured]
+    parent_gaps = [abs(logprob - old[t]) for logprob, (s, t) in measured if (old := s.parent_logprobs_T) is not None]
     gap = fmean(gaps)
     parent_gap = fmean(parent_gaps) if len(parent_gaps) == len(gaps) else None
     return FingerprintReport(
-        served_name=served_name,
+        served_name=name,
         verdict=_verdict(gap, parent_gap, tolerance),
         gap=gap,
         parent_gap=parent_gap,

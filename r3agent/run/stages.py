@@ -17,12 +17,14 @@ A stage can be stopped at any moment: the directory stays consistent, and the ne
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from r3agent._util.imports import require_extra
+from r3agent.cards.readme import write_model_card
 from r3agent.deploy import DeployReport, deploy, rollback
 from r3agent.deploy.deployment import OnServer
 from r3agent.errors import R3Error
@@ -46,6 +48,8 @@ from r3agent.run.evaluations import DRAWN, Draw, Evaluations
 from r3agent.run.made_with import made_with
 from r3agent.store.history import PERSON, Event, EventKind, history, record_event
 from r3agent.store.registry import PolicyCard
+
+logger = logging.getLogger(__name__)
 
 LIMITS = {"min_lift", "max_regression", "alpha", "max_leaks", "max_length_factor", "max_disagreement"}
 """Settings of `[gate]` that decide on a comparison."""
@@ -77,6 +81,7 @@ class Run(Evaluations):
         def report(stage: str, values: Mapping[str, Any]) -> None:  # by the first process alone
             if stage == "saved":
                 self._report_training(version)
+                self._write_model_card(version)
             if on_progress:
                 on_progress(stage, values)
 
@@ -111,13 +116,17 @@ class Run(Evaluations):
         """Load a version, by default the newest, into the server and make it live; `passed` says the gate agrees."""
         self.ensure_live()
         why: Any = {"passed": passed, "by": by, "reasons": reasons, "on_server": on_server}
-        return deploy(version or self.registry.versions()[-1], **why, **self.server_settings())
+        report = deploy(version or self.registry.versions()[-1], **why, **self.server_settings())
+        self._write_model_card(report.version)
+        return report
 
     def rollback(
         self, to: str | None = None, *, by: str = PERSON, reasons: Sequence[str] = (), on_server: OnServer | None = None
     ) -> DeployReport:
         """Return to an earlier version."""
-        return rollback(to=to, by=by, reasons=reasons, on_server=on_server, **self.server_settings())
+        report = rollback(to=to, by=by, reasons=reasons, on_server=on_server, **self.server_settings())
+        self._write_model_card(report.version)
+        return report
 
     def evaluate(
         self,
@@ -207,6 +216,14 @@ class Run(Evaluations):
 
     def _record(self, event: EventKind, version: str, other: str, **details: Any) -> None:
         record_event(self.registry.policies_dir, Event(event=event, version=version, other=other, **details))
+        self._write_model_card(version)
+
+    def _write_model_card(self, version: str) -> None:
+        """Write the model card anew; a failure is only a warning, because all that it says is recorded elsewhere."""
+        try:
+            write_model_card(self.directory, version)
+        except R3Error as error:
+            logger.warning("the model card of %s is not up to date: %s", version, error)
 
     def measure(self, version: str, progress: Progress | None = None) -> Evaluation:
         """Measure one version on the frozen tasks of `eval.split`, without a comparison."""

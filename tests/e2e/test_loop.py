@@ -81,6 +81,9 @@ def test_cards_say_who_decided_and_why(finished):
         assert report.provenance is not None
         assert report.provenance.made_with.keys() == {"graph", "prompts", "verifier"}
         assert check_version(finished.directory, report.version).ok
+        card = (finished.registry.version_dir(report.version) / "adapter/README.md").read_text()
+        assert f"{decided.event} (v000" in card
+        assert ("| deployed" in card) == bool(deployed)
 
 
 def written(run: Run) -> dict[Path, int]:

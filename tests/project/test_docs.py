@@ -146,6 +146,7 @@ def test_paths_of_the_repository_exist(name: str) -> None:
         "card.json",
         "metrics.json",
         "provenance.json",
+        "policy_card.json",
         "generation_config.json",
     }
     assert not [path for path in paths - elsewhere if not (DOCS.parent / path).exists()]

@@ -23,6 +23,7 @@ from r3agent import (
     EpisodeContext,
     Generation,
     Group,
+    HubError,
     McpServer,
     OpenAIPolicy,
     Policy,
@@ -54,13 +55,17 @@ from r3agent import (
     unrecorded,
 )
 from r3agent.cards import (
+    ExportReport,
+    HubRepository,
     VersionCheck,
     VersionDiff,
     VersionReport,
     check_version,
     describe,
     diff_versions,
+    export_version,
     list_versions,
+    model_card,
 )
 from r3agent.data import (
     Compacted,
@@ -285,6 +290,13 @@ def audit(run: Path) -> bool:
     return check.ok and "parent" in diff.changed
 
 
+def publish(run: Path) -> str:
+    repository = HubRepository("someone/mine", public=False, update=True)
+    exported: ExportReport = export_version(run, "v0001", "merged", merged=True)
+    print(model_card(describe(run, "v0001")), *exported.warnings)
+    return repository.upload(exported.path, "v0001")
+
+
 def best(directory: Path) -> dict[str, Span]:
     found: dict[str, Span] = {}
     group: Group
@@ -444,7 +456,7 @@ def blame(error: R3Error) -> str:
             return "the verifier"
         case AgentError():
             return "the agent"
-        case TrainingError() | DeployError():
+        case TrainingError() | DeployError() | HubError():
             return "the run"
         case _:
             return f"exit code {error.exit_code}"
