@@ -1,14 +1,18 @@
-"""Flags that several verbs share, each for one setting of r3.toml."""
+"""Flags that several verbs share: for settings of r3.toml, and for who decided on a deploy."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
+
+from cyclopts import Parameter
 
 from r3agent.audit.config import AuditConfig
 from r3agent.cli.command import HEADER, flags_of
+from r3agent.errors import ConfigError
 from r3agent.run.agent import AgentConfig
 from r3agent.run.config import BranchConfig, CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
+from r3agent.store.history import GATE
 
 URL = [
     *flags_of("policy", PolicyConfig, {"--url": "base_url"}),
@@ -49,3 +53,19 @@ BRANCH = flags_of("branch", BranchConfig, {"--from": "source", "--failed": "fail
 EVAL = flags_of("eval", EvalConfig, {"--n": "n", "--lift": "lift"})
 ROUNDS = flags_of("loop", LoopConfig, {"--rounds": "rounds"})
 AUDIT = flags_of("audit", AuditConfig, {"--n": "n", "--model-limit": "model_limit"})
+
+ByFlag: TypeAlias = Annotated[str, Parameter(help="Name for the run's history; no account or machine is looked up.")]
+ReasonFlag: TypeAlias = Annotated[str | None, Parameter(help="Reason for the run's history.", show_default=False)]
+
+
+def decided_by(by: str, reason: str | None) -> dict[str, Any]:
+    """Return who decided, and why, as arguments of a deploy or a rollback.
+
+    Raises:
+        ConfigError: a person gives the name of the gate.
+    """
+    if by == GATE:
+        raise ConfigError(
+            f"--by {GATE}: the gate decides in `r3agent loop`; give the name of a person, or leave it out"
+        )
+    return {"by": by, "reasons": [reason] if reason else []}

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from r3agent._util.console import printable
 from r3agent._util.messages import count, nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
-from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL
+from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL, ByFlag, ReasonFlag, decided_by
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
@@ -30,9 +30,6 @@ from r3agent.store.shards import shards, store_of_run
 from r3agent.train.lineage import lineage_of
 from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
-
-ByFlag: TypeAlias = Annotated[str, Parameter(help="Name for the run's history; no account or machine is looked up.")]
-ReasonFlag: TypeAlias = Annotated[str | None, Parameter(help="Reason for the run's history.", show_default=False)]
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
 ENDED = "ended by {by}: {left} not run; {remedy}"
@@ -286,7 +283,7 @@ def _tell_new(run: Run, reporter: ConsoleReporter) -> None:
 
 def _deployment(go_live: Callable[..., DeployReport], by: str, reason: str | None) -> Output:
     with ConsoleReporter() as reporter:
-        report = go_live(by=by, reasons=[reason] if reason else (), on_server=reporter.servers)
+        report = go_live(on_server=reporter.servers, **decided_by(by, reason))
     nothing = "base, nothing to load" if report.version == BASE else "nothing to load, the server has it"
     how = nothing if report.strategy == "none" else report.strategy
     gap = "no fingerprint" if report.fingerprint is None else f"fingerprint {report.fingerprint.gap:.2g} nats"
