@@ -178,8 +178,8 @@ class EndpointProbe:
                 await http.stream(self._client, url, body, chunks.append)
                 answer = _assembled(chunks)
             else:
-                content = await http.fetch(self._client, "POST", url, body)
-                answer = read_body(content)
+                content, parsed = await http.fetch(self._client, "POST", url, body)
+                answer = read_body(content, parsed)
             common = {"model": body["model"], "policy_version": versions.BASE}
             return Completion(answer, generations(answer, common, n), time.perf_counter() - start)
         except ServerError as error:

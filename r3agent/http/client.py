@@ -199,8 +199,16 @@ async def send(
         raise httpx.ConnectError(str(error), request=request) from error
 
 
-async def fetch(client: Client, method: str, url: httpx.URL, body: Any = None) -> bytes:
-    """Send one request and return the content of its response.
+class Content(NamedTuple):
+    """Content of a response."""
+
+    text: bytes
+    parsed: Any
+    """The same as a value; `None` if it is not JSON."""
+
+
+async def fetch(client: Client, method: str, url: httpx.URL, body: Any = None) -> Content:
+    """Send one request and return the content of its response, parsed once.
 
     Raises:
         ServerError: the server refused it, or responded with an error and status 2xx.
@@ -214,10 +222,12 @@ async def fetch(client: Client, method: str, url: httpx.URL, body: Any = None) -
     content = answer.content
     if not answer.is_success:
         raise read_error(answer.as_response())
-    with suppress(ValueError):  # parsing costs less than a search for the names of errors
-        if error := read_error_event(parse_json(content), answer.as_response):
-            raise error
-    return content
+    parsed = None
+    with suppress(ValueError):
+        parsed = parse_json(content)
+    if error := read_error_event(parsed, answer.as_response):
+        raise error
+    return Content(content, parsed)
 
 
 async def stream(client: Client, url: httpx.URL, body: dict[str, Any], take: Callable[[Any], None]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
-import orjson
 
 from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError, RequestError, UnreachableError
 from r3agent.http import client as http
@@ -19,14 +18,6 @@ from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.base import Access
 
 T = TypeVar("T")
-
-
-class TimedContent(NamedTuple):
-    """Content of a response, not yet parsed."""
-
-    content: bytes
-    latency_s: float
-    """Duration of the successful request, in seconds, without the wait for a free connection."""
 
 
 class Connection(NamedTuple):
@@ -88,27 +79,24 @@ class Endpoint:
         """Headers of every request, with the key."""
         return dict(self._settings.all_headers if self._lent is None else self._lent.headers)
 
-    async def post(
-        self, path: str, body: dict[str, Any], check: Callable[[bytes], object] = lambda content: None
-    ) -> TimedContent:
-        """Post `body` and return the content of the response.
+    async def post(self, path: str, body: dict[str, Any], take: Callable[[http.Content], object]) -> float:
+        """Post `body` and return the latency in seconds, without the wait for a free connection.
 
         Args:
-            check: raises a `ValueError` for the content of a response that another try may give whole.
+            take: takes the content of the response; raises a `ValueError` if another try may give it whole.
 
         Raises:
-            ValueError: the error of `check` after `max_tries`.
+            ValueError: the error of `take` after `max_tries`.
             EndpointError: the endpoint is unreachable, timed out or failed, after `max_tries`.
             AccessError: the key, the model or the URL is wrong.
             RequestError: this request was refused.
         """
 
-        async def once(client: http.Client) -> bytes:
-            content = await http.fetch(client, "POST", self._url.route(path), body)
-            check(content)
-            return content
+        async def once(client: http.Client) -> None:
+            take(await http.fetch(client, "POST", self._url.route(path), body))
 
-        return TimedContent(*await self._request(once, body.get("model")))
+        _, latency_s = await self._request(once, body.get("model"))
+        return latency_s
 
     async def stream(
         self,
@@ -139,12 +127,12 @@ class Endpoint:
     async def weight_version(self) -> str | None:
         """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it."""
 
-        async def once(client: http.Client) -> bytes:
+        async def once(client: http.Client) -> http.Content:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
 
         try:
             content, _ = await self._request(once, None, takes_slot=False)
-            return orjson.loads(content)["weight_version"]
+            return content.parsed["weight_version"]
         except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
             return None
 

@@ -251,7 +251,7 @@ class OpenAIPolicy(Shared):
         received = Reception(where, on_delta)
         try:
             if not body.get("stream"):
-                _, latency_s = await endpoint.post("/chat/completions", body, received.check)
+                latency_s = await endpoint.post("/chat/completions", body, received.take)
             else:
                 take = (received.begin, received.may_repeat, received.end)
                 latency_s = await endpoint.stream("/chat/completions", body, *take)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from r3agent.errors import EndpointError
+from r3agent.http.client import Content
 from r3agent.policy.parse import BROKEN_STREAM, check_choices
-from r3agent.policy.stream import Assembly, OnDelta, check_body, read_body
+from r3agent.policy.stream import Assembly, OnDelta, read_body
 
 
 class Reception:
@@ -21,6 +22,7 @@ class Reception:
     def __init__(self, where: str, on_delta: OnDelta | None) -> None:
         self._where, self._on_delta = where, on_delta
         self._content = b""
+        self._body: Any = None
         self._assembly = Assembly()
         self._has_told = False
 
@@ -34,10 +36,11 @@ class Reception:
         if self._on_delta is not None:
             self._on_delta(index, text)
 
-    def check(self, content: bytes) -> None:
+    def take(self, content: Content) -> None:
         """Take a whole response; raise a `ValueError` if another try may give a better one."""
-        self._content = content
-        check_body(content)
+        self._content = content.text
+        self._body = read_body(*content)
+        check_choices(self._body)
 
     def begin(self) -> Callable[[Any], None]:
         """Begin a stream, and return the function that takes its chunks."""
@@ -60,4 +63,4 @@ class Reception:
 
     def answer(self) -> dict[str, Any]:
         """Return the body of the completion."""
-        return read_body(self._content) if self._content else self._assembly.body
+        return self._body if self._content else self._assembly.body

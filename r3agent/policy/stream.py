@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 from r3agent.http.events import parse_json, read_events
 from r3agent.policy.deltas import add_calls, add_content, add_fields
-from r3agent.policy.parse import check_choices
 from r3agent.records.json_values import well_formed
 from r3agent.records.reply import text_of
 
@@ -123,14 +122,17 @@ def _take_whole(message: dict[str, Any], whole: Mapping[str, Any]) -> str:
     return text[len(before) :] if text.startswith(before) else ""
 
 
-def read_body(content: bytes) -> Any:
-    """Parse the body of a response without streaming; some servers send events, or a list of one, all the same.
+def read_body(content: bytes, parsed: Any = None) -> Any:
+    """Read the body of a response without streaming; some servers send events, or a list of one, all the same.
+
+    Args:
+        parsed: the content as a value, if it is JSON and has been parsed.
 
     Raises:
         KeyError, TypeError, AttributeError, ValueError: it is not JSON, nor a stream that came to its end.
     """
     if not content.lstrip().startswith((b"data:", b"event:", b":")):
-        body = parse_json(content)
+        body = parse_json(content) if parsed is None else parsed
         return body[0] if isinstance(body, list) and len(body) == 1 else body
     assembly = Assembly()
     for event in read_events(content):
@@ -138,8 +140,3 @@ def read_body(content: bytes) -> Any:
     if assembly.is_broken_off:
         raise ValueError("a stream without a finish reason")
     return assembly.body
-
-
-def check_body(content: bytes) -> None:
-    """Raise as `read_body`, or a `ValueError` if the body has no choices."""
-    check_choices(read_body(content))

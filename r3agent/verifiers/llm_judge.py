@@ -156,7 +156,8 @@ class LLMJudge:
             )
             try:
                 with call:
-                    return (await self._endpoint.post("/chat/completions", sent, received.check)).content
+                    await self._endpoint.post("/chat/completions", sent, received.take)
+                    return received.beginning
             except NOT_A_COMPLETION as error:
                 url, redact = self._endpoint.base_url, self._endpoint.redact
                 why = not_a_completion(error, received.beginning, redact)
