@@ -54,9 +54,9 @@ class Sampler:
         generations, sent = await self.renderer.send(ask, request.messages, tools, may_call=may_call)
         place = {"label": request.label, "request": request.appended}
         if sent.messages != request.messages:
-            place |= {"request": sent.messages, "standalone": True}
+            place |= {"request": tuple(sent.messages), "standalone": True}
         return [
-            Span.model_validate({**dict(one), "span_id": slot.span_id, "parent_id": slot.parent_id, **place})
+            Span.of(one, span_id=slot.span_id, parent_id=slot.parent_id, **place)
             for one, slot in zip(generations, slots, strict=True)
         ]
 

@@ -122,9 +122,11 @@ async def negotiate(
             if changed is None:
                 raise
             trial = changed
-        else:
+            continue
+        if trial is not terms:
             _remember(terms, trial, body, asked)
-            return result
+        terms.has_answered = True
+        return result
 
 
 def _remember(terms: Terms, trial: Terms, body: Mapping[str, Any], asked: Collection[str]) -> None:
@@ -136,4 +138,3 @@ def _remember(terms: Terms, trial: Terms, body: Mapping[str, Any], asked: Collec
     terms.refused |= trial.refused
     terms.defaults = {**terms.defaults, **trial.defaults}
     terms.excludes_pair |= trial.excludes_pair
-    terms.has_answered = True

@@ -112,13 +112,13 @@ class Session:
         await self._session.close()
 
     def _request(self, method: str, url: httpx.URL, content: bytes | None) -> Any:
-        if url not in self._sent:
+        if (sent := self._sent.get(url)) is None:  # the hash of a URL takes long
             asked = self._as_request(method, url)
             bare = asked.url.copy_with(userinfo=b"")
             made = {"host", "content-length"} - self._headers.keys()
             own = {name: value for name, value in asked.headers.items() if name not in made}
-            self._sent[url] = URL(str(bare), encoded=True), own
-        target, headers = self._sent[url]
+            sent = self._sent[url] = URL(str(bare), encoded=True), own
+        target, headers = sent
         return self._session.request(
             method,
             target,

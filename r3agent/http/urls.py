@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import httpx
 
@@ -13,6 +14,7 @@ EXAMPLE = "http://127.0.0.1:8000/v1"
 REMEDY = f"write e.g. {EXAMPLE}, and each of / ? # @ in a user, password or query as %2F %3F %23 %40"
 
 
+@lru_cache  # every request names its server, in case it fails
 def redact_url(url: str) -> str:
     """Remove user and password, everything up to the last `@`, and the values of secrets in the query."""
     url = re.sub(r"^((?:[a-z][a-z0-9+.-]*:)?//)?.*@", r"\1", url, flags=re.DOTALL | re.IGNORECASE)

@@ -72,7 +72,7 @@ class Sampling(Record):
 
     def body(self) -> dict[str, Any]:
         """Return the fields of a chat completion request, without those that are `None`."""
-        body = {**self.model_dump(exclude={"extra"}, mode="json"), **self.extra}
+        body = {**self._own(), **self.extra}
         if not self.stop:
             del body["stop"]
         if "max_completion_tokens" in self.extra:
@@ -88,8 +88,7 @@ class Sampling(Record):
         """
         limit = next((sent[name] for name in LIMITS if name in sent), None)
         got = {**sent, **({} if limit is None else dict.fromkeys(LIMITS, limit))}
-        own = self.model_dump(exclude={"extra"}, mode="json")
-        settings = {name: got.get(name) for name in own}
+        settings = {name: got.get(name) for name in self._own()}
         refused = sorted(name for name, value in asked.items() if got.get(name) != value)
         return {
             **settings,
@@ -97,6 +96,9 @@ class Sampling(Record):
             "extra": {name: value if name in got else None for name, value in self.extra.items()},
             **({"refused": refused} if refused else {}),
         }
+
+    def _own(self) -> dict[str, Any]:
+        return {name: list(value) if name == "stop" else value for name, value in self if name != "extra"}
 
     def at(self, *place: object) -> Sampling:
         """Return the settings of one request: its seed is a hash of this one and of its place, a JSON value."""

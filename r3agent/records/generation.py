@@ -136,6 +136,11 @@ class Generation(StoredRecord):
         return self
 
     @property
+    def is_whole(self) -> bool:
+        """Return False for what `model_copy` may have brought in, and validation mends."""
+        return self._mended(fields := vars(self)) is fields
+
+    @property
     def unfinished(self) -> Unfinished | None:
         """Return why this is no whole answer; `None` if it is one."""
         reason = (self.finish_reason or "").lower()

@@ -45,14 +45,17 @@ class StoredRecord(Record):
     def _of_json(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        free, fields = _free_form(cls), dict[str, Any]()
-        for name, value in data.items():
-            if name in free:
-                if value is None and not free[name]:  # `datasets` reads an object that is missing as null
-                    continue
-                fields[name] = _converted(value)
+        fields: dict[str, Any] = {
+            name: value if not isinstance(value, str) or value.isascii() else well_formed(value)
+            for name, value in data.items()
+        }
+        for name, may_be_none in _free_form(cls).items():
+            if name not in fields:
+                continue
+            if fields[name] is None and not may_be_none:  # `datasets` reads an object that is missing as null
+                del fields[name]
             else:
-                fields[name] = value if not isinstance(value, str) or value.isascii() else well_formed(value)
+                fields[name] = _converted(fields[name])
         return fields
 
 
@@ -122,8 +125,12 @@ def _converted(value: Any) -> Any:
     if isinstance(value, str):
         return well_formed(value)
     if isinstance(value, list | tuple):
-        return type(value)([json_value(item) if isinstance(item, Mapping) else item for item in value])
-    return json_value(value) if isinstance(value, Mapping) else value
+        return type(value)([json_value(item) if _is_mapping(item) else item for item in value])
+    return json_value(value) if _is_mapping(value) else value
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict or isinstance(value, Mapping)  # the second takes ten times as long
 
 
 def new_id() -> str:

@@ -61,7 +61,7 @@ def read_reply(message: Mapping[str, Any]) -> Reply:
     return Reply(
         text=text_of(content) or text_of(message.get("refusal")),
         reasoning=next(((field, text) for field, text in thoughts.items() if text), None),
-        tool_calls=normal_calls(calls, salt=uuid4().hex),
+        tool_calls=normal_calls(calls, salt=uuid4().hex) if calls else (),
         extra=extra,
     )
 

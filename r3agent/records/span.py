@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -48,9 +48,21 @@ class Span(Generation):
     purpose: str | None = Field(default=None, exclude_if=_is_none)
     """Purpose of a call that is not the policy's, such as "router"; never trained on."""
 
+    @classmethod
+    def of(cls, generation: Generation, **place: Any) -> Span:
+        """Place a generation in the tree; the fields that it has from its own validation are taken as they are."""
+        fields = {**vars(generation), **place}
+        if type(generation) is not Generation or not generation.is_whole:
+            return cls.model_validate(fields)
+        return PLAIN.model_copy(update=fields)
+
     @property
     def passed(self) -> bool | None:
         return None if self.verdict is None else self.verdict.passed
+
+
+PLAIN = Span(text="", model="", label="attempt")
+"""Span to copy for one whose fields have been checked."""
 
 
 class Try(NamedTuple):

@@ -391,3 +391,15 @@ async def test_an_error_quotes_what_came(body: str, streamed: bool) -> None:
         await sample(body, streamed=streamed)
     is_left_out = streamed and body.startswith('{"choices"')
     assert is_left_out or body[:12] in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["42", "é\u2028", "\ud83d\ude00", "\ud800", ""])
+@pytest.mark.parametrize("field", [{}, {"reasoning_content": "hm"}, {"tool_calls": [call("a", {})]}, {"more": [1]}])
+async def test_an_exact_answer_is_as_validation_leaves_it(text: str, field: dict[str, Any]) -> None:
+    exact = {"token_ids": [1, 2], "logprobs": {"content": [{"logprob": -0.5}, {"logprob": 0.0}]}}
+    body = json.loads(whole({"content": text, **field}, **exact)) | {"prompt_token_ids": [3], "usage": USAGE}
+    generation = await sample(json.dumps({**body, "usage": {**USAGE, "completion_tokens": 2}}))
+    assert generation.capability == "trainable-exact"
+    validated = Generation.model_validate(dict(generation))
+    assert generation == validated
+    assert repr(generation) == repr(validated)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from r3agent.errors import ArgumentError, SchemaVersionError
-from r3agent.records.trajectory import Generation, Task, Trajectory, Verdict, mean_success
+from r3agent.records.trajectory import Generation, Span, Task, Trajectory, Verdict, mean_success
 from tests.support.trees import TASK, span, trajectories, tree, trees
 
 
@@ -94,6 +94,17 @@ def test_spans_form_a_tree_with_parents_first() -> None:
         tree(reflection, attempt)
     with pytest.raises(ArgumentError, match="appears twice"):
         tree(attempt, attempt)
+
+
+@given(trees())
+def test_a_span_of_a_generation_is_as_validation_leaves_it(trajectory: Trajectory) -> None:
+    for one in trajectory.spans:
+        fields = dict(one)
+        generation = Generation.model_validate({name: fields.pop(name) for name in Generation.model_fields})
+        assert repr(Span.of(generation, **fields)) == repr(one)
+        foreign = generation.model_copy(update={"text": "\ud800", "capability": "trainable-retokenised"})
+        assert Span.of(foreign, **fields).text == "\ufffd"
+        assert Span.of(foreign, **fields).capability == "eval-only"
 
 
 @given(trees())
