@@ -9,7 +9,13 @@ garbage collection. `cpu_ms_per_call` is the CPU time of the client's process fo
 way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
 `loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
 
-    python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx]
+`vs_verifiers` compares rollouts of one call and a verdict, 64 at a time, by an episode of one attempt and by the
+`verifiers` library's own `Environment.generate`: the library's time divided by ours, in seconds or in CPU time, whichever
+is less. It is version 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even with its null
+harness. It is installed into an environment of its own in `--verifiers DIR`; where it cannot be, and without the option,
+the result is null.
+
+    python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx] [--verifiers DIR]
 """
 
 from __future__ import annotations
@@ -18,18 +24,22 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import openai
 
-from benchmarks import store
+from benchmarks import store, verifiers_loop
 from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, http, percentile, serve
 from r3agent import OpenAIPolicy, build_graph
 from r3agent._util.cycles import rare_garbage_collection
@@ -41,6 +51,9 @@ FORMS: dict[str, dict[str, int]] = {
     "collecting": {"reflections": 8, "retries": 1, "blind_retries": 1},
     "application": {"reflections": 1, "retries": 1},
 }
+VERIFIERS = "0.1.14"
+"""Version of the library that `vs_verifiers` is about."""
+
 HOLD = b'"hold":true'
 HOLD_S = 10.0
 
@@ -199,6 +212,77 @@ async def hold_many(url: str, number: int, starts_per_s: float, *, on_httpx: boo
     }
 
 
+async def beside_verifiers(url: str, python: Path, turns: int, rollouts: int) -> dict[str, float]:
+    """Make as many rollouts in alternating turns here and in the library's process."""
+    task = {"task": {"messages": MESSAGES}}
+    policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
+    graph: Any = build_graph(policy=policy, verifier=never, max_attempts=1).compile()
+    sampling = {"logprobs": True, "temperature": 1.0, "max_tokens": 512, "extra_body": {"return_token_ids": True}}
+    arguments = [json.dumps(each) for each in (url, MESSAGES, sampling)]
+    library = await asyncio.create_subprocess_exec(
+        python,
+        verifiers_loop.__file__,
+        *arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "VERIFIERS_KEY": "none"},
+    )
+    assert library.stdin is not None
+    assert library.stdout is not None
+
+    async def theirs(number: int) -> Turn:
+        library.stdin.write(f"{number}\n".encode())
+        return Turn(*json.loads(await library.stdout.readline()))
+
+    async def ours(number: int) -> Turn:
+        left = iter(range(number))
+
+        async def worker() -> None:
+            for _ in left:
+                await graph.ainvoke(task)
+
+        start, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
+        return Turn(number, time.perf_counter() - start, time.process_time() - cpu)
+
+    for way in (theirs, ours):
+        await way(CONCURRENCY)
+    pairs: list[tuple[Turn, Turn]] = []
+    with rare_garbage_collection():
+        for _ in range(turns):
+            pairs.append((await theirs(rollouts), await ours(rollouts)))
+    library.stdin.close()
+    await library.wait()
+    await policy.aclose()
+    rate = statistics.median(other.seconds / mine.seconds for other, mine in pairs)
+    cpu = statistics.median(other.cpu_s / mine.cpu_s for other, mine in pairs)
+    return {
+        "vs_verifiers": round(min(rate, cpu), 2),
+        "vs_verifiers_rate": round(rate, 2),
+        "vs_verifiers_cpu": round(cpu, 2),
+        "cpu_ms_per_rollout": round(statistics.median(mine.cpu_s / rollouts * 1e3 for _, mine in pairs), 2),
+        "verifiers_cpu_ms_per_rollout": round(statistics.median(other.cpu_s / rollouts * 1e3 for other, _ in pairs), 2),
+    }
+
+
+def install_verifiers(directory: Path | None) -> Path | None:
+    """Return the interpreter of an environment with the library; `None` if there is none, and print why."""
+    if directory is None:
+        print("vs_verifiers is null: pass --verifiers DIR, a directory to install the library into")
+        return None
+    python = directory / "venv" / "bin" / "python"
+    check = f"from importlib.metadata import version; assert version('verifiers') == '{VERIFIERS}'"
+    try:
+        if python.exists() and subprocess.run([python, "-c", check], stderr=subprocess.DEVNULL).returncode == 0:
+            return python
+        subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", f"verifiers=={VERIFIERS}"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"vs_verifiers is null: verifiers {VERIFIERS} cannot be installed: {error}")
+        return None
+    return python
+
+
 LAST = (
     *("vs_openai_client", "vs_verifiers", "cpu_ms_per_call", "bytes_per_trajectory", "load_rate", "peak_gib"),
     *("in_flight_4000", "loop_lag_p99_ms"),
@@ -214,6 +298,8 @@ def main() -> None:
     parser.add_argument("--starts-per-s", type=float, default=500)
     parser.add_argument("--stored", type=int, default=10_000, help="episodes in the store that is measured")
     parser.add_argument("--httpx", action="store_true", help="hold as many requests on httpx too")
+    parser.add_argument("--verifiers", type=Path, help="directory for an environment with the verifiers library")
+    parser.add_argument("--rollouts", type=int, default=1000, help="rollouts of a turn beside that library")
     options = parser.parse_args()
     allow_files()
     ours, theirs = multiprocessing.Pipe()
@@ -221,6 +307,8 @@ def main() -> None:
     stub.start()
     url = f"http://127.0.0.1:{ours.recv()}/v1"
     results = asyncio.run(measure(url, options.seconds, options.turns))
+    if (python := install_verifiers(options.verifiers)) is not None:
+        results |= asyncio.run(beside_verifiers(url, python, options.turns, options.rollouts))
     for on_httpx in (True, False) if options.httpx else (False,):
         found = asyncio.run(hold_many(url, options.in_flight, options.starts_per_s, on_httpx=on_httpx))
         results |= {f"{name}{'_httpx' * on_httpx}": value for name, value in found.items()}
