@@ -10,10 +10,10 @@ way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is t
 `loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
 
 `vs_verifiers` compares rollouts of one call and a verdict, 64 at a time, by an episode of one attempt and by the
-`verifiers` library's own `Environment.generate`: the library's time divided by ours, in seconds or in CPU time, whichever
-is less. It is version 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even with its null
-harness. It is installed into an environment of its own in `--verifiers DIR`; where it cannot be, and without the option,
-the result is null.
+`verifiers` library's own `Environment.generate`: the library's time divided by ours, in seconds or in CPU time,
+whichever is less. It is version 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even
+with its null harness. It is installed into an environment of its own in `--verifiers DIR`; where it cannot be, and
+without the option, the result is null.
 
     python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx] [--verifiers DIR]
 """

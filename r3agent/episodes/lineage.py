@@ -119,18 +119,13 @@ def run_metadata(config: RunnableConfig) -> Json:
 
 def hashes(span: Json) -> list[str]:
     """Hash the answer, the prompt and the verdict of a span; a short hash, because every node hashes every span."""
-    parts = (
-        ("text", "reasoning", "tool_calls", "token_ids"),
-        ("parent_id", "request", "standalone"),
-        ("verdict",),
-    )
-    verdict = span.get("verdict")
+    part, verdict = span.get, span.get("verdict")
     passed = verdict.get("passed") if isinstance(verdict, dict) else None
-    own = [span["answer"]] if span.get("answer") is not None else []
-    return [
-        *(f"{crc32(_bytes([*map(span.get, names), *(own if i == 0 else ())])):08x}" for i, names in enumerate(parts)),
-        str(passed),
-    ]
+    answer = [part("text"), part("reasoning"), part("tool_calls"), part("token_ids")]
+    if part("answer") is not None:
+        answer.append(part("answer"))
+    prompt = [part("parent_id"), part("request"), part("standalone")]
+    return [*(f"{crc32(_bytes(each)):08x}" for each in (answer, prompt, [verdict])), str(passed)]
 
 
 def _edited(verdict: Json, known: list[str]) -> Json:

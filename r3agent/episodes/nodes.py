@@ -273,8 +273,10 @@ class Nodes:
 
     def _policy_of(self, tree: Trajectory) -> Policy:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
-        began = next(iter(tree.sampled), None)
-        return self.policy.pinned(began.model) if began and isinstance(self.policy, Pinnable) else self.policy
+        if not isinstance(self.policy, Pinnable):
+            return self.policy
+        began = next((span for span in tree.spans if span.span_id not in tree.recorded), None)
+        return self.policy if began is None else self.policy.pinned(began.model)
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:

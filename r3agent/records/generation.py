@@ -136,11 +136,6 @@ class Generation(StoredRecord):
         return self
 
     @property
-    def is_whole(self) -> bool:
-        """Return False for what `model_copy` may have brought in, and validation mends."""
-        return self._mended(fields := vars(self)) is fields
-
-    @property
     def unfinished(self) -> Unfinished | None:
         """Return why this is no whole answer; `None` if it is one."""
         reason = (self.finish_reason or "").lower()
@@ -191,6 +186,11 @@ class Generation(StoredRecord):
         message |= {key: value for key, value in self.extra.items() if key != "content" or not broken}
         readable = [call for call in self.tool_calls if call not in broken]
         return {**message, "tool_calls": readable} if readable else message
+
+
+def is_sound(generation: Generation) -> bool:
+    """Return False if validation would mend it, because of a change by `model_copy`."""
+    return Generation._mended(fields := vars(generation)) is fields  # pyright: ignore[reportPrivateUsage]
 
 
 def _all_finite(logprobs: Any) -> bool:

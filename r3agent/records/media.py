@@ -11,7 +11,7 @@ from r3agent.records.task import Message
 TEXT = {*TEXT_PARTS, *THINKING_PARTS, "redacted_thinking"}
 """Types of parts that are in the text of a prompt, or are left out of it."""
 
-FIELDS = ("images", "audio", "videos", "files")
+FIELDS = {"images", "audio", "videos", "files"}
 """Fields of messages that some servers read media from."""
 
 
@@ -23,8 +23,10 @@ def media_in(messages: Iterable[Message]) -> list[str]:
     """
     found: set[str] = set()
     for message in messages:
-        found.update(name for name in FIELDS if message.get(name))
+        found.update(name for name in FIELDS & message.keys() if message[name])
         content: Any = message.get("content")
+        if isinstance(content, str):
+            continue
         parts: Any = content if isinstance(content, list | tuple) else [content]
         found.update(_type(part) for part in parts if isinstance(part, Mapping))
     return sorted(found - TEXT)

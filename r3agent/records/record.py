@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any, Self, get_args
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -135,4 +135,4 @@ def _is_mapping(value: Any) -> bool:
 
 def new_id() -> str:
     """Make an id for a span or a trajectory."""
-    return uuid4().hex[:16]
+    return os.urandom(8).hex()

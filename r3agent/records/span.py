@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
-from r3agent.records.generation import Generation, Unfinished, Verdict
+from r3agent.records.generation import Generation, Unfinished, Verdict, is_sound
 from r3agent.records.record import StoredRecord, new_id
 from r3agent.records.task import Message
 
@@ -50,11 +50,14 @@ class Span(Generation):
 
     @classmethod
     def of(cls, generation: Generation, **place: Any) -> Span:
-        """Place a generation in the tree; the fields that it has from its own validation are taken as they are."""
+        """Place a generation in the tree, without another validation if that would change nothing.
+
+        Args:
+            place: further fields of the span, of their types.
+        """
         fields = {**vars(generation), **place}
-        if type(generation) is not Generation or not generation.is_whole:
-            return cls.model_validate(fields)
-        return PLAIN.model_copy(update=fields)
+        is_checked = type(generation) is Generation and is_sound(generation)
+        return PLAIN.model_copy(update=fields) if is_checked else cls.model_validate(fields)
 
     @property
     def passed(self) -> bool | None:

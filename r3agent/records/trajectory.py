@@ -179,6 +179,10 @@ class Trajectory(VersionedRecord):
     @property
     def tries(self) -> tuple[Try, ...]:
         """Attempts and retries, in order of their first spans."""
+        return self._in_order
+
+    @cached_property
+    def _in_order(self) -> tuple[Try, ...]:
         firsts = (a_try for span_id, a_try in self._tries.items() if span_id == a_try.first.span_id)
         return tuple(a_try for a_try in firsts if not a_try.is_aside)
 

@@ -18,7 +18,6 @@ import inspect
 import reprlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from enum import Enum
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -29,7 +28,7 @@ from r3agent._util.aio import gather_all, in_turn
 from r3agent._util.messages import explain
 from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.errors import VerifierError
-from r3agent.records.json_values import plain
+from r3agent.records.json_values import copy_json, plain
 from r3agent.records.thinking import find_reasoning, split_thinking
 from r3agent.records.trajectory import Message, Span, Task, Try, Verdict
 from r3agent.telemetry import genai
@@ -104,7 +103,7 @@ async def judge(
     began = now_ns()
     whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
-    given = [(task.model_copy(deep=True), _answer_of(tries[i])) for i in whole]
+    given = [(_copy_of(task), _answer_of(tries[i])) for i in whole]
     called: Callable[..., Judgement | Awaitable[Judgement]] = verifier
     if takes_environment(verifier):
         called = partial(_with_environment, verifier, environment)
@@ -153,10 +152,15 @@ def _with_environment(verifier: Callable[..., Any], environment: Any, task: Task
     return verifier(task, answer, environment)
 
 
+def _copy_of(task: Task) -> Task:
+    parts: dict[str, Any] = {"messages": tuple(copy_json(task.messages)), "tools": tuple(copy_json(task.tools))}
+    return task.model_copy(update={**parts, "info": copy_json(task.info), "gold": copy_json(task.gold)})
+
+
 def _answer_of(a_try: Span | Try) -> Answer:
-    answer = Answer.of(deepcopy(a_try.message))
+    answer = Answer.of(copy_json(a_try.message))
     if isinstance(a_try, Try):
-        answer.messages = tuple(deepcopy(a_try.messages))
+        answer.messages = tuple(copy_json(a_try.messages))
     return answer
 
 
