@@ -1,7 +1,9 @@
 """Overhead of an episode without the model: r3agent's frontier nodes against one LangGraph `Send` per span.
 
-Both run the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers immediately, in
-alternating turns. Reported are CPU milliseconds per episode in the fastest turn; the ratio is Send / frontier.
+All run the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers immediately, in
+alternating turns. Reported are CPU milliseconds per episode in the fastest turn; the ratio is Send / frontier. `plain`
+makes the same record of the same requests and verdicts in one function without a graph, which can neither be resumed
+nor edited: `vs_plain` is frontier / plain.
 
     python benchmarks/graph_overhead.py [--episodes 50] [--turns 7]
 """
@@ -12,10 +14,10 @@ import argparse
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import START, StateGraph
-from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, Send
 
 from r3agent.episodes.graph import build_graph
@@ -107,28 +109,55 @@ def build_send_graph(policy: Policy, verifier: Verifier) -> StateGraph[Any, Any,
     return graph
 
 
-async def cpu_ms(graph: CompiledStateGraph[Any, Any, Any, Any], episodes: int) -> float:
+async def plain(policy: Policy, verifier: Verifier) -> Json:
+    """Run the episode as a loop, and return its state as the graphs do."""
+    tree = Trajectory(task=Task.model_validate(TASK))
+
+    async def grow(parent: Span | None, label: Label, prompt: str, n: int = 1) -> list[Span]:
+        request: tuple[Json, ...] = ({"role": "user", "content": prompt},) if parent else ()
+        above = [*tree.prompt(parent), parent.turn] if parent else list(tree.task.messages)
+        place: Json = {"label": label, "parent_id": parent and parent.span_id, "request": request}
+        drawn = await policy.sample([*above, *request], n=n)
+        return [Span.model_validate({**dict(one), **place}) for one in drawn]
+
+    async def judged(tries: list[Span]) -> tuple[Span, ...]:
+        verdicts = await judge(verifier, tree.task, tries)
+        return tuple(t.model_copy(update={"verdict": v}) for t, v in zip(tries, verdicts, strict=True))
+
+    [failed] = await judged(await grow(None, "attempt", ""))
+    tree = tree.changed(spans=(failed,))
+    reflections, blind = await asyncio.gather(
+        grow(failed, "reflect", REFLECT, REFLECTIONS), grow(failed, "retry", BLIND_RETRY)
+    )
+    tree = tree.changed(spans=(failed, *reflections))
+    retries = await asyncio.gather(*(grow(reflection, "retry", RETRY) for reflection in reflections))
+    tries = await judged([*blind, *(retry for [retry] in retries)])
+    return {"trajectory": tree.changed(spans=(failed, *reflections, *tries)).model_dump(mode="json")}
+
+
+async def cpu_ms(run: Callable[[], Awaitable[Json]], episodes: int) -> float:
     start = time.process_time()
     for _ in range(episodes):
-        await graph.ainvoke({"task": TASK})
+        await run()
     return (time.process_time() - start) / episodes * 1e3
 
 
 async def measure(episodes: int, turns: int) -> dict[str, float]:
     policy = ScriptedPolicy(GENERATION)
-    graphs = {
-        "frontier_ms": build_graph(
-            policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1
-        ).compile(),
-        "send_ms": build_send_graph(policy, never).compile(),
+    frontier = build_graph(policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1).compile()
+    send = build_send_graph(policy, never).compile()
+    runs: dict[str, Callable[[], Awaitable[Json]]] = {
+        "frontier_ms": lambda: frontier.ainvoke({"task": TASK}),
+        "send_ms": lambda: send.ainvoke({"task": TASK}),
+        "plain_ms": lambda: plain(policy, never),
     }
-    for name, graph in graphs.items():
-        grown = (await graph.ainvoke({"task": TASK}))["trajectory"]["spans"]
+    for name, run in runs.items():
+        grown = (await run())["trajectory"]["spans"]
         assert len(grown) == 2 + 2 * REFLECTIONS, f"{name}: {len(grown)} spans"
-    times = {name: [] for name in graphs}
+    times = {name: [] for name in runs}
     for _ in range(turns):
-        for name, graph in graphs.items():
-            times[name].append(await cpu_ms(graph, episodes))
+        for name, run in runs.items():
+            times[name].append(await cpu_ms(run, episodes))
     return {name: min(of_turns) for name, of_turns in times.items()}
 
 
@@ -138,8 +167,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     times = asyncio.run(measure(options.episodes, options.turns))
-    ratio = times["send_ms"] / times["frontier_ms"]
-    print(json.dumps({**{name: round(ms, 2) for name, ms in times.items()}, "ratio": round(ratio, 2)}))
+    ratios = {
+        "ratio": times["send_ms"] / times["frontier_ms"],
+        "vs_plain": times["frontier_ms"] / times["plain_ms"],
+    }
+    print(json.dumps({name: round(value, 2) for name, value in {**times, **ratios}.items()}))
 
 
 if __name__ == "__main__":
