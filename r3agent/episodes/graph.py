@@ -28,7 +28,7 @@ from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOption
 from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, run_metadata, warn_of_edited_output
 from r3agent.episodes.nodes import Nodes, Update
 from r3agent.episodes.sampler import Sampler, Streamer
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans
+from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans, task_of
 from r3agent.errors import ConfigError
 from r3agent.policy import Policy
 from r3agent.telemetry.tracing import within_trajectory
@@ -142,6 +142,9 @@ class AsyncNode(AsyncStep[Update]):
         if identify is proceed:
             warn_of_edited_output(state)
         metadata = config.get("metadata", {})
+        if "task" in state:
+            parsed: Any = {**state, "task": task_of(state)}  # once, and not by each of the functions that read it
+            state = parsed
         own: Json = identify(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
         with within_trajectory(own["lineage"]["trajectory_id"] or own["lineage"]["root"]):

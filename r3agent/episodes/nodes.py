@@ -5,7 +5,7 @@ A node works on the whole frontier of the tree at once, that is, on every failed
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.spending import Spending
 from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import BudgetError, ConfigError, ConversationError
-from r3agent.policy import Pinnable, Policy, Renamable, Sampling, prices_of, sampling_of
+from r3agent.policy import Policy, Renamable, Sampling, prices_of, sampling_of
 from r3agent.records.branching import n_tries
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
@@ -273,10 +273,9 @@ class Nodes:
 
     def _policy_of(self, tree: Trajectory) -> Policy:
         """Pin the policy to the version that the episode began with, even if another is live by now."""
-        if not isinstance(self.policy, Pinnable):
-            return self.policy
+        pinned: Callable[[str], Policy] | None = getattr(self.policy, "pinned", None)  # of a `Pinnable`
         began = next((span for span in tree.spans if span.span_id not in tree.recorded), None)
-        return self.policy if began is None else self.policy.pinned(began.model)
+        return self.policy if pinned is None or began is None else pinned(began.model)
 
 
 async def _grow(drawings: Iterable[Drawing]) -> Update:
