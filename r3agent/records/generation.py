@@ -109,22 +109,7 @@ class Generation(StoredRecord):
     @model_validator(mode="before")
     @classmethod
     def _mended(cls, data: Any) -> Any:
-        """Drop logprobs that are not numbers, and lower the capability of an answer that is not as it was sampled."""
-        if not isinstance(data, dict):
-            return data
-        given: dict[str, Any] = data
-        flaws: list[str] = []
-        if not _all_finite(given.get("logprobs")):
-            flaws.append(NO_NUMBER)
-            given = {**given, "logprobs": None}
-        json_value([given.get(name) for name in ("text", "reasoning", "tool_calls")], losses=(halves := []))
-        if halves:
-            flaws.append(HALF)
-        if not flaws:
-            return data
-        if FATAL.get(given.get("capability", "")) in flaws:
-            given = {**given, "capability": "eval-only"}
-        return {**given, "capability_note": "; ".join(filter(None, [given.get("capability_note"), *flaws]))}
+        return mended(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _aligned(self) -> Generation:
@@ -188,9 +173,24 @@ class Generation(StoredRecord):
         return {**message, "tool_calls": readable} if readable else message
 
 
-def is_sound(generation: Generation) -> bool:
-    """Return False if validation would mend it, because of a change by `model_copy`."""
-    return Generation._mended(fields := vars(generation)) is fields  # pyright: ignore[reportPrivateUsage]
+def mended(given: dict[str, Any]) -> dict[str, Any]:
+    """Drop logprobs that are not numbers, and lower the capability of an answer that is not as it was sampled.
+
+    A generation without such a flaw is returned itself.
+    """
+    flaws: list[str] = []
+    fields = given
+    if not _all_finite(given.get("logprobs")):
+        flaws.append(NO_NUMBER)
+        fields = {**given, "logprobs": None}
+    json_value([given.get(name) for name in ("text", "reasoning", "tool_calls")], losses=(halves := []))
+    if halves:
+        flaws.append(HALF)
+    if not flaws:
+        return given
+    if FATAL.get(given.get("capability", "")) in flaws:
+        fields = {**fields, "capability": "eval-only"}
+    return {**fields, "capability_note": "; ".join(filter(None, [given.get("capability_note"), *flaws]))}
 
 
 def _all_finite(logprobs: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
-from r3agent.records.generation import Generation, Unfinished, Verdict, is_sound
+from r3agent.records.generation import Generation, Unfinished, Verdict, mended
 from r3agent.records.record import StoredRecord, new_id
 from r3agent.records.task import Message
 
@@ -55,8 +55,9 @@ class Span(Generation):
         Args:
             place: further fields of the span, of their types.
         """
-        fields = {**vars(generation), **place}
-        is_checked = type(generation) is Generation and is_sound(generation)
+        own = vars(generation)
+        is_checked = type(generation) is Generation and mended(own) is own
+        fields = {**own, **place}
         return PLAIN.model_copy(update=fields) if is_checked else cls.model_validate(fields)
 
     @property
