@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 import orjson
 
 from r3agent import OpenAIPolicy, Sampling, collect
-from r3agent.policy.endpoint import Endpoint, TimedContent
 from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
@@ -36,14 +35,10 @@ async def collected(base_url: str, model: str, n: int, seed: int) -> tuple[float
     """Collect episodes; return the tokens/s and the request bodies."""
     bodies: list[bytes] = []
 
-    class Kept(Endpoint):
-        async def post(self, path: str, body: dict[str, Any]) -> TimedContent:
-            bodies.append(orjson.dumps(body))
-            return await super().post(path, body)
-
     class KeepingPolicy(OpenAIPolicy):
-        def _new_endpoint(self, url: str) -> Endpoint:
-            return Kept(url, **self._settings)
+        async def _ask(self, target: Any, body: dict[str, Any], *args: Any) -> Any:  # pyright: ignore
+            bodies.append(orjson.dumps({"model": target.model, **body}))
+            return await super()._ask(target, body, *args)
 
     tasks = find_tasks("countdown", n, seed=seed)
     sampling = Sampling(max_tokens=24, seed=seed)
