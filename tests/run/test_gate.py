@@ -16,8 +16,8 @@ from r3agent.store.trajectories import load
 from tests.deploy import endpoint as weights
 from tests.support.chatting import ChattingEndpoint, chatting, subject
 
-N_TASKS = 48
-GATE = {"eval.n": 4, "eval.split": "test", "gate.split": "all", "gate.n": 40, "gate.batch": 8}
+N_TASKS = 28
+GATE = {"eval.n": 4, "eval.split": "test", "gate.split": "all", "gate.n": 24, "gate.batch": 8}
 
 
 class Killed(BaseException):
@@ -25,12 +25,12 @@ class Killed(BaseException):
 
 
 def reply(body: dict[str, Any]) -> str:
-    """The base is never right; a version is after a reflection, v0002 only on every fourth task."""
+    """The base is never right; a version is after a reflection, v0002 only on every second task."""
     said = [m["content"] for m in body["messages"]]
     if "Reflect" in said[-1]:
         return "use the tables"
     number = int("".join(c for c in said[0].split(":")[0] if c.isdigit()) or 0)
-    learnt = body["model"] == "tiny@v0001" or (body["model"] == "tiny@v0002" and number % 4 == 0)
+    learnt = body["model"] == "tiny@v0001" or (body["model"] == "tiny@v0002" and number % 2 == 0)
     return "6" if learnt and "use the tables" in said else "5"
 
 
@@ -66,7 +66,7 @@ def decided_on(run: Run, version: str) -> list[str]:
 def test_gate_ends_when_the_evidence_is_in(settings: dict[str, Any], tmp_path: Path) -> None:
     run = opened(tmp_path / "run", settings)
     found = run.evaluate("v0000", "v0001", for_gate=True)
-    assert (found.draw and (found.draw.planned, found.draw.gains)) == (40, (1.0,) * 8)
+    assert (found.draw and (found.draw.planned, found.draw.gains)) == (24, (1.0,) * 8)
     assert run.decide(found).promote
     assert run.comparison("v0000", "v0001", for_gate=True) == found
 
@@ -83,13 +83,12 @@ def test_gate_gives_up_a_version_that_is_no_better(settings: dict[str, Any], tmp
 def test_fixed_gate_compares_all_tasks_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
     run = opened(tmp_path / "run", settings, gate__test="fixed")
     found = run.evaluate("v0000", "v0001", for_gate=True)
-    assert (found.draw, found.baseline.n_tasks) == (None, 40)
-    assert "p = 1.8e-12" in run.decide(found).reasons[1]
+    assert (found.draw, found.baseline.n_tasks) == (None, 24)
+    assert "p = 1.2e-07" in run.decide(found).reasons[1]
 
 
-@pytest.mark.parametrize("killed_at", [12, 20])
 def test_killed_gate_goes_on_in_the_same_batches(
-    killed_at: int, settings: dict[str, Any], tmp_path: Path, endpoint: ChattingEndpoint
+    settings: dict[str, Any], tmp_path: Path, endpoint: ChattingEndpoint
 ) -> None:
     whole = opened(tmp_path / "whole", settings).evaluate("v0000", "v0002", for_gate=True)
     n = 0
@@ -97,7 +96,7 @@ def test_killed_gate_goes_on_in_the_same_batches(
     def kill(done: int, total: int) -> None:
         nonlocal n
         n += 1
-        if n >= killed_at:
+        if n >= 20:  # in the second batch
             raise Killed
 
     run = opened(tmp_path / "killed", settings)
@@ -118,22 +117,22 @@ def test_killed_gate_goes_on_in_the_same_batches(
 def test_smaller_batches_are_a_part_of_larger_ones(settings: dict[str, Any], tmp_path: Path) -> None:
     found = [
         opened(tmp_path / str(batch), settings, gate__batch=batch).evaluate("v0000", "v0002", for_gate=True).draw
-        for batch in (4, 40)
+        for batch in (4, 24)
     ]
     small, large = [draw.gains for draw in found if draw is not None]
-    assert len(small) < len(large) == 40
+    assert len(small) < len(large) == 24
     assert large[: len(small)] == small
 
 
 def test_no_task_decides_twice_while_there_are_others(
     settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {"gate__n": 32, "gate__batch": 32}
+    changes = {"gate__n": 16, "gate__batch": 16}
     run = opened(tmp_path / "run", settings, **changes)
     first = run.evaluate("v0000", "v0001", for_gate=True)
     assert "decided on an earlier version" not in caplog.text
     second = run.evaluate("v0001", "v0002", for_gate=True)
-    assert "16 of 32 tasks of the gate of v0002 decided on an earlier version too: split all of" in caplog.text
+    assert "4 of 16 tasks of the gate of v0002 decided on an earlier version too: split all of" in caplog.text
     assert len({*decided_on(run, "v0001"), *(t.task.id for t in load(run.directory / "gate/v0002/v0002"))}) == N_TASKS
     later = opened(tmp_path / "run", settings, gate__n=8)
     assert later.comparison("v0000", "v0001", for_gate=True) == first
@@ -163,4 +162,4 @@ def test_comparison_of_an_earlier_release_is_found(settings: dict[str, Any], tmp
     assert "tasks" not in json.loads(path.read_text())
     read = opened(tmp_path / "run", settings).comparison("v0000", "v0001", for_gate=True)
     assert read is not None
-    assert (read.after_reflection, read.baseline.n_tasks) == (found.after_reflection, 40)
+    assert (read.after_reflection, read.baseline.n_tasks) == (found.after_reflection, 24)
