@@ -92,8 +92,8 @@ class EpisodeRecord:
                 raise ConfigError("a verdict needs a try of this episode: an attempt or a retry that was answered")
             given = {} if answer is None else {"answer": answer}
             self._spans[self._spans.index(found)] = found.model_copy(update={"verdict": judgement, **given})
-            with genai.evaluation("application", found, parent=self.around, trajectory_id=self.trajectory_id) as span:
-                genai.judged(span, judgement)
+            with genai.evaluation("application", found, parent=self.around, trajectory_id=self.trajectory_id) as event:
+                genai.judged(event, judgement)
         if self.closed and (self._recorder or self._out):
             self.warn(
                 "the episode was recorded before this verdict, which is not stored; set it inside of the block, or use "

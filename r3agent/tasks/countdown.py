@@ -165,10 +165,10 @@ def _random_problems(rng: random.Random, numbers: int, max_number: int, max_targ
 
 def _random_play(given: list[int], rng: random.Random) -> int:
     """Combine the numbers by random operations; return the resulting value."""
-    values = tuple(given)
+    values = [*given]
     while len(values) > 1:
-        step = rng.choice(list(steps(values)))
-        values = (step.value, *step.rest)
+        step = rng.choice(list(steps(tuple(values))))
+        values = [step.value, *step.rest]
     return values[0]
 
 
