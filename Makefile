@@ -106,7 +106,6 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	@! git log --no-merges --max-count=30 --format=%s | grep -E '.{73}' || { echo 'subjects above: shorten to 72 characters'; exit 1; }
 
-# The record's JSON Schema, which the package ships.
 # The plotting library of reports: version, files and licence as npm has them.
 UPLOT := r3agent/report/static/uplot
 uplot:
@@ -115,6 +114,7 @@ uplot:
 	chmod 644 $(UPLOT)/* && rm -r $$folder
 	cd $(UPLOT) && sha256sum --check SHA256SUMS
 
+# The record's JSON Schema, which the package ships.
 schema: setup
 	$(BIN)/python -c "import json; from r3agent import Trajectory; print(json.dumps(Trajectory.model_json_schema(), indent=1))" > r3agent/records/trajectory.schema.json
 
