@@ -169,7 +169,7 @@ def _places(levels: list[dict[str, Any]]) -> str | None:
 def _status(levels: list[dict[str, Any]], message: str) -> int:
     codes = [str(level[key]) for level in levels for key in CODES if isinstance(level.get(key), str | int)]
     for code in codes:
-        if code.isdecimal() and 400 <= int(code) < 600:
+        if re.fullmatch("[45][0-9]{2}", code):
             return int(code)
     if number := re.match(r"(?:error[ _]?(?:code)?:? |http )?([45]\d\d)\b", message, re.IGNORECASE):
         return int(number[1])

@@ -31,6 +31,9 @@ BROKEN_STREAM = (
 LOWEST, HIGHEST = -9999.0, 1e-3
 """Bounds of a logprob: vLLM writes the lower one for minus infinity, and rounding may give a little more than 0."""
 
+MOST = 2**53
+"""Limit of token ids and of numbers of tokens: readers of JSON disagree on larger integers."""
+
 PLAIN = Generation(text="", model="")
 """Generation to copy for one whose fields have been checked."""
 
@@ -111,6 +114,7 @@ def _generation(
         capability, note = "eval-only", unfit
     elif capability == "trainable-retokenised" and (has_hidden or reply.has_more):
         capability, note = "eval-only", f"{note}, and its text lacks the thinking: it is not what was sampled"
+    is_aligned = ids is None or logprobs is None or len(ids) == len(logprobs)
     fields: dict[str, Any] = {
         **shared,
         "text": reply.text,
@@ -118,7 +122,7 @@ def _generation(
         "tool_calls": reply.tool_calls,
         "extra": reply.extra,
         "token_ids": ids,
-        "logprobs": None if capability == "eval-only" else logprobs,
+        "logprobs": logprobs if capability != "eval-only" and is_aligned else None,
         "completion_tokens": len(ids) if ids else shared["completion_tokens"],
         "finish_reason": reason,
         "capability": capability,
@@ -179,14 +183,14 @@ def read_logprobs(logprobs: Any) -> tuple[list[float] | None, str | None]:
 
 def _ids(value: Any) -> list[int] | None:
     """Return token ids; `None` if there are none, or they are something else."""
-    is_list = isinstance(value, list) and {*map(type, value)} == {int} and min(value) >= 0
+    is_list = isinstance(value, list) and {*map(type, value)} == {int} and min(value) >= 0 and max(value) < MOST
     return value if is_list else None
 
 
 def _count(value: Any) -> int | None:
     """Return a number of tokens; `None` if it is not one."""
     is_whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
-    return int(value) if is_whole else None
+    return int(value) if is_whole and 0 <= value < MOST else None
 
 
 def _grade(

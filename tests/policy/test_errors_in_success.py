@@ -22,6 +22,7 @@ TRANSIENT: list[Any] = [
     {"error": {"message": "slow down", "code": "rate_limit_exceeded"}},
     {"error": {"message": "Overloaded", "type": "overloaded_error"}, "type": "error"},
     {"error": {"message": "try later", "code": "503"}},
+    {"error": {"message": "try later", "code": "9" * 5000}},
     {"error": {"message": "quota", "status": "RESOURCE_EXHAUSTED"}},
     {"error": "out of memory"},
     [{"error": {"code": 503, "message": "The model is overloaded", "status": "UNAVAILABLE"}}],

@@ -340,6 +340,12 @@ async def test_a_wrong_logprob_without_token_ids_is_only_noted() -> None:
     assert "None among the logprobs" in (generation.capability_note or "")
 
 
+async def test_logprobs_of_fewer_tokens_are_left_out_without_a_prompt() -> None:
+    generation = await sample(whole({"content": "42"}, token_ids=[1], logprobs={"content": [{"logprob": -1}] * 2}))
+    assert (generation.text, generation.capability) == ("42", "trainable-retokenised")
+    assert (generation.token_ids, generation.logprobs) == ((1,), None)
+
+
 async def test_numbers_and_marks_that_are_not_JSON_are_read() -> None:
     body = "\ufeff \n" + whole({"content": "42"}).replace('"finish_reason"', '"timing": NaN, "finish_reason"')
     assert (await sample(body)).text == "42"
@@ -377,6 +383,15 @@ async def test_a_stream_without_a_finish_reason_was_broken_off(done: bool) -> No
         await sample(stream(TEXT, done=done), streamed=True)
     with pytest.raises(EndpointError, match="ended without a finish reason"):
         await sample(stream(TEXT, done=False) + 'data: {"choices": [{"ind', streamed=True)
+
+
+@pytest.mark.parametrize("count", [2**70, 1e300, -1, 0.5, True])
+async def test_a_number_of_tokens_that_is_none_is_left_out(count: Any) -> None:
+    usage = {"prompt_tokens": count, "completion_tokens": count, "prompt_tokens_details": {"cached_tokens": count}}
+    body = {**json.loads(whole({"content": "42"}, token_ids=[2**70])), "usage": usage, "prompt_token_ids": [1]}
+    generation = await sample(json.dumps(body))
+    assert (generation.prompt_tokens, generation.completion_tokens, generation.cached_tokens) == (None, None, None)
+    assert (generation.text, generation.token_ids, generation.capability) == ("42", None, "trainable-retokenised")
 
 
 BIG = f'{{"choices": [{{"message": {{"content": "4"}}}}], "usage": {{"completion_tokens": {10**400}}}}}'
