@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias
 
-import orjson
 from cyclopts import Group, Parameter
 from pydantic import BaseModel
 
@@ -117,7 +116,11 @@ def verb(*flags: inspect.Parameter) -> Callable[[Callable[..., Output]], Callabl
             if takes_overrides:
                 options["overrides"] = _overrides(options, settings, flags)
             output = function(*arguments, **options)
-            return replace(output, text=orjson.dumps(output.data).decode()) if json else output
+            if not json:
+                return output
+            from r3agent.records.json_values import json_bytes
+
+            return replace(output, text=json_bytes(output.data).decode())
 
         run.__name__ = function.__name__
         run.__annotations__ = {}

@@ -16,14 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
-import orjson
-
 from r3agent._util.checked import checked
 from r3agent._util.console import without_bars
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_extra
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.credit import CreditLabel, Group, groups
+from r3agent.records.json_values import json_bytes
 from r3agent.records.record import Record
 from r3agent.records.trajectory import Message, Span, Trajectory, Try, each_trajectory
 from r3agent.store.batches import batches_of
@@ -99,7 +98,7 @@ def export(
             found = groups([t for t in batch if t.trajectory_id not in apart], label)
             for row in _art(found) if to == "art" else _trl(found, type):
                 n_rows += 1
-                yield orjson.dumps(row) + b"\n"
+                yield json_bytes(row) + b"\n"
         if not episodes:
             raise RecordError(NOTHING)
         if not n_rows:

@@ -15,9 +15,11 @@ from contextlib import suppress
 from copy import deepcopy
 from datetime import date, time, timedelta
 from enum import Enum
+from functools import partial
 from math import isfinite
 from typing import Any
 
+import orjson
 from pydantic import BaseModel
 from pydantic_core import from_json
 
@@ -81,6 +83,19 @@ def copy_json(value: Any) -> Any:
         return _copy(value, MAX_DEPTH)
     except _NotPlainError:
         return deepcopy(value)
+
+
+def json_bytes(value: Any, *, sort_keys: bool = False) -> bytes:
+    """Write JSON, also of half characters and of integers with more than 64 bits; what is not finite is null."""
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS if sort_keys else None)
+    except TypeError:
+        pass
+    written = partial(json.dumps, separators=(",", ":"), default=str, sort_keys=sort_keys, allow_nan=False)
+    try:
+        return written(value).encode()
+    except ValueError:
+        return written(json_value(value, finite=True)).encode()
 
 
 def is_portable(value: Any) -> bool:

@@ -9,12 +9,11 @@ from math import isfinite
 from os import PathLike
 from typing import Any, TypeAlias, cast
 
-import orjson
 from pydantic import Field, ValidationError, model_validator
 
 from r3agent._util.messages import explain, shorten
 from r3agent.errors import ArgumentError, ConfigError
-from r3agent.records.json_values import MAX_INTEGER, MIN_INTEGER, NO_JSON, is_portable, json_value
+from r3agent.records.json_values import MAX_INTEGER, MIN_INTEGER, NO_JSON, is_portable, json_bytes, json_value
 from r3agent.records.record import StoredRecord
 
 Message: TypeAlias = dict[str, Any]
@@ -104,7 +103,7 @@ def _fault(value: Any, where: str) -> str | None:
 
 def prompt_key(messages: Sequence[Message]) -> str:
     """Return a hash of a prompt, by which tasks of other ids that have the same one are found."""
-    return sha256(orjson.dumps(messages, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()[:32]
+    return sha256(json_bytes(messages, sort_keys=True)).hexdigest()[:32]
 
 
 def each_task(tasks: Iterable[Task | Mapping[str, Any]]) -> Iterator[Task]:

@@ -1,20 +1,15 @@
-"""JSON of a report, and its compression."""
+"""JSON of a report as text, and its compression."""
 
 from __future__ import annotations
 
-import json
 import zlib
 from typing import Any
 
-import orjson
+from r3agent.records.json_values import json_bytes
 
 
 def dumps(value: Any) -> str:
-    """Write JSON, also of half characters and of numbers with more than 64 bits."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:
-        return json.dumps(value, separators=(",", ":"), default=str)
+    return json_bytes(value).decode()
 
 
 def packed(text: str) -> bytes:

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import orjson
 
+from r3agent.records.json_values import json_bytes
 from r3agent.records.summary import COUNTS, Tally
 from r3agent.records.task import prompt_key
 from r3agent.records.trajectory import EPISODE, SOURCE, SPLIT, Trajectory
@@ -74,7 +75,7 @@ def row_of(trajectory: Trajectory, line: bytes, offset: int, size: int, counts: 
         episode=named.get(EPISODE),
         counts=counts,
     )
-    return orjson.dumps(values[1:]) + b"\n"
+    return json_bytes(values[1:]) + b"\n"
 
 
 def counts_of(trajectory: Trajectory) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 
 from r3agent._util.files import write_atomically
+from r3agent.records.json_values import json_bytes
 from r3agent.records.record import VersionedRecord
 from r3agent.records.trajectory import SPLIT, Trajectory
 from r3agent.store.reading import lines_of, read_record
@@ -82,7 +83,7 @@ def file_sha256(path: Path) -> str:
 def episode_sha256(trajectory: Trajectory) -> str:
     """Hash an episode with its verdicts; the split that a run adds to its metadata does not count."""
     record = trajectory.model_dump(mode="json", exclude={"metadata": {SPLIT}})
-    return sha256(orjson.dumps(record, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return sha256(json_bytes(record, sort_keys=True)).hexdigest()
 
 
 def write_episodes(directory: Path, hashes: Mapping[str, str], ids: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from r3agent.records.json_values import is_portable, json_value, parse_json
+from r3agent.records.json_values import is_portable, json_bytes, json_value, parse_json
 from r3agent.records.record import MENDED
 from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, Verdict
 
@@ -209,3 +209,9 @@ def test_parse_json_reads_what_any_library_writes(line: bytes, value: Any) -> No
 def test_parse_json_refuses_other_text(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_json(line)
+
+
+def test_json_bytes_writes_what_orjson_refuses() -> None:
+    large = {"b": 2**70, "a": "\ud800"}
+    assert json_bytes(large, sort_keys=True) == b'{"a":"\\ud800","b":1180591620717411303424}'
+    assert json.loads(json_bytes({**large, "nan": nan})) == {"a": "\ufffd", "b": 2**70, "nan": None}
