@@ -12,10 +12,11 @@ from pydantic import Field
 
 from r3agent._util.checked import checked
 from r3agent.evaluate.statistics import Rate, rate
+from r3agent.records.branching import origins
 from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally, is_even_sample
-from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory, origins
+from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from r3agent._util.aio import gather_all
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.recording.redaction import NOTE as REDACTED
-from r3agent.records.branching import branch_of, n_tries, recorded_try
-from r3agent.records.trajectory import HELD_OUT, SPLIT, Record, Trajectory, Try, origins
+from r3agent.records.branching import branch_of, n_tries, origins, recorded_try
+from r3agent.records.trajectory import HELD_OUT, SPLIT, Record, Trajectory, Try
 from r3agent.store.batches import batches_of
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import CutOff, takes_environment

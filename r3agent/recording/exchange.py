@@ -21,29 +21,13 @@ from r3agent.policy.stream import Assembly
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.episode import Episode
 from r3agent.recording.memory import Memory, Subject
-from r3agent.recording.wire import fit, is_blank, is_whole, wanted_fields
+from r3agent.recording.wire import INNOCENT, SAMPLING_FIELDS, UNREMEMBERED, fit, is_blank, is_whole, wanted_fields
 from r3agent.records import versions
 from r3agent.records.json_values import json_value
 from r3agent.records.span import OTHER
 from r3agent.telemetry.genai import ModelCall
 
-SAMPLING_FIELDS = {
-    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
-    *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
-    *("response_format", "tool_choice", "reasoning_effort"),
-}
-"""Request fields that are recorded with the spans; others may contain private data."""
-
 CUT = "the stream was left, or broke off, before the completion ended"
-
-INNOCENT = (401, 402, 407, 429)
-"""Statuses that no field causes, unless the error names one."""
-
-TRANSIENT = (408, 409, 502, 503, 504, 529)
-"""Statuses of a busy server, which an endpoint that has taken the fields before does not have because of them."""
-
-UNREMEMBERED = (*TRANSIENT, None)
-"""Statuses after which the next request has the fields again, although one without them succeeded."""
 
 
 class Exchange:

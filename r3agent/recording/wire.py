@@ -9,6 +9,22 @@ from typing import Any
 WHOLE = ("stop", "length", "tool_calls", "content_filter")
 """Finish reasons of whole choices."""
 
+SAMPLING_FIELDS = {
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias"),
+    *("response_format", "tool_choice", "reasoning_effort"),
+}
+"""Request fields that are recorded with the spans; others may contain private data."""
+
+INNOCENT = (401, 402, 407, 429)
+"""Statuses that no field causes, unless the error names one."""
+
+TRANSIENT = (408, 409, 502, 503, 504, 529)
+"""Statuses of a busy server, which an endpoint that has taken the fields before does not have because of them."""
+
+UNREMEMBERED = (*TRANSIENT, None)
+"""Statuses after which the next request has the fields again, although one without them succeeded."""
+
 
 def wanted_fields(body: Mapping[str, Any], *, is_stream: bool) -> dict[str, Any]:
     """Return the fields of a request that the record needs, without those that it has."""

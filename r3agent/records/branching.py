@@ -1,7 +1,8 @@
-"""Branch of a recorded episode: its beginning, and whether its conversation was rendered as it was recorded."""
+"""Branch of a recorded episode: its beginning, its origin, and whether it was rendered as it was recorded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, Literal, TypeAlias
 
@@ -141,3 +142,17 @@ def _compare(recorded: Span, child: Span) -> Rendering:
     if prompt[: len(before)] != before:
         return "prompt_differs"
     return "same" if prompt[len(before) : len(before) + len(answer)] == answer else "answer_differs"
+
+
+def origins(trajectories: Iterable[Trajectory]) -> dict[str, str]:
+    """Map the id of each trajectory to that of the one that it, or its parent and so on, branched off; else to its own.
+
+    Parents come before their branches, as they were recorded.
+    """
+    found: dict[str, str] = {}
+    for trajectory in trajectories:
+        parent_id = trajectory.parent_id
+        found[trajectory.trajectory_id] = (
+            trajectory.trajectory_id if parent_id is None else found.get(parent_id, parent_id)
+        )
+    return found

@@ -20,7 +20,8 @@ from typing import Literal, TypeAlias, get_args
 
 from r3agent._util.messages import did_you_mean
 from r3agent.errors import ArgumentError
-from r3agent.records.trajectory import Record, Span, Trajectory, Try, each_trajectory, mean_success, origins
+from r3agent.records.branching import origins
+from r3agent.records.trajectory import Record, Span, Trajectory, Try, each_trajectory, mean_success
 
 CreditLabel: TypeAlias = Literal["attempt", "reflect", "retry", "blind_retry"]
 """A span's label, and whether a retry was blind."""

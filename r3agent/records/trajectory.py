@@ -48,7 +48,6 @@ __all__ = [
     "each_trajectory",
     "mean_success",
     "new_id",
-    "origins",
 ]
 
 SOURCE, SPLIT, EPISODE = "source", "split", "episode"
@@ -295,17 +294,3 @@ def mean_success(tries: Iterable[Span | Try]) -> float | None:
     """Compute the share of passed tries among those with a verdict; `None` if there is none."""
     verdicts = [a_try.passed for a_try in tries if a_try.passed is not None]
     return fmean(verdicts) if verdicts else None
-
-
-def origins(trajectories: Iterable[Trajectory]) -> dict[str, str]:
-    """Map the id of each trajectory to that of the one that it, or its parent and so on, branched off; else to its own.
-
-    Parents come before their branches, as they were recorded.
-    """
-    found: dict[str, str] = {}
-    for trajectory in trajectories:
-        parent_id = trajectory.parent_id
-        found[trajectory.trajectory_id] = (
-            trajectory.trajectory_id if parent_id is None else found.get(parent_id, parent_id)
-        )
-    return found

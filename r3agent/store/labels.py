@@ -20,8 +20,9 @@ from pydantic import BeforeValidator, Field
 
 from r3agent._util.checked import checked
 from r3agent.errors import ConfigError
+from r3agent.records.branching import origins
 from r3agent.records.json_values import plain
-from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord, origins
+from r3agent.records.trajectory import Span, Trajectory, Verdict, VersionedRecord
 from r3agent.store.append import append_records
 from r3agent.store.index import lookup
 from r3agent.store.reading import LABELS, records
