@@ -64,10 +64,13 @@ class Sampler:
 def _traced(
     policy: Policy, request: SpanRequest, rendered: Rendered, slots: Sequence[SpanSlot], *, is_stream: bool
 ) -> ModelCall:
-    settings = request.sampling or sampling_of(policy)
+    def fields() -> dict[str, Any]:
+        settings = request.sampling or sampling_of(policy)
+        return {**(settings.body() if settings else {}), "n": len(slots), "stream": is_stream}
+
     return ModelCall(
         str(getattr(policy, "model", "")),
-        {**(settings.body() if settings else {}), "n": len(slots), "stream": is_stream},
+        fields,
         rendered.messages,
         base_url=getattr(policy, "base_url", None),
         label=request.label,

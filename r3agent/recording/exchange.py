@@ -110,7 +110,7 @@ class Exchange:
         episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())], purpose)
         self._call = ModelCall(
             str(body.get("model")),
-            request,
+            lambda: request,
             self._messages or (),
             base_url=base_url,
             label=scope.label if scope else "attempt",

@@ -7,13 +7,12 @@ allows them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import orjson
-
 from r3agent.records.generation import Generation, Verdict
+from r3agent.records.json_values import json_bytes
 from r3agent.records.record import new_id
 from r3agent.records.reply import text_of
 from r3agent.records.span import Span, Try
@@ -71,12 +70,16 @@ def episode(task: Task | None, *, agent: str = "", trajectory_id: str | None = N
 
 
 class ModelCall:
-    """Span of one request to a model, from now to its answer."""
+    """Span of one request to a model, from now to its answer.
+
+    Args:
+        fields: returns the fields of the request, if there is a tracer.
+    """
 
     def __init__(
         self,
         model: str,
-        fields: Mapping[str, Any],
+        fields: Callable[[], Mapping[str, Any]],
         messages: Sequence[Message],
         *,
         base_url: object = None,
@@ -94,7 +97,7 @@ class ModelCall:
                 "gen_ai.request.model": model,
                 "r3agent.label": label,
                 "r3agent.purpose": purpose,
-                **_request(fields),
+                **_request(fields()),
                 **_server(base_url),
             },
             kind="CLIENT",
@@ -232,4 +235,4 @@ def _content(value: Any) -> str | None:
     """Return content as text, if it may be exported."""
     if value is None or not captures_content():
         return None
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    return value if isinstance(value, str) else json_bytes(value).decode()

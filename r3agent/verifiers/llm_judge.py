@@ -152,7 +152,7 @@ class LLMJudge:
         async def send(sent: dict[str, Any]) -> bytes:
             received = Reception("", None)
             call = ModelCall(
-                str(sent["model"]), sent, sent["messages"], base_url=self._endpoint.base_url, purpose="judge"
+                str(sent["model"]), lambda: sent, sent["messages"], base_url=self._endpoint.base_url, purpose="judge"
             )
             try:
                 with call:
