@@ -2,7 +2,7 @@
 
 The stores of a run are that of the training episodes and those of its evaluations and gates. In each, shards, labels,
 copies that a repair left, and journals of gateways that were killed are rewritten; so are the lists of what versions
-were trained on, and the sequences of tokens on their cards.
+were trained on, and the sequences of tokens on their cards. Reports, which have the text of episodes, are removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from r3agent.records.branching import DONOR
 from r3agent.store.provenance import EPISODES_FILE
 from r3agent.store.reading import LABELS, lines_of
 from r3agent.store.registry import MAX_PROMPT, Registry, write_card
-from r3agent.store.shards import CONFIG_FILE, OTHER_STORES, STORES, shards
+from r3agent.store.shards import CONFIG_FILE, OTHER_STORES, REPORT_FILE, STORES, shards
 from r3agent.train.lineage import ROWS_FILE
 
 
@@ -213,6 +213,9 @@ def _finish(root: Path, receipt: Receipt, keeps: _Kept) -> Receipt:
         write_receipt(root, receipt)
 
     write_receipt(root, receipt)
+    for folder in (root, *_stores(root)):
+        for name in (REPORT_FILE, f".{REPORT_FILE}.partial"):
+            (folder / name).unlink(missing_ok=True)
     _forget_fingerprints(root, receipt)  # the shards have the tokens to look for
     for path in _touched(root, keeps):
         take_lines(path, keeps, begin)

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from r3agent._util.checked import checked
-from r3agent._util.files import disk_errors
+from r3agent._util.files import write_atomically
 from r3agent.report.encoding import dumps, packed
 from r3agent.report.gather import LIMIT, Content, gather
-
-FILE = "report.html"
-"""Name of a run's report, in its directory."""
+from r3agent.store.shards import REPORT_FILE
 
 STYLES = ("uplot/uPlot.min.css", "style.css")
 SCRIPTS = ("uplot/uPlot.iife.min.js",)
@@ -53,13 +51,8 @@ def write_report(run: str | Path, out: str | Path | None = None, *, limit: int =
         SchemaVersionError: another version of r3agent wrote the run's records.
     """
     content = gather(Path(run), limit=limit)
-    path = Path(out) if out is not None else Path(run) / FILE
-    partial = path.with_name(f".{path.name}.partial")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(page(content))
-        partial.replace(path)
+    path = Path(out) if out is not None else Path(run) / REPORT_FILE
+    write_atomically(path, (part.encode() for part in page(content)))
     facts = content.facts
     return Written(path, path.stat().st_size, facts["episodes"], facts["listed"], facts["headline"]["text"])
 

@@ -37,6 +37,9 @@ STORES = ("trajectories", "eval/v*", "gate/v*/v*")
 OTHER_STORES = ("eval/forgetting/*/v*", "gate/v*/forgetting/*/v*")
 """Patterns of the stores of tasks of other sources, whose ids may be the same."""
 
+REPORT_FILE = "report.html"
+"""Report of a run or a store, in its directory; it has the text of episodes."""
+
 COLLECT_LOCK = ".collect.lock"
 """File in a run's directory that is locked while its episodes are collected, or its shards are rewritten."""
 

@@ -36,6 +36,7 @@ def prompt_end(trajectory: Trajectory) -> tuple[int, ...]:
 def run_of(directory: Path) -> list[Trajectory]:
     """A run with three users' episodes, an evaluation, labels, a branch, a repaired file and a trained version."""
     (directory / "r3.toml").touch()
+    (directory / "report.html").write_text("<p>what anna asked, and bert</p>")
     store = directory / "trajectories"
     episodes = collected(store, "anna", "bert", "carl")
     anna = episodes[0]
