@@ -122,6 +122,7 @@ class RowMaker(NamedTuple):
 
         def row(chain: Chain) -> Row:
             asked = [step.span for step in chain.steps]
+            temperature = asked[0].sampling.get("temperature")
             return Row(
                 group_id=group_id,
                 trajectory_id=trajectory.trajectory_id,
@@ -131,7 +132,7 @@ class RowMaker(NamedTuple):
                 prompt_ids_P=chain.ids[: chain.prompt_tokens],
                 completion_ids_T=chain.ids[chain.prompt_tokens :],
                 logprobs_T=chain.logprobs_T,
-                temperature=asked[0].sampling.get("temperature"),
+                temperature=temperature if isinstance(temperature, int | float) else None,
                 truncated=any(s.unfinished == "length" for s in asked),
                 reward=reward,
                 advantage=advantage,

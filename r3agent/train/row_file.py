@@ -73,9 +73,9 @@ class RowFile(Sequence[Row]):
                 table = pyarrow.Table.from_pylist(part, SCHEMA)
                 with disk_errors(self._where):
                     self._writer.write_table(table)
-        except pyarrow.ArrowInvalid:
+        except (pyarrow.ArrowInvalid, OverflowError):
             for row in rows:
-                if (largest := max(*row.prompt_ids_P, *row.completion_ids_T)) >= 2**31:
+                if (largest := max([*row.prompt_ids_P, *row.completion_ids_T])) >= 2**31:
                     raise TrainingError(
                         f"span {row.span_id} of trajectory {row.trajectory_id} has token id {largest}, limit 2**31: no "
                         "model has as many tokens; collect from a server that returns ids of its tokens"

@@ -68,10 +68,23 @@ def test_rows_of_a_store_without_any_are_explained(tmp_path: Path, record: Recor
     assert str(batched.value) == str(whole.value)
 
 
-def test_rows_in_a_file_are_refused_with_ids_of_no_model(store: Path) -> None:
+@pytest.mark.parametrize("id_", [2**31, 2**63])
+def test_rows_in_a_file_are_refused_with_ids_of_no_model(store: Path, id_: int) -> None:
     def changed(batch: list[Trajectory]) -> list[Trajectory]:
-        huge = {"token_ids": (2**31, 1, 1), "logprobs": (-1.0,) * 3}
+        huge = {"token_ids": (id_, 1, 1), "logprobs": (-1.0,) * 3}
         return [t.changed(spans=tuple(s.model_copy(update=huge) for s in t.spans)) for t in batch]
 
-    with pytest.raises(TrainingError, match=r"has token id 2147483648, limit 2\*\*31"):
+    with pytest.raises(TrainingError, match=rf"has token id {id_}, limit 2\*\*31"):
         file_rows(StoredTrajectories(store, changed), config=TrainConfig(), version="v0000")
+
+
+def test_rows_in_a_file_have_no_temperature_that_is_text(store: Path) -> None:
+    def changed(batch: list[Trajectory]) -> list[Trajectory]:
+        sent = {"sampling": {"temperature": "0.7"}, "capability": "trainable-retokenised"}
+        return [t.changed(spans=tuple(s.model_copy(update=sent) for s in t.spans)) for t in batch]
+
+    config = TrainConfig(retokenise="allow")
+    stored = StoredTrajectories(store, changed)
+    rows, report = file_rows(stored, config=config, version="v0000", retokenise=lambda t, span: ([1], [2]))
+    assert {row.temperature for row in rows} == {None}
+    assert report.temperatures == {"None": len(rows)}
