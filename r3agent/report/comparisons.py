@@ -121,4 +121,6 @@ def _evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_fields(values: Mapping[str, Any], fields: set[str]) -> dict[str, Any]:
-    return {name: v for name, v in values.items() if isinstance(v, Mapping) and fields <= v.keys()}
+    """Return the values that have these fields, each a number."""
+    found = {name: v for name, v in values.items() if isinstance(v, Mapping) and fields <= v.keys()}
+    return {name: v for name, v in found.items() if all(isinstance(v[field], int | float) for field in fields)}

@@ -145,13 +145,13 @@ class ReportServer:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            if await asyncio.to_thread(self._fingerprint) == self._seen:
-                continue
             began = time.monotonic()
             try:
+                if await asyncio.to_thread(self._fingerprint) == self._seen:
+                    continue
                 self._states.append(await asyncio.to_thread(self._read, self._states[-1].revision + 1))
-            except R3Error as error:
-                logger.warning("the report keeps its last state: %s", error)
+            except Exception as error:  # a file may be moved, or half written, while it is read
+                logger.warning("the report keeps its last state: %s: %s", type(error).__name__, error)
             await asyncio.sleep(PAUSE * (time.monotonic() - began))
 
     # ---- requests ----
@@ -213,11 +213,11 @@ class ReportServer:
         try:
             given: Any = await request.json()
             store, fields = given.pop("store"), {**given}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             raise ConfigError("a label is a JSON object with store, trajectory_id, span_id and passed") from None
         if unknown := fields.keys() - {"trajectory_id", "span_id", "passed", "feedback"}:
             raise ConfigError(f"{', '.join(sorted(unknown))}: no field of a label")
-        path = dict(stores_of(self.run)).get(store)
+        path = next((path for name, path in stores_of(self.run) if name == store), None)
         if path is None or not {"trajectory_id", "passed"} <= fields.keys():
             raise ConfigError(f"store {store!r}: no store of {self.run}, or the label lacks trajectory_id or passed")
         made = await asyncio.to_thread(lambda: label(path, **fields))

@@ -108,6 +108,8 @@ def token_texts(model: str) -> TokenTexts:
         raise ConfigError(f"{file} cannot be read: {error}; copy or download it again") from error
 
     def texts(ids_T: Sequence[int]) -> list[str]:
+        if max(ids_T, default=0) >= 2**32:  # no model's, and the tokenizer raises
+            return [f"{id_} " for id_ in ids_T]
         pieces_T: list[str] = []
         first = end_of_text = 0  # a token's text may depend on the tokens before it: decode it with the last piece
         for end in range(1, len(ids_T) + 1):

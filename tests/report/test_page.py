@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from hashlib import sha256
@@ -248,3 +249,22 @@ def test_vendored_library_is_as_published() -> None:
     assert {name for _, name in sums} == {"uPlot.iife.min.js", "uPlot.min.css", "LICENSE"}
     for digest, name in sums:
         assert sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_report_leaves_out_a_comparison_without_numbers(run_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    assert write_report(run).headline.startswith("Better")
+    for path in run.glob("gate/v0001/*v0000-v0001.gate.*"):
+        stored = json.loads(path.read_bytes())
+        stored["comparison"]["after_reflection"]["p_value"] = None
+        path.write_text(json.dumps(stored))
+    assert write_report(run).headline.endswith("no two versions are compared yet.")
+
+
+def test_report_shows_token_ids_of_no_model(tmp_path: Path) -> None:
+    made = episode("other", "v0001", True)
+    huge = made.spans[0].model_copy(update={"token_ids": (2**40, 5)})
+    store(tmp_path / "trajectories", made.changed(spans=(huge,)))
+    (tmp_path / "r3.toml").write_text('[policy]\nbase_model = "bundled"\n')
+    assert write_report(tmp_path).listed == 1

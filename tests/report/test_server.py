@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from r3agent import load
+from r3agent._util.wait import wait_until
 from r3agent.report import ReportServer
 from tests.report.runs import episode, store
 
@@ -75,13 +76,30 @@ def test_labels_are_refused_without_the_page(served: ReportServer) -> None:
         {"trajectory_id": "none"},
         {"directory": "/"},
         {"span_id": "x"},
+        {"store": ["trajectories"]},
     ):
         answer = httpx.post(url, json={**given, **wrong}, headers=mine)
         assert answer.status_code == 400, wrong
         assert answer.json()["error"]
-    for content in (b"[]", b"{", b"null", b"\xff"):
-        headers = {**mine, "Content-Type": "application/json"}
-        assert httpx.post(url, content=content, headers=headers).status_code == 400
+    for content in (b"[]", b"{", b"null", b"\xff", b"[" * 60_000):
+        for kind in ("application/json", "application/json; charset=nonsense"):
+            headers = {**mine, "Content-Type": kind}
+            assert httpx.post(url, content=content, headers=headers).status_code == 400
     assert not (served.run / "trajectories" / "labels").exists()
     assert httpx.post(url, json=given, headers=mine).json()["passed"] is True
     assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_server_goes_on_after_a_file_that_it_cannot_read(
+    served: ReportServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def revision() -> int:
+        return httpx.get(f"{served.url}api/state").json()["revision"]
+
+    steps = served.run / "policies" / "v0001" / "steps.jsonl"
+    steps.unlink()
+    steps.symlink_to("/proc/self/mem")  # a file whose first byte nobody can read
+    wait_until(lambda: "keeps its last state: OSError" in caplog.text, timeout_s=30)
+    assert revision() == 1
+    steps.unlink()
+    wait_until(lambda: revision() == 2, timeout_s=30)
