@@ -176,9 +176,9 @@ class _Undecoded(Span):
 
 def _decoded(span: Span) -> dict[str, Any]:
     fields = _fields.__get__(span)
-    if _JSON in fields:
-        fields |= {name: tuple(ids) for name, ids in orjson.loads(b"{%b}" % fields.pop(_JSON)).items()}
-        fields = {name: fields[name] for name in Span.model_fields}
+    if (tokens := fields.get(_JSON)) is not None:  # it stays, because another thread may be decoding it too
+        arrays = {name: tuple(ids) for name, ids in orjson.loads(b"{%b}" % tokens).items()}
+        fields = {name: arrays[name] if name in arrays else fields[name] for name in Span.model_fields}
         _fields.__set__(span, fields)
         _class.__set__(span, Span)
     return fields
