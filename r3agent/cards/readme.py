@@ -25,6 +25,8 @@ from r3agent.store.registry import ADAPTER_DIR, MODEL_DIR, Registry
 README = "README.md"
 SETTINGS = ("method", "lora_r", "lora_alpha", "credit", "learning_rate", "batch_size", "epochs", "dtype", "seed")
 """Settings of a training that the card shows."""
+WITH_ERRORS = ("last_error", "remedies")
+"""Metrics of rows with texts of errors, which may name a server or a file."""
 LICENSE = ("license", "license_name", "license_link")
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)$")
 """Folder of a model in the cache of the Hub."""
@@ -54,10 +56,12 @@ def model_card(report: VersionReport, *, merged: bool = False) -> str:
 
 
 def public(report: VersionReport) -> VersionReport:
-    """Take out what is of this machine, or of a person: paths, names and reasons that people gave."""
-    return report.model_copy(
-        update={"base_model": public_name(report.base_model), "history": tuple(map(_anonymous, report.history))}
-    )
+    """Take out what is of this machine, or of a person: paths, names, reasons that people gave, texts of errors."""
+    names = {"name": public_name(report.name), "base_model": public_name(report.base_model)}
+    metrics = dict(report.metrics)
+    if isinstance(rows := metrics.get("rows"), Mapping):
+        metrics["rows"] = {name: value for name, value in rows.items() if name not in WITH_ERRORS}
+    return report.model_copy(update={**names, "metrics": metrics, "history": tuple(map(_anonymous, report.history))})
 
 
 def public_name(model: str) -> str:
@@ -110,11 +114,12 @@ def _body(report: VersionReport, is_adapter: bool) -> Iterator[str]:
     yield f"{kind} of {_code(report.base_model)}, trained{parent} with r3agent on {report.created_at}."
     yield from _table("Training", ("", ""), list(_training(report)))
     for found in report.evaluations:
-        rows = [_evaluated(found, cell, change) for cell, change in found.differences.items()]
         title = (
             f"{found.candidate} against {found.baseline} on {count(found.n_tasks, 'task')} of the split {found.split}"
         )
-        yield from _table(title, ("", found.baseline, found.candidate, "difference (95 % interval)"), rows)
+        yield from _table(
+            title, ("", found.baseline, found.candidate, "difference (95 % interval)"), [*compared(found)]
+        )
     yield from _table("History", ("time", "event", "by", "reasons"), [_event(event) for event in report.history])
 
 
@@ -126,17 +131,23 @@ def _training(report: VersionReport) -> Iterator[tuple[str, str]]:
     if report.provenance is not None:
         yield "packages", ", ".join(f"{name} {version}" for name, version in report.provenance.packages.items())
         yield from ((name, _code(sha)) for name, sha in report.provenance.made_with.items())
-    yield from ((name, f"{value:.4g}") for name, value in _numbers(report.metrics.get("train")))
+    yield from ((name, f"{value:.4g}") for name, value in numbers(report.metrics.get("train")))
 
 
-def _numbers(values: Any) -> Iterator[tuple[str, float]]:
+def numbers(values: Any) -> Iterator[tuple[str, float]]:
     if isinstance(values, Mapping):
         yield from ((key, value) for key, value in values.items() if isinstance(value, int | float))
 
 
-def _evaluated(found: VersionEvaluation, cell: str, change: Difference) -> tuple[str, ...]:
-    difference = f"{change.points:+.1f} points ({change.low:+.1f} to {change.high:+.1f}, p = {change.p_value:.2g})"
-    return cell.replace("_", " "), _rate(found.baseline_rates.get(cell)), _rate(found.rates.get(cell)), difference
+def compared(found: VersionEvaluation) -> Iterator[tuple[str, ...]]:
+    """Yield a row of texts for each cell of a comparison: its name, both rates, and the difference."""
+    for cell, change in found.differences.items():
+        rates = (_rate(of.get(cell)) for of in (found.baseline_rates, found.rates))
+        yield cell.replace("_", " "), *rates, change_text(change)
+
+
+def change_text(change: Difference) -> str:
+    return f"{change.points:+.1f} points ({change.low:+.1f} to {change.high:+.1f}, p = {change.p_value:.2g})"
 
 
 def _rate(rate: Rate | None) -> str:

@@ -64,7 +64,7 @@ def decided_by(by: str, reason: str | None) -> dict[str, Any]:
     Raises:
         ConfigError: a person gives the name of the gate.
     """
-    if by == GATE:
+    if by.strip() == GATE:
         raise ConfigError(
             f"--by {GATE}: the gate decides in `r3agent loop`; give the name of a person, or leave it out"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,9 +10,9 @@ from cyclopts import Parameter
 from r3agent._util.console import columns
 from r3agent._util.messages import count
 from r3agent.cards import VersionReport, check_version, describe, diff_versions, list_versions
+from r3agent.cards.readme import change_text, compared, numbers
 from r3agent.cards.reports import VersionEvaluation
 from r3agent.cli.command import DEFAULT_RUN, Output, RunFlag, switch, verb
-from r3agent.evaluate import Difference, Rate
 
 MAX_SHOWN = 40
 """Number of changed values that the text lists."""
@@ -77,7 +77,7 @@ def _row(report: VersionReport) -> tuple[str, ...]:
         report.version,
         f"from {report.parent}" if report.parent else report.kind,
         report.created_at,
-        f"after reflection {_difference(gain)} to {newest.baseline}, {newest.split}" if newest and gain else "",
+        f"after reflection {change_text(gain)} to {newest.baseline}, {newest.split}" if newest and gain else "",
         state,
     )
 
@@ -98,7 +98,7 @@ def _text(report: VersionReport) -> Iterator[str]:
             **report.provenance.made_with,
             **{name: sha[:16] for name, sha in report.provenance.weights.items() if name.endswith(".safetensors")},
         }
-    facts |= {key: f"{value:.4g}" for key, value in _numbers(report.metrics.get("train"))}
+    facts |= {key: f"{value:.4g}" for key, value in numbers(report.metrics.get("train"))}
     yield from columns(facts.items(), gap=3, indent=2)
     for evaluation in report.evaluations:
         yield from _comparison(evaluation)
@@ -110,29 +110,7 @@ def _text(report: VersionReport) -> Iterator[str]:
 
 def _comparison(found: VersionEvaluation) -> Iterator[str]:
     yield f"{found.candidate} against {found.baseline} on {count(found.n_tasks, 'task')} of the {found.split} split:"
-    rows = [
-        (
-            cell.replace("_", " "),
-            _rate(found.baseline_rates.get(cell)),
-            _rate(found.rates.get(cell)),
-            _difference(change),
-        )
-        for cell, change in found.differences.items()
-    ]
-    yield from columns(rows, gap=3, indent=2)
-
-
-def _rate(rate: Rate | None) -> str:
-    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})" if rate else ""
-
-
-def _difference(change: Difference) -> str:
-    return f"{change.points:+.1f} points ({change.low:+.1f} to {change.high:+.1f}, p = {change.p_value:.2g})"
-
-
-def _numbers(values: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(values, Mapping):
-        yield from ((key, value) for key, value in values.items() if isinstance(value, int | float))
+    yield from columns(compared(found), gap=3, indent=2)
 
 
 def _short(value: Any) -> str:

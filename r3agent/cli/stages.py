@@ -113,7 +113,7 @@ def deploy(
     opened = _open(run, overrides)
     opened.ensure_live()
     version = version or opened.registry.versions()[-1]
-    if gate and version not in (BASE, *opened.registry.passed):
+    if gate and not opened.has_passed(version):
         live, step = opened.registry.live, next_step("loop", "--run", run)
         text = f"{version} has not passed the gate, so that {live} stays live; `{step}` lets the gate decide on it"
         return Output({"version": version, "live": live, "passed": False}, text, refused=True)
@@ -144,6 +144,10 @@ def evaluate(
     opened = _open(run, overrides)
     opened.check_subject()
     after = after or opened.ensure_live().version
+    if gate and before == after:
+        raise ConfigError(
+            f"--gate decides between two versions, and --before and --after are both {after}; name another one"
+        )
     settings, what = opened.config.eval, f"measuring {after}" if before == after else f"comparing {after} with {before}"
     with ConsoleReporter() as reporter:
         opened.on_tally = reporter.tally

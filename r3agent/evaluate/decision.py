@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from r3agent._util.checked import NotNegative, Share, checked
+from r3agent._util.checked import NotNegative, checked
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.sentinel import Example, Sign
 from r3agent.evaluate.sequential import Evidence, examine
 from r3agent.evaluate.statistics import CONFIDENCE, Difference
 from r3agent.records.trajectory import Record
+
+Level: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
 
 class Decision(Record):
@@ -38,7 +41,7 @@ def gate(
     *,
     min_lift: float,
     max_regression: NotNegative,
-    alpha: Share,
+    alpha: Level,
     max_leaks: NotNegative | None = None,
     max_length_factor: NotNegative | None = None,
     max_disagreement: NotNegative | None = None,
@@ -56,13 +59,14 @@ def gate(
         max_disagreement: largest rise of the share of answers that the verifier passes and a second one refuses, in
             percentage points, unless it may be chance.
     """
-    lift, first = comparison.after_reflection, comparison.first_try
-    if lift is None or first is None:
-        return Decision(promote=False, reasons=("no task has both versions after a reflection: nothing to compare",))
-    evidence, draw = None, comparison.draw
-    test = {f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha}
+    lift, first, draw, evidence = comparison.after_reflection, comparison.first_try, comparison.draw, None
     if draw is not None:
         evidence = examine(draw.gains, planned=draw.planned, level=alpha / 2, min_gain=min_lift / 100)
+    if lift is None or first is None:
+        nothing = "no task has both versions after a reflection: nothing to compare"
+        return Decision(promote=False, reasons=(nothing,), evidence=evidence)
+    test = {f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha}
+    if evidence is not None:
         test = {_evidence(evidence): evidence.found}
     errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
     conditions = {

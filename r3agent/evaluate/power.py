@@ -2,12 +2,14 @@
 
 The comparison is McNemar's exact two-sided test of one pass or fail per task. Its power depends on the lift and on the
 discordance, the share of tasks with another outcome under the two versions; a lift is at most the discordance, so that
-a smaller one is raised to it. Averages over several samples of a task vary less, and need fewer tasks than this says.
+a smaller one is raised to it. Averages over several samples of a task vary less: the mean square of their differences
+takes the place of the discordance, which it is for one sample, and the power is approximate.
 """
 
 from __future__ import annotations
 
 from math import ceil, sqrt
+from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import Field
@@ -33,7 +35,7 @@ class PowerPlan(Record):
     n_tasks: int
     """Number of tasks of the comparison."""
     discordance: float
-    """Share of tasks with another outcome under the two versions."""
+    """Share of tasks with another outcome under the two versions, or the mean square of their differences."""
     measured_on: str
     """Comparison that the discordance is from; empty if it is assumed."""
     lift: float
@@ -71,8 +73,17 @@ def plan_power(n_tasks: int, *, lift: float, known: Difference | None = None, me
 
 
 def discordance_of(change: Difference) -> float:
-    """Return the share of tasks with another outcome under the two versions, at least that of one task."""
-    return max(change.n_up + change.n_down, 1) / change.n_tasks
+    """Return the mean square of the tasks' differences, at least that of one task that changed.
+
+    For one sample per task it is the share of tasks with another outcome. It is computed from the interval, which
+    `difference` made of differences within 1.
+    """
+    n = change.n_tasks
+    centre = change.points / 100 * n / (n + 2)
+    half = max(centre - change.low / 100, change.high / 100 - centre)  # one end may be cut off at 1
+    variance = (half / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)) ** 2 * (n + 2)
+    squares = (n + 2) * (variance + centre**2) - 2  # without the two tasks that the interval adds
+    return min(max(round(squares, 6), 1), max(change.n_up + change.n_down, 1)) / n
 
 
 @checked

@@ -17,6 +17,7 @@ from math import exp, log, sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
+from r3agent.evaluate.power import POWER
 from r3agent.evaluate.statistics import CONFIDENCE
 from r3agent.records.trajectory import Record
 
@@ -38,8 +39,6 @@ FUTILE = 0.03
 """Probability of reaching the goal below which a test is given up. Giving up costs power and no validity."""
 STEP = 0.583
 """Correction of the goal of a Brownian motion that is looked at in steps, in its steps: Siegmund's, 1985."""
-POWER = 0.8
-"""Power at which the size of a detectable gain is reported."""
 
 
 class Evidence(Record):
@@ -87,7 +86,7 @@ def examine(differences_N: Sequence[float], *, planned: int, level: float, min_g
         n_tasks=n,
         planned=planned,
         futile=n < planned and chance < FUTILE,
-        detectable=100 * _bisect(lambda gain: power(gain, square, planned=planned, level=level) < POWER, 0.0, 1.0),
+        detectable=100 * detectable(square, planned=planned, level=level),
     )
 
 
@@ -113,6 +112,11 @@ def power(gain: float, square: float, *, planned: int, level: float) -> float:
         square: mean square of the differences: with one sample a task, the share of tasks whose outcomes differ.
     """
     return _reaches(log(1 / level), gain, square, planned, level, planned)
+
+
+def detectable(square: float, *, planned: int, level: float) -> float:
+    """Find the gain that the planned tasks find with a probability of 80 %; 1 if they find none."""
+    return _bisect(lambda gain: power(gain, square, planned=planned, level=level) < POWER, 0.0, 1.0)
 
 
 def _stake(square: Any, planned: int, level: float) -> Any:

@@ -14,7 +14,10 @@ from r3agent._util.lock import file_lock
 from r3agent.episodes.config import EpisodeLimits
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.errors import RecordError
+from r3agent.evaluate import smallest_lift
 from r3agent.evaluate.comparison import StoredComparison
+from r3agent.evaluate.power import ASSUMED, POWER
+from r3agent.evaluate.sequential import detectable
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
 from r3agent.records.branching import Control
@@ -123,7 +126,20 @@ class Evaluations(Rounds):
                 f"{repeated} of {len(tasks)} tasks of the gate of {after} decided on an earlier version too: split "
                 f"{split} of {self.config.task.source} has no others; give the source more tasks, or gate.n fewer"
             )
+        if self.config.has_sequential_gate and len(tasks) < settings.n:
+            self._warn_once(self._fewer_for_gate(len(tasks)))
         return settings, spare, tasks
+
+    def _fewer_for_gate(self, n: int) -> str:
+        """Say what the sequential test loses on fewer tasks than it should have."""
+        gate = self.config.gate
+        seen = 100 * detectable(ASSUMED, planned=n, level=gate.alpha / 2), smallest_lift(n, ASSUMED, alpha=gate.alpha)
+        sequential, fixed = ("no gain" if p is None or p > 99 else f"a gain of {p:.1f} points" for p in seen)
+        return (
+            f"the gate has {n} of {self.config.gate_tasks} tasks: if {ASSUMED:.0%} of the outcomes differ, its "
+            f'sequential test finds {sequential} with {POWER:.0%}, and gate.test = "fixed" {fixed}; set that, or give '
+            f"split {gate.split} of {self.config.task.source} more tasks"
+        )
 
     def _tasks_of_gates_before(self, after: str) -> Iterator[str]:
         """List the tasks that decided on earlier versions, once for each of these."""

@@ -16,7 +16,8 @@ class GateConfig(Record):
     only for a single decision whose numbers are reported either way."""
     test: Literal["sequential", "fixed"] = "sequential"
     """Test of the gain: `sequential` looks after every batch of tasks and ends when the evidence is in or out of reach,
-    `fixed` compares all tasks at once. Where `gate.split` is `eval.split`, whose numbers are final, it is `fixed`."""
+    `fixed` compares all tasks at once. On as many tasks, `fixed` finds smaller gains: take it where the split has fewer
+    than `gate.n`. Where `gate.split` is `eval.split`, whose numbers are final, the test is `fixed`."""
     n: int | None = Field(default=None, ge=1)
     """Largest number of tasks of a gate, which are fresh ones as long as the source has any; default: `eval.n`, and for
     `sequential` half more, which finds as many gains with fewer tasks on average. A gate that has decided stays."""

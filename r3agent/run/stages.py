@@ -210,9 +210,18 @@ class Run(Evaluations):
     def record_decision(self, before: str, after: str, decision: Decision) -> None:
         """Record a decision of the gate, unless it is the last one about this version."""
         kind: EventKind = "passed" if decision.promote else "failed"
-        decided = [e for e in history(self.registry.policies_dir, after) if e.event in ("passed", "failed")]
-        if not decided or (decided[-1].event, decided[-1].reasons) != (kind, decision.reasons):
+        last = self._last_decision(after)
+        if last is None or (last.event, last.reasons) != (kind, decision.reasons):
             self._record(kind, after, before, reasons=decision.reasons)
+
+    def has_passed(self, version: str) -> bool:
+        """Return True for the base, and for a version that passed the gate when that decided on it last."""
+        last = self._last_decision(version)  # an earlier release recorded none
+        return version in (BASE, *self.registry.passed) if last is None else last.event == "passed"
+
+    def _last_decision(self, version: str) -> Event | None:
+        decided = (e for e in reversed(history(self.registry.policies_dir, version)) if e.event in ("passed", "failed"))
+        return next(decided, None)
 
     def _record(self, event: EventKind, version: str, other: str, **details: Any) -> None:
         record_event(self.registry.policies_dir, Event(event=event, version=version, other=other, **details))

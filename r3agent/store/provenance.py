@@ -15,6 +15,7 @@ from typing import Any, Literal
 import orjson
 
 from r3agent._util.files import write_atomically
+from r3agent.errors import RecordError
 from r3agent.records.json_values import json_bytes
 from r3agent.records.record import VersionedRecord
 from r3agent.records.trajectory import SPLIT, Trajectory
@@ -97,7 +98,14 @@ def write_episodes(directory: Path, hashes: Mapping[str, str], ids: Iterable[str
 
 
 def read_episodes(directory: Path) -> dict[str, str]:
-    """Read the hashes of the episodes; empty if none were written."""
+    """Read the hashes of the episodes; empty if none were written.
+
+    Raises:
+        RecordError: they cannot be read.
+    """
     path = directory / EPISODES_FILE
-    lines: list[Any] = [orjson.loads(line) for line in lines_of(path) if line.strip()] if path.exists() else []
-    return dict(lines)
+    try:
+        lines: list[Any] = [orjson.loads(line) for line in lines_of(path) if line.strip()] if path.exists() else []
+        return {str(id_): str(sha) for id_, sha in lines}
+    except (ValueError, TypeError, OSError) as error:
+        raise RecordError(f"{path} has no ids with hashes: {error}; restore it from a copy of the run") from error

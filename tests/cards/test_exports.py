@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r3agent import ConfigError, DeployError, RecordError
 from r3agent.cards import describe, export_version, model_card
-from r3agent.cards.readme import hub_id
+from r3agent.cards.readme import hub_id, public
 from r3agent.cli.main import main
 from r3agent.store.history import Event
 from r3agent.store.registry import Registry, write_card
@@ -103,8 +103,11 @@ def test_export_refuses_what_it_cannot_write(made: Path, tmp_path: Path) -> None
 def test_model_card_names_facts_and_no_person_or_path(made: Path) -> None:
     event = Event(event="deployed", version="v0001", by="anna", reasons=("secret | reason",))
     gate = Event(event="passed", version="v0001", other="v0000", reasons=("met: after reflection +5.0 points",))
-    report = describe(made, "v0001").model_copy(update={"history": (gate, event), "base_model": "Org/Some-Model"})
+    rows = {"rows": 3, "last_error": "secret", "remedies": {"reflect": "secret"}}
+    changes = {"base_model": "Org/Some-Model", "name": "/home/secret/tiny", "metrics": {"rows": rows}}
+    report = describe(made, "v0001").model_copy(update={"history": (gate, event), **changes})
     text = model_card(report)
+    assert "secret" not in public(report).model_dump_json()
     card = ModelCard(text)
     assert card.data.to_dict() == {
         "base_model": "Org/Some-Model",

@@ -58,6 +58,14 @@ def test_check_finds_changed_weights_and_episodes(made: Path, tmp_path: Path) ->
         check_version(run, "v0000")
 
 
+def test_damaged_hashes_of_episodes_are_an_error(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made, tmp_path / "run")
+    for damaged in ('["e0", "ab"]\n["e1', '["e0"]\n', "7\n"):
+        (run / "policies/v0001/episodes.jsonl").write_text(damaged)
+        with pytest.raises(RecordError, match=r"episodes\.jsonl has no ids with hashes"):
+            check_version(run, "v0001")
+
+
 def test_diff_names_settings_episodes_and_rates(made: Path) -> None:
     diff = diff_versions(made, "v0001", "v0002")
     assert diff.changed["settings.method"] == diff.changed["kind"] == ("lora", "full")

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from r3agent.cli.main import main
+from r3agent.store.history import Event, record_event
 from r3agent.store.registry import Registry
 from tests.run.test_gate import GATE, N_TASKS, opened, reply
 from tests.support.chatting import ChattingEndpoint, chatting, subject
@@ -40,6 +41,20 @@ def test_deploy_exits_with_3_if_the_version_did_not_pass(
     assert main(["deploy", "v0001", "--gate", "--run", run]) == 0
     assert main(["deploy", "--run", run]) == 0  # the newest, by hand
     assert main(["deploy", "v0000", "--gate", "--run", run]) == 0
+    for event, code in (("failed", 3), ("passed", 0), ("evaluated", 0)):  # its last decision counts, e.g. of a new task
+        record_event(Registry(run).policies_dir, Event(event=event, version="v0001", other="v0000"))
+        assert main(["deploy", "v0001", "--gate", "--run", run]) == code
+
+
+def test_gate_is_refused_where_it_has_nothing_to_decide(
+    run: str, endpoint: ChattingEndpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 0 would say that a version passed; the live one is the base."""
+    asked = len(endpoint.chats)
+    assert main(["eval", "--gate", "--run", run]) == 2
+    assert "--before and --after are both v0000; name another one" in capsys.readouterr().err
+    assert main(["deploy", "v0001", "--by", " gate ", "--run", run]) == 2
+    assert len(endpoint.chats) == asked
 
 
 def test_eval_exits_with_3_if_the_gate_would_say_no(run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,12 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from r3agent.errors import ArgumentError
 from r3agent.evaluate import compare, evaluate, finding, plan_power, power, smallest_lift, tasks_needed
+from r3agent.evaluate.power import discordance_of
 from r3agent.evaluate.statistics import difference, sign_flip_test
 from tests.evaluate.episodes import episode
 
@@ -50,6 +53,14 @@ def test_plan_power_takes_the_discordance_of_a_comparison():
     )
     assumed = str(plan_power(3, lift=5))
     assert "20% of the outcomes differ (assumed, no comparison is stored); 3 tasks show no lift" in assumed
+
+
+@given(values=st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.0, 0.25, 1 / 3, 0.75, 1.0]), min_size=1, max_size=50))
+def test_discordance_is_the_mean_square_of_the_differences(values: list[float]):
+    """With one sample per task, it is the share of tasks that changed."""
+    assert discordance_of(difference(values)) == pytest.approx(
+        max(sum(v * v for v in values), 1) / len(values), abs=1e-4
+    )
 
 
 def test_finding_is_one_sentence_with_what_could_have_been_seen():

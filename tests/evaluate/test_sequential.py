@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r3agent.errors import ArgumentError
+from r3agent.evaluate import compare, gate
 from r3agent.evaluate.sequential import examine, log_wealth, power
+from tests.evaluate.episodes import episode
 
 gains = st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 1 / 3, 0.5, 1.0]), max_size=60)
 levels = st.sampled_from([0.025, 0.004, 0.0001])
@@ -96,6 +100,16 @@ def test_a_lift_out_of_reach_is_given_up_although_the_gain_is_found() -> None:
     assert not examine(gains, planned=300, level=0.025, min_gain=0.1).futile
     out_of_reach = examine(gains, planned=300, level=0.025, min_gain=0.7)
     assert (out_of_reach.found, out_of_reach.futile) == (True, True)
+
+
+def test_gate_goes_on_after_tasks_that_only_errored() -> None:
+    before, after = ([episode("t0", False, error="PolicyError", version=v)] for v in ("v0000", "v0001"))
+    limits: Any = {"min_lift": 0, "max_regression": 2, "alpha": 0.05}
+    decision = gate(compare(before, after, order=["t0", "t1", "t2"]), **limits)
+    assert (decision.promote, decision.final) == (False, False)
+    assert gate(compare(before, after), **limits).final  # without an order, no task is left
+    with pytest.raises(ArgumentError, match="alpha = 0"):
+        gate(compare(before, after), **{**limits, "alpha": 0.0})
 
 
 def test_nothing_to_examine_is_no_evidence() -> None:

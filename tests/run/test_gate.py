@@ -139,6 +139,22 @@ def test_no_task_decides_twice_while_there_are_others(
     assert later.comparison("v0001", "v0002", for_gate=True) == second
 
 
+def test_gate_says_before_it_samples_what_few_tasks_cost(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, endpoint: ChattingEndpoint
+) -> None:
+    few = {"gate__n": 100}
+    opened(tmp_path / "fixed", settings, **few, gate__test="fixed").check_gate()
+    opened(tmp_path / "run", settings).check_gate()  # the split has as many tasks as the gate wants
+    assert "sequential test" not in caplog.text
+    run, asked = opened(tmp_path / "few", settings, **few), len(endpoint.chats)
+    run.check_gate()
+    assert (
+        "the gate has 28 of 100 tasks: if 20% of the outcomes differ, its sequential test finds" in caplog.text
+    )
+    assert 'a gain of 30.0 points with 80%, and gate.test = "fixed" a gain of 26.8 points; set that' in caplog.text
+    assert len(endpoint.chats) == asked
+
+
 def test_second_verifier_judges_the_answers_too(settings: dict[str, Any], tmp_path: Path) -> None:
     run = opened(tmp_path / "run", settings, gate__verifier=f"{__name__}:refuse")
     found = run.evaluate("v0000", "v0001", for_gate=True)
