@@ -2,7 +2,8 @@
 
 The stores of a run are that of the training episodes and those of its evaluations and gates. In each, shards, labels,
 copies that a repair left, and journals of gateways that were killed are rewritten; so are the lists of what versions
-were trained on, and the sequences of tokens on their cards. Reports, which have the text of episodes, are removed.
+were trained on, the sequences of tokens on their cards, and the examples of comparisons. Reports, which have the text
+of episodes, are removed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now,
 from r3agent.data.rewriting import COPY, alone, no_collection, take_lines
 from r3agent.data.selection import Selection, parsed
 from r3agent.errors import BusyError, ConfigError
+from r3agent.evaluate.comparison import forget_examples
 from r3agent.records.branching import DONOR
 from r3agent.store.provenance import EPISODES_FILE
 from r3agent.store.reading import LABELS, lines_of
@@ -223,6 +225,7 @@ def _finish(root: Path, receipt: Receipt, keeps: _Kept) -> Receipt:
         folder = root / "policies" / version
         for path in filter(Path.exists, (folder / ROWS_FILE, folder / EPISODES_FILE)):
             take_lines(path, keeps.of_rows, begin)
+    forget_examples(root, keeps.ids)
     receipt = receipt.model_copy(update={"finished_at": utc_now()})
     write_receipt(root, receipt)
     return receipt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +153,9 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
 
 # ---- files of a run ----
 
+WHOLE = "whole."
+"""Beginning of the name of a file with the whole of a comparison."""
+
 
 class StoredComparison(VersionedRecord):
     """File in `eval/`: a comparison and the settings that produced it."""
@@ -200,4 +203,23 @@ def read_stored(path: Path) -> StoredComparison:
 
 def whole_file(path: Path) -> Path:
     """Return the path of the file with the whole of a comparison, beside the one that older releases read."""
-    return path.with_name(f"whole.{path.name}")
+    return path.with_name(f"{WHOLE}{path.name}")
+
+
+def forget_examples(run: Path, ids: Container[str]) -> None:
+    """Take the texts of episodes out of the stored comparisons of a run; their numbers stay.
+
+    Raises:
+        RecordError, SchemaVersionError: as `read_comparison`.
+    """
+    for path in sorted([*run.glob(f"eval/{WHOLE}*.json"), *run.glob(f"gate/v*/{WHOLE}*.json")]):
+        stored = read_record(StoredComparison, path)
+        left = {
+            sign: tuple(e for e in shown if e.trajectory_id not in ids)
+            for sign, shown in stored.comparison.examples.items()
+        }
+        if left != stored.comparison.examples:
+            examples = {sign: shown for sign, shown in left.items() if shown}
+            comparison = stored.comparison.model_copy(update={"examples": examples})
+            changed = stored.model_copy(update={"comparison": comparison})
+            write_atomically(path, changed.model_dump_json(indent=2))

@@ -187,6 +187,10 @@ def test_forget_erases_other_sources_and_controls(run: Run, old: str) -> None:
     settings = {"eval__forgetting": {"old": {"source": old, "verifier": "exact", "n": 3}}, **CONTROLS}
     reopened(run, **settings).evaluate("v0000", "v0001")
     assert any("old" in path.read_text() for path in run.directory.glob("eval/forgetting/old/v*/*.jsonl"))
+    [whole] = run.directory.glob("eval/whole.*.json")
+    shown = json.loads(whole.read_text())["comparison"]["examples"]["old"]
+    forget(run.directory, episodes=[shown[0]["trajectory_id"]])
+    assert json.loads(whole.read_text())["comparison"]["examples"]["old"] == shown[1:]
     donor = stored(run, "v0001.donor")[0].metadata[DONOR]
     receipt = forget(run.directory, episodes=[donor])
     assert len(receipt.episodes) == 1 + 2 + 1  # its own controls, and the one that it gave its reflection to
@@ -194,6 +198,7 @@ def test_forget_erases_other_sources_and_controls(run: Run, old: str) -> None:
     texts = [path.read_text() for path in run.directory.glob("eval/**/*.jsonl") if path.parent.name != "index"]
     assert texts
     assert not any(texts)
+    assert "excerpt" not in whole.read_text()
 
 
 def test_plan_evaluation_takes_the_stored_discordance(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,9 +148,7 @@ def test_gate_says_before_it_samples_what_few_tasks_cost(
     assert "sequential test" not in caplog.text
     run, asked = opened(tmp_path / "few", settings, **few), len(endpoint.chats)
     run.check_gate()
-    assert (
-        "the gate has 28 of 100 tasks: if 20% of the outcomes differ, its sequential test finds" in caplog.text
-    )
+    assert "the gate has 28 of 100 tasks: if 20% of the outcomes differ, its sequential test finds" in caplog.text
     assert 'a gain of 30.0 points with 80%, and gate.test = "fixed" a gain of 26.8 points; set that' in caplog.text
     assert len(endpoint.chats) == asked
 
