@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any, Self
 
 from r3agent._util.aio import run_in_thread_loop
@@ -106,7 +107,7 @@ class Evaluations(Rounds):
         return Draw(settings, split, seed, tasks, settings.samples, sampling, folder, limits, controls, spare=spare)
 
     def _draw_for_gate(self, after: str, stored: StoredComparison | None) -> tuple[EvalConfig, int, list[Task]]:
-        """Draw tasks that have not decided on an earlier version, and then those that did so least often.
+        """Draw tasks in random order: those that no earlier gate used, then those that decided least often.
 
         Returns:
             settings, number of tasks that were drawn besides, and the tasks.
@@ -120,6 +121,8 @@ class Evaluations(Rounds):
         if stored is not None:
             by_id = {task.id: task for task in tasks}
             return settings, spare, [by_id[id_] for id_ in stored.tasks or by_id if id_ in by_id]
+        if self.config.has_sequential_gate:  # it may end after the first tasks, and a file may be sorted
+            tasks = Random(seed).sample(tasks, len(tasks))
         tasks = sorted(tasks, key=lambda task: used[task.id])[: settings.n]
         if repeated := sum(task.id in used for task in tasks):
             self._warn_once(

@@ -80,6 +80,21 @@ def test_gate_gives_up_a_version_that_is_no_better(settings: dict[str, Any], tmp
     assert decision.evidence.futile
 
 
+def test_gate_takes_the_tasks_of_a_small_split_in_random_order(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Else one that is better on the first tasks of a sorted file alone would pass."""
+    orders: list[list[str]] = []
+    for before, after in (("v0000", "v0001"), ("v0000", "v0002")):
+        run = opened(tmp_path / "run", settings, gate__n=N_TASKS)
+        run.evaluate(before, after, for_gate=True)
+        [whole] = (run.directory / "gate" / after).glob("whole.*.json")
+        orders.append(json.loads(whole.read_text())["tasks"])
+    of_file = [str(i) for i in range(N_TASKS)]
+    assert [sorted(order, key=int) for order in orders] == [of_file, of_file]
+    assert orders[0] != of_file
+    assert {*orders[1][-8:]} == {*orders[0][:8]}  # those that decided before come last
+    assert orders[1][:20] != sorted(orders[1][:20], key=int)
+
+
 def test_fixed_gate_compares_all_tasks_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
     run = opened(tmp_path / "run", settings, gate__test="fixed")
     found = run.evaluate("v0000", "v0001", for_gate=True)
