@@ -18,6 +18,7 @@ from r3agent.errors import RecordError
 from r3agent.evaluate import smallest_lift
 from r3agent.evaluate.comparison import StoredComparison
 from r3agent.evaluate.power import ASSUMED, POWER
+from r3agent.evaluate.sentinel import Second
 from r3agent.evaluate.sequential import detectable
 from r3agent.evaluate.settings import sampled_alike
 from r3agent.policy import Sampling
@@ -83,6 +84,9 @@ class Draw:
 
 class Evaluations(Rounds):
     """A run directory whose versions are evaluated on tasks that are drawn for it."""
+
+    _second: Second = {}
+    """Verdicts of the second verifier so far: a sequential gate looks at the same answers several times."""
 
     def _folder(self, after: str, for_gate: bool) -> Path:
         return self.directory / "gate" / after if for_gate else self.directory / "eval"
@@ -262,8 +266,10 @@ class Evaluations(Rounds):
         evaluated = self._evaluated(version, draw)
         return len(evaluated) == draw.wanted and any(t.error is None for t in evaluated)
 
-    def _second_verdicts(self, versions: Iterable[Iterable[Trajectory]]) -> dict[tuple[str, str], bool]:
+    def _second_verdicts(self, versions: Iterable[Iterable[Trajectory]]) -> Second:
         """Let the second verifier of section [gate], if there is one, judge the answers of all episodes."""
         if not self.config.gate.verifier:
             return {}
-        return run_in_thread_loop(second_verdicts([t for version in versions for t in version], self.config))
+        episodes = [t for version in versions for t in version]
+        self._second = run_in_thread_loop(second_verdicts(episodes, self.config, self._second))
+        return self._second

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from r3agent._util.aio import gather_all
 from r3agent.errors import ConfigError
@@ -15,8 +15,13 @@ from r3agent.verifiers.interface import takes_environment
 CONCURRENCY = 64
 
 
-async def second_verdicts(episodes: Iterable[Trajectory], config: Config) -> dict[tuple[str, str], bool]:
+async def second_verdicts(
+    episodes: Iterable[Trajectory], config: Config, known: Mapping[tuple[str, str], bool]
+) -> dict[tuple[str, str], bool]:
     """Judge the answers that have a verdict with `gate.verifier`; those that it leaves open are missing.
+
+    Args:
+        known: verdicts of answers that are not judged again, which may cost and come out differently.
 
     Returns:
         verdicts by the ids of the trajectory and of the last span of the try.
@@ -32,8 +37,9 @@ async def second_verdicts(episodes: Iterable[Trajectory], config: Config) -> dic
         raise ConfigError(f"gate.verifier with gate.verifier_params: {error}") from error
     if name in WAITING or takes_environment(found, required=True):
         raise ConfigError(f"gate.verifier = {name!r} cannot judge stored answers; name one that needs only the answer")
-    waiting = iter([(t, a_try) for t in episodes for a_try in t.tries if a_try.verdict is not None])
-    verdicts: dict[tuple[str, str], bool] = {}
+    judged = [(t, a_try) for t in episodes for a_try in t.tries if a_try.verdict is not None]
+    waiting = iter([(t, a_try) for t, a_try in judged if (t.trajectory_id, a_try.last.span_id) not in known])
+    verdicts = {**known}
 
     async def work() -> None:
         for trajectory, a_try in waiting:

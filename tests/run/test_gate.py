@@ -20,6 +20,9 @@ N_TASKS = 28
 GATE = {"eval.n": 4, "eval.split": "test", "gate.split": "all", "gate.n": 24, "gate.batch": 8}
 
 
+REFUSED: list[str] = []
+
+
 class Killed(BaseException):
     """The process ended here."""
 
@@ -36,6 +39,7 @@ def reply(body: dict[str, Any]) -> str:
 
 def refuse(task: Task, answer: str) -> bool:
     """A strict verifier."""
+    REFUSED.append(task.id)
     return False
 
 
@@ -179,6 +183,16 @@ def test_second_verifier_judges_the_answers_too(settings: dict[str, Any], tmp_pa
     assert [e.excerpt for e in shown] == ["6"] * 3
     with pytest.raises(ConfigError, match=r"gate.verifier = 'person' cannot judge stored answers"):
         opened(tmp_path / "run", settings, gate__verifier="person").check_gate()
+
+
+def test_second_verifier_judges_each_answer_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    """A gate of several batches looks at the first ones again."""
+    run = opened(tmp_path / "run", settings, gate__verifier=f"{__name__}:refuse")
+    REFUSED.clear()
+    found = run.evaluate("v0000", "v0002", for_gate=True)
+    assert (found.draw and len(found.draw.gains), found.disagreement is not None) == (24, True)
+    versions = [load(run.directory / "gate" / "v0002" / version) for version in ("v0000", "v0002")]
+    assert len(REFUSED) == sum(len(t.tries) for version in versions for t in version)
 
 
 def test_comparison_of_an_earlier_release_is_found(settings: dict[str, Any], tmp_path: Path) -> None:
