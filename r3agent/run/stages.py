@@ -46,7 +46,7 @@ from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
 from r3agent.run.evaluations import DRAWN, Draw, Evaluations
 from r3agent.run.made_with import made_with
-from r3agent.store.history import PERSON, Event, EventKind, history, record_event
+from r3agent.store.history import GATE, PERSON, Event, EventKind, history, record_event
 from r3agent.store.registry import PolicyCard
 
 logger = logging.getLogger(__name__)
@@ -168,9 +168,14 @@ class Run(Evaluations):
             shown |= {name: examples} if (examples := lost(*versions)) else {}
         comparison = comparison.model_copy(update={"forgetting": tuple(found), "examples": shown})
         path, settings = self._comparison_file(before, after, draw)
+        file, by = path.relative_to(self.directory).as_posix(), GATE if for_gate else PERSON
+        with suppress(R3Error):  # a damaged one is written anew
+            events = history(self.registry.policies_dir, after)
+            if any(event.file == file for event in events) and read_comparison(path, settings) == comparison:
+                return comparison  # nothing has changed since it was recorded
         drawn = draw.eval.model_dump(include=DRAWN) | ({"spare": draw.spare} if draw.spare else {})
         write_comparison(path, settings, comparison, drawn=drawn, tasks=draw.task_ids if for_gate else ())
-        self._record("evaluated", after, before, file=path.relative_to(self.directory).as_posix())
+        self._record("evaluated", after, before, file=file, by=by)
         self.metrics.log(
             "gate" if for_gate else "eval", comparison.model_dump(exclude={"draw", "examples"}), version_number(after)
         )

@@ -20,6 +20,7 @@ from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.controls import control_branches
 from r3agent.run.stages import Run
+from r3agent.store.history import history
 from r3agent.store.trajectories import load
 from r3agent.train.rows import left_out
 from tests.run.test_stages import reopened, with_version
@@ -79,6 +80,18 @@ def test_evaluate_tells_a_reflection_from_its_controls(run: Run, endpoint: Chatt
     assert reopened(run, **CONTROLS).evaluate("v0000", "v0001") == found
     assert reopened(run).evaluate("v0000", "v0001") == plain
     assert len(endpoint.chats) == asked
+
+
+def test_evaluate_records_a_comparison_once(run: Run) -> None:
+    found = run.evaluate("v0000", "v0001")
+    [path] = run.directory.glob("eval/whole.*.json")
+    written = path.stat().st_mtime_ns
+    assert reopened(run).evaluate("v0000", "v0001") == found
+    [event] = [e for e in history(run.registry.policies_dir, "v0001") if e.event == "evaluated"]
+    assert (event.by, path.stat().st_mtime_ns) == ("person", written)
+    path.write_text("{")
+    assert reopened(run).evaluate("v0000", "v0001") == found  # a damaged file is written anew
+    assert '"settings"' in path.read_text()
 
 
 def test_control_branches_are_neither_trained_nor_counted(run: Run) -> None:
