@@ -57,7 +57,7 @@ def test_plan_power_takes_the_discordance_of_a_comparison():
 
 @given(values=st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.0, 0.25, 1 / 3, 0.75, 1.0]), min_size=1, max_size=50))
 def test_discordance_is_the_mean_square_of_the_differences(values: list[float]):
-    """With one sample per task, it is the share of tasks that changed."""
+    """One sample per task makes it the share of tasks that changed."""
     assert discordance_of(difference(values)) == pytest.approx(
         max(sum(v * v for v in values), 1) / len(values), abs=1e-4
     )
