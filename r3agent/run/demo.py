@@ -58,8 +58,8 @@ GAMES: dict[str, dict[str, Any]] = {
         "train.credit": {"reflect": "retry_success", "retry": "success"},
         "train.batch_size": 64,
         "eval.blind_retries": 1,
-        "loop.rounds": 12,
-        "loop.evaluate_every": 12,
+        "loop.rounds": 10,
+        "loop.evaluate_every": 10,
     },
 }
 """Settings by game: Countdown by one equation, or by calls of a tool.
