@@ -14,6 +14,9 @@ STUDIO_READY := $(STUDIO)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
+# Containers set it; without bytecode each of the hundreds of processes that tests start compiles torch and transformers.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema uplot
 .DELETE_ON_ERROR:
 
