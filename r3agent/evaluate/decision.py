@@ -24,6 +24,10 @@ class Decision(Record):
     promote: bool
     reasons: tuple[str, ...]
     """One reason for each condition, met or not."""
+    alpha: Level
+    """Two-sided level of the test of the gain."""
+    blocked_by: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
+    """Signs of reward hacking, and names of other sources, for which the sentinel blocks it."""
     evidence: Evidence | None = Field(default=None, exclude_if=lambda evidence: evidence is None)
     """State of the sequential test."""
     examples: dict[str, tuple[Example, ...]] = Field(default={}, exclude_if=operator.not_)
@@ -64,7 +68,7 @@ def gate(
         evidence = examine(draw.gains, planned=draw.planned, level=alpha / 2, min_gain=min_lift / 100)
     if lift is None or first is None:
         nothing = "no task has both versions after a reflection: nothing to compare"
-        return Decision(promote=False, reasons=(nothing,), evidence=evidence)
+        return Decision(promote=False, reasons=(nothing,), alpha=alpha, evidence=evidence)
     test = {f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha}
     if evidence is not None:
         test = {_evidence(evidence): evidence.found}
@@ -81,6 +85,8 @@ def gate(
     return Decision(
         promote=all(conditions.values()),
         reasons=tuple(f"{'met' if met else 'NOT met'}: {condition}" for condition, met in conditions.items()),
+        alpha=alpha,
+        blocked_by=tuple(sign for sign, _, met in sentinel if not met),
         evidence=evidence,
         examples={
             condition: comparison.examples[sign]

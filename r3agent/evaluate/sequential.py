@@ -13,7 +13,7 @@ of a fixed horizon).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,10 @@ FUTILE = 0.03
 """Probability of reaching the goal below which a test is given up. Giving up costs power and no validity."""
 STEP = 0.583
 """Correction of the goal of a Brownian motion that is looked at in steps, in its steps: Siegmund's, 1985."""
+
+
+COURSE_POINTS = 40
+"""Number of tests in the course of one, at most."""
 
 
 class Evidence(Record):
@@ -88,6 +92,19 @@ def examine(differences_N: Sequence[float], *, planned: int, level: float, min_g
         futile=n < planned and chance < FUTILE,
         detectable=100 * detectable(square, planned=planned, level=level),
     )
+
+
+def course(
+    differences_N: Sequence[float], *, planned: int, level: float, points: int = COURSE_POINTS
+) -> list[Evidence]:
+    """Test as `examine` does after each of some numbers of tasks, evenly spaced up to all of them.
+
+    Args:
+        points: largest number of tests.
+    """
+    n = len(differences_N)
+    ends = sorted({ceil(n * (i + 1) / points) for i in range(points)}) if n else []
+    return [examine(differences_N[:end], planned=planned, level=level) for end in ends]
 
 
 def log_wealth(differences_N: Sequence[float] | Floats, *, planned: int, level: float, mean: float = 0.0) -> Floats:

@@ -41,6 +41,11 @@ class Browser:
     def __len__(self) -> int:
         return len(self._texts)
 
+    @property
+    def ids(self) -> set[str]:
+        """Ids of the trajectories."""
+        return {*self._columns["id"]}
+
     def add(self, store: str, trajectory: Trajectory, body: dict[str, Any]) -> None:
         """Add a trajectory with its body."""
         outcome, other = _outcome(trajectory), store.partition("forgetting/")[2].partition("/")[0]

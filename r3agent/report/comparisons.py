@@ -41,6 +41,8 @@ def comparisons(run: Path, notes: list[str]) -> list[dict[str, Any]]:
                     "baseline": _evaluation(compared["baseline"]),
                     "candidate": _evaluation(compared["candidate"]),
                     "changes": _with_fields({**compared, **others}, DIFFERENCE),
+                    "draw": compared.get("draw"),
+                    "examples": compared.get("examples"),
                 }
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -15,6 +15,7 @@ from r3agent.records.trajectory import Trajectory
 from r3agent.report.bodies import Credit, body
 from r3agent.report.browser import Browser
 from r3agent.report.comparisons import comparisons, evaluations, headline
+from r3agent.report.decisions import decisions
 from r3agent.report.rounds import Statistics
 from r3agent.report.versions import steps, timeline, trained_rows, version_list
 from r3agent.run.config import CONFIG_FILE, Config, load_config
@@ -75,7 +76,8 @@ def gather(run: Path, *, limit: int = LIMIT) -> Content:
         "headline": headline(found, registry, statistics.episodes),
         "versions": cards,
         "evaluations": evaluations(found),
-        "comparisons": found,
+        "comparisons": [{k: v for k, v in one.items() if k not in ("draw", "examples")} for one in found],
+        "decisions": decisions(found, registry, browser.ids, notes),
         "rounds": statistics.rounds(),
         "spending": statistics.spending(),
         "currency": config.policy.prices.currency if config.policy.prices else None,

@@ -24,7 +24,7 @@ from r3agent.store.shards import REPORT_FILE
 
 STYLES = ("uplot/uPlot.min.css", "style.css")
 SCRIPTS = ("uplot/uPlot.iife.min.js",)
-OWN_SCRIPTS = ("text.js", "charts.js", "overview.js", "source.js", "tree.js", "browser.js", "main.js")
+OWN_SCRIPTS = ("text.js", "charts.js", "overview.js", "decisions.js", "source.js", "tree.js", "browser.js", "main.js")
 """Scripts of this package, which make one script in this order."""
 
 

@@ -46,7 +46,7 @@ from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
 from r3agent.run.evaluations import DRAWN, Draw, Evaluations
 from r3agent.run.made_with import made_with
-from r3agent.store.history import GATE, PERSON, Event, EventKind, history, record_event
+from r3agent.store.history import GATE, PERSON, Event, EventKind, history, last_event, record_event
 from r3agent.store.registry import PolicyCard
 
 logger = logging.getLogger(__name__)
@@ -215,18 +215,16 @@ class Run(Evaluations):
     def record_decision(self, before: str, after: str, decision: Decision) -> None:
         """Record a decision of the gate, unless it is the last one about this version."""
         kind: EventKind = "passed" if decision.promote else "failed"
-        last = self._last_decision(after)
+        last = last_event(self.registry.policies_dir, after, "passed", "failed")
         if last is None or (last.event, last.reasons) != (kind, decision.reasons):
-            self._record(kind, after, before, reasons=decision.reasons)
+            compared = last_event(self.registry.policies_dir, after, "evaluated", other=before, by=GATE)
+            details: Any = decision.model_dump(include={"reasons", "alpha", "blocked_by"})
+            self._record(kind, after, before, file=compared and compared.file, **details)
 
     def has_passed(self, version: str) -> bool:
         """Return True for the base, and for a version that passed the gate when that decided on it last."""
-        last = self._last_decision(version)  # an earlier release recorded none
+        last = last_event(self.registry.policies_dir, version, "passed", "failed")  # an earlier release recorded none
         return version in (BASE, *self.registry.passed) if last is None else last.event == "passed"
-
-    def _last_decision(self, version: str) -> Event | None:
-        decided = (e for e in reversed(history(self.registry.policies_dir, version)) if e.event in ("passed", "failed"))
-        return next(decided, None)
 
     def _record(self, event: EventKind, version: str, other: str, **details: Any) -> None:
         record_event(self.registry.policies_dir, Event(event=event, version=version, other=other, **details))

@@ -7,6 +7,7 @@ A person's name is there only if it was given: neither the account nor the machi
 
 from __future__ import annotations
 
+import operator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -39,6 +40,10 @@ class Event(VersionedRecord):
     """Conditions of the gate, met or not, or the reason that a person gave."""
     file: str | None = None
     """File of the comparison, relative to the run directory."""
+    alpha: float | None = Field(default=None, exclude_if=lambda alpha: alpha is None)
+    """Two-sided level of the gate's test."""
+    blocked_by: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
+    """Signs of reward hacking, and names of other sources, for which the gate's sentinel blocked the version."""
 
 
 def record_event(policies_dir: Path, event: Event) -> None:
@@ -60,3 +65,13 @@ def history(policies_dir: Path, version: str | None = None) -> list[Event]:
     found = parse_lines(path, Event) if path.exists() else ()
     events = [event for event in found if not isinstance(event, Unreadable)]
     return [event for event in events if version in (None, event.version)]
+
+
+def last_event(policies_dir: Path, version: str, *kinds: EventKind, **fields: str) -> Event | None:
+    """Return the last event of some kinds in the history of a version, with these values of its fields.
+
+    Raises:
+        SchemaVersionError: as `history`.
+    """
+    events = reversed(history(policies_dir, version))
+    return next((e for e in events if e.event in kinds and fields.items() <= vars(e).items()), None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from r3agent.errors import ArgumentError
 from r3agent.evaluate import compare, gate
-from r3agent.evaluate.sequential import examine, log_wealth, power
+from r3agent.evaluate.sequential import course, examine, log_wealth, power
 from tests.evaluate.episodes import episode
 
 gains = st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 1 / 3, 0.5, 1.0]), max_size=60)
@@ -115,3 +116,14 @@ def test_gate_goes_on_after_tasks_that_only_errored() -> None:
 def test_nothing_to_examine_is_no_evidence() -> None:
     found = examine([], planned=10, level=0.025)
     assert (found.e_value, found.low, found.high, found.found, found.futile) == (1.0, -100, 100, False, False)
+
+
+def test_course_ends_with_the_whole_test() -> None:
+    gains_N = [1.0, 0.0, 1.0, -1.0, 1.0] * 30
+    found = course(gains_N, planned=200, level=0.025, points=7)
+    assert found[-1] == examine(gains_N, planned=200, level=0.025)
+    assert len(found) == 7
+    assert [e.e_value for e in found] == sorted(e.e_value for e in found)
+    assert all(later.low >= earlier.low for earlier, later in pairwise(found))
+    assert [e.n_tasks for e in course(gains_N[:2], planned=200, level=0.025)] == [1, 2]
+    assert course([], planned=200, level=0.025) == []

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
-from r3agent import ConfigError
+from r3agent import ConfigError, load
+from r3agent.evaluate import compare
+from r3agent.evaluate.comparison import write_comparison
+from r3agent.evaluate.sentinel import Example
+from r3agent.evaluate.sequential import examine
 from r3agent.report import write_report
 from r3agent.store.history import Event, record_event
 from r3agent.store.registry import Registry
-from tests.report.runs import episode, make_run, store
+from tests.report.runs import HOSTILE, episode, make_run, store
 
 Visit = Callable[..., Any]
 
@@ -42,6 +46,9 @@ def test_report_draws_charts_with_their_figures(report: Path, visit: Visit) -> N
     titles = page.locator("figcaption").all_inner_texts()
     assert "Gate, gate split" in titles
     assert {"Tries that passed, by round of collection", "Training: loss", "Training: kl"} <= {*titles}
+    for figure in page.locator("figure").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator("canvas").wait_for()
     drawn = page.evaluate(
         """() => [...document.querySelectorAll(".plot canvas")].map((c) =>
             new Set(new Uint32Array(c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size)"""
@@ -58,6 +65,44 @@ def test_report_draws_charts_with_their_figures(report: Path, visit: Visit) -> N
     costs = page.locator("#costs table").inner_text()
     assert "Cost, USD" in costs
     assert "wrong answer" in page.locator("#kinds table").inner_text()
+
+
+def test_gate_decisions_show_their_evidence_and_examples(run_dir: Path, tmp_path: Path, visit: Visit) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    path = run / "gate" / "v0001" / "v0000-v0001.gate.0123abcd.json"
+    before, after = (load(path.parent / version) for version in ("v0000", "v0001"))
+    compared = compare(before, after, order=[t.task.id for t in before])
+    shown = Example(trajectory_id=after[3].trajectory_id, excerpt=HOSTILE), Example(trajectory_id="gone", excerpt="x")
+    examples = {"leaks": shown, "arithmetic": shown[1:]}
+    write_comparison(path, "settings", compared.model_copy(update={"examples": examples}), drawn={})
+    decided: dict[str, Any] = {"version": "v0001", "other": "v0000", "file": path.relative_to(run).as_posix()}
+    reasons = "met: e-value 1e+06 for a gain, at least 40", "NOT met: reflections that give <b>the</b> answer away"
+    record_event(run / "policies", Event(event="passed", version="v0009", other="v0000"))  # of an older release
+    event = Event(event="failed", reasons=reasons, alpha=0.05, blocked_by=("leaks",), **decided)
+    record_event(run / "policies", event)
+    page = visit(write_report(run).path)
+    gate = page.locator("#gate")
+    first = gate.locator("#decisions > details").first
+    assert first.locator("summary").first.inner_text().startswith("refused v0001 against v0000")
+    assert [e.inner_text() for e in first.locator(".reasons li").all()] == [r.replace(": ", " ", 1) for r in reasons]
+    titles = first.locator("figcaption").all_inner_texts()
+    assert [title.partition(" ")[0] for title in titles] == ["Evidence", "Gain"]
+    evidence = examine(compared.draw.gains if compared.draw else (), planned=40, level=0.025)
+    first.locator("figure").first.scroll_into_view_if_needed()
+    first.locator("figure canvas").first.wait_for()
+    first.locator("figure summary").first.click()
+    assert f"40 tasks\t{evidence.e_value:.2e}" in first.locator("figure table").first.inner_text().replace("e+", "e+0")
+    signs = first.locator(".examples")
+    assert signs.first.is_visible()
+    assert not signs.nth(1).is_visible()  # it blocked nothing
+    assert "<img src=x onerror=" in signs.first.inner_text()
+    assert "gone, not on this page" in signs.first.inner_text()
+    signs.first.locator("a").click()
+    page.locator(".pane h3:focus").wait_for()
+    assert f"· {after[3].trajectory_id} ·" in page.locator(".pane").inner_text()
+    assert page.evaluate("() => window.ran") is None
+    assert "passed" not in gate.locator("#decisions > details").nth(1).inner_text()
 
 
 def test_filters_find_what_they_name(report: Path, visit: Visit) -> None:

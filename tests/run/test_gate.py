@@ -12,6 +12,7 @@ import pytest
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
 from r3agent.run.stages import Run
+from r3agent.store.history import history
 from r3agent.store.trajectories import load
 from tests.deploy import endpoint as weights
 from tests.support.chatting import ChattingEndpoint, chatting, subject
@@ -82,6 +83,10 @@ def test_gate_gives_up_a_version_that_is_no_better(settings: dict[str, Any], tmp
     assert (found.draw and len(found.draw.gains), decision.promote) == (8, False)
     assert decision.evidence is not None
     assert decision.evidence.futile
+    for _ in range(2):
+        run.record_decision("v0001", "v0002", decision)
+    compared, decided = history(run.registry.policies_dir, "v0002")  # the same decision is recorded once
+    assert (decided.event, decided.file, decided.alpha) == ("failed", compared.file, run.config.gate.alpha)
 
 
 def test_gate_takes_the_tasks_of_a_small_split_in_random_order(settings: dict[str, Any], tmp_path: Path) -> None:

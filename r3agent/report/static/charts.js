@@ -1,11 +1,18 @@
 "use strict";
-// Charts: each has the same figures as a table below it.
+// Charts: each has the same figures as a table below it, and is drawn when it comes near the part that is seen.
 
 const CHARTS = [];
+const SEEN = new IntersectionObserver(
+  (entries) => {
+    const seen = new Set(entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target));
+    for (const drawn of CHARTS) if (!drawn.plot && seen.has(drawn.canvas)) drawn.draw();
+  },
+  { rootMargin: "400px" },
+);
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// A chart of `series` {label, values, low, high, whiskers} over `ticks`, the names of the places on the x axis.
+// A chart of `series` {label, values, low, high, whiskers, plain} over `ticks`, the names of the places on the x axis.
 function chart(host, { title, ticks, series, unit = "", format = (v) => v.toPrecision(3), min, max, points = true, rows }) {
   const canvas = el("div", { class: "plot", role: "img", "aria-label": title });
   const legend = el(
@@ -15,13 +22,13 @@ function chart(host, { title, ticks, series, unit = "", format = (v) => v.toPrec
   );
   const head = ["", ...series.map((s) => s.label)];
   const shown = rows || ticks.map((tick, i) => [tick, ...series.map((s) => interval(s, i, format))]);
-  const details = el("details", {}, el("summary", {}, "Figures"), table(title, head, shown));
+  const details = folded(`figures of ${title}`, false, "Figures", table(title, head, shown));
   host.append(
     el("figure", {}, el("figcaption", {}, title), series.length > 1 ? legend : "", canvas, details),
   );
   const drawn = { canvas, plot: null, draw: () => plot(drawn, { ticks, series, unit, format, min, max, points }) };
   CHARTS.push(drawn);
-  drawn.draw();
+  SEEN.observe(canvas);
 }
 
 function interval(s, i, format) {
@@ -64,7 +71,7 @@ function line(s, i, points) {
     stroke: s.whiskers ? "transparent" : stroke,
     width: 2,
     spanGaps: true,
-    points: { show: points && !s.whiskers, size: 7, fill: stroke, stroke },
+    points: { show: points && !s.whiskers && !s.plain, size: 7, fill: stroke, stroke },
   };
 }
 
@@ -109,12 +116,15 @@ function band(u, s, i) {
 }
 
 function clearCharts() {
+  SEEN.disconnect();
   for (const drawn of CHARTS.splice(0)) if (drawn.plot) drawn.plot.destroy();
 }
 
 function redraw() {
-  for (const drawn of CHARTS) drawn.draw();
+  for (const drawn of CHARTS) if (drawn.plot) drawn.draw();
 }
+
+addEventListener("beforeprint", () => CHARTS.forEach((drawn) => drawn.plot || drawn.draw()));
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 let resizing = 0;

@@ -17,6 +17,7 @@ function overview(facts) {
   byId("foot").replaceChildren(`Made ${time(facts.made_at)}.`);
   clearCharts();
   cells(facts);
+  decisions(facts);
   curves(facts);
   costs(facts);
   failures(facts);
@@ -61,7 +62,7 @@ function changes(comparisons) {
     ]),
   );
   const head = ["Versions", "Comparison", "Cell", "Change, points", "p", "Tasks"];
-  return el("details", { open: true }, el("summary", {}, "Changes on the same tasks"), table("Changes", head, rows));
+  return folded("changes", true, "Changes on the same tasks", table("Changes", head, rows));
 }
 
 function behaviour(evaluations) {
@@ -72,7 +73,7 @@ function behaviour(evaluations) {
     `${e.policy}, ${e.kind}`, ...names.map((name) => rate(e.behaviour[name])), e.tokens_per_success ? number(Math.round(e.tokens_per_success)) : "–",
   ]);
   const head = ["Version", ...names.map(words), "Tokens per success"];
-  return el("details", { open: true }, el("summary", {}, "Behaviour"), table("Behaviour", head, rows));
+  return folded("behaviour", true, "Behaviour", table("Behaviour", head, rows));
 }
 
 function curves(facts) {

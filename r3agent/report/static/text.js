@@ -44,6 +44,15 @@ function quoted(tag, attributes, text) {
   return el(tag, { dir: "auto", ...attributes }, nodes(text));
 }
 
+// A part that folds; what a reader has opened or closed stays so when the page is updated.
+const FOLDED = new Map();
+function folded(key, open, summary, ...children) {
+  const remember = () => FOLDED.set(key, !details.open); // it changes after the click
+  const head = el("summary", { on: { click: remember } }, summary);
+  const details = el("details", { open: FOLDED.get(key) ?? open }, head, ...children);
+  return details;
+}
+
 const byId = (id) => document.getElementById(id);
 const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en"));
 const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1) + " %");
