@@ -11,6 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs a hub
+os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny: threads would wait for each other, on cores that others need
 
 settings.register_profile("r3agent", deadline=None)  # how long a busy machine takes says nothing of the code
 settings.load_profile("r3agent")

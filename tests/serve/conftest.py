@@ -7,16 +7,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import torch
 
 from r3agent.serve import Engine, ServerProcess, load_model
 from r3agent.serve.engine.model import ServedModel
 from tests.serve import tiny
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

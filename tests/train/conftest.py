@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.bundled.tokenizer import build_tokenizer
@@ -16,9 +15,8 @@ from tests.train import recorded
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _small() -> Iterator[None]:
-    """One thread for tiny tensors; and accelerate collects garbage after every training: leave it little to walk."""
-    torch.set_num_threads(1)
+def _frozen() -> Iterator[None]:
+    """Accelerate collects garbage after every training: leave it little to walk."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -150,7 +150,7 @@ def test_tensorboard_gets_the_steps_of_a_training_without_a_run(
 def test_commands_speak_on_an_ascii_terminal(run_dir: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     nowhere = dict.fromkeys(("HOME", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "MPLCONFIGDIR"), "/dev/null/none")
-    env = {**os.environ, **ascii_only, **nowhere, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **ascii_only, **nowhere}
     words = ["train", "--run", str(run_dir), "--set=train.epochs=1"]
     done = subprocess.run([sys.executable, "-m", "r3agent", *words], capture_output=True, env=env)
     assert done.returncode == 0, done.stderr.decode()
