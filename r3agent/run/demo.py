@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Difference, Evaluation, table
+from r3agent.records.credit import CreditLabel
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Record
 from r3agent.run.config import CONFIG_FILE, load_config
@@ -78,6 +79,14 @@ FLAGS = {
 """Flags of `r3agent init` for settings of a game."""
 
 Game: TypeAlias = Literal["equation", "steps"]
+
+CREDITED: dict[CreditLabel, str] = {
+    "attempt": "first tries",
+    "reflect": "reflections",
+    "retry": "retries",
+    "blind_retry": "blind retries",
+}
+"""Plural names of the spans that training credits."""
 
 FOR_ONE_DECISION = {"eval.n", "gate.split", "loop.evaluate_every"}
 """Settings of the demo that a run whose gate decides every round does not have."""
@@ -171,7 +180,7 @@ def run_demo(
     again = run if report.live == after.policy else f"{run} --after {after.policy}"
     text = f"""{table(comparison)}
 
-{_conclusion(comparison, change)}
+{_conclusion(comparison, change, opened.config.train.credit)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
 next: r3agent eval --run {again}               this table again
@@ -208,9 +217,10 @@ def _cells(evaluation: Evaluation) -> Cells:
     return Cells(**{cell: round(rate.rate, 4) for cell, rate in rates.items()})
 
 
-def _conclusion(comparison: Comparison, change: Difference) -> str:
+def _conclusion(comparison: Comparison, change: Difference, credit: Iterable[CreditLabel]) -> str:
+    training = f"Training on {' and '.join(CREDITED[label] for label in credit)}"
     if change.p_value >= 0.05:
-        return f"Training on reflections made no significant difference ({change.points:+.1f} points)."
+        return f"{training} made no significant difference ({change.points:+.1f} points)."
     controls = {
         "one blind retry": comparison.lift_over_blind,
         "blind retries of as many tokens": comparison.lift_at_equal_tokens,
@@ -222,6 +232,6 @@ def _conclusion(comparison: Comparison, change: Difference) -> str:
     )
     moved = "raised" if change.points > 0 else "lowered"
     return (
-        f"Training on reflections {moved} success after one reflection by {abs(change.points):.1f} points "
+        f"{training} {moved} success after one reflection by {abs(change.points):.1f} points "
         f"(p = {change.p_value:.1g}){beyond}."
     )
