@@ -7,9 +7,11 @@ tool messages, user. Others refuse a part of that, with 400 or 422:
 - calls in a conversation that is sent without tools (Anthropic and gateways to it), calls without results;
 - a message without text (Anthropic, Mistral, Gemini), a system message (Gemma), fields such as `reasoning_content`.
 
-A refused conversation is rendered in the next of `RENDERINGS` and sent again. Once one is taken, later conversations
-begin with it, those with calls and those without apart. The span records what was sent, as a `standalone` request. Most
-conversations, such as all without calls, system messages and empty texts, are the same in each.
+A refused conversation is rendered in the next of `RENDERINGS` and sent again. Later conversations begin with the one
+that is taken if the endpoint needs it, and not this conversation alone, such as one whose call is no JSON: two tasks
+needed it, and no conversation that it would change was taken in an earlier one. The span records what was sent, as a
+`standalone` request. Most conversations, such as all without calls, system messages and empty texts, are the same in
+each.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from r3agent.errors import AccessError, ConversationError, RequestError
@@ -124,12 +129,38 @@ class Rendered(NamedTuple):
         return cls(sent, tools, forbids_calls=True) if has_calls and render is not as_it_is else cls(sent, ())
 
 
+@dataclass
+class Memory:
+    """What an endpoint took of one kind of conversations."""
+
+    begin: int = 0
+    """Index in `RENDERINGS` that conversations begin with."""
+    refusals: dict[int, list[Message]] = field(default_factory=dict)
+    """Task of the first conversation that was taken in a rendering and refused in those before it."""
+    taken: deque[tuple[int, Sequence[Message], Rendered]] = field(default_factory=lambda: deque(maxlen=16))
+    """Last conversations that were taken, with the rendering of each."""
+
+    def learn(self, i: int, messages: Sequence[Message], sent: Rendered, *, was_refused: bool) -> None:
+        """Remember a conversation that was taken in rendering `i`."""
+        task = list(takewhile(lambda message: message["role"] != "assistant", messages))
+        if was_refused and self.refusals.setdefault(i, task) != task and not self._took_unchanged(i):
+            self.begin = max(i, self.begin)
+        self.taken.append((i, messages, sent))
+
+    def _took_unchanged(self, i: int) -> bool:
+        """Return True if a conversation was taken in a form that rendering `i` would change."""
+        render = RENDERINGS[i]
+        return any(
+            before < i and _form(render(messages)) != _form(sent.messages) for before, messages, sent in self.taken
+        )
+
+
 class Renderer:
     """Renderer of a policy's conversations, which remembers what the endpoint takes."""
 
     def __init__(self) -> None:
-        self._taken = {True: 0, False: 0}
-        """Index in `RENDERINGS` that conversations with and without calls begin with."""
+        self._memories = {True: Memory(), False: Memory()}
+        """Those of conversations with and without calls."""
 
     async def send(
         self,
@@ -149,8 +180,8 @@ class Renderer:
         Raises:
             PolicyError: the error of `ask`; if the endpoint refuses each rendering, the first refusal.
         """
-        has_calls = any(message.get("tool_calls") for message in messages)
-        begin = self._taken[has_calls]
+        memory = self._memories[any(message.get("tool_calls") for message in messages)]
+        begin = memory.begin
         tried: list[Rendered] = []
         first: RequestError | None = None
         for i, render in enumerate(RENDERINGS[begin:], begin):
@@ -166,12 +197,18 @@ class Renderer:
                 first = first or error
                 continue
             if first is not None:
-                self._taken[has_calls] = max(i, self._taken[has_calls])
                 name = render.__name__.replace("_", " ")
-                logger.warning("the endpoint refuses a conversation as it is, and takes it %s: %s", name, first)
+                log = logger.warning if i not in memory.refusals else logger.debug
+                log("the endpoint refuses a conversation as it is, and takes it %s: %s", name, first)
+            memory.learn(i, messages, rendered, was_refused=first is not None)
             return generations, rendered
         assert first is not None  # there is at least one rendering
         raise first
+
+
+def _form(messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """Return the roles of a conversation, and which messages have calls."""
+    return [(message["role"], bool(message.get("tool_calls"))) for message in messages]
 
 
 def _filled(content: Any) -> Any:

@@ -55,7 +55,8 @@ TOO_LONG = re.compile(
     r"context_length_exceeded|exceed_context_size|tokens_limit_reached|max_model_len"  # codes, and vLLM's setting
     r"|context[ _-]?(length|size|window|limit|overflow)|maximum context|maximum model length"  # vLLM, SGLang, OpenAI
     r"|(prompt|input)( text| length)? is too long|input token count|input tokens exceed|too many tokens"
-    r"|`?inputs`? (tokens \+|must have less than)",  # TGI
+    r"|`?inputs`? (tokens \+|must have less than)"  # TGI
+    r"|max_(completion_|new_|output_)?tokens must be at least 1, got (0|-\d+)",  # vLLM: the prompt leaves no room
     re.IGNORECASE,
 )
 """Messages and codes of servers that refuse a conversation because it is longer than the context."""

@@ -101,12 +101,36 @@ async def test_what_an_endpoint_takes_is_remembered(stream: bool) -> None:
         requests: list[int] = []
         async with policy_of(endpoint) as policy:
             graph = build_graph(policy=policy, verifier=is_sunny, stream=stream).compile()
-            for _ in range(2):
+            for question in ("the weather?", "the wind?", "the tide?"):
                 before = len(endpoint.received)
-                assert (await graph.ainvoke({"task": TASK}))["passed"]
+                asked = {"role": "user", "content": question}
+                assert (await graph.ainvoke({"task": {**TASK, "messages": [SYSTEM, asked]}}))["passed"]
                 requests.append(len(endpoint.received) - before)
-    assert requests[0] > requests[1] == 3
-    assert endpoint.received[-3].body["messages"] == [SYSTEM, ASK]  # which has no calls, and was never refused
+    assert requests[0] > requests[2] == 3
+    assert endpoint.received[-3].body["messages"] == [SYSTEM, asked]  # which has no calls, and was never refused
+
+
+@pytest.mark.parametrize("first", ["good", "bad"])
+async def test_a_refusal_of_one_conversation_changes_no_other(first: str) -> None:
+    def answer(body: dict[str, Any], choice: int) -> Any:
+        last = str(body["messages"][-1]["content"])
+        if last.endswith((REFLECT, RETRY)):
+            return "sunny"
+        return FAILED["no JSON" if "bad" in last else "one call"]
+
+    def validate(body: dict[str, Any]) -> str | None:
+        """Refuse calls whose arguments are no JSON, as templates of vLLM do that parse them."""
+        arguments = [call["function"]["arguments"] for m in body["messages"] for call in m.get("tool_calls") or ()]
+        return "Expecting property name enclosed in double quotes" if '{"a":' in arguments else None
+
+    with ScriptedEndpoint(answer, validate=validate) as endpoint:
+        async with policy_of(endpoint) as policy:
+            graph = build_graph(policy=policy, verifier=is_sunny).compile()
+            for i, kind in enumerate([first, "good", "bad", "bad", "good", "bad", "good"]):
+                asked = {"role": "user", "content": f"{kind} {i}"}
+                assert (await graph.ainvoke({"task": {**TASK, "messages": [SYSTEM, asked]}}))["passed"]
+        last = endpoint.received[-1].body["messages"]
+    assert [message["role"] for message in last] == ["system", "user", "assistant", "tool", "user", "assistant", "user"]
 
 
 @pytest.mark.parametrize("kind", ["openai", "langchain"])

@@ -122,6 +122,7 @@ def test_policy_error(status: int, kind: type[PolicyError]) -> None:
         ),  # vLLM
         (400, {"message": "The decoder prompt (length 70) is longer than the maximum model length of 64."}),  # vLLM
         (400, {"error": {"message": "Input length (70) exceeds model's maximum context length (64)."}}),  # vLLM
+        (400, {"error": {"message": "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"}}),  # vLLM
         (400, {"message": "The input (70 tokens) is longer than the model's context length (64 tokens)."}),  # SGLang
         (400, {"message": "Requested token count exceeds the model's maximum context length of 64."}),  # SGLang
         (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 64."}),  # TGI

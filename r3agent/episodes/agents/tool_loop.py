@@ -53,6 +53,9 @@ class ToolLoop:
         made = by_name([make_tool(given, has_world=has_world) for given in tools if given not in servers])
         return cls(tools=made, servers=servers, has_world=has_world, config=config, sampler=sampler)
 
+    def __repr__(self) -> str:
+        return f"ToolLoop({shorten(', '.join([*self.tools, *map(repr, self.servers)]))})"
+
     async def equip(self, task: Task) -> Task:
         """Return the task with the definitions of the tools that it does not define itself."""
         own = {called(definition) for definition in task.tools}

@@ -19,7 +19,7 @@ from r3agent.episodes.agents.messages import agent_messages
 from r3agent.episodes.agents.terms import call_terms
 from r3agent.episodes.agents.worlds import MAX_CHARS, WorldError, described, in_world
 from r3agent.episodes.config import EpisodeConfig
-from r3agent.episodes.requests import SpanRequest
+from r3agent.episodes.requests import Refusal, SpanRequest
 from r3agent.episodes.spending import Spending
 from r3agent.errors import (
     AccessError,
@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
     end: AgentEnd = AgentEnd(None)
     failure: str | None = None
     error: EpisodeError | None = None
+    refusal: Refusal | None = None
+    """Refusal of the try's first conversation, which is too long or whose text is filtered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,9 @@ class TryRunner:
             finally:
                 episode.end(scope)
                 steps += without_repeated(tree, episode.trajectory, scope.parent_id, len(earlier))
-        if not steps and outcome.error is None:
+        if not steps and outcome.refusal is not None:
+            steps.append(request.refused(request.slots(1)[0], outcome.refusal))
+        elif not steps and outcome.error is None:
             _tell_of_no_step(repr(self.agent))
         taken = [*steps] or [_no_step(request, policy)]
         if is_lost:
@@ -213,7 +217,9 @@ def _outcome_of(error: BaseException, call: AgentCall, *, records: bool) -> Outc
                 limit = call.config.get("recursion_limit")
                 return Outcome(failure=f"no answer within recursion_limit = {limit} steps of the agent's graph")
             case ConversationError() if call.scope.span_ids or call.scope.label == "retry":
-                return Outcome(failure=f"the conversation was refused: {_text(cause, call)}")
+                why = f"the conversation was refused: {_text(cause, call)}"
+                refusal = None if call.scope.span_ids else Refusal(cause.finish_reason, why)
+                return Outcome(failure=why, refusal=refusal)
             case ConversationError() | EndpointError() | AccessError() | ProtocolError():
                 raise cause from (None if cause is error else error)
             case _:

@@ -217,6 +217,20 @@ async def test_conversation_that_became_too_long_fails() -> None:
     assert "the conversation was refused" in str(trajectory(output).tries[0].verdict)
 
 
+async def test_retry_whose_conversation_is_too_long_asked_the_policy(caplog: pytest.LogCaptureFixture) -> None:
+    async def once(messages: list[Any], client: AsyncOpenAI) -> Any:
+        return (await client.chat.completions.create(**ASK, messages=messages)).choices[0].message.content
+
+    def never(task: Task, answer: str) -> bool:
+        return False
+
+    faults = [None, None, PROMPT_TOO_LONG]
+    output = await run(once, faults=faults, verifier=never, environment=None, max_attempts=2)
+    retry = trajectory(output).spans[-1]
+    assert (retry.label, retry.finish_reason, retry.passed, retry.purpose) == ("retry", "context_overflow", False, None)
+    assert "without a recorded model call" not in caplog.text
+
+
 async def test_agent_without_an_answer_fails() -> None:
     async def silent(messages: list[Any], client: AsyncOpenAI) -> Any: ...
 
