@@ -102,6 +102,7 @@ def _rows(found: DataStats) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (f"{kind} {name}".strip(), str(n)) for kind, by_name in counts.items() for name, n in by_name.items()
     ]
+    rows += [("tokens not counted", f"{found.uncounted} calls")] if found.uncounted else []
     rows.append(("groups with variance", f"{found.groups_with_variance} of {found.groups}"))
     if found.attempt_groups:
         rows.append(("of first tries", f"{found.attempt_groups_with_variance} of {found.attempt_groups}"))

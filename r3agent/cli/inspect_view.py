@@ -37,6 +37,7 @@ def summary_lines(summary: CollectSummary) -> list[str]:
         *((f"not whole: {reason}", f"{count} reflections") for reason, count in summary.unfinished_reflections.items()),
         *((f"recorded prompt: {how}", f"{n} branches") for how, n in summary.recorded_prompts.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
+        *([("tokens not counted", f"{summary.uncounted} calls")] if summary.uncounted else []),
         *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
         *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
     ]

@@ -17,6 +17,7 @@ from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally, is_even_sample
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
+from r3agent.records.usage import usage_of
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
@@ -56,6 +57,8 @@ class DataStats(Record):
     tokens_prompt: int
     """Prompt tokens, as far as the endpoints counted them."""
     tokens_sampled: int
+    uncounted: int = 0
+    """Calls whose sampled tokens the endpoints did not count."""
     groups: int
     """Failed tries with reflections."""
     groups_with_variance: int
@@ -78,6 +81,7 @@ COUNTS = (
     "tasks",
     "tokens_prompt",
     "tokens_sampled",
+    "uncounted",
     "groups",
     "groups_with_variance",
     "attempt_groups",
@@ -153,10 +157,12 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
                 "splits": trajectory.metadata.get(SPLIT),
                 "sources": source[trajectory.trajectory_id] or source.get(origin[trajectory.trajectory_id]),
             }
+            used = usage_of(trajectory.sampled)
+            counts["tokens_prompt"] += used.prompt
             own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
             for share in own:
                 share.episodes += 1
-                share.tokens += sum(span.completion_tokens or 0 for span in trajectory.sampled)
+                share.tokens += used.sampled
             if trajectory.error is None:
                 _rate_tries(trajectory, rates, [share.first for share in own])
         attempts = [group for group in groups(batch, "attempt") if len(group.spans_G) > 1]
@@ -164,8 +170,8 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
             episodes=len(batch),
             branches=sum(t.parent_id is not None for t in batch),
             tasks=len({t.task.digest for t in batch}),
-            tokens_prompt=sum(span.prompt_tokens or 0 for t in batch for span in t.sampled),
             tokens_sampled=tally.tokens_sampled,
+            uncounted=tally.uncounted,
             groups=tally.groups,
             groups_with_variance=tally.groups_with_variance,
             attempt_groups=len(attempts),

@@ -9,6 +9,7 @@ from pydantic import Field
 from r3agent._util.clock import steady_time
 from r3agent.records.cost import Prices
 from r3agent.records.trajectory import Record, Span
+from r3agent.records.usage import usage_of
 
 ENDED = "ended"
 """Metadata key of a trajectory that a budget ended, with the reason."""
@@ -37,11 +38,11 @@ class Budget(Record):
             began: time of the beginning of the episode, as of `steady_time`; `None` if it is not known.
         """
         if self.max_tokens_total is not None:
-            if any(span.completion_tokens is None and not span.refused for span in spans):
+            used = usage_of(spans)
+            if used.uncounted:
                 return f"max_tokens_total = {self.max_tokens_total}: the endpoint does not count its tokens"
-            used = sum((span.prompt_tokens or 0) + (span.completion_tokens or 0) for span in spans)
-            if used >= self.max_tokens_total:
-                return f"max_tokens_total = {self.max_tokens_total}: {used} are used"
+            if (total := used.prompt + used.sampled) >= self.max_tokens_total:
+                return f"max_tokens_total = {self.max_tokens_total}: {total} are used"
         if self.max_cost is not None and prices is not None:
             if (cost := prices.cost(spans)) is None:
                 return f"max_cost = {self.max_cost:g}: the endpoint does not count its tokens"

@@ -12,6 +12,7 @@ from r3agent.records.cost import Prices
 from r3agent.records.record import Record
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
+from r3agent.records.usage import usage_of
 
 
 class CollectLimits(Record):
@@ -51,7 +52,8 @@ class Quota:
             )
         self._limits, self._tally, self._prices = limits, tally, prices
         self._start = time.monotonic()
-        self._begun = self._tokens = 0
+        self._begun = 0
+        self._tokens: int | None = 0
         self._cost: float | None = 0.0
         self.ended_by: str | None = None
         """Limit that was reached first."""
@@ -70,12 +72,13 @@ class Quota:
 
     def add(self, episode: Trajectory) -> None:
         """Count what an episode spent."""
+        used = usage_of(episode.sampled)
         cost = None if self._prices is None else self._prices.cost(episode.sampled)
-        self.spend(sum(span.completion_tokens or 0 for span in episode.sampled), cost)
+        self.spend(None if used.uncounted else used.sampled, cost)
 
-    def spend(self, tokens: int, cost: float | None) -> None:
-        """Count sampled tokens and a cost, `None` if it is not known."""
-        self._tokens += tokens
+    def spend(self, tokens: int | None, cost: float | None) -> None:
+        """Count sampled tokens and a cost, `None` if they are not known."""
+        self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         self._cost = None if cost is None or self._cost is None else self._cost + cost
 
     def share(self, n: int, lent: Collection[CollectLimits]) -> CollectLimits | None:
@@ -101,15 +104,16 @@ class Quota:
         return CollectLimits(**given)
 
     def _reached(self) -> str | None:
-        if self._limits.max_cost is not None and self._cost is None:
-            return f"max_cost = {self._limits.max_cost:g}: the endpoint does not count its tokens"
+        for name, spent in (("max_tokens", self._tokens), ("max_cost", self._cost)):
+            if spent is None and (limit := getattr(self._limits, name)) is not None:
+                return f"{name} = {limit:g}: the endpoint does not count its tokens"
         limits = ((name, getattr(self._limits, name), amount) for name, amount in self._spent().items())
         return next((f"{name} = {limit:g}" for name, limit, amount in limits if limit and amount >= limit), None)
 
     def _spent(self) -> dict[str, float]:
         return {
             "max_episodes": self._begun,
-            "max_tokens": self._tokens,
+            "max_tokens": self._tokens or 0,
             "max_cost": self._cost or 0.0,
             "target_groups": self._tally.groups_with_variance,
             "max_seconds": time.monotonic() - self._start,

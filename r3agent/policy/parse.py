@@ -84,6 +84,8 @@ def generations(answer: Json, common: Json, n: int, request: Json | None = None)
         "completion_tokens": sampled if len(choices) == 1 else None,
     }
     n_ids = sum(len(_ids(choice.get("token_ids")) or ()) for choice in choices)
+    if len(choices) > 1 and sampled is not None:
+        shared["sibling_tokens"] = max(0, sampled - n_ids)  # those of the choices that have no ids
     is_lossy = n_ids and sampled not in (None, n_ids)
     lost = "the number of token ids is not usage.completion_tokens: some were dropped" if is_lossy else None
     flaw = "; ".join(filter(None, [reshaping(request or {}), lost])) or None
@@ -124,6 +126,7 @@ def _generation(
         "token_ids": ids,
         "logprobs": logprobs if capability != "eval-only" and is_aligned else None,
         "completion_tokens": len(ids) if ids else shared["completion_tokens"],
+        "sibling_tokens": None if ids else shared.get("sibling_tokens"),
         "finish_reason": reason,
         "capability": capability,
         "capability_note": note,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from r3agent.records.record import Record
 from r3agent.records.span import Span
+from r3agent.records.usage import usage_of
 
 PER = 1_000_000
 """Number of tokens that a price is for."""
@@ -26,24 +27,12 @@ class Prices(Record):
     """Name of the currency, for messages only."""
 
     def cost(self, spans: Iterable[Span]) -> float | None:
-        """Return the cost of recorded calls; `None` if the endpoint did not count the tokens of one.
-
-        Siblings that were sampled by one request, which share its latency, pay for its prompt once.
-        """
-        requests: set[object] = set()
-        total = 0.0
-        for span in spans:
-            if span.refused:
-                continue
-            if span.completion_tokens is None:
-                return None
-            request = span.span_id if span.latency_s is None else (span.parent_id, span.label, span.latency_s)
-            prompt = 0 if request in requests else span.prompt_tokens or 0
-            requests.add(request)
-            cached = min(span.cached_tokens or 0, prompt)
-            read = self.prompt if self.cached is None else self.cached
-            total += (prompt - cached) * self.prompt + cached * read + span.completion_tokens * self.sampled
-        return total / PER
+        """Return the cost of recorded calls; `None` if the endpoint did not count the tokens of one."""
+        used = usage_of(spans)
+        if used.uncounted:
+            return None
+        read = self.prompt if self.cached is None else self.cached
+        return ((used.prompt - used.cached) * self.prompt + used.cached * read + used.sampled * self.sampled) / PER
 
     def text(self, amount: float) -> str:
         """Return an amount of money as text."""

@@ -100,6 +100,8 @@ class Generation(StoredRecord):
     cached_tokens: int | None = Field(default=None, exclude_if=lambda count: count is None)  # as `extra`
     """Those of the prompt that the endpoint read from its cache, if it reports them."""
     completion_tokens: int | None = None
+    sibling_tokens: int | None = Field(default=None, exclude_if=lambda count: count is None)  # as `extra`
+    """Sampled tokens of all siblings of an `n > 1` request, where the endpoint counts only their sum."""
     latency_s: float | None = None
     """Latency of the request; the siblings of one `n > 1` request share it."""
     capability: Capability = "eval-only"

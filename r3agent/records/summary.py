@@ -10,6 +10,7 @@ from typing import Any
 from r3agent.records.branching import rendering
 from r3agent.records.credit import Group, groups
 from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
+from r3agent.records.usage import usage_of
 
 
 class CollectSummary(Record):
@@ -53,6 +54,8 @@ class CollectSummary(Record):
     mixed_versions: int
     """Episodes with answers of more than one policy version, because a deploy happened meanwhile."""
     tokens_sampled: int
+    uncounted: int = 0
+    """Calls whose sampled tokens the endpoint did not count, so that `tokens_sampled` lacks them."""
     recorded_prompts: dict[str, int] = {}
     """Branches of recorded failures by how their prompts compare with the recorded ones: see `Rendering` in
     `r3agent.records.branching`."""
@@ -73,7 +76,7 @@ class Tally:
     """Running counts of a collection, of which a summary is made; it keeps no trajectory.
 
     Attributes:
-        episodes, errors, tokens_sampled, groups, groups_with_variance: as in `CollectSummary`.
+        episodes, errors, tokens_sampled, uncounted, groups, groups_with_variance: as in `CollectSummary`.
     """
 
     def __init__(self) -> None:
@@ -86,7 +89,7 @@ class Tally:
         self._groups: dict[tuple[str, str], bool] = {}
         """Groups by the trajectory that branches, which may share them, go back to, and by a hash."""
         self._origins: dict[str, str] = {}
-        self.episodes = self.tokens_sampled = 0
+        self.episodes = self.tokens_sampled = self.uncounted = 0
         self.errors: Counter[str] = Counter()
         self._tries = self._asked = self._steps = self._unlabelled = self._noisy = self._mixed = 0
         self._passed: dict[str, list[int]] = {"first": [0, 0], "retry": [0, 0], "blind": [0, 0]}
@@ -114,7 +117,9 @@ class Tally:
         self._steps += sum(len(a_try.steps) for a_try in tries)
         self._noisy += sum(s.verdict is not None and s.verdict.noisy for s in spans)
         self._mixed += len(trajectory.policy_versions) > 1
-        self.tokens_sampled += sum(s.completion_tokens or 0 for s in spans)
+        used = usage_of(spans)
+        self.tokens_sampled += used.sampled
+        self.uncounted += used.uncounted
         self._try_errors.update(a_try.error.kind for a_try in tries if a_try.error)
         self._unfinished.update(a_try.unfinished for a_try in tries if a_try.unfinished)
         self._unfinished_reflections.update(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)
@@ -166,6 +171,7 @@ class Tally:
             groups_with_variance=self.groups_with_variance,
             mixed_versions=self._mixed,
             tokens_sampled=self.tokens_sampled,
+            uncounted=self.uncounted,
             recorded_prompts=dict(self._recorded_prompts),
             capabilities=dict(self._capabilities),
             notes=dict(self._notes),

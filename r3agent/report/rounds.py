@@ -11,6 +11,7 @@ from r3agent.evaluate.statistics import Rate, rate
 from r3agent.records.cost import Prices
 from r3agent.records.summary import Tally, is_even_sample
 from r3agent.records.trajectory import SOURCE, Trajectory
+from r3agent.records.usage import usage_of
 from r3agent.run.rounds import ROUND_SAMPLES
 
 TRAINING = "trajectories"
@@ -74,8 +75,9 @@ class _Spending:
         spans = trajectory.sampled
         self.episodes += 1
         self.passed += trajectory.passed is True
-        self.prompt += sum(span.prompt_tokens or 0 for span in spans)
-        self.sampled += sum(span.completion_tokens or 0 for span in spans)
+        used = usage_of(spans)
+        self.prompt += used.prompt
+        self.sampled += used.sampled
         cost = prices.cost(spans) if prices else None
         self.cost = None if self.cost is None or cost is None else self.cost + cost
 

@@ -115,7 +115,7 @@ def collect_on_cluster(
     def take(ended: Ended) -> None:
         todo.extendleft(reversed(ended.left))
         tally.merge(ended.tally)
-        quota.spend(ended.tally.tokens_sampled, ended.cost)
+        quota.spend(None if ended.tally.uncounted else ended.tally.tokens_sampled, ended.cost)
         tally.cost = quota.cost
         if tally.errors.total() == tally.episodes >= min(HOPELESS, len(jobs)):
             raise R3Error(

@@ -8,6 +8,7 @@ from r3agent._util.imports import require_extra
 from r3agent.episodes.collect import CONCURRENCY
 from r3agent.episodes.jobs import episode_jobs
 from r3agent.records.trajectory import Record, Trajectory
+from r3agent.records.usage import usage_of
 from r3agent.records.versions import BASE
 from r3agent.run.stages import Run
 from r3agent.store.shards import read, shards
@@ -61,7 +62,7 @@ def plan_collection(run: Run) -> CollectPlan:
         if trajectory.trajectory_id in jobs:
             stored.add(trajectory.trajectory_id)
         n += 1
-        tokens += sum(span.completion_tokens or 0 for span in trajectory.sampled)
+        tokens += usage_of(trajectory.sampled).sampled
         calls += len(trajectory.sampled)
         seconds += _longest_path_s(trajectory)
         paid = prices and prices.cost(trajectory.sampled)

@@ -129,7 +129,7 @@ class ModelCall:
                 "gen_ai.response.model": first.model,
                 "gen_ai.response.finish_reasons": [one.finish_reason or "" for one in generations],
                 "gen_ai.usage.input_tokens": first.prompt_tokens,
-                "gen_ai.usage.output_tokens": sum(sampled) if sampled else None,
+                "gen_ai.usage.output_tokens": sum(sampled) if sampled else first.sibling_tokens,
                 "gen_ai.usage.cache_read.input_tokens": first.cached_tokens,
                 VERSION: first.policy_version,
                 "r3agent.span.ids": [*span_ids] or None,

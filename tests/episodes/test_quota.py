@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from r3agent.data import stats
 from r3agent.episodes.collect import collect
 from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.errors import ConfigError
@@ -56,6 +57,31 @@ async def test_a_spent_budget_leaves_the_rest_to_the_next_call(
     assert whole.cost == whole.tokens_sampled
     ids = [[t.trajectory_id for t in read(tmp_path / name)] for name in ("whole", "cut")]
     assert ids[0] == ids[1]
+
+
+async def test_budgets_count_siblings_without_token_ids(tmp_path: Path) -> None:
+    with ScriptedEndpoint("no", ignores=["return_token_ids"]) as endpoint:  # usage has the sum of the siblings alone
+        prices = Prices(prompt=0, sampled=1e6)
+        async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", prices=prices) as policy:
+            whole = await run(tmp_path / "whole", policy)
+            tokens = await run(tmp_path / "tokens", policy, CollectLimits(max_tokens=30))
+            cost = await run(tmp_path / "cost", policy, CollectLimits(max_cost=30))
+    assert (whole.tokens_sampled, whole.cost, whole.uncounted) == (90, 90, 0)  # 5 completions of 3 tokens each
+    assert (tokens.tokens_sampled, tokens.ended_by) == (30, "max_tokens = 30")
+    assert (cost.cost, cost.ended_by) == (30, "max_cost = 30")
+    assert stats(tmp_path / "whole").tokens_sampled == 90
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 1000}, {"max_cost": 1000}])
+async def test_budgets_end_where_no_tokens_are_counted(tmp_path: Path, limits: dict[str, Any]) -> None:
+    edits = [lambda answer: answer.pop("usage")]
+    with ScriptedEndpoint("no", ignores=["return_token_ids"], edits=edits) as endpoint:
+        prices = Prices(prompt=0, sampled=1)
+        async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", prices=prices) as policy:
+            summary = await run(tmp_path, policy, CollectLimits(**limits))
+    ((name, value),) = limits.items()
+    assert (summary.episodes, summary.uncounted, summary.tokens_sampled) == (1, 5, 0)
+    assert summary.ended_by == f"{name} = {value}: the endpoint does not count its tokens"
 
 
 async def test_a_budget_of_cost_needs_prices(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def call(**fields: Any) -> Span:
         ([call(latency_s=1.5), call(latency_s=1.6)], 4),
         ([call(latency_s=1.5), call(latency_s=1.5, parent_id="another")], 4),
         ([call(), call(completion_tokens=None)], None),
+        ([call(latency_s=1.5, completion_tokens=None, sibling_tokens=100_000)] * 2, 2),
+        ([call(latency_s=1.5), call(latency_s=1.5, completion_tokens=None, sibling_tokens=100_000)], 2),
         ([call(), call(completion_tokens=None, finish_reason="context_overflow")], 2),
     ],
 )
