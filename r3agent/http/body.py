@@ -56,6 +56,8 @@ class ErrorBody(NamedTuple):
     """True if it is an error object, so the route exists."""
     status: int = UNKNOWN
     """HTTP status that the error carries itself."""
+    names: str = ""
+    """Codes and types of the error and of those within it."""
     retry_after: str = ""
     """Delay that it asks for, as in a Retry-After header."""
 
@@ -106,7 +108,8 @@ def read_body(body: Any) -> ErrorBody:
         code=code,
         param=next((param for param in params if isinstance(param, str) and param), None) or _places(levels),
         is_from_api=isinstance(body, dict) and ("error" in body or body.get("object") == "error"),
-        status=_status(levels, _message(body)),
+        status=_status(_names(levels), _message(body)),
+        names=" ".join(_names(levels)),
         retry_after=_retry_after(levels),
     )
 
@@ -166,8 +169,11 @@ def _places(levels: list[dict[str, Any]]) -> str | None:
     return " ".join(filter(None, places)) or None
 
 
-def _status(levels: list[dict[str, Any]], message: str) -> int:
-    codes = [str(level[key]) for level in levels for key in CODES if isinstance(level.get(key), str | int)]
+def _names(levels: list[dict[str, Any]]) -> list[str]:
+    return [str(level[key]) for level in levels for key in CODES if isinstance(level.get(key), str | int)]
+
+
+def _status(codes: list[str], message: str) -> int:
     for code in codes:
         if re.fullmatch("[45][0-9]{2}", code):
             return int(code)

@@ -67,6 +67,14 @@ FILTERED = re.compile(
 )
 """Messages and codes of servers whose content filter refuses a conversation."""
 
+NO_CREDIT = re.compile(
+    r"insufficient[ _](?:quota|balance|credit|fund)|exceeded_current_quota|billing_hard_limit|arrearage"
+    r"|budget[ _](?:has been )?exceeded|credit balance is too low",
+    re.IGNORECASE,
+)
+"""Names and messages of servers for an account that is used up. "You exceeded your current quota" is not among them,
+because Gemini says so of the quota of a minute."""
+
 TEMPLATE = re.compile(
     r"jinja|chat.?template|template error|roles? must alternate|role not supported|unexpected role", re.I
 )
@@ -94,10 +102,12 @@ class ServerError(Exception):
         self.message = message or response.reason_phrase
         self.url = str(response.request.url)
         self.brief = self.message[:MAX_MESSAGE]
+        self._names = body.names
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
         self.is_within_success = response.is_success
         self.status = body.status if self.is_within_success else response.status_code
-        self.retry_after = _retry_after(response) or body.retry_after
+        asked = (_retry_after(response), body.retry_after)  # Cloudflare sends 0, and the delay in the body
+        self.retry_after = next((delay for delay in asked if delay.strip("0. ")), "")
         fields = refused_fields(self.status, self.message, _sent_fields(response.request), param=self.param)
         self.refuses_field = bool(fields)
         where = f" inside a {response.status_code}:" if self.is_within_success else ""
@@ -108,7 +118,14 @@ class ServerError(Exception):
         """Return True if a retry may succeed."""
         is_transient = self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         is_refusal = self.text_refusal is not None or self.refuses_field or self.is_of_template
-        return is_transient and not is_refusal
+        return is_transient and not is_refusal and not self.is_out_of_credit
+
+    @property
+    def is_out_of_credit(self) -> bool:
+        """Return True if the account or key is used up, for which OpenAI sends 429, Anthropic 400 and others 402."""
+        return self.status < HTTPStatus.INTERNAL_SERVER_ERROR and bool(
+            NO_CREDIT.search(f"{self._names} {self.message}")
+        )
 
     @property
     def is_of_template(self) -> bool:
@@ -160,6 +177,8 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     if kind := error.text_refusal:
         return kind(f"{message}; {kind.remedy}")
     refusal: dict[str, Any] = {"status": error.status, "refusal": error.message, "param": error.param}
+    if error.is_out_of_credit:
+        return AccessError(f"{message}; the account or key has no credit left", **refusal)
     if (
         error.refuses_field
         or error.is_of_template
@@ -207,8 +226,9 @@ def redact_secrets(text: str, request: httpx.Request) -> str:
 
 
 def _retry_after(response: httpx.Response) -> str:
-    ms = response.headers.get("retry-after-ms", "")
-    return str(int(ms) / 1000) if ms.isdecimal() else response.headers.get("retry-after", "")
+    with suppress(ValueError):
+        return str(float(response.headers.get("retry-after-ms", "")) / 1000)
+    return response.headers.get("retry-after", "")
 
 
 def _sent_fields(request: httpx.Request) -> list[str]:

@@ -1,8 +1,9 @@
 """Retry HTTP requests; no other layer retries.
 
 Timeouts, refused and dropped connections, 408, 409, 429, 5xx and answers that are cut off, empty, without choices or no
-JSON are retried, after the delay in the server's Retry-After header or else with exponential backoff. 400, 401, 403 and
-404 are never retried, nor is a stream that has begun. If a server has answered before, a web page, or JSON of another
+JSON are retried, after the delay in the server's Retry-After header or else with exponential backoff. A delay of 0 is
+none, nor is a date in the past, e.g. of a server whose clock is behind. 400, 401, 403 and 404 are never retried, nor an
+account without credit, nor a stream that has begun. If a server has answered before, a web page, or JSON of another
 kind, is retried, because a proxy may have sent it; at first it shows that the URL is wrong. If such a server became
 unreachable, retries continue for `outage_s`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -107,10 +109,13 @@ def retry_after_s(error: BaseException | None) -> float | None:
 
 
 def _parse_retry_after(header: str) -> float | None:
-    """Parse seconds, or a date as in RFC 9110; `None` for any other value."""
-    if header.isdecimal() or header.replace(".", "", 1).isdecimal():
-        return float(header)
+    """Parse seconds, or a date as in RFC 9110, which is UTC; `None` for any other value, and if there is no delay."""
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+        if header.isdecimal() or header.replace(".", "", 1).isdecimal():
+            delay_s = float(header)
+        else:
+            date = parsedate_to_datetime(header)
+            delay_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
     except ValueError:
         return None
+    return delay_s if delay_s > 0 else None

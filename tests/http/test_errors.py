@@ -18,6 +18,7 @@ from r3agent.errors import (
     RequestError,
 )
 from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key
+from r3agent.http.retry import MAX_RETRY_AFTER_S, retry_after_s
 
 MISSING = "The model `m` does not exist."
 
@@ -109,6 +110,52 @@ def test_policy_error(status: int, kind: type[PolicyError]) -> None:
     assert type(error) is kind
     assert str(error).startswith(f"http://h: {status} no")
     assert ("tried 2 times" in str(error)) is (kind is EndpointError)
+
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (429, {"message": QUOTA, "type": "insufficient_quota", "code": "insufficient_quota"}),  # OpenAI
+        (429, {"message": f"litellm.RateLimitError: {QUOTA}", "type": "insufficient_quota", "code": "429"}),
+        (400, {"message": "Budget has been exceeded! Current cost: 9", "type": "budget_exceeded", "code": "400"}),
+        (400, {"message": "Billing hard limit has been reached", "code": "billing_hard_limit_reached"}),
+        (400, {"message": "Your credit balance is too low to access the API.", "type": "invalid_request_error"}),
+        (402, {"message": "Insufficient Balance", "code": "invalid_request_error"}),  # DeepSeek
+        (429, {"message": "Your account is suspended", "type": "exceeded_current_quota_error"}),  # Moonshot
+        (200, {"message": "Insufficient credits", "code": 402}),  # OpenRouter
+    ],
+)
+def test_policy_error_of_an_account_without_credit(status: int, error: dict[str, Any]) -> None:
+    refused = error_of({"error": error}, status)
+    assert not refused.is_transient
+    found = policy_error(refused)
+    assert isinstance(found, AccessError)
+    assert str(found).endswith("; the account or key has no credit left")
+
+
+def test_a_quota_of_a_minute_is_transient() -> None:
+    limited = {"error": {"code": 429, "message": f"{QUOTA} Please retry in 38.5s.", "status": "RESOURCE_EXHAUSTED"}}
+    assert error_of(limited, 429).is_transient
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "delay_s"),
+    [
+        ({"retry-after": "7"}, {}, 7.0),
+        ({"retry-after-ms": "286.5", "retry-after": "1"}, {}, 0.2865),
+        ({"retry-after-ms": "soon", "retry-after": "1"}, {}, 1.0),
+        ({"retry-after": "0"}, {}, None),
+        ({"retry-after": "0"}, {"retry_after": 30}, 30.0),  # Cloudflare
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}, None),
+        ({"retry-after": "Sun Nov  6 08:49:37 2094"}, {}, MAX_RETRY_AFTER_S),
+        ({"retry-after": "86400"}, {}, MAX_RETRY_AFTER_S),
+    ],
+)
+def test_retry_after_s(headers: dict[str, str], body: Any, delay_s: float | None) -> None:
+    assert retry_after_s(error_of(body, 429, **headers)) == delay_s
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ async def test_slots_grow_while_they_are_used_and_not_beyond_the_maximum() -> No
 
 
 async def test_slots_shrink_once_for_requests_that_were_in_flight_together() -> None:
-    with ScriptedEndpoint("right", faults=[rate_limited(0)] * BEGIN) as endpoint:
+    with ScriptedEndpoint("right", faults=[rate_limited(0.01)] * BEGIN) as endpoint:
         async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", concurrency=64, adaptive=True) as policy:
             assert policy.room() == BEGIN
             message = {"role": "user", "content": "?"}

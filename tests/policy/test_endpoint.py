@@ -56,7 +56,7 @@ async def sample(endpoint: ScriptedEndpoint, model: str | None = None, n: int = 
 @pytest.mark.parametrize(
     "fault",
     [
-        *[rate_limited(0), SERVER_ERROR, DROPPED, HANG, Fault(408), Fault(409), Fault(503, "<html>", "text/html")],
+        *[rate_limited(0.01), SERVER_ERROR, DROPPED, HANG, Fault(408), Fault(409), Fault(503, "<html>", "text/html")],
         *[MALFORMED_JSON, Fault(), Fault(body='{"choices": []}')],
     ],
     ids=["429", "500", "dropped", "timeout", "408", "409", "503", "json", "empty", "no choices"],
@@ -71,7 +71,7 @@ async def test_a_passing_fault_is_tried_again(fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (rate_limited(0), "429 slow down (tried 3 times)"),
+        (rate_limited(0.01), "429 slow down (tried 3 times)"),
         (SERVER_ERROR, "500 out of memory (tried 3 times)"),
         (DROPPED, "(tried 3 times); is the server running?"),
         (HANG, "no answer within timeout_s = 0.2 (tried 3 times); raise it or ask for less"),

@@ -51,7 +51,7 @@ def streamed(*events: str) -> Fault:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_transient_error_in_a_success_is_tried_again(body: Any, stream: bool) -> None:
     content = json.dumps(body)
-    fault = streamed(f"data: {content}") if stream else Fault(body=content, headers={"Retry-After": "0"})
+    fault = streamed(f"data: {content}") if stream else Fault(body=content, headers={"Retry-After": "0.01"})
     generation, n_requests = await ask(fault, stream=stream)
     assert (generation.text, n_requests) == ("42", 2)
 
