@@ -155,7 +155,8 @@ class Seat:
             except (EndpointError, AccessError, ProtocolError) as error:  # e.g. it was restarted without the adapter
                 failed.add(server)
                 server.fail(error)
-                self.leave()
+                if self._server is server:  # else a concurrent request of the episode has gone elsewhere already
+                    self.leave()
                 if len(failed) == self._pool.size:
                     raise
             else:

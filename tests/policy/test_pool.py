@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,32 @@ async def test_a_server_that_lacks_the_model_ends_no_collection(tmp_path: Path) 
         with pytest.raises(AccessError, match="check the model's name"):
             await collect(TASKS, out=tmp_path / "none", **{**given, "policy": policy})
         await policy.aclose()
+
+
+async def test_an_episode_moves_once_when_several_requests_fail() -> None:
+    late = threading.Event()
+
+    def refuse(_: object) -> Fault:
+        late.wait()
+        return Fault(401)
+
+    with (
+        ScriptedEndpoint(refuses=refuse, faults=[Fault(401)]) as one,
+        ScriptedEndpoint() as two,
+        ScriptedEndpoint() as three,
+    ):
+        policy = pool_of(one.url, two.url, three.url)
+        with policy.episode() as seat:
+            requests = [asyncio.create_task(seat.sample([{"role": "user", "content": "?"}])) for _ in range(2)]
+            await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+            with policy.episode() as other, policy.episode() as third:
+                await other.sample([{"role": "user", "content": "?"}])
+                await third.sample([{"role": "user", "content": "?"}])
+                other.leave()  # now the third server is the least loaded
+                late.set()
+                await asyncio.gather(*requests)
+        await policy.aclose()
+    assert (len(one.received), len(two.received), len(three.received)) == (2, 3, 1)
 
 
 async def test_pool_reports_that_no_server_answers() -> None:
