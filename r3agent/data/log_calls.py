@@ -10,6 +10,8 @@ from r3agent.data.conversations import Call, as_message, as_messages, parsed
 
 def langfuse_call(row: dict[str, Any]) -> Call:
     asked, answered = parsed(row.get("input")), parsed(row.get("output"))
+    if str(row.get("level")).upper() == "ERROR":
+        raise ValueError("the call failed")
     if answered is None:
         raise ValueError("it has no output")
     if isinstance(answered, str):

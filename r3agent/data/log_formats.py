@@ -29,6 +29,10 @@ WORDS = {
 }
 
 
+GIVEN = ("updatedAt", "updated_at", "modified_at", "timestamp", "createdAt", "created_at")
+"""Names of the time of a score."""
+
+
 class Row(NamedTuple):
     where: str
     values: dict[str, Any]
@@ -40,6 +44,8 @@ class Score(NamedTuple):
     name: str
     value: Any
     comment: str | None
+    given_at: str = ""
+    """Time in ISO 8601; exports of an API begin with the newest."""
 
 
 class Logs:
@@ -78,8 +84,8 @@ class Logs:
         elif "run_id" in value and "key" in value:
             run = str(value.get("trace_id") or value["run_id"])
             given = value.get("score") if value.get("score") is not None else value.get("value")
-            self._add_score("langsmith", run, value["key"], given, value.get("comment"))
-        elif (trace := first_of(value, "traceId", "trace_id")) is not None:
+            self._add_score("langsmith", run, value["key"], given, value)
+        elif (trace := first_of(value, "traceId", "trace_id") or _scored_trace(value)) is not None:
             self._add_observation(where, str(trace), value)
         elif isinstance(value.get("data"), list):  # a page of an API
             self.add(where, value["data"])
@@ -116,6 +122,7 @@ class Logs:
                     self.left_out.append(f"{where}: {_why(error)}")
             about = self._traces.get((kind, trace), {})
             scores = [score for score in scored.get((kind, trace), ()) if score.name == wanted]
+            scores.sort(key=lambda score: score.given_at)  # the last counts
             try:
                 verdict = self._verdict(scores[-1].value, scores[-1].comment) if scores else None
             except ValueError as error:
@@ -191,7 +198,7 @@ class Logs:
             text = first_of(value, "stringValue", "string_value")
             is_text = str(first_of(value, "dataType", "data_type")).upper() == "CATEGORICAL"
             given = text if is_text or value.get("value") is None else value["value"]
-            self._add_score("langfuse", trace, value["name"], given, value.get("comment"))
+            self._add_score("langfuse", trace, value["name"], given, value)
 
     def _note(self, kind: str, trace: str, value: Mapping[str, Any]) -> None:
         """Note the user, session and metadata of a trace."""
@@ -211,16 +218,29 @@ class Logs:
         self._note("langsmith", trace, {key: about.get(key) for key in ("tags", "metadata")})
         for name, found in (parsed(value.get("feedback_stats")) or {}).items():
             if isinstance(found, dict) and found.get("avg") is not None:
-                self._add_score("langsmith", trace, name, found["avg"], None)
+                self._add_score("langsmith", trace, name, found["avg"], {})
         if value["run_type"] == "llm":
             self._calls.setdefault(("langsmith", trace), []).append(Row(where, value))
 
-    def _add_score(self, kind: str, trace: str, name: Any, value: Any, comment: Any) -> None:
-        self._scores.setdefault((kind, trace), []).append(Score(str(name), value, comment))
+    def _add_score(self, kind: str, trace: str, name: Any, value: Any, row: Mapping[str, Any]) -> None:
+        score = Score(str(name), value, row.get("comment"), _time(row, *GIVEN))
+        self._scores.setdefault((kind, trace), []).append(score)
+
+
+def _scored_trace(score: Mapping[str, Any]) -> Any:
+    """Return the trace of a score in the form of version 3 of Langfuse's API; `None` for any other row."""
+    subject = score.get("subject")
+    if not isinstance(subject, Mapping):
+        return None
+    return subject.get("id") if subject.get("kind") == "trace" else subject.get("traceId")
 
 
 def _began(row: Mapping[str, Any]) -> str:
-    found = first_of(row, "startTime", "start_time", "dotted_order")
+    return _time(row, "startTime", "start_time", "dotted_order")
+
+
+def _time(row: Mapping[str, Any], *names: str) -> str:
+    found = first_of(row, *names)
     return found.isoformat() if hasattr(found, "isoformat") else str(found or "")
 
 

@@ -163,6 +163,29 @@ def test_import_reads_tables_of_langfuse(tmp_path: Path) -> None:
     assert (found.passed, found.metadata["user"], found.spans[0].prompt_tokens) == (True, "bert", 4)
 
 
+def test_import_takes_the_newest_score_of_langfuse(tmp_path: Path) -> None:
+    """Scores in the forms of version 3 and 2 of the API, which begin with the newest."""
+    common = {"name": "ok", "dataType": "BOOLEAN"}
+    traces = [observation(f"o{n}", "2026-01-01T00:00:01Z", [ASKED], ANSWER) | {"traceId": f"t{n}"} for n in (1, 2, 3)]
+    scores = [
+        {**common, "value": True, "timestamp": "2026-01-03T00:00:00Z", "subject": {"kind": "trace", "id": "t1"}},
+        {**common, "value": 0, "stringValue": "False", "timestamp": "2026-01-02T00:00:00Z", "traceId": "t1"},
+        {**common, "value": True, "subject": {"kind": "observation", "id": "o2", "traceId": "t2"}},
+        {**common, "value": True, "subject": {"kind": "session", "id": "s1"}},
+    ]
+    failed = observation("o4", "2026-01-01T00:00:02Z", [ASKED], "rate limit") | {"traceId": "t3", "level": "ERROR"}
+    report = import_logs([written(tmp_path / "rows.jsonl", *scores, *traces, failed)], tmp_path / "store")
+    assert {t.metadata["log_id"]: (t.passed, len(t.spans)) for t in load(tmp_path / "store")} == {
+        "t1": (True, 1),
+        "t2": (True, 1),
+        "t3": (None, 1),
+    }
+    assert [why.partition(": ")[2] for why in report.left_out] == [
+        "none of the formats has such a row: name, dataType, value, subject",
+        "the call failed",
+    ]
+
+
 @pytest.mark.parametrize("dump", [dumpd, message_to_dict], ids=["dumpd", "message_to_dict"])
 def test_import_reads_runs_of_langsmith(tmp_path: Path, dump: Any) -> None:
     asked = HumanMessage("Weather in Rome?")
