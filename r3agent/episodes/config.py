@@ -79,8 +79,8 @@ class EpisodeLimits(Record):
     reflections: int = Field(default=1, ge=0)
     """G: reflections of each failed try, a GRPO group; 0 retries without reflecting."""
     reflections_at_once: int | None = Field(default=None, ge=1)
-    """Draw this many reflections of a failed try at a time, up to `reflections`, and stop when the retries after them
-    do not all have the same score: more teach little then. `None` draws all at once."""
+    """Draw this many reflections of a failed try at a time, up to `reflections`, and stop when their rewards, the
+    shares of the retries after them that passed, differ: more teach little then. `None` draws all at once."""
     retries: int = Field(default=1, ge=1)
     """M: retries after each reflection; crediting `retry` needs at least 2."""
     blind_retries: int = Field(default=0, ge=0)

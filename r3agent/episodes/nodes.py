@@ -26,6 +26,7 @@ from r3agent.errors import BudgetError, ConfigError, ConversationError
 from r3agent.policy import Policy, Renamable, Sampling, prices_of, sampling_of
 from r3agent.records.branching import n_tries
 from r3agent.records.cost import Prices
+from r3agent.records.credit import reward
 from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
 
@@ -189,14 +190,13 @@ class Nodes:
         return min(missing, self.config.reflections_at_once or missing)
 
     def _undecided(self, tree: Trajectory, failed: Span) -> bool:
-        """Return True if reflections on this try are missing, and the retries after the others are all alike."""
+        """Return True if reflections on this try are missing, and those that there are have no variance."""
         reflections = tree.children(failed, "reflect")
         if not self.config.reflections_at_once or not reflections or self._wanted(tree, failed) <= 0:
             return False
         if any(span.span_id in tree.recorded for span in reflections):  # of an earlier episode, which was complete
             return False
-        verdicts = [retry.verdict for reflection in reflections for retry in tree.retries(reflection)]
-        return len({verdict.score for verdict in verdicts if verdict is not None}) < 2
+        return len({reward(tree, reflection) for reflection in reflections} - {None}) < 2
 
     def _drawings(
         self, state: EpisodeState, spending: Spending, parent: Span | None, label: Label, n: int

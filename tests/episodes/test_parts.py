@@ -51,9 +51,26 @@ def test_a_group_grows_while_its_outcomes_are_alike(retries: str | list[str], pa
     assert trajectory.metadata[AT_ONCE] == 2
 
 
-def test_several_retries_of_a_reflection_are_compared_by_try() -> None:
-    policy, _ = run(["right", "wrong", "right", "wrong"], retries=2)
-    assert [c.n for c in policy.calls if c.asked == "reflect"] == [2]
+@pytest.mark.parametrize(
+    ("retries", "parts"),
+    [
+        (["right", "wrong", "right", "right"], [2]),
+        (["right", "wrong", "right", "wrong", "wrong", "wrong"], [2, 2]),  # the same reward twice, and then another
+    ],
+)
+def test_reflections_are_compared_by_the_mean_of_retries(retries: list[str], parts: list[int]) -> None:
+    policy, trajectory = run([*retries, "wrong", "wrong"], retries=2)
+    assert [c.n for c in policy.calls if c.asked == "reflect"] == parts
+    assert summarise([trajectory]).groups_with_variance == 1
+
+
+async def test_scores_that_do_not_pass_leave_a_group_undecided(tmp_path: Path) -> None:
+    scores = iter([0.0, 0.2, 0.4, 0.6, 1.0])
+    policy = ScriptedPolicy("wrong")
+    given: Any = {"reflections": 8, "reflections_at_once": 2, "concurrency": 1}
+    found = await collect([TASK], policy=policy, verifier=lambda task, answer: next(scores), out=tmp_path, **given)
+    assert [c.n for c in policy.calls if c.asked == "reflect"] == [2, 2]
+    assert (found.groups, found.groups_with_variance) == (1, 1)
 
 
 def test_deeper_tries_wait_for_the_whole_group() -> None:
