@@ -88,11 +88,12 @@ FAULTS: Mapping[str, Fault] = {
     "length": _edited(lambda answer: answer["choices"][0].update(finish_reason="length")),
     "content_filter": _edited(lambda answer: answer["choices"][0].update(finish_reason="content_filter")),
     "unauthorized": Fault(401, '{"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}'),
+    "no_credit": Fault(429, '{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'),
     "no_model": Fault(404, '{"error": {"message": "The model `scripted` does not exist.", "code": 404}}'),
 }
 """Faults of real servers, by name."""
 
-FATAL = frozenset({"unauthorized", "no_model"})
+FATAL = frozenset({"unauthorized", "no_credit", "no_model"})
 """Faults that no retry mends: they end a collection at once."""
 
 

@@ -62,7 +62,7 @@ async def test_fault_within_an_answer_is_recorded(name: str, stream: bool) -> No
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", sorted(FATAL))
 async def test_fatal_fault_is_not_tried_again(name: str, stream: bool) -> None:
-    with pytest.raises(AccessError, match=r"check the API key|check the model's name"):
+    with pytest.raises(AccessError, match=r"check the API key|check the model's name|no credit left"):
         await draw(FAULTS[name], stream=stream)
 
 

@@ -44,7 +44,7 @@ async def looks(messages: list[Any], client: AsyncOpenAI) -> str:
 async def test_fault_within_a_try(name: str, given: dict[str, Any], tmp_path: Path) -> None:
     fault, is_function = FAULTS[name], "agent" in given
     tasks = [{**TASK["task"], "id": id_} for id_ in ("healthy", "faulty")]
-    with ScriptedEndpoint(answer, faults=[None, None, None, *[fault] * (3 if name in FATAL else 1)]) as endpoint:
+    with ScriptedEndpoint(answer, faults=[None, None, None, *[fault] * (9 if name in FATAL else 1)]) as endpoint:
         async with policy_at(endpoint, timeout_s=2.0 if fault.kind in ("hang", "trickle") else 60) as policy:
             limits: Any = {"concurrency": 1, "max_attempts": 1}
             collecting = collect(tasks, policy=policy, verifier=found, out=tmp_path, **limits, **given)
