@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,11 @@ import orjson
 import pytest
 
 from r3agent.cli.main import main
-from r3agent.store.history import Event, record_event
+from r3agent.store.history import Event, EventKind, record_event
 from r3agent.store.registry import Registry
-from tests.run.test_gate import GATE, N_TASKS, opened, reply
-from tests.support.chatting import ChattingEndpoint, chatting, subject
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    with chatting(tmp_path, reply) as endpoint:
-        yield endpoint
+from tests.run.test_gate import GATE, N_TASKS, opened
+from tests.run.test_gate import reply as reply
+from tests.support.chatting import ChattingEndpoint, subject
 
 
 @pytest.fixture
@@ -41,7 +35,8 @@ def test_deploy_exits_with_3_if_the_version_did_not_pass(
     assert main(["deploy", "v0001", "--gate", "--run", run]) == 0
     assert main(["deploy", "--run", run]) == 0  # the newest, by hand
     assert main(["deploy", "v0000", "--gate", "--run", run]) == 0
-    for event, code in (("failed", 3), ("passed", 0), ("evaluated", 0)):  # its last decision counts, e.g. of a new task
+    decided: tuple[tuple[EventKind, int], ...] = (("failed", 3), ("passed", 0), ("evaluated", 0))
+    for event, code in decided:  # the last decision counts, e.g. of a new task
         record_event(Registry(run).policies_dir, Event(event=event, version="v0001", other="v0000"))
         assert main(["deploy", "v0001", "--gate", "--run", run]) == code
 

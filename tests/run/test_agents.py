@@ -18,7 +18,7 @@ from r3agent.run.config import load_config, to_toml
 from r3agent.run.stages import Run
 from r3agent.store.trajectories import load
 from tests.deploy import endpoint as weights
-from tests.support.chatting import ChattingEndpoint, chatting, subject
+from tests.support.chatting import ChattingEndpoint, subject
 
 N_TASKS = 4
 MODULE = '''
@@ -84,12 +84,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(tmp_path)
     yield
     sys.modules.pop("my_agent", None)
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    with chatting(tmp_path, reply) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from r3agent.store.history import history
 from r3agent.store.trajectories import load
 from r3agent.train.rows import left_out
 from tests.run.test_stages import reopened, with_version
-from tests.support.chatting import ChattingEndpoint, chatting, subject
+from tests.support.chatting import ChattingEndpoint, subject
 
 N_TASKS = 6
 CONTROLS = {"eval__controls": ["generic", "donor"]}
@@ -39,12 +38,6 @@ def reply(body: dict[str, Any]) -> str:
     if "Reflect" in texts[-1]:
         return f"hint {task}"
     return "6" if body["model"] == "tiny@v0001" and f"hint {task}" in texts else "5"
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    with chatting(tmp_path, reply) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture
@@ -136,7 +129,8 @@ def test_donors_are_all_there_or_none(run: Run) -> None:
 
 def test_control_branches_with_errors_leave_their_cell(run: Run, endpoint: ChattingEndpoint) -> None:
     run.evaluate("v0000", "v0001")
-    answer, endpoint.reply = endpoint.reply, lambda body: "5"
+    answer = endpoint.reply
+    endpoint.reply = lambda body: "5"
     found = reopened(run, **CONTROLS, eval__generic_reflection="Once more.").measure("v0001")
     assert found.generic_reflection is not None
     [path] = (run.directory / "eval" / "v0001.generic").glob("*.jsonl")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from r3agent.run.stages import Run
 from r3agent.store.history import history
 from r3agent.store.trajectories import load
 from tests.deploy import endpoint as weights
-from tests.support.chatting import ChattingEndpoint, chatting, subject
+from tests.support.chatting import ChattingEndpoint, subject
 
 N_TASKS = 28
 GATE = {"eval.n": 4, "eval.split": "test", "gate.split": "all", "gate.n": 24, "gate.batch": 8}
@@ -42,12 +41,6 @@ def refuse(task: Task, answer: str) -> bool:
     """A strict verifier."""
     REFUSED.append(task.id)
     return False
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    with chatting(tmp_path, reply) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture

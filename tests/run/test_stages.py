@@ -29,7 +29,7 @@ from r3agent.train.rows import why_untrainable
 from tests.deploy import endpoint as weights
 from tests.deploy.endpoint import serving
 from tests.run.test_loop import Told
-from tests.support.chatting import ChattingEndpoint, chatting, subject
+from tests.support.chatting import ChattingEndpoint, subject
 
 N_TASKS = 8
 EXACT = {"eval.n": N_TASKS, "eval.split": "all", "collect.reflections": 2}
@@ -44,12 +44,6 @@ def reply(body: dict[str, Any]) -> str:
     said = [m["content"] for m in body["messages"]]
     learnt = body["model"] == "tiny@v0001" and body["temperature"] == 1.0
     return "6" if learnt and "use the tables" in said else "use the tables" if "Reflect" in said[-1] else "5"
-
-
-@pytest.fixture
-def endpoint(tmp_path: Path) -> Iterator[ChattingEndpoint]:
-    with chatting(tmp_path, reply) as endpoint:
-        yield endpoint
 
 
 @pytest.fixture
@@ -245,6 +239,7 @@ def test_two_versions_are_compared_on_the_same_tasks(run: Run, endpoint: Chattin
 
 def test_one_version_alone_is_measured_and_its_episodes_serve_the_comparison_later(run: Run) -> None:
     alone = run.measure("v0000")
+    assert alone.first_try is not None
     assert (alone.n_tasks, alone.first_try.rate, alone.errors.rate) == (N_TASKS, 0.0, 0.0)
     assert with_version(run).evaluate("v0000", "v0001").baseline == alone
 

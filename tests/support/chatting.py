@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from r3agent.testing import Fault
 from tests.deploy.endpoint import Endpoint, error, save_model, serving
@@ -48,10 +49,11 @@ class ChattingEndpoint(Endpoint):
         return 200, {"object": "chat.completion", "model": body["model"], "choices": choices, "usage": {}}
 
 
-@contextmanager
-def chatting(folder: Path, reply: Reply) -> Iterator[ChattingEndpoint]:
-    """Serve a base model whose weights are in a folder."""
-    with serving(ChattingEndpoint(weights=save_model(folder / "base", seed=0), reply=reply)) as endpoint:
+@pytest.fixture
+def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChattingEndpoint]:
+    """Server of a base model that answers chats by the function `reply` of the test's file."""
+    weights = save_model(tmp_path / "base", seed=0)
+    with serving(ChattingEndpoint(weights=weights, reply=request.module.reply)) as endpoint:
         yield endpoint
 
 
