@@ -14,21 +14,19 @@ journal, from which the next one of the same store takes its episodes: see `r3ag
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import resource
 import ssl
-import threading
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from r3agent._util.address import base_url, is_loopback, listen
 from r3agent._util.checked import Port, Positive, checked
+from r3agent._util.serving import ServerThread
 from r3agent.errors import ConfigError
 from r3agent.gateway.journal import STORE_S, Journal, left_behind
 from r3agent.gateway.live import any_model, live_model, one_model
@@ -37,8 +35,6 @@ from r3agent.recording.episode import Episode
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import EPISODE, Trajectory, new_id
 from r3agent.store.shards import store_at
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -134,42 +130,19 @@ class Gateway:
         for trajectory in found:
             complete = Complete(trajectory.trajectory_id, is_ended=False)
             self._app.episodes.remember(str(trajectory.metadata.get(EPISODE)), complete)
-        self._ended = asyncio.Event()
-        started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(started,), name="r3agent-gateway", daemon=True)
-        self._thread.start()
-        started.result()
+        settings: Any = {"backlog": BACKLOG, "handler_cancellation": True, "shutdown_timeout": GRACE_S}
+        self._server = ServerThread(self._app.web, self._socket, name="r3agent-gateway", **settings)
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # its loop has ended
-            self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join()
+        self._server.__exit__()
         if self.recorder is None or self._app.journal is None:
             return
         if not self.recorder.close(STORE_S) or self.recorder.counts.failed:
             logger.warning("%s: not all episodes are stored; they stay in %s", self._out, self._app.journal.path)
         else:
             self._app.journal.remove()
-
-    def _serve(self, started: Future[None]) -> None:
-        try:
-            asyncio.run(self._run(started))
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    async def _run(self, started: Future[None]) -> None:
-        from aiohttp import web
-
-        self._loop = asyncio.get_running_loop()
-        runner = web.AppRunner(self._app.web, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE_S)
-        await runner.setup()
-        await web.SockSite(runner, self._socket, backlog=BACKLOG).start()
-        started.set_result(None)
-        await self._ended.wait()
-        await runner.cleanup()
 
     # ---- tries of this process ----
 
@@ -180,15 +153,12 @@ class Gateway:
     def open(self, episode: Episode, scope: SpanScope) -> str:
         """Register the try of a known episode; return a base URL whose calls are recorded as its steps."""
         episode_id = new_id()
-        self._call(self._app.open_own(episode_id, episode, scope))
+        self._server.call(self._app.open_own(episode_id, episode, scope))
         return self.url_of(episode_id, scope.label)
 
     def close(self, url: str) -> None:
         """End a try: cancel its running calls, record what was answered, and refuse later calls."""
-        self._call(self._app.close_own(url.split("/episodes/")[1].partition("/")[0]))
-
-    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        self._server.call(self._app.close_own(url.split("/episodes/")[1].partition("/")[0]))
 
 
 def _store_left_behind(recorder: Recorder) -> list[Trajectory]:
