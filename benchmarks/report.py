@@ -5,7 +5,8 @@
 It generates failed tries with 4 reflections each, writes their report, and opens it three times. `open_s` is the
 longest time from the request of the page until its list is filled and every trajectory can be searched, `load_s` until
 every body is read too; `filter_ms` is the longest of several filters, from the input until the list is painted;
-`trajectory_ms` the longest to open one. The last line is one JSON object.
+`trajectory_ms` the longest to open one; `update_s` the longest that the server of the report takes to read one more
+trajectory. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from playwright.sync_api import sync_playwright
 
 from r3agent import Span, Task, Trajectory, Verdict
 from r3agent.report import write_report
+from r3agent.report.encoding import dumps
+from r3agent.report.gather import RunReader
 from r3agent.store.shards import TrajectoryWriter
 
 WORDS = ("add", "the", "numbers", "carefully", "because", "result", "must", "equal", "target", "try", "again", "with")
@@ -75,6 +78,20 @@ def trajectory(draw: random.Random, number: int) -> Trajectory:
     return Trajectory(task=Task(id=f"task-{number // 8}", messages=(prompt,)), sample=number % 8, spans=tuple(spans))
 
 
+def updates(run: Path, added: list[Trajectory]) -> list[float]:
+    """Add trajectories one after another to a run that is read; return the seconds that each update takes."""
+    reader, seconds = RunReader(run, keep=True), list[float]()
+    reader.read()
+    with TrajectoryWriter(run / "trajectories") as writer:
+        for trajectory in added:
+            writer.append(trajectory)
+            began = time.perf_counter()
+            facts, browser = reader.read()
+            dumps(facts), dumps(browser.index()), browser.texts(), browser.chunks()
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
 def main(n: int) -> None:
     draw = random.Random(0)
     with TemporaryDirectory() as folder:
@@ -93,6 +110,7 @@ def main(n: int) -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
             opens: list[float] = []
             loads: list[float] = []
+            page: Any = None
             for _ in range(3):
                 page = browser.new_page()
                 began = time.perf_counter()
@@ -106,7 +124,8 @@ def main(n: int) -> None:
             trajectories = [page.evaluate(OPENED, i) for i in range(0, 50, 7)]
             heap = page.evaluate("() => performance.memory.usedJSHeapSize")
             browser.close()
-    print(f"opened in {opens} s, filtered in {filters} ms, trajectories in {trajectories} ms")
+        updated = updates(run, [one.changed(trajectory_id=f"more-{i}") for i, one in enumerate(made[:3])])
+    print(f"opened in {opens} s, filtered in {filters} ms, trajectories in {trajectories} ms, updated in {updated} s")
     print(
         json.dumps(
             {
@@ -118,6 +137,7 @@ def main(n: int) -> None:
                 "filter_ms": round(max(filters)),
                 "trajectory_ms": round(max(trajectories)),
                 "heap_mb": round(heap / 1e6),
+                "update_s": round(max(updated), 2),
             }
         )
     )

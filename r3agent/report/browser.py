@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from itertools import pairwise
 from typing import Any
 
 from r3agent.records.credit import credit_label
+from r3agent.records.json_values import parse_json
 from r3agent.records.trajectory import Trajectory
-from r3agent.report.encoding import dumps, packed
+from r3agent.report.encoding import dumps, packed, unpacked
 
 CHUNK = 256 << 10
 """Characters of the bodies that are compressed together: the page decodes a chunk to open one trajectory."""
 
 SEARCHED = 24 << 20
-"""Characters of the texts that are searched, in all; each trajectory has an equal part of them."""
+"""Characters of the texts that are searched, in all; each trajectory may have as many of them."""
 
 LONGEST = 20_000
 """Characters that are searched in one trajectory."""
@@ -23,19 +25,26 @@ OUTCOMES = ("failed", "passed", "errored", "unlabelled")
 
 
 class Browser:
-    """Index, texts and bodies, in order of addition."""
+    """Index, texts and bodies, in order of addition.
 
-    def __init__(self) -> None:
+    Args:
+        revision: number of the current reading of the run, with which each chunk that it changes is marked.
+    """
+
+    def __init__(self, revision: int = 1) -> None:
+        self.revision = revision
         self._columns: dict[str, list[Any]] = {
             name: [] for name in ("id", "task", "store", "version", "outcome", "labels", "error", "by", "tokens", "at")
         }
         self._names: dict[str, dict[tuple[str, str], int]] = {
             name: {} for name in ("task", "store", "version", "error")
         }
+        self._places: dict[tuple[str, str], int] = {}
         self._texts: list[str] = []
+        self._part = LONGEST
         self._firsts: list[int] = []
-        self._chunks: list[bytes] = []
-        self._open: list[str] = []
+        self._marks: list[int] = []
+        self._chunks: list[bytes | list[str]] = []
         self._size = 0
 
     def __len__(self) -> int:
@@ -46,12 +55,52 @@ class Browser:
         """Ids of the trajectories."""
         return {*self._columns["id"]}
 
-    def add(self, store: str, trajectory: Trajectory, body: dict[str, Any]) -> None:
-        """Add a trajectory with its body."""
+    def put(self, store: str, trajectory: Trajectory, body: dict[str, Any]) -> None:
+        """Add a trajectory with its body, or put it in place of its earlier state."""
+        key = store, trajectory.trajectory_id
+        place = self._places.setdefault(key, len(self._texts))
+        if place == len(self._texts):
+            self._add(place)
+        for name, value in self._row(store, trajectory).items():
+            self._columns[name][place] = value
+        self._texts[place] = _searched(trajectory)
+        chunk = bisect_right(self._firsts, place) - 1
+        text = self._opened(chunk)[place - self._firsts[chunk]] = dumps(body)
+        self._size += len(text) if chunk == len(self._firsts) - 1 else 0
+        self._marks[chunk] = self.revision
+
+    def index(self) -> dict[str, Any]:
+        """Return the index: a list for each column, and the names that its numbers stand for."""
+        return {
+            "columns": self._columns,
+            "names": {name: [value for value, _ in numbers] for name, numbers in self._names.items()},
+            "outcomes": OUTCOMES,
+            "labels": LABELS,
+            "chunks": self._firsts,
+        }
+
+    def texts(self) -> list[tuple[int, list[str]]]:
+        """Return the texts that are searched, by chunk, each with its mark; cut off where all are too long together."""
+        part = LONGEST
+        while part * len(self._texts) > SEARCHED:
+            part //= 2  # so that most additions cut no text anew
+        if part != self._part:
+            self._part, self._marks = part, [self.revision] * len(self._marks)
+        bounds = pairwise([*self._firsts, len(self._texts)])
+        return [
+            (mark, [text[:part] for text in self._texts[first:end]])
+            for mark, (first, end) in zip(self._marks, bounds, strict=True)
+        ]
+
+    def chunks(self) -> list[bytes]:
+        """Return the chunks of the bodies, each a JSON array, packed."""
+        return [self._closed(number) for number in range(len(self._chunks))]
+
+    def _row(self, store: str, trajectory: Trajectory) -> dict[str, Any]:
         outcome, other = _outcome(trajectory), store.partition("forgetting/")[2].partition("/")[0]
         error = trajectory.error or next((a_try.error for a_try in trajectory.tries if a_try.error), None)
         labels = {credit_label(trajectory, span) for span in trajectory.spans}
-        values = {
+        return {
             "id": trajectory.trajectory_id,
             "task": self._number("task", trajectory.task.id, other),
             "store": self._number("store", store),
@@ -63,51 +112,36 @@ class Browser:
             "tokens": sum(span.completion_tokens or 0 for span in trajectory.spans),
             "at": trajectory.created_at,
         }
-        for name, value in values.items():
-            self._columns[name].append(value)
-        self._texts.append(_searched(trajectory))
-        self._append(dumps(body))
-
-    def index(self) -> dict[str, Any]:
-        """Return the index: a list for each column, and the names that its numbers stand for."""
-        return {
-            "columns": self._columns,
-            "names": {name: [value for value, _ in numbers] for name, numbers in self._names.items()},
-            "outcomes": OUTCOMES,
-            "labels": LABELS,
-            "chunks": self._firsts,
-            "searched": self._part,
-        }
-
-    def texts(self) -> list[str]:
-        """Return the text of each trajectory that is searched, its end cut off where all together are too long."""
-        return [text[: self._part] for text in self._texts]
-
-    def chunks(self) -> Sequence[bytes]:
-        """Return the chunks of the bodies, each a JSON array, packed."""
-        self._close()
-        return self._chunks
-
-    @property
-    def _part(self) -> int:
-        return min(LONGEST, SEARCHED // max(1, len(self._texts)))
 
     def _number(self, name: str, value: str, other: str = "") -> int:
         """Number a name; the same id of a task is another task in another source."""
         return self._names[name].setdefault((value, other), len(self._names[name]))
 
-    def _append(self, body: str) -> None:
-        if not self._open:
-            self._firsts.append(len(self._texts) - 1)
-        self._open.append(body)
-        self._size += len(body)
-        if self._size >= CHUNK:
-            self._close()
+    def _add(self, place: int) -> None:
+        """Make room for a trajectory."""
+        for column in self._columns.values():
+            column.append(None)
+        self._texts.append("")
+        if not self._chunks or self._size >= CHUNK:
+            if self._chunks:
+                self._closed(len(self._chunks) - 1)
+            self._firsts.append(place)
+            self._marks.append(self.revision)
+            self._chunks.append([])
+            self._size = 0
+        self._opened(len(self._chunks) - 1).append("")
 
-    def _close(self) -> None:
-        if self._open:
-            self._chunks.append(packed(f"[{','.join(self._open)}]"))
-            self._open, self._size = [], 0
+    def _opened(self, number: int) -> list[str]:
+        chunk = self._chunks[number]
+        if isinstance(chunk, bytes):
+            chunk = self._chunks[number] = [dumps(body) for body in parse_json(unpacked(chunk))]
+        return chunk
+
+    def _closed(self, number: int) -> bytes:
+        chunk = self._chunks[number]
+        if not isinstance(chunk, bytes):
+            chunk = self._chunks[number] = packed(f"[{','.join(chunk)}]")
+        return chunk
 
 
 def _outcome(trajectory: Trajectory) -> str:

@@ -16,3 +16,8 @@ def packed(text: str) -> bytes:
     """Compress text with gzip."""
     packer = zlib.compressobj(wbits=31)
     return packer.compress(text.encode()) + packer.flush()
+
+
+def unpacked(content: bytes) -> str:
+    """Decompress what `packed` made."""
+    return zlib.decompress(content, wbits=31).decode()

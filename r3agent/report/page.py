@@ -80,7 +80,7 @@ def page(content: Content | None, *, title: str = "", token: str = "") -> Iterat
     if content is not None:
         yield _block("r3-facts", "application/json", dumps(content.facts))
         yield _block("r3-index", "application/gzip", _packed(dumps(content.browser.index())))
-        yield _block("r3-texts", "application/gzip", _packed(dumps(content.browser.texts())))
+        yield _block("r3-texts", "application/gzip", _packed(dumps([texts for _, texts in content.browser.texts()])))
     yield from (f"<script>{script}</script>\n" for script in scripts)
     if content is not None:  # most of the file: the page is of use before they are read
         for number, chunk in enumerate(content.browser.chunks()):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, TypeAlias
 
-from r3agent.evaluate.statistics import Rate, rate
+from r3agent.evaluate.statistics import rate
 from r3agent.records.cost import Prices
 from r3agent.records.summary import Tally, is_even_sample
 from r3agent.records.trajectory import SOURCE, Trajectory
@@ -20,125 +20,146 @@ TRAINING = "trajectories"
 KINDS = ("first_try", "after_reflection", "blind_retry")
 
 
-class _Rates:
-    """Passed and judged tries of each task."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[str, list[int]] = {}
-
-    def add(self, task: str, passed: bool | None) -> None:
-        if passed is not None:
-            counts = self.tasks.setdefault(task, [0, 0])
-            counts[0] += passed
-            counts[1] += 1
-
-    def rate(self) -> Rate | None:
-        counts_N = self.tasks.values()
-        return rate([k / n for k, n in counts_N], sum(n for _, n in counts_N)) if counts_N else None
-
-
-class _Round:
-    """Episodes for training of one round and one version."""
-
-    def __init__(self) -> None:
-        self.tally = Tally()
-        self.rates = {kind: _Rates() for kind in KINDS}
-        self.lengths: list[int] = []
-
-    def add(self, trajectory: Trajectory) -> None:
-        self.tally.add(trajectory)
-        task, recorded = trajectory.task.id, trajectory.recorded
-        self.lengths += [
-            s.completion_tokens for s in trajectory.sampled if s.label == "reflect" and s.completion_tokens
-        ]
-        if trajectory.error is not None:
-            return
-        if trajectory.attempt and not recorded:
-            self.rates["first_try"].add(task, trajectory.try_of(trajectory.attempt).passed)
-        for a_try in trajectory.tries:
-            if a_try.first.span_id in recorded:
-                continue
-            if a_try.is_blind:
-                self.rates["blind_retry"].add(task, a_try.passed)
-            elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
-                self.rates["after_reflection"].add(task, a_try.passed)
-
-
-class _Spending:
-    """Tokens and cost of the episodes of one store and version."""
-
-    def __init__(self) -> None:
-        self.episodes = self.passed = self.prompt = self.sampled = 0
-        self.cost: float | None = 0.0
-
-    def add(self, trajectory: Trajectory, prices: Prices | None) -> None:
-        spans = trajectory.sampled
-        self.episodes += 1
-        self.passed += trajectory.passed is True
-        used = usage_of(spans)
-        self.prompt += used.prompt
-        self.sampled += used.sampled
-        cost = prices.cost(spans) if prices else None
-        self.cost = None if self.cost is None or cost is None else self.cost + cost
+Key: TypeAlias = tuple[Hashable, ...]
 
 
 class Statistics:
-    """Running statistics of a run.
+    """Running statistics of a run, as counts to which each task adds.
 
     Args:
         prices: prices of tokens, if they are known.
+        keep: keep the counts of each task, so that it can be put again when more of it is stored.
     """
 
-    def __init__(self, prices: Prices | None) -> None:
-        self.episodes = 0
+    def __init__(self, prices: Prices | None, *, keep: bool = False) -> None:
         self.sources: set[str] = set()
         self.verifiers: set[str] = set()
         self.last_at: dict[tuple[str, str], str] = {}
         """Time of the last episode, by store and version."""
         self._prices = prices
-        self._rounds: defaultdict[tuple[int, str], _Round] = defaultdict(_Round)
-        self._spending: defaultdict[tuple[str, str], _Spending] = defaultdict(_Spending)
-        self._failures: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._counts: Counter[Key] = Counter()
+        self._of_task: dict[tuple[str, str], Counter[Key]] | None = {} if keep else None
+        self._keys: dict[Key, Key] = {}
+        """Keys, which the counts of all tasks share."""
+        self._rates: defaultdict[tuple[int, str, str], dict[str, tuple[int, int]]] = defaultdict(dict)
+        """Passed and judged tries of each task, by round, version and kind of try."""
 
-    def add(self, store: str, trajectory: Trajectory) -> None:
-        """Count a trajectory of a store."""
-        version = next(filter(None, trajectory.policy_versions), "unknown")
-        self.episodes += 1
-        self.sources.add(str(trajectory.metadata.get(SOURCE, "")))
-        self.verifiers.add(trajectory.verifier)
-        key = store, version
-        self.last_at[key] = max(self.last_at.get(key, ""), trajectory.created_at)
-        self._spending[key].add(trajectory, self._prices)
-        self._failures[version].update(_outcomes(trajectory))
-        if "/" not in store:
-            self._rounds[trajectory.sample // ROUND_SAMPLES + 1, version].add(trajectory)
+    @property
+    def episodes(self) -> int:
+        return sum(int(n) for key, n in self._counts.items() if key[0] == "spent" and key[3] == "episodes")
+
+    def put(self, store: str, task: str, trajectories: Iterable[Trajectory]) -> None:
+        """Count all trajectories of a task of a store, in place of what was counted of it."""
+        counts, tallies = Counter[Key](), defaultdict[tuple[int, str], Tally](Tally)
+        if is_training := "/" not in store:
+            for tried in self._rates.values():
+                tried.pop(task, None)
+        for trajectory in trajectories:
+            version = next(filter(None, trajectory.policy_versions), "unknown")
+            self.sources.add(str(trajectory.metadata.get(SOURCE, "")))
+            self.verifiers.add(trajectory.verifier)
+            self.last_at[store, version] = max(self.last_at.get((store, version), ""), trajectory.created_at)
+            for field, value in _spending(trajectory, self._prices).items():
+                counts["spent", store, version, field] += value  # pyright: ignore[reportArgumentType]
+            counts.update(("outcome", version, outcome) for outcome in _outcomes(trajectory))
+            if is_training:
+                number = trajectory.sample // ROUND_SAMPLES + 1
+                tallies[number, version].add(trajectory)
+                counts.update(("length", number, version, tokens) for tokens in _lengths(trajectory))
+                for kind, passed in _tries(trajectory):
+                    tried = self._rates[number, version, kind]
+                    before = tried.get(task, (0, 0))
+                    tried[task] = before[0] + passed, before[1] + 1
+        for place, tally in tallies.items():
+            for field in ("episodes", "groups", "groups_with_variance"):
+                counts["round", *place, field] = getattr(tally, field)
+        self._counts.update(counts)
+        if self._of_task is not None:
+            self._counts.subtract(self._of_task.get((store, task), {}))
+            self._of_task[store, task] = Counter({self._keys.setdefault(key, key): n for key, n in counts.items()})
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the rounds of collection, in order."""
+        found, lengths = self._by_place("round"), defaultdict[Key, Counter[Any]](Counter)
+        for (kind, *place), n in self._counts.items():
+            if kind == "length" and n > 0:
+                lengths[tuple(place[:2])][place[2]] = n
+        rates = {key: _rate([*tried.values()]) for key, tried in self._rates.items() if tried}
         return [
             {
                 "round": number,
                 "version": version,
-                "episodes": found.tally.episodes,
-                "groups": found.tally.groups,
-                "groups_with_variance": found.tally.groups_with_variance,
-                "rates": {
-                    kind: value.model_dump() for kind in KINDS if (value := found.rates[kind].rate()) is not None
-                },
-                "reflection_tokens": _spread(found.lengths),
+                **fields,
+                "rates": {kind: r for kind in KINDS if (r := rates.get((number, version, kind)))},
+                "reflection_tokens": _spread([*lengths[number, version].elements()]),
             }
-            for (number, version), found in sorted(self._rounds.items())
+            for (number, version), fields in sorted(found.items())
+            if fields["episodes"]
         ]
 
     def spending(self) -> list[dict[str, Any]]:
         """Return the tokens and the cost of each store and version."""
-        return [
-            {"store": store, "version": version, **vars(spent)} for (store, version), spent in self._spending.items()
-        ]
+        found: list[dict[str, Any]] = []
+        for (store, version), fields in self._by_place("spent").items():
+            unpriced = fields.pop("unpriced")
+            cost = None if unpriced else fields["cost"]
+            found += [{"store": store, "version": version, **fields, "cost": cost}] if fields["episodes"] else []
+        return found
 
     def failures(self) -> dict[str, dict[str, int]]:
         """Return the outcomes of tries and the errors of episodes, by version."""
-        return {version: dict(counts.most_common()) for version, counts in sorted(self._failures.items())}
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for (kind, version, *rest), n in self._counts.items():
+            if kind == "outcome" and n > 0:
+                found[str(version)][str(rest[0])] = n
+        return {version: dict(counts.most_common()) for version, counts in sorted(found.items())}
+
+    def _by_place(self, kind: str) -> dict[Any, dict[str, Any]]:
+        """Return the counts of a kind, by their place and field."""
+        found: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+        for (name, *place), n in self._counts.items():
+            if name == kind:
+                found[tuple(place[:2])][str(place[2])] = n
+        return found
+
+
+def _spending(trajectory: Trajectory, prices: Prices | None) -> dict[str, float]:
+    spans = trajectory.sampled
+    used = usage_of(spans)
+    cost = prices.cost(spans) if prices else None
+    return {
+        "episodes": 1,
+        "passed": trajectory.passed is True,
+        "prompt": used.prompt,
+        "sampled": used.sampled,
+        "cost": cost or 0.0,
+        "unpriced": cost is None,
+    }
+
+
+def _lengths(trajectory: Trajectory) -> list[int]:
+    """List the tokens of the reflections."""
+    return [s.completion_tokens for s in trajectory.sampled if s.label == "reflect" and s.completion_tokens]
+
+
+def _tries(trajectory: Trajectory) -> Iterator[tuple[str, bool]]:
+    """Yield the kind of each try that has a verdict, and if it passed."""
+    if trajectory.error is not None:
+        return
+    if trajectory.attempt and not trajectory.recorded:
+        first = trajectory.try_of(trajectory.attempt)
+        yield from [("first_try", first.passed)] if first.passed is not None else []
+    for a_try in trajectory.tries:
+        if a_try.first.span_id in trajectory.recorded or a_try.passed is None:
+            continue
+        if a_try.is_blind:
+            yield "blind_retry", a_try.passed
+        elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
+            yield "after_reflection", a_try.passed
+
+
+def _rate(counts_N: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    return rate([k / n for k, n in counts_N], sum(n for _, n in counts_N)).model_dump()
 
 
 def _outcomes(trajectory: Trajectory) -> Iterable[str]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from r3agent._util.address import listen
 from r3agent._util.checked import AtLeastOne, Port, checked
+from r3agent._util.serving import ServerThread
 from r3agent.errors import ConfigError, R3Error
-from r3agent.report.encoding import dumps, packed
-from r3agent.report.gather import LIMIT, gather, stores_of
+from r3agent.report.encoding import dumps
+from r3agent.report.gather import LIMIT, RunReader, stores_of
 from r3agent.report.page import page, policy
 from r3agent.store.labels import label
 from r3agent.store.shards import OTHER_STORES, STORES
@@ -53,9 +53,10 @@ class _State:
 
     revision: int
     facts: str
-    index: bytes
-    texts: bytes
-    chunks: tuple[bytes, ...]
+    index: str
+    texts: list[tuple[int, list[str]]]
+    """Texts of each chunk, with the revision in which it changed last."""
+    chunks: list[bytes]
 
 
 class ReportServer:
@@ -78,58 +79,38 @@ class ReportServer:
         self._seen: object = None
 
     def __enter__(self) -> ReportServer:
-        self._states = deque([self._read(1)], maxlen=2)  # a page may still ask for parts of the last but one
+        self._reader = RunReader(self.run, limit=self._limit, keep=True)
+        self._states = deque([self._read()], maxlen=2)  # a page may still ask for parts of the last but one
         self._socket = listen(HOST, self._port)
         self._port = self._socket.getsockname()[1]
         self.url = f"http://{HOST}:{self._port}/"
         """Address of the page."""
-        self._ended = asyncio.Event()
-        started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(started,), name="r3agent-report", daemon=True)
-        self._thread.start()
-        started.result()
+        self._server = ServerThread(self._app(), self._socket, name="r3agent-report", shutdown_timeout=1.0)
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # its loop has ended
-            self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join()
+        self._server.__exit__()
 
-    def _serve(self, started: Future[None]) -> None:
-        try:
-            asyncio.run(self._run(started))
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
-
-    async def _run(self, started: Future[None]) -> None:
+    def _app(self) -> web.Application:
         from aiohttp import web
 
-        self._loop = asyncio.get_running_loop()
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_LABEL)
         app.router.add_get("/", self._page)
         app.router.add_get("/api/state", self._get_state)
         app.router.add_get("/api/facts", self._get_facts)
         app.router.add_get("/api/{part:index|texts}", self._get_part)
-        app.router.add_get("/api/chunk/{number:[0-9]+}", self._get_part)
+        app.router.add_get("/api/{part:chunk}/{number:[0-9]+}", self._get_part)
         app.router.add_post("/api/label", self._post_label)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        await web.SockSite(runner, self._socket).start()
-        watching = asyncio.create_task(self._watch())
-        started.set_result(None)
-        await self._ended.wait()
-        watching.cancel()
-        await runner.cleanup()
+        app.cleanup_ctx.append(self._watching)
+        return app
 
     # ---- what it shows ----
 
-    def _read(self, revision: int) -> _State:
+    def _read(self) -> _State:
         self._seen = self._fingerprint()  # before it is read: later changes are seen by the next look
-        facts, browser = gather(self.run, limit=self._limit)
-        texts, index = packed(dumps(browser.texts())), packed(dumps(browser.index()))
-        return _State(revision, dumps(facts), index, texts, tuple(browser.chunks()))
+        facts, browser = self._reader.read()
+        return _State(browser.revision, dumps(facts), dumps(browser.index()), browser.texts(), browser.chunks())
 
     def _fingerprint(self) -> list[tuple[str, int, int]]:
         """Return the sizes and times of the files that the report shows."""
@@ -142,6 +123,11 @@ class ReportServer:
                     found.append((str(path), stat.st_size, stat.st_mtime_ns))
         return sorted(found)
 
+    async def _watching(self, _: web.Application) -> AsyncIterator[None]:
+        watch = asyncio.create_task(self._watch())
+        yield
+        watch.cancel()
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
@@ -149,7 +135,7 @@ class ReportServer:
             try:
                 if await asyncio.to_thread(self._fingerprint) == self._seen:
                     continue
-                self._states.append(await asyncio.to_thread(self._read, self._states[-1].revision + 1))
+                self._states.append(await asyncio.to_thread(self._read))
             except Exception as error:  # a file may be moved, or half written, while it is read
                 logger.warning("the report keeps its last state: %s: %s", type(error).__name__, error)
             await asyncio.sleep(PAUSE * (time.monotonic() - began))
@@ -197,8 +183,15 @@ class ReportServer:
         asked = request.query.get("revision")
         if (state := next((state for state in self._states if str(state.revision) == asked), None)) is None:
             return _json({"error": "the run has changed; the page reads it again in a moment"}, status=409)
-        if (part := request.match_info.get("part")) is not None:
-            return _packed_json(getattr(state, part))
+        part = request.match_info["part"]
+        if part == "index":
+            return _json(state.index)
+        if part == "texts":
+            since = request.query.get("since", "0")
+            if not since.isdecimal():
+                return _json({"error": f"since {since}: a revision, or 0 for all"}, status=400)
+            fresh = {str(i): texts for i, (mark, texts) in enumerate(state.texts) if mark > int(since)}
+            return _json(await asyncio.to_thread(dumps, fresh))
         number = int(request.match_info["number"])
         if number >= len(state.chunks):
             return _json({"error": f"chunk {number}: there are {len(state.chunks)}"}, status=404)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -16,6 +16,8 @@ from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.store.history import history
 from r3agent.store.registry import Registry
 from r3agent.train.lineage import ROWS_FILE, STEPS_FILE
+
+Stamp: TypeAlias = tuple[int, int, int]
 
 MAX_STEPS = 2_000
 """Steps of a version on the page; of more, an even sample."""
@@ -58,23 +60,33 @@ def version_list(registry: Registry, notes: list[str]) -> list[dict[str, Any]]:
 
 def steps(registry: Registry) -> dict[str, dict[str, list[float | None]]]:
     """Return the logged metrics of each version's training, a list for each, by version."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for path in sorted(registry.policies_dir.glob(f"v*/{STEPS_FILE}")):
-        lines = [values for values in _json_lines(path) if isinstance(values, dict)]
-        lines = lines[:: -(-len(lines) // MAX_STEPS) or 1]
-        names = dict.fromkeys(name for values in lines for name in values)
-        found[path.parent.name] = {name: [_number(values.get(name)) for values in lines] for name in names}
-    return found
+    paths = sorted(registry.policies_dir.glob(f"v*/{STEPS_FILE}"))
+    return {path.parent.name: _steps_in(path, stamp_of(path)) for path in paths}
 
 
-def trained_rows(registry: Registry) -> dict[str, list[str]]:
-    """Return the versions that were trained on a span, by its id."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for path in sorted(registry.policies_dir.glob(f"v*/{ROWS_FILE}")):
-        for row in _json_lines(path):
-            if isinstance(row, list) and len(row) > 1 and path.parent.name not in found[str(row[1])]:
-                found[str(row[1])].append(path.parent.name)
-    return found
+@lru_cache(maxsize=256)
+def _steps_in(path: Path, _: Stamp) -> dict[str, list[float | None]]:
+    lines = [values for values in _json_lines(path) if isinstance(values, dict)]
+    lines = lines[:: -(-len(lines) // MAX_STEPS) or 1]
+    names = dict.fromkeys(name for values in lines for name in values)
+    return {name: [_number(values.get(name)) for values in lines] for name in names}
+
+
+def rows_files(registry: Registry) -> dict[Path, Stamp]:
+    """Return the files with what each version was trained on."""
+    return {path: stamp_of(path) for path in sorted(registry.policies_dir.glob(f"v*/{ROWS_FILE}"))}
+
+
+def trained_rows(path: Path) -> list[tuple[str, str]]:
+    """Return the trajectory and the span of each row that a version was trained on, once each."""
+    rows = (row for row in _json_lines(path) if isinstance(row, list) and len(row) > 1)
+    return list(dict.fromkeys((str(row[0]), str(row[1])) for row in rows))
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return what changes with a file."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def timeline(

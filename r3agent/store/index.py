@@ -89,7 +89,7 @@ def _named(shard: Path, prefix: str) -> Iterator[Trajectory]:
             yield read_entry(entry)
     for offset, _, line in _lines_from(shard, end):
         if text in line:
-            yield from readable([parse(line, Trajectory, shard, _line_number(shard, offset))])
+            yield from readable([parse(line, Trajectory, shard, line_number(shard, offset))])
 
 
 class Place(NamedTuple):
@@ -198,7 +198,7 @@ def _scan(shard: Path, start: int) -> Iterator[bytes]:
         try:
             found = decode(line)
         except (ValueError, SchemaVersionError):
-            found = parse(line, Trajectory, shard, _line_number(shard, offset))
+            found = parse(line, Trajectory, shard, line_number(shard, offset))
         if isinstance(found, Unreadable):
             values = [offset, size, crc32(line.rstrip()), found.line, found.reason, found.torn]
             yield orjson.dumps(values) + b"\n"
@@ -226,7 +226,8 @@ def _line_at(shard: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _line_number(shard: Path, offset: int) -> int:
+def line_number(shard: Path, offset: int) -> int:
+    """Return the number of the line at a place of a shard."""
     if shard.suffix == parquet.ENDING:
         return offset + 1
     with shard.open("rb") as file:

@@ -3,7 +3,7 @@
 
 const PAGE_SIZE = 50;
 const FILTERS = { outcome: "outcome", version: "version", store: "store", error: "error" };
-const browser = { index: null, texts: null, found: [], page: 0, chunks: new Map(), open: [null, null], shown: [] };
+const browser = { index: null, texts: null, parts: [], found: [], page: 0, chunks: new Map(), open: [null, null], shown: [] };
 
 const place = (id) => browser.index.columns.id.indexOf(id);
 
@@ -21,9 +21,12 @@ function useIndex(index) {
   refresh();
 }
 
-// Texts are searched when they are there: they are unpacked after the page is shown.
-function useTexts(texts) {
-  browser.texts = texts.map((text) => text.toLowerCase());
+// Texts are searched when they are there: they are unpacked after the page is shown. Given are those of chunks that
+// changed, by number.
+function useTexts(chunks) {
+  browser.parts.length = browser.index.chunks.length;
+  for (const [number, texts] of chunks) browser.parts[number] = texts.map((text) => text.toLowerCase());
+  browser.texts = browser.parts.flat();
   if (byId("f-text").value) refresh();
 }
 

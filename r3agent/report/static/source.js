@@ -25,11 +25,12 @@ async function asked(path, options) {
 const fromFile = {
   facts: async () => JSON.parse(byId("r3-facts").textContent),
   index: () => unpacked("r3-index"),
-  texts: () => unpacked("r3-texts"),
+  texts: async () => Object.entries(await unpacked("r3-texts")),
   chunk: (i) => unpacked(`r3-chunk-${i}`),
 };
 
 let revision = 0;
+let textsRevision = 0; // that of the texts which the page has
 const fromServer = {
   facts: async () => {
     const found = await asked("api/facts");
@@ -37,7 +38,12 @@ const fromServer = {
     return found.facts;
   },
   index: () => asked(`api/index?revision=${revision}`),
-  texts: () => asked(`api/texts?revision=${revision}`),
+  texts: async () => {
+    const wanted = revision;
+    const found = Object.entries(await asked(`api/texts?revision=${wanted}&since=${textsRevision}`));
+    textsRevision = wanted;
+    return found;
+  },
   chunk: (i) => asked(`api/chunk/${i}?revision=${revision}`),
 };
 
