@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from r3agent.evaluate import Decision, compare, gate, spend_alpha
 from r3agent.evaluate.comparison import Comparison, Draw
-from r3agent.evaluate.sequential import log_wealth, power
+from r3agent.evaluate.sequential import log_wealth, sequential_power
 from r3agent.evaluate.statistics import difference, sign_flip_test
 from r3agent.records.trajectory import Span, Task, Trajectory, Verdict
 from r3agent.run.config import Config
@@ -144,7 +144,7 @@ def known_gain(template: Comparison, n_gates: int, seed: int) -> tuple[list[floa
 def claims(draw: Callable[..., Floats], shift: float, square: float) -> float:
     """Return the power that the test claims for a gain."""
     gains = draw(np.random.default_rng(0), 200_000, shift)
-    return power(float(gains.mean()), float(np.mean(gains**2)), planned=PLANNED, level=ALPHA / 2)
+    return sequential_power(float(gains.mean()), float(np.mean(gains**2)), planned=PLANNED, level=ALPHA / 2)
 
 
 def a_comparison() -> Comparison:

@@ -87,7 +87,7 @@ def updates(run: Path, added: list[Trajectory]) -> list[float]:
             writer.append(trajectory)
             began = time.perf_counter()
             facts, browser = reader.read()
-            dumps(facts), dumps(browser.index()), browser.texts(), browser.chunks()
+            assert all((dumps(facts), dumps(browser.index()), browser.texts(), browser.chunks()))
             seconds.append(time.perf_counter() - began)
     return seconds
 

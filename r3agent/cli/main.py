@@ -118,55 +118,55 @@ VERBS: dict[str, tuple[str, str, str]] = {
 }
 """Verb to its function, its help and an example of its arguments; one without a function has sub-verbs."""
 
-SUB_VERBS: dict[str, dict[str, tuple[str, str, str]]] = {
-    "policies": {
-        "list": ("policies:list_", "List the versions, with their latest evaluation.", "--run runs/mine"),
-        "show": (
-            "policies:show",
-            "Show what a version was made of, its evaluations, and who made it live and why.",
-            "v0003 --check",
-        ),
-        "diff": ("policies:diff", "Compare the settings, hashes, episodes and rates of two versions.", "v0003 v0004"),
-    },
-    "data": {
-        "stats": (
-            "data:stats",
-            "Count episodes by version, split, source and outcome, with tokens, groups and shares that passed.",
-            "runs/mine --json",
-        ),
-        "forget": (
-            "data:forget",
-            "Take episodes out of every file of a run: by id, by a value of the metadata, or by a pattern.",
-            "runs/mine --where user=anna",
-        ),
-        "export": (
-            "transfer:export",
-            "Write episodes in the format of datasets, TRL or OpenPipe ART.",
-            "runs/mine --to trl --type preference --out pairs.jsonl",
-        ),
-        "import": (
-            "transfer:import_",
-            "Read logs as episodes: plain chats, OpenAI's chat completions, exports of Langfuse or LangSmith.",
-            "logs.jsonl --out runs/prod",
-        ),
-        "merge": (
-            "transfer:merge",
-            "Write the episodes and labels of several stores into a new one.",
-            "runs/mine runs/yours --out merged",
-        ),
-        "compact": (
-            "transfer:compact",
-            "Replace the shards of a store by few in Parquet, compressed with zstd.",
-            "runs/mine",
-        ),
-        "check": (
-            "data:check",
-            "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",
-            "runs/mine --repair",
-        ),
-    },
+SUB_VERBS: dict[str, tuple[str, str, str]] = {
+    "policies list": ("policies:list_", "List the versions, with their latest evaluation.", "--run runs/mine"),
+    "policies show": (
+        "policies:show",
+        "Show what a version was made of, its evaluations, and who made it live and why.",
+        "v0003 --check",
+    ),
+    "policies diff": (
+        "policies:diff",
+        "Compare the settings, hashes, episodes and rates of two versions.",
+        "v0003 v0004",
+    ),
+    "data stats": (
+        "data:stats",
+        "Count episodes by version, split, source and outcome, with tokens, groups and shares that passed.",
+        "runs/mine --json",
+    ),
+    "data forget": (
+        "data:forget",
+        "Take episodes out of every file of a run: by id, by a value of the metadata, or by a pattern.",
+        "runs/mine --where user=anna",
+    ),
+    "data export": (
+        "transfer:export",
+        "Write episodes in the format of datasets, TRL or OpenPipe ART.",
+        "runs/mine --to trl --type preference --out pairs.jsonl",
+    ),
+    "data import": (
+        "transfer:import_",
+        "Read logs as episodes: plain chats, OpenAI's chat completions, exports of Langfuse or LangSmith.",
+        "logs.jsonl --out runs/prod",
+    ),
+    "data merge": (
+        "transfer:merge",
+        "Write the episodes and labels of several stores into a new one.",
+        "runs/mine runs/yours --out merged",
+    ),
+    "data compact": (
+        "transfer:compact",
+        "Replace the shards of a store by few in Parquet, compressed with zstd.",
+        "runs/mine",
+    ),
+    "data check": (
+        "data:check",
+        "Find lines of a store that are no sound records: torn, unreadable, not finite, half of a character.",
+        "runs/mine --repair",
+    ),
 }
-"""The same for the sub-verbs of a verb."""
+"""The same for the sub-verbs of a verb, after its name."""
 
 
 @dataclass(frozen=True)
@@ -197,16 +197,15 @@ def app() -> App:
         print_error=False,
         exit_on_error=False,
     )
-    for i, (verb, (place, help_, example)) in enumerate(VERBS.items()):
+    groups = {"": top}
+    for i, (verb, (place, help_, example)) in enumerate({**VERBS, **SUB_VERBS}.items()):
+        above, _, name = verb.rpartition(" ")
         named: dict[str, Any] = {"help": help_, "sort_key": i, "help_epilogue": f"example: r3agent {verb} {example}"}
         if place:
-            top.command(f"r3agent.cli.{place}", name=verb, **named)
-            continue
-        group = App(name=verb, **named)
-        for sub_verb, (place, help_, example) in SUB_VERBS[verb].items():
-            epilogue = f"example: r3agent {verb} {sub_verb} {example}"
-            group.command(f"r3agent.cli.{place}", name=sub_verb, help=help_, help_epilogue=epilogue)
-        top.command(group)
+            groups[above].command(f"r3agent.cli.{place}", name=name, **named)
+        else:
+            groups[verb] = App(name=name, **named)
+            groups[above].command(groups[verb])
     top.register_install_completion_command(help="Install shell completion.")
     return top
 
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode gets ? in place of the character
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    verb = " ".join(words[: 2 if words[1:] and words[1] in SUB_VERBS.get(words[0], ()) else 1])
+    verb = " ".join(words[: 2 if " ".join(words[:2]) in SUB_VERBS else 1])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

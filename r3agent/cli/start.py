@@ -115,7 +115,7 @@ def demo(
 ) -> Output:
     with ConsoleReporter() as reporter:
         reporter.expect(SECONDS)
-        summary, text = run_demo(out, seed, reporter, settings=GAMES[game])
+        summary, text = run_demo(out, seed, reporter, settings=GAMES[game], on_tally=reporter.tally)
         reporter.stage("writing the report")
     path = write_report(out).path
     return Output({**summary.model_dump(), "report": str(path)}, f"{text}\n\nreport: {path}")

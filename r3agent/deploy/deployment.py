@@ -20,7 +20,7 @@ from r3agent.errors import ConfigError, DeployError, RecordError
 from r3agent.records.versions import BASE, is_version
 from r3agent.store.history import PERSON, Event, record_event
 from r3agent.store.registry import Registry
-from r3agent.telemetry.tracing import VERSION, Off, begin
+from r3agent.telemetry.tracing import VERSION, TraceSpan, begin
 
 LOCK_FILE = "deploy.lock"
 POLL_S = 1.0
@@ -173,7 +173,7 @@ def rollback(
     return _go_live(event, registry, base_url, access, config or DeployConfig(), on_server)
 
 
-def _traced(purpose: str, version: str) -> Off:
+def _traced(purpose: str, version: str) -> TraceSpan:
     return begin(f"{purpose} {version}", lambda: {VERSION: version})
 
 

@@ -122,7 +122,7 @@ def log_wealth(differences_N: Sequence[float] | Floats, *, planned: int, level: 
     return np.cumsum(np.log1p(stakes_N * (d_N - mean)), axis=-1)
 
 
-def power(gain: float, square: float, *, planned: int, level: float) -> float:
+def sequential_power(gain: float, square: float, *, planned: int, level: float) -> float:
     """Compute the probability that the test finds a gain within the planned tasks.
 
     Args:
@@ -133,7 +133,7 @@ def power(gain: float, square: float, *, planned: int, level: float) -> float:
 
 def detectable(square: float, *, planned: int, level: float) -> float:
     """Find the gain that the planned tasks find with a probability of 80 %; 1 if they find none."""
-    return _bisect(lambda gain: power(gain, square, planned=planned, level=level) < POWER, 0.0, 1.0)
+    return _bisect(lambda gain: sequential_power(gain, square, planned=planned, level=level) < POWER, 0.0, 1.0)
 
 
 def _stake(square: Any, planned: int, level: float) -> Any:

@@ -19,7 +19,7 @@ from r3agent.recording.judgement import read_judgement
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import Generation, Message, Span, Task, Trajectory, new_id
 from r3agent.telemetry import genai
-from r3agent.telemetry.tracing import OFF, Off, here
+from r3agent.telemetry.tracing import NO_SPAN, TraceSpan, here
 from r3agent.verifiers.interface import Judgement
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class EpisodeRecord:
     """True if the last try is such a call."""
     _warned: set[str] = field(default_factory=set, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
-    telemetry: Off = field(default=OFF, init=False)
+    telemetry: TraceSpan = field(default=NO_SPAN, init=False)
     """Span of the whole episode, if it is not a part of another one."""
     around: Any = field(default_factory=here, init=False)
     """Context of telemetry in which the episode began, for calls in threads that do not inherit it."""

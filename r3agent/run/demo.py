@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ from r3agent._util.files import disk_errors, write_atomically
 from r3agent.errors import ConfigError
 from r3agent.evaluate import Comparison, Difference, Evaluation, table
 from r3agent.records.credit import CreditLabel
-from r3agent.records.summary import summarise
+from r3agent.records.summary import Tally, summarise
 from r3agent.records.trajectory import Record
 from r3agent.run.config import CONFIG_FILE, load_config
 from r3agent.run.loop import Reporter, run_loop
@@ -131,12 +131,14 @@ def run_demo(
     *,
     settings: Mapping[str, Any] = SETTINGS,
     server: LocalServer | None = None,
+    on_tally: Callable[[Tally], None] | None = None,
 ) -> tuple[DemoSummary, str]:
     """Run or resume the demo in `out`; return its summary and the text of the comparison.
 
     Args:
         settings: those of a game.
         server: server of the game's policy, which the demo starts and stops; default: the embedded one.
+        on_tally: called with the counts of a collection so far, after each episode.
 
     Raises:
         ConfigError: `out` contains another run, or cannot be written.
@@ -155,6 +157,7 @@ def run_demo(
         out.mkdir(parents=True, exist_ok=True)
     with server or ServerProcess(model, log_path=out / "server.log") as served:
         opened = Run(out, {**settings, "policy.base_url": served.base_url})
+        opened.on_tally = on_tally
         report = run_loop(opened, reporter)
     comparison = report.rounds[-1].comparison
     before, after, change = comparison.baseline, comparison.candidate, comparison.after_reflection

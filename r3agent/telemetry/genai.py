@@ -17,7 +17,7 @@ from r3agent.records.record import new_id
 from r3agent.records.reply import text_of
 from r3agent.records.span import Span, Try
 from r3agent.records.task import Message, Task
-from r3agent.telemetry.tracing import VERSION, Off, begin, now_ns
+from r3agent.telemetry.tracing import VERSION, TraceSpan, begin, now_ns
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -51,7 +51,7 @@ def captures_content() -> bool:
     return os.environ[CONTENT].lower() in ALLOWED if os.environ.get(CONTENT) else _captures
 
 
-def episode(task: Task | None, *, agent: str = "", trajectory_id: str | None = None, **attributes: Any) -> Off:
+def episode(task: Task | None, *, agent: str = "", trajectory_id: str | None = None, **attributes: Any) -> TraceSpan:
     """Begin the span of an episode."""
     name = agent or "r3agent"
     trajectory_id = trajectory_id or new_id()
@@ -141,7 +141,7 @@ class ModelCall:
             self.span.set(attributes)
 
 
-def tool_call(name: str, call_id: object, arguments: object) -> Off:
+def tool_call(name: str, call_id: object, arguments: object) -> TraceSpan:
     """Begin the span of a tool call."""
     return begin(
         f"execute_tool {name}",
@@ -155,7 +155,7 @@ def tool_call(name: str, call_id: object, arguments: object) -> Off:
     )
 
 
-def tool_result(span: Off, text: str, *, failed: bool) -> None:
+def tool_result(span: TraceSpan, text: str, *, failed: bool) -> None:
     """Set the result of a tool call."""
     if failed:
         span.fail("tool_error")
@@ -169,7 +169,7 @@ def evaluation(
     *,
     trajectory_id: str | None = None,
     parent: Context | None = None,
-) -> Off:
+) -> TraceSpan:
     """Begin the span of a verdict on a try."""
     last = a_try.last if isinstance(a_try, Try) else a_try
     return begin(
@@ -181,7 +181,7 @@ def evaluation(
     )
 
 
-def judged(span: Off, verdict: Verdict | None) -> None:
+def judged(span: TraceSpan, verdict: Verdict | None) -> None:
     """Set the verdict; `None` if it is pending."""
     span.set(
         lambda: {

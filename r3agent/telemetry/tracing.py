@@ -34,10 +34,9 @@ VERSION = "r3agent.policy.version"
 Kind = Literal["INTERNAL", "CLIENT"]
 
 
-class Off:
-    """Span that is not made."""
+class TraceSpan:
+    """Span of a trace; one of this class itself is not made, because nobody has set a tracer."""
 
-    is_on = False
     context: Context | None = None
     """Context with the span as the current one."""
 
@@ -56,7 +55,7 @@ class Off:
     def leave(self, outer: Context | None) -> None:
         """Go back to a context; code may leave a block in another context than the one that entered it."""
 
-    def __enter__(self) -> Off:
+    def __enter__(self) -> TraceSpan:
         """Make the span the current one."""
         return self
 
@@ -64,7 +63,7 @@ class Off:
         """End the span, with the error that ended the block."""
 
 
-OFF = Off()
+NO_SPAN = TraceSpan()
 
 
 def _tell(fault: Exception) -> None:
@@ -76,10 +75,8 @@ def _tell_once(fault: str) -> None:
     logger.warning("a span of telemetry is lost: %s", fault)
 
 
-class On(Off):
+class _MadeSpan(TraceSpan):
     """Span of a tracer, which need not be the current one of the code that runs."""
-
-    is_on = True
 
     def __init__(self, tracer: Tracer, name: str, kind: Kind, parent: Context | None, start_ns: int | None) -> None:
         from opentelemetry import trace
@@ -106,7 +103,7 @@ class On(Off):
         if self._span.is_recording():
             _guarded(lambda: self._span.end(end_ns), None)
 
-    def __enter__(self) -> On:
+    def __enter__(self) -> _MadeSpan:
         self._outer = self.enter()
         return self
 
@@ -139,7 +136,7 @@ def begin(
     is_episode: bool = False,
     parent: Context | None = None,
     start_ns: int | None = None,
-) -> Off:
+) -> TraceSpan:
     """Begin a span: a context manager, or a span that the caller ends.
 
     Args:
@@ -150,9 +147,9 @@ def begin(
         start_ns: time of its beginning, in nanoseconds since the epoch; default: now.
     """
     if (tracer := _tracer()) is None:
-        return OFF
+        return NO_SPAN
 
-    def make() -> Off:
+    def make() -> TraceSpan:
         from opentelemetry import context, trace
 
         around = context.get_current()
@@ -161,11 +158,11 @@ def begin(
         named = trajectory_id if is_episode else context.get_value(TRAJECTORY, around) or trajectory_id
         if named is not None:
             around = context.set_value(TRAJECTORY, named, around)
-        span = On(tracer, name, kind, around, start_ns)
+        span = _MadeSpan(tracer, name, kind, around, start_ns)
         span.set(lambda: {TRAJECTORY: named, **attributes()})
         return span
 
-    return _guarded(make, OFF)
+    return _guarded(make, NO_SPAN)
 
 
 @contextmanager

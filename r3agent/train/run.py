@@ -23,7 +23,7 @@ from r3agent.store.provenance import episode_sha256, write_episodes, write_prove
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.telemetry.metrics import Metrics
 from r3agent.telemetry.services import check_service
-from r3agent.telemetry.tracing import OFF, TRAJECTORIES, VERSION, Off, begin, now_ns
+from r3agent.telemetry.tracing import NO_SPAN, TRAJECTORIES, VERSION, TraceSpan, begin, now_ns
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
@@ -240,10 +240,10 @@ class StepProgress(TrainerCallback):
         self.progress("step", {"step": state.global_step, "steps": state.max_steps, **logs, **pace})
 
 
-def _traced(start: PolicyStart, version: str, config: TrainConfig, first: bool) -> Off:
+def _traced(start: PolicyStart, version: str, config: TrainConfig, first: bool) -> TraceSpan:
     """Begin the span of the training, of the first process."""
     given = {VERSION: version, "r3agent.train.start": start.version, "r3agent.train.method": config.method}
-    return begin(f"train {version}", lambda: given) if first else OFF
+    return begin(f"train {version}", lambda: given) if first else NO_SPAN
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from r3agent.errors import ArgumentError
 from r3agent.evaluate import compare, gate
-from r3agent.evaluate.sequential import course, examine, log_wealth, power
+from r3agent.evaluate.sequential import course, examine, log_wealth, sequential_power
 from tests.evaluate.episodes import episode
 
 gains = st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 1 / 3, 0.5, 1.0]), max_size=60)
@@ -84,7 +84,7 @@ def test_power_is_as_claimed() -> None:
     for up, down in ((0.13, 0.07), (0.035, 0.01), (0.3, 0.2)):
         gains_RN = rng.choice([-1.0, 0.0, 1.0], (1000, 600), p=[down, 1 - up - down, up])
         seen = (log_wealth(gains_RN, planned=600, level=0.025).max(axis=1) >= math.log(1 / 0.025)).mean()
-        assert seen == pytest.approx(power(up - down, up + down, planned=600, level=0.025), abs=0.05)
+        assert seen == pytest.approx(sequential_power(up - down, up + down, planned=600, level=0.025), abs=0.05)
 
 
 def test_a_clear_gain_is_found_early_and_a_clear_loss_given_up() -> None:
