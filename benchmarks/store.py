@@ -2,8 +2,10 @@
 
 Generated episodes have an attempt, 8 reflections with a retry each, and a blind retry, of 64 tokens with logprobs each.
 `load_rate` is the rate of `load` divided by that of parsing the same records with validation, in alternating turns over
-the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too.
-`bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in Parquet. A collection whose episodes
+the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too, and
+`load_parquet_rate` and `load_parquet_used_rate` those of the same records in Parquet. `validated_ms` is the time that
+the parsing takes for a trajectory. `bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in
+Parquet; `parquet_write_ms` is the time of packing a trajectory. A collection whose episodes
 are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
 than the process has with its tasks: `--stored` episodes of one attempt and two reflections with a retry each. Training
 rows are made as `train` makes them, of `--rows` such episodes, by default the same: `peak_gib` is the peak memory
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import statistics
@@ -25,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,6 @@ from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store import parquet
 from r3agent.store.entry import counts_of
-from r3agent.store.lines import decode
 from r3agent.store.shards import TrajectoryWriter, shards
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import Answer
@@ -100,25 +103,30 @@ def rates(turns: int) -> dict[str, float]:
         records.clear()  # garbage is searched for among them
         lines = shards(store)[0].read_bytes().splitlines()
         packed.mkdir()
-        parquet.write_lines(packed / "00000.parquet", lines)
+        packing = cpu(lambda: parquet.write_lines(packed / "00000.parquet", lines))
         size = (packed / "00000.parquet").stat().st_size
 
-        def used() -> list[Trajectory]:
-            read = [decode(line) for line in lines]
-            assert all(len(s.token_ids or ()) == TOKENS for t in read for s in t.spans)
+        def used(directory: Path) -> list[Trajectory]:
+            read = load(directory)
+            for s in (s for t in read for s in t.spans):
+                assert len(s.token_ids or ()) == len(s.logprobs or ()) == TOKENS <= len(s.prompt_token_ids or ())
             return read
 
-        found: dict[str, list[float]] = {"load": [], "load_used": [], "load_parquet": []}
+        gc.collect()
+        gc.freeze()  # a search for garbage among all objects of the libraries takes as long as 100 records
+        validated_s, found = list[float](), dict[str, list[float]]()
         for _ in range(turns):
-            validated = cpu(lambda: [Trajectory.of_line(line) for line in lines])
-            found["load"].append(validated / cpu(lambda: load(store)))
-            found["load_used"].append(validated / cpu(used))
-            found["load_parquet"].append(validated / cpu(lambda: load(packed)))
-    ratios = {f"{name}_rate": round(statistics.median(values), 2) for name, values in found.items()}
+            validated_s.append(cpu(lambda: [Trajectory.of_line(line) for line in lines]))
+            for name, directory in (("load", store), ("load_parquet", packed)):
+                found.setdefault(f"{name}_rate", []).append(validated_s[-1] / cpu(partial(load, directory)))
+                found.setdefault(f"{name}_used_rate", []).append(validated_s[-1] / cpu(partial(used, directory)))
+    ratios = {name: round(statistics.median(values), 2) for name, values in found.items()}
     return {
         "bytes_per_trajectory": round(sum(map(len, lines)) / RECORDS),
         "parquet_ratio": round(sum(map(len, lines)) / size, 2),
         "write_ms": round(written / RECORDS * 1e3, 3),
+        "parquet_write_ms": round(packing / RECORDS * 1e3, 3),
+        "validated_ms": round(statistics.median(validated_s) / RECORDS * 1e3, 3),
         **ratios,
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import orjson
 
@@ -12,6 +11,8 @@ from r3agent.records.json_values import json_bytes
 from r3agent.records.summary import COUNTS, Tally
 from r3agent.records.task import prompt_key
 from r3agent.records.trajectory import EPISODE, SOURCE, SPLIT, Trajectory
+from r3agent.store.lines import crc_of
+from r3agent.store.packed import Line
 
 FOLDER = "index"
 """Folder of a store with the files of its index."""
@@ -55,14 +56,14 @@ def index_path(shard: Path) -> Path:
     return shard.parent / FOLDER / f"{shard.name.removesuffix('.jsonl')}.jsonl"
 
 
-def row_of(trajectory: Trajectory, line: bytes, offset: int, size: int, counts: dict[str, Any]) -> bytes:
+def row_of(trajectory: Trajectory, line: Line, offset: int, size: int, counts: dict[str, Any]) -> bytes:
     """Return the line of an index for a record."""
     named = {key: value for key, value in trajectory.metadata.items() if isinstance(value, str)}
     values = Entry(
         path=Path(),
         offset=offset,
         size=size,
-        crc=crc32(line.rstrip()),
+        crc=crc_of(line),
         trajectory_id=trajectory.trajectory_id,
         parent_id=trajectory.parent_id,
         task_id=trajectory.task.id,

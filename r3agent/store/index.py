@@ -14,7 +14,6 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 import orjson
 
@@ -23,7 +22,8 @@ from r3agent.errors import ConfigError, RecordError, SchemaVersionError
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
 from r3agent.store.entry import HEADER, Entry, counts_of, index_path, row_of
-from r3agent.store.lines import decode
+from r3agent.store.lines import crc_of, decode
+from r3agent.store.packed import Line, Packed
 from r3agent.store.reading import Unreadable, parse, readable
 from r3agent.store.shards import find, latest, replaces, shards
 
@@ -117,14 +117,14 @@ def read_places(places: Iterable[Place]) -> Iterator[Trajectory]:
     for path, in_shard in groupby(sorted(places), key=attrgetter("path")):
         own = [*in_shard]
         if path.suffix == parquet.ENDING:
-            lines = parquet.read_rows(path, [place.offset for place in own])
+            lines = parquet.read_some(path, [place.offset for place in own])
         else:
             lines = (_line_at(path, place.offset, place.size) for place in own)
         yield from (_read(place, next(lines, b"")) for place in own)
 
 
-def _read(place: Place, line: bytes) -> Trajectory:
-    if crc32(line.rstrip()) != place.crc:
+def _read(place: Place, line: Line) -> Trajectory:
+    if crc_of(line) != place.crc:
         index_path(place.path).unlink(missing_ok=True)
         raise RecordError(f"{place.path}: its index was of another state and is removed; call again to make it anew")
     return decode(line)
@@ -159,7 +159,7 @@ def _known(shard: Path) -> tuple[int, int]:
             tail = tail[: tail.rfind(b"\n") + 1]  # the rest is torn
             offset, size, crc, *_ = orjson.loads(tail.splitlines()[-1] if tail else b"")
             length, end = start + len(tail), offset + size
-            if crc32(_line_at(shard, offset, size).rstrip()) == crc and _is_unchanged(shard, end):
+            if crc_of(_line_at(shard, offset, size)) == crc and _is_unchanged(shard, end):
                 return length, end
     return 0, 0
 
@@ -170,7 +170,7 @@ def _is_unchanged(shard: Path, end: int) -> bool:
     has_more = shard.suffix != parquet.ENDING and written.st_size > end  # its writer was killed, or is still writing
     if has_more or written.st_mtime_ns <= path.stat().st_mtime_ns:
         return True
-    lines = {offset: crc32(line.rstrip()) for offset, _, line in _lines_from(shard, 0) if not line.isspace()}
+    lines = {offset: crc_of(line) for offset, _, line in _lines_from(shard, 0)}
     with path.open("rb") as index:
         index.readline()
         rows = (orjson.loads(row) for row in iter(index.readline, b""))
@@ -193,34 +193,35 @@ def _parsed(shard: Path, row: bytes) -> Entry | Unreadable:
 def _scan(shard: Path, start: int) -> Iterator[bytes]:
     """Make the rows of a shard's lines from a place on."""
     for offset, size, line in _lines_from(shard, start):
-        if not line.strip():
-            continue
         try:
             found = decode(line)
         except (ValueError, SchemaVersionError):
             found = parse(line, Trajectory, shard, line_number(shard, offset))
         if isinstance(found, Unreadable):
-            values = [offset, size, crc32(line.rstrip()), found.line, found.reason, found.torn]
+            values = [offset, size, crc_of(line), found.line, found.reason, found.torn]
             yield orjson.dumps(values) + b"\n"
         else:
             yield row_of(found, line, offset, size, counts_of(found))
 
 
-def _lines_from(shard: Path, start: int) -> Iterator[tuple[int, int, bytes]]:
+def _lines_from(shard: Path, start: int) -> Iterator[tuple[int, int, Line]]:
+    """Read the places, sizes and contents of the lines from a place on that are not blank."""
     if shard.suffix == parquet.ENDING:
-        for row, line in enumerate(parquet.read_lines(shard, first=start), start):
-            yield row, 1, line
+        for row, line in enumerate(parquet.read_rows(shard, first=start), start):
+            if isinstance(line, Packed) or line.strip():
+                yield row, 1, line
     else:
         with shard.open("rb") as file:
             file.seek(start)
             for line in file:
-                yield start, len(line), line
+                if line.strip():
+                    yield start, len(line), line
                 start += len(line)
 
 
-def _line_at(shard: Path, offset: int, size: int) -> bytes:
+def _line_at(shard: Path, offset: int, size: int) -> Line:
     if shard.suffix == parquet.ENDING:
-        return next(parquet.read_rows(shard, [offset]), b"")
+        return next(parquet.read_some(shard, [offset]), b"")
     with shard.open("rb") as file:
         file.seek(offset)
         return file.read(size)

@@ -1,21 +1,30 @@
-"""Shards in Parquet, compressed with zstd: one row a line, in the order of the lines; needs `pyarrow`."""
+"""Shards in Parquet, compressed with zstd: one row a line, in the order of the lines; needs `pyarrow`.
+
+The tokens of a line are in columns of their own, in binary, where the line can be made of the parts again byte for
+byte; any other line is whole in the column `json`, and the others are null. Files of format 1 have all lines whole.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from r3agent._util.files import disk_errors
 from r3agent._util.imports import require_extra
-from r3agent.errors import ConfigError, RecordError
+from r3agent.errors import ConfigError, RecordError, SchemaVersionError
+from r3agent.store.lines import why_wrong
+from r3agent.store.packed import TYPES, Line, Packed, pack
 
 ENDING = ".parquet"
 
-COLUMN = "line"
-"""Column with the JSON of each record."""
+FORMAT, KEY = 2, b"r3agent.format"
+"""Format of the files that are written, and the key of a file's format among its metadata; without one it is 1."""
+
+COLUMNS = {1: ("line",), 2: ("json", *TYPES)}
+"""Columns of each format; releases that cannot read format 2 refuse a file without `line`."""
 
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 1024
 """Size of a row group, the least that is read."""
@@ -39,15 +48,22 @@ def write_lines(path: Path, lines: Iterable[bytes], *, replace: bool = False) ->
     if path.exists() and not replace:
         raise ConfigError(f"{path} exists; name another file, or move it away")
     partial, n = path.with_name(f".{path.name}.partial"), 0
-    schema = pyarrow.schema([(COLUMN, pyarrow.string())])
+    columns = {"json": pyarrow.string(), **dict.fromkeys(TYPES, pyarrow.binary())}
+    schema = pyarrow.schema(columns, metadata={KEY: str(FORMAT)})
     with disk_errors(path, pyarrow.ArrowException):
         try:
             with partial.open("wb") as file:
-                # Lines differ, so a dictionary of them would be a copy.
-                with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+                with parquet.ParquetWriter(
+                    file,
+                    schema,
+                    compression="zstd",
+                    use_dictionary=False,  # lines differ, so one would be a copy of them,
+                    write_statistics=False,  # and the least and the largest of each column copies of two
+                    write_page_checksum=True,
+                ) as writer:
                     for group in _groups(lines):
                         n += len(group)
-                        writer.write_table(pyarrow.table([pyarrow.array(group, pyarrow.string())], schema))
+                        writer.write_table(pyarrow.Table.from_pylist([*map(_row, group)], schema))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -56,52 +72,88 @@ def write_lines(path: Path, lines: Iterable[bytes], *, replace: bool = False) ->
     return n
 
 
-def read_lines(path: Path, *, first: int = 0) -> Iterator[bytes]:
-    """Read the lines of a file, from row `first` on.
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Read the lines of a file, as they were written.
+
+    Raises:
+        ConfigError, RecordError, SchemaVersionError: as `read_rows`.
+    """
+    return map(bytes, read_rows(path))
+
+
+def read_rows(path: Path, *, first: int = 0) -> Iterator[Line]:
+    """Read the lines of a file as it has them, from row `first` on.
 
     Raises:
         ConfigError: `pyarrow` is not installed.
         RecordError: the file is damaged, or no shard.
+        SchemaVersionError: a newer release wrote it.
     """
-    for start, group in _row_groups(path, lambda end: first < end):
-        yield from map(_line, group.slice(max(0, first - start)))
+    for start, columns in _row_groups(path, lambda end: first < end):
+        for i in range(max(0, first - start), len(columns[0])):
+            yield _line(columns, i)
 
 
-def read_rows(path: Path, rows: Iterable[int]) -> Iterator[bytes]:
+def read_some(path: Path, rows: Iterable[int]) -> Iterator[Line]:
     """Read the lines of some rows, in ascending order; a row group is decompressed once for all of them.
 
     Raises:
-        ConfigError, RecordError: as `read_lines`.
+        ConfigError, RecordError, SchemaVersionError: as `read_rows`.
     """
     left = deque(rows)
-    for start, group in _row_groups(path, lambda end: bool(left) and left[0] < end):
-        while left and left[0] < start + len(group):
-            yield _line(group[left.popleft() - start])
+    for start, columns in _row_groups(path, lambda end: bool(left) and left[0] < end):
+        while left and left[0] < start + len(columns[0]):
+            yield _line(columns, left.popleft() - start)
 
 
-def _row_groups(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
-    """Yield the first row and the lines of each row group that is wanted, given the row after its last."""
+def _row_groups(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yield the first row and the columns of each row group that is wanted, given the row after its last."""
     require_extra("pyarrow", "data")
     import pyarrow
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
-            if COLUMN not in file.schema_arrow.names:
-                raise RecordError(f"{path}: it has no column {COLUMN!r}, so it is no shard; move it out of the store")
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            columns = _columns(path, file.schema_arrow)
             start = 0
             for i in range(file.num_row_groups):
                 n = file.metadata.row_group(i).num_rows
                 if wanted(start + n):
-                    group: Any = file.read_row_group(i, columns=[COLUMN]).column(0)
-                    yield start, group
+                    group: Any = file.read_row_group(i, columns=[*columns])
+                    yield start, [group.column(name) for name in columns]
                 start += n
     except (pyarrow.ArrowException, OSError) as error:
         raise RecordError(f"{path}: damaged ({error}); restore it from a copy, or move it out of the store") from error
 
 
-def _line(row: Any) -> bytes:
-    return row.as_buffer().to_pybytes() if row.is_valid else b""
+def _columns(path: Path, schema: Any) -> Sequence[str]:
+    """Return the names of the columns of a file."""
+    version = int((schema.metadata or {}).get(KEY, b"1"))
+    if version > FORMAT:
+        raise SchemaVersionError(
+            f"{path}: a shard of format {version}, this r3agent reads formats up to {FORMAT}; open the store with the "
+            "version of r3agent that wrote it"
+        )
+    if missing := {*COLUMNS[version]} - {*schema.names}:
+        raise RecordError(f"{path}: it has no column {min(missing)!r}, so it is no shard; move it out of the store")
+    return COLUMNS[version]
+
+
+def _row(line: bytes) -> dict[str, bytes]:
+    """Return the columns of a line; one that is not as it was written stays so, to be found."""
+    packed = pack(line) if why_wrong(line) is None else None
+    return {"json": line} if packed is None else packed.columns()
+
+
+def _line(columns: Sequence[Any], row: int) -> Line:
+    json, *tokens = (column[row] for column in columns)
+    if not all(values.is_valid for values in tokens) or not tokens:
+        return _content(json)
+    return Packed(_content(json), dict(zip(TYPES, map(_content, tokens), strict=True)))
+
+
+def _content(value: Any) -> bytes:
+    return value.as_buffer().to_pybytes() if value.is_valid else b""
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:

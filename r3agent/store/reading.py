@@ -15,6 +15,7 @@ from r3agent.records.record import Record, VersionedRecord
 from r3agent.records.trajectory import Trajectory
 from r3agent.store import parquet
 from r3agent.store.lines import ChecksumError, decode
+from r3agent.store.packed import Line, Packed
 
 logger = logging.getLogger(__name__)
 
@@ -47,29 +48,26 @@ class Unreadable(NamedTuple):
         return f"`{CHECK} {store}` lists and repairs such lines"
 
 
-def parse_lines(path: Path, kind: type[R], *, containing: bytes = b"") -> Iterator[R | Unreadable]:
+def parse_lines(path: Path, kind: type[R]) -> Iterator[R | Unreadable]:
     """Read each line of a file, in order of writing.
-
-    Args:
-        containing: bytes that a line must contain; other lines are skipped unparsed.
 
     Raises:
         SchemaVersionError: another version of r3agent wrote it.
     """
-    for number, line in enumerate(lines_of(path), start=1):
-        if containing in line and not line.isspace():
+    for number, line in enumerate(stored_lines(path), start=1):
+        if isinstance(line, Packed) or not line.isspace():
             yield parse(line, kind, path, number)
 
 
-def parse(line: bytes, kind: type[R], path: Path, number: int) -> R | Unreadable:
+def parse(line: Line, kind: type[R], path: Path, number: int) -> R | Unreadable:
     """Read a line.
 
     Raises:
         SchemaVersionError: another version of r3agent wrote it.
     """
-    of_line: Any = decode if kind is Trajectory else kind.of_line
+    decoded: Any = decode  # of a trajectory, which `kind` is then
     try:
-        return of_line(line)
+        return decoded(line) if kind is Trajectory else kind.of_line(bytes(line))
     except SchemaVersionError as error:
         raise SchemaVersionError(f"{path}:{number}: {error}") from None
     except ChecksumError as error:
@@ -78,13 +76,18 @@ def parse(line: bytes, kind: type[R], path: Path, number: int) -> R | Unreadable
         name = kind.__name__.removeprefix("Span").lower()
         return Unreadable(path, number, f"not a {name}: {explain(error, kind)}")
     except ValueError:
-        return Unreadable(path, number, f"torn line skipped ({len(line)} bytes)", torn=True)
+        return Unreadable(path, number, f"torn line skipped ({len(bytes(line))} bytes)", torn=True)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """Read the lines of a file of a store: a shard in JSON Lines or Parquet, a copy of one, or the labels."""
+    return map(bytes, stored_lines(path))
+
+
+def stored_lines(path: Path) -> Iterator[Line]:
+    """Read the lines of a file as it has them, which takes less time than `lines_of` from Parquet."""
     if parquet.ENDING in path.suffixes:  # also of `NAME.parquet.bak`
-        yield from parquet.read_lines(path)
+        yield from parquet.read_rows(path)
     else:
         with path.open("rb", buffering=1 << 20) as lines:  # a line may have 100 KB
             yield from lines
@@ -94,14 +97,12 @@ def records(
     paths: Iterable[Path],
     kind: type[R],
     *,
-    containing: bytes = b"",
     strict: bool = False,
     unreadable: list[Unreadable] | None = None,
 ) -> Iterator[R]:
     """Read all records of some files, in order of writing; leave out and report lines that are none.
 
     Args:
-        containing: bytes that a line must contain; other lines are skipped unparsed.
         strict: raise at the first complete line that is no record.
         unreadable: receives the complete lines that are no record, instead of the log.
 
@@ -109,7 +110,7 @@ def records(
         RecordError: a complete line is not such a record, and `strict`.
         SchemaVersionError: another version of r3agent wrote it.
     """
-    lines = (record for path in paths for record in parse_lines(path, kind, containing=containing))
+    lines = (record for path in paths for record in parse_lines(path, kind))
     return readable(lines, strict=strict, unreadable=unreadable)
 
 

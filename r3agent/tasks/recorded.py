@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from r3agent._util.messages import explain
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Task
-from r3agent.store.reading import lines_of
+from r3agent.store.packed import Packed
+from r3agent.store.reading import stored_lines
 from r3agent.store.shards import shards, store_at
 from r3agent.tasks.splits import Split, draw, split_of
 
@@ -54,9 +55,9 @@ def split_by_prompt(task: Task) -> Split:
 def _read(directory: str | Path) -> Iterator[Task]:
     """Read the tasks without the rest of their trajectories; `store.read` reports lines that are none."""
     for shard in shards(directory):
-        for line in lines_of(shard):
+        for line in stored_lines(shard):
             try:
-                task = orjson.loads(line)["task"]
+                task = orjson.loads(line.json if isinstance(line, Packed) else line)["task"]
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 continue
             try:

@@ -102,7 +102,7 @@ def test_parquet_is_read_like_lines(tmp_path: Path) -> None:
         writer.append(later := exact_tree())
     assert [path.name for path in shards(store)] == ["00003.parquet", "00004.jsonl"]
     assert load(store) == [*records, later]
-    assert [decode(line).sample for line in parquet.read_lines(store / "00003.parquet", first=2498)] == [2498, 2499]
+    assert [decode(line).sample for line in parquet.read_rows(store / "00003.parquet", first=2498)] == [2498, 2499]
     with pytest.raises(ConfigError, match="exists"):
         parquet.write_lines(store / "00003.parquet", [])
     parquet.write_lines(store / "00003.parquet", [b'{"task": 3}', encode(records[0]).rstrip()], replace=True)
