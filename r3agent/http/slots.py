@@ -9,6 +9,7 @@ request to wait, none begins.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,9 @@ import httpx
 
 from r3agent.http.errors import ServerError
 from r3agent.http.retry import retry_after_s
+from r3agent.http.urls import redact_url
+
+logger = logging.getLogger(__name__)
 
 BEGIN = 16
 """Number of requests in flight that an adaptive limit begins with."""
@@ -26,6 +30,10 @@ OVERLOADED = (408, 429, 503, 529)
 """Statuses of servers that have too many requests."""
 
 SHRINK = 2 / 3
+
+LONG_S = 10.0
+"""Seconds of a pause that a warning tells of, because nothing happens meanwhile."""
+
 SLOWER = 2.0
 """Recent latency in relation to the average above which the limit does not grow."""
 
@@ -106,11 +114,20 @@ class Slots:
             except (ServerError, httpx.TimeoutException) as error:
                 if isinstance(error, httpx.TimeoutException) or error.status in OVERLOADED:
                     self._shrink(start)
-                    self._paused_until = max(self._paused_until, time.monotonic() + (retry_after_s(error) or 0))
+                    self._pause(error)
                 raise
             took_s = time.monotonic() - start
             self._grow(took_s)
             return result, took_s
+
+    def _pause(self, error: Exception) -> None:
+        """Begin no request before the time that a server asks for."""
+        now = time.monotonic()
+        until = now + (retry_after_s(error) or 0)
+        if until - max(now, self._paused_until) >= LONG_S:
+            where = redact_url(error.url) if isinstance(error, ServerError) else ""
+            logger.warning("%s: %s: no request to it begins for %.0f s, as it asks", where, error, until - now)
+        self._paused_until = max(self._paused_until, until)
 
     def _shrink(self, start: float) -> None:
         """Shrink once for all requests that were in flight together."""

@@ -9,6 +9,7 @@ from typing import Any
 from r3agent.records.credit import credit_label
 from r3agent.records.json_values import parse_json
 from r3agent.records.trajectory import Trajectory
+from r3agent.records.usage import usage_of
 from r3agent.report.encoding import dumps, packed, unpacked
 
 CHUNK = 256 << 10
@@ -109,7 +110,7 @@ class Browser:
             "labels": sum(1 << LABELS.index(label) for label in labels),
             "error": self._number("error", error.kind if error else ""),
             "by": int(any(span.verdict is not None and span.verdict.by is not None for span in trajectory.spans)),
-            "tokens": sum(span.completion_tokens or 0 for span in trajectory.spans),
+            "tokens": usage_of(trajectory.spans).sampled,
             "at": trajectory.created_at,
         }
 

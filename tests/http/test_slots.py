@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from r3agent.episodes.collect import collect
+from r3agent.errors import EndpointError
 from r3agent.http.slots import BEGIN, Gate, Slots
 from r3agent.policy import OpenAIPolicy
 from r3agent.records.trajectory import Task
@@ -79,6 +80,16 @@ async def test_slots_let_no_request_begin_while_the_server_asks_to_wait() -> Non
             await asyncio.sleep(0.1)
             assert len(endpoint.received) == 1
             await other
+
+
+async def test_slots_warn_of_a_long_pause(caplog: pytest.LogCaptureFixture) -> None:
+    with ScriptedEndpoint("right", faults=[rate_limited(60)]) as endpoint:
+        async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", max_tries=1) as policy:
+            with pytest.raises(EndpointError):
+                await policy.sample([{"role": "user", "content": "?"}])
+    [warning] = caplog.messages
+    assert warning.startswith("http://127.0.0.1:")
+    assert warning.endswith(": 429 slow down: no request to it begins for 60 s, as it asks")
 
 
 @pytest.mark.parametrize("concurrency", [None, 100])
