@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmarks.collect_overhead import allow_files, serve_stub
+from benchmarks.stub import allow_files, stub_server
 from r3agent.run.stages import Run
 from r3agent.store.registry import Registry
 from r3agent.store.shards import shards
@@ -57,12 +56,9 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=1)
     options = parser.parse_args()
     allow_files()
-    ours, theirs = multiprocessing.Pipe()
-    stub = multiprocessing.get_context("spawn").Process(target=serve_stub, args=(theirs,), daemon=True)
-    stub.start()
-    url, n = f"http://127.0.0.1:{ours.recv()}/v1", options.episodes
     results: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with stub_server() as port, tempfile.TemporaryDirectory() as folder:
+        url, n = f"http://127.0.0.1:{port}/v1", options.episodes
         collected(Path(folder, "warm"), url, 32)
         start, cpu = time.perf_counter(), time.process_time()
         run = collected(Path(folder, "local"), url, n)
@@ -81,7 +77,6 @@ def main() -> None:
         results["parts"] = len(shards(run.directory))
         results["driver_cpu_ms_per_part"] = (time.process_time() - cpu) / results["parts"] * 1e3
         ray.shutdown()
-    stub.terminate()
     for name, value in results.items():
         print(f"{name:28} {value:.4g}")
     print(json.dumps({name: round(value, 3) for name, value in results.items()}))

@@ -1,19 +1,15 @@
 """Cost of collecting besides the model: calls on an endpoint that answers at once, in a process of its own.
 
-Every answer has 64 tokens with logprobs and ids. In
-alternating turns, 64 at a time, the same requests are made by `build_graph` (an attempt, 8 reflections, 8 retries and a
-blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as `r3agent collect` sets it.
+In alternating turns, 64 at a time, the same requests are made by `build_graph` (an attempt, 8 reflections, 8 retries
+and a blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as `r3agent collect` sets it.
 `vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
 `vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
 garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
 way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
 `loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
 
-`vs_verifiers` compares rollouts of one call and a verdict, 64 at a time, by an episode of one attempt and by the
-`verifiers` library's own `Environment.generate`: the library's time divided by ours, in seconds or in CPU time,
-whichever is less. It is version 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even
-with its null harness. It is installed into an environment of its own in `--verifiers DIR`; where it cannot be, and
-without the option, the result is null.
+`vs_verifiers` is measured by `benchmarks.beside_verifiers`; where the library cannot be installed, and without the
+option, it is null.
 
     python -m benchmarks.collect_overhead [--seconds 3] [--turns 5] [--in-flight 4000] [--httpx] [--verifiers DIR]
 """
@@ -23,94 +19,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import openai
 
-from benchmarks import store, verifiers_loop
-from benchmarks.gateway import ANSWER, MESSAGES, TOKENS, http, percentile, serve
+from benchmarks import store
+from benchmarks.beside_verifiers import beside_verifiers, install_verifiers
+from benchmarks.graph_overhead import never
+from benchmarks.stub import MESSAGES, allow_files, percentile, stub_server
+from benchmarks.turns import CONCURRENCY, Turn, turn
 from r3agent import OpenAIPolicy, build_graph
 from r3agent._util.cycles import rare_garbage_collection
-from r3agent.records.trajectory import Task
-from r3agent.verifiers import Answer
 
-CONCURRENCY = 64
-FORMS: dict[str, dict[str, int]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "collecting": {"reflections": 8, "retries": 1, "blind_retries": 1},
     "application": {"reflections": 1, "retries": 1},
 }
-VERIFIERS = "0.1.14"
-"""Version of the library that `vs_verifiers` is about."""
-
-HOLD = b'"hold":true'
-HOLD_S = 10.0
-
-
-def serve_stub(port_of: Connection) -> None:
-    """Answer every request at once, or, if it asks for that, after 10 s."""
-    answers = {n: http("HTTP/1.1 200 OK", json.dumps(answer_of(n)).encode()) for n in (1, 8)}
-
-    async def answer_to(body: bytes) -> bytes:
-        if HOLD in body:
-            await asyncio.sleep(HOLD_S)
-        return answers[8 if b'"n":8' in body else 1]
-
-    allow_files()
-    serve(port_of, answer_to)
-
-
-def answer_of(n: int) -> dict[str, Any]:
-    [choice] = ANSWER["choices"]
-    usage = {**ANSWER["usage"], "completion_tokens": TOKENS * n}
-    return {**ANSWER, "choices": [{**choice, "index": i} for i in range(n)], "usage": usage}
-
-
-def allow_files() -> None:
-    """Let this process open as many files as it may."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-class Turn(NamedTuple):
-    """Calls of one turn."""
-
-    calls: int
-    seconds: float
-    cpu_s: float
-
-    @property
-    def rate(self) -> float:
-        return self.calls / self.seconds
-
-
-async def turn(episode: Callable[[], Awaitable[int]], seconds: float) -> Turn:
-    """Run episodes, 64 at a time, and count their calls."""
-    calls, start, cpu = 0, time.perf_counter(), time.process_time()
-
-    async def worker() -> None:
-        nonlocal calls
-        while time.perf_counter() - start < seconds:
-            made = await episode()
-            calls += made
-
-    await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
-    return Turn(calls, time.perf_counter() - start, time.process_time() - cpu)
-
-
-def never(task: Task, answer: Answer) -> bool:
-    return False
 
 
 class Recording(OpenAIPolicy):
@@ -127,7 +56,7 @@ SDK_FIELDS = {"model", "messages", "n", "logprobs", "temperature", "top_p", "max
 
 
 async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
-    task = {"task": {"messages": MESSAGES}}
+    task: Any = {"task": {"messages": MESSAGES}}
     results: dict[str, float] = {}
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
     policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
@@ -212,77 +141,6 @@ async def hold_many(url: str, number: int, starts_per_s: float, *, on_httpx: boo
     }
 
 
-async def beside_verifiers(url: str, python: Path, turns: int, rollouts: int) -> dict[str, float]:
-    """Make as many rollouts in alternating turns here and in the library's process."""
-    task = {"task": {"messages": MESSAGES}}
-    policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
-    graph: Any = build_graph(policy=policy, verifier=never, max_attempts=1).compile()
-    sampling = {"logprobs": True, "temperature": 1.0, "max_tokens": 512, "extra_body": {"return_token_ids": True}}
-    arguments = [json.dumps(each) for each in (url, MESSAGES, sampling)]
-    library = await asyncio.create_subprocess_exec(
-        python,
-        verifiers_loop.__file__,
-        *arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "VERIFIERS_KEY": "none"},
-    )
-    assert library.stdin is not None
-    assert library.stdout is not None
-
-    async def theirs(number: int) -> Turn:
-        library.stdin.write(f"{number}\n".encode())
-        return Turn(*json.loads(await library.stdout.readline()))
-
-    async def ours(number: int) -> Turn:
-        left = iter(range(number))
-
-        async def worker() -> None:
-            for _ in left:
-                await graph.ainvoke(task)
-
-        start, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(worker() for _ in range(CONCURRENCY)))
-        return Turn(number, time.perf_counter() - start, time.process_time() - cpu)
-
-    for way in (theirs, ours):
-        await way(CONCURRENCY)
-    pairs: list[tuple[Turn, Turn]] = []
-    with rare_garbage_collection():
-        for _ in range(turns):
-            pairs.append((await theirs(rollouts), await ours(rollouts)))
-    library.stdin.close()
-    await library.wait()
-    await policy.aclose()
-    rate = statistics.median(other.seconds / mine.seconds for other, mine in pairs)
-    cpu = statistics.median(other.cpu_s / mine.cpu_s for other, mine in pairs)
-    return {
-        "vs_verifiers": round(min(rate, cpu), 2),
-        "vs_verifiers_rate": round(rate, 2),
-        "vs_verifiers_cpu": round(cpu, 2),
-        "cpu_ms_per_rollout": round(statistics.median(mine.cpu_s / rollouts * 1e3 for _, mine in pairs), 2),
-        "verifiers_cpu_ms_per_rollout": round(statistics.median(other.cpu_s / rollouts * 1e3 for other, _ in pairs), 2),
-    }
-
-
-def install_verifiers(directory: Path | None) -> Path | None:
-    """Return the interpreter of an environment with the library; `None` if there is none, and print why."""
-    if directory is None:
-        print("vs_verifiers is null: pass --verifiers DIR, a directory to install the library into")
-        return None
-    python = directory / "venv" / "bin" / "python"
-    check = f"from importlib.metadata import version; assert version('verifiers') == '{VERIFIERS}'"
-    try:
-        if python.exists() and subprocess.run([python, "-c", check], stderr=subprocess.DEVNULL).returncode == 0:
-            return python
-        subprocess.run([sys.executable, "-m", "venv", directory / "venv"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"verifiers=={VERIFIERS}"], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"vs_verifiers is null: verifiers {VERIFIERS} cannot be installed: {error}")
-        return None
-    return python
-
-
 LAST = (
     *("vs_openai_client", "vs_verifiers", "cpu_ms_per_call", "bytes_per_trajectory", "load_rate", "peak_gib"),
     *("in_flight_4000", "loop_lag_p99_ms"),
@@ -302,18 +160,15 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=1000, help="rollouts of a turn beside that library")
     options = parser.parse_args()
     allow_files()
-    ours, theirs = multiprocessing.Pipe()
-    stub = multiprocessing.get_context("spawn").Process(target=serve_stub, args=(theirs,), daemon=True)
-    stub.start()
-    url = f"http://127.0.0.1:{ours.recv()}/v1"
-    results = asyncio.run(measure(url, options.seconds, options.turns))
-    if (python := install_verifiers(options.verifiers)) is not None:
-        results |= asyncio.run(beside_verifiers(url, python, options.turns, options.rollouts))
-    for on_httpx in (True, False) if options.httpx else (False,):
-        found = asyncio.run(hold_many(url, options.in_flight, options.starts_per_s, on_httpx=on_httpx))
-        results |= {f"{name}{'_httpx' * on_httpx}": value for name, value in found.items()}
-    stub.terminate()
-    results |= store.measure(options.turns, options.stored)
+    with stub_server() as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        results = asyncio.run(measure(url, options.seconds, options.turns))
+        if (python := install_verifiers(options.verifiers)) is not None:
+            results |= asyncio.run(beside_verifiers(url, python, options.turns, options.rollouts))
+        for on_httpx in (True, False) if options.httpx else (False,):
+            found = asyncio.run(hold_many(url, options.in_flight, options.starts_per_s, on_httpx=on_httpx))
+            results |= {f"{name}{'_httpx' * on_httpx}": value for name, value in found.items()}
+    results |= store.measure(options.turns, options.stored, options.stored)
     for name, value in results.items():
         print(f"{name:36} {value}")
     print(json.dumps({name: results.get(name) for name in LAST}))

@@ -1,14 +1,14 @@
 """Latency that the gateway adds to a call, against the same calls without it, on an endpoint that answers at once.
 
-The endpoint, the gateway (`r3agent gateway`) and the clients are three processes. Every answer has 64 tokens with
-logprobs and ids. A connection sends a call, reads its answer, and pauses, as an agent does while its tools run: the
-pauses are such that all connections together send `--rate` calls a second, through the gateway and directly in
-alternating turns of one run. `added_p50_ms` and `added_p99_ms` are the differences of the percentiles at 64
-connections. Then 1,000 connections send at once, without pauses: `calls_per_s` is what the gateway takes at most, and
-`failed` counts the calls of all turns that were not answered whole, `cpu_ms_per_call` is the CPU time of the gateway
-with its start, and `exact_share` is the share of the stored spans that are trainable-exact.
+The endpoint, the gateway (`r3agent gateway`) and the clients are three processes. A connection sends a call, reads its
+answer, and pauses, as an agent does while its tools run: the pauses are such that all connections together send
+`--rate` calls a second, through the gateway and directly in alternating turns of one run. `added_p50_ms` and
+`added_p99_ms` are the differences of the percentiles at 64 connections. Then 1,000 connections send at once, without
+pauses: `calls_per_s` is what the gateway takes at most, and `failed` counts the calls of all turns that were not
+answered whole, `cpu_ms_per_call` is the CPU time of the gateway with its start, and `exact_share` is the share of the
+stored spans that are trainable-exact.
 
-    python benchmarks/gateway.py [--rate 100] [--seconds 10] [--turns 3]
+    python -m benchmarks.gateway [--rate 100] [--seconds 10] [--turns 3]
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -25,87 +24,20 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 import r3agent
+from benchmarks.stub import MESSAGES, Reader, http, percentile, stub_server
 
-TOKENS, PROMPT_TOKENS = 64, 256
 CONNECTIONS = (1, 64, 1000)
 BURST = 4
 """Calls of each of 1,000 connections without pauses."""
 
 STEPS = 10
 """Calls of an episode, at most."""
-
-MESSAGES = [{"role": "user", "content": "one two three " * 60}]
-IDS = list(range(1000, 1000 + TOKENS))
-ANSWER = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "stub",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "word " * TOKENS, "tool_calls": []},
-            "logprobs": {"content": [{"token": "word ", "logprob": -0.5, "bytes": None, "top_logprobs": []}] * TOKENS},
-            "finish_reason": "stop",
-            "token_ids": IDS,
-        }
-    ],
-    "prompt_token_ids": list(range(PROMPT_TOKENS)),
-    "usage": {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": TOKENS, "total_tokens": PROMPT_TOKENS + TOKENS},
-}
-
-
-def http(start: str, body: bytes) -> bytes:
-    return f"{start}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-class Reader(NamedTuple):
-    """Reader of HTTP messages with a length."""
-
-    stream: asyncio.StreamReader
-
-    async def message(self) -> tuple[bytes, bytes]:
-        head = await self.stream.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        return head, await self.stream.readexactly(length)
-
-
-def serve_stub(port_of: Connection) -> None:
-    """Answer every request at once."""
-    answer = http("HTTP/1.1 200 OK", json.dumps(ANSWER).encode())
-
-    async def answer_to(body: bytes) -> bytes:
-        return answer
-
-    serve(port_of, answer_to)
-
-
-def serve(port_of: Connection, answer_to: Callable[[bytes], Awaitable[bytes]]) -> None:
-    """Send the answer to the body of every request, until the process ends."""
-
-    async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                _, body = await Reader(stream).message()
-                writer.write(await answer_to(body))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-    async def main() -> None:
-        server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=4096)
-        port_of.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    asyncio.run(main())
 
 
 class Turn(NamedTuple):
@@ -147,10 +79,6 @@ async def turn(port: int, path: str, connections: int, *, calls: int, pause_s: f
     return Turn(taken, failed, time.perf_counter() - start)
 
 
-def percentile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 async def measure(ports: dict[str, int], rate: float, seconds: float, turns: int) -> dict[str, float]:
     taken: dict[tuple[str, int], list[float]] = defaultdict(list)
     failed = 0
@@ -180,11 +108,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    stub = multiprocessing.get_context("spawn").Process(target=serve_stub, args=(theirs,), daemon=True)
-    stub.start()
-    direct = ours.recv()
-    with tempfile.TemporaryDirectory() as store:
+    with stub_server() as direct, tempfile.TemporaryDirectory() as store:
         command = [sys.executable, "-m", "r3agent", "gateway", "--upstream", f"http://127.0.0.1:{direct}/v1"]
         command += ["--out", store, "--port", "0", "--json"]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -200,7 +124,6 @@ def main() -> None:
         gateway.wait()
         results["store_s"] = round(time.perf_counter() - stopped, 2)
         spans = [span for trajectory in r3agent.load(store) for span in trajectory.spans]
-    stub.terminate()
     results["exact_share"] = sum(span.capability == "trainable-exact" for span in spans) / len(spans)
     results["spans"] = len(spans)
     results["cpu_ms_per_call"] = round((times.user + times.system) * 1e3 / len(spans), 2)
