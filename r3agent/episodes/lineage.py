@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 from zlib import crc32
 
-import orjson
 from langchain_core.runnables import RunnableConfig
 
 from r3agent._util.clock import steady_time
 from r3agent.episodes.state import EpisodeState, Json, Lineage, count_episodes, spans_of, task_of
-from r3agent.records.json_values import json_value
+from r3agent.records.json_values import json_bytes, json_value
 from r3agent.records.trajectory import Task
 
 logger = logging.getLogger(__name__)
@@ -125,7 +123,7 @@ def hashes(span: Json) -> list[str]:
     if part("answer") is not None:
         answer.append(part("answer"))
     prompt = [part("parent_id"), part("request"), part("standalone")]
-    return [*(f"{crc32(_bytes(each)):08x}" for each in (answer, prompt, [verdict])), str(passed)]
+    return [*(f"{crc32(json_bytes(each)):08x}" for each in (answer, prompt, [verdict])), str(passed)]
 
 
 def _edited(verdict: Json, known: list[str]) -> Json:
@@ -151,14 +149,7 @@ def output_hash(state: Mapping[str, Any]) -> str:
 
 
 def _hash(value: Any) -> str:
-    return sha256(_bytes(value)).hexdigest()[:16]
-
-
-def _bytes(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value, default=str)
-    except TypeError:  # an integer of more than 64 bits, or what an edit of the state brought in
-        return json.dumps(json_value(value)).encode()
+    return sha256(json_bytes(value)).hexdigest()[:16]
 
 
 def _lineage(task: Task, metadata: Mapping[str, Any]) -> Lineage:

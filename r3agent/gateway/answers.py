@@ -7,11 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from r3agent.gateway.dialect import ChatApi, Dialect, dumps
+from r3agent.gateway.dialect import ChatApi, Dialect
+from r3agent.records.json_values import json_bytes
 
 
 def json_answer(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=dumps(value), content_type="application/json", headers=headers)
+    return web.Response(status=status, body=json_bytes(value), content_type="application/json", headers=headers)
 
 
 def error_answer(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import orjson
+from r3agent.records.json_values import json_bytes
 
 Body: TypeAlias = dict[str, Any]
 
@@ -27,16 +27,8 @@ class Event(NamedTuple):
     @property
     def wire(self) -> bytes:
         """Bytes of the event in a `text/event-stream`."""
-        data = self.data.encode() if isinstance(self.data, str) else dumps(self.data)
+        data = self.data.encode() if isinstance(self.data, str) else json_bytes(self.data)
         return (b"" if self.name is None else b"event: %s\n" % self.name.encode()) + b"data: %s\n\n" % data
-
-
-def dumps(value: Any) -> bytes:
-    """Write JSON; numbers of more than 64 bits and lone surrogates as Python writes them."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value).encode()
 
 
 class EventStream(Protocol):

@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 
-from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import OpenEpisode
 from r3agent.http.events import parse_json
+from r3agent.records.json_values import json_bytes
 from r3agent.records.trajectory import Span, Task, Trajectory, new_id
 from r3agent.store.reading import lines_of
 from r3agent.store.shards import shards
@@ -67,7 +67,7 @@ class Journal:
         head = {"trajectory_id": recorded.trajectory_id} if is_known else recorded.model_dump(exclude={"spans"})
         line = {**head, "spans": [span.model_dump(mode="json") for span in news]}
         try:
-            content = dumps(line)
+            content = json_bytes(line)
             n_written = os.write(self._fd, b"\n%s\n" % content)  # the line before may lack its end
             self._size += n_written
             if n_written < len(content) + 2:

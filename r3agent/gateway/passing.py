@@ -10,12 +10,13 @@ import aiohttp
 from aiohttp import web
 
 from r3agent.gateway.answers import json_answer
-from r3agent.gateway.dialect import Dialect, dumps, estimate_tokens, tokenize_request
+from r3agent.gateway.dialect import Dialect, estimate_tokens, tokenize_request
 from r3agent.gateway.episodes import Refusal
 from r3agent.gateway.relay import is_success
 from r3agent.gateway.upstream import Target, Upstream, to_client
 from r3agent.http.events import parse_json
 from r3agent.recording.memory import Memory
+from r3agent.records.json_values import json_bytes
 
 GENERATIONS = ("/completions",)
 """Routes of generations that are not recorded."""
@@ -31,7 +32,7 @@ class Passing:
         """Answer with the number of tokens of a prompt: vLLM's, or an estimate where the upstream has no such route."""
         headers = self._target.fill_in(request.headers, without=("content-type", "accept"))
         headers["Content-Type"] = "application/json"
-        body = dumps(tokenize_request(chat))
+        body = json_bytes(tokenize_request(chat))
         url = self._target.url("/tokenize", of_server=True)
         async with await self._upstream.send(self._target, "POST", url, headers, body) as response:
             with suppress(ValueError, aiohttp.ClientError, TimeoutError):

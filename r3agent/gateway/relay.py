@@ -19,13 +19,14 @@ from multidict import CIMultiDict
 from r3agent.errors import EndpointError, PolicyError, ProtocolError, UnreachableError
 from r3agent.gateway.answers import error_answer
 from r3agent.gateway.call import Call
-from r3agent.gateway.dialect import EventStream, dumps
+from r3agent.gateway.dialect import EventStream
 from r3agent.gateway.lines import Lines, data_of
 from r3agent.gateway.upstream import CHAT, KEYS, Upstream, UpstreamError, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
 from r3agent.http.errors import ServerError, policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
 from r3agent.recording.wire import is_blank
+from r3agent.records.json_values import json_bytes
 
 EVENTS = "text/event-stream"
 
@@ -79,7 +80,7 @@ class Relay:
         url = call.target.url(CHAT, "" if call.is_translated else call.request.rel_url.raw_query_string)
         while True:
             try:
-                response = await self._upstream.send(call.target, "POST", url, headers, dumps(call.exchange.body))
+                response = await self._upstream.send(call.target, "POST", url, headers, json_bytes(call.exchange.body))
                 async with response:
                     return await self._answer(call, response)
             except _Again:
@@ -115,9 +116,9 @@ class Relay:
         headers = to_client(response.headers)
         headers.update(call.extra)
         if translated is not None:
-            return web.Response(status=response.status, headers=headers, body=dumps(translated))
+            return web.Response(status=response.status, headers=headers, body=json_bytes(translated))
         fitted = call.exchange.fit(answer)
-        body = content if fitted is answer or content.lstrip().startswith(b"data:") else dumps(fitted)
+        body = content if fitted is answer or content.lstrip().startswith(b"data:") else json_bytes(fitted)
         return web.Response(status=response.status, headers=headers, body=body)
 
     async def _refuse(self, call: Call, response: aiohttp.ClientResponse, content: bytes) -> web.StreamResponse:
@@ -240,7 +241,7 @@ class Relay:
             if fitted is chunk:
                 pieces.append(line if chunk.get("choices") else call.target.redact(line))
             elif fitted is not None:
-                pieces.append(b"data: " + dumps(fitted) + line[len(line.rstrip(b"\r\n")) :])
+                pieces.append(b"data: " + json_bytes(fitted) + line[len(line.rstrip(b"\r\n")) :])
         if pieces:
             out = await self._begin(call, response)
             await out.write(b"".join(pieces))

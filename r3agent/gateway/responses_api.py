@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from r3agent._util.messages import shorten
 from r3agent.errors import ArgumentError, ContextLengthError
-from r3agent.gateway.dialect import Body, Event, dumps, error_kind, openai_error
+from r3agent.gateway.dialect import Body, Event, error_kind, openai_error
 from r3agent.gateway.history import objects, only
 from r3agent.gateway.responses_input import (
     CUSTOM,
@@ -29,6 +29,7 @@ from r3agent.gateway.responses_input import (
 )
 from r3agent.gateway.translation import Kind, Tokens, Translation
 from r3agent.http.errors import text_refusal
+from r3agent.records.json_values import json_bytes
 from r3agent.records.reply import as_json
 
 REFERENCE = "item_reference"
@@ -97,7 +98,7 @@ class ResponsesApi:
         """Remember a response, unless the request says that it must not be stored."""
         if request.get("store") is False:
             return
-        items = dumps([*_items(request), *response["output"]])
+        items = json_bytes([*_items(request), *response["output"]])
         self._turns[response["id"]] = _Turn(request.get("previous_response_id"), items)
         self._size += len(items)
         while self._size > self._limit:

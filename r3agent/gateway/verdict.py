@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from r3agent.gateway.dialect import dumps
 from r3agent.gateway.episodes import Refusal
 from r3agent.http.events import parse_json
+from r3agent.records.json_values import json_bytes
 
 FIELDS = ("passed", "score", "feedback", "label", "end")
 
@@ -42,7 +42,7 @@ def read_verdict(content: bytes) -> dict[str, Any]:
     return {
         "passed": passed,
         "score": float(passed if score is None else score),
-        "feedback": feedback if feedback is None or isinstance(feedback, str) else dumps(feedback).decode(),
+        "feedback": feedback if feedback is None or isinstance(feedback, str) else json_bytes(feedback).decode(),
         "label": name,
         "end": end,
     }

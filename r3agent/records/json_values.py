@@ -86,7 +86,10 @@ def copy_json(value: Any) -> Any:
 
 
 def json_bytes(value: Any, *, sort_keys: bool = False) -> bytes:
-    """Write JSON, also of half characters and of integers with more than 64 bits; what is not finite is null."""
+    """Write JSON, also of half characters, integers with more than 64 bits, and keys of any type; never raise.
+
+    What is not finite is null.
+    """
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS if sort_keys else None)
     except TypeError:
@@ -94,7 +97,7 @@ def json_bytes(value: Any, *, sort_keys: bool = False) -> bytes:
     written = partial(json.dumps, separators=(",", ":"), default=str, sort_keys=sort_keys, allow_nan=False)
     try:
         return written(value).encode()
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return written(json_value(value, finite=True)).encode()
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from r3agent.errors import ArgumentError, ProtocolError
-from r3agent.gateway.dialect import Dialect, dumps
+from r3agent.gateway.dialect import Dialect
 from r3agent.gateway.messages_api import MessagesApi
 from r3agent.gateway.responses_api import ResponsesApi
+from r3agent.records.json_values import json_bytes
 from tests.support.chunked import Json, call, chunked, completion
 
 JUNK: list[Any] = [None, 0, 1.5, True, "", "{", "\ud83d", [], {}, [None], [{}], {"type": "text"}, 2**70, float("nan")]
@@ -78,7 +79,7 @@ def translate(dialect: Dialect, answer: Json, request: Json) -> None:
     stream = dialect.stream(request)
     for event in [event for chunk in chunked(answer) for event in stream.take(chunk)] + list(stream.end()):
         assert event.wire
-    assert dumps(dialect.from_chat(answer, request))
+    assert json_bytes(dialect.from_chat(answer, request))
 
 
 @pytest.mark.parametrize(("dialect", "request_"), [(ResponsesApi(), RESPONSES), (MessagesApi(), MESSAGES)])
@@ -104,7 +105,7 @@ def test_answer_with_junk_is_an_error_of_the_upstream(dialect: Dialect, request_
         chunk = {**answer, "choices": [{**choice, "delta": choice.get("message")}]} if isinstance(choice, dict) else {}
         assert all(event.wire for event in (*stream.take(chunk), *stream.end()))
         try:
-            assert dumps(dialect.from_chat(answer, request_))
+            assert json_bytes(dialect.from_chat(answer, request_))
         except ProtocolError:
             n_refused += 1
     assert n_refused > 50

@@ -215,3 +215,11 @@ def test_json_bytes_writes_what_orjson_refuses() -> None:
     large = {"b": 2**70, "a": "\ud800"}
     assert json_bytes(large, sort_keys=True) == b'{"a":"\\ud800","b":1180591620717411303424}'
     assert json.loads(json_bytes({**large, "nan": nan})) == {"a": "\ufffd", "b": 2**70, "nan": None}
+
+
+def test_json_bytes_writes_any_keys_and_depths() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert json.loads(json_bytes({(1, 2): 2**70})) == {"(1, 2)": 2**70}
+    assert json_bytes(deep).startswith(b"[[[")
