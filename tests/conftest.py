@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,12 @@ settings.register_profile("r3agent", deadline=None)  # how long a busy machine t
 settings.load_profile("r3agent")
 
 _crashed_workers: list[str] = []
+
+
+def pytest_collection_finish() -> None:
+    """Freeze what is imported: each stage of a run, and each training, has a full garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

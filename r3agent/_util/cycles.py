@@ -14,14 +14,18 @@ THRESHOLDS = (20_000, 20, 20)
 def rare_garbage_collection() -> Generator[None]:
     """Search for cycles less often, and not among the objects that exist already.
 
-    The search takes a quarter of the CPU time of a collection, whose records are trees.
+    The search takes a quarter of the CPU time of a collection, whose records are trees. Objects that the application
+    froze stay frozen.
     """
     before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
+    was_frozen = gc.get_freeze_count() > 0
+    if not was_frozen:
+        gc.collect()
+        gc.freeze()
     gc.set_threshold(*THRESHOLDS)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +11,6 @@ from benchmarks.bundled.tokenizer import build_tokenizer
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart
 from tests.train import recorded
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _frozen() -> Iterator[None]:
-    """Accelerate collects garbage after every training: leave it little to walk."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
