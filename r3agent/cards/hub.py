@@ -30,7 +30,7 @@ REMEDIES = {
 
 
 class HubRepository:
-    """Model repository on the Hub that a version is uploaded to; it is there before the upload begins.
+    """Model repository on the Hub that a version is uploaded to; it is checked at once, and made with the upload.
 
     Args:
         repo: `organisation/name`.
@@ -39,12 +39,12 @@ class HubRepository:
 
     Raises:
         ConfigError: `HF_TOKEN` is missing, `repo` is no name, or it is public without `public`.
-        HubError: the Hub refuses.
+        HubError: the Hub does not know the token, or has such a repository already, or has none to update.
     """
 
     @checked
     def __init__(self, repo: str, *, public: bool = False, update: bool = False) -> None:
-        self.repo, self.update = repo, update
+        self.repo, self.public, self.update = repo, public, update
         self.url = ""
         self._token = os.environ.get(TOKEN, "").strip()
         if not self._token:
@@ -57,19 +57,22 @@ class HubRepository:
         except HFValidationError as error:
             raise ConfigError(f"--push {repo!r}: {error}; name organisation/name") from None
         with self._errors("cannot be used") as api:
-            if update:
-                if not (public or api.repo_info(repo, repo_type="model").private):
-                    raise ConfigError(f"{repo} is public; add --public if everybody may read this version")
-            else:
-                api.create_repo(repo, private=not public, repo_type="model")
+            api.whoami()  # a repository that a token may not read is as one that is missing
+            if update and not (public or api.repo_info(repo, repo_type="model").private):
+                raise ConfigError(f"{repo} is public; add --public if everybody may read this version")
+            if not update and api.repo_exists(repo, repo_type="model"):
+                raise HubError(f"{repo} cannot be used: {REMEDIES[409]}")
 
     @checked
     def upload(self, directory: str | Path, message: str) -> str:
-        """Upload the files of a directory in one commit, and return its URL.
+        """Make the repository, upload the files of a directory in one commit, and return its URL.
 
         Raises:
             HubError: the Hub refuses, or the upload broke off; nothing was committed.
         """
+        if not self.update:
+            with self._errors("cannot be used") as api:
+                api.create_repo(self.repo, private=not self.public, repo_type="model")
         with self._errors("has none of the files: the upload broke off; --update uploads to it") as api:
             commit = api.upload_folder(
                 repo_id=self.repo,

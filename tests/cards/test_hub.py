@@ -15,6 +15,8 @@ from tests.cards.fake_hub import FakeHub, serving
 TOKEN = "hf_notatokenofanyone"
 REPO = "someone/tiny-v0001"
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub's, to its own HTTP client
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
@@ -22,6 +24,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the other tests are offline
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the fake has LFS alone
         yield hub
 
 
@@ -37,12 +40,13 @@ def test_push_makes_a_private_repository_and_updates_it(
     assert json.loads(printed.out)["url"] == f"{hub.url}/{REPO}/commit/{'c' * 40}"
     assert hub.private == {REPO: True}
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "policy_card.json"} == hub.files.keys()
+    assert [*hub.storage.values()] == [hub.files["adapter_model.safetensors"]]
     everything = b"".join(hub.files.values()).decode(errors="replace") + printed.out + printed.err
     assert TOKEN not in everything
     assert str(made.parent) not in everything
     hub.files["model.safetensors"] = b"of an earlier version"
     assert push(made) == 1
-    assert "someone/tiny-v0001 cannot be used: HTTP 409: it exists already; name another" in capsys.readouterr().err
+    assert "someone/tiny-v0001 cannot be used: it exists already; name another" in capsys.readouterr().err
     assert push(made, "--update") == 0
     assert "model.safetensors" not in hub.files
     hub.private[REPO] = False
@@ -56,6 +60,7 @@ def test_push_makes_a_private_repository_and_updates_it(
         ("create", 401, "cannot be used: HTTP 401: the Hub does not know this HF_TOKEN; make one"),
         ("create", 403, "cannot be used: HTTP 403: this HF_TOKEN may not write there; take one that may"),
         ("preupload", 403, "has none of the files: the upload broke off; --update uploads to it"),
+        ("storage", 403, "has none of the files: the upload broke off"),
         ("commit", 413, "has none of the files: the upload broke off"),
         ("preupload", 0, "has none of the files: the upload broke off"),
     ],
@@ -72,7 +77,30 @@ def test_push_that_is_refused_says_what_to_do(
     assert (route == "create") == (not hub.private)
 
 
-def test_push_needs_a_token_and_a_name(made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_push_goes_on_where_an_upload_broke_off(made: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.refuses["commit"] = 413
+    assert push(made) == 1
+    assert "--update uploads to it" in capsys.readouterr().err
+    assert (len(hub.uploads), hub.files) == (1, {})
+    del hub.refuses["commit"]
+    assert push(made, "--update") == 0
+    assert len(hub.uploads) == 1  # the weights are there
+    assert hub.files["adapter_model.safetensors"] == hub.storage[hub.uploads[0]]
+
+
+def test_push_makes_no_repository_for_a_version_that_is_not_sound(
+    made: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (weights,) = made.glob("policies/v0001/adapter/*.safetensors")
+    weights.write_bytes(b"changed")
+    assert push(made) == 1
+    assert "is not the file that was trained" in capsys.readouterr().err
+    assert not hub.private
+
+
+def test_push_needs_a_token_and_a_name(
+    made: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["export", "v0001", "--run", str(made), "--push", "a/b/c"]) == 2
     assert "name organisation/name" in capsys.readouterr().err
     assert main(["export", "v0001", "--run", str(made)]) == 2
