@@ -56,9 +56,11 @@ test: setup extras
 extras: $(EXTRAS_READY)
 
 # Optional packages for tests: if one cannot be installed, its tests are skipped, and the next call tries again. Other
-# packages behave differently if they find DeepSpeed or a tracking service, so these have their own directories.
+# packages behave differently if they find DeepSpeed, a tracking service or AWS's SDK, so these have their own directories.
 OPTIONAL := --constraint requirements/dev.txt --constraint requirements/optional.txt
 REPORTERS := tensorboard tensorboard-data-server absl-py grpcio werkzeug wandb cwevals trackio gradio-client
+S3 := s3fs aiobotocore aioitertools boto3 botocore jmespath s3transfer wrapt moto blinker flask flask-cors itsdangerous \
+	py-partiql-parser responses werkzeug xmltodict
 DEEPSPEED := deepspeed einops hjson msgpack ninja py-cpuinfo
 $(EXTRAS_READY): requirements/optional.txt $(READY)
 	missing=; \
@@ -68,6 +70,7 @@ $(EXTRAS_READY): requirements/optional.txt $(READY)
 		|| missing="$$missing deepspeed"; \
 	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps --target .venv/reporters --upgrade $(REPORTERS)); } \
 		|| missing="$$missing tensorboard wandb trackio"; \
+	{ $(call INSTALL,.venv,$(OPTIONAL) --no-deps --target .venv/s3 --upgrade $(S3)); } || missing="$$missing s3fs moto"; \
 	if [ "$$missing" ]; then echo "not installed, so their tests are skipped:$$missing" >&2; else touch $@; fi
 
 studio: $(STUDIO_READY)

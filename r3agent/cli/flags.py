@@ -41,6 +41,7 @@ DRAW = flags_of(
         "--concurrency": "concurrency",
         "--engine": "engine",
         "--address": "address",
+        "--shards": "shards",
         "--max-episodes": "max_episodes",
         "--max-tokens": "max_tokens",
         "--max-cost": "max_cost",

@@ -2,7 +2,8 @@
 
 A part is a call of `collect`, which runs what its shards lack. So a part whose worker or node died is run again
 elsewhere, and only its missing episodes are sampled. Workers open the run directory, on storage that all nodes share,
-and import agents and verifiers by name; keys are in the environment of the nodes.
+or upload their shards to `collect.shards`, from where those of a part are fetched into the run when it has ended. They
+import agents and verifiers by name; keys are in the environment of the nodes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import time
@@ -17,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
+from r3agent._util.files import decode, write_atomically
 from r3agent._util.imports import require_extra
 from r3agent.episodes.collect import HOPELESS, Part, count_outdated
 from r3agent.episodes.jobs import Job, episode_jobs
@@ -27,9 +30,11 @@ from r3agent.errors import ConfigError, R3Error
 from r3agent.records.summary import CollectSummary, Tally
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.collector import Collector, Progress
+from r3agent.run.part import Ended, Failed, collect_part, folder_of, packed, request_of
 from r3agent.store.counting import count
+from r3agent.store.fetch import Fetcher
 from r3agent.store.index import latest_entries
-from r3agent.store.shards import read
+from r3agent.store.remote import RemoteShards
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +57,8 @@ OBJECT_STORE = 100 * 2**20
 """Bytes of the object store of a node that is started here; tasks are small."""
 
 
-class Ended(NamedTuple):
-    """Outcome of a part."""
-
-    tally: Tally
-    cost: float | None
-    left: list[str]
-    """Episodes that its limits left."""
-
-
-class Failed(NamedTuple):
-    """Error of a part that another worker would meet too."""
-
-    message: str
-    is_config: bool
+NAME_FILE = "shards.name"
+"""File of a run directory with the name of its folder at `collect.shards`, which several runs may share."""
 
 
 def collect_on_cluster(
@@ -88,7 +81,8 @@ def collect_on_cluster(
         progress, on_tally: called as by `collect`, after each part.
 
     Raises:
-        ConfigError: Ray is not installed, the cluster cannot be reached or has no CPU, or a worker cannot open the run.
+        ConfigError: Ray is not installed, the cluster cannot be reached or has no CPU, or a worker cannot open the run
+            or shares no place for its shards.
         R3Error: the endpoint fails, the first episodes all errored, or a part lost its workers too often; what is
             stored stays.
     """
@@ -96,6 +90,10 @@ def collect_on_cluster(
     jobs, tally = episode_jobs(tasks, **identity), Tally()
     quota = Quota(spending, tally, run.config.policy.prices)
     out.mkdir(parents=True, exist_ok=True)
+    remote = _remote_shards(run)
+    fetcher = remote and Fetcher(remote, out)
+    if fetcher:
+        fetcher.fetch()  # what the workers of a driver that died have uploaded
     stored = latest_entries(out)
     outdated = count_outdated(stored.values(), jobs, identity["policy_name"])
     kept = {id_ for id_, entry in stored.items() if id_ in jobs and entry.error is None}
@@ -104,18 +102,20 @@ def collect_on_cluster(
     missing = [id_ for id_ in jobs if id_ not in kept]
     todo = deque(missing[: spending.max_episodes])
     request: dict[str, Any] = {
-        "directory": str(run.directory.resolve()),
-        "settings": _settings(run),
+        **request_of(run, remote),
         "path": [os.getcwd(), *sys.path],
         "version": version,
         "base_url": base_url,
         "limits": dict(limits),
     }
 
-    def take(ended: Ended) -> None:
+    def take(part: Part, ended: Ended) -> None:
+        quota.spend(None if ended.tally.uncounted else ended.tally.tokens_sampled, ended.cost)
+        if fetcher:
+            fetcher.fetch(folder_of(part))
+            ended = _as_fetched(run, part, ended)
         todo.extendleft(reversed(ended.left))
         tally.merge(ended.tally)
-        quota.spend(None if ended.tally.uncounted else ended.tally.tokens_sampled, ended.cost)
         tally.cost = quota.cost
         if tally.errors.total() == tally.episodes >= min(HOPELESS, len(jobs)):
             raise R3Error(
@@ -129,29 +129,16 @@ def collect_on_cluster(
 
     if todo:
         with _cluster(run.config.collect.address):
-            _distribute(request, jobs, todo, tally, quota, take)
+            try:
+                _distribute(request, jobs, todo, tally, quota, take)
+            finally:
+                if fetcher:
+                    fetcher.fetch()
     ended_by, left = quota.ended_by, len(jobs) - tally.episodes
     if left and not ended_by:
         ended_by = f"max_episodes = {spending.max_episodes}"
     summary = tally.summary(resumed=len(kept), outdated=outdated, seconds=time.monotonic() - start)
     return summary.model_copy(update={"cost": quota.cost, "ended_by": ended_by, "left": left})
-
-
-def collect_part(
-    request: Mapping[str, Any], tasks: list[dict[str, Any]], part: Part, spending: CollectLimits
-) -> Ended | Failed:
-    """Collect some episodes on a worker."""
-    sys.path += [folder for folder in request["path"] if folder not in sys.path]
-    try:
-        run = Collector(request["directory"], request["settings"])
-        found = [_unpacked(task) for task in tasks]
-        summary, tally = run.collect_part(
-            request["version"], request["base_url"], found, request["limits"], part, spending
-        )
-        ended = {t.trajectory_id for t in read(run.directory, prefix=part.prefix)} if summary.left else {*part.ids}
-    except R3Error as error:
-        return Failed(f"{type(error).__name__}: {error}", isinstance(error, ConfigError))
-    return Ended(tally, summary.cost, [id_ for id_ in part.ids if id_ not in ended])
 
 
 def _distribute(
@@ -160,36 +147,36 @@ def _distribute(
     todo: deque[str],
     tally: Tally,
     quota: Quota,
-    take: Callable[[Ended], None],
+    take: Callable[[Part, Ended], None],
 ) -> None:
     """Run parts until nothing is left to do or a limit is reached."""
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     worker = ray.remote(num_cpus=1 / SLOTS_PER_CPU, max_retries=RETRIES, scheduling_strategy="SPREAD")(collect_part)
-    name, number, running = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}", 0, dict[Any, CollectLimits]()
+    name, number, running = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{new_id()}", 0, dict[Any, tuple[Part, CollectLimits]]()
     try:
         while True:
             slots = _slots(bool(running))
             # Until an episode succeeds, a few run alone: if all fail, the cluster spends nothing on others.
             size = min(MOST, max(LEAST, math.ceil(len(todo) / slots / 2))) if tally.answered else HOPELESS
             while todo and len(running) < (slots if tally.answered else 1):
-                share = quota.share(slots - len(running), running.values())
+                share = quota.share(slots - len(running), [lent for _, lent in running.values()])
                 if share is None:
                     break
                 ids = [todo.popleft() for _ in range(min(size, len(todo)))]
                 answered = jobs.get(tally.answered or "")
                 part, number = Part(f"{name}-{number:06d}-", ids, answered), number + 1
-                given = {_key(jobs[id_]): _packed(jobs[id_]) for id_ in ids}
-                running[worker.remote(request, [*given.values()], part, share)] = share
+                given = {_key(jobs[id_]): packed(jobs[id_].begin or jobs[id_].task) for id_ in ids}
+                running[worker.remote(request, [*given.values()], part, share)] = part, share
             if not running:
                 return
             for reference in ray.wait([*running], num_returns=1, timeout=WAIT_S)[0]:
                 ended = ray.get(reference)
-                del running[reference]
+                part, _ = running.pop(reference)
                 if isinstance(ended, Failed):
                     raise (ConfigError if ended.is_config else R3Error)(f"on a worker: {ended.message}")
-                take(ended)
+                take(part, ended)
     except RayTaskError as error:
         raise R3Error(
             f"on a worker: {str(error.cause or error).strip().splitlines()[-1]}; every node needs r3agent and what the "
@@ -205,19 +192,37 @@ def _distribute(
             ray.cancel(reference, force=True)
 
 
+def _remote_shards(run: Collector) -> RemoteShards | None:
+    """Return the folder of a run at `collect.shards`."""
+    if not run.config.collect.shards:
+        return None
+    file = run.directory / NAME_FILE
+    if not file.exists():
+        name = re.sub(r"[^\w.-]", "-", run.directory.resolve().name)
+        write_atomically(file, f"{name}-{new_id()}\n")
+    return RemoteShards(run.config.collect.shards, decode(file.read_bytes(), str(file)).strip())
+
+
+def _as_fetched(run: Collector, part: Part, ended: Ended) -> Ended:
+    """Count the episodes of a part that are in the store; one that was damaged on the way is left to do.
+
+    Raises:
+        ConfigError: none is there, which sampling them again would not change.
+    """
+    out = run.directory / "trajectories"
+    stored, tally = latest_entries(out, prefix=part.prefix), Tally()
+    if (n := len(part.ids) - len(ended.left)) and not stored:
+        raise ConfigError(
+            f"collect.shards = {run.config.collect.shards!r}: a worker uploaded {n} episodes, and none is there; "
+            "name a place that the nodes and this machine share, such as s3://BUCKET/FOLDER"
+        )
+    count(tally, out, stored.values())
+    return ended._replace(tally=tally, left=[id_ for id_ in part.ids if id_ not in stored])
+
+
 def _key(job: Job) -> str:
     """Name what a job begins with: several samples of it are one item of a part."""
     return job.task.id if job.begin is None else job.begin.trajectory_id
-
-
-def _packed(job: Job) -> dict[str, Any]:
-    begin = job.begin or job.task
-    return {type(begin).__name__: begin.model_dump(mode="json")}
-
-
-def _unpacked(given: Mapping[str, Any]) -> Task | Trajectory:
-    """Read a task, or a recorded failure to begin with."""
-    return Task.model_validate(given["Task"]) if "Task" in given else Trajectory.model_validate(given["Trajectory"])
 
 
 def _slots(waits: bool) -> int:
@@ -274,9 +279,3 @@ def _check_answers(address: str) -> None:
             f"collect.address = {address!r}: {error}; give the HOST:PORT that `ray start --head` prints, port 6379 "
             "unless another was chosen"
         ) from error
-
-
-def _settings(run: Collector) -> dict[str, Any]:
-    """Return the settings as overrides of those in r3.toml, by dotted key."""
-    sections = run.config.model_dump(mode="json")
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}

@@ -88,18 +88,20 @@ class Collector(RunDirectory):
         limits: Mapping[str, Any],
         part: Part,
         spending: CollectLimits,
+        progress: Progress | None = None,
     ) -> tuple[CollectSummary, Tally]:
         """Collect a part of the episodes of some tasks.
 
         Args:
             base_url: server of the version, if it is not the live one.
             limits: as in `collect_identity`.
+            progress: called with (done, total) after each episode; what it raises ends the part.
         """
         out, identity = self.directory / "trajectories", self.collect_identity(version, limits)
         tallies: list[Tally] = []
         given: Any = {"limits": spending, "part": part, "on_tally": tallies.append}
         card = self.registry.card(version)
-        summary = self._collect(card, base_url, tasks, "train", out, None, identity, **given)
+        summary = self._collect(card, base_url, tasks, "train", out, progress, identity, **given)
         flush()
         return summary, tallies[-1]
 

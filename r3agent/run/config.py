@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -19,19 +19,18 @@ from r3agent._util.files import decode
 from r3agent._util.messages import did_you_mean, explain
 from r3agent.audit.config import AuditConfig
 from r3agent.deploy.config import DeployConfig
-from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeLimits, EpisodePrompts, field_of
-from r3agent.episodes.quota import CollectLimits
+from r3agent.episodes.config import EpisodePrompts, field_of
 from r3agent.errors import ConfigError
 from r3agent.policy import Sampling
 from r3agent.records.branching import Control
 from r3agent.records.prompts import GENERIC_REFLECTION, PROMPTS, Kind
 from r3agent.records.trajectory import Record
 from r3agent.run.agent import AgentConfig
+from r3agent.run.collect_config import CollectConfig
 from r3agent.run.gate_config import GateConfig
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.serve.config import ServeConfig
 from r3agent.store.shards import CONFIG_FILE as CONFIG_FILE
-from r3agent.store.shards import Fsync
 from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.telemetry.config import TelemetryConfig
@@ -81,27 +80,6 @@ class PromptConfig(EpisodePrompts):
         """Replace empty prompts by the defaults of the kind of task."""
         own = {name: text for name, text in self.model_dump().items() if text}
         return PromptConfig.model_validate(PROMPTS[kind].model_dump() | own)
-
-
-class CollectConfig(EpisodeLimits, CollectLimits):
-    n: int = Field(default=512, ge=1)
-    """Number of tasks per collection."""
-    samples: int = Field(default=1, ge=1)
-    """Episodes per task; crediting `attempt` needs at least 2."""
-    revisit: float = Field(default=1.0, gt=0, le=1)
-    """Chance of drawing a task again in a later round if all its recorded tries passed, or all failed: such tasks teach
-    little, and this leaves more of a round to others. Tasks that a source generates anew are not drawn again anyway."""
-    reflections: int = field_of("reflections", COLLECT_REFLECTIONS)
-    concurrency: int | None = Field(default=None, ge=1)
-    """Number of concurrent episodes; default: as many as the server's latency and errors allow, at most 512."""
-    fsync: Fsync = "interval"
-    """Time at which episodes are on disk for good, so that a loss of power does not lose them: `never` leaves it to the
-    system, `interval` is every 5 seconds and at the end, `episode` before the next one is written, which takes a slow
-    disk's time. The death of the process alone loses no episode that has ended."""
-    engine: Literal["local", "ray"] = "local"
-    """Engine of a collection: this process, or the workers of a Ray cluster that share the run directory."""
-    address: str = ""
-    """Address of the Ray cluster, such as `10.0.0.1:6379`; empty starts one on this machine."""
 
 
 class BranchConfig(Record):

@@ -20,6 +20,7 @@ from r3agent.run.collector import Collector, Progress
 from r3agent.run.revisit import settled, thin_out
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.registry import PolicyCard
+from r3agent.store.remote import RemoteShards
 from r3agent.store.shards import COLLECT_LOCK, read, store_at
 from r3agent.verifiers import close
 
@@ -45,7 +46,7 @@ class Rounds(Collector):
             on_tally: called with the counts so far after each episode.
         """
         self.check_subject()
-        card = self.ensure_live() if version is None else self.registry.card(version)
+        card = self._sampling(version)
         tasks, round_ = self.tasks_of_round(), self._round
         summary = self._collect_round(card, tasks, progress, on_tally)
         self.metrics.log("collect", summary.model_dump(exclude={"notes"}), round_)
@@ -101,7 +102,7 @@ class Rounds(Collector):
         """
         found = failures or self.failures(version)
         found.check()
-        card = self.ensure_live() if version is None else self.registry.card(version)
+        card = self._sampling(version)
         round_, summary = self._round, self._collect_round(card, found.begins, progress, on_tally)
         self.metrics.log("branch", summary.model_dump(exclude={"notes"}), round_)
         return BranchReport.of(found, summary)
@@ -113,6 +114,12 @@ class Rounds(Collector):
             return await judged_again(failures, self.verifier, n=self.config.branch.n, **judging)
         finally:
             await close(self.verifier)
+
+    def _sampling(self, version: str | None) -> PolicyCard:
+        """Return the card of the version that samples, after a check of the place for its episodes."""
+        if self.config.collect.shards:
+            RemoteShards(self.config.collect.shards).check()
+        return self.ensure_live() if version is None else self.registry.card(version)
 
     @property
     def _round(self) -> int:
@@ -132,7 +139,8 @@ class Rounds(Collector):
 
     def limits_of_round(self) -> dict[str, Any]:
         """Return the limits of the episodes of the next collection, and their samples."""
-        not_of_ids = {"n", "revisit", "concurrency", "fsync", "engine", "address", *CollectLimits.model_fields}
+        not_of_ids = {"n", "revisit", "concurrency", "fsync", "engine", "address", "shards"}
+        not_of_ids |= {*CollectLimits.model_fields}
         first_sample = (self._round - 1) * ROUND_SAMPLES
         return self.config.collect.model_dump(exclude=not_of_ids) | {"first_sample": first_sample}
 

@@ -2,6 +2,7 @@
 
     RUN/r3.toml                       the settings
     RUN/trajectories/*.jsonl          episodes collected for training
+    RUN/shards.name                   name of the run's folder at `collect.shards`, if its workers upload there
     RUN/policies/v0001/               a trained version with its card
     RUN/policies/history.jsonl        evaluations, decisions of the gate, deploys and rollbacks
     RUN/live.json                     the live version

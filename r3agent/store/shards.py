@@ -98,16 +98,19 @@ class TrajectoryWriter(AbstractContextManager["TrajectoryWriter"]):
         except OSError as error:
             raise ConfigError(f"cannot write to {self.directory}: {error.strerror}; {remedy_of(error)}") from error
 
-    def append(self, trajectory: Trajectory, counts: dict[str, Any] | None = None) -> None:
+    def append(
+        self, trajectory: Trajectory, counts: dict[str, Any] | None = None, *, line: bytes | None = None
+    ) -> None:
         """Write one record with a single `write`, so that a crash damages at most the last line.
 
         Args:
             counts: `counts_of` the trajectory, if known.
+            line: line of the record, if it has one.
 
         Raises:
             RecordError: the disk is full or unavailable; earlier records are kept.
         """
-        line = encode(trajectory)
+        line = encode(trajectory) if line is None else line
         self.append_line(line)
         if self._indexed:
             counts = counts_of(trajectory) if counts is None else counts

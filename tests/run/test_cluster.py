@@ -72,11 +72,18 @@ def make_run(folder: Path, url: str, **settings: Any) -> Run:
     return Run(folder, {"policy.base_url": url, "collect.n": N, "collect.reflections": 2, **task, **settings})
 
 
-def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, cluster: Any) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, cluster: Any, remote: bool) -> None:
+    with suppress(Exception):
+        cluster.add_node(**NODE) if len(cluster.list_all_nodes()) == 1 else None
+    if len(cluster.list_all_nodes()) == 1:
+        pytest.skip("Ray does not start another node on this machine in 15 s")
+    place = {"collect.shards": f"file://{tmp_path}/remote"} if remote else {}
     with ScriptedEndpoint(answer) as endpoint:
         alone = make_run(tmp_path / "alone", endpoint.url)
         expected = alone.collect()
-        many = make_run(tmp_path / "many", endpoint.url, **{"collect.engine": "ray", "collect.concurrency": 1})
+        engine = {"collect.engine": "ray", "collect.concurrency": 1}
+        many = make_run(tmp_path / "many", endpoint.url, **engine, **place)
 
         def kill_a_node() -> None:
             store = tmp_path / "many" / "trajectories"
@@ -97,6 +104,7 @@ def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, clust
     assert (summary.episodes, summary.errors, again.resumed) == (len(ids[0]), {}, len(ids[0]))
     assert told[-1] == (len(ids[0]), len(ids[0]))
     assert len(shards(many.directory)) > 2
+    assert not [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]  # all of it was fetched
 
 
 @pytest.mark.parametrize("budget", [("max_episodes", 5), ("max_tokens", 40)])
@@ -126,6 +134,15 @@ def test_cluster_names_the_error_of_a_worker(tmp_path: Path, cluster: Any) -> No
         (tmp_path / "mine.py").unlink()
         with pytest.raises(ConfigError, match=r"on a worker: ConfigError: .*mine"):
             run.collect()
+
+
+def test_cluster_refuses_a_place_that_its_nodes_do_not_share(tmp_path: Path, cluster: Any) -> None:
+    with ScriptedEndpoint(answer) as endpoint:
+        given = {"collect.engine": "ray", "collect.shards": "memory://own"}  # of each process
+        with pytest.raises(
+            ConfigError, match=r"collect.shards = 'memory://own': a worker uploaded 16 .* none is there"
+        ):
+            make_run(tmp_path / "run", endpoint.url, **given).collect()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "127.0.0.1:66000", "nonsense", "127.0.0.1"])
