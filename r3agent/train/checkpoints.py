@@ -76,7 +76,8 @@ class Checkpoints:
         ways, layout = WAYS_TO_COMPUTE, 0
         if config.loss_type == "bnpo":  # an average over micro-batches depends on them
             ways, layout = ways - SIZES, processes.num_processes
-        self.digest = _digest(rows, [config.model_dump(exclude=ways), start.version, layout])
+        settings = [config.model_dump(exclude=ways), start.version, layout]
+        self.digest = _digest(rows, settings)
         if not resume:
             return
         found = self._all()
@@ -94,7 +95,7 @@ class Checkpoints:
             self.last = None
             if processes.is_main_process:
                 logger.warning("%s has no whole checkpoint: training starts anew", self.directory)
-        elif digest != self.digest:
+        elif digest not in (self.digest, _digest(map(_with_integer, rows), settings)):
             raise ConfigError(
                 f"{self.last} is of other rows or other settings than the current ones: put the trajectories and "
                 "[train] back as they were, or train anew: `r3agent train` without --resume, or `r3agent loop --anew`"
@@ -201,6 +202,13 @@ def _digest(rows: Iterable[Row], settings: list[Any]) -> str:
         before = b","
     digest.update(b"]," + orjson.dumps(settings)[1:])
     return digest.hexdigest()
+
+
+def _with_integer(row: Row) -> Row:
+    """Return a row as earlier releases hashed it, where the temperature was given as an integer."""
+    if row.temperature is None or not float(row.temperature).is_integer():
+        return row
+    return row._replace(temperature=int(row.temperature))
 
 
 def _files(checkpoint: Path) -> list[Path]:

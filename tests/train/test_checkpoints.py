@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast
 
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard
-from r3agent.train import PolicyStart
+from r3agent.train import PolicyStart, TrainConfig
+from r3agent.train.checkpoints import Checkpoints
+from r3agent.train.row import Row
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run
 
@@ -53,6 +56,24 @@ def whole(base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pyte
     trajectories = recorded.record(recorded.load(base), tokenizer, OUTCOMES)
     start = PolicyStart(version="v0000", name="tiny", model=str(base))
     return run(trajectories, start, tmp_path_factory.mktemp("whole") / "v0001")
+
+
+def test_bind_takes_an_integer_temperature_for_its_float(tmp_path: Path) -> None:
+    """Earlier releases hashed the temperature of rows as it was given."""
+    tokens: Any = {"prompt_ids_P": [1], "completion_ids_T": [2], "logprobs_T": [-0.5], "truncated": False}
+    place: Any = {"group_id": "g", "trajectory_id": "t", "span_id": "s", "label": "reflect", "policy_version": "v0000"}
+    row = Row(**place, **tokens, temperature=1, reward=1.0, advantage=0.5)
+    given: Any = {"config": TrainConfig(), "start": PolicyStart(version="v0000", name="tiny", model="m")}
+    earlier = Checkpoints(tmp_path / "v0001")
+    earlier.bind([row], **given, processes=PartialState(), resume=False)
+    earlier.begin()
+    (earlier.directory / "checkpoint-1").mkdir()
+    earlier.seal(1)
+    found = Checkpoints(tmp_path / "v0001")
+    found.bind([row._replace(temperature=1.0)], **given, processes=PartialState(), resume=True)
+    assert found.last == earlier.directory / "checkpoint-1"
+    with pytest.raises(ConfigError, match="other rows"):
+        found.bind([row._replace(temperature=0.5)], **given, processes=PartialState(), resume=True)
 
 
 def missing(checkpoint: Path) -> None:
