@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def test_push_goes_on_where_an_upload_broke_off(made: Path, hub: FakeHub, capsys
 
 
 def test_push_makes_no_repository_for_a_version_that_is_not_sound(
-    made: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]
+    made: Path, hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (weights,) = made.glob("policies/v0001/adapter/*.safetensors")
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    (weights,) = run.glob("policies/v0001/adapter/*.safetensors")
     weights.write_bytes(b"changed")
-    assert push(made) == 1
+    assert push(run) == 1
     assert "is not the file that was trained" in capsys.readouterr().err
     assert not hub.private
 
