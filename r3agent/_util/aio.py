@@ -12,7 +12,7 @@ from functools import cache
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, TypeVar, cast
 
-from r3agent._util.within import within
+from r3agent._util.within import OverrunError
 
 T = TypeVar("T")
 
@@ -45,7 +45,14 @@ async def in_turn(function: Callable[[], T], limit_s: float | None = None) -> T:
     if _turns.__dict__.get("loop") is not loop:
         _turns.loop, _turns.semaphore = loop, asyncio.Semaphore(N_TURNS)
     async with _turns.semaphore:
-        return await within(limit_s, _in_thread(_Worker.run, function), name="a thread")
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                return await _in_thread(_Worker.run, function)
+        except TimeoutError:
+            if limit.expired():
+                raise OverrunError(f"it took longer than {limit_s:g} s") from None
+            raise
 
 
 _turns = threading.local()

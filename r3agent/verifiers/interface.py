@@ -127,7 +127,11 @@ async def judge(
     else:  # one thread for all tries, because a thread costs more than a verdict; episodes still run concurrently
         with _as_verifier_error(verifier, task, timeout_s):
             judgements = await in_turn(call, None if timeout_s is None else timeout_s * len(whole))
-    verdicts = await gather_all(settle(*one) for one in zip(whole, judgements, strict=True))
+    settling = (settle(*one) for one in zip(whole, judgements, strict=True))
+    if any(map(inspect.isawaitable, judgements)):
+        verdicts = await gather_all(settling)
+    else:  # nothing to wait for, and a task costs more than a verdict
+        verdicts = [await one for one in settling]
     found = dict(zip(whole, verdicts, strict=True))
     return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
 
