@@ -129,13 +129,19 @@ class AsyncStep(Runnable[EpisodeState, T]):
         return await self._run(input, config or {})
 
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> T:
-        with set_config_context(config) as running:  # LangGraph sets it for nodes, but not for routers
-            runtime: Any = running.run(get_runtime)  # none where `update_state` calls the router outside of a run
+        runtime = self._runtime(config)
         return await self._step(self._nodes.under(runtime and runtime.context), state)
+
+    def _runtime(self, config: RunnableConfig) -> Any:
+        with set_config_context(config) as running:  # LangGraph sets it for nodes, but not for routers
+            return running.run(get_runtime)  # none where `update_state` calls the router outside of a run
 
 
 class AsyncNode(AsyncStep[Update]):
     """Node that also keeps the episode's identity and notices branches and edits."""
+
+    def _runtime(self, config: RunnableConfig) -> Any:
+        return get_runtime()
 
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> Update:
         identify = begin if self._step is Nodes.attempt else proceed
