@@ -121,8 +121,13 @@ def _copy(value: Any, depth: int) -> Any:
         if value.isascii() or well_formed(value) is value:
             return value
     elif kind is dict:
-        if depth and all(type(key) is str and (key.isascii() or well_formed(key) is key) for key in value):
-            return {key: _copy(item, depth - 1) for key, item in value.items()}
+        if depth:
+            copied: dict[str, Any] = {}
+            for key, item in value.items():  # a generator over the keys alone would take as long as all the rest
+                if type(key) is not str or not (key.isascii() or well_formed(key) is key):
+                    raise _NotPlainError
+                copied[key] = _copy(item, depth - 1)
+            return copied
     elif kind is list or kind is tuple:
         if depth:
             return [_copy(item, depth - 1) for item in value]
