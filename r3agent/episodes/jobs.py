@@ -122,4 +122,4 @@ def _recorded_try(begin: Trajectory) -> list[Any]:
 
 def _feedback(begin: Trajectory) -> str | None:
     verdict = recorded_try(begin).verdict
-    return verdict and verdict.feedback
+    return None if verdict is None else verdict.feedback

@@ -266,7 +266,7 @@ class Nodes:
             "task": {"messages": tree.task.messages, "tools": tree.task.tools},
             "answer": str(answer),
             "thinking": answer.thinking,
-            "feedback": (a_try.verdict and a_try.verdict.feedback) or "",
+            "feedback": ("" if a_try.verdict is None else a_try.verdict.feedback) or "",
             "attempt": n_tries(tree, failed),
             "reflection": str(Answer.of(parent.message)) if parent.label == "reflect" else "",
         }

@@ -131,7 +131,7 @@ class Rendered(NamedTuple):
 
 @dataclass
 class Memory:
-    """What an endpoint took of one kind of conversations."""
+    """Memory of the forms in which an endpoint took one kind of conversations."""
 
     begin: int = 0
     """Index in `RENDERINGS` that conversations begin with."""

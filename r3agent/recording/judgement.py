@@ -27,7 +27,8 @@ def read_judgement(passed: object, score: object, verdict: object, feedback: obj
         judgement = verdict_of(bool(value) if passed is not None else value)
     except TypeError:
         raise ConfigError(
-            f"verdict(): {shorten(value)} is none; give passed=True or False, a score from 0 to 1, or a Verdict"
+            f"verdict(): {shorten(value)} is no judgement; give passed=True or False, score=0 to 1, or what a verifier "
+            "returns as verdict="
         ) from None
     if feedback is None:
         return judgement

@@ -82,7 +82,7 @@ def _span(trajectory: Trajectory, span: Span, number: Mapping[str, int], texts: 
             "text": span.text,
             "calls": list(span.tool_calls),
             "answer": span.answer,
-            "verdict": span.verdict and _verdict(span.verdict),
+            "verdict": None if span.verdict is None else _verdict(span.verdict),
             "error": span.error and {"kind": span.error.kind, "message": span.error.message},
             "unfinished": span.unfinished,
             "capability": span.capability,

@@ -156,6 +156,6 @@ def _searched(trajectory: Trajectory) -> str:
     parts += [str(message.get("content") or "") for message in trajectory.task.messages]
     for span in trajectory.spans:
         parts += [span.text, *(str(call) for call in span.tool_calls)]
-        parts += [span.verdict.feedback] if span.verdict and span.verdict.feedback else []
+        parts += [span.verdict.feedback] if span.verdict is not None and span.verdict.feedback else []
     parts += [trajectory.error.message] if trajectory.error else []
     return "\n".join(dict.fromkeys(parts))[:LONGEST]

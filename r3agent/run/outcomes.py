@@ -230,7 +230,7 @@ def _is_stored(outcome: Outcome, label: SpanLabel, found: dict[str, list[Traject
     """Return True if the newest label of the try says the same."""
     (trajectory,) = found[outcome.episode]
     verdict = judged_span(trajectory, label.span_id).verdict
-    stored = verdict and (verdict.passed, verdict.score, verdict.feedback, verdict.by)
+    stored = None if verdict is None else (verdict.passed, verdict.score, verdict.feedback, verdict.by)
     return stored == (outcome.passed, outcome.score, outcome.note, outcome.by)
 
 

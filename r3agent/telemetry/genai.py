@@ -185,9 +185,9 @@ def judged(span: TraceSpan, verdict: Verdict | None) -> None:
     """Set the verdict; `None` if it is pending."""
     span.set(
         lambda: {
-            "gen_ai.evaluation.score.value": verdict and verdict.score,
+            "gen_ai.evaluation.score.value": None if verdict is None else verdict.score,
             "gen_ai.evaluation.score.label": "pending" if verdict is None else "pass" if verdict.passed else "fail",
-            "gen_ai.evaluation.explanation": _content(verdict and verdict.feedback),
+            "gen_ai.evaluation.explanation": _content(None if verdict is None else verdict.feedback),
         }
     )
 

@@ -35,7 +35,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with TrajectoryWriter(store) as writer:
         error = EpisodeError(kind="VerifierError", message="no")
         writer.append(made.changed(trajectory_id="zz", task=question("task 0"), error=error))
-    retry = next(span for span in made.spans if span.verdict and not span.verdict.passed and span.label == "retry")
+    retry = next(span for span in made.spans if span.passed is False and span.label == "retry")
     label(store, f"{TASKS - 1:04d}-2", span_id=retry.span_id, passed=True, by="me")
     return store
 

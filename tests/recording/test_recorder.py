@@ -272,7 +272,8 @@ def test_no_text_that_is_redacted_reaches_the_disk(tmp_path: Path) -> None:
     first = span(
         "attempt", None, False, text="Hello Ada", reasoning="Ada asks", tool_calls=(call,), extra=more, **EXACT
     )
-    first = first.model_copy(update={"verdict": first.verdict and first.verdict.model_copy(update={"feedback": "Ada"})})
+    assert first.verdict is not None
+    first = first.model_copy(update={"verdict": first.verdict.model_copy(update={"feedback": "Ada"})})
     again = span("retry", first, True, request=({"role": "user", "content": "No, Ada!"},), text="Hi", **EXACT)
     episode = Trajectory(task=asked, spans=(first, again), metadata={"user": {"name": "Ada"}})
     assert episode.answer == again  # walks are cached by then

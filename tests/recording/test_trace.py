@@ -396,9 +396,9 @@ async def test_asides_of_one_try_are_its_steps(endpoint: ScriptedEndpoint) -> No
         ({"verdict": False, "feedback": ["a"]}, r3agent.Verdict(passed=False, score=0, feedback='["a"]')),
         ({}, "0 of passed, score and verdict"),
         ({"passed": True, "score": 1.0}, "2 of passed, score and verdict"),
-        ({"score": 2}, "a score from 0 to 1"),
+        ({"score": 2}, "score=0 to 1"),
         ({"passed": "no"}, "passed=True or False"),
-        ({"verdict": "good"}, "or a Verdict"),
+        ({"verdict": "good"}, "a verifier returns as verdict="),
     ],
 )
 async def test_verdict_takes_what_a_verifier_returns(

@@ -51,7 +51,7 @@ def upload(remote: RemoteShards, store: Path, *given: Trajectory) -> None:
 
 
 def fetched(remote: RemoteShards, store: Path) -> list[Trajectory]:
-    """What the store has after a program that has just begun has fetched into it."""
+    """The content of the store after a program that has just begun has fetched into it."""
     store.mkdir(exist_ok=True)
     Fetcher(remote, store).fetch()
     return [*read(store, strict=True)]

@@ -100,7 +100,8 @@ def shaken(trajectory: Trajectory, verdicts: list[bool]) -> Trajectory:
 
 
 def span_with(known: Span, passed: bool) -> Span:
-    verdict = known.verdict and known.verdict.model_copy(update={"passed": passed, "score": float(passed)})
+    assert known.verdict is not None
+    verdict = known.verdict.model_copy(update={"passed": passed, "score": float(passed)})
     return known.model_copy(update={"verdict": verdict})
 
 

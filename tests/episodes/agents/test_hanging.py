@@ -68,7 +68,7 @@ async def test_collect_ends_though_an_agent_hangs(tmp_path: Path, caplog: pytest
             await collect(tasks, policy=policy, verifier=found, out=tmp_path, agent=hangs, **limits)
     hung, *others = sorted(load(tmp_path), key=lambda t: t.task.id != "hangs")
     assert [t.passed for t in others] == [True, True]
-    assert [(s.text, str(s.verdict and s.verdict.feedback)) for s in hung.spans] == [
+    assert [(s.text, str(None if s.verdict is None else s.verdict.feedback)) for s in hung.spans] == [
         ("a ball", "no answer within try_timeout_s = 1")
     ]
     assert "FunctionAgent(hangs), in a try of task 'hangs', goes on after it was cancelled" in caplog.text
