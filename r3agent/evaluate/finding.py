@@ -6,7 +6,7 @@ from r3agent._util.checked import checked
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
 from r3agent.evaluate.power import POWER, discordance_of, smallest_lift
-from r3agent.evaluate.statistics import CONFIDENCE, Difference
+from r3agent.evaluate.statistics import CONFIDENCE, Difference, Rate
 
 
 @checked
@@ -25,7 +25,7 @@ def _of_comparison(comparison: Comparison) -> str:
         verdict = f"{new} is not shown to be better or worse than {old} after a reflection"
     kept = [check.condition for check in comparison.forgetting if not check.within]
     forgot = f"; it forgot: {', '.join(kept)}" if kept else ""
-    return f"{verdict}: {_change(change)}{forgot}."
+    return f"{verdict}: {_change(change, comparison.baseline.after_reflection)}{forgot}."
 
 
 def _of_evaluation(evaluation: Evaluation) -> str:
@@ -39,10 +39,11 @@ def _of_evaluation(evaluation: Evaluation) -> str:
         verdict = f"reflecting is {'better' if lift.points > 0 else 'worse'} than a blind retry"
     else:
         verdict = "reflecting is not shown to be better or worse than a blind retry"
-    return f"{solved}; {verdict}: {_change(lift)}."
+    return f"{solved}; {verdict}: {_change(lift, evaluation.blind_retry)}."
 
 
-def _change(change: Difference) -> str:
+def _change(change: Difference, before: Rate | None) -> str:
+    """Write a change from a rate, and the gain that its tasks would have shown if there is room for it."""
     text = (
         f"{change.points:+.1f} points [{change.low:+.1f}, {change.high:+.1f}] on {change.n_tasks} tasks "
         f"(p = {change.p_value:.2g})"
@@ -50,6 +51,6 @@ def _change(change: Difference) -> str:
     if change.p_value < 1 - CONFIDENCE:
         return text
     seen = smallest_lift(change.n_tasks, discordance_of(change))
-    if seen is None:
-        return f"{text}, which are too few to show any"
+    if seen is None or (before is not None and seen > 100 * (1 - before.rate)):
+        return f"{text}, which are too few to show any gain that is possible"
     return f"{text}, which would show a gain of {seen:.1f} points with a probability of {POWER:.0%}"

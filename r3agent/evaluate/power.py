@@ -24,6 +24,9 @@ POWER = 0.8
 ASSUMED = 0.2
 """Discordance that is assumed where no comparison is stored."""
 
+ENOUGH_TASKS = 30
+"""Fewest tasks of a comparison whose discordance is not assumed; of fewer, a few outcomes decide what it is."""
+
 MOST_TASKS = 10_000_000
 
 Lift = Annotated[float, Field(gt=0, le=100)]
@@ -46,7 +49,8 @@ class PowerPlan(Record):
     """Smallest lift that `n_tasks` can show, in percentage points; `None` if they can show none."""
 
     def __str__(self) -> str:
-        found = f"as in {self.measured_on}" if self.measured_on else "assumed, no comparison is stored"
+        assumed = f"assumed, no comparison of {ENOUGH_TASKS} tasks is stored"
+        found = f"as in {self.measured_on}" if self.measured_on else assumed
         seen = "no lift" if self.smallest_lift is None else f"{self.smallest_lift:.1f} points"
         return (
             f"a lift of {self.lift:g} points after a reflection needs {self.tasks_needed} tasks for a power of "
@@ -59,8 +63,11 @@ def plan_power(n_tasks: int, *, lift: float, known: Difference | None = None, me
 
     Args:
         lift: lift to plan for, in percentage points.
-        known: change in an earlier comparison, named by `measured_on`, that the discordance is taken from.
+        known: change in an earlier comparison, named by `measured_on`, that the discordance is taken from if it has
+            at least 30 tasks.
     """
+    if known is not None and known.n_tasks < ENOUGH_TASKS:
+        known = None
     discordance = ASSUMED if known is None else discordance_of(known)
     return PowerPlan(
         n_tasks=n_tasks,

@@ -52,7 +52,9 @@ def test_plan_power_takes_the_discordance_of_a_comparison():
         plan
     )
     assumed = str(plan_power(3, lift=5))
-    assert "20% of the outcomes differ (assumed, no comparison is stored); 3 tasks show no lift" in assumed
+    few = difference([1.0] * 6 + [0.0] * 3)
+    assert plan_power(3, lift=5, known=few, measured_on="v0000-v0001") == plan_power(3, lift=5)
+    assert "20% of the outcomes differ (assumed, no comparison of 30 tasks is stored); 3 tasks show no lift" in assumed
 
 
 @given(values=st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.0, 0.25, 1 / 3, 0.75, 1.0]), min_size=1, max_size=50))
@@ -79,6 +81,8 @@ def test_finding_is_one_sentence_with_what_could_have_been_seen():
     assert finding(evaluate(better)).startswith(
         "v0001 solves 62.5 % of 40 tasks after a reflection; reflecting is better than a blind retry: +37.5 points"
     )
+    few = [episode(f"{i}", True, i < 6) for i in range(9)]
+    assert "on 9 tasks (p = 1), which are too few to show any gain that is possible" in finding(compare(few, few))
     errors = [episode("1", False, error="PolicyError")]
     assert "has no episode" in finding(evaluate(errors))
     assert "cannot be compared" in finding(compare(errors, errors))
