@@ -143,7 +143,7 @@ def evaluate(
 ) -> Output:
     opened = _open(run, overrides)
     opened.check_subject()
-    after = after or opened.ensure_live().version
+    after = (opened.registry.card(after) if after else opened.ensure_live()).version
     if gate and before == after:
         raise ConfigError(
             f"--gate decides between two versions, and --before and --after are both {after}; name another one"

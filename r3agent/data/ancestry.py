@@ -8,7 +8,9 @@ from pathlib import Path
 import orjson
 
 from r3agent._util.checked import checked
+from r3agent._util.messages import nearest
 from r3agent.data.receipts import receipts
+from r3agent.errors import ConfigError
 from r3agent.records.record import Record
 from r3agent.store.registry import PolicyKind, Registry
 from r3agent.store.shards import read, store_of_run
@@ -53,7 +55,7 @@ def lineage(run: str | Path, version: str, *, by: str | None = None) -> Lineage:
         by: key of the metadata, by whose values the episodes that are still stored are counted.
 
     Raises:
-        ConfigError: there is no such run or version.
+        ConfigError: there is no such run or version, or no stored episode has the key.
         RecordError, SchemaVersionError: a card, a receipt or the store cannot be read.
     """
     registry, run = Registry(run), Path(run)
@@ -91,6 +93,10 @@ def lineage(run: str | Path, version: str, *, by: str | None = None) -> Lineage:
 
 def _count_by(run: Path, episodes: set[str], key: str) -> dict[str, int]:
     """Count episodes by a value of their metadata; one that is stored several times counts once."""
-    values = {t.trajectory_id: t.metadata.get(key) for t in read(run) if t.trajectory_id in episodes}
-    values = {id_: values.get(id_) for id_ in episodes}
-    return dict(Counter("unknown" if value is None else str(value) for value in values.values()).most_common())
+    stored = {t.trajectory_id: t.metadata for t in read(run) if t.trajectory_id in episodes}
+    keys = sorted({name for metadata in stored.values() for name in metadata})
+    if stored and key not in keys:
+        known = f"known are {', '.join(keys)}" if keys else "they have none"
+        raise ConfigError(f"by: none of these episodes of {run} has the key {key!r}; {nearest(key, keys)}{known}")
+    values = [stored.get(id_, {}).get(key) for id_ in episodes]
+    return dict(Counter("unknown" if value is None else str(value) for value in values).most_common())

@@ -48,6 +48,8 @@ def test_lineage_has_the_episodes_of_all_ancestors(tmp_path: Path) -> None:
     assert found.versions[0].labels == {"reflect": 2}
     assert (found.episodes, found.by, found.forgotten) == (3, {"a": 1, "b": 1, "c": 1}, ())
     assert lineage(tmp_path, "v0001").episodes == 2
+    with pytest.raises(ConfigError, match=r"has the key 'usr'; did you mean 'user'\?"):
+        lineage(tmp_path, "v0002", by="usr")
     with pytest.raises(ConfigError, match="v0003"):
         lineage(tmp_path, "v0003")
 
