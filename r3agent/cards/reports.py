@@ -60,6 +60,8 @@ class VersionReport(Record):
     parent: str | None
     kind: PolicyKind
     name: str
+    """Served name of the base model."""
+    served_name: str
     base_model: str
     created_at: str
     live: bool
@@ -160,6 +162,7 @@ def _describe(
     directory = registry.version_dir(card.version)
     return VersionReport(
         **card.model_dump(include={"version", "parent", "kind", "name", "base_model", "created_at"}),
+        served_name=card.served_name,
         live=card.version == registry.live,
         passed=card.version in registry.passed,
         episodes=_episodes(registry, card.version) if episodes else None,

@@ -43,7 +43,9 @@ def show(
         lines += [f"changed: {name}" for name in found.weights_changed]
         for state, ids in {"changed": found.episodes_changed, "missing": found.episodes_missing}.items():
             lines += [f"{count(len(ids), 'episode')} {state}: {', '.join(ids[:3])}"] if ids else []
-        lines += ["weights and episodes are as they were trained"] if ok else []
+        forgotten = sum(episode.forgotten for episode in report.episodes or ())
+        rest = f"; {count(forgotten, 'episode')} {'was' if forgotten == 1 else 'were'} forgotten since"
+        lines += [f"weights and episodes are as they were trained{rest if forgotten else ''}"] if ok else []
     return Output(data, "\n".join(lines), ok=ok)
 
 
@@ -86,7 +88,7 @@ def _text(report: VersionReport) -> Iterator[str]:
     state = [*(["live"] if report.live else []), *(["passed the gate"] if report.passed else [])]
     origin = f" from {report.parent}" if report.parent else ""
     yield f"{report.version}: {report.kind}{origin}{', '.join(['', *state])}"
-    facts = {"made": report.created_at, "base model": report.base_model, "served as": report.name}
+    facts = {"made": report.created_at, "base model": report.base_model, "served as": report.served_name}
     if report.fingerprint_tokens:
         facts["fingerprint"] = count(report.fingerprint_tokens, "token")
     if report.episodes is not None:

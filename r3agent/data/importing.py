@@ -102,5 +102,8 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
     content = unpacked(path.read_bytes())
     if content.startswith(LFS):
         raise ConfigError(f"{path} is a pointer of Git LFS, not the data; fetch it with: git lfs pull")
-    for number, value in json_stream(file_text(content, str(path), ""), str(path)):
-        yield f"{path}:{number}", value
+    try:
+        for number, value in json_stream(file_text(content, str(path), ""), str(path)):
+            yield f"{path}:{number}", value
+    except ConfigError as error:
+        raise ConfigError(f"{error}; nothing was imported") from error

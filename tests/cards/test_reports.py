@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -76,16 +77,20 @@ def test_diff_names_settings_episodes_and_rates(made: Path) -> None:
     assert comparison.file == "gate/v0001/v0000-v0001.gate.abc.json"
 
 
-def test_policies_prints_text_and_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def output(*words: str) -> str:
-        assert main(["policies", *words, "--run", str(made)]) == 0
+def test_policies_prints_text_and_json(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(*words: str, run: Path = made) -> str:
+        assert main(["policies", *words, "--run", str(run)]) == 0
         return capsys.readouterr().out
 
     assert "after reflection +50.0 points" in output("list")
     shown = output("show", "v0001", "--check")
     assert "v0001: lora from v0000" in shown
     assert "first try" in shown
-    assert "weights and episodes are as they were trained" in shown
+    assert re.search(r"served as +\S+@v0001\n", shown)
+    assert "weights and episodes are as they were trained\n" in shown
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    forget(run, episodes=["e2"])
+    assert "as they were trained; 1 episode was forgotten since" in output("show", "v0001", "--check", run=run)
     assert "settings.method" in output("diff", "v0001", "v0002")
     assert json.loads(output("show", "v0001", "--json"))["kind"] == "lora"
     assert len(json.loads(output("list", "--json"))["versions"]) == 3

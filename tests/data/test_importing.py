@@ -272,3 +272,11 @@ def test_import_verb_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "new").exists()
     assert main(["data", "import", str(tmp_path / "absent.jsonl"), "--out", str(tmp_path / "new")]) == 2
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_import_of_a_file_that_is_not_json_stores_nothing(tmp_path: Path) -> None:
+    logs = written(tmp_path / "chats.jsonl", {"messages": [ASKED, ANSWER], "passed": True})
+    logs.write_text(logs.read_text() + "\nno json\n")
+    with pytest.raises(ConfigError, match=r"chats\.jsonl:2: not JSON: .*; mend it or remove it; nothing was imported"):
+        import_logs([logs], tmp_path / "store")
+    assert not (tmp_path / "store").exists()
