@@ -17,7 +17,7 @@ task = Task(
 )
 
 with ServerProcess("bundled") as server:
-    policy = OpenAIPolicy(server.base_url, "bundled", sampling=Sampling(max_tokens=24))
+    policy = OpenAIPolicy(server.base_url, "bundled", sampling=Sampling(temperature=0, max_tokens=24))
     graph = build_graph(policy=policy, verifier=short_enough).compile()
     result = graph.invoke({"task": task.model_dump()})
 

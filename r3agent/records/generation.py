@@ -64,10 +64,6 @@ class Verdict(StoredRecord):
     readable: bool = True
     """False if the reply has no answer in a form that the verifier reads, so that the prompt may be at fault."""
 
-    def __bool__(self) -> bool:
-        """Refuse to be a truth value: each verdict would be true, a failed one too."""
-        raise TypeError(f"a verdict is neither true nor false; ask for its passed, which is {self.passed}")
-
     @classmethod
     def failed(cls, feedback: str, *, readable: bool = True) -> Verdict:
         """Make a failed verdict with score 0."""

@@ -362,6 +362,7 @@ def test_the_summary_as_counted_by_hand() -> None:
         groups_with_variance=1,
         mixed_versions=2,  # what was learnt, and its copy that errored
         tokens_sampled=2 + 6 * 2 + 5 + 6 * 2,
+        uncounted=2 + 2 + 1,  # of the third, all but its first try
         capabilities={"trainable-exact": 1 + 6 + 6, "eval-only": 6},
         notes={"the endpoint returned no token ids": 1},
         seconds=2.35,

@@ -171,8 +171,3 @@ def test_mean_success_leaves_out_what_was_not_judged() -> None:
 def test_a_score_is_between_0_and_1(score: float) -> None:
     with pytest.raises(ArgumentError):
         Verdict(passed=False, score=score)
-
-
-def test_verdict_is_no_truth_value() -> None:
-    with pytest.raises(TypeError, match="ask for its passed, which is False"):
-        bool(Verdict.failed("wrong"))
