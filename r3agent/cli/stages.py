@@ -143,7 +143,9 @@ def evaluate(
 ) -> Output:
     opened = _open(run, overrides)
     opened.check_subject()
-    after = (opened.registry.card(after) if after else opened.ensure_live()).version
+    after = after or opened.ensure_live().version
+    for version in {before, after} - {BASE}:  # the base needs no card yet
+        opened.registry.card(version)
     if gate and before == after:
         raise ConfigError(
             f"--gate decides between two versions, and --before and --after are both {after}; name another one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,10 @@ def test_forget_erases_other_sources_and_controls(run: Run, old: str) -> None:
     assert "excerpt" not in whole.read_text()
 
 
-def test_plan_evaluation_takes_the_stored_discordance(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_evaluation_takes_the_stored_discordance(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["r3agent.evaluate.power"], "ENOUGH_TASKS", N_TASKS)
     assumed = run.plan_evaluation("v0000", "v0001")
     assert (assumed.n_tasks, assumed.discordance, assumed.measured_on) == (N_TASKS, 0.2, "")
     assert main(["eval", "--run", str(run.directory), "--after", "v0001", "--lift", "50", "--json"]) == 0
