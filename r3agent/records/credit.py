@@ -8,7 +8,8 @@
 
 Siblings are sampled from the same prompt by one policy version, with the same settings but the seed. Spans of different
 failures are never compared: that would bias the baseline. A try of several steps is one sibling, by its first span, and
-each of its steps has its reward.
+each of its steps has its reward. What follows a try that is right, perhaps by a later label, earns nothing: it repaired
+no failure.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def reward(
 ) -> float | None:
     """Compute the reward of a span; `None` without a verdict on it, on its retries or (`lift`) on the control.
 
+    It is also `None` for a span that `follows_success`.
+
     A reflection that ended before any answer, e.g. cut off within its thinking, earns as if every retry of it had
     failed: they did not read it.
 
@@ -114,6 +117,8 @@ def reward(
     label = credit_label(trajectory, span)
     source = source or SOURCES[label][0]
     check_source(label, source)
+    if follows_success(trajectory, span):
+        return None
     if source in ("success", "score"):
         return _own(trajectory.try_of(span), source)
     retry_source = "score" if source == "retry_score" else "success"
@@ -125,6 +130,23 @@ def reward(
         return earned
     control = mean_success(_control(trajectory, span))
     return None if control is None else earned - control
+
+
+def follows_success(trajectory: Trajectory, span: Span) -> bool:
+    """Return True for a reflection or retry below a try that passed, by the verdict that counts now.
+
+    The loop follows failures only, but a label or another verifier may overrule the verdict later, and applications
+    reflect as they like. A try without a verdict is no success.
+    """
+    below = span
+    while below.label != "attempt":
+        first = below if below.label == "reflect" else trajectory.try_of(below).first
+        if (above := trajectory.parent(first)) is None:
+            return False
+        if above.label != "reflect" and trajectory.try_of(above).passed:
+            return True
+        below = above
+    return False
 
 
 def payers(trajectory: Trajectory, span: Span, source: RewardSource) -> list[Try]:

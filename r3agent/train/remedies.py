@@ -28,6 +28,8 @@ REMEDIES = {
     "several_steps": "they, or the first try, are tries of several steps, with results of their own calls: distill "
     "tries of one completion, or credit retries and first tries instead",
     "not_the_policy": "no call of theirs is the policy's: let the agent ask for its name",
+    "after_success": "the try that they follow is right, perhaps by a later label or reverify, so they repaired "
+    "nothing: collect more tasks",
     "unlabelled": "they, or the retries that pay them, have no verdict yet: attach it with r3agent label",
     "no_reward": "they have no retry, or, with reflect = 'lift', no blind one beside them: collect with retries and "
     "blind_retries of at least 1",

@@ -96,7 +96,7 @@ class RowReport(Record):
         return "; ".join(why)
 
     def _why_empty(self) -> str:
-        if not self.failures and "attempt" not in self.spans and self.dropped.keys() <= {"errored"}:
+        if not self.failures and "attempt" not in self.spans and self.dropped.keys() <= {"errored", "after_success"}:
             waiting = (
                 f"{self.unlabelled} have no verdict yet: attach it with r3agent label; " if self.unlabelled else ""
             )

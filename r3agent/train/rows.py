@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from r3agent._util.checked import checked
 from r3agent.errors import TrainingError
-from r3agent.records.credit import Group, credit_label, groups, payers, reward
+from r3agent.records.credit import Group, credit_label, follows_success, groups, payers, reward
 from r3agent.records.leak import leaks
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
@@ -218,6 +218,8 @@ def _without_reward(
                 continue
             if reason := reasons.get(trajectory.trajectory_id):
                 yield Dropped(trajectory.trajectory_id, span.span_id, label, reason)
+            elif follows_success(trajectory, span):
+                yield Dropped(trajectory.trajectory_id, span.span_id, label, "after_success")
             elif reward(trajectory, span, config.credit[label]) is None:
                 paying = payers(trajectory, span, config.credit[label])
                 reason = "unlabelled" if any(a_try.verdict is None for a_try in paying) else "no_reward"

@@ -60,6 +60,32 @@ def test_a_score_pays_what_success_does_not() -> None:
     assert [g.rewards_G for g in groups([grown], "retry", "score")] == [(0.75, 0.25), (0.1,)]
 
 
+def test_what_follows_a_right_try_earns_nothing() -> None:
+    attempt = span("attempt", passed=False)
+    first, second = span("reflect", attempt), span("reflect", attempt)
+    right, wrong, blind = span("retry", first, True), span("retry", second, False), span("retry", attempt, False)
+    idle, due = span("reflect", right), span("reflect", wrong)
+    again = [span("retry", idle, False), span("retry", due, True)]
+    grown = tree(attempt, first, second, right, wrong, blind, idle, due, *again)
+    assert [reward(grown, s) for s in (idle, due, *again)] == [None, 1.0, None, 1.0]
+    assert [g.spans_G for g in groups([grown])] == [(first, second), (due,)]
+
+    overruled = attempt.model_copy(update={"verdict": Verdict(passed=True, score=1.0, by="me")})
+    truly = grown.changed(spans=(overruled, *grown.spans[1:]))
+    assert [s.span_id for s in truly.spans if reward(truly, s) is not None] == [attempt.span_id]
+    open_ = grown.changed(spans=(attempt.model_copy(update={"verdict": None}), *grown.spans[1:]))
+    assert [g.rewards_G for g in groups([open_])] == [(1.0, 0.0), (1.0,)]  # the application knew why it reflected
+
+
+def test_another_question_after_a_right_try_earns() -> None:
+    right = span("attempt", passed=True)
+    asked = span("attempt", right, False)
+    reflection = span("reflect", asked)
+    retry = span("retry", reflection, True)
+    grown = tree(right, asked, reflection, retry)
+    assert [reward(grown, s) for s in grown.spans] == [1.0, 0.0, 1.0, 1.0]
+
+
 def test_lift_needs_a_control() -> None:
     attempt = span("attempt", passed=False)
     reflection = span("reflect", attempt)

@@ -10,6 +10,7 @@ import pytest
 
 from r3agent.cli.main import main
 from r3agent.records.trajectory import EpisodeError, Span, Trajectory
+from r3agent.store.labels import label
 from r3agent.store.models import BUNDLED_DIR
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.train import TrainConfig, build_rows
@@ -116,6 +117,13 @@ def test_a_span_without_credit_says_why(run, capsys):
         ("blind_retry", "not credited"),
     ]
     assert [s["reward"] for s in shown] == [0, 1, 0, 1, 0, 0]
+
+
+def test_what_follows_a_try_that_a_label_calls_right(run, capsys):
+    label(run, "1episode", span_id="attempt", passed=True)
+    shown = spans_of(capsys, run, "1episode", "--set", "train.credit.retry=success")
+    assert [s["no_credit"] for s in shown] == ["not credited", *["after_success"] * 4, "not credited"]
+    assert [s["reward"] for s in shown] == [1, None, None, None, None, None]
 
 
 def test_steps_of_a_try_have_its_credit_and_their_row(tmp_path, capsys):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from r3agent import load
+from r3agent import groups, load
 from r3agent.cli.main import main
 from r3agent.records.trajectory import EpisodeError
 from r3agent.store.check import check_store
@@ -169,3 +169,14 @@ def test_reverify_of_a_run_uses_its_verifier(prod: Path, capsys: pytest.CaptureF
     assert passed(Path(run))[:4] == [True, False, True, False]
     code, report = reverify(Path(run), "checks:says_yes", capsys=capsys)
     assert (code, report["layer"]) == (0, 2)
+
+
+def test_reflections_on_what_it_calls_right_are_no_group(prod: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = span("attempt", passed=False, text="yes")
+    reflections = [span("reflect", failed) for _ in range(2)]
+    retries = [span("retry", r, p, text="hm") for r, p in zip(reflections, (True, False), strict=True)]
+    with TrajectoryWriter(prod) as writer:
+        writer.append(tree(failed, *reflections, *retries))
+    assert len([*groups(load(prod))]) == 1
+    assert reverify(prod, "checks:says_yes", capsys=capsys)[0] == 0
+    assert [*groups(load(prod))] == []

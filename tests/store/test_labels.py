@@ -14,8 +14,10 @@ import pytest
 import r3agent
 from r3agent import ConfigError, SchemaVersionError, Trajectory, build_graph, groups, load
 from r3agent.cli.main import main
+from r3agent.data import export, stats
 from r3agent.episodes.collect import collect
-from r3agent.errors import TrainingError, VerifierError
+from r3agent.errors import RecordError, TrainingError, VerifierError
+from r3agent.records.branching import branch_of
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store.labels import labels_path
@@ -166,6 +168,30 @@ def test_label_counts_in_every_branch_that_has_the_answer(tmp_path: Path) -> Non
     r3agent.label(tmp_path, "branch", span_id="a", passed=True)
     r3agent.label(tmp_path, first, span_id="b", passed=True)
     assert [[s.passed for s in t.spans] for t in load(tmp_path)] == [[True, True], [True, False], [False, False]]
+
+
+def test_reflections_on_what_a_label_calls_right_teach_nothing(tmp_path: Path) -> None:
+    failed = span("attempt", None, False, **EXACT)
+
+    def reflected(begin: Trajectory) -> Trajectory:
+        reflections = [span("reflect", failed, **EXACT) for _ in range(2)]
+        retries = [span("retry", r, p, **EXACT) for r, p in zip(reflections, (True, False), strict=True)]
+        return begin.changed(spans=(*begin.spans, *reflections, *retries))
+
+    first = tree(failed)
+    store(tmp_path / "s", first, reflected(branch_of(first)), reflected(tree(failed)))
+    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
+    assert (len(found.rows), found.dropped, stats(tmp_path / "s").groups) == (4, [], 2)
+    export(load(tmp_path / "s"), tmp_path / "before", to="art")
+    for told in load(tmp_path / "s")[::2]:  # the branch has its answer of the first
+        r3agent.label(tmp_path / "s", told.trajectory_id, span_id="attempt", passed=True)
+    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
+    assert (found.rows, [drop.reason for drop in found.dropped]) == ([], ["after_success"] * 4)
+    assert (stats(tmp_path / "s").groups, summarise(load(tmp_path / "s")).groups) == (0, 0)
+    with pytest.raises(RecordError, match="0 rows of 3 episodes"):
+        export(load(tmp_path / "s"), tmp_path / "after", to="art")
+    with pytest.raises(TrainingError, match="0 of 3 first attempts failed"):
+        build_rows(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
 
 
 def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:

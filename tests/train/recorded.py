@@ -89,7 +89,8 @@ def record(
         attempt = _span("attempt", "a", None, passed=first[number] if first else 0, text="<answer> 1 + 2 </answer>")
         spans = [recorder(task, [attempt])]
         spans += [
-            recorder(task, [*spans[:1], _span("retry", f"b{i}", "a", passed=passed)]) for i, passed in enumerate(blind)
+            recorder(task, [*spans[:1], _span("retry", f"b{i}", "a", passed=passed)])
+            for i, passed in enumerate(() if attempt.verdict and attempt.verdict.passed else blind)
         ]
         for i, retries in enumerate(reflected):
             bare = _span("reflect", f"r{i}", "a", text="Start with 1 + 2", ask="Reflect")
