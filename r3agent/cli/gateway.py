@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from r3agent.cli.access import PROXY, VERIFY, read_access
 from r3agent.cli.command import HEADER, Output, next_step, verb
+from r3agent.cli.traces import export_spans_of
 from r3agent.errors import ConfigError
 from r3agent.gateway.server import Gateway
 from r3agent.store.registry import Registry
@@ -99,11 +100,7 @@ def _begin(run: Path, upstream: str) -> None:
         EndpointError, AccessError: the upstream does not answer as its policy.
     """
     store_of_run(run)
-    from r3agent.run.config import CONFIG_FILE, load_config
-    from r3agent.telemetry.export import export_spans
-
-    if (file := run / CONFIG_FILE).exists():
-        export_spans(load_config(file, {}).telemetry, run.name)
+    export_spans_of(run)
     if Registry(run).live is None:
         from r3agent.run.directory import RunDirectory
 

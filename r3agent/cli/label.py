@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent.cli.command import Output, next_step, switch, verb
+from r3agent.cli.traces import export_spans_of
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.index import lookup
@@ -41,6 +42,7 @@ def label(
             raise ConfigError(
                 f"--from {from_}: each row names its episode; add only --passed or --failed, for all rows"
             )
+        export_spans_of(run)
         return _outcomes(run, from_, True if passed else False if failed else None)
     if trajectory is None:
         raise ConfigError("label: which episode? r3agent label RUN TRAJECTORY --passed, or RUN --from outcomes.csv")
@@ -48,6 +50,7 @@ def label(
         raise ConfigError("say either --passed or --failed; r3agent label RUN TRAJECTORY --passed")
     store = store_at(run)
     found = lookup(store, trajectory)
+    export_spans_of(run)
     verdict = label_trajectory(run, found, passed=passed, span_id=span, feedback=feedback)
     directory = store.parent if store.name == "trajectories" else store
     overrules = "" if verdict.overrules is None else f", overruling the verifier's {_word(verdict.overrules)}"

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from r3agent._util.console import size
 from r3agent.cli.command import DEFAULT_RUN, Output, switch, verb
+from r3agent.cli.traces import export_spans_of
 from r3agent.errors import ConfigError
 from r3agent.report import ReportServer, write_report
 from r3agent.report.gather import LIMIT
@@ -42,6 +43,7 @@ def report(
 
 
 def _serve(run: Path, port: int, limit: int) -> Output:
+    export_spans_of(run)
     with ReportServer(run, port=port, limit=limit) as server:
         print(f"report of {run} on {server.url}; Ctrl-C ends it", file=sys.stderr, flush=True)
         with suppress(KeyboardInterrupt):

@@ -15,6 +15,7 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.run.config import CONFIG_FILE, TaskConfig, load_config
 from r3agent.run.reverify import reverify as judge_again
 from r3agent.tasks import default_verifier
+from r3agent.telemetry.export import export_spans
 
 LEFT_OUT = {
     "no_answer": "an error ended them, or the endpoint refused them",
@@ -35,10 +36,12 @@ def reverify(
     on_file = load_config(file if file.exists() else None, {}).task
     if overrides.get("task.verifier", on_file.verifier) != on_file.verifier:  # another one has other settings
         overrides = {"task.verifier_params": {}, **overrides}
-    task = load_config(file if file.exists() else None, overrides).task
+    config = load_config(file if file.exists() else None, overrides)
+    task = config.task
     name = task.verifier or (default_verifier(task.source) if task.source else "")
     if not name:
         raise ConfigError(f"reverify {store}: name the verifier with --verifier, e.g. exact or module:callable")
+    export_spans(config.telemetry, Path(store).absolute().name)
     with ConsoleReporter() as reporter:
         found = run_sync(
             judge_again(

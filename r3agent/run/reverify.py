@@ -21,6 +21,7 @@ from r3agent.store.append import append_records
 from r3agent.store.index import latest_entries, read_entry
 from r3agent.store.shards import store_at
 from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
+from r3agent.telemetry.tracing import within_trajectory
 from r3agent.verifiers import close, find_verifier, judge, warm_up
 from r3agent.verifiers.interface import CutOff, takes_environment
 
@@ -105,7 +106,8 @@ async def reverify(
         if place in done:
             counts["resumed"] += 1
             return done[place]
-        (verdict,) = await judge(found, trajectory.task, [a_try], cut_off=cut_off, timeout_s=verify_timeout_s)
+        with within_trajectory(trajectory.trajectory_id, is_own=True):
+            (verdict,) = await judge(found, trajectory.task, [a_try], cut_off=cut_off, timeout_s=verify_timeout_s)
         of = {"trajectory_id": place[0], "span_id": place[1], "verdict": verdict}
         fresh.append(SpanVerdict.model_validate({"layer": number, "verifier": verifier, "settings": settings, **of}))
         counts["judged"] += 1

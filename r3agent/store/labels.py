@@ -28,6 +28,7 @@ from r3agent.store.index import lookup
 from r3agent.store.reading import LABELS, records
 from r3agent.store.shards import store_at
 from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
+from r3agent.telemetry import genai
 
 
 class SpanLabel(VersionedRecord):
@@ -46,14 +47,13 @@ class SpanLabel(VersionedRecord):
 
     def over(self, span: Span, score: float | None = None) -> Span:
         """Return the span with this verdict; `overruled` keeps the verifier's own if the two differ."""
-        verdict = Verdict(
-            passed=self.passed,
-            score=float(self.passed) if score is None else score,
-            feedback=self.feedback,
-            by=self.by,
-            overruled=overruled(span.verdict, self.passed),
-        )
+        verdict = self.verdict(score).model_copy(update={"overruled": overruled(span.verdict, self.passed)})
         return span.model_copy(update={"verdict": verdict})
+
+    def verdict(self, score: float | None) -> Verdict:
+        """Return the verdict; its score is 1 or 0 without one of its own."""
+        score = float(self.passed) if score is None else score
+        return Verdict(passed=self.passed, score=score, feedback=self.feedback, by=self.by)
 
 
 class LabelScore(VersionedRecord):
@@ -169,7 +169,7 @@ def label_files(directory: str | Path) -> dict[Path, type[SpanLabel | LabelScore
 
 
 def append_labels(directory: str | Path, labels: Sequence[SpanLabel], scores: Sequence[LabelScore] = ()) -> None:
-    """Write labels to disk, all or none.
+    """Write labels to disk, all or none; each is a span of telemetry.
 
     Raises:
         RecordError: they cannot be written.
@@ -177,6 +177,9 @@ def append_labels(directory: str | Path, labels: Sequence[SpanLabel], scores: Se
     if scores:  # first, because a score without its label counts for nothing
         append_records(scores_path(directory), scores)
     append_records(labels_path(directory), labels)
+    own = {_key(scored): scored.score for scored in scores}
+    for one in labels:
+        genai.label(one.trajectory_id, one.span_id, one.verdict(own.get(_key(one))))
 
 
 def with_labels(directory: str | Path, trajectories: Iterable[Trajectory]) -> list[Trajectory]:

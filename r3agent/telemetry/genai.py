@@ -65,7 +65,7 @@ def episode(task: Task | None, *, agent: str = "", trajectory_id: str | None = N
             **{f"r3agent.{key}": value for key, value in attributes.items()},
         },
         trajectory_id=trajectory_id,
-        is_episode=True,
+        is_own=True,
     )
 
 
@@ -181,6 +181,17 @@ def evaluation(
     )
 
 
+def label(trajectory_id: str, span_id: str, verdict: Verdict) -> None:
+    """Make the span of a verdict that is added to a stored episode, which has no duration."""
+    with begin(
+        "evaluate label",
+        lambda: {"gen_ai.evaluation.name": "label", "r3agent.span.ids": [span_id]},
+        trajectory_id=trajectory_id,
+        is_own=True,
+    ) as span:
+        judged(span, verdict)
+
+
 def judged(span: TraceSpan, verdict: Verdict | None) -> None:
     """Set the verdict; `None` if it is pending."""
     span.set(
@@ -188,6 +199,7 @@ def judged(span: TraceSpan, verdict: Verdict | None) -> None:
             "gen_ai.evaluation.score.value": None if verdict is None else verdict.score,
             "gen_ai.evaluation.score.label": "pending" if verdict is None else "pass" if verdict.passed else "fail",
             "gen_ai.evaluation.explanation": _content(None if verdict is None else verdict.feedback),
+            "r3agent.verdict.by": _content(None if verdict is None else verdict.by),
         }
     )
 

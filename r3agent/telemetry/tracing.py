@@ -133,7 +133,7 @@ def begin(
     *,
     kind: Kind = "INTERNAL",
     trajectory_id: str | None = None,
-    is_episode: bool = False,
+    is_own: bool = False,
     parent: Context | None = None,
     start_ns: int | None = None,
 ) -> TraceSpan:
@@ -142,7 +142,7 @@ def begin(
     Args:
         attributes: makes the attributes, if there is a tracer.
         trajectory_id: trajectory that the span belongs to, unless the context names it.
-        is_episode: the span is the whole trajectory's, whatever the context names.
+        is_own: the span is that trajectory's, whatever the context names.
         parent: context of the span around it, where the running code has none.
         start_ns: time of its beginning, in nanoseconds since the epoch; default: now.
     """
@@ -155,7 +155,7 @@ def begin(
         around = context.get_current()
         if parent is not None and not trace.get_current_span(around).get_span_context().is_valid:
             around = parent
-        named = trajectory_id if is_episode else context.get_value(TRAJECTORY, around) or trajectory_id
+        named = trajectory_id if is_own else context.get_value(TRAJECTORY, around) or trajectory_id
         if named is not None:
             around = context.set_value(TRAJECTORY, named, around)
         span = _MadeSpan(tracer, name, kind, around, start_ns)
@@ -166,15 +166,19 @@ def begin(
 
 
 @contextmanager
-def within_trajectory(trajectory_id: str | None) -> Generator[None]:
-    """Give the spans in a block the id of their trajectory, unless the code around it does."""
+def within_trajectory(trajectory_id: str | None, *, is_own: bool = False) -> Generator[None]:
+    """Give the spans in a block the id of their trajectory, unless the code around it does.
+
+    Args:
+        is_own: they are that trajectory's, whatever the code around it names.
+    """
     if trajectory_id is None or _tracer() is None:
         yield
         return
     from opentelemetry import context
 
     outer = context.get_current()
-    is_named = context.get_value(TRAJECTORY, outer) is not None
+    is_named = not is_own and context.get_value(TRAJECTORY, outer) is not None
     context.attach(outer if is_named else context.set_value(TRAJECTORY, trajectory_id, outer))
     try:
         yield

@@ -18,7 +18,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from r3agent import ConfigError, load
 from r3agent.run.config import load_config
+from r3agent.store.shards import TrajectoryWriter
+from r3agent.telemetry.tracing import TRAJECTORY
 from r3agent.testing import ScriptedEndpoint
+from tests.support.trees import TASK, span, tree
 
 
 class Collector:
@@ -73,11 +76,22 @@ def collected(run: Path, url: str, *flags: str, **variables: str) -> dict[str, A
     tasks.write_text("".join(json.dumps({"id": f"t{i}", "prompt": "?", "answer": "right"}) + "\n" for i in range(8)))
     words = f"collect --run {run} --url {url} --model scripted --base-model tiny --verifier exact --n 8 --reflections 2"
     settings = [word for flag in flags for word in ("--set", flag)]
-    command = [sys.executable, "-m", "r3agent", *words.split(), "--task", str(tasks), *settings, "--json"]
+    command = ["-m", "r3agent", *words.split(), "--task", str(tasks), *settings, "--json"]
+    return json.loads(in_process(*command, **variables))
+
+
+def in_process(*words: str, **variables: str) -> str:
+    """Run Python; return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    done = subprocess.run(command, env={**environment, **variables}, capture_output=True, check=False, text=True)
+    environment |= variables
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def spans_at(collector: Collector) -> list[Any]:
+    groups = [group for _, _, request in collector.received for group in request.resource_spans]
+    return [span for group in groups for scope in group.scope_spans for span in scope.spans]
 
 
 def test_command_line_exports_to_a_collector(collector: Collector, tmp_path: Path) -> None:
@@ -90,11 +104,28 @@ def test_command_line_exports_to_a_collector(collector: Collector, tmp_path: Pat
     groups = [group for request in requests for group in request.resource_spans]
     resource = {a.key: a.value.string_value for a in groups[0].resource.attributes}
     assert (resource["service.name"], resource["r3agent.run"], resource["team"]) == ("r3agent", "mine", "a")
-    spans = [span for group in groups for scope in group.scope_spans for span in scope.spans]
+    spans = spans_at(collector)
     episodes = {span.span_id: span for span in spans if span.name == "invoke_agent r3agent"}
     chats = [span for span in spans if span.name == "chat scripted" and span.parent_span_id in episodes]
     ids = [next(a.value.string_value for a in c.attributes if a.key == "r3agent.trajectory.id") for c in chats]
     assert sorted(ids) == sorted(t.trajectory_id for t in load(run))
+
+
+def test_verdicts_on_stored_episodes_are_exported(collector: Collector, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", f'[telemetry]\ntraces = "otlp"\nendpoint = "{collector.url}"\n'
+    (run / "trajectories").mkdir(parents=True)
+    (run / "r3.toml").write_text(settings)
+    with TrajectoryWriter(run / "trajectories") as writer:
+        task = TASK.model_copy(update={"info": {"answer": "right"}})
+        writer.append(tree(span("attempt", text="right", passed=False)).changed(task=task))
+    [stored] = load(run)
+    verbs = [
+        ["label", str(run / "trajectories"), stored.trajectory_id, "--passed"],
+        ["reverify", str(run), "--verifier", "exact"],
+    ]
+    in_process("-c", f"from r3agent.cli.main import main\nassert [main(words) for words in {verbs}] == [0, 0]")
+    told = [(s.name, *({a.key: a.value.string_value for a in s.attributes}[TRAJECTORY],)) for s in spans_at(collector)]
+    assert told == [("evaluate label", stored.trajectory_id), ("evaluate exact", stored.trajectory_id)]
 
 
 def test_a_collector_that_hangs_stops_nobody(collector: Collector, tmp_path: Path) -> None:
