@@ -24,5 +24,5 @@ class TelemetryConfig(Record):
     """Service that gets the metrics of collections, trainings and evaluations, by round, and of optimizer steps:
     TensorBoard (into `tensorboard/` of the run, or `TENSORBOARD_LOGGING_DIR`), W&B or Trackio."""
     content: bool = False
-    """Put the messages, tool arguments, tool results, feedback and the authors of labels into the spans too, which may be
-    private."""
+    """Put the messages, tool arguments, tool results, feedback and the authors of labels into the spans too, which may
+    be private."""
