@@ -1,6 +1,6 @@
 """Rollouts of one call and a verdict beside those of the `verifiers` library, for `benchmarks.collect_overhead`.
 
-They are made, 64 at a time, by an episode of one attempt and by the library's own `Environment.generate`.
+They are made, 64 at a time, by an episode of one attempt, as `collect` runs it, and by the library's own `Environment.generate`.
 `vs_verifiers` is the library's time divided by ours, in seconds or in CPU time, whichever is less. It is version
 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even with its null harness. It is
 installed into an environment of its own.
@@ -15,14 +15,15 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks import verifiers_loop
 from benchmarks.graph_overhead import never
 from benchmarks.stub import MESSAGES
 from benchmarks.turns import CONCURRENCY, Turn, turn
-from r3agent import OpenAIPolicy, build_graph
+from r3agent import OpenAIPolicy, Task
 from r3agent._util.cycles import rare_garbage_collection
+from r3agent.episodes.assembly import assemble
+from r3agent.episodes.run_episode import run_episode
 
 VERIFIERS = "0.1.14"
 """Version of the library that `vs_verifiers` is about."""
@@ -31,7 +32,7 @@ VERIFIERS = "0.1.14"
 async def beside_verifiers(url: str, python: Path, turns: int, rollouts: int) -> dict[str, float]:
     """Make as many rollouts in alternating turns here and in the library's process."""
     policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
-    graph: Any = build_graph(policy=policy, verifier=never, max_attempts=1).compile()
+    nodes, task = assemble(policy=policy, verifier=never, max_attempts=1), Task(messages=tuple(MESSAGES))
     sampling = {"logprobs": True, "temperature": 1.0, "max_tokens": 512, "extra_body": {"return_token_ids": True}}
     arguments = [json.dumps(each) for each in (url, MESSAGES, sampling)]
     library = await asyncio.create_subprocess_exec(
@@ -51,7 +52,7 @@ async def beside_verifiers(url: str, python: Path, turns: int, rollouts: int) ->
         return Turn(*json.loads(await stdout.readline()))
 
     async def rollout() -> int:
-        await graph.ainvoke({"task": {"messages": MESSAGES}})
+        assert (await run_episode(nodes, task)).cause is None
         return 1
 
     async def ours(number: int) -> Turn:

@@ -1,10 +1,10 @@
 """Cost of collecting besides the model: calls on an endpoint that answers at once, in a process of its own.
 
-In alternating turns, 64 at a time, the same requests are made by `build_graph` (an attempt, 8 reflections, 8 retries
-and a blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as `r3agent collect` sets it.
-`vs_openai_client` is the median over the turns of the graph's calls per second divided by those of the loop, and
-`vs_openai_client_application` the same for a chain of an attempt, a reflection and a retry, with the interpreter's
-garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
+In alternating turns, 64 at a time, the same requests are made by episodes as `collect` runs them (an attempt, 8
+reflections, 8 retries and a blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as
+`r3agent collect` sets it. `vs_openai_client` is the median over the turns of the episodes' calls per second divided by
+those of the loop, and `vs_openai_client_application` the same for the graph of `build_graph`, a chain of an attempt, a
+reflection and a retry, with the interpreter's garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
 way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
 `loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
 
@@ -33,8 +33,11 @@ from benchmarks.beside_verifiers import beside_verifiers, install_verifiers
 from benchmarks.graph_overhead import never
 from benchmarks.stub import MESSAGES, allow_files, percentile, stub_server
 from benchmarks.turns import CONCURRENCY, Turn, turn
-from r3agent import OpenAIPolicy, build_graph
+from r3agent import OpenAIPolicy, Task, build_graph
 from r3agent._util.cycles import rare_garbage_collection
+from r3agent.episodes.assembly import assemble
+from r3agent.episodes.nodes import Nodes
+from r3agent.episodes.run_episode import run_episode
 
 FORMS: dict[str, dict[str, Any]] = {
     "collecting": {"reflections": 8, "retries": 1, "blind_retries": 1},
@@ -56,7 +59,8 @@ SDK_FIELDS = {"model", "messages", "n", "logprobs", "temperature", "top_p", "max
 
 
 async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
-    task: Any = {"task": {"messages": MESSAGES}}
+    own = Task(messages=tuple(MESSAGES))
+    task: Any = {"task": own.model_dump(mode="json")}
     results: dict[str, float] = {}
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
     policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
@@ -74,9 +78,14 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
             for body in noting.requests
         ]
         graph: Any = build_graph(policy=policy, verifier=never, **limits).compile()
+        nodes = assemble(policy=policy, verifier=never, **limits)
 
         async def through_graph(graph: Any = graph, calls: int = len(requests)) -> int:
             await graph.ainvoke(task)
+            return calls
+
+        async def collecting(nodes: Nodes = nodes, calls: int = len(requests)) -> int:
+            assert (await run_episode(nodes, own)).cause is None
             return calls
 
         async def bare(requests: list[dict[str, Any]] = requests) -> int:
@@ -87,10 +96,11 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
 
         ours: list[Turn] = []
         theirs: list[Turn] = []
+        way = collecting if form == "collecting" else through_graph
         for _ in range(turns):
             with rare_garbage_collection() if form == "collecting" else nullcontext():
                 theirs.append(await turn(bare, seconds))
-                ours.append(await turn(through_graph, seconds))
+                ours.append(await turn(way, seconds))
         name = "" if form == "collecting" else "_application"
         ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
         results[f"vs_openai_client{name}"] = round(statistics.median(ratios), 2)

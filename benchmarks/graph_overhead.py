@@ -2,8 +2,9 @@
 
 All run the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers immediately, in
 alternating turns. Reported are CPU milliseconds per episode in the fastest turn; the ratio is Send / frontier. `plain`
-makes the same record of the same requests and verdicts in one function without a graph, which can neither be resumed
-nor edited: `vs_plain` is frontier / plain.
+makes the same record of the same requests and verdicts in one function without a graph. `collecting` is the form in
+which `collect` runs the nodes, all in one node of LangGraph; as `plain`, it can neither be resumed nor edited.
+`vs_plain` is collecting / plain, and `frontier_vs_plain` frontier / plain.
 
     python benchmarks/graph_overhead.py [--episodes 50] [--turns 7]
 """
@@ -20,7 +21,10 @@ from typing import Annotated, Any, TypedDict
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command, Send
 
+from r3agent._util.templates import Template
+from r3agent.episodes.assembly import assemble
 from r3agent.episodes.graph import build_graph
+from r3agent.episodes.run_episode import run_episode
 from r3agent.episodes.state import Json, merge_spans
 from r3agent.policy import Policy
 from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
@@ -109,9 +113,20 @@ def build_send_graph(policy: Policy, verifier: Verifier) -> StateGraph[Any, Any,
     return graph
 
 
-async def plain(policy: Policy, verifier: Verifier) -> Json:
+async def plain(policy: Policy, verifier: Verifier, templates: dict[str, Template]) -> Json:
     """Run the episode as a loop, and return its state as the graphs do."""
     tree = Trajectory(task=Task.model_validate(TASK))
+
+    def prompt(name: str, tried: Span, reflection: str = "") -> str:
+        answer, verdict = Answer.of(tried.message), tried.verdict
+        return templates[name].render(
+            task={"messages": tree.task.messages, "tools": tree.task.tools},
+            answer=str(answer),
+            thinking=answer.thinking,
+            feedback=(verdict and verdict.feedback) or "",
+            attempt=1,
+            reflection=reflection,
+        )
 
     async def grow(parent: Span | None, label: Label, prompt: str, n: int = 1) -> list[Span]:
         request: tuple[Json, ...] = ({"role": "user", "content": prompt},) if parent else ()
@@ -126,12 +141,13 @@ async def plain(policy: Policy, verifier: Verifier) -> Json:
 
     [failed] = await judged(await grow(None, "attempt", ""))
     tree = tree.changed(spans=(failed,))
-    reflections, blind = await asyncio.gather(
-        grow(failed, "reflect", REFLECT, REFLECTIONS), grow(failed, "retry", BLIND_RETRY)
-    )
+    reflections = await grow(failed, "reflect", prompt("reflect_prompt", failed), REFLECTIONS)
     tree = tree.changed(spans=(failed, *reflections))
-    retries = await asyncio.gather(*(grow(reflection, "retry", RETRY) for reflection in reflections))
-    tries = await judged([*blind, *(retry for [retry] in retries)])
+    retries = await asyncio.gather(
+        grow(failed, "retry", prompt("blind_retry_prompt", failed)),
+        *(grow(one, "retry", prompt("retry_prompt", failed, str(Answer.of(one.message)))) for one in reflections),
+    )
+    tries = await judged([retry for [retry] in retries])
     return {"trajectory": tree.changed(spans=(failed, *reflections, *tries)).model_dump(mode="json")}
 
 
@@ -146,14 +162,24 @@ async def measure(episodes: int, turns: int) -> dict[str, float]:
     policy = ScriptedPolicy(GENERATION)
     frontier = build_graph(policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1).compile()
     send = build_send_graph(policy, never).compile()
+    nodes = assemble(policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1)
+    task = Task.model_validate(TASK)
+
+    async def collecting() -> Json:
+        return {"trajectory": (await run_episode(nodes, task)).episode.model_dump(mode="json")}
+
     runs: dict[str, Callable[[], Awaitable[Json]]] = {
         "frontier_ms": lambda: frontier.ainvoke({"task": TASK}),
         "send_ms": lambda: send.ainvoke({"task": TASK}),
-        "plain_ms": lambda: plain(policy, never),
+        "collecting_ms": collecting,
+        "plain_ms": lambda: plain(policy, never, nodes.templates),
     }
+    asked: dict[str, list[str]] = {}
     for name, run in runs.items():
         grown = (await run())["trajectory"]["spans"]
+        asked[name] = sorted(json.dumps(span["request"]) for span in grown)
         assert len(grown) == 2 + 2 * REFLECTIONS, f"{name}: {len(grown)} spans"
+    assert asked["plain_ms"] == asked["collecting_ms"] == asked["frontier_ms"]
     times = {name: [] for name in runs}
     for _ in range(turns):
         for name, run in runs.items():
@@ -169,7 +195,8 @@ def main() -> None:
     times = asyncio.run(measure(options.episodes, options.turns))
     ratios = {
         "ratio": times["send_ms"] / times["frontier_ms"],
-        "vs_plain": times["frontier_ms"] / times["plain_ms"],
+        "vs_plain": times["collecting_ms"] / times["plain_ms"],
+        "frontier_vs_plain": times["frontier_ms"] / times["plain_ms"],
     }
     print(json.dumps({name: round(value, 2) for name, value in {**times, **ratios}.items()}))
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from r3agent.audit.served import fault_of
-from r3agent.episodes.graph import build_graph
+from r3agent.episodes.assembly import assemble
 from r3agent.episodes.run_episode import run_episode
 from r3agent.evaluate import wilson
 from r3agent.policy import OpenAIPolicy, Sampling
@@ -159,8 +159,8 @@ async def sample(
                 if part.startswith("reflect:"):
                     kind: Kind = "function_call" if "bfcl" in part else "general"
                     loop = {"blind_retries": 1, **PROMPTS[kind].model_dump(), **LOOP[wording]}
-                graph = build_graph(policy=policy, verifier=verifier_of(part), sampling=sampling, **loop).compile()
-                episode, cause = await run_episode(graph, task)
+                nodes = assemble(policy=policy, verifier=verifier_of(part), sampling=sampling, **loop)
+                episode, cause = await run_episode(nodes, task)
                 if cause is not None:
                     raise cause
                 spans = [span for span in episode.spans if span.label != "reflect"]

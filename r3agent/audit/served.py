@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from r3agent._util.aio import gather_all
 from r3agent.audit.config import AuditConfig
 from r3agent.audit.records import Check, some
+from r3agent.episodes.assembly import assemble
 from r3agent.episodes.endurance import endpoint_error
-from r3agent.episodes.graph import build_graph
 from r3agent.episodes.run_episode import Ended, run_episode
 from r3agent.evaluate.statistics import rate, wilson
 from r3agent.policy import Policy, Sampling
@@ -84,14 +84,14 @@ async def _groups(
     progress: Callable[[int, int], None] | None,
 ) -> list[list[Ended]]:
     settings: Any = {"sampling": model.sampling, "cut_off": model.cut_off, "agent_errors": "record", **model.agent}
-    graph = build_graph(policy=model.policy, verifier=verifier, max_attempts=1, **settings).compile()
+    nodes = assemble(policy=model.policy, verifier=verifier, max_attempts=1, **settings)
     slots = asyncio.Semaphore(model.concurrency)
     done = 0
 
     async def one(task: Task, sample: int) -> Ended:
         nonlocal done
         async with slots:
-            ended = await run_episode(graph, task, sample)
+            ended = await run_episode(nodes, task, sample)
         done += 1
         if progress:
             progress(done, samples * len(tasks))

@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 from langgraph.func import task
@@ -97,12 +98,20 @@ async def keep(work: Callable[[], Coroutine[Any, Any, Json]]) -> Json:
 
 def _can_keep() -> bool:
     """Return True if there is a thread to resume, and LangGraph runs a task while others wait for it."""
-    config = get_config()
+    config = running_config()
     if "thread_id" not in config.get("configurable", {}):
         return False
     if _is_kept.get():  # with few threads or a limit, the outer tasks would wait for this one
         return not is_run_sync() and config.get("max_concurrency") is None
     return (config.get("max_concurrency") or LEAST_CONCURRENCY) >= LEAST_CONCURRENCY
+
+
+def running_config() -> RunnableConfig:
+    """Return the config of the graph that runs this code, empty if there is none."""
+    try:
+        return get_config()
+    except RuntimeError:
+        return {}
 
 
 async def _from_thread(work: Callable[[], Coroutine[Any, Any, Json]]) -> Json:

@@ -1,4 +1,4 @@
-"""Collect trajectories: run the graph over many tasks concurrently and store each episode when it ends.
+"""Collect trajectories: run the loop over many tasks concurrently and store each episode when it ends.
 
 Stored episodes are kept: the same call again runs only episodes that are missing or ended with an error. An error of
 one episode (a prompt too long, a verifier that raises, a task that the endpoint always fails on) is recorded with it.
@@ -22,9 +22,9 @@ from typing_extensions import Unpack
 from r3agent._util.aio import gather_all
 from r3agent._util.checked import AtLeastOne, checked
 from r3agent.episodes.agents.base import Environment
+from r3agent.episodes.assembly import assemble
 from r3agent.episodes.config import COLLECT_REFLECTIONS, EpisodeConfig, EpisodeOptions, EpisodePrompts
 from r3agent.episodes.endurance import Endurance, endpoint_error
-from r3agent.episodes.graph import build_graph
 from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.episodes.quota import CollectLimits, Quota
 from r3agent.episodes.run_episode import run_episode
@@ -39,9 +39,6 @@ from r3agent.store.entry import Entry, counts_of
 from r3agent.store.index import latest_entries, read_entry
 from r3agent.store.shards import Fsync, TrajectoryWriter
 from r3agent.verifiers import Verifier
-
-RECURSION_LIMIT = 10_000
-"""Limit on the steps of a graph; the loop ends by `max_attempts`, and an agent's graph by `max_steps`."""
 
 CONCURRENCY = 64
 """Number of concurrent episodes if the policy does not tell what its server bears."""
@@ -137,9 +134,8 @@ async def collect(
     config = EpisodeConfig.of({"reflections": COLLECT_REFLECTIONS, "agent_errors": "record", **options})
     config = config.model_copy(update={"sampling": config.sampling or sampling_of(policy)})
     made_by: Any = {"agent": agent, "tools": tools, "environment": environment}
-    graph = build_graph(policy=policy, verifier=verifier, **made_by, **config.options()).compile()
+    nodes = assemble(policy=policy, verifier=verifier, **made_by, **config.options())
     agent_name = agent_name or _name_of(**made_by)
-    graph = graph.with_config(recursion_limit=max(3 * config.max_attempts + 2, RECURSION_LIMIT))
     if not policy_name:
         model = getattr(policy, "model", "")
         policy_name = model if isinstance(model, str) else ""
@@ -201,7 +197,7 @@ async def collect(
             answered = jobs[tally.answered] if tally.answered else part and part.answered
             if answered is None:
                 return False
-            again = await run_episode(graph, answered.task, answered.sample, max_attempts=1)
+            again = await run_episode(nodes, answered.task, answered.sample, max_attempts=1)
             return endpoint_error(again.cause) is None
 
         pace = policy if concurrency is None and isinstance(policy, Paced) else None
@@ -225,7 +221,7 @@ async def collect(
                     with policy.episode() if isinstance(policy, Pooled) else nullcontext() as seat:
                         given: Any = {"timeout_s": limits.episode_timeout_s, "policy": seat, "begin": begin}
                         named: Any = {"trajectory_id": id_, "agent": agent_name}
-                        ended = await run_episode(graph, job.task, job.sample, **given, **named)
+                        ended = await run_episode(nodes, job.task, job.sample, **given, **named)
                     own = {**ended.episode.metadata, **_metadata(metadata, begin)}
                     named = {"verifier": verifier_name, "metadata": own}
                     episode = ended.episode.model_copy(update=named)

@@ -3,14 +3,13 @@
 In an application the tree of spans is a chain. In collection it branches: `reflections` x `retries`, plus
 `blind_retries` as a control. The graph is the same. Nodes work on the whole frontier instead of using one `Send` per
 span: the drawing keeps its four nodes, one `n = G` request samples all siblings, so the server can share their prefill,
-and an episode of 18 spans needs half of the CPU time (8 ms instead of 16 ms, `benchmarks/graph_overhead.py`). The
-cost is that after an error the current step is repeated as a whole, except for the responses that
-`r3agent.episodes.checkpointed` has saved.
+and an episode of 18 spans needs half of the CPU time (`benchmarks/graph_overhead.py`). The cost is that after an error
+the current step is repeated as a whole, except for the responses that `r3agent.episodes.checkpointed` has saved. Where
+there is no thread to resume, `r3agent.episodes.without_thread` runs the same nodes.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -21,23 +20,34 @@ from langgraph.runtime import get_runtime
 from typing_extensions import Unpack
 
 from r3agent._util.aio import run_sync
-from r3agent.episodes.agents.base import Agent, Environment
-from r3agent.episodes.agents.tries import TryRunner
-from r3agent.episodes.collaborators import check_environment, check_policy, check_verifier
-from r3agent.episodes.config import EpisodeConfig, EpisodeContext, EpisodeOptions
+from r3agent.episodes.agents.base import Environment
+from r3agent.episodes.assembly import assemble
+from r3agent.episodes.config import EpisodeContext, EpisodeOptions
+from r3agent.episodes.course import Course
 from r3agent.episodes.lineage import begin, hashes, output_hash, proceed, run_metadata, warn_of_edited_output
-from r3agent.episodes.nodes import Nodes, Update
-from r3agent.episodes.sampler import Sampler, Streamer
-from r3agent.episodes.state import EpisodeInput, EpisodeOutput, EpisodeState, Json, merge_spans, task_of
-from r3agent.errors import ConfigError
+from r3agent.episodes.nodes import Nodes
+from r3agent.episodes.state import (
+    EpisodeInput,
+    EpisodeOutput,
+    EpisodeState,
+    Json,
+    course_of,
+    merge_spans,
+    task_of,
+    update_of,
+)
 from r3agent.policy import Policy
+from r3agent.records.trajectory import RECORDED
 from r3agent.telemetry.tracing import within_trajectory
 from r3agent.verifiers import Verifier
-from r3agent.verifiers.interface import takes_environment
 
 T = TypeVar("T")
 
 Next: TypeAlias = Literal["reflect", "retry", "__end__"]
+
+Step: TypeAlias = Callable[[Nodes, Course], Coroutine[Any, Any, Course]]
+
+Update: TypeAlias = dict[str, Any]
 
 
 def build_graph(
@@ -77,37 +87,20 @@ def build_graph(
     default one does not retry a `PolicyError`, because its request has been retried already: use
     `retry_on=EndpointError` to wait for the end of an outage.
     """
-    check_policy(policy)
-    check_verifier(verifier)
-    config, sampler = EpisodeConfig.of(options), Sampler(_streamer(policy) if stream else None)
-    nodes = Nodes(
-        policy=policy,
-        verifier=verifier,
-        config=config,
-        templates=config.templates(),
-        sampler=sampler,
-        runner=_runner(policy, agent, tools, environment, verifier, config, sampler),
-    )
-
+    made_by: Any = {"agent": agent, "tools": tools, "environment": environment}
+    nodes = assemble(policy=policy, verifier=verifier, stream=stream, **made_by, **options)
     graph = StateGraph(
         EpisodeState, context_schema=EpisodeContext, input_schema=EpisodeInput, output_schema=EpisodeOutput
     )
-    for node in (Nodes.attempt, Nodes.verify, Nodes.reflect, Nodes.retry):
-        is_try = nodes.runner is not None and node in (Nodes.attempt, Nodes.retry)
-        graph.add_node(node.__name__, TryNode(nodes, node) if is_try else AsyncNode(nodes, node))
+    for step in (Nodes.attempt, Nodes.verify, Nodes.reflect, Nodes.retry):
+        is_try = nodes.runner is not None and step in (Nodes.attempt, Nodes.retry)
+        graph.add_node(step.__name__, TryNode(nodes, step) if is_try else AsyncNode(nodes, step))
     graph.add_edge(START, "attempt")
     graph.add_edge("attempt", "verify")
-    graph.add_conditional_edges("verify", AsyncStep(nodes, after_verify), list(get_args(Next)))
+    graph.add_conditional_edges("verify", Router(nodes), list(get_args(Next)))
     graph.add_edge("reflect", "retry")
     graph.add_edge("retry", "verify")
     return graph
-
-
-async def after_verify(nodes: Nodes, state: EpisodeState) -> Next:
-    """Route to reflection on the failed tries, to a retry without reflection, or to the end."""
-    if not state.get("frontier"):
-        return "__end__"
-    return "reflect" if nodes.config.reflections else "retry"
 
 
 class AsyncStep(Runnable[EpisodeState, T]):
@@ -118,9 +111,8 @@ class AsyncStep(Runnable[EpisodeState, T]):
 
     name = None
 
-    def __init__(self, nodes: Nodes, step: Callable[[Nodes, EpisodeState], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
-        self._step = step
 
     def invoke(self, input: EpisodeState, config: RunnableConfig | None = None, **kwargs: Any) -> T:
         return run_sync(self._run(input, config or {}))
@@ -129,37 +121,51 @@ class AsyncStep(Runnable[EpisodeState, T]):
         return await self._run(input, config or {})
 
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> T:
-        runtime = self._runtime(config)
-        return await self._step(self._nodes.under(runtime and runtime.context), state)
+        raise NotImplementedError
 
-    def _runtime(self, config: RunnableConfig) -> Any:
+
+class Router(AsyncStep[Next]):
+    """Way from `verify` to reflections on the failed tries, to a retry without reflection, or to the end."""
+
+    async def _run(self, state: EpisodeState, config: RunnableConfig) -> Next:
+        if not state.get("frontier"):
+            return "__end__"
         with set_config_context(config) as running:  # LangGraph sets it for nodes, but not for routers
-            return running.run(get_runtime)  # none where `update_state` calls the router outside of a run
+            runtime = running.run(get_runtime)  # none where `update_state` calls the router outside of a run
+        return "reflect" if self._nodes.under(runtime and runtime.context).config.reflections else "retry"
 
 
 class AsyncNode(AsyncStep[Update]):
-    """Node that also keeps the episode's identity and notices branches and edits."""
+    """Node that reads the course of the episode from the state, and returns what its step changed as an update.
 
-    def _runtime(self, config: RunnableConfig) -> Any:
-        return get_runtime()
+    It also keeps the episode's identity and notices branches and edits.
+    """
+
+    def __init__(self, nodes: Nodes, step: Step) -> None:
+        super().__init__(nodes)
+        self._step = step
 
     async def _run(self, state: EpisodeState, config: RunnableConfig) -> Update:
-        identify = begin if self._step is Nodes.attempt else proceed
-        if identify is proceed:
-            warn_of_edited_output(state)
+        is_begin, is_verify = self._step is Nodes.attempt, self._step is Nodes.verify
         metadata = config.get("metadata", {})
+        if not is_begin:
+            warn_of_edited_output(state)
         if "task" in state:
             parsed: Any = {**state, "task": task_of(state)}  # once, and not by each of the functions that read it
             state = parsed
-        own: Json = identify(state, metadata)
+        own: Json = (begin if is_begin else proceed)(state, metadata)
         seen: Any = {**state, **own, "spans": merge_spans(state.get("spans") or [], own["spans"])}
+        before = course_of(seen, "beginning" if is_begin else "verification" if is_verify else "growth")
         with within_trajectory(own["lineage"]["trajectory_id"] or own["lineage"]["root"]):
-            update = await super()._run(seen, config)
+            after = await self._step(self._nodes.under(get_runtime().context), before)
+        update = update_of(before, after, is_verified=is_verify)
         if "task" in update:  # tools that an agent brings are a part of it
             equipped: Any = {**seen, **update}
             kept = {name: own["lineage"][name] for name in ("began", "earlier")}
             own["lineage"] = {**begin(equipped, metadata)["lineage"], **kept}
-        own["lineage"] |= update.pop("lineage", {})  # of a branch of a recorded episode
+        if is_begin and (recorded := after.tree.metadata.get(RECORDED)):
+            named = {"trajectory_id": after.tree.trajectory_id, "parent_id": after.tree.parent_id}
+            own["lineage"] |= {**named, "recorded": recorded}
         if "trajectory" in update:
             update["trajectory"]["metadata"] = {**run_metadata(config), **update["trajectory"]["metadata"]}
         spans = [*own["spans"], *update["spans"]]
@@ -171,7 +177,7 @@ class AsyncNode(AsyncStep[Update]):
 class TryNode(AsyncNode, RunnableLambda[EpisodeState, Update]):
     """Node of tries; a `RunnableLambda` names the graphs that it runs, so that LangGraph finds its subgraphs."""
 
-    def __init__(self, nodes: Nodes, step: Callable[[Nodes, EpisodeState], Coroutine[Any, Any, Update]]) -> None:
+    def __init__(self, nodes: Nodes, step: Step) -> None:
         super().__init__(nodes, step)
         assert nodes.runner is not None
         runnable = getattr(nodes.runner.agent, "runnable", None)
@@ -179,48 +185,3 @@ class TryNode(AsyncNode, RunnableLambda[EpisodeState, Update]):
 
     # A lambda's own would ask for its function; `astream_events` streams the nodes.
     stream, astream, transform, atransform = Runnable.stream, Runnable.astream, Runnable.transform, Runnable.atransform
-
-
-def _runner(
-    policy: Policy,
-    agent: object | None,
-    tools: Sequence[Any],
-    environment: Environment | None,
-    verifier: Verifier,
-    config: EpisodeConfig,
-    sampler: Sampler,
-) -> TryRunner | None:
-    """Return the runner of tries of several steps; `None` if a try is one completion in no world."""
-    if agent is None and not tools and environment is None:
-        if takes_environment(verifier, required=True):
-            raise ConfigError(
-                "the verifier takes a third argument, the environment of a try, and there is none; write "
-                "def check(task, answer), or pass environment=, an agent or tools"
-            )
-        return None
-    check_environment(environment)
-    if agent is not None and tools:
-        raise ConfigError(
-            "agent and tools: an agent has its own tools; give them to it, or pass tools without an agent"
-        )
-    if agent is None:
-        from r3agent.episodes.agents.tool_loop import ToolLoop
-
-        maker: Agent = ToolLoop.of(tools, has_world=environment is not None, config=config, sampler=sampler)
-    else:
-        from r3agent.episodes.agents.choice import choose_agent
-
-        maker = choose_agent(agent, policy)
-        environment = environment or getattr(maker, "world", None)  # a program has a directory
-    return TryRunner(agent=maker, environment=environment, verifier=verifier)
-
-
-def _streamer(policy: Policy) -> Streamer:
-    if "on_delta" not in inspect.signature(policy.sample).parameters:
-        raise ConfigError(
-            f"stream = True: {type(policy).__name__}.sample takes no on_delta; give it one as OpenAIPolicy has, "
-            "or leave stream out"
-        )
-    from r3agent.episodes.token_stream import stream_spans
-
-    return stream_spans

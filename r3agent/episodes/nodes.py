@@ -1,4 +1,4 @@
-"""Nodes of the graph: each takes the state and returns a partial update, without side effects.
+"""Nodes of the loop: each takes the course of an episode and returns the next, without side effects.
 
 A node works on the whole frontier of the tree at once, that is, on every failed try that may be retried.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from r3agent._util.messages import shorten
 from r3agent._util.templates import Template
@@ -18,19 +18,17 @@ from r3agent.episodes.budget import ENDED, Budget
 from r3agent.episodes.checkpointed import Drawing, draw
 from r3agent.episodes.collaborators import check_policy
 from r3agent.episodes.config import EpisodeConfig, EpisodeContext
+from r3agent.episodes.course import Course
 from r3agent.episodes.requests import Refusal, SpanRequest, appended_after, is_blind
 from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.spending import Spending
-from r3agent.episodes.state import EpisodeState, frontier_of, task_of, tree_of
 from r3agent.errors import BudgetError, ConfigError, ConversationError
 from r3agent.policy import Policy, Renamable, Sampling, prices_of, sampling_of
 from r3agent.records.branching import n_tries
 from r3agent.records.cost import Prices
 from r3agent.records.credit import reward
-from r3agent.records.trajectory import AT_ONCE, Label, Span, Trajectory
+from r3agent.records.trajectory import AT_ONCE, RECORDED, Label, Span, Trajectory
 from r3agent.verifiers import Answer, Verifier, judge
-
-Update: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,9 @@ class Nodes:
         """Apply a run's context; one of another type belongs to a larger graph and is ignored."""
         if not isinstance(context, EpisodeContext):
             return self
-        policy: Policy = self.policy if context.policy is None else context.policy
-        check_policy(policy)
+        policy: Policy = self.policy
+        if context.policy is not None:
+            check_policy(policy := context.policy)
         if context.model is not None:
             if not isinstance(policy, Renamable):
                 raise ConfigError(
@@ -83,23 +82,24 @@ class Nodes:
         given = {"budget": context, "prices": prices, "begin": begin}
         return replace(self, policy=policy, config=config, sample=sample, **given)
 
-    async def attempt(self, state: EpisodeState) -> Update:
-        task = task_of(state)
-        if self.begin is not None and self.begin.task.digest != task.digest:
-            raise ConfigError(f"context: begin is a try of another task than {task.id!r}; pass the task of that try")
-        if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
-            task = await agent.equip(task)
-        if (begin := self.begin) is None:
-            update = await _grow(
-                self._drawings(state, self._spending(state, Trajectory(task=task)), None, "attempt", 1)
+    async def attempt(self, course: Course) -> Course:
+        tree = course.tree
+        if self.begin is not None and self.begin.task.digest != tree.task.digest:
+            raise ConfigError(
+                f"context: begin is a try of another task than {tree.task.id!r}; pass the task of that try"
             )
-        else:
-            named: Any = {"trajectory_id": begin.trajectory_id, "parent_id": begin.parent_id}
-            update = {**_update(begin.spans), "lineage": {**named, "recorded": [span.span_id for span in begin.spans]}}
-        return {**update, "task": task.model_dump(mode="json")} if self.runner is not None else update
+        if self.runner is not None and isinstance(agent := self.runner.agent, Equipped):
+            tree = tree.changed(task=await agent.equip(tree.task))
+            course = replace(course, tree=tree)
+        if (begin := self.begin) is None:
+            spans = await _grow(self._drawings(course, self._spending(course), None, "attempt", 1))
+            return course.grown(spans, trajectory_id=spans[0].span_id)
+        recorded = {**tree.metadata, RECORDED: [span.span_id for span in begin.spans]}
+        named: Any = {"trajectory_id": begin.trajectory_id, "parent_id": begin.parent_id}
+        return course.grown(begin.spans, metadata=recorded, **named)
 
-    async def verify(self, state: EpisodeState) -> Update:
-        tree = tree_of(state)
+    async def verify(self, course: Course) -> Course:
+        tree = course.tree
         waiting = [t for t in tree.tries if t.verdict is None and t.error is None]
         if self.runner is not None and self.runner.judges:
             waiting = []  # a verdict that is still missing is pending
@@ -113,54 +113,49 @@ class Nodes:
         judged = {
             t.last.span_id: t.last.model_copy(update={"verdict": v}) for t, v in zip(waiting, verdicts, strict=True)
         }
-        spans = tuple(judged.get(s.span_id, s) for s in tree.spans)
-        tree = tree.changed(spans=spans, sample=self.sample)
-        final, frontier = tree.final or tree.tries[0], self._frontier(tree)
+        changed: dict[str, Any] = {"spans": tuple(judged.get(s.span_id, s) for s in tree.spans), "sample": self.sample}
+        if n := self.config.reflections_at_once:
+            changed["metadata"] = {**tree.metadata, AT_ONCE: n}
+        tree = tree.changed(**changed)
+        frontier = self._frontier(tree)
         is_open = frontier or any(s.label == "reflect" and not tree.children(s) for s in tree.spans)
-        reason = self._spending(state, tree).spent() if is_open else _stopped(tree)
+        reason = self._spending(replace(course, tree=tree)).spent() if is_open else _stopped(tree)
         if reason is not None:
             tree, frontier = tree.changed(metadata={**tree.metadata, ENDED: reason}), []
-        if n := self.config.reflections_at_once:
-            tree = tree.changed(metadata={**tree.metadata, AT_ONCE: n})
         if tree.attempt is not None and tree.attempt.error is not None:
             tree = tree.changed(error=tree.attempt.error)
-        return {
-            **_update(judged.values()),
-            "answer": str(Answer.of(final.message)),
-            "passed": final.passed,
-            "frontier": [span.span_id for span in frontier],
-            **({} if frontier else {"trajectory": tree.model_dump(mode="json")}),
-        }
+        return replace(course, tree=tree, frontier=frontier, ended=not frontier)
 
-    async def reflect(self, state: EpisodeState) -> Update:
-        spending = self._spending(state, tree := tree_of(state))
-        return await _grow(
+    async def reflect(self, course: Course) -> Course:
+        spending, tree = self._spending(course), course.tree
+        spans = await _grow(
             drawing
-            for failed in frontier_of(state, tree)
+            for failed in course.frontier
             if (n := self._wanted(tree, failed)) > 0
-            for drawing in self._drawings(state, spending, failed, "reflect", n)
+            for drawing in self._drawings(course, spending, failed, "reflect", n)
         )
+        return course.grown(spans)
 
-    async def retry(self, state: EpisodeState) -> Update:
-        spending = self._spending(state, tree := tree_of(state))
-        frontier = [] if spending.spent() else frontier_of(state, tree)
+    async def retry(self, course: Course) -> Course:
+        spending, tree = self._spending(course), course.tree
+        frontier = [] if spending.spent() else course.frontier
         guided = [
             drawing
             for failed in frontier
             for reflection in tree.children(failed, "reflect")
             if not tree.children(reflection)
-            for drawing in self._drawings(state, spending, reflection, "retry", self.config.retries)
+            for drawing in self._drawings(course, spending, reflection, "retry", self.config.retries)
         ]
         blind = [
             drawing
             for failed in frontier
             if self.config.blind_retries and not tree.children(failed, "retry")
-            for drawing in self._drawings(state, spending, failed, "retry", self.config.blind_retries)
+            for drawing in self._drawings(course, spending, failed, "retry", self.config.blind_retries)
         ]
-        return await _grow([*guided, *blind])
+        return course.grown(await _grow([*guided, *blind]))
 
-    def _spending(self, state: EpisodeState, tree: Trajectory) -> Spending:
-        return Spending(self.budget, self.prices, tree, (state.get("lineage") or {}).get("began"))
+    def _spending(self, course: Course) -> Spending:
+        return Spending(self.budget, self.prices, course.tree, course.began)
 
     def _frontier(self, tree: Trajectory) -> list[Span]:
         """List the last spans of the failed tries that need reflections or may be retried; none once a try has passed.
@@ -198,17 +193,15 @@ class Nodes:
             return False
         return len({reward(tree, reflection) for reflection in reflections} - {None}) < 2
 
-    def _drawings(
-        self, state: EpisodeState, spending: Spending, parent: Span | None, label: Label, n: int
-    ) -> list[Drawing]:
+    def _drawings(self, course: Course, spending: Spending, parent: Span | None, label: Label, n: int) -> list[Drawing]:
         """Return what draws `n` children of `parent`: one request for all, or one run for each try of an agent."""
-        tree = spending.tree
-        request = self._request(state, tree, parent, label)
+        request = self._request(course, parent, label)
         if self.runner is None or label == "reflect":
-            return [partial(self._sample, tree, request, n)]
+            return [partial(self._sample, course.tree, request, n)]
         return [partial(self._run, self.runner, spending, request, choice) for choice in range(n)]
 
-    def _request(self, state: EpisodeState, tree: Trajectory, parent: Span | None, label: Label) -> SpanRequest:
+    def _request(self, course: Course, parent: Span | None, label: Label) -> SpanRequest:
+        tree = course.tree
         messages, appended = list(tree.task.messages), ()
         if parent is not None:
             template = self.templates["blind_retry_prompt" if is_blind(label, parent) else f"{label}_prompt"]
@@ -220,8 +213,7 @@ class Nodes:
             earlier = len(tree.children(parent, "reflect")) if parent is not None and label == "reflect" else 0
             part = (earlier,) if earlier else ()
             place = tree.position(parent), "blind_retry" if is_blind(label, parent) else label, *branch, *part
-            lineage: Any = state.get("lineage") or {}
-            sampling = sampling.at(tree.task.id, self.sample, lineage.get("earlier", 0), *place)
+            sampling = sampling.at(tree.task.id, self.sample, course.earlier, *place)
         return SpanRequest(label, parent, messages, appended, sampling)
 
     async def _run(self, runner: TryRunner, spending: Spending, request: SpanRequest, choice: int) -> list[Span]:
@@ -278,12 +270,8 @@ class Nodes:
         return self.policy if pinned is None or began is None else pinned(began.model)
 
 
-async def _grow(drawings: Iterable[Drawing]) -> Update:
-    return _update(span for spans in await draw(drawings) for span in spans)
-
-
-def _update(spans: Iterable[Span]) -> Update:
-    return {"spans": [span.model_dump(mode="json") for span in spans]}
+async def _grow(drawings: Iterable[Drawing]) -> list[Span]:
+    return [span for spans in await draw(drawings) for span in spans]
 
 
 def _stopped(tree: Trajectory) -> str | None:

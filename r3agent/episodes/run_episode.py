@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, NamedTuple
 
-from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import interrupt
 
 from r3agent._util.within import OverrunError, within
 from r3agent.episodes.config import EpisodeContext
+from r3agent.episodes.course import Course
+from r3agent.episodes.nodes import Nodes
+from r3agent.episodes.without_thread import run_nodes
 from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
 from r3agent.policy import Policy
-from r3agent.records.trajectory import EpisodeError, Span, Task, Trajectory, new_id
+from r3agent.records.trajectory import EpisodeError, Task, Trajectory, new_id
 from r3agent.telemetry import genai
 
 GRACE_S = 10.0
 """Time for an episode to end after it was cancelled: for its agent, and then its world."""
+
+ASKS = "interrupted the graph to ask a person; a collection cannot wait for an answer"
 
 
 class Ended(NamedTuple):
@@ -26,7 +32,7 @@ class Ended(NamedTuple):
 
 
 async def run_episode(
-    graph: CompiledStateGraph[Any, Any, Any, Any],
+    nodes: Nodes,
     task: Task,
     sample: int = 0,
     *,
@@ -42,44 +48,50 @@ async def run_episode(
     Args:
         begin: recorded failure to begin with.
         timeout_s: time limit; an episode that takes longer ends with an error.
-        policy: policy to ask in place of the graph's.
+        policy: policy to ask in place of the nodes' own.
         trajectory_id: id of the record; default: another one.
         agent: name of the agent, for telemetry.
         limits: fields of `EpisodeContext`, for this episode.
     """
-    state: dict[str, Any] = {}
+    course = Course(tree=Trajectory(task=task))
     cause: R3Error | None = None
 
+    def reach(reached: Course) -> None:
+        nonlocal course
+        course = reached
+
     async def follow() -> None:
-        nonlocal state
-        given = {"task": task.model_dump(mode="json")}
         context = EpisodeContext(sample=sample, policy=policy, begin=begin, **limits)
-        async for reached in graph.astream(given, stream_mode="values", context=context):
-            state = reached
+        await run_nodes(nodes.under(context), task, reach)
 
     named: Any = {"trajectory_id": trajectory_id or new_id(), "parent_id": begin and begin.parent_id}
     with genai.episode(task, agent=agent, sample=sample, **named) as span:
         try:
             await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
-            if "trajectory" not in state:
-                kind = VerifierError if state.get("spans") else AgentError
-                asker = "the verifier" if state.get("spans") else "the agent or a tool"
-                raise kind(f"{asker} interrupted the graph to ask a person; a collection cannot wait for an answer")
+            if not course.ended:
+                cause = (
+                    VerifierError(f"the verifier {ASKS}")
+                    if course.tree.spans
+                    else AgentError(f"the agent or a tool {ASKS}")
+                )
         except R3Error as raised:
-            cause = raised
+            cause = VerifierError(f"the verifier {ASKS}") if _asks_person(raised.__cause__) else raised
         except OverrunError:
             limit = f"episode_timeout_s = {timeout_s:g}"
             cause = EpisodeTimeoutError(f"it took longer than {limit}; raise it or ask for less")
         if cause is not None:
             span.fail(cause)
-        span.set(lambda: {"r3agent.passed": state.get("passed")})
-    error: Any = state.get("trajectory", {}).get("error")  # of the first try
-    if cause is not None:
-        error = EpisodeError(kind=type(cause).__name__, message=str(cause))
-    tools = tuple(state.get("task", {}).get("tools", task.tools))
-    if tools != task.tools:  # an agent brings its own; the state has lost what no JSON holds
-        task = task.model_copy(update={"tools": tools})
-    spans = tuple(Span.model_validate(span) for span in state.get("spans", ()))
-    metadata = state.get("trajectory", {}).get("metadata", {})
+        tree = course.tree
+        span.set(lambda: {"r3agent.passed": tree.passed if tree.spans else None})
+    error = tree.error if cause is None else EpisodeError(kind=type(cause).__name__, message=str(cause))
+    if tree.task.tools != task.tools:  # an agent brings its own
+        task = task.model_copy(update={"tools": tree.task.tools})
+    metadata = tree.metadata if course.ended else {}
     given: Any = {**named, "sample": sample, "error": error, "metadata": metadata}
-    return Ended(Trajectory(task=task, spans=spans, **given), cause)
+    return Ended(Trajectory(task=task, spans=tree.spans, **given), cause)
+
+
+def _asks_person(error: BaseException | None) -> bool:
+    """Return True if LangGraph's `interrupt` raised an error, which it does outside of a graph."""
+    frames = traceback.walk_tb(error and error.__traceback__)
+    return any(frame.f_code is interrupt.__code__ for frame, _ in frames)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-from langgraph.config import get_config
-
+from r3agent.episodes.checkpointed import running_config
 from r3agent.episodes.collaborators import sampled
 from r3agent.episodes.renderings import Rendered, Renderer
 from r3agent.episodes.requests import SpanRequest
 from r3agent.episodes.state import SpanSlot
 from r3agent.policy import Policy, Sampling, sampling_of
+from r3agent.records.json_values import copy_json
 from r3agent.records.trajectory import Generation, Message, Span
 from r3agent.telemetry.genai import ModelCall
 
@@ -43,7 +42,8 @@ class Sampler:
 
         async def ask(rendered: Rendered) -> list[Generation]:
             settings = _without_calls(request.sampling) if rendered.forbids_calls else request.sampling
-            sample: Sample = partial(policy.sample, rendered.messages, n=n, tools=rendered.tools, sampling=settings)
+            own = copy_json(rendered.messages)  # a policy may change them, and the record must not
+            sample: Sample = partial(policy.sample, own, n=n, tools=rendered.tools, sampling=settings)
             with _traced(policy, request, rendered, slots, is_stream=self.streamer is not None) as call:
                 answer = _streamer_for(policy, self.streamer)(sample, rendered.messages, slots)
                 generations = await sampled(policy, answer, n)
@@ -94,10 +94,8 @@ def _streamer_for(policy: Policy, streamer: Streamer | None) -> Streamer:
 
 def _has_callbacks() -> bool:
     """Return True if the running node has LangChain callbacks, e.g. of a tracer."""
-    with suppress(RuntimeError):  # not in a node
-        callbacks = get_config().get("callbacks")
-        return bool(getattr(callbacks, "handlers", callbacks))
-    return False
+    callbacks = running_config().get("callbacks")
+    return bool(getattr(callbacks, "handlers", callbacks))
 
 
 def _without_calls(sampling: Sampling | None) -> Sampling:

@@ -5,14 +5,16 @@ Nodes parse it into records (`Task`, `Span`) and return their JSON. An applicati
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, cast
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypeAlias, cast
 
 from pydantic import ValidationError
 from typing_extensions import TypedDict  # typing.TypedDict has no JSON Schema before Python 3.12
 
 from r3agent._util.messages import did_you_mean, explain, shorten
+from r3agent.episodes.course import Course
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import RECORDED, TASK_EXAMPLE, Label, Span, Task, Trajectory, new_id
+from r3agent.verifiers import Answer
 
 Json: TypeAlias = dict[str, Any]
 
@@ -190,3 +192,38 @@ def frontier_of(state: EpisodeState, tree: Trajectory) -> list[Span]:
     if unknown := set(ids) - {span.span_id for span in tree.spans}:
         raise ConfigError(f"frontier = {shorten(ids)}: {', '.join(sorted(unknown))} is no span of this episode")
     return [span for span in tree.spans if span.span_id in ids and not span.passed]
+
+
+def course_of(state: EpisodeState, at: Literal["beginning", "growth", "verification"]) -> Course:
+    """Return the course of the episode so far.
+
+    Args:
+        at: step that it is read for: at the beginning there is only the task, and only for growth a frontier.
+
+    Raises:
+        ConfigError: there is no valid task, no attempt yet, or an edit of the state left no valid tree or frontier.
+    """
+    lineage: Any = state.get("lineage") or {}
+    tree = Trajectory(task=task_of(state)) if at == "beginning" else tree_of(state)
+    frontier = frontier_of(state, tree) if at == "growth" else ()
+    return Course(tree=tree, frontier=frontier, began=lineage.get("began"), earlier=lineage.get("earlier", 0))
+
+
+def update_of(before: Course, after: Course, *, is_verified: bool) -> Json:
+    """Return the part of the state that a step changed.
+
+    Args:
+        is_verified: the step was `verify`, which also sets the output and the frontier.
+    """
+    known = set(map(id, before.tree.spans))
+    tree = after.tree
+    update: Json = {"spans": [span.model_dump(mode="json") for span in tree.spans if id(span) not in known]}
+    if tree.task is not before.tree.task:
+        update["task"] = tree.task.model_dump(mode="json")
+    if is_verified:
+        final = tree.final or tree.tries[0]
+        frontier = [span.span_id for span in after.frontier]
+        update |= {"answer": str(Answer.of(final.message)), "passed": final.passed, "frontier": frontier}
+    if after.ended:
+        update["trajectory"] = tree.model_dump(mode="json")
+    return update

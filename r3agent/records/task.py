@@ -13,7 +13,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from r3agent._util.messages import explain, shorten
 from r3agent.errors import ArgumentError, ConfigError
-from r3agent.records.json_values import MAX_INTEGER, MIN_INTEGER, NO_JSON, is_portable, json_bytes, json_value
+from r3agent.records.json_values import (
+    MAX_INTEGER,
+    MIN_INTEGER,
+    NO_JSON,
+    copy_json,
+    is_portable,
+    json_bytes,
+    json_value,
+)
 from r3agent.records.record import StoredRecord
 
 Message: TypeAlias = dict[str, Any]
@@ -63,6 +71,11 @@ class Task(StoredRecord):
             text = json.dumps(json_value(data["messages"]), sort_keys=True)
             return {"id": sha256(text.encode()).hexdigest()[:16], **data}
         return data
+
+    def fresh(self) -> Task:
+        """Copy with JSON values of its own, for an application's code, which may change them."""
+        parts: dict[str, Any] = {"messages": tuple(copy_json(self.messages)), "tools": tuple(copy_json(self.tools))}
+        return self.model_copy(update={**parts, "info": copy_json(self.info), "gold": copy_json(self.gold)})
 
     @property
     def digest(self) -> str:

@@ -103,7 +103,7 @@ async def judge(
     began = now_ns()
     whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
-    given = [(_copy_of(task), _answer_of(tries[i])) for i in whole]
+    given = [(task.fresh(), _answer_of(tries[i])) for i in whole]
     called: Callable[..., Judgement | Awaitable[Judgement]] = verifier
     if takes_environment(verifier):
         called = partial(_with_environment, verifier, environment)
@@ -154,11 +154,6 @@ def takes_environment(verifier: Callable[..., Any], *, required: bool = False) -
 
 def _with_environment(verifier: Callable[..., Any], environment: Any, task: Task, answer: Answer) -> Any:
     return verifier(task, answer, environment)
-
-
-def _copy_of(task: Task) -> Task:
-    parts: dict[str, Any] = {"messages": tuple(copy_json(task.messages)), "tools": tuple(copy_json(task.tools))}
-    return task.model_copy(update={**parts, "info": copy_json(task.info), "gold": copy_json(task.gold)})
 
 
 def _answer_of(a_try: Span | Try) -> Answer:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from r3agent import Task, build_graph
+from r3agent import Task
+from r3agent.episodes.assembly import assemble
 from r3agent.episodes.collect import collect
 from r3agent.episodes.run_episode import run_episode
 from r3agent.errors import ConfigError
@@ -114,8 +115,8 @@ async def test_a_server_that_is_replaced_is_not_waited_for(registry: Registry, e
 
 async def episode(endpoint: ScriptedEndpoint, registry: Registry, verifier: Any) -> Any:
     async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
-        graph = build_graph(policy=policy, verifier=verifier).compile()
-        return (await run_episode(graph, Task(messages=tuple(MESSAGES)))).episode
+        nodes = assemble(policy=policy, verifier=verifier)
+        return (await run_episode(nodes, Task(messages=tuple(MESSAGES)))).episode
 
 
 async def test_an_episode_that_began_with_the_base_keeps_it(registry: Registry, endpoint: ScriptedEndpoint) -> None:

@@ -34,6 +34,7 @@ from r3agent.errors import (
 )
 from r3agent.policy import Policy
 from r3agent.recording.episode import Episode
+from r3agent.records.json_values import copy_json
 from r3agent.records.trajectory import EpisodeError, Span, Task, Try, Verdict
 from r3agent.verifiers import Verifier, judge
 from r3agent.verifiers.interface import takes_environment
@@ -96,7 +97,7 @@ class TryRunner:
             if self.environment is None:
                 await run_in(None)
             else:
-                await in_world(self.environment, tree.task, config.try_timeout_s, run_in)
+                await in_world(self.environment, tree.task.fresh(), config.try_timeout_s, run_in)
         except WorldError as error:
             if config.agent_errors == "raise":
                 raise
@@ -131,8 +132,8 @@ class TryRunner:
         with episode, episode.one_try(request.label, parent=request.parent, terms=terms) as scope:
             scope.span_ids += [step.span_id for step in earlier]
             call = AgentCall(
-                task=tree.task,
-                messages=agent_messages(tree, request),
+                task=tree.task.fresh(),
+                messages=copy_json(agent_messages(tree, request)),
                 request=request,
                 policy=policy,
                 sampling=request.sampling,
