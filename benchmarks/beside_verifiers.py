@@ -1,9 +1,9 @@
 """Rollouts of one call and a verdict beside those of the `verifiers` library, for `benchmarks.collect_overhead`.
 
-They are made, 64 at a time, by an episode of one attempt, as `collect` runs it, and by the library's own `Environment.generate`.
-`vs_verifiers` is the library's time divided by ours, in seconds or in CPU time, whichever is less. It is version
-0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even with its null harness. It is
-installed into an environment of its own.
+They are made, 64 at a time, by an episode of one attempt, as `collect` runs it, and by the library's own
+`Environment.generate`. `vs_verifiers` is the library's time divided by ours, in seconds or in CPU time, whichever is
+less. It is version 0.1.14, which samples in its process; 0.4.0 starts a program for each rollout, even with its null
+harness. It is installed into an environment of its own.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ In alternating turns, 64 at a time, the same requests are made by episodes as `c
 reflections, 8 retries and a blind retry) and by a loop of bare `AsyncOpenAI` calls, both with garbage collection as
 `r3agent collect` sets it. `vs_openai_client` is the median over the turns of the episodes' calls per second divided by
 those of the loop, and `vs_openai_client_application` the same for the graph of `build_graph`, a chain of an attempt, a
-reflection and a retry, with the interpreter's garbage collection. `cpu_ms_per_call` is the CPU time of the client's process for a call. Then 4,000 requests are under
-way at once, begun at 500 a second and each held for 10 s: `in_flight_4000` is the share that is answered,
-`loop_lag_p99_ms` the delay of the event loop meanwhile. `benchmarks.store` measures the rest.
+reflection and a retry, with the interpreter's garbage collection. `cpu_ms_per_call` is the CPU time of the client's
+process for a call. Then 4,000 requests are under way at once, begun at 500 a second and each held for 10 s:
+`in_flight_4000` is the share that is answered, `loop_lag_p99_ms` the delay of the event loop meanwhile.
+`benchmarks.store` measures the rest.
 
 `vs_verifiers` is measured by `benchmarks.beside_verifiers`; where the library cannot be installed, and without the
 option, it is null.
