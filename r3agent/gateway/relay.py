@@ -23,6 +23,7 @@ from r3agent.gateway.dialect import EventStream
 from r3agent.gateway.lines import Lines, data_of
 from r3agent.gateway.upstream import CHAT, KEYS, Upstream, UpstreamError, to_client
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
+from r3agent.http.delays import OF_DELAYS
 from r3agent.http.errors import ServerError, policy_error, read_error
 from r3agent.policy.stream import read_body as read_completion
 from r3agent.recording.wire import is_blank
@@ -280,7 +281,7 @@ def _as_error(call: Call, response: aiohttp.ClientResponse, content: bytes) -> P
     secret = {**keys, **call.target.headers}.items()
     headers = [(name.encode(), value.encode(errors="surrogateescape")) for name, value in secret]
     request = httpx.Request("POST", str(response.url), headers=headers)
-    waits = [(name, value) for name, value in response.headers.items() if name.lower().startswith("retry-after")]
+    waits = [(name, value) for name, value in response.headers.items() if OF_DELAYS.search(name)]
     call.cause = read_error(httpx.Response(response.status, headers=waits, content=content, request=request))
     return policy_error(call.cause, where=f"{call.target.shown}: ")
 

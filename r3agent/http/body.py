@@ -60,6 +60,8 @@ class ErrorBody(NamedTuple):
     """Codes and types of the error and of those within it."""
     retry_after: str = ""
     """Delay that it asks for, as in a Retry-After header."""
+    headers: Mapping[str, str] = {}
+    """Headers of the provider, which a gateway hands on in the body."""
 
 
 def find_error(event: Any) -> Any:
@@ -111,6 +113,7 @@ def read_body(body: Any) -> ErrorBody:
         status=_status(_names(levels), _message(body)),
         names=" ".join(_names(levels)),
         retry_after=_retry_after(levels),
+        headers=_headers(levels),
     )
 
 
@@ -186,11 +189,12 @@ def _status(codes: list[str], message: str) -> int:
     return UNKNOWN
 
 
+def _headers(levels: list[dict[str, Any]]) -> dict[str, str]:
+    found = [level["headers"] for level in levels if isinstance(level.get("headers"), dict)]
+    return {str(name).lower(): str(value) for headers in found for name, value in headers.items()}
+
+
 def _retry_after(levels: list[dict[str, Any]]) -> str:
-    for level in levels:
-        headers = level.get("headers")
-        named = {str(k).lower(): v for k, v in headers.items()} if isinstance(headers, dict) else level
-        for key in ("retry-after", "retry_after", "retryDelay"):
-            if value := named.get(key):
-                return str(value).removesuffix("s")
-    return ""
+    keys = ("retry-after", "retry_after", "retryDelay")
+    named = _headers(levels)
+    return next((str(level[key]) for level in (named, *levels) for key in keys if level.get(key)), "")

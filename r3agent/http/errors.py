@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,7 @@ from r3agent.errors import (
     RequestError,
 )
 from r3agent.http.body import ErrorBody, find_error, read_body, read_text
+from r3agent.http.delays import MAX_DELAY_S, parse_delay, until_reset_s
 from r3agent.http.headers import SECRET
 from r3agent.http.refusal import refused_fields
 from r3agent.http.urls import ApiURL, redact_url
@@ -94,7 +96,7 @@ class ServerError(Exception):
         is_from_api: the API answered with an error object, so the route exists.
         is_within_success: the error was in a response with status 2xx.
         refuses_field: the error names a field of the request, and says that it is refused.
-        retry_after: value of the Retry-After header, or of its equivalent in the body.
+        wait_s: delay that the server asks for, in seconds; `None` if it asks for none.
     """
 
     def __init__(self, body: ErrorBody, response: httpx.Response) -> None:
@@ -106,8 +108,9 @@ class ServerError(Exception):
         self.code, self.param, self.is_from_api = body.code, body.param, body.is_from_api
         self.is_within_success = response.is_success
         self.status = body.status if self.is_within_success else response.status_code
-        asked = (_retry_after(response), body.retry_after)  # Cloudflare sends 0, and the delay in the body
-        self.retry_after = next((delay for delay in asked if delay.strip("0. ")), "")
+        self.wait_s = parse_delay(_retry_after(response)) or parse_delay(body.retry_after)  # Cloudflare's header is 0
+        if self.wait_s is None and self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.wait_s = until_reset_s({**body.headers, **response.headers})
         fields = refused_fields(self.status, self.message, _sent_fields(response.request), param=self.param)
         self.refuses_field = bool(fields)
         where = f" inside a {response.status_code}:" if self.is_within_success else ""
@@ -119,6 +122,11 @@ class ServerError(Exception):
         is_transient = self.status in BUSY or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         is_refusal = self.text_refusal is not None or self.refuses_field or self.is_of_template
         return is_transient and not is_refusal and not self.is_out_of_credit
+
+    @property
+    def asks_too_long(self) -> bool:
+        """Return True if the server asks for a longer delay than any request waits."""
+        return self.wait_s is not None and self.wait_s > MAX_DELAY_S
 
     @property
     def is_out_of_credit(self) -> bool:
@@ -186,7 +194,7 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     ):
         return RequestError(message, **refusal)
     if error.is_transient:
-        return EndpointError(f"{message}{tries}")
+        return EndpointError(f"{message}{tries}{_too_long(error)}")
     if error.is_within_success:  # the route and the key are right, and other requests may succeed
         return EndpointError(f"{message}{tries}")
     if error.status in WRONG_KEY:
@@ -200,6 +208,18 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
     return RequestError(message, **refusal)
+
+
+def _too_long(error: ServerError) -> str:
+    """Say that nothing is sent again, because the server asks for too long a delay; empty if it does not."""
+    if error.wait_s is None or not error.asks_too_long:
+        return ""
+    wait_s = round(error.wait_s)
+    then = datetime.now().astimezone() + timedelta(seconds=wait_s)
+    return (
+        f"; it asks to wait {wait_s} s, and a request waits at most {MAX_DELAY_S:.0f} s: run it again after "
+        f"{then:%Y-%m-%d %H:%M %Z}, or use another key or endpoint"
+    )
 
 
 def no_answer(error: httpx.RequestError | TimeoutError, timeout_s: float) -> str:

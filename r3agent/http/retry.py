@@ -1,20 +1,17 @@
 """Retry HTTP requests; no other layer retries.
 
 Timeouts, refused and dropped connections, 408, 409, 429, 5xx and answers that are cut off, empty, without choices or no
-JSON are retried, after the delay in the server's Retry-After header or else with exponential backoff. A delay of 0 is
-none, nor is a date in the past, e.g. of a server whose clock is behind. 400, 401, 403 and 404 are never retried, nor an
-account without credit, nor a stream that has begun. If a server has answered before, a web page, or JSON of another
-kind, is retried, because a proxy may have sent it; at first it shows that the URL is wrong. If such a server became
-unreachable, retries continue for `outage_s`.
+JSON are retried, after the delay that the server asks for (`delays.py`) or else with exponential backoff. A delay of 0
+is none, nor is a date in the past, e.g. of a server whose clock is behind. 400, 401, 403 and 404 are never retried, nor
+an account without credit, nor a stream that has begun, nor a server that asks to wait longer than `MAX_DELAY_S`. If a
+server has answered before, a web page, or JSON of another kind, is retried, because a proxy may have sent it; at first
+it shows that the URL is wrong. If such a server became unreachable, retries continue for `outage_s`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx
@@ -26,7 +23,6 @@ from r3agent.http.errors import ServerError
 from r3agent.http.events import ForeignAnswerError
 
 MAX_BACKOFF_S = 30.0
-MAX_RETRY_AFTER_S = 300.0
 
 T = TypeVar("T")
 
@@ -53,7 +49,7 @@ class Retry:
 
         async def is_worthwhile(error: BaseException) -> bool:
             if isinstance(error, ServerError):
-                passes = error.is_transient
+                passes = error.is_transient and not error.asks_too_long
             elif isinstance(error, ForeignAnswerError):
                 passes = self.has_answered
             else:
@@ -98,24 +94,5 @@ def _is_half(error: BaseException) -> bool:
 
 def _wait_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked_s = retry_after_s(error)
+    asked_s = error.wait_s if isinstance(error, ServerError) else None
     return asked_s if asked_s is not None else wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_S)(state)
-
-
-def retry_after_s(error: BaseException | None) -> float | None:
-    """Return how long the server asks to wait, in seconds, but not longer than `MAX_RETRY_AFTER_S`."""
-    asked_s = _parse_retry_after(error.retry_after) if isinstance(error, ServerError) else None
-    return None if asked_s is None else min(asked_s, MAX_RETRY_AFTER_S)
-
-
-def _parse_retry_after(header: str) -> float | None:
-    """Parse seconds, or a date as in RFC 9110, which is UTC; `None` for any other value, and if there is no delay."""
-    try:
-        if header.isdecimal() or header.replace(".", "", 1).isdecimal():
-            delay_s = float(header)
-        else:
-            date = parsedate_to_datetime(header)
-            delay_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
-    except ValueError:
-        return None
-    return delay_s if delay_s > 0 else None

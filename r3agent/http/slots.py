@@ -18,7 +18,6 @@ from typing import TypeVar
 import httpx
 
 from r3agent.http.errors import ServerError
-from r3agent.http.retry import retry_after_s
 from r3agent.http.urls import redact_url
 
 logger = logging.getLogger(__name__)
@@ -121,11 +120,13 @@ class Slots:
             return result, took_s
 
     def _pause(self, error: Exception) -> None:
-        """Begin no request before the time that a server asks for."""
+        """Begin no request before the time that a server asks for, unless no request waits that long."""
+        if not isinstance(error, ServerError) or error.wait_s is None or error.asks_too_long:
+            return
         now = time.monotonic()
-        until = now + (retry_after_s(error) or 0)
+        until = now + error.wait_s
         if until - max(now, self._paused_until) >= LONG_S:
-            where = redact_url(error.url) if isinstance(error, ServerError) else ""
+            where = redact_url(error.url)
             logger.warning("%s: %s: no request to it begins for %.0f s, as it asks", where, error, until - now)
         self._paused_until = max(self._paused_until, until)
 

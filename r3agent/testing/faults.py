@@ -49,6 +49,21 @@ def rate_limited(retry_after_s: float) -> Fault:
     return Fault(429, '{"error": {"message": "slow down"}}', headers={"Retry-After": str(retry_after_s)})
 
 
+def limited_until(requests: str, tokens: str = "", *, style: Literal["openai", "anthropic"] = "openai") -> Fault:
+    """Make a 429 response without Retry-After, whose headers say when the limits of the rate are reset.
+
+    Args:
+        requests: time of the reset, as the server writes it, e.g. `6m0s` or `2026-01-31T12:00:00Z`.
+        tokens: that of the tokens; default: none of them are used up.
+        style: names of the headers.
+    """
+    names = {"openai": "x-ratelimit-{0}-{1}", "anthropic": "anthropic-ratelimit-{1}-{0}"}[style]
+    said = {"requests": (requests, "0"), "tokens": (tokens or requests, "0" if tokens else "9000")}
+    headers = {names.format("reset", of): reset for of, (reset, _) in said.items()}
+    headers |= {names.format("remaining", of): left for of, (_, left) in said.items()}
+    return Fault(429, '{"error": {"message": "slow down"}}', headers=headers)
+
+
 def miscount(answer: Json) -> None:
     """Drop a token id and its logprob, if there are any, as vLLM's streaming tool parsers do."""
     choice = answer["choices"][0]
@@ -70,6 +85,7 @@ def _edited(edit: Edit) -> Fault:
 FAULTS: Mapping[str, Fault] = {
     "rate_limited": Fault(429, '{"error": {"message": "slow down"}}'),
     "rate_limited_wait": rate_limited(0.05),
+    "rate_limited_reset": limited_until("50ms"),
     "server_error": SERVER_ERROR,
     "unavailable": Fault(503, "no healthy upstream", "text/plain"),
     "overloaded": Fault(529, '{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}'),

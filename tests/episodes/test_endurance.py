@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from r3agent.policy import OpenAIPolicy
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message, Task
 from r3agent.store.trajectories import load
-from r3agent.testing import SERVER_ERROR, ScriptedEndpoint, ScriptedPolicy
+from r3agent.testing import SERVER_ERROR, ScriptedEndpoint, ScriptedPolicy, rate_limited
 
 
 def tasks(n: int) -> list[Task]:
@@ -122,6 +123,21 @@ async def test_a_poisoned_request_over_http(tmp_path: Path) -> None:
     async with OpenAIPolicy(gone, "scripted", max_tries=1) as policy:
         with pytest.raises(UnreachableError):
             await run(tmp_path, policy, 4)
+
+
+async def test_an_endpoint_that_asks_to_come_back_in_an_hour(tmp_path: Path) -> None:
+    faults = chain([None] * 5, repeat(rate_limited(3600)))
+    with ScriptedEndpoint("right", faults=faults) as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            with pytest.raises(
+                EndpointError, match=r"it asks to wait 3600 s, .* at most 300 s: .*finished episodes are"
+            ):
+                await run(tmp_path, policy, 100, concurrency=4)
+    assert [t.error for t in load(tmp_path)] == [None] * 5
+    with ScriptedEndpoint("right") as endpoint:
+        async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
+            summary = await run(tmp_path, policy, 100)
+    assert (summary.episodes, summary.resumed, summary.errors) == (100, 5, {})
 
 
 async def test_an_evaluation_does_not_draw_its_errors_again(tmp_path: Path) -> None:

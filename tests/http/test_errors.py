@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -18,7 +19,6 @@ from r3agent.errors import (
     RequestError,
 )
 from r3agent.http.errors import NO_KEY, ServerError, no_answer, policy_error, read_error, redact_key
-from r3agent.http.retry import MAX_RETRY_AFTER_S, retry_after_s
 
 MISSING = "The model `m` does not exist."
 
@@ -149,13 +149,29 @@ def test_a_quota_of_a_minute_is_transient() -> None:
         ({"retry-after-ms": "soon", "retry-after": "1"}, {}, 1.0),
         ({"retry-after": "0"}, {}, None),
         ({"retry-after": "0"}, {"retry_after": 30}, 30.0),  # Cloudflare
+        ({}, {"error": {"details": [{"retryDelay": "38.5s"}]}}, 38.5),  # Gemini
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, {}, None),
-        ({"retry-after": "Sun Nov  6 08:49:37 2094"}, {}, MAX_RETRY_AFTER_S),
-        ({"retry-after": "86400"}, {}, MAX_RETRY_AFTER_S),
+        ({"retry-after": "86400", "x-ratelimit-reset-requests": "1s"}, {}, 86400.0),
+        ({"x-ratelimit-reset-requests": "1s"}, {}, 1.0),
     ],
 )
-def test_retry_after_s(headers: dict[str, str], body: Any, delay_s: float | None) -> None:
-    assert retry_after_s(error_of(body, 429, **headers)) == delay_s
+def test_delay_that_a_server_asks_for(headers: dict[str, str], body: Any, delay_s: float | None) -> None:
+    assert error_of(body, 429, **headers).wait_s == delay_s
+
+
+def test_only_a_limited_rate_waits_for_its_reset() -> None:
+    assert error_of({}, 503, **{"x-ratelimit-reset-requests": "1s"}).wait_s is None
+
+
+def test_a_delay_that_nobody_waits_for_says_when_to_go_on() -> None:
+    error = error_of({"error": "slow down"}, 429, **{"retry-after": "Sun Nov  6 08:49:37 2094"})
+    assert (error.is_transient, error.asks_too_long) == (True, True)
+    assert isinstance(policy_error(error), EndpointError)
+    says = (
+        r"slow down; it asks to wait \d+ s, and a request waits at most 300 s: run it again after 2094-11-0\d \d\d:\d\d"
+    )
+    assert re.search(says, str(policy_error(error)))
+    assert "300" not in str(policy_error(error_of({}, 429, **{"retry-after": "300"})))
 
 
 @pytest.mark.parametrize(

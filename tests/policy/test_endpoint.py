@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import traceback
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from typing import Any
 
@@ -36,6 +37,7 @@ from r3agent.testing import (
     SERVER_ERROR,
     Fault,
     ScriptedEndpoint,
+    limited_until,
     rate_limited,
 )
 
@@ -128,6 +130,24 @@ async def test_retry_after_may_be_a_date() -> None:
     ) as endpoint:
         await sample(endpoint)
     assert time.time() >= then
+
+
+@pytest.mark.parametrize("style", ["openai", "anthropic"])
+async def test_a_limited_rate_waits_for_its_reset(style: Any) -> None:
+    then = datetime.now(UTC) + timedelta(seconds=0.6)
+    reset = "600ms" if style == "openai" else then.isoformat()
+    with ScriptedEndpoint("hi", faults=[limited_until(reset, style=style)]) as endpoint:
+        await sample(endpoint)
+    assert datetime.now(UTC) >= then
+
+
+async def test_a_server_that_asks_to_come_back_in_an_hour_is_asked_once() -> None:
+    with ScriptedEndpoint("hi", faults=[rate_limited(3600)] * 2) as endpoint:
+        with pytest.raises(EndpointError, match="slow down; it asks to wait 3600 s, and a request waits at most 300 s"):
+            await sample(endpoint)
+        with pytest.raises(EndpointError):  # nor is the next request held back
+            await sample(endpoint)
+        assert len(endpoint.received) == 2
 
 
 @pytest.mark.parametrize("header", ["soon", "-1", "nan", ""])

@@ -132,6 +132,7 @@ from r3agent.testing import (
     ScriptedEndpoint,
     ScriptedPolicy,
     Traffic,
+    limited_until,
     miscount,
     random_faults,
     rate_limited,
@@ -406,6 +407,7 @@ async def examine() -> tuple[Check, ...]:
 # ---- testing ----
 
 SOME: list[Fault | None] = [DROPPED, HANG, HTML_PAGE, MALFORMED_JSON, PROMPT_TOO_LONG, SERVER_ERROR, rate_limited(0.1)]
+LIMITED: Fault = limited_until("1s", "6m0s", style="openai")
 DRAWN: Iterator[Fault | None] = random_faults(0.1, seed=1, kinds=FAULTS.keys() - FATAL)
 EDIT: Edit = miscount
 
