@@ -34,7 +34,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def count(n: int, noun: str) -> str:
     """Render a number of things, such as `1 episode` or `2 episodes`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    return f"{n} {noun if n == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """Render the plural of a noun, such as `tries` or `branches`."""
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"
 
 
 def shorten(value: object) -> str:

@@ -7,13 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent._util.console import columns, size
-from r3agent._util.messages import count as plural
+from r3agent._util.messages import count
 from r3agent.cli.command import Output, next_step, switch, verb
+from r3agent.cli.inspect_view import rate_rows, rate_text
 from r3agent.data.erasure import forget as erase
 from r3agent.data.receipts import FOLDER
-from r3agent.data.statistics import DataStats, Share
-from r3agent.data.statistics import stats as count
-from r3agent.evaluate.statistics import Rate
+from r3agent.data.statistics import UNKNOWN, DataStats, Share
+from r3agent.data.statistics import stats as count_store
 from r3agent.store.check import check_store
 
 MAX_SHOWN = 20
@@ -30,15 +30,15 @@ def check(
     ] = False,
 ) -> Output:
     found = check_store(run, repair=repair)
-    lines = [f"{found.records} trajectories and {found.labels} labels in {found.directory}"]
+    lines = [f"{count(found.records, 'trajectory')} and {count(found.labels, 'label')} in {found.directory}"]
     lines += _some(
         [f"{fault.file}:{fault.line}: {fault.kind.replace('_', ' ')}: {fault.detail}" for fault in found.faults]
     )
     if found.duplicates:
-        lines.append(f"{len(found.duplicates)} ids of several trajectories, of which the first counts:")
+        lines.append(f"{count(len(found.duplicates), 'id')} of several trajectories, of which the first counts:")
         lines += _some([f"  {id_}" for id_ in found.duplicates])
     if found.unknown_labels:
-        lines.append(f"{len(found.unknown_labels)} labels of trajectories or spans that are not here:")
+        lines.append(f"{count(len(found.unknown_labels), 'label')} of trajectories or spans that are not here:")
         lines += _some([f"  {place}" for place in found.unknown_labels])
     lines += [f"repaired; the original is {backup}" for backup in found.backups]
     n = len(found.faults)
@@ -47,21 +47,21 @@ def check(
     elif repair:
         lines.append("lines of another version of r3agent stay: open the run with the version that wrote them")
     else:
-        lines.append(f"{n} lines need attention; r3agent data check {run} --repair mends or takes out what it can")
+        lines.append(f"{count(n, 'line')} to repair; r3agent data check {run} --repair mends or takes out what it can")
     return Output({**found.model_dump(mode="json"), "ok": found.ok}, "\n".join(lines), ok=found.ok)
 
 
 @verb()
 def stats(run: Annotated[str, Parameter(help="Run directory, or its trajectories/.")], /) -> Output:
-    found = count(run)
+    found = count_store(run)
     lines = [
-        f"{found.episodes} episodes of {found.tasks} tasks in {found.directory}: "
-        f"{found.files} files, {size(found.bytes)}, "
-        f"{found.tokens_sampled} tokens sampled, {found.tokens_prompt} of prompts",
+        f"{count(found.episodes, 'episode')} of {count(found.tasks, 'task')} in {found.directory}: "
+        f"{count(found.files, 'file')}, {size(found.bytes)}, "
+        f"{count(found.tokens_sampled, 'token')} sampled, {found.tokens_prompt} of prompts",
         *columns(_rows(found), gap=3, indent=2),
     ]
     if found.unreadable:
-        lines.append(f"{found.unreadable} lines are no records: {next_step('data', 'check', run)}")
+        lines.append(f"lines that are no records: {found.unreadable}, see {next_step('data', 'check', run)}")
     return Output(found.model_dump(mode="json"), "\n".join(lines))
 
 
@@ -84,10 +84,10 @@ def forget(
 ) -> Output:
     receipt = erase(run, episodes=episode, where=where, pattern=pattern, dry_run=dry_run)
     n = len(receipt.episodes)
-    forgotten = f"{plural(n, 'episode')} {'would be' if dry_run else 'is' if n == 1 else 'are'} forgotten"
+    forgotten = f"{count(n, 'episode')} {'would be' if dry_run else 'is' if n == 1 else 'are'} forgotten"
     lines = [forgotten if n or receipt.parts else f"nothing has {where or f'a match of {pattern!r}'}: {forgotten}"]
     lines += _some([f"  {id_}" for id_ in receipt.episodes])
-    lines += [f"  {file.path}: {file.lines} lines taken out" for file in receipt.files]
+    lines += [f"  {file.path}: {count(file.lines, 'line')} taken out" for file in receipt.files]
     for version, ids in receipt.trained.items():
         lines.append(f"{version} was trained on {len(ids)} of them, and so are the versions that descend from it")
     if receipt.trained:
@@ -102,21 +102,18 @@ def _rows(found: DataStats) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (f"{kind} {name}".strip(), str(n)) for kind, by_name in counts.items() for name, n in by_name.items()
     ]
-    rows += [("tokens not counted", f"{found.uncounted} calls")] if found.uncounted else []
+    rows += [("tokens not counted", count(found.uncounted, "call"))] if found.uncounted else []
     rows.append(("groups with variance", f"{found.groups_with_variance} of {found.groups}"))
     if found.attempt_groups:
         rows.append(("of first tries", f"{found.attempt_groups_with_variance} of {found.attempt_groups}"))
-    rows += [(f"passed: {kind.replace('_', ' ')}", _rate(rate)) for kind, rate in found.pass_rates.items()]
+    rows += rate_rows(found.pass_rates)
     shares: dict[str, dict[str, Share]] = {"version": found.versions, "split": found.splits, "source": found.sources}
     for by, keyed in shares.items():
-        for key, share in keyed.items():
-            n = f"{share.episodes} episodes, {share.tokens_sampled} tokens"
-            rows.append((f"{by} {key}", n, (share.first_try and f"first try {_rate(share.first_try)}") or ""))
+        for key, share in keyed.items() if keyed.keys() != {UNKNOWN} else ():
+            n = f"{count(share.episodes, 'episode')}, {count(share.tokens_sampled, 'token')}"
+            first = f"first try {rate_text(share.first_try)}" if share.first_try else ""
+            rows.append((f"{by} not recorded" if key == UNKNOWN else f"{by} {key}", n, first))
     return rows
-
-
-def _rate(rate: Rate) -> str:
-    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}, {rate.n_tasks} tasks)"
 
 
 def _some(lines: list[str]) -> list[str]:

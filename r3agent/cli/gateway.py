@@ -11,6 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent._util.messages import count
 from r3agent.cli.access import PROXY, VERIFY, read_access
 from r3agent.cli.command import HEADER, Output, next_step, verb
 from r3agent.cli.traces import export_spans_of
@@ -88,7 +89,7 @@ def gateway(
             threading.Event().wait()
     assert opened.recorder is not None
     counts = opened.recorder.counts
-    text = f"{counts.recorded} episodes stored in {store}; next: {next_step('inspect', store)}"
+    text = f"{count(counts.recorded, 'episode')} stored in {store}; next: {next_step('inspect', store)}"
     return Output({"url": opened.url, "store": str(store), **counts._asdict()}, text, ok=not counts.failed)
 
 

@@ -8,8 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent._util.messages import count
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, next_step, verb
 from r3agent.cli.inspect_view import render, summary_lines
+from r3agent.data.statistics import PassRates
 from r3agent.errors import ConfigError
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
@@ -73,7 +75,7 @@ def inspect(
 
 
 def _overview(run: Path) -> Output:
-    unreadable, tally, n_changed = list[Unreadable](), Tally(), 0
+    unreadable, tally, rates, n_changed = list[Unreadable](), Tally(), PassRates(), 0
     failed, unlabelled, overruled = list[str](), list[str](), list[str]()
     for batch in StoredTrajectories(run, unreadable=unreadable).batches():
         whole = [t for t in batch if t.error is None]
@@ -88,10 +90,13 @@ def _overview(run: Path) -> Output:
         n_changed += [*left_out(batch).values()].count("task_changed")
         for trajectory in batch:
             tally.add(trajectory)
+            rates.add(trajectory)
+        rates.end_batch()
+    found = rates.rates()
     summary, live = tally.summary(), Registry(run).live
     lines = [
-        f"{tally.episodes} trajectories in {store_at(run)}, {summary.tokens_sampled} tokens sampled",
-        *summary_lines(summary),
+        f"{count(tally.episodes, 'trajectory')} in {store_at(run)}, {count(summary.tokens_sampled, 'token')} sampled",
+        *summary_lines(summary, found),
         *([f"live policy: {live}"] if live else []),
         *([f"{n_changed} of tasks that have changed since: not trained on"] if n_changed else []),
         *([report_left_out(unreadable)] if unreadable else []),
@@ -108,6 +113,7 @@ def _overview(run: Path) -> Output:
     ids = {"failed": failed, "unlabelled_ids": unlabelled, "overruled": overruled}
     data = {
         **summary.model_dump(),
+        "pass_rates": {kind: rate.model_dump() for kind, rate in found.items()},
         "live": live,
         **ids,
         "task_changed": n_changed,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from r3agent._util.console import columns, printable
+from r3agent._util.messages import count
+from r3agent.data.statistics import BRANCH, PassRate
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message
 from r3agent.run.inspect import InspectedSpan, Inspection
@@ -15,34 +17,57 @@ from r3agent.run.inspect import InspectedSpan, Inspection
 SURE, UNSURE = -0.1, -2.3
 """Tokens with a logprob above `SURE` are dim, below `UNSURE` bold: probabilities of about 0.9 and 0.1."""
 
+NAMES = {
+    "first_try": "first try",
+    "retry_after_reflection": "retry after reflection",
+    "retry_blind": "blind retry",
+}
+"""Names of the kinds of tries."""
 
-def summary_lines(summary: CollectSummary) -> list[str]:
-    """Render success rates and the capabilities of the spans."""
-    shares = {
-        "first try": summary.first_try,
-        "retry after reflection": summary.retry_after_reflection,
-        "blind retry": summary.retry_blind,
-    }
+
+def rate_rows(rates: Mapping[str, PassRate]) -> list[tuple[str, ...]]:
+    """Render the pass rates of a store: the mean over tasks with its interval, and the tries."""
+    rows: list[tuple[str, ...]] = []
+    for key, rate in rates.items():
+        kind = NAMES.get(key.removeprefix(BRANCH), key)
+        tries = f"{rate.passed} of {count(rate.tries, 'try')} passed"
+        rows.append((f"{kind} of branches" if key.startswith(BRANCH) else kind, rate_text(rate), tries))
+    return rows
+
+
+def rate_text(rate: PassRate) -> str:
+    """Render a pass rate, and what it is a mean of."""
+    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), mean of {count(rate.n_tasks, 'task')}"
+
+
+def summary_lines(summary: CollectSummary, rates: Mapping[str, PassRate] | None = None) -> list[str]:
+    """Render success rates and the capabilities of the spans.
+
+    Args:
+        rates: pass rates to render, in place of the summary's shares of tries.
+    """
+    shares: dict[str, float | None] = {kind: getattr(summary, kind) for kind in NAMES}
+    passed = [(NAMES[kind], f"{share:.1%} of tries") for kind, share in shares.items() if share is not None]
     rows = [
-        *((name, f"{share:.1%}") for name, share in shares.items() if share is not None),
+        *(passed if rates is None else rate_rows(rates)),
         *(
-            [("asked the policy", f"{summary.tries_of_policy} of {summary.tries} tries")]
+            [("asked the policy", f"{summary.tries_of_policy} of {count(summary.tries, 'try')}")]
             if summary.tries_of_policy < summary.tries
             else []
         ),
         *([("steps in a try", f"{summary.steps_per_try:.1f}")] if (summary.steps_per_try or 1) > 1 else []),
-        *((f"error in a try: {kind}", f"{count} tries") for kind, count in summary.try_errors.items()),
+        *((f"error in a try: {kind}", count(n, "try")) for kind, n in summary.try_errors.items()),
         *([("noisy verdicts", str(summary.noisy_verdicts))] if summary.noisy_verdicts else []),
-        *((f"no whole answer: {reason}", f"{count} tries") for reason, count in summary.unfinished.items()),
-        *((f"not whole: {reason}", f"{count} reflections") for reason, count in summary.unfinished_reflections.items()),
-        *((f"recorded prompt: {how}", f"{n} branches") for how, n in summary.recorded_prompts.items()),
+        *((f"no whole answer: {reason}", count(n, "try")) for reason, n in summary.unfinished.items()),
+        *((f"not whole: {reason}", count(n, "reflection")) for reason, n in summary.unfinished_reflections.items()),
+        *((f"recorded prompt: {how}", count(n, "branch")) for how, n in summary.recorded_prompts.items()),
         ("groups with variance", f"{summary.groups_with_variance} of {summary.groups}"),
-        *([("tokens not counted", f"{summary.uncounted} calls")] if summary.uncounted else []),
-        *((capability, f"{count} spans") for capability, count in summary.capabilities.items()),
-        *((f"error {kind}", f"{count} episodes") for kind, count in summary.errors.items()),
+        *([("tokens not counted", count(summary.uncounted, "call"))] if summary.uncounted else []),
+        *((capability, count(n, "span")) for capability, n in summary.capabilities.items()),
+        *((f"error {kind}", count(n, "episode")) for kind, n in summary.errors.items()),
     ]
     lines = columns(rows, gap=3, indent=2, first=22)
-    notes = [f"    {count} x {printable(note)}" for note, count in summary.notes.items()]
+    notes = [f"    {n} x {printable(note)}" for note, n in summary.notes.items()]
     first_error = len(rows) - len(summary.errors)
     return [*lines[:first_error], *notes, *lines[first_error:]]  # notes explain the capabilities above them
 

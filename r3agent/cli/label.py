@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent._util.messages import count
 from r3agent.cli.command import Output, next_step, switch, verb
 from r3agent.cli.traces import export_spans_of
 from r3agent.errors import ConfigError
@@ -79,7 +80,9 @@ def _outcomes(run: str, file: Path, passed: bool | None) -> Output:
 
     found = label_outcomes(run, file, passed=passed)
     same = [f"{n} {what}" for n, what in ((found.unchanged, "labelled so before"), (found.doubled, "said twice")) if n]
-    lines = [f"{found.labelled} of {found.rows} rows labelled an episode" + "".join(f", {part}" for part in same)]
+    lines = [
+        f"{found.labelled} of {count(found.rows, 'row')} labelled an episode" + "".join(f", {part}" for part in same)
+    ]
     for reason, examples in found.examples.items():
         n = found.left_out[reason]
         lines += [f"{n} left out, {reason}:", *(f"  {example}" for example in examples)]

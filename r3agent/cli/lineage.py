@@ -46,5 +46,5 @@ def _row(trained: Trained) -> tuple[str, ...]:
         return trained.version, origin, "" if trained.kind == "base" else "its episodes were not written down", ""
     labels, n = ", ".join(f"{n} {label}" for label, n in trained.labels.items()), sum(trained.labels.values())
     if trained.rows_forgotten:
-        labels = f"{n} of {n + trained.rows_forgotten} rows are kept{f': {labels}' if labels else ''}"
+        labels = f"{n} of {count(n + trained.rows_forgotten, 'row')} kept{f': {labels}' if labels else ''}"
     return trained.version, origin, count(len(trained.episodes), "episode"), labels

@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent._util.console import size
+from r3agent._util.messages import count
 from r3agent.cli.command import DEFAULT_RUN, Output, switch, verb
 from r3agent.cli.traces import export_spans_of
 from r3agent.errors import ConfigError
@@ -38,7 +39,7 @@ def report(
         return _serve(run, port, limit)
     written = write_report(run, out, limit=limit)
     listed = "" if written.listed == written.episodes else f" {written.listed} of"
-    text = f"{written.headline}\n{written.path}: {size(written.bytes)},{listed} {written.episodes} episodes"
+    text = f"{written.headline}\n{written.path}: {size(written.bytes)},{listed} {count(written.episodes, 'episode')}"
     return Output({**written._asdict(), "path": str(written.path)}, text)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent._util.aio import run_sync
+from r3agent._util.messages import count
 from r3agent.cli.command import Output, Overrides, next_step, switch, verb
 from r3agent.cli.flags import flags_of
 from r3agent.cli.progress import ConsoleReporter
@@ -63,7 +64,8 @@ def reverify(
         )
     before = f" ({found.resumed} before)" if found.resumed else ""
     lines = [
-        f"{found.judged + found.resumed} of {found.tries} tries judged by {name}{before}, as layer {found.layer}",
+        f"{found.judged + found.resumed} of {count(found.tries, 'try')} judged by {name}{before}, "
+        f"as layer {found.layer}",
         *(f"  {change.replace('->', ' -> ')}  {n}" for change, n in found.changes.items()),
         *([f"{found.open} left open: the verdicts below count"] if found.open else []),
         *(f"{n} left out: {LEFT_OUT[reason]}" for reason, n in found.left_out.items()),

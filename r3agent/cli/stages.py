@@ -52,7 +52,7 @@ def collect(
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
-        reporter.stage(f"collecting episodes of up to {opened.config.collect.n} tasks")
+        reporter.stage(f"collecting episodes of up to {count(opened.config.collect.n, 'task')}")
         summary = opened.collect(reporter.episodes, on_tally=reporter.tally)
     return _collected(opened, summary, summary.model_dump())
 
@@ -65,9 +65,9 @@ def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
         failures = opened.failures()
-        reporter.stage(f"branching {len(failures.begins)} recorded failures off")
+        reporter.stage(f"branching {count(len(failures.begins), 'recorded failure')} off")
         report = opened.branch(reporter.episodes, failures=failures, on_tally=reporter.tally)
-    begun = f"{report.branches} failures branched off, in {report.read} recorded episodes"
+    begun = f"{count(report.branches, 'failure')} branched off, in {count(report.read, 'recorded episode')}"
     return _collected(opened, report.summary, report.model_dump(), begun, *failures.lines())
 
 
@@ -153,7 +153,7 @@ def evaluate(
     settings, what = opened.config.eval, f"measuring {after}" if before == after else f"comparing {after} with {before}"
     with ConsoleReporter() as reporter:
         opened.on_tally = reporter.tally
-        reporter.stage(f"{what} on up to {settings.n} tasks of the {settings.split} split")
+        reporter.stage(f"{what} on up to {count(settings.n, 'task')} of the {settings.split} split")
         if before == after:
             found, plan = opened.measure(after, reporter.episodes), None
         else:
@@ -219,8 +219,8 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     remedy = RAISE if (summary.ended_by or "").startswith("target_groups") else GO_ON
     lines = [
         *above,
-        f"{summary.episodes} episodes ({summary.resumed} stored before), "
-        f"{summary.tokens_sampled} tokens sampled{in_all}",
+        f"{count(summary.episodes, 'episode')} ({summary.resumed} stored before), "
+        f"{count(summary.tokens_sampled, 'token')} sampled{in_all}",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
         *(
             [ENDED.format(by=summary.ended_by, left=count(summary.left, "episode"), remedy=remedy)]
@@ -236,14 +236,14 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
 
 def _collect_plan(run: Run) -> Output:
     plan = plan_collection(run)
-    text = f"{plan.episodes - plan.stored} episodes to run, of {plan.episodes}; {plan.stored} are stored\n"
+    text = f"{count(plan.episodes - plan.stored, 'episode')} to run, of {plan.episodes}; stored: {plan.stored}\n"
     if plan.measured:
         prices = run.config.policy.prices
         cost = f", {plan.cost:.3g} {prices.currency}" if prices and plan.cost is not None else ""
         text += (
             f"about {plan.tokens_sampled:,} sampled tokens in {plan.calls:,} calls{cost}, {plan.bytes:,} bytes stored\n"
-            f"{_seconds(plan.seconds)} with {plan.in_flight} episodes at once, if one takes {plan.episode_s:.3g} s, "
-            f"as the {plan.measured} that are stored"
+            f"{_seconds(plan.seconds)} with {count(plan.in_flight, 'episode')} at once, "
+            f"if one takes {plan.episode_s:.3g} s, as the {plan.measured} that are stored"
         )
     else:
         few = next_step("collect", "--run", str(run.directory), "--max-episodes", "16")
@@ -254,7 +254,7 @@ def _collect_plan(run: Run) -> Output:
 def _train_plan(run: Run) -> Output:
     plan = plan_run_training(run)
     lines = [
-        f"{plan.rows} rows of {plan.tries} tries, {plan.tokens:,} tokens, {plan.steps} steps",
+        f"{count(plan.rows, 'row')} of {count(plan.tries, 'try')}, {plan.tokens:,} tokens, {count(plan.steps, 'step')}",
         f"{plan.trained_parameters:,} of {plan.parameters:,} weights trained: {plan.memory_gib:.3g} GiB of weights, "
         "gradients and optimizer in one process, besides activations",
         f"{_seconds(plan.seconds)} at the speed of {plan.measured_on}"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from r3agent._util.messages import count
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, verb
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
@@ -20,7 +21,7 @@ from r3agent.run.directory import WAITING
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.run.stages import Run
 from r3agent.store.copy import copy_store
-from r3agent.store.counting import count
+from r3agent.store.counting import count as count_stored
 from r3agent.store.index import latest_entries
 from r3agent.store.models import BUNDLED
 from r3agent.store.shards import store_at
@@ -86,16 +87,18 @@ def _recorded(run: Run, path: Path) -> Output:
         text = f'{path} written; next: Recorder(run="{path.parent}") in the application, or {gateway}'
         return Output({"config": str(path), "episodes": 0}, text)
     stored, tally = latest_entries(store), Tally()
-    count(tally, store, stored.values())
+    count_stored(tally, store, stored.values())
     tasks = Counter(map(split_by_prompt, find_tasks(in_run(RECORDED, path.parent), split="all")))
     splits = {split: tasks[split] for split in APART}
     open_ = tally.summary().unlabelled
     lines = [
-        f"{path} written; {len(stored)} episodes of {tasks.total()} tasks: "
+        f"{path} written; {count(len(stored), 'episode')} of {count(tasks.total(), 'task')}: "
         + ", ".join(f"{split} {n}" for split, n in splits.items())
     ]
     if open_:
-        lines.append(f"{open_} episodes without a verdict: {next_step('label', '--from', 'FILE.csv', path.parent)}")
+        lines.append(
+            f"{count(open_, 'episode')} without a verdict: {next_step('label', '--from', 'FILE.csv', path.parent)}"
+        )
     if waits:
         lines.append(
             f"the verifier {run.verifier_name!r} judges nothing: these runs learn from labels; set task.verifier to "

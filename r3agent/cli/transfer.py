@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from r3agent._util.console import size
+from r3agent._util.messages import count
 from r3agent.cli.command import Output, next_step, verb
 from r3agent.data.compaction import compact as pack
 from r3agent.data.exporting import Format, TrlType
@@ -38,8 +39,8 @@ def export(
     if (run / CONFIG_FILE).is_file() and store_at(run) != run:
         trajectories = StoredTrajectories(run, SplitGuard(run, load_config(run / CONFIG_FILE, {})).with_splits)
     found = write(trajectories, out, to=to, label=label, type=type_)
-    unit = {"hf": "episodes", "trl": "rows", "art": "groups"}[to]
-    lines = [f"{found.rows} {unit} of {found.episodes} episodes are in {found.path}"]
+    unit = {"hf": "episode", "trl": "row", "art": "group"}[to]
+    lines = [f"{found.path} has {count(found.rows, unit)} of {count(found.episodes, 'episode')}"]
     if found.left_out:
         lines.append("left out: " + ", ".join(f"{reason} {n}" for reason, n in found.left_out.items()))
     return Output(found.model_dump(mode="json"), "\n".join(lines))
@@ -58,12 +59,12 @@ def import_(
     found = import_logs(files, out, outcome=outcome, pass_at=pass_at, version=version)
     kinds = ", ".join(f"{n} {kind}" for kind, n in found.kinds.items())
     lines = [
-        f"{found.episodes} episodes are in {found.directory}{f' ({kinds})' if kinds else ''}",
+        f"{count(found.episodes, 'episode')} imported into {found.directory}{f' ({kinds})' if kinds else ''}",
         *([f"{found.stored_before} were there before"] if found.stored_before else []),
         *([f"{found.unlabelled} have no outcome"] if found.unlabelled else []),
     ]
     if found.left_out:
-        lines += [f"{len(found.left_out)} rows are left out:", *(f"  {why}" for why in found.left_out[:MAX_SHOWN])]
+        lines += [f"rows left out: {len(found.left_out)}", *(f"  {why}" for why in found.left_out[:MAX_SHOWN])]
     lines.append(f"next: {next_step('data', 'stats', out)}")
     return Output(found.model_dump(mode="json"), "\n".join(lines))
 
@@ -74,14 +75,14 @@ def merge(
     out: Annotated[str, Parameter(help="New store.")],
 ) -> Output:
     found = join(stores, out)
-    lines = [f"{found.episodes} episodes and {found.labels} labels are in {found.directory}"]
+    lines = [f"{found.directory} has {count(found.episodes, 'episode')} and {count(found.labels, 'label')}"]
     if found.copies:
         lines.append(f"{found.copies} were in several, and are there once")
     if found.conflicts:
-        lines.append(f"{len(found.conflicts)} ids are of different episodes, of which the first store's are there:")
+        lines.append(f"ids of different episodes, of which the first store's are there: {len(found.conflicts)}")
         lines += [f"  {id_}" for id_ in found.conflicts[:MAX_SHOWN]]
     if found.unreadable:
-        lines.append(f"{found.unreadable} lines are no records, and are left out: r3agent data check lists them")
+        lines.append(f"lines that are no records, left out: {found.unreadable}; r3agent data check lists them")
     return Output(found.model_dump(mode="json"), "\n".join(lines))
 
 
@@ -89,8 +90,8 @@ def merge(
 def compact(run: Annotated[str, Parameter(help="Run directory, or a store.")], /) -> Output:
     found = pack(run)
     lines = [
-        f"{found.sources} shards with {found.lines} lines became {len(found.files)} in {found.directory}: "
-        f"{size(found.bytes_before)} became {size(found.bytes_after)}",
+        f"{count(found.sources, 'shard')} with {count(found.lines, 'line')} became {len(found.files)} "
+        f"in {found.directory}: {size(found.bytes_before)} became {size(found.bytes_after)}",
         *(f"  {path} stays: {why}" for path, why in found.skipped.items()),
     ]
     return Output(found.model_dump(mode="json"), "\n".join(lines))

@@ -16,6 +16,7 @@ import orjson
 from r3agent._util.checked import checked
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.lock import file_lock
+from r3agent._util.messages import count
 from r3agent.data.rewriting import alone, no_collection
 from r3agent.errors import BusyError, RecordError
 from r3agent.records.record import Record, new_id
@@ -90,7 +91,9 @@ def _is_ready(path: Path, locks: ExitStack, skipped: dict[str, str]) -> bool:
         return False
     faults = sum(isinstance(record, Unreadable) for record in parse_lines(path, Trajectory))
     if faults:
-        skipped[str(path)] = f"{faults} lines are no records: r3agent data check --repair takes them out"
+        skipped[str(path)] = (
+            f"{count(faults, 'line')} to repair: r3agent data check --repair mends or takes out what it can"
+        )
     return not faults
 
 

@@ -20,6 +20,7 @@ from r3agent._util.checked import checked
 from r3agent._util.console import without_bars
 from r3agent._util.files import disk_errors, write_atomically
 from r3agent._util.imports import require_extra
+from r3agent._util.messages import count
 from r3agent.errors import ConfigError, RecordError
 from r3agent.records.credit import CreditLabel, Group, groups
 from r3agent.records.json_values import json_bytes
@@ -103,7 +104,7 @@ def export(
             raise RecordError(NOTHING)
         if not n_rows:
             remedy = "groups need siblings with different rewards" if type == "preference" else "name another label"
-            raise RecordError(f"0 rows of {episodes} episodes with label {label}; {remedy}")
+            raise RecordError(f"0 rows of {count(episodes, 'episode')} with label {label}; {remedy}")
 
     write_atomically(out, rows())
     counts = dict(sorted(reasons.items()))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field
 
@@ -15,7 +14,7 @@ from r3agent.evaluate.statistics import Rate, rate
 from r3agent.records.branching import origins
 from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
-from r3agent.records.summary import Tally, is_even_sample
+from r3agent.records.summary import Tally, TryKind, judged_tries
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.records.usage import usage_of
 from r3agent.store.batches import StoredTrajectories
@@ -23,7 +22,19 @@ from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
 
 UNKNOWN = "unknown"
-"""Version, split or source that a record does not state, such as the split of what an application recorded."""
+"""Version, split or source that a record does not state, such as the version behind what an application recorded."""
+
+BRANCH = "branch_"
+"""Prefix of the kinds of tries that branches sampled."""
+
+
+class PassRate(Rate):
+    """Mean over tasks of the share of their tries that passed, with its interval over tasks."""
+
+    passed: int
+    """Tries that passed."""
+    tries: int
+    """Tries with a verdict."""
 
 
 class Share(Record):
@@ -31,8 +42,8 @@ class Share(Record):
 
     episodes: int
     tokens_sampled: int
-    first_try: Rate | None
-    """Share of first tries that passed, with its interval over tasks; `None` without a verdict."""
+    first_try: PassRate | None
+    """Pass rate of first tries; `None` without a verdict."""
 
 
 class DataStats(Record):
@@ -65,9 +76,9 @@ class DataStats(Record):
     attempt_groups: int
     """Tasks with several first tries of one version."""
     attempt_groups_with_variance: int
-    pass_rates: dict[str, Rate] = Field(default={})
-    """Share that passed of first tries, retries after a reflection and blind retries, with the 95 % interval over
-    tasks."""
+    pass_rates: dict[str, PassRate] = Field(default={})
+    """Pass rates of first tries, retries after a reflection and blind retries, those of branches apart, as
+    `branch_retry_after_reflection`."""
     versions: dict[str, Share]
     """Episodes by policy version; one that several versions answered counts for the first."""
     splits: dict[str, Share]
@@ -90,36 +101,51 @@ COUNTS = (
 """Fields that are sums over batches of whole tasks."""
 
 
-class _Rates:
-    """Passed and judged tries of each task, of which only the shares are kept."""
+class PassRates:
+    """Pass rates by kind of try, from batches of whole tasks; of each task only the share is kept."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, list[int]] = {}
-        """Tasks of the current batch."""
-        self.shares, self.judged = array("d"), 0
+        self._tasks: dict[str, dict[str, list[int]]] = {}
+        """Passed and judged tries by kind and task of the current batch."""
+        self._shares: dict[str, array[float]] = {}
+        self._counts: dict[str, list[int]] = {}
 
-    def add(self, task: str, passed: bool | None) -> None:
-        if passed is not None:
-            counts = self.tasks.setdefault(task, [0, 0])
+    def add(self, trajectory: Trajectory) -> None:
+        """Count the tries of a trajectory."""
+        of = "" if trajectory.parent_id is None else BRANCH
+        for kind, passed in judged_tries(trajectory):
+            counts = self._tasks.setdefault(of + kind, {}).setdefault(trajectory.task.digest, [0, 0])
             counts[0] += passed
             counts[1] += 1
 
     def end_batch(self) -> None:
-        self.shares.extend(passed / judged for passed, judged in self.tasks.values())
-        self.judged += sum(judged for _, judged in self.tasks.values())
-        self.tasks.clear()
+        """End a batch: its tasks are in no other one."""
+        for kind, tasks in self._tasks.items():
+            shares, counts = self._shares.setdefault(kind, array("d")), self._counts.setdefault(kind, [0, 0])
+            for passed, judged in tasks.values():
+                shares.append(passed / judged)
+                counts[0] += passed
+                counts[1] += judged
+        self._tasks.clear()
 
-    def rate(self) -> Rate | None:
-        return rate(self.shares, self.judged) if self.shares else None
+    def rates(self) -> dict[str, PassRate]:
+        """Return the rates by kind, those of branches last."""
+        kinds = [of + kind for of in ("", BRANCH) for kind in get_args(TryKind) if of + kind in self._shares]
+        return {kind: self._rate(kind) for kind in kinds}
+
+    def _rate(self, kind: str) -> PassRate:
+        passed, tries = self._counts[kind]
+        return PassRate(**rate(self._shares[kind], tries).model_dump(), passed=passed, tries=tries)
 
 
 class _Share:
     def __init__(self) -> None:
         self.episodes = self.tokens = 0
-        self.first = _Rates()
+        self.rates = PassRates()
 
     def share(self) -> Share:
-        return Share(episodes=self.episodes, tokens_sampled=self.tokens, first_try=self.first.rate())
+        first = self.rates.rates().get("first_try")
+        return Share(episodes=self.episodes, tokens_sampled=self.tokens, first_try=first)
 
 
 @checked
@@ -143,7 +169,7 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     capabilities: Counter[str] = Counter()
     counts = Counter(dict.fromkeys(COUNTS, 0))
-    rates = {"first_try": _Rates(), "retry_after_reflection": _Rates(), "retry_blind": _Rates()}
+    rates = PassRates()
     shares: dict[str, dict[str, _Share]] = {"versions": {}, "splits": {}, "sources": {}}
     for batch in trajectories.batches():
         tally = Tally()
@@ -160,11 +186,11 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
             used = usage_of(trajectory.sampled)
             counts["tokens_prompt"] += used.prompt
             own = [shares[by].setdefault(str(key or UNKNOWN), _Share()) for by, key in keys.items()]
+            rates.add(trajectory)
             for share in own:
                 share.episodes += 1
                 share.tokens += used.sampled
-            if trajectory.error is None:
-                _rate_tries(trajectory, rates, [share.first for share in own])
+                share.rates.add(trajectory)
         attempts = [group for group in groups(batch, "attempt") if len(group.spans_G) > 1]
         counts.update(
             episodes=len(batch),
@@ -178,28 +204,16 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
             attempt_groups_with_variance=sum(group.has_variance for group in attempts),
         )
         capabilities.update(tally.summary().capabilities)
-        for of_tasks in (*rates.values(), *(share.first for keyed in shares.values() for share in keyed.values())):
+        for of_tasks in (rates, *(share.rates for keyed in shares.values() for share in keyed.values())):
             of_tasks.end_batch()
     return {
         **counts,
         "labels": dict(labels),
         "outcomes": dict(outcomes),
         "capabilities": dict(capabilities),
-        "pass_rates": {kind: found for kind, of_tasks in rates.items() if (found := of_tasks.rate())},
+        "pass_rates": rates.rates(),
         **{by: {key: share.share() for key, share in sorted(keyed.items())} for by, keyed in shares.items()},
     }
-
-
-def _rate_tries(trajectory: Trajectory, rates: Mapping[str, _Rates], first: Iterable[_Rates]) -> None:
-    task = trajectory.task.digest
-    if trajectory.attempt and not trajectory.recorded:
-        for of_tasks in (rates["first_try"], *first):
-            of_tasks.add(task, trajectory.try_of(trajectory.attempt).passed)
-    for a_try in trajectory.tries:
-        if a_try.is_blind:
-            rates["retry_blind"].add(task, a_try.passed)
-        elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
-            rates["retry_after_reflection"].add(task, a_try.passed)
 
 
 def _outcome(trajectory: Trajectory) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from r3agent._util.files import write_atomically
+from r3agent._util.messages import count
 from r3agent.errors import ConfigError
 from r3agent.evaluate.behaviour import LengthChange, leak_means, length_change, reflection_lengths
 from r3agent.evaluate.cells import CELLS, Cell, Means, apart, cell_means, change, paired_differences
@@ -144,7 +145,7 @@ def _check_same_tasks(baseline: list[Trajectory], candidate: list[Trajectory]) -
     common = [t.task for t in candidate if t.task.id in tasks]
     if not common:
         raise ConfigError(
-            f"0 tasks in common: the baseline has {len(baseline)} episodes, the candidate {len(candidate)}; "
+            f"0 tasks in common: the baseline has {count(len(baseline), 'episode')}, the candidate {len(candidate)}; "
             "evaluate both versions on the same tasks"
         )
     if changed := [task.id for task in common if task != tasks[task.id]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from r3agent._util.checked import checked
+from r3agent._util.messages import count
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
 from r3agent.evaluate.power import POWER, discordance_of, smallest_lift
@@ -32,7 +33,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
     rate, lift = evaluation.after_reflection, evaluation.lift_over_blind
     if rate is None:
         return f"{evaluation.policy} has no episode with a retry after a reflection and without an error."
-    solved = f"{evaluation.policy} solves {100 * rate.rate:.1f} % of {rate.n_tasks} tasks after a reflection"
+    solved = f"{evaluation.policy} solves {100 * rate.rate:.1f} % of {count(rate.n_tasks, 'task')} after a reflection"
     if lift is None:
         return f"{solved}; without blind retries, what reflecting adds is not known."
     if lift.p_value < 1 - CONFIDENCE:
@@ -45,7 +46,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
 def _change(change: Difference, before: Rate | None) -> str:
     """Write a change from a rate, and the gain that its tasks would have shown if there is room for it."""
     text = (
-        f"{change.points:+.1f} points [{change.low:+.1f}, {change.high:+.1f}] on {change.n_tasks} tasks "
+        f"{change.points:+.1f} points [{change.low:+.1f}, {change.high:+.1f}] on {count(change.n_tasks, 'task')} "
         f"(p = {change.p_value:.2g})"
     )
     if change.p_value < 1 - CONFIDENCE:

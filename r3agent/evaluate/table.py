@@ -7,6 +7,7 @@ from math import ceil
 
 from r3agent._util.checked import checked
 from r3agent._util.console import columns
+from r3agent._util.messages import count
 from r3agent.evaluate.behaviour import PAID, Behaviour, Length, LengthChange, PerSuccess
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.metrics import Evaluation
@@ -55,7 +56,7 @@ def _of_comparison(comparison: Comparison) -> str:
     for policy, only in ((old.policy, comparison.only_in_baseline), (new.policy, comparison.only_in_candidate)):
         if only:
             named = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
-            lines.append(f"{len(only)} tasks only in {policy}, left out of the change: {named}")
+            lines.append(f"{count(len(only), 'task')} only in {policy}, left out of the change: {named}")
     return "\n".join(lines)
 
 
@@ -118,12 +119,15 @@ def _cell(value: Rate | Difference | Length | LengthChange | PerSuccess | None) 
 
 
 def _counts(evaluation: Evaluation) -> str:
-    asked = "" if evaluation.asked is None else "; {} of {} tries asked the policy".format(*evaluation.asked)
-    noisy = f"; {evaluation.noisy_verdicts} noisy verdicts" if evaluation.noisy_verdicts else ""
+    asked = ""
+    if evaluation.asked is not None:
+        asked = f"; {evaluation.asked[0]} of {count(evaluation.asked[1], 'try')} asked the policy"
+    noisy = f"; {count(evaluation.noisy_verdicts, 'noisy verdict')}" if evaluation.noisy_verdicts else ""
     unfinished = _by_kind("tries without a whole answer", evaluation.unfinished)
     unfinished += _by_kind("reflections without a whole answer", evaluation.unfinished_reflections)
     errors = _by_kind("errors", evaluation.errors_by_kind) + _by_kind("errors of controls", evaluation.control_errors)
-    return f"{evaluation.n_episodes} episodes of {evaluation.n_tasks} tasks{asked}{noisy}{unfinished}{errors}"
+    counted = f"{count(evaluation.n_episodes, 'episode')} of {count(evaluation.n_tasks, 'task')}"
+    return f"{counted}{asked}{noisy}{unfinished}{errors}"
 
 
 def _by_kind(name: str, counts: Mapping[str, int]) -> str:

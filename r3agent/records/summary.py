@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from r3agent.records.branching import rendering
 from r3agent.records.credit import Group, groups
 from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
 from r3agent.records.usage import usage_of
+
+TryKind: TypeAlias = Literal["first_try", "retry_after_reflection", "retry_blind"]
+
+PLACES: dict[TryKind, str] = {"first_try": "first", "retry_after_reflection": "retry", "retry_blind": "blind"}
+"""Names of the kinds in the counts of a tally, which indexes store."""
 
 
 class CollectSummary(Record):
@@ -27,10 +32,10 @@ class CollectSummary(Record):
     unlabelled: int
     """Episodes without an error and without any verdict yet."""
     first_try: float | None
-    """Share of first attempts that passed."""
+    """Share of the first tries with a verdict that passed."""
     retry_after_reflection: float | None
-    """Share of retries after a reflection that passed; of a group that was drawn in parts, only the first counts,
-    because its outcomes decided whether there were more."""
+    """Share of the retries after a reflection that passed, in episodes and branches; of a group that was drawn in
+    parts, only the first counts, because its outcomes decided whether there were more."""
     retry_blind: float | None
     """Share of blind retries that passed."""
     noisy_verdicts: int
@@ -132,13 +137,10 @@ class Tally:
         self._unlabelled += all(s.verdict is None for s in spans)
         if how := rendering(trajectory):
             self._recorded_prompts[how] += 1
-        if trajectory.attempt and not recorded:
-            self._judge("first", trajectory.try_of(trajectory.attempt))
-        for a_try in tries:
-            if a_try.is_blind:
-                self._judge("blind", a_try)
-            elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
-                self._judge("retry", a_try)
+        for kind, passed in judged_tries(trajectory):
+            counts = self._passed[PLACES[kind]]
+            counts[0] += passed
+            counts[1] += 1
         found = {_key_of(group): group.has_variance for group in groups([trajectory])}
         self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
 
@@ -177,11 +179,6 @@ class Tally:
             notes=dict(self._notes),
             seconds=round(seconds, 2),
         )
-
-    def _judge(self, kind: str, a_try: Try) -> None:
-        if a_try.passed is not None:
-            self._passed[kind][0] += a_try.passed
-            self._passed[kind][1] += 1
 
     def counts(self) -> dict[str, Any]:
         """Return the counts as JSON, for `add_counts`; of the groups of one trajectory."""
@@ -236,6 +233,25 @@ def summarise(
 def _key_of(group: Group) -> str:
     text = repr([[span.span_id for span in group.spans_G], group.rewards_G])
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def judged_tries(trajectory: Trajectory) -> Iterator[tuple[TryKind, bool]]:
+    """Yield the kind of each try with a verdict, and if it passed.
+
+    Those that a branch took from its parent, or that were drawn because of the outcomes of others, are left out; an
+    episode that ended with an error has none.
+    """
+    if trajectory.error is not None:
+        return
+    for a_try in trajectory.tries:
+        if a_try.passed is None or a_try.first.span_id in trajectory.recorded:
+            continue
+        if a_try.last is trajectory.attempt:
+            yield "first_try", a_try.passed
+        elif a_try.is_blind:
+            yield "retry_blind", a_try.passed
+        elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
+            yield "retry_after_reflection", a_try.passed
 
 
 def is_even_sample(trajectory: Trajectory, retry: Try) -> bool:

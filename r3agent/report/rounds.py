@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean, quantiles
 from typing import Any, TypeAlias
 
 from r3agent.evaluate.statistics import rate
 from r3agent.records.cost import Prices
-from r3agent.records.summary import Tally, is_even_sample
+from r3agent.records.summary import Tally, TryKind, judged_tries
 from r3agent.records.trajectory import SOURCE, Trajectory
 from r3agent.records.usage import usage_of
 from r3agent.run.rounds import ROUND_SAMPLES
@@ -17,8 +17,15 @@ from r3agent.run.rounds import ROUND_SAMPLES
 TRAINING = "trajectories"
 """Name of the store of the episodes for training."""
 
-KINDS = ("first_try", "after_reflection", "blind_retry")
-
+KINDS: dict[tuple[TryKind, bool], str] = {
+    ("first_try", False): "first_try",
+    ("retry_after_reflection", False): "after_reflection",
+    ("retry_blind", False): "blind_retry",
+    ("first_try", True): "branch_first_try",
+    ("retry_after_reflection", True): "branch_after_reflection",
+    ("retry_blind", True): "branch_blind_retry",
+}
+"""Names of the kinds of tries on the page, of episodes and of branches."""
 
 Key: TypeAlias = tuple[Hashable, ...]
 
@@ -66,8 +73,8 @@ class Statistics:
                 number = trajectory.sample // ROUND_SAMPLES + 1
                 tallies[number, version].add(trajectory)
                 counts.update(("length", number, version, tokens) for tokens in _lengths(trajectory))
-                for kind, passed in _tries(trajectory):
-                    tried = self._rates[number, version, kind]
+                for kind, passed in judged_tries(trajectory):
+                    tried = self._rates[number, version, KINDS[kind, trajectory.parent_id is not None]]
                     before = tried.get(task, (0, 0))
                     tried[task] = before[0] + passed, before[1] + 1
         for place, tally in tallies.items():
@@ -90,7 +97,7 @@ class Statistics:
                 "round": number,
                 "version": version,
                 **fields,
-                "rates": {kind: r for kind in KINDS if (r := rates.get((number, version, kind)))},
+                "rates": {kind: r for kind in KINDS.values() if (r := rates.get((number, version, kind)))},
                 "reflection_tokens": _spread([*lengths[number, version].elements()]),
             }
             for (number, version), fields in sorted(found.items())
@@ -140,22 +147,6 @@ def _spending(trajectory: Trajectory, prices: Prices | None) -> dict[str, float]
 def _lengths(trajectory: Trajectory) -> list[int]:
     """List the tokens of the reflections."""
     return [s.completion_tokens for s in trajectory.sampled if s.label == "reflect" and s.completion_tokens]
-
-
-def _tries(trajectory: Trajectory) -> Iterator[tuple[str, bool]]:
-    """Yield the kind of each try that has a verdict, and if it passed."""
-    if trajectory.error is not None:
-        return
-    if trajectory.attempt and not trajectory.recorded:
-        first = trajectory.try_of(trajectory.attempt)
-        yield from [("first_try", first.passed)] if first.passed is not None else []
-    for a_try in trajectory.tries:
-        if a_try.first.span_id in trajectory.recorded or a_try.passed is None:
-            continue
-        if a_try.is_blind:
-            yield "blind_retry", a_try.passed
-        elif a_try.label == "retry" and is_even_sample(trajectory, a_try):
-            yield "after_reflection", a_try.passed
 
 
 def _rate(counts_N: Sequence[tuple[int, int]]) -> dict[str, Any]:

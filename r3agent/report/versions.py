@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from r3agent._util.messages import count
 from r3agent.errors import R3Error
 from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.store.history import history
@@ -139,7 +140,7 @@ def _recorded(registry: Registry) -> list[dict[str, Any]]:
 def _made(card: dict[str, Any]) -> dict[str, Any]:
     if card["version"] == BASE:
         return {"at": card["created_at"], "kind": "trained", "text": f"{BASE} is the base model"}
-    how = f" on {card['rows']:,} rows in {card['steps']} steps" if card["rows"] and card["steps"] else ""
+    how = f" on {card['rows']:,} rows in {count(card['steps'], 'step')}" if card["rows"] and card["steps"] else ""
     text = f"{card['version']} trained from {card['parent']}{how}"
     return {"at": card["created_at"], "kind": "trained", "text": text}
 

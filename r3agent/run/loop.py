@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from r3agent._util.messages import count
 from r3agent.evaluate import Comparison, Decision, spend_alpha
 from r3agent.records.trajectory import Record
 from r3agent.records.versions import BASE, version_name, version_number
@@ -86,7 +87,7 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
                 continue
             swap = "; the live server answers with their weights meanwhile" if run.swaps_live else ""
             reporter.stage(
-                f"comparing {version} with {champion} on up to {run.config.gate_tasks} tasks of the "
+                f"comparing {version} with {champion} on up to {count(run.config.gate_tasks, 'task')} of the "
                 f"{run.config.gate.split} split{swap}",
                 "evaluate",
             )
@@ -121,20 +122,20 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
     branched = ""
     if run.config.loop.branch:
         found = run.failures(parent)
-        what = "; ".join([f"branching {len(found.begins)} recorded failures off with {name}", *found.lines()])
+        what = "; ".join([f"branching {count(len(found.begins), 'recorded failure')} off with {name}", *found.lines()])
         reporter.stage(f"{round_}: {what}", "branch" if found.begins else "")
         if found.begins:
             made = run.branch(reporter.episodes, version=parent, failures=found).summary
             branched = f" and {made.groups_with_variance} of recorded failures"
-    reporter.stage(f"{round_}: collecting episodes of {run.config.collect.n} tasks with {name}", "collect")
+    reporter.stage(f"{round_}: collecting episodes of {count(run.config.collect.n, 'task')} with {name}", "collect")
     summary = run.collect(reporter.episodes, version=parent)
     resume = not anew and run.registry.has_checkpoint(run.registry.next_version())
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
-        f"{round_}: {summary.episodes} episodes ({summary.resumed} stored before), "
+        f"{round_}: {count(summary.episodes, 'episode')} ({summary.resumed} stored before), "
         f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}, "
-        f"{summary.tries_of_policy} of {summary.tries} tries asked the policy; "
-        f"{training} on {summary.groups_with_variance} groups{branched}",
+        f"{summary.tries_of_policy} of {count(summary.tries, 'try')} asked the policy; "
+        f"{training} on {count(summary.groups_with_variance, 'group')}{branched}",
         "" if resume else "train",  # a training that is resumed takes less than a whole one
     )
 
@@ -148,4 +149,6 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
 
     run.train(report_step, resume=resume, start=parent)
     if rows.get("repeated"):
-        reporter.stage(f"{round_}: {rows['repeated']} of {rows['rows']} rows were trained on in an earlier round too")
+        reporter.stage(
+            f"{round_}: {rows['repeated']} of {count(rows['rows'], 'row')} trained on in an earlier round too"
+        )

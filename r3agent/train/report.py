@@ -8,6 +8,7 @@ from datetime import timedelta
 from statistics import fmean
 from typing import Any, TypeAlias
 
+from r3agent._util.messages import count
 from r3agent.records import versions
 from r3agent.records.credit import CreditLabel, credit_label, reward
 from r3agent.records.trajectory import Record, Trajectory
@@ -91,7 +92,7 @@ class RowReport(Record):
             return "there are no episodes; collect some first"
         why = [self._why_empty()] if not self.errored or self.errored < self.trajectories else []
         if self.errored:
-            errored = f"{self.errored} of {self.trajectories} episodes errored"
+            errored = f"{self.errored} of {count(self.trajectories, 'episode')} errored"
             why.append(f"{errored} ({self.last_error}); mend that and collect again")
         return "; ".join(why)
 
@@ -222,15 +223,15 @@ def rows_line(report: Mapping[str, Any]) -> str:
     settings: Mapping[str, int] = report.get("settings", {})
     not_distilled: Mapping[str, int] = report.get("not_distilled", {})
     parts = [
-        f"{report['rows']} rows in {report['groups']} groups",
+        f"{count(report['rows'], 'row')} in {count(report['groups'], 'group')}",
         *_several_steps(report),
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (_counted(dropped) or "none"),
         *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
         *([f"collected with {len(settings)} different settings: {_counted(settings)}"] if len(settings) > 1 else []),
-        "age in generations: " + ", ".join(f"{n} rows {age}" for age, n in report["ages"].items()),
-        *([f"in {report['doubtful']} rows {DOUBT}"] if report.get("doubtful") else []),
-        *([f"{report['repeated']} rows were trained on before"] if report.get("repeated") else []),
+        "age in generations: " + ", ".join(f"{count(n, 'row')} {age}" for age, n in report["ages"].items()),
+        *([f"in {count(report['doubtful'], 'row')} {DOUBT}"] if report.get("doubtful") else []),
+        *([f"{count(report['repeated'], 'row')} trained on before"] if report.get("repeated") else []),
     ]
     return "; ".join(parts)
 
@@ -239,9 +240,10 @@ def _several_steps(report: Mapping[str, Any]) -> Iterator[str]:
     """Describe how tries of several steps became rows."""
     if report.get("steps", 0) > report.get("tries", 0):
         merged = f"{report['merged_steps']} continue a row"
-        yield f"they are {report['tries']} tries of {report['steps']} steps, of which {merged}"
+        yield f"from {count(report['tries'], 'try')} of {count(report['steps'], 'step')}, of which {merged}"
     for reason, n in report.get("apart", {}).items():
-        yield f"{n} rows of later steps, {reason}: {APART[reason]} (such as {', '.join(report['apart_in'][reason])})"
+        such = ", ".join(report["apart_in"][reason])
+        yield f"{count(n, 'row')} of later steps, {reason}: {APART[reason]} (such as {such})"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -257,11 +259,11 @@ def mismatch_line(mismatch: Mapping[str, Any]) -> str:
     parts = [
         f"|recorded - recomputed| logprob: {'; '.join(gaps)}",
         f"effective sample size {mismatch['ess']:.0%} of the tokens",
-        *([f"{mismatch['scored']} rows scored"] if mismatch.get("scored") else []),
+        *([f"{count(mismatch['scored'], 'row')} scored"] if mismatch.get("scored") else []),
     ]
     if surprise := mismatch.get("surprise"):
         ratio = f"{surprise['ratio']:.2f} ± {surprise['error']:.2f}"
-        parts.append(f"surprise {ratio} times the entropy in {surprise['rows']} doubtful rows")
+        parts.append(f"surprise {ratio} times the entropy in {count(surprise['rows'], 'doubtful row')}")
     return "; ".join(parts)
 
 

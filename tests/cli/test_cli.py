@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -90,9 +91,12 @@ def test_inspect_shows_the_run_and_a_conversation_with_its_credit(tmp_path, task
     first = json.loads(out)["failed"][0]
     assert code == 0
     code, out, _ = call(capsys, "inspect", "--run", tmp_path / "run")
-    rates = [line for line in collected.splitlines() if line.startswith("  ")]
-    assert "  retry after reflection   50.0%" in rates
-    assert set(rates) < set(out.splitlines())
+    shares, others = [], []
+    for line in filter(lambda line: line.startswith("  "), collected.splitlines()):
+        (shares if line.endswith("of tries") else others).append(line)
+    assert "  retry after reflection   50.0% of tries" in shares
+    assert re.search(r"  retry after reflection   50.0% \(.*\), mean of 3 tasks   3 of 6 tries passed\n", out)
+    assert set(others) < set(out.splitlines())
     code, out, _ = call(capsys, "inspect", first, "--run", tmp_path / "run")
     assert code == 0
     assert "reflect credit +0.71, reward 1.00" in out
@@ -106,7 +110,7 @@ def test_inspect_reads_the_store_of_a_recorder(tmp_path, capsys):
     with TrajectoryWriter(tmp_path) as writer:
         writer.append(Trajectory(trajectory_id="first", task=Task(messages=({"role": "user", "content": "?"},))))
     code, out, _ = call(capsys, "inspect", tmp_path)
-    assert (code, out.splitlines()[0]) == (0, f"1 trajectories in {tmp_path}, 0 tokens sampled")
+    assert (code, out.splitlines()[0]) == (0, f"1 trajectory in {tmp_path}, 0 tokens sampled")
 
 
 def test_inspect_counts_what_it_does_not_show(tmp_path, capsys):

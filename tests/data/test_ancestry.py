@@ -62,7 +62,7 @@ def test_lineage_tells_of_forgotten_episodes(tmp_path: Path, capsys: pytest.Capt
     assert (found.episodes, found.by) == (3, {"b": 1, "c": 1, "unknown": 1})
     assert main(["lineage", "v0002", "--run", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"v0001 +from v0000 +2 episodes +2 of 4 rows are kept: 2 reflect\n", text)
+    assert re.search(r"v0001 +from v0000 +2 episodes +2 of 4 rows kept: 2 reflect\n", text)
     assert "v0002 and its ancestors were trained on 3 episodes" in text
     assert f"1 of them was forgotten since, and the weights were not changed: {a}" in text
     assert main(["lineage", "v0002", "--run", str(tmp_path), "--json"]) == 0

@@ -56,7 +56,7 @@ def test_compact_leaves_what_is_written_or_damaged(tmp_path: Path) -> None:
         writer.append(load(tmp_path)[0].changed(trajectory_id="open"))
         report = compact(tmp_path)
         writer.append(load(tmp_path)[0].changed(trajectory_id="later"))
-    assert report.skipped[str(first)].startswith("1 lines are no records")
+    assert report.skipped[str(first)].startswith("1 line to repair")
     assert [why for path, why in report.skipped.items() if path != str(first)] == ["a process writes it"]
     assert names(tmp_path) == [".compact.lock", "00000.jsonl", f"{second.stem}.parquet", "00004.jsonl"]
     assert len(load(tmp_path)) == 6

@@ -113,7 +113,7 @@ def test_export_to_art_has_groups_of_choices(tmp_path: Path) -> None:
 
 def test_export_refuses_what_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     episodes = collected(tmp_path / "store", "a", script="right")
-    with pytest.raises(RecordError, match="0 rows of 1 episodes with label reflect"):
+    with pytest.raises(RecordError, match="0 rows of 1 episode with label reflect"):
         export(episodes, tmp_path / "out", to="trl")
     with pytest.raises(RecordError, match="no trajectories"):
         export([], tmp_path / "out", to="hf")
@@ -123,5 +123,5 @@ def test_export_refuses_what_it_cannot_write(tmp_path: Path, capsys: pytest.Capt
         export(episodes, tmp_path / "out", to="hf")
     words = ["data", "export", str(tmp_path / "store"), "--to", "trl", "--label", "attempt"]
     assert main([*words, "--out", str(tmp_path / "new.jsonl")]) == 0
-    assert "1 rows of 1 episodes are in" in capsys.readouterr().out
+    assert "has 1 row of 1 episode" in capsys.readouterr().out
     assert len(load(tmp_path / "store")) == 1

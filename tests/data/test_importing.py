@@ -262,9 +262,9 @@ def test_import_verb_reports_and_refuses(tmp_path: Path, capsys: pytest.CaptureF
     chats = written(tmp_path / "chats.jsonl", {"messages": [ASKED, ANSWER]}, {"messages": [ASKED]})
     assert main(["data", "import", str(chats), "--out", str(tmp_path / "store")]) == 0
     text = capsys.readouterr().out
-    assert "1 episodes are in" in text
+    assert "1 episode imported into" in text
     assert "1 have no outcome" in text
-    assert "1 rows are left out:" in text
+    assert "rows left out: 1" in text
     assert (
         main(["data", "import", str(written(tmp_path / "none.jsonl", {"a": 1})), "--out", str(tmp_path / "new")]) == 2
     )

@@ -69,7 +69,7 @@ def test_merge_keeps_the_last_label(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert verdict is not None
     assert (verdict.by, verdict.passed, verdict.score) == ("second", True, 0.75)
     assert main(["data", "merge", str(one), str(two), "--out", str(tmp_path / "verb")]) == 0
-    assert "1 episodes and 2 labels are in" in capsys.readouterr().out
+    assert "has 1 episode and 2 labels" in capsys.readouterr().out
 
 
 def test_merge_refuses_what_it_cannot_merge(tmp_path: Path) -> None:

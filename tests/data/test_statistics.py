@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from r3agent import label
+from r3agent import Span, Verdict, label
 from r3agent.cli.main import main
 from r3agent.data import stats
 from r3agent.errors import ConfigError
@@ -46,10 +47,11 @@ def test_stats_verb_prints_table_and_json(tmp_path: Path, capsys: pytest.Capture
         file.write('{"task": 3}\n')
     assert main(["data", "stats", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "1 episodes of 1 tasks" in text
+    assert "1 episode of 1 task" in text
     assert "groups with variance" in text
-    assert "first try 0.0%" in text
-    assert f"1 lines are no records: r3agent data check {tmp_path}" in text
+    assert re.search(r"first try +0.0% \(.*\), mean of 1 task +0 of 1 try passed\n", text)
+    assert "split" not in text  # no record has one
+    assert f"lines that are no records: 1, see r3agent data check {tmp_path}" in text
     assert main(["data", "stats", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == stats(tmp_path).model_dump(mode="json")
 
@@ -62,6 +64,20 @@ def test_stats_count_a_branch_for_the_source_of_its_parent(tmp_path: Path) -> No
     found = stats(tmp_path)
     assert {key: share.episodes for key, share in found.sources.items()} == {"s.jsonl": 2, "unknown": 1}
     assert (found.branches, found.splits["train"].episodes) == (2, 3)
+
+
+def test_stats_rate_the_retries_of_branches_apart(tmp_path: Path) -> None:
+    (episode,) = collected(tmp_path, "a")
+    begin = branch_of(episode)
+    blind = Span(label="retry", parent_id=begin.spans[-1].span_id, text="41", model="m", verdict=Verdict.failed("no"))
+    with TrajectoryWriter(tmp_path) as writer:
+        writer.append(begin.changed(spans=(*begin.spans, blind)))
+    rates = stats(tmp_path).pass_rates
+    assert {kind: (rate.passed, rate.tries) for kind, rate in rates.items()} == {
+        "first_try": (0, 1),
+        "retry_after_reflection": (1, 2),
+        "branch_retry_blind": (0, 1),
+    }
 
 
 def test_stats_refuse_what_is_no_directory(tmp_path: Path) -> None:

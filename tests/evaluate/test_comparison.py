@@ -91,7 +91,7 @@ def test_tasks_missing_on_one_side_are_named():
 
 
 def test_no_task_in_common():
-    with pytest.raises(ConfigError, match="0 tasks in common: the baseline has 1 episodes, the candidate 1"):
+    with pytest.raises(ConfigError, match="0 tasks in common: the baseline has 1 episode, the candidate 1"):
         compare([episode("a", True)], [episode("b", True)])
 
 

@@ -42,4 +42,4 @@ def test_noisy_verdicts_are_counted():
     [first, *others] = OLD
     spans = [s.model_copy(update={"verdict": s.verdict.model_copy(update={"noisy": True})}) for s in first.spans]
     noisy = first.model_copy(update={"spans": tuple(spans)})
-    assert table(evaluate([noisy, *others])).endswith("\n4 episodes of 4 tasks; 1 noisy verdicts")
+    assert table(evaluate([noisy, *others])).endswith("\n4 episodes of 4 tasks; 1 noisy verdict")

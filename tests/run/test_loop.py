@@ -212,7 +212,7 @@ def test_loop_mixes_fresh_tasks_and_recorded_failures(tmp_path: Path) -> None:
     loop(disk, told=told, rounds=2, branch=True)
     drawn = [entry for entry in disk.log if entry.startswith(("branch", "collect"))]
     assert drawn == ["branch 1 off with v0000", "collect with v0000 for v0001", "collect with v0001 for v0002"]
-    assert told.stages[0] == "round 1 of 2: branching 1 recorded failures off with tiny"
+    assert told.stages[0] == "round 1 of 2: branching 1 recorded failure off with tiny"
     assert "groups and 0 of recorded failures" in told.stages[2]
 
 
@@ -234,7 +234,7 @@ def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the
     assert promoted(report) == [(1, False), (2, True), (3, False)]
     assert report.live == "v0002"
     [repeated] = [text for text in told.stages if "trained on" in text and "groups" not in text]
-    assert repeated == "round 3 of 3: 3 of 8 rows were trained on in an earlier round too"
+    assert repeated == "round 3 of 3: 3 of 8 rows trained on in an earlier round too"
     [first, second] = [text for text in told.stages if "did not pass the gate" in text]
     assert first.startswith("v0001 did not pass the gate (")
     assert "NOT met: p = 1 for a gain" in first

@@ -127,7 +127,7 @@ def test_data_check_exits_1_until_the_store_is_repaired(tmp_path: Path, capsys: 
     ]
     assert [code for code, _ in outputs] == [1, 1, 0, 0]
     assert "00000.jsonl:6: unreadable: task = 3" in outputs[0][1]
-    assert f"7 lines need attention; r3agent data check {tmp_path} --repair" in outputs[0][1]
+    assert f"7 lines to repair; r3agent data check {tmp_path} --repair" in outputs[0][1]
     assert len(json.loads(outputs[1][1])["faults"]) == 7
     assert "00000.jsonl.bak" in outputs[2][1]
     assert json.loads(outputs[3][1]) | {"ok": True, "faults": [], "records": 5} == json.loads(outputs[3][1])

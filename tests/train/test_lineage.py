@@ -116,7 +116,7 @@ def test_rows_that_an_ancestor_was_trained_on_are_counted(
     sibling = run(old, start, policies / "v0003", version="v0003", **easy)  # v0002 is no ancestor of it
     third = run([*old, *new], after(second), policies / "v0004", version="v0004", max_staleness=9, **easy)
     assert [card.metrics["rows"]["repeated"] for card in (first, second, sibling, third)] == [0, 8, 0, 16]
-    assert lines[1].endswith("; 8 rows were trained on before")
+    assert lines[1].endswith("; 8 rows trained on before")
     assert "before" not in lines[0]
 
 

@@ -159,7 +159,7 @@ def test_episodes_that_errored_are_no_first_attempts_that_passed(record: Record)
     errored = EpisodeError(kind="VerifierError", message="boom")
     some, every = record([[1, 0]]), record([[1, 0]], first=[True])
     lost = [t.model_copy(update={"error": errored, "trajectory_id": "lost"}) for t in some]
-    with pytest.raises(TrainingError, match=r"^1 of 1 episodes errored \(VerifierError: boom\); mend that and collect"):
+    with pytest.raises(TrainingError, match=r"^1 of 1 episode errored \(VerifierError: boom\); mend that and collect"):
         build(lost)
     passed = [t.model_copy(update={"spans": t.spans[:1]}) for t in every]
     with pytest.raises(TrainingError, match=r"^0 of 1 first attempts failed: .*; 1 of 2 episodes errored \(Verifier"):

@@ -104,7 +104,7 @@ def test_steps_that_do_not_continue_are_rows_of_their_own(policy: Any, kind: str
     assert len({row.advantage for row in own}) == 1
     assert (report.apart, report.apart_in) == ({kind: 1}, {kind: (f"e0/{spans[0].span_id}",)})
     assert (report.tries, report.steps, report.rows, report.merged_steps) == (2, 5, n_rows + 1, 2)
-    assert f"1 rows of later steps, {kind}: " in rows_line(report.model_dump())
+    assert f"1 row of later steps, {kind}: " in rows_line(report.model_dump())
 
 
 # ---- tries that are left out ----

@@ -2,6 +2,10 @@
 // The figures of a run.
 
 const CELL_ORDER = ["first_try", "after_reflection", "blind_retry", "blind_equal_tokens"];
+const TRIES = {
+  first_try: "first try", after_reflection: "retry after reflection", blind_retry: "blind retry", branch_first_try: "first try of a branch",
+  branch_after_reflection: "retry of a branch, after reflection", branch_blind_retry: "blind retry of a branch",
+};
 const METRICS = ["reward", "kl", "entropy", "loss", "grad_norm", "clip_ratio/region_mean", "ratio", "learning_rate"];
 
 function overview(facts) {
@@ -83,13 +87,13 @@ function curves(facts) {
   const ticks = rounds.map((r) => `${r.round} · ${r.version}`);
   if (rounds.length) {
     const pick = (kind, field) => rounds.map((r) => (r.rates[kind] ? 100 * r.rates[kind][field] : null));
-    const kinds = CELL_ORDER.filter((kind) => rounds.some((r) => r.rates[kind]));
+    const kinds = Object.keys(TRIES).filter((kind) => rounds.some((r) => r.rates[kind]));
     if (kinds.length) {
       chart(host, {
         title: "Tries that passed, by round of collection",
         ticks,
         series: kinds.map((kind) => ({
-          label: kind === "after_reflection" ? "retry after reflection" : words(kind),
+          label: TRIES[kind],
           values: pick(kind, "rate"), low: pick(kind, "low"), high: pick(kind, "high"),
         })),
         unit: " %", format: (v) => v.toFixed(1) + " %", min: 0,
