@@ -54,6 +54,7 @@ class Episode(EpisodeRecord):
         fields = {name: value for name, value in tree if name not in ("task", "spans", "error")}
         episode = cls(tree.task, recorder, out, fields)
         episode._spans, episode._called = list(tree.spans), bool(tree.spans) or not (recorder or out)
+        episode.tools.skip(tree.spans)
         return episode
 
     @classmethod

@@ -19,6 +19,7 @@ from r3agent.recording.judgement import read_judgement
 from r3agent.recording.recorder import Recorder
 from r3agent.records.trajectory import Generation, Message, Span, Task, Trajectory, new_id
 from r3agent.telemetry import genai
+from r3agent.telemetry.tools import ToolSpans
 from r3agent.telemetry.tracing import NO_SPAN, TraceSpan, here
 from r3agent.verifiers.interface import Judgement
 
@@ -51,6 +52,8 @@ class EpisodeRecord:
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     telemetry: TraceSpan = field(default=NO_SPAN, init=False)
     """Span of the whole episode, if it is not a part of another one."""
+    tools: ToolSpans = field(default_factory=ToolSpans, init=False)
+    """Spans of telemetry of its tools."""
     around: Any = field(default_factory=here, init=False)
     """Context of telemetry in which the episode began, for calls in threads that do not inherit it."""
 
@@ -180,6 +183,7 @@ class EpisodeRecord:
             if self._task is None or (self._awaits_policy and purpose is None):
                 self._task = Task.model_validate({"messages": messages, "tools": tools})
                 self._awaits_policy = purpose is not None
+        self.tools.see(messages or (), self.spans, trajectory_id=self.trajectory_id, parent=self.around)
 
     def add(
         self,

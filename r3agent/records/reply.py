@@ -75,6 +75,18 @@ def text_of(content: Any) -> str:
     return "".join(_spelled(part, TEXT_KEYS) for part in _parts(content) if _is_text(part))
 
 
+def called(call: Mapping[str, Any]) -> str:
+    """Return the name in a call or a definition, of a function or of a custom tool."""
+    named: Any = call.get("function") or call.get("custom") or call
+    return str(named.get("name") or "") if isinstance(named, Mapping) else ""
+
+
+def arguments_of(call: Mapping[str, Any]) -> Any:
+    """Return the arguments of a call of a function, or the input of a custom tool."""
+    function: Mapping[str, Any] = call.get("function") or call.get("custom") or {}
+    return function.get("arguments", function.get("input"))
+
+
 def normal_calls(calls: Any, *, salt: str = "") -> tuple[dict[str, Any], ...]:
     """Return tool calls in the form that strict servers take: unique ids, a type, and arguments as JSON text.
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from r3agent.records.generation import Generation, Verdict
 from r3agent.records.json_values import json_bytes
 from r3agent.records.record import new_id
-from r3agent.records.reply import text_of
+from r3agent.records.reply import arguments_of, called, text_of
 from r3agent.records.span import Span, Try
 from r3agent.records.task import Message, Task
 from r3agent.telemetry.tracing import VERSION, TraceSpan, begin, now_ns
@@ -141,8 +141,20 @@ class ModelCall:
             self.span.set(attributes)
 
 
-def tool_call(name: str, call_id: object, arguments: object) -> TraceSpan:
-    """Begin the span of a tool call."""
+def tool_call(
+    name: str,
+    call_id: object,
+    arguments: object,
+    *,
+    seen_ns: int | None = None,
+    trajectory_id: str | None = None,
+    parent: Context | None = None,
+) -> TraceSpan:
+    """Begin the span of a tool call.
+
+    Args:
+        seen_ns: time at which its result was seen, if it is not known when the tool ran.
+    """
     return begin(
         f"execute_tool {name}",
         lambda: {
@@ -151,7 +163,11 @@ def tool_call(name: str, call_id: object, arguments: object) -> TraceSpan:
             "gen_ai.tool.type": "function",
             "gen_ai.tool.call.id": None if call_id is None else str(call_id),
             "gen_ai.tool.call.arguments": _content(arguments),
+            "r3agent.tool.timed": None if seen_ns is None else False,
         },
+        trajectory_id=trajectory_id,
+        parent=parent,
+        start_ns=seen_ns,
     )
 
 
@@ -237,9 +253,8 @@ def _parts(message: Message) -> dict[str, Any]:
         return {"role": "tool", "parts": [response]}
     parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if content else []
     for call in message.get("tool_calls") or ():
-        function: Mapping[str, Any] = call.get("function") or call.get("custom") or {}
-        arguments = function.get("arguments", function.get("input"))
-        parts.append({"type": "tool_call", "id": call.get("id"), "name": function.get("name"), "arguments": arguments})
+        named = {"name": called(call), "arguments": arguments_of(call)}
+        parts.append({"type": "tool_call", "id": call.get("id"), **named})
     return {"role": message.get("role"), "parts": parts}
 
 

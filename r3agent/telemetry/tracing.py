@@ -90,18 +90,18 @@ class _MadeSpan(TraceSpan):
             given = attributes() if self._span.is_recording() else {}
             self._span.set_attributes({name: value for name, value in given.items() if value is not None})
 
-        _guarded(set_all, None)
+        guarded(set_all, None)
 
     def fail(self, error: BaseException | str) -> None:
         from opentelemetry.trace import StatusCode
 
         kind = error if isinstance(error, str) else type(error).__qualname__
         self.set(lambda: {"error.type": kind})
-        _guarded(lambda: self._span.set_status(StatusCode.ERROR), None)
+        guarded(lambda: self._span.set_status(StatusCode.ERROR), None)
 
     def end(self, end_ns: int | None = None) -> None:
         if self._span.is_recording():
-            _guarded(lambda: self._span.end(end_ns), None)
+            guarded(lambda: self._span.end(end_ns), None)
 
     def __enter__(self) -> _MadeSpan:
         self._outer = self.enter()
@@ -162,7 +162,7 @@ def begin(
         span.set(lambda: {TRAJECTORY: named, **attributes()})
         return span
 
-    return _guarded(make, NO_SPAN)
+    return guarded(make, NO_SPAN)
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def now_ns() -> int | None:
     return None if _tracer() is None else time.time_ns()
 
 
-def _guarded(call: Callable[[], T], otherwise: T) -> T:
+def guarded(call: Callable[[], T], otherwise: T) -> T:
     """Call what may be an application's code, such as its span processors."""
     try:
         return call()

@@ -16,6 +16,7 @@ from r3agent._util.messages import did_you_mean, shorten
 from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.episodes.agents.tools import MisfitError, Tool
 from r3agent.records.json_values import any_text, json_value, well_formed
+from r3agent.records.reply import called
 from r3agent.records.trajectory import Message
 from r3agent.telemetry.genai import tool_call, tool_result
 
@@ -65,7 +66,7 @@ class Toolbox:
     async def _run(self, tool: Tool, arguments: dict[str, Any], call: Message) -> str:
         running = tool.run(arguments, str(call.get("id")), self.world)
         try:
-            return _text(await within(self.timeout_s, running, name=f"tool {tool.name!r}"))
+            return result_text(await within(self.timeout_s, running, name=f"tool {tool.name!r}"))
         except GraphBubbleUp:
             raise
         except MisfitError as error:
@@ -80,13 +81,7 @@ class Toolbox:
             return f"{FAULT}{tool.name} failed: {type(error).__name__}: {well_formed(any_text(error))}"
 
 
-def called(call: Mapping[str, Any]) -> str:
-    """Return the name in a call or a definition, of a function or of a custom tool."""
-    named: Any = call.get("function") or call.get("custom") or call
-    return str(named.get("name") or "") if isinstance(named, Mapping) else ""
-
-
-def _text(result: Any) -> str:
+def result_text(result: Any) -> str:
     """Return a result as text: JSON of what is none, and the texts of content parts."""
     if isinstance(result, BaseMessage):
         result = result.content

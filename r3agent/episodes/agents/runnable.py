@@ -34,6 +34,7 @@ from pydantic_core import to_jsonable_python
 from r3agent._util.aio import in_own_thread, is_run_sync
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
+from r3agent.episodes.agents.tool_callbacks import with_tool_spans
 from r3agent.episodes.config import EpisodeContext
 from r3agent.errors import ConfigError
 from r3agent.policy.langchain import as_langchain
@@ -101,11 +102,12 @@ class RunnableAgent:
             configurable[ENVIRONMENT] = call.environment
         config: RunnableConfig = {**call.config, "configurable": configurable}
         sent: Any = given if self._takes_list else {**_state(call.task), "messages": given}
-        if is_run_sync() and self.resumes(config):
-            # The checkpointer of a graph that is invoked may have no async methods.
-            output = await in_own_thread(partial(self.runnable.invoke, sent, config))
-        else:
-            output = await self.runnable.ainvoke(sent, config)
+        with with_tool_spans(config, call.episode.tools) as config:
+            if is_run_sync() and self.resumes(config):
+                # The checkpointer of a graph that is invoked may have no async methods.
+                output = await in_own_thread(partial(self.runnable.invoke, sent, config))
+            else:
+                output = await self.runnable.ainvoke(sent, config)
         return AgentEnd(_answer(output, {message.id for message in given}), output)
 
 

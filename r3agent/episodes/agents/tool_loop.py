@@ -19,7 +19,7 @@ from typing import Any, Self
 from r3agent._util.messages import shorten
 from r3agent.episodes.agents.base import AgentCall, AgentEnd
 from r3agent.episodes.agents.mcp import McpServer
-from r3agent.episodes.agents.results import Toolbox, called
+from r3agent.episodes.agents.results import Toolbox
 from r3agent.episodes.agents.tools import Tool, by_name, make_tool
 from r3agent.episodes.checkpointed import gather_interruptible, keep, keep_spans
 from r3agent.episodes.config import EpisodeConfig
@@ -27,6 +27,7 @@ from r3agent.episodes.requests import SpanRequest
 from r3agent.episodes.sampler import Sampler
 from r3agent.episodes.state import Json
 from r3agent.errors import ConfigError
+from r3agent.records.reply import called
 from r3agent.records.trajectory import Message, Span, Task
 
 
