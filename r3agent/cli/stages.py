@@ -15,6 +15,7 @@ from r3agent._util.messages import count, nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
 from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL, ByFlag, ReasonFlag, decided_by
 from r3agent.cli.inspect_view import summary_lines
+from r3agent.cli.limits_view import limit_lines
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
@@ -32,8 +33,6 @@ from r3agent.train.report import progress_line
 from r3agent.train.rows import why_untrainable
 
 OUTDATED = "{n} stored episodes do not count: other settings made them, or their task has changed since; they are kept"
-ENDED = "ended by {by}: {left} not run; {remedy}"
-GO_ON, RAISE = "the same command goes on with them", "a higher target goes on with them"
 NOT_ASKED = (
     "no try asked the policy, so that there is nothing to train on: let the agent ask for the model `policy` with the "
     "client that it gets, or pass its own through r3agent.instrument"
@@ -216,17 +215,12 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     elif why_not:
         why_not = f"nothing to train on yet: {why_not}"
     in_all = " in all" if summary.resumed else ""
-    remedy = RAISE if (summary.ended_by or "").startswith("target_groups") else GO_ON
     lines = [
         *above,
         f"{count(summary.episodes, 'episode')} ({summary.resumed} stored before), "
         f"{count(summary.tokens_sampled, 'token')} sampled{in_all}",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
-        *(
-            [ENDED.format(by=summary.ended_by, left=count(summary.left, "episode"), remedy=remedy)]
-            if summary.ended_by
-            else []
-        ),
+        *limit_lines(summary),
         *summary_lines(summary),
         why_not or f"next: {next_step('train', '--run', run.directory)}",
     ]

@@ -232,8 +232,7 @@ async def collect(
     summary = tally.summary(
         resumed=resumed, outdated=count_outdated(stored.values(), jobs, policy_name), seconds=time.monotonic() - start
     )
-    left = len(jobs) - tally.episodes
-    return summary.model_copy(update={"cost": quota.cost, "ended_by": quota.ended_by, "left": left})
+    return summary.model_copy(update=quota.report(left=len(jobs) - tally.episodes))
 
 
 def _metadata(metadata: Mapping[str, Any], begin: Trajectory | None) -> dict[str, Any]:

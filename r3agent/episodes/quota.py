@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
+from typing import Any
 
 from pydantic import Field
 
@@ -13,6 +15,9 @@ from r3agent.records.record import Record
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.usage import usage_of
+
+BUDGETS = ("max_tokens", "max_cost", "max_seconds")
+"""Limits that the episodes which run when one is reached exceed."""
 
 
 class CollectLimits(Record):
@@ -29,7 +34,8 @@ class CollectLimits(Record):
     """Number of groups of reflections with different rewards, stored ones included, at which a collection is
     complete: it begins no more episodes, and the next one goes on only towards a higher target."""
     max_seconds: float | None = Field(default=None, gt=0)
-    """Seconds after which a collection begins no episode; running ones end, and the next one goes on."""
+    """Seconds after which a collection begins no episode; running ones are finished, which `episode_timeout_s` limits,
+    and the next one goes on."""
     episode_timeout_s: float | None = Field(default=None, gt=0)
     """Time limit of one episode, in seconds; one that takes longer is recorded with an error, and others go on."""
 
@@ -80,6 +86,25 @@ class Quota:
         """Count sampled tokens and a cost, `None` if they are not known."""
         self._tokens = None if tokens is None or self._tokens is None else self._tokens + tokens
         self._cost = None if cost is None or self._cost is None else self._cost + cost
+
+    def report(self, left: int) -> dict[str, Any]:
+        """Return what the summary of a collection says of its limits.
+
+        Args:
+            left: number of episodes that were not run.
+        """
+        limits, spent = self._limits, self._spent()
+        over = {name: spent[name] - (getattr(limits, name) or math.inf) for name in BUDGETS}
+        groups, target = int(spent["target_groups"]), limits.target_groups
+        ended_by = self.ended_by or (f"max_episodes = {limits.max_episodes}" if left and limits.max_episodes else None)
+        is_short = target is not None and groups < target and not left and not ended_by
+        return {
+            "cost": self.cost,
+            "ended_by": ended_by,
+            "left": left,
+            "exceeded": {name: round(amount, 6) for name, amount in over.items() if amount > 0},
+            "unreached": f"target_groups = {target}: the rewards of {groups} differ" if is_short else None,
+        }
 
     def share(self, n: int, lent: Collection[CollectLimits]) -> CollectLimits | None:
         """Return the limits of one of `n` more parts that run at once, without one on the number of episodes.

@@ -75,6 +75,10 @@ class CollectSummary(Record):
     """Limit that ended the collection; `None` if it ran every episode."""
     left: int = 0
     """Number of episodes that were not run because of it; the next call runs them."""
+    exceeded: dict[str, float] = {}
+    """Sampled tokens, cost or seconds beyond a budget, by its name: an episode that has begun is finished."""
+    unreached: str | None = None
+    """Target of groups that was not reached although every episode was run, and how many there are."""
 
 
 class Tally:

@@ -134,11 +134,8 @@ def collect_on_cluster(
             finally:
                 if fetcher:
                     fetcher.fetch()
-    ended_by, left = quota.ended_by, len(jobs) - tally.episodes
-    if left and not ended_by:
-        ended_by = f"max_episodes = {spending.max_episodes}"
     summary = tally.summary(resumed=len(kept), outdated=outdated, seconds=time.monotonic() - start)
-    return summary.model_copy(update={"cost": quota.cost, "ended_by": ended_by, "left": left})
+    return summary.model_copy(update=quota.report(left=len(jobs) - tally.episodes))
 
 
 def _distribute(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from r3agent.cli.limits_view import limit_lines
 from r3agent.data import stats
 from r3agent.episodes.collect import collect
 from r3agent.episodes.quota import CollectLimits, Quota
@@ -57,6 +58,35 @@ async def test_a_spent_budget_leaves_the_rest_to_the_next_call(
     assert whole.cost == whole.tokens_sampled
     ids = [[t.trajectory_id for t in read(tmp_path / name)] for name in ("whole", "cut")]
     assert ids[0] == ids[1]
+
+
+async def test_the_summary_says_what_running_episodes_spent_beyond(tmp_path: Path) -> None:
+    with ScriptedEndpoint("no") as endpoint:  # 5 completions of 3 tokens each
+        prices = Prices(prompt=0, sampled=1e6)
+        async with OpenAIPolicy(endpoint.url, "scripted", api_key="none", prices=prices) as policy:
+            limits = CollectLimits(max_tokens=20, max_cost=1000, max_seconds=3600)
+            apart = await run(tmp_path / "apart", policy, limits)
+            together = await run(tmp_path / "together", policy, limits, concurrency=6)
+            late = await run(tmp_path / "late", policy, CollectLimits(max_seconds=1e-9))
+    assert (apart.ended_by, apart.left, apart.exceeded) == ("max_tokens = 20", 4, {"max_tokens": 10})
+    assert (together.ended_by, together.left, together.exceeded) == (None, 0, {"max_tokens": 70})
+    assert limit_lines(apart) == [
+        "ended by max_tokens = 20: 4 episodes not run; the same command goes on with them",
+        "exceeded by episodes that had begun: max_tokens by 10",
+    ]
+    assert late.exceeded.keys() == {"max_seconds"}
+    assert "; collect.episode_timeout_s limits their time" in limit_lines(late)[-1]
+
+
+async def test_a_target_that_all_episodes_miss_says_so(tmp_path: Path) -> None:
+    policy = ScriptedPolicy({"attempt": "no", "reflect": ["a", "b"], "retry": ["right", "no"]})
+    missed = await run(tmp_path, policy, CollectLimits(target_groups=2))
+    assert (missed.ended_by, missed.unreached) == (None, "target_groups = 2: the rewards of 1 differ")
+    [line] = limit_lines(missed)
+    assert line.startswith("target_groups = 2: the rewards of 1 differ, and every episode was run: collect more tasks")
+    assert (await run(tmp_path, policy, CollectLimits(target_groups=1))).unreached is None
+    cut = await run(tmp_path / "cut", policy, CollectLimits(target_groups=2, max_episodes=2))
+    assert (cut.ended_by, cut.unreached) == ("max_episodes = 2", None)
 
 
 async def test_budgets_count_siblings_without_token_ids(tmp_path: Path) -> None:
