@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from r3agent._util.console import printable
-from r3agent.evaluate.statistics import wilson
+from r3agent._util.messages import count
+from r3agent.evaluate.statistics import clustered
 from r3agent.records.summary import Tally
+from r3agent.records.task_shares import TaskShares
 from r3agent.train.report import progress_line, step_values
 
 
@@ -77,14 +79,13 @@ class ConsoleReporter:
             self._unit, self._first = "episodes", (now, tally.episodes)
         assert self._first is not None
         rate = (tally.tokens_sampled - self._tokens_before) / max(now - self._first[0], 1e-3)
-        passed, judged = tally.first_tries
         parts = [
-            f"first try {passed / judged:.0%} ({_interval(passed, judged)})" if judged else "",
+            _first_try(tally.first_tries),
             f"{tally.groups_with_variance} of {tally.groups} groups with variance" if tally.groups else "",
             f"{rate:.0f} tokens/s",
             f"{tally.in_flight} in flight",
             f"cost {tally.cost:.4g}" if tally.cost is not None else "",
-            *(f"{count} {kind}" for kind, count in tally.errors.items()),
+            *(f"{n} {kind}" for kind, n in tally.errors.items()),
         ]
         self._counts = "".join(f", {part}" for part in parts if part)
 
@@ -135,9 +136,12 @@ class ConsoleReporter:
         self._console.print(Text.assemble(("r3agent", "dim"), f" {printable(text)}"), soft_wrap=True)
 
 
-def _interval(passed: int, judged: int) -> str:
-    low, high = wilson(passed, judged)
-    return f"{low:.0%} to {high:.0%}"
+def _first_try(shares: TaskShares) -> str:
+    """Render the mean over tasks with its interval, as several samples of a task are not independent."""
+    if not shares.judged:
+        return ""
+    found = clustered(shares.mean, shares.variance, len(shares), shares.judged)
+    return f"first try {found.rate:.0%} ({found.low:.0%} to {found.high:.0%}, {count(found.n_tasks, 'task')})"
 
 
 def _rounded(seconds: float) -> str:

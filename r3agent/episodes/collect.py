@@ -180,7 +180,7 @@ async def collect(
         def store(episode: Trajectory) -> None:
             counts = counts_of(episode)
             writer.append(episode, counts)
-            tally.add_counts(counts, episode.trajectory_id, episode.parent_id)
+            tally.add_counts(counts, episode.trajectory_id, episode.parent_id, task_id=episode.task.id)
             quota.add(episode)
             tally.in_flight, tally.cost = gate.inside, quota.cost
             if on_tally:

@@ -69,8 +69,12 @@ def rate(values_N: Sequence[float], n_samples: int) -> Rate:
     Source: N. Dean and M. Pagano, Evaluating confidence interval methods for binomial proportions in clustered
     surveys, 2015.
     """
-    n, p = len(values_N), fmean(values_N)
-    between = pvariance(values_N, p)
+    p = fmean(values_N)
+    return clustered(p, pvariance(values_N, p), len(values_N), n_samples)
+
+
+def clustered(p: float, between: float, n: int, n_samples: int) -> Rate:
+    """Compute `rate` from the mean and the variance of the success rates of `n` tasks."""
     effective = min(n * p * (1 - p) / between, n_samples) if between > 0 else n
     low, high = wilson(p * effective, effective)
     return Rate(rate=p, low=low, high=high, n_tasks=n)

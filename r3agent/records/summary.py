@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from r3agent.records.branching import rendering
 from r3agent.records.credit import Group, groups
+from r3agent.records.task_shares import TaskShares
 from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
 from r3agent.records.usage import usage_of
 
@@ -109,12 +110,8 @@ class Tally:
         self._capabilities: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._recorded_prompts: Counter[str] = Counter()
-
-    @property
-    def first_tries(self) -> tuple[int, int]:
-        """Number of first tries that passed, and of those with a verdict."""
-        passed, judged = self._passed["first"]
-        return passed, judged
+        self.first_tries = TaskShares()
+        """First tries that passed, by task."""
 
     def add(self, trajectory: Trajectory) -> None:
         """Count one trajectory; parents come before their branches."""
@@ -145,6 +142,8 @@ class Tally:
             counts = self._passed[PLACES[kind]]
             counts[0] += passed
             counts[1] += 1
+            if kind == "first_try":
+                self.first_tries.add(trajectory.task.id, passed, 1)
         found = {_key_of(group): group.has_variance for group in groups([trajectory])}
         self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
 
@@ -153,6 +152,8 @@ class Tally:
         self._sum(vars(other))
         for (origin, key), varied in other._groups.items():
             self._add_groups({key: varied}, origin)
+        for counts in other.first_tries:
+            self.first_tries.add(*counts)
         self.answered = other.answered or self.answered
 
     def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
@@ -190,9 +191,10 @@ class Tally:
         groups = {key: varied for (_, key), varied in self._groups.items()}
         return {name: value for name, value in {**found, "groups": groups}.items() if value}
 
-    def add_counts(self, counts: Mapping[str, Any], trajectory_id: str, parent_id: str | None) -> None:
+    def add_counts(self, counts: Mapping[str, Any], trajectory_id: str, parent_id: str | None, *, task_id: str) -> None:
         """Add the `counts` of one trajectory; parents come before their branches."""
         self._sum(counts)
+        self.first_tries.add(task_id, *counts.get("_passed", {}).get("first", (0, 0)))
         self._add_groups(counts.get("groups", {}), trajectory_id, parent_id)
         if "errors" not in counts:
             self.answered = trajectory_id
@@ -220,7 +222,9 @@ class Tally:
                 self.groups_with_variance += varied
 
 
-COUNTS = {*vars(Tally())} - {"in_flight", "cost", "answered", "groups", "groups_with_variance", "_groups", "_origins"}
+OTHERS = {"in_flight", "cost", "answered", "groups", "groups_with_variance", "first_tries", "_groups", "_origins"}
+
+COUNTS = {*vars(Tally())} - OTHERS
 """Fields of `Tally` that are sums over trajectories."""
 
 

@@ -23,4 +23,4 @@ def count(tally: Tally, directory: str | Path, counted: Iterable[Entry]) -> None
     in_order = (read_entry(entry) for id_, entry in by_id.items() if id_ in read)
     counts = {t.trajectory_id: counts_of(t) for t in with_labels(directory, in_order)}
     for id_, entry in by_id.items():
-        tally.add_counts(counts.get(id_, entry.counts), id_, entry.parent_id)
+        tally.add_counts(counts.get(id_, entry.counts), id_, entry.parent_id, task_id=entry.task_id)

@@ -13,6 +13,7 @@ import pytest
 from r3agent.cli.main import main, parse
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.records.summary import Tally
+from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import CollectConfig
 from tests.support.trees import span, tree
 
@@ -117,12 +118,30 @@ def test_progress_in_a_file_is_plain_lines(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+def tried(task: str, passed: bool) -> Trajectory:
+    grown = tree(span("attempt", passed=passed))
+    return grown.changed(task=grown.task.model_copy(update={"id": task}))
+
+
+def test_progress_counts_samples_of_a_task_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    counted, merged = Tally(), Tally()
+    with ConsoleReporter(every_s=0) as reporter:
+        for i in range(40):
+            counted.add(tried(f"t{i % 4}", i % 4 < 2))
+        merged.merge(counted)
+        for tally in (counted, merged):
+            reporter.tally(tally)
+            reporter.episodes(1, 8)
+    for line in capsys.readouterr().err.splitlines():
+        assert ", first try 50% (15% to 85%, 4 tasks), " in line  # and not that of 20 in 40, 35% to 65%
+
+
 def test_progress_has_the_rate_and_the_pass_rate_so_far(capsys: pytest.CaptureFixture[str]) -> None:
     counted, other = Tally(), Tally()
     with ConsoleReporter(every_s=0) as reporter:
         reporter.tally(counted)
         for i, passed in enumerate((True, True, False), start=1):
-            counted.add(tree(span("attempt", passed=passed)))
+            counted.add(tried(f"t{i}", passed))
             reporter.tally(counted)
             reporter.episodes(i, 8)
         reporter.tally(other)  # of the next version in one evaluation
@@ -134,8 +153,10 @@ def test_progress_has_the_rate_and_the_pass_rate_so_far(capsys: pytest.CaptureFi
         reporter.training("saved", {"directory": "v0001"})
         reporter.servers(0, 2)
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"r3agent   3 of 8 episodes, \S+/s, \S+ left, first try 67% \(21% to 94%\), .* tokens/s", lines[2])
-    assert "first try 0% (0% to 79%)" in lines[3]
+    assert re.match(
+        r"r3agent   3 of 8 episodes, \S+/s, \S+ left, first try 67% \(21% to 94%, 3 tasks\), .* tokens", lines[2]
+    )
+    assert "first try 0% (0% to 79%, 1 task)" in lines[3]
     assert lines[4:] == [
         "r3agent   1 of 4 steps, loss 0.25, 7 tokens/s",
         "r3agent directory v0001",
