@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from r3agent._util.files import last_lines
+from r3agent._util.reaping import reap
 from r3agent._util.wait import wait_until
 from r3agent.deploy.lora import addressed
 from r3agent.deploy.server import Server
@@ -30,9 +31,6 @@ POLL_S = 0.2
 GRACE_S = 2.0
 """Time for requests that were sent before the pointer moved to reach the old server."""
 DRAIN_S = 120.0
-
-_OUTLIVING: list[subprocess.Popen[bytes]] = []
-"""Servers that outlive this process; without a reference to them, Python warns of a running child."""
 
 
 @dataclass
@@ -72,7 +70,7 @@ class Restart(WeightUpdate):
         """Stop the old server when its requests have finished, or after `DRAIN_S` seconds."""
         assert self.old is not None
         assert self.started is not None
-        _OUTLIVING.append(self.started)
+        reap(self.started)
         time.sleep(GRACE_S)
         wait_until(lambda: not ((load := server.load()) and load.requests), timeout_s=DRAIN_S, poll_s=POLL_S)
         with suppress(ProcessLookupError):
