@@ -257,11 +257,21 @@ def _cluster(address: str) -> Generator[None]:
         ray.init(**given)
     except Exception as error:  # it has no class of its own
         where = f"collect.address = {address!r}" if address else "Ray does not start on this machine"
-        raise ConfigError(f"{where}: {error}; start a cluster with `ray start --head`, and name its address") from error
+        raise ConfigError(f"{where}: {error}; {_remedy(address)}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _remedy(address: str) -> str:
+    """Return what helps if Ray does not start, or no cluster of it is at an address."""
+    if address in ("", "auto"):
+        return "start a cluster with `ray start --head`, and pass --address with the HOST:PORT that it prints"
+    return (
+        "pass --address with the HOST:PORT that `ray start --head` prints; its nodes need the versions of Ray and of "
+        "Python of this machine"
+    )
 
 
 def _check_answers(address: str) -> None:

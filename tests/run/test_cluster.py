@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,14 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from r3agent.episodes.collect import HOPELESS
 from r3agent.errors import ConfigError, R3Error
+from r3agent.run.cluster import NAME_FILE
 from r3agent.run.stages import Run
+from r3agent.store.remote import RemoteShards
 from r3agent.store.shards import read, shards
 from r3agent.testing import ScriptedEndpoint
 from tests.support.outage import free_port
+from tests.support.s3 import HAS_S3, S3, s3_server
 
 ray = pytest.importorskip("ray")
 N = 72
@@ -35,7 +41,24 @@ NODE = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The log of a server of S3, which this process and the nodes that it starts ask; it has a bucket."""
+    folder = tmp_path_factory.mktemp("s3")
+    if not HAS_S3:
+        yield folder / "none"
+        return
+    with s3_server(folder) as env, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name in (name for name in env if name.startswith("AWS_")):
+            patch.setenv(name, env[name])
+        patch.setattr(sys, "path", [*sys.path, str(S3)])
+        httpx.put(f"{env['AWS_ENDPOINT_URL']}/bucket").raise_for_status()
+        yield folder / "s3.log"
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         made = start_cluster()
@@ -52,11 +75,32 @@ def start_cluster() -> Any:
     from ray.cluster_utils import Cluster
 
     for _ in range(3):
-        with suppress(Exception):
-            made = Cluster(initialize_head=True, head_node_args=NODE)
-            made.add_node(**NODE)
+        made = Cluster()
+        if starts_node(made) and starts_node(made):
             return made
+        with suppress(Exception):
+            made.shutdown()
     pytest.skip("Ray does not start on this machine in 15 s")
+
+
+def starts_node(made: Any) -> bool:
+    """Start a node; return False if Ray gave up, without what it left running."""
+    own = psutil.Process()
+    nodes, before = made.list_all_nodes(), own.children()
+    try:
+        made.add_node(**NODE)
+    except Exception:  # it has no class of its own
+        for node in made.list_all_nodes():
+            if node not in nodes:
+                with suppress(Exception):
+                    made.remove_node(node, allow_graceful=False)
+        left = [child for child in own.children() if child not in before]  # of a node that was not made
+        for one in [grandchild for child in left for grandchild in child.children(recursive=True)] + left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left)
+        return False
+    return True
 
 
 def answer(body: dict[str, Any], _: int) -> str:
@@ -72,13 +116,24 @@ def make_run(folder: Path, url: str, **settings: Any) -> Run:
     return Run(folder, {"policy.base_url": url, "collect.n": N, "collect.reflections": 2, **task, **settings})
 
 
+def test_cluster_that_does_not_start_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It comes first: a cluster that the process has connected to is used.
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/none")
+    with (
+        ScriptedEndpoint(answer) as endpoint,
+        pytest.raises(ConfigError, match=r"does not start .*; start .* `ray start --head`, and pass --address with"),
+    ):
+        make_run(tmp_path / "run", endpoint.url, **{"collect.engine": "ray"}).collect()
+
+
 @pytest.mark.parametrize("remote", [False, True])
-def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, cluster: Any, remote: bool) -> None:
-    with suppress(Exception):
-        cluster.add_node(**NODE) if len(cluster.list_all_nodes()) == 1 else None
-    if len(cluster.list_all_nodes()) == 1:
+def test_cluster_runs_each_episode_once_though_a_node_dies(
+    tmp_path: Path, cluster: Any, bucket: Path, remote: bool
+) -> None:
+    if len(cluster.list_all_nodes()) == 1 and not starts_node(cluster):
         pytest.skip("Ray does not start another node on this machine in 15 s")
-    place = {"collect.shards": f"file://{tmp_path}/remote"} if remote else {}
+    url = "s3://bucket/runs" if HAS_S3 else f"file://{tmp_path}/remote"
+    place = {"collect.shards": url} if remote else {}
     with ScriptedEndpoint(answer) as endpoint:
         alone = make_run(tmp_path / "alone", endpoint.url)
         expected = alone.collect()
@@ -104,7 +159,9 @@ def test_cluster_runs_each_episode_once_though_a_node_dies(tmp_path: Path, clust
     assert (summary.episodes, summary.errors, again.resumed) == (len(ids[0]), {}, len(ids[0]))
     assert told[-1] == (len(ids[0]), len(ids[0]))
     assert len(shards(many.directory)) > 2
-    assert not [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]  # all of it was fetched
+    if remote:
+        assert not RemoteShards(f"{url}/{(many.directory / NAME_FILE).read_text().strip()}").parts()  # all is fetched
+        assert not HAS_S3 or "PUT /bucket/runs/many-" in bucket.read_text()
 
 
 @pytest.mark.parametrize("budget", [("max_episodes", 5), ("max_tokens", 40)])

@@ -15,7 +15,9 @@ from tests.support.processes import started
 
 S3 = Path(sys.prefix, "s3")
 
-needs_s3 = pytest.mark.skipif(not (S3 / "moto").is_dir(), reason=f"s3fs and moto are not in {S3}: make extras")
+HAS_S3 = (S3 / "moto").is_dir()
+
+needs_s3 = pytest.mark.skipif(not HAS_S3, reason=f"s3fs and moto are not in {S3}: make extras")
 
 
 @contextmanager
