@@ -5,11 +5,12 @@ Generated episodes have an attempt, 8 reflections with a retry each, and a blind
 the same lines, with all of them kept; `load_used_rate` the same where the tokens of every span are read too, and
 `load_parquet_rate` and `load_parquet_used_rate` those of the same records in Parquet. `validated_ms` is the time that
 the parsing takes for a trajectory. `bytes_per_trajectory` is a line's size and `parquet_ratio` its size over that in
-Parquet; `parquet_write_ms` is the time of packing a trajectory. A collection whose episodes
-are all stored but one starts in `resume_s` seconds, from the call to the first request, and `resume_mib` more memory
-than the process has with its tasks: `--stored` episodes of one attempt and two reflections with a retry each. Training
-rows are made as `train` makes them, of `--rows` such episodes, by default the same: `peak_gib` is the peak memory
-of the process that makes them and reads them once, `rows_per_s` its rate. A million of these episodes are 22 GB.
+Parquet; `parquet_write_ms` is the time of packing a trajectory, and `entry_parquet_ms` that of reading one by its entry
+in the index, as `reverify` does one by one. A collection whose episodes are all stored but one starts in `resume_s`
+seconds, from the call to the first request, and `resume_mib` more memory than the process has with its tasks:
+`--stored` episodes of one attempt and two reflections with a retry each. Training rows are made as `train` makes them,
+of `--rows` such episodes, by default the same: `peak_gib` is the peak memory of the process that makes them and reads
+them once, `rows_per_s` its rate. A million of these episodes are 22 GB.
 
     python -m benchmarks.store [--turns 5] [--stored 100000] [--rows 1000000]
 """
@@ -37,6 +38,7 @@ from r3agent.episodes.jobs import Job, episode_jobs
 from r3agent.records.trajectory import Span, Task, Verdict
 from r3agent.store import parquet
 from r3agent.store.entry import counts_of
+from r3agent.store.index import EntryReader, latest_entries
 from r3agent.store.shards import TrajectoryWriter, shards
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import Answer
@@ -106,6 +108,12 @@ def rates(turns: int) -> dict[str, float]:
         packing = cpu(lambda: parquet.write_lines(packed / "00000.parquet", lines))
         size = (packed / "00000.parquet").stat().st_size
 
+        by_entry = [*latest_entries(packed).values()]
+
+        def one_by_one() -> list[Trajectory]:
+            reader = EntryReader()
+            return [reader.read(entry) for entry in by_entry]
+
         def used(directory: Path) -> list[Trajectory]:
             read = load(directory)
             for s in (s for t in read for s in t.spans):
@@ -114,8 +122,9 @@ def rates(turns: int) -> dict[str, float]:
 
         gc.collect()
         gc.freeze()  # a search for garbage among all objects of the libraries takes as long as 100 records
-        validated_s, found = list[float](), dict[str, list[float]]()
+        validated_s, entry_s, found = list[float](), list[float](), dict[str, list[float]]()
         for _ in range(turns):
+            entry_s.append(cpu(one_by_one))
             validated_s.append(cpu(lambda: [Trajectory.of_line(line) for line in lines]))
             for name, directory in (("load", store), ("load_parquet", packed)):
                 found.setdefault(f"{name}_rate", []).append(validated_s[-1] / cpu(partial(load, directory)))
@@ -126,6 +135,7 @@ def rates(turns: int) -> dict[str, float]:
         "parquet_ratio": round(sum(map(len, lines)) / size, 2),
         "write_ms": round(written / RECORDS * 1e3, 3),
         "parquet_write_ms": round(packing / RECORDS * 1e3, 3),
+        "entry_parquet_ms": round(statistics.median(entry_s) / RECORDS * 1e3, 3),
         "validated_ms": round(statistics.median(validated_s) / RECORDS * 1e3, 3),
         **ratios,
     }

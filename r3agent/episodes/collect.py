@@ -36,7 +36,7 @@ from r3agent.records.trajectory import SOURCE, SPLIT, Task, Trajectory
 from r3agent.records.versions import served_version
 from r3agent.store.counting import count
 from r3agent.store.entry import Entry, counts_of
-from r3agent.store.index import latest_entries, read_entry
+from r3agent.store.index import EntryReader, latest_entries
 from r3agent.store.shards import Fsync, TrajectoryWriter
 from r3agent.verifiers import Verifier
 
@@ -164,9 +164,9 @@ async def collect(
     quota = Quota(limits, tally, prices_of(policy))
     with TrajectoryWriter(out, prefix=part.prefix if part else "", fsync=fsync) as writer:
         if part:
-            stored = latest_entries(out, prefix=part.prefix)
+            stored, reader = latest_entries(out, prefix=part.prefix), EntryReader()
             for entry in stored.values():
-                quota.add(read_entry(entry))
+                quota.add(reader.read(entry))
         else:
             stored = latest_entries(out, version=version, accept=accept)
         kept = {id_: entry for id_, entry in stored.items() if id_ in jobs}

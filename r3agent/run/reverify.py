@@ -18,7 +18,7 @@ from r3agent.errors import ConfigError, VerifierError
 from r3agent.records.trajectory import Record, Trajectory, Try, Verdict
 from r3agent.run.directory import WAITING, digest
 from r3agent.store.append import append_records
-from r3agent.store.index import latest_entries, read_entry
+from r3agent.store.index import EntryReader, latest_entries
 from r3agent.store.shards import store_at
 from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
 from r3agent.telemetry.tracing import within_trajectory
@@ -92,7 +92,7 @@ async def reverify(
 
     counts, left_out, changes = Counter[str](), Counter[str](), Counter[str]()
     errors, fresh, written_at = list[str](), list[SpanVerdict](), monotonic()
-    path, waiting = verdicts_path(store_at(directory)), iter(entries)
+    path, waiting, reader = verdicts_path(store_at(directory)), iter(entries), EntryReader()
 
     def write(every_s: float = 0.0) -> None:
         nonlocal written_at
@@ -116,7 +116,7 @@ async def reverify(
 
     async def work() -> None:
         for entry in waiting:
-            trajectory = with_verdicts(read_entry(entry), below)
+            trajectory = with_verdicts(reader.read(entry), below)
             for a_try in trajectory.tries:
                 counts["tries"] += 1
                 if reason := _obstacle(a_try, needs_environment=needs_environment):

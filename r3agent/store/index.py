@@ -58,13 +58,14 @@ def latest_entries(
 ) -> dict[str, Entry]:
     """Return the entry of each record that `load` with these arguments would return, by id."""
     found: dict[str, Entry] = {}
+    reader = EntryReader()
     for entry in entries(directory, prefix=prefix):
         if version is not None and not {*entry.versions} <= {version}:
             continue
-        if accept is not None and not accept(read_entry(entry)):
+        if accept is not None and not accept(reader.read(entry)):
             continue
         earlier = found.get(entry.trajectory_id)
-        if earlier is None or replaces(read_entry(entry), read_entry(earlier)):
+        if earlier is None or replaces(reader.read(entry), reader.read(earlier)):
             found[entry.trajectory_id] = entry
     return found
 
@@ -83,10 +84,11 @@ def lookup(directory: str | Path, prefix: str) -> Trajectory:
 def _named(shard: Path, prefix: str) -> Iterator[Trajectory]:
     """Read the records that the index knows by a name, and, where there is no index yet, whose line contains it."""
     text, (length, end) = orjson.dumps(prefix)[1:-1], _known(shard)
+    reader = EntryReader()
     for row in _rows(shard, length):
         entry = _parsed(shard, row) if text in row else None
         if isinstance(entry, Entry) and (entry.episode == prefix or entry.trajectory_id.startswith(prefix)):
-            yield read_entry(entry)
+            yield reader.read(entry)
     for offset, _, line in _lines_from(shard, end):
         if text in line:
             yield from readable([parse(line, Trajectory, shard, line_number(shard, offset))])
@@ -102,18 +104,26 @@ class Place(NamedTuple):
     crc: int
 
 
-def read_entry(entry: Entry) -> Trajectory:
-    """Read one record, without labels.
+class EntryReader:
+    """Reader of records by their entries; in Parquet, many are read at the cost of one for each row group."""
 
-    Raises:
-        RecordError: it was changed since.
-    """
-    place = Place(0, entry.path, entry.offset, entry.size, entry.crc)
-    return _read(place, _line_at(place.path, place.offset, place.size))
+    def __init__(self) -> None:
+        self._groups = parquet.RowGroups()
+
+    def read(self, entry: Entry) -> Trajectory:
+        """Read one record, without labels.
+
+        Raises:
+            RecordError: it was changed since.
+        """
+        place = Place(0, entry.path, entry.offset, entry.size, entry.crc)
+        if entry.path.suffix == parquet.ENDING:
+            return _read(place, self._groups.line(entry.path, entry.offset))
+        return _read(place, _line_at(place.path, place.offset, place.size))
 
 
 def read_places(places: Iterable[Place]) -> Iterator[Trajectory]:
-    """Read the records at places, in order of writing, as `read_entry` does."""
+    """Read the records at places, in order of writing, as an `EntryReader` does."""
     for path, in_shard in groupby(sorted(places), key=attrgetter("path")):
         own = [*in_shard]
         if path.suffix == parquet.ENDING:

@@ -7,10 +7,13 @@ byte; any other line is whole in the column `json`, and the others are null. Fil
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r3agent._util.files import disk_errors
 from r3agent._util.imports import require_extra
@@ -28,6 +31,11 @@ COLUMNS = {1: ("line",), 2: ("json", *TYPES)}
 
 GROUP_BYTES, GROUP_ROWS = 4 << 20, 1024
 """Size of a row group, the least that is read."""
+
+KEPT = 8
+"""Number of row groups that a reader of single rows keeps."""
+
+T = TypeVar("T")
 
 
 def write_lines(path: Path, lines: Iterable[bytes], *, replace: bool = False) -> int:
@@ -106,24 +114,100 @@ def read_some(path: Path, rows: Iterable[int]) -> Iterator[Line]:
             yield _line(columns, left.popleft() - start)
 
 
+class RowGroups:
+    """Reader of rows in any order; it keeps the last row groups, so that rows near each other are decompressed once."""
+
+    def __init__(self) -> None:
+        self.n_read = 0
+        """Number of row groups that were decompressed."""
+        self._files: OrderedDict[tuple[Any, ...], _File] = OrderedDict()
+        self._groups: OrderedDict[tuple[Any, ...], Sequence[Any]] = OrderedDict()
+
+    def line(self, path: Path, row: int) -> Line:
+        """Read the line of a row; empty if there is none.
+
+        Raises:
+            ConfigError, RecordError, SchemaVersionError: as `read_rows`.
+        """
+        with _reading(path):
+            status = path.stat()
+            key = path, status.st_ino, status.st_mtime_ns, status.st_size
+            if (file := _recent(self._files, key)) is None:
+                file = _kept(self._files, key, _File(path))
+            if not 0 <= row < file.ends[-1]:
+                return b""
+            i = bisect_right(file.ends, row)
+            if (columns := _recent(self._groups, (*key, i))) is None:
+                columns = _kept(self._groups, (*key, i), file.group(i))
+                self.n_read += 1
+        return _line(columns, row - (file.ends[i - 1] if i else 0))
+
+
+class _File:
+    """Shard with its metadata, which are parsed once."""
+
+    def __init__(self, path: Path) -> None:
+        require_extra("pyarrow", "data")
+        from pyarrow import parquet
+
+        self._path = path
+        with parquet.ParquetFile(path) as file:
+            self._columns = _columns(path, file.schema_arrow)
+            self._metadata: Any = file.metadata
+        sizes = (self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups))
+        self.ends = [*accumulate(sizes)] or [0]
+        """Row after the last of each row group."""
+
+    def group(self, number: int) -> Sequence[Any]:
+        """Decompress the columns of a row group."""
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self._path, metadata=self._metadata, page_checksum_verification=True) as file:
+            group: Any = file.read_row_group(number, columns=[*self._columns])
+            return [group.column(name) for name in self._columns]
+
+
 def _row_groups(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Sequence[Any]]]:
     """Yield the first row and the columns of each row group that is wanted, given the row after its last."""
     require_extra("pyarrow", "data")
-    import pyarrow
     from pyarrow import parquet
 
+    with _reading(path), parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        columns = _columns(path, file.schema_arrow)
+        start = 0
+        for i in range(file.num_row_groups):
+            n = file.metadata.row_group(i).num_rows
+            if wanted(start + n):
+                group: Any = file.read_row_group(i, columns=[*columns])
+                yield start, [group.column(name) for name in columns]
+            start += n
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Convert the errors of a damaged file."""
+    require_extra("pyarrow", "data")
+    import pyarrow
+
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            columns = _columns(path, file.schema_arrow)
-            start = 0
-            for i in range(file.num_row_groups):
-                n = file.metadata.row_group(i).num_rows
-                if wanted(start + n):
-                    group: Any = file.read_row_group(i, columns=[*columns])
-                    yield start, [group.column(name) for name in columns]
-                start += n
+        yield
     except (pyarrow.ArrowException, OSError) as error:
         raise RecordError(f"{path}: damaged ({error}); restore it from a copy, or move it out of the store") from error
+
+
+def _recent(kept: OrderedDict[tuple[Any, ...], T], key: tuple[Any, ...]) -> T | None:
+    """Return what is kept under a key, as what was used last."""
+    if (found := kept.get(key)) is not None:
+        kept.move_to_end(key)
+    return found
+
+
+def _kept(kept: OrderedDict[tuple[Any, ...], T], key: tuple[Any, ...], value: T) -> T:
+    """Keep a value in place of the one that was not used for longest."""
+    kept[key] = value
+    if len(kept) > KEPT:
+        kept.popitem(last=False)
+    return value
 
 
 def _columns(path: Path, schema: Any) -> Sequence[str]:

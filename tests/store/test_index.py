@@ -15,7 +15,7 @@ from r3agent.store import parquet
 from r3agent.store.check import check_store
 from r3agent.store.counting import count
 from r3agent.store.entry import index_path
-from r3agent.store.index import entries, latest_entries, lookup, read_entry
+from r3agent.store.index import EntryReader, entries, latest_entries, lookup
 from r3agent.store.labels import label
 from r3agent.store.lines import encode
 from r3agent.store.shards import TrajectoryWriter, shards
@@ -58,8 +58,9 @@ def check(store: Path) -> None:
     tally = Tally()
     count(tally, store, found.values())
     assert tally.summary() == summarise(loaded)
+    reader = EntryReader()
     for trajectory, entry in zip(loaded, found.values(), strict=True):
-        assert read_entry(entry).spans[0].span_id == trajectory.spans[0].span_id
+        assert reader.read(entry).spans[0].span_id == trajectory.spans[0].span_id
         assert (entry.task_id, entry.sample) == (trajectory.task.id, trajectory.sample)
         assert entry.split == trajectory.metadata.get("split")
 

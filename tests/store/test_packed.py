@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ def test_parquet_of_each_format_is_read_by_all_readers(tmp_path: Path) -> None:
         assert [*StoredTrajectories(store)] == records  # by the index
         assert check_store(store).ok
         assert stats(store).episodes == 5
+
+
+def test_rows_in_any_order_decompress_each_group_once(tmp_path: Path) -> None:
+    lines, path = [b'{"n":%d}' % n for n in range(3 * parquet.GROUP_ROWS + 5)], tmp_path / "00000.parquet"
+    parquet.write_lines(path, lines)
+    order = random.Random(0).sample(range(len(lines)), len(lines))
+    reader = parquet.RowGroups()
+    assert [bytes(reader.line(path, row)) for row in order] == [lines[row] for row in order]
+    assert reader.n_read == 4
+    assert [bytes(reader.line(path, row)) for row in (-1, len(lines))] == [b"", b""]
+    parquet.write_lines(path, [b"{}"], replace=True)
+    assert [bytes(reader.line(path, row)) for row in (0, 1)] == [b"{}", b""]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RecordError, match="damaged"):
+        reader.line(path, 0)
 
 
 def test_parquet_of_a_newer_format_is_refused(tmp_path: Path) -> None:
