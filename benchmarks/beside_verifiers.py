@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 
 from benchmarks import verifiers_loop
-from benchmarks.graph_overhead import never
 from benchmarks.stub import MESSAGES
 from benchmarks.turns import CONCURRENCY, Turn, turn
 from r3agent import OpenAIPolicy, Task
 from r3agent._util.cycles import rare_garbage_collection
 from r3agent.episodes.assembly import assemble
 from r3agent.episodes.run_episode import run_episode
+from r3agent.verifiers.text import exact
 
 VERIFIERS = "0.1.14"
 """Version of the library that `vs_verifiers` is about."""
@@ -32,7 +32,8 @@ VERIFIERS = "0.1.14"
 async def beside_verifiers(url: str, python: Path, turns: int, rollouts: int) -> dict[str, float]:
     """Make as many rollouts in alternating turns here and in the library's process."""
     policy = OpenAIPolicy(url, "stub", concurrency=2 * CONCURRENCY)
-    nodes, task = assemble(policy=policy, verifier=never, max_attempts=1), Task(messages=tuple(MESSAGES))
+    nodes = assemble(policy=policy, verifier=exact, max_attempts=1)
+    task = Task(messages=tuple(MESSAGES), info={"answer": "none"})
     sampling = {"logprobs": True, "temperature": 1.0, "max_tokens": 512, "extra_body": {"return_token_ids": True}}
     arguments = [json.dumps(each) for each in (url, MESSAGES, sampling)]
     library = await asyncio.create_subprocess_exec(

@@ -31,7 +31,6 @@ import openai
 
 from benchmarks import store
 from benchmarks.beside_verifiers import beside_verifiers, install_verifiers
-from benchmarks.graph_overhead import never
 from benchmarks.stub import MESSAGES, allow_files, percentile, stub_server
 from benchmarks.turns import CONCURRENCY, Turn, turn
 from r3agent import OpenAIPolicy, Task, build_graph
@@ -39,6 +38,7 @@ from r3agent._util.cycles import rare_garbage_collection
 from r3agent.episodes.assembly import assemble
 from r3agent.episodes.nodes import Nodes
 from r3agent.episodes.run_episode import run_episode
+from r3agent.verifiers.text import exact
 
 FORMS: dict[str, dict[str, Any]] = {
     "collecting": {"reflections": 8, "retries": 1, "blind_retries": 1},
@@ -60,7 +60,7 @@ SDK_FIELDS = {"model", "messages", "n", "logprobs", "temperature", "top_p", "max
 
 
 async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
-    own = Task(messages=tuple(MESSAGES))
+    own = Task(messages=tuple(MESSAGES), info={"answer": "none"})
     task: Any = {"task": own.model_dump(mode="json")}
     results: dict[str, float] = {}
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
@@ -68,7 +68,7 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
     noting = Recording(url, "stub")
     for form, limits in FORMS.items():
         noting.requests = []
-        out = await build_graph(policy=noting, verifier=never, **limits).compile().ainvoke(task)
+        out = await build_graph(policy=noting, verifier=exact, **limits).compile().ainvoke(task)
         spans = out["trajectory"]["spans"]
         assert {span["capability"] for span in spans} == {"trainable-exact"}, spans[0]["capability_note"]
         requests = [
@@ -78,8 +78,8 @@ async def measure(url: str, seconds: float, turns: int) -> dict[str, float]:
             }
             for body in noting.requests
         ]
-        graph: Any = build_graph(policy=policy, verifier=never, **limits).compile()
-        nodes = assemble(policy=policy, verifier=never, **limits)
+        graph: Any = build_graph(policy=policy, verifier=exact, **limits).compile()
+        nodes = assemble(policy=policy, verifier=exact, **limits)
 
         async def through_graph(graph: Any = graph, calls: int = len(requests)) -> int:
             await graph.ainvoke(task)

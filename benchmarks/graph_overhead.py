@@ -3,8 +3,9 @@
 All run the same tree (1 attempt, 8 reflections, 8 retries, 1 blind retry) with a policy that answers immediately, in
 alternating turns. Reported are CPU milliseconds per episode in the fastest turn; the ratio is Send / frontier. `plain`
 makes the same record of the same requests and verdicts in one function without a graph. `collecting` is the form in
-which `collect` runs the nodes, all in one node of LangGraph; as `plain`, it can neither be resumed nor edited.
-`vs_plain` is collecting / plain, and `frontier_vs_plain` frontier / plain.
+which `collect` runs the nodes, here with a shipped verifier; as `plain`, it can neither be resumed nor edited. With an
+application's own verifier, `own_verifier`, all of them are within one node of LangGraph. `vs_plain` is collecting /
+plain, and `frontier_vs_plain` frontier / plain.
 
     python benchmarks/graph_overhead.py [--episodes 50] [--turns 7]
 """
@@ -24,6 +25,7 @@ from langgraph.types import Command, Send
 from r3agent._util.templates import Template
 from r3agent.episodes.assembly import assemble
 from r3agent.episodes.graph import build_graph
+from r3agent.episodes.nodes import Nodes
 from r3agent.episodes.run_episode import run_episode
 from r3agent.episodes.state import Json, merge_spans
 from r3agent.policy import Policy
@@ -31,6 +33,7 @@ from r3agent.records.prompts import BLIND_RETRY, REFLECT, RETRY
 from r3agent.records.trajectory import Generation, Label, Span, Task, Trajectory
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import Answer, Verifier, judge
+from r3agent.verifiers.text import exact
 
 REFLECTIONS, PROMPT_TOKENS, TOKENS = 8, 100, 20
 
@@ -42,7 +45,9 @@ GENERATION = Generation(
     logprobs=(-0.5,) * TOKENS,
     capability="trainable-exact",
 )
-TASK = Task(messages=({"role": "user", "content": "one, two, and then?"},)).model_dump(mode="json")
+TASK = Task(messages=({"role": "user", "content": "one, two, and then?"},), info={"answer": "three"}).model_dump(
+    mode="json"
+)
 
 
 def never(task: Task, answer: Answer) -> bool:
@@ -160,19 +165,21 @@ async def cpu_ms(run: Callable[[], Awaitable[Json]], episodes: int) -> float:
 
 async def measure(episodes: int, turns: int) -> dict[str, float]:
     policy = ScriptedPolicy(GENERATION)
-    frontier = build_graph(policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1).compile()
-    send = build_send_graph(policy, never).compile()
-    nodes = assemble(policy=policy, verifier=never, reflections=REFLECTIONS, retries=1, blind_retries=1)
+    limits: Any = {"reflections": REFLECTIONS, "retries": 1, "blind_retries": 1}
+    frontier = build_graph(policy=policy, verifier=exact, **limits).compile()
+    send = build_send_graph(policy, exact).compile()
+    nodes, own = (assemble(policy=policy, verifier=verifier, **limits) for verifier in (exact, never))
     task = Task.model_validate(TASK)
 
-    async def collecting() -> Json:
+    async def collecting(nodes: Nodes = nodes) -> Json:
         return {"trajectory": (await run_episode(nodes, task)).episode.model_dump(mode="json")}
 
     runs: dict[str, Callable[[], Awaitable[Json]]] = {
         "frontier_ms": lambda: frontier.ainvoke({"task": TASK}),
         "send_ms": lambda: send.ainvoke({"task": TASK}),
         "collecting_ms": collecting,
-        "plain_ms": lambda: plain(policy, never, nodes.templates),
+        "own_verifier_ms": lambda: collecting(own),
+        "plain_ms": lambda: plain(policy, exact, nodes.templates),
     }
     asked: dict[str, list[str]] = {}
     for name, run in runs.items():

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any, NamedTuple
-
-from langgraph.types import interrupt
 
 from r3agent._util.within import OverrunError, within
 from r3agent.episodes.config import EpisodeContext
 from r3agent.episodes.course import Course
 from r3agent.episodes.nodes import Nodes
 from r3agent.episodes.without_thread import run_nodes
-from r3agent.errors import AgentError, EpisodeTimeoutError, R3Error, VerifierError
+from r3agent.errors import EpisodeTimeoutError, R3Error
 from r3agent.policy import Policy
 from r3agent.records.trajectory import EpisodeError, Task, Trajectory, new_id
 from r3agent.telemetry import genai
 
 GRACE_S = 10.0
 """Time for an episode to end after it was cancelled: for its agent, and then its world."""
-
-ASKS = "interrupted the graph to ask a person; a collection cannot wait for an answer"
 
 
 class Ended(NamedTuple):
@@ -68,14 +63,8 @@ async def run_episode(
     with genai.episode(task, agent=agent, sample=sample, **named) as span:
         try:
             await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
-            if not course.ended:
-                cause = (
-                    VerifierError(f"the verifier {ASKS}")
-                    if course.tree.spans
-                    else AgentError(f"the agent or a tool {ASKS}")
-                )
         except R3Error as raised:
-            cause = VerifierError(f"the verifier {ASKS}") if _asks_person(raised.__cause__) else raised
+            cause = raised
         except OverrunError:
             limit = f"episode_timeout_s = {timeout_s:g}"
             cause = EpisodeTimeoutError(f"it took longer than {limit}; raise it or ask for less")
@@ -89,9 +78,3 @@ async def run_episode(
     metadata = tree.metadata if course.ended else {}
     given: Any = {**named, "sample": sample, "error": error, "metadata": metadata}
     return Ended(Trajectory(task=task, spans=tree.spans, **given), cause)
-
-
-def _asks_person(error: BaseException | None) -> bool:
-    """Return True if LangGraph's `interrupt` raised an error, which it does outside of a graph."""
-    frames = traceback.walk_tb(error and error.__traceback__)
-    return any(frame.f_code is interrupt.__code__ for frame, _ in frames)

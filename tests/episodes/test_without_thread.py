@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
 import pytest
+from langgraph.config import get_stream_writer
+from langgraph.graph import START, StateGraph
+from langgraph.types import interrupt
+from typing_extensions import TypedDict
 
 from r3agent.episodes.assembly import assemble
 from r3agent.episodes.config import EpisodeContext
@@ -16,7 +20,8 @@ from r3agent.policy import Sampling
 from r3agent.records.generation import Verdict
 from r3agent.records.trajectory import Generation, Message, Task, Trajectory
 from r3agent.testing import ScriptedPolicy
-from r3agent.verifiers import PENDING
+from r3agent.verifiers import PENDING, Verifier
+from r3agent.verifiers.human import person
 from tests.episodes.episodes import INPUT, TASK, right
 
 SAMPLING = Sampling(temperature=0.7, seed=3)
@@ -76,6 +81,46 @@ async def test_a_budget_ends_a_collected_episode_as_it_ends_the_graph() -> None:
     recorded = shape(Trajectory.model_validate(output["trajectory"]))
     assert shape(ended.episode) == recorded
     assert "max_tokens_total = 30" in str(recorded["metadata"])
+
+
+class Seen(TypedDict):
+    right: bool
+
+
+def a_person_decides(seen: Seen) -> Seen:
+    return {"right": interrupt("is it right?")}
+
+
+def a_node_reports(seen: Seen) -> Seen:
+    get_stream_writer()("judged")
+    return {"right": True}
+
+
+def judged_by(node: Callable[[Seen], Seen]) -> Verifier:
+    graph: Any = StateGraph(Seen).add_node("node", node).add_edge(START, "node").compile()
+
+    async def verifier(task: Task, answer: str) -> bool:
+        get_stream_writer()("judging")
+        return (await graph.ainvoke({"right": False}))["right"]
+
+    return verifier
+
+
+async def test_verifier_whose_own_graph_interrupts_is_an_error_and_no_verdict() -> None:
+    ended = await run_episode(assemble(policy=a_policy(), verifier=judged_by(a_person_decides)), TASK)
+    assert ended.episode.error is not None
+    assert (ended.episode.error.kind, "ask a person" in ended.episode.error.message) == ("VerifierError", True)
+    assert [span.verdict for span in ended.episode.spans] == [None]
+
+
+async def test_verifier_writes_to_streams_in_a_collection_as_in_the_graph() -> None:
+    ended = await run_episode(assemble(policy=a_policy(), verifier=judged_by(a_node_reports)), TASK)
+    assert (ended.episode.error, ended.episode.passed) == (None, True)
+
+
+async def test_shipped_verifier_that_asks_a_person_is_an_error_of_its_episode() -> None:
+    ended = await run_episode(assemble(policy=a_policy(), verifier=person), TASK)
+    assert "the verifier interrupted the graph" in str(ended.cause)
 
 
 class Meddling(ScriptedPolicy):

@@ -137,6 +137,19 @@ async def test_tool_that_asks_a_person_is_an_error_of_its_episode(tmp_path: Path
     assert [t.error and t.error.kind for t in load(tmp_path)] == ["AgentError"]
 
 
+async def test_tool_that_asks_a_person_in_a_retry_is_named_as_in_the_first_try(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def ask() -> str:
+        """Ask a person in the second try."""
+        asked.append("may I?")
+        return interrupt(asked[-1]) if len(asked) > 1 else "yes"
+
+    with pytest.raises(R3Error, match="the agent or a tool interrupted the graph"):
+        await run(tmp_path, n=1, policy=answers(calling(("ask", {})), ANSWER), tools=[ask], verifier=never)
+    assert [t.error and t.error.kind for t in load(tmp_path)] == ["AgentError"]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
