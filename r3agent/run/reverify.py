@@ -64,7 +64,8 @@ async def reverify(
 ) -> ReverifyReport:
     """Judge the stored tries of a store or run directory, and add the verdicts as a layer.
 
-    Interrupted, it goes on with the newest layer of the verifier.
+    Interrupted, it goes on with the newest layer of the verifier. Where another verifier's layer counts before that,
+    its verdicts are copied into a new one, and count again.
 
     Args:
         verifier: name of a verifier, or `module:callable`.
@@ -85,14 +86,17 @@ async def reverify(
     needs_environment = takes_environment(found, required=True)
     entries, layers = [*latest_entries(directory).values()], read_layers(directory)
     settings = digest([verifier, dict(params or {}), cut_off])
-    own = [v.layer for v in layers if v.settings == settings]
-    number = max(own) if own and not anew else max((v.layer for v in layers), default=0) + 1
-    done = {v.place: v.verdict for v in layers if v.layer == number}
-    below = merged(v for v in layers if v.layer < number)
+    newest = max((v.layer for v in layers if v.settings == settings and not anew), default=0)
+    top = max((v.layer for v in layers), default=0)
+    number = newest if newest and newest == top else top + 1
+    own = [v for v in layers if newest and v.layer == newest]
+    done, below = {v.place: v.verdict for v in own}, merged(v for v in layers if v.layer < number)
 
     counts, left_out, changes = Counter[str](), Counter[str](), Counter[str]()
     errors, fresh, written_at = list[str](), list[SpanVerdict](), monotonic()
     path, waiting, reader = verdicts_path(store_at(directory)), iter(entries), EntryReader()
+    if own and number != newest:  # the other layer was made after it
+        append_records(path, [verdict.model_copy(update={"layer": number}) for verdict in own])
 
     def write(every_s: float = 0.0) -> None:
         nonlocal written_at

@@ -109,6 +109,21 @@ def test_reverify_again_goes_on_and_anew_begins_a_layer(prod: Path, capsys: pyte
     assert "right->wrong" not in anew["changes"]
 
 
+def test_reverify_of_an_earlier_verifier_makes_its_verdicts_count_again(
+    prod: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reverify(prod, "checks:says_yes", capsys=capsys)
+    strict = passed(prod)
+    reverify(prod, "checks:lenient", capsys=capsys)
+    assert passed(prod) != strict
+    _, report = reverify(prod, "checks:says_yes", capsys=capsys)
+    assert (report["layer"], report["judged"], report["resumed"]) == (3, 0, 5)
+    assert (report["changes"]["right->wrong"], passed(prod)) == (1, strict)
+    written = verdicts_path(prod).read_bytes()
+    reverify(prod, "checks:says_yes", capsys=capsys)
+    assert verdicts_path(prod).read_bytes() == written
+
+
 def test_reverify_counts_what_it_cannot_judge(prod: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = reverify(prod, "checks:world", capsys=capsys)
     assert (code, report["judged"], report["left_out"]) == (0, 0, {"no_answer": 1, "no_environment": 5})
