@@ -33,17 +33,19 @@ def serve(
         Parameter(help="Run directory: read [serve] of its r3.toml, and register the server's address in servers/."),
     ] = None,
 ) -> Output:
-    config = _config(run, overrides)
+    config, lora_rank = _config(run, overrides)
     if config.engine == "embedded" and (python := overrides.get("serve.vllm_python")):
         raise ConfigError(f"--vllm-python {python}: only vLLM has this; pass --engine vllm")
-    launch(model, options, config, further=further, run_dir=run, log=log)
+    launch(model, options, config, further=further, run_dir=run, log=log, lora_rank=lora_rank)
     return Output({}, "stopped")
 
 
-def _config(run: Path | None, overrides: Overrides) -> ServeConfig:
+def _config(run: Path | None, overrides: Overrides) -> tuple[ServeConfig, int | None]:
+    """Return the settings of the server, and the rank of the run's adapters."""
     if run is None and not overrides:
-        return ServeConfig()  # skips the import of all other sections, because server processes start this way
+        return ServeConfig(), None  # skips the import of all other sections, because server processes start this way
     from r3agent.run.config import CONFIG_FILE, load_config
 
     file = None if run is None else run / CONFIG_FILE
-    return load_config(file if file and file.exists() else None, overrides).serve
+    config = load_config(file if file and file.exists() else None, overrides)
+    return config.serve, None if run is None else config.train.lora_r

@@ -28,6 +28,7 @@ def launch(
     further: Sequence[str] = (),
     run_dir: Path | None = None,
     log: Path | None = None,
+    lora_rank: int | None = None,
 ) -> None:
     """Serve until SIGINT; `r3agent` converts SIGTERM to it.
 
@@ -36,6 +37,7 @@ def launch(
         further: options for vLLM, after those of the config.
         run_dir: run that the server belongs to. The embedded server is a child only if it has a log or a run.
         log: file for a child's output; default in the run, or a temporary file.
+        lora_rank: rank of the run's adapters, if there is a run.
 
     Raises:
         EndpointError: the server did not start, or ended by itself.
@@ -68,6 +70,7 @@ def launch(
             model,
             host=options.host,
             python=config.vllm_python,
+            lora_rank=lora_rank,
             options=[*options.words(name for name in PASSED_ON if name != "host"), *further],
             **common,
         )

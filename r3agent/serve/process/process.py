@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 import httpx
 
@@ -25,6 +25,13 @@ from r3agent.http.urls import ApiURL
 
 POLL_S = 0.1
 STOP_S = guard.GRACE_S + 5
+
+
+class Choice(NamedTuple):
+    """Options that are chosen for a machine, and why."""
+
+    options: tuple[str, ...]
+    reason: str
 
 
 class LocalServer(ABC):
@@ -44,6 +51,8 @@ class LocalServer(ABC):
         self.log_path = Path(log_path or Path(mkdtemp(prefix="r3agent-serve-")) / "server.log")
         self.base_url = ""
         """Base URL of the API, ending in /v1; empty until the server has started."""
+        self.choices: Sequence[Choice] = ()
+        """Settings that are chosen for this machine."""
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 

