@@ -1,4 +1,4 @@
-"""What is chosen for vLLM's CPU build; the real one is in tests/vllm."""
+"""Choices for vLLM's CPU build; the real one is in tests/vllm."""
 
 from __future__ import annotations
 
