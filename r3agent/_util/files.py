@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS
+from itertools import chain
 from pathlib import Path
 
 from r3agent.errors import ConfigError
@@ -20,6 +21,8 @@ MARKS = {
 }
 """Encodings by the byte order mark that a file begins with."""
 
+NEWLINE = "\n"
+
 
 def decode(content: bytes, where: str, *, encoding: str = "", remedy: str = "save it as UTF-8") -> str:
     """Decode the text of a file: by its byte order mark, which is dropped, or else as UTF-8.
@@ -30,7 +33,7 @@ def decode(content: bytes, where: str, *, encoding: str = "", remedy: str = "sav
     Raises:
         ConfigError: it is not in this encoding, or there is no such encoding.
     """
-    marked = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    marked = marked_encoding(content)
     encoding = marked if encoding.lower() in ("", "utf-8", "utf8", marked) else encoding
     try:
         return content.decode(encoding)
@@ -40,6 +43,36 @@ def decode(content: bytes, where: str, *, encoding: str = "", remedy: str = "sav
         at = error.start if isinstance(error, UnicodeDecodeError) else 0
         line = content.count(b"\n", 0, at) + 1
         raise ConfigError(f"{where}:{line} is not {encoding.upper()} (byte 0x{content[at]:02x}); {remedy}") from error
+
+
+def marked_encoding(content: bytes) -> str:
+    """Return the encoding that a byte order mark names, or else UTF-8."""
+    return next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+
+
+def decoded_parts(parts: Iterable[bytes], where: str, *, remedy: str = "save it as UTF-8") -> Iterator[str]:
+    """Decode parts of a file as `decode` does its content.
+
+    Raises:
+        ConfigError: it is in another encoding, or has NUL bytes.
+    """
+    line, decoder = 1, None
+    for part in chain(parts, [b""]):
+        if decoder is None:
+            encoding = marked_encoding(part)
+            decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            text = decoder.decode(part, final=not part)
+        except UnicodeDecodeError as error:
+            line += error.object.count(b"\n", 0, error.start)
+            byte = error.object[error.start]
+            raise ConfigError(
+                f"{where}:{line} is not {error.encoding.upper()} (byte 0x{byte:02x}); {remedy}"
+            ) from error
+        if (at := text.find("\0")) >= 0:
+            raise ConfigError(f"{where}:{line + text[:at].count(NEWLINE)} has a NUL byte; remove it")
+        line += text.count(NEWLINE)
+        yield text
 
 
 @contextmanager

@@ -8,7 +8,7 @@ LangSmith   rows of runs, and of feedback
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import orjson
 from r3agent._util.messages import shorten
 from r3agent.data.conversations import Call, Conversation, as_messages, conversation_calls, parsed
 from r3agent.data.log_calls import body_of, first_of, langfuse_call, langsmith_call, openai_calls
+from r3agent.data.spool import Spool
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Verdict
 
@@ -33,9 +34,7 @@ GIVEN = ("updatedAt", "updated_at", "modified_at", "timestamp", "createdAt", "cr
 """Names of the time of a score."""
 
 
-class Row(NamedTuple):
-    where: str
-    values: dict[str, Any]
+READERS: Mapping[str, Callable[[dict[str, Any]], Call]] = {"langfuse": langfuse_call, "langsmith": langsmith_call}
 
 
 class Score(NamedTuple):
@@ -54,21 +53,19 @@ class Logs:
     Args:
         outcome: name of the outcome or score; default: the first of `OUTCOMES` in a row, or the only score there is.
         pass_at: smallest number that passes.
+        spool: place of the rows.
     """
 
-    def __init__(self, outcome: str | None, pass_at: float) -> None:
+    def __init__(self, outcome: str | None, pass_at: float, spool: Spool) -> None:
         self.outcome = outcome
         self.pass_at = pass_at
         self.left_out: list[str] = []
         """Rows that became no conversation, with the reason."""
-        self._alone: list[Row] = []
-        self._requests: dict[str, dict[str, Any]] = {}
-        self._calls: dict[tuple[str, str], list[Row]] = {}
-        """Calls by the kind of log and the trace."""
-        self._traces: dict[tuple[str, str], dict[str, Any]] = {}
-        self._scores: dict[tuple[str, str], list[Score]] = {}
-        self._trace_of: dict[str, str] = {}
-        """Trace of each run of LangSmith."""
+        self._spool = spool
+        """Rows until all are read: those that stand alone, requests by their id, the trace of each run of LangSmith,
+        and calls, notes and scores by trace."""
+        self._scores: dict[str, None] = {}
+        """Names of the scores."""
 
     def add(self, where: str, value: Any) -> None:
         """Add a row of a file, or what it has several of."""
@@ -90,9 +87,9 @@ class Logs:
         elif isinstance(value.get("data"), list):  # a page of an API
             self.add(where, value["data"])
         elif "custom_id" in value and "body" in value and "response" not in value:
-            self._requests[str(value["custom_id"])] = value["body"]
+            self._spool.put("request", str(value["custom_id"]), value["body"])
         else:
-            self._alone.append(Row(where, value))
+            self._spool.add("alone", where, value)
 
     def conversations(self) -> Iterable[Conversation]:
         """Yield what the rows are.
@@ -100,38 +97,45 @@ class Logs:
         Raises:
             ConfigError: there are several scores, and no name of one is given.
         """
-        names = sorted({score.name for scores in self._scores.values() for score in scores})
+        names = sorted(self._scores)
         if self.outcome is None and len(names) > 1:
             raise ConfigError(f"outcome: the logs have the scores {', '.join(names)}; name one of them with --outcome")
         wanted = self.outcome or (names[0] if names else None)
-        scored: dict[tuple[str, str], list[Score]] = {}
-        for (kind, id_), scores in self._scores.items():  # feedback may be on a run of the trace
-            scored.setdefault((kind, self._trace_of.get(id_, id_)), []).extend(scores)
-        for where, row in self._alone:
+        for where, row in self._spool.items("alone"):
             try:
                 yield from self._of_row(row)
             except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
                 self.left_out.append(f"{where}: {_why(error)}")
-        for (kind, trace), rows in self._calls.items():
-            read = langfuse_call if kind == "langfuse" else langsmith_call
-            calls: list[Call] = []
-            for where, row in sorted(rows, key=lambda row: _began(row.values)):
-                try:
-                    calls.append(read(row))
-                except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-                    self.left_out.append(f"{where}: {_why(error)}")
-            about = self._traces.get((kind, trace), {})
-            scores = [score for score in scored.get((kind, trace), ()) if score.name == wanted]
-            scores.sort(key=lambda score: score.given_at)  # the last counts
+        for kind, read in READERS.items():
+            for id_, score in self._spool.items(f"score of {kind}"):  # feedback may be on a run of the trace
+                trace = self._spool.last("trace", id_)
+                self._spool.add(f"outcome of {kind}", id_ if trace is None else trace, score)
+            for trace in self._spool.keys(f"call of {kind}"):
+                yield from self._of_trace(kind, trace, read, wanted)
+
+    def _of_trace(
+        self, kind: str, trace: str, read: Callable[[dict[str, Any]], Call], wanted: str | None
+    ) -> Iterable[Conversation]:
+        rows: list[tuple[str, dict[str, Any]]] = [*self._spool.values(f"call of {kind}", trace)]
+        calls: list[Call] = []
+        for where, row in sorted(rows, key=lambda row: _began(row[1])):
             try:
-                verdict = self._verdict(scores[-1].value, scores[-1].comment) if scores else None
-            except ValueError as error:
-                self.left_out.append(f"{kind} trace {trace}: {error}")
-                continue
-            if calls:
-                began = _began(rows[0].values)
-                metadata = {**about, **({} if wanted is None or not scores else {"outcome": wanted})}
-                yield Conversation(kind, trace, calls, verdict, metadata, began or None)
+                calls.append(read(row))
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                self.left_out.append(f"{where}: {_why(error)}")
+        about: dict[str, Any] = {}
+        for noted in self._spool.values(f"note of {kind}", trace):
+            about |= noted
+        scores = [Score(*score) for score in self._spool.values(f"outcome of {kind}", trace)]
+        scores = sorted((s for s in scores if s.name == wanted), key=lambda score: score.given_at)  # the last counts
+        try:
+            verdict = self._verdict(scores[-1].value, scores[-1].comment) if scores else None
+        except ValueError as error:
+            self.left_out.append(f"{kind} trace {trace}: {error}")
+            return
+        if calls:
+            metadata = {**about, **({} if wanted is None or not scores else {"outcome": wanted})}
+            yield Conversation(kind, trace, calls, verdict, metadata, _began(rows[0][1]) or None)
 
     # ---- rows that are a conversation each ----
 
@@ -141,7 +145,9 @@ class Logs:
         metadata = dict(parsed(row.get("metadata")) or {})
         verdict = self._row_verdict(row, metadata)
         if isinstance(response, Mapping) and "choices" in response:
-            request = row.get("request") or row.get("body") or self._requests.get(str(row.get("custom_id"))) or row
+            request = (
+                row.get("request") or row.get("body") or self._spool.last("request", str(row.get("custom_id"))) or row
+            )
             request = body_of(request)
             metadata |= {"user": request["user"]} if request.get("user") else {}
             calls = openai_calls(request, response)
@@ -192,7 +198,7 @@ class Logs:
     def _add_observation(self, where: str, trace: str, value: dict[str, Any]) -> None:
         kind = str(value.get("type") or "").upper()
         if kind == "GENERATION":
-            self._calls.setdefault(("langfuse", trace), []).append(Row(where, value))
+            self._spool.add("call of langfuse", trace, [where, value])
             self._note("langfuse", trace, value)
         elif "name" in value and ("value" in value or "stringValue" in value or "string_value" in value):
             text = first_of(value, "stringValue", "string_value")
@@ -202,17 +208,19 @@ class Logs:
 
     def _note(self, kind: str, trace: str, value: Mapping[str, Any]) -> None:
         """Note the user, session and metadata of a trace."""
-        about = self._traces.setdefault((kind, trace), {})
+        about: dict[str, Any] = {}
         names = {"user": ("userId", "user_id"), "session": ("sessionId", "session_id"), "tags": ("tags",)}
         about |= {name: found for name, keys in names.items() if (found := first_of(value, *keys))}
         if isinstance(metadata := parsed(value.get("metadata")), dict):
             about |= metadata
+        if about:
+            self._spool.add(f"note of {kind}", trace, about)
 
     # ---- LangSmith ----
 
     def _add_run(self, where: str, value: dict[str, Any]) -> None:
         trace = str(value.get("trace_id") or value.get("id"))
-        self._trace_of[str(value.get("id"))] = trace
+        self._spool.put("trace", str(value.get("id")), trace)
         extra = parsed(value.get("extra"))
         about = {**value, "metadata": extra.get("metadata") if isinstance(extra, dict) else None}
         self._note("langsmith", trace, {key: about.get(key) for key in ("tags", "metadata")})
@@ -220,11 +228,12 @@ class Logs:
             if isinstance(found, dict) and found.get("avg") is not None:
                 self._add_score("langsmith", trace, name, found["avg"], {})
         if value["run_type"] == "llm":
-            self._calls.setdefault(("langsmith", trace), []).append(Row(where, value))
+            self._spool.add("call of langsmith", trace, [where, value])
 
     def _add_score(self, kind: str, trace: str, name: Any, value: Any, row: Mapping[str, Any]) -> None:
         score = Score(str(name), value, row.get("comment"), _time(row, *GIVEN))
-        self._scores.setdefault((kind, trace), []).append(score)
+        self._scores[score.name] = None
+        self._spool.add(f"score of {kind}", trace, [*score])
 
 
 def _scored_trace(score: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -29,22 +29,114 @@ MAX_DIGITS = 15
 def json_stream(text: str, path: str) -> Iterator[tuple[int, Any]]:
     """Yield each JSON value of a text with the line it begins on: JSON lines, or one value that spans many lines.
 
+    Raises:
+        ConfigError: as `JsonReader`.
+    """
+    reader = JsonReader([text], path)
+    while reader.skip():
+        line = reader.line
+        yield line, reader.value()
+
+
+class JsonReader:
+    """Reader of JSON values, of a text in parts; it keeps the parts of one value.
+
     Integers of any size keep their digits, and decimals with more than a float has.
+
+    Args:
+        parts: parts of the text, which may divide it anywhere.
+        path: name of the file, for messages.
 
     Raises:
         ConfigError: it is not JSON, or an object repeats a key; the message has the line.
     """
-    place, line = 0, 1
-    while (start := _SPACE.match(text, place).end()) < len(text):  # pyright: ignore[reportOptionalMemberAccess]
-        line += text.count("\n", place, start)
-        try:
-            value, end = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            fault = str(error).partition(" (char")[0]
-            raise ConfigError(f"{path}:{line}: not JSON: {fault}; mend it or remove it") from error
-        yield line, value
-        line += text.count("\n", start, end)
-        place = end
+
+    def __init__(self, parts: Iterable[str], path: str) -> None:
+        self._parts, self._path = iter(parts), path
+        self._text, self._place, self._column, self._is_whole = "", 0, 0, False
+        self.line = 1
+        """Line of the place that is read next."""
+
+    def skip(self) -> bool:
+        """Go to the next character that is no space; return False at the end."""
+        while True:
+            self._go(_SPACE.match(self._text, self._place).end())  # pyright: ignore[reportOptionalMemberAccess]
+            if self._place < len(self._text):
+                return True
+            if not self._more():
+                return False
+
+    def is_array(self) -> bool:
+        """Return True if an array begins here."""
+        return self._text[self._place] == "["
+
+    def value(self) -> Any:
+        """Read the value that begins here."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._place)
+            except (ValueError, RecursionError) as error:
+                if self._may_go_on(error) and self._more():
+                    continue
+                raise self._fault(error) from error
+            if _DIGITS.fullmatch(self._text, end) and self._more():  # a number may go on
+                continue
+            self._go(end)
+            return value
+
+    def items(self) -> Iterator[Any]:
+        """Yield the items of the array that begins here, one by one."""
+        self._go(self._place + 1)
+        if self.skip() and self._text[self._place] == "]":
+            self._go(self._place + 1)
+            return
+        while True:
+            yield self.value()
+            mark = self._text[self._place] if self.skip() else ""
+            if mark not in (",", "]"):
+                raise self._fault(json.JSONDecodeError("Expecting ',' delimiter", self._text, self._place))
+            self._go(self._place + 1)
+            if mark == "]":
+                return
+            self.skip()
+
+    def _go(self, place: int) -> None:
+        self.line += self._text.count("\n", self._place, place)
+        self._place = place
+
+    def _more(self) -> bool:
+        """Read as much again as is left, and drop what was read; return False if there is no more."""
+        if self._is_whole:
+            return False
+        read, left = list[str](), len(self._text) - self._place
+        while sum(map(len, read)) <= left:
+            if (part := next(self._parts, None)) is None:
+                self._is_whole = True
+                break
+            read.append(part)
+        if not read:
+            return False
+        self._column = self._column_of(self._place)
+        self._text, self._place = self._text[self._place :] + "".join(read), 0
+        return True
+
+    def _column_of(self, place: int) -> int:
+        """Return the number of characters before a place in its line."""
+        newline = self._text.rfind("\n", 0, place)
+        return place + self._column if newline < 0 else place - newline - 1
+
+    def _may_go_on(self, error: Exception) -> bool:
+        """Return True if what is wrong may be that the text is not whole yet."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated") or error.pos >= len(self._text) - len("Infinity")
+
+    def _fault(self, error: Exception) -> ConfigError:
+        fault = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            line = self.line + self._text.count("\n", self._place, error.pos)
+            fault = f"{error.msg}: line {line} column {self._column_of(error.pos) + 1}"
+        return ConfigError(f"{self._path}:{self.line}: not JSON: {fault}; mend it or remove it")
 
 
 def exact_json(value: Any, where: str) -> Any:
@@ -109,5 +201,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE, _DIGITS = re.compile(r"[ \t\r\n]*"), re.compile(r"[-+.eE0-9]*")
 _DECODER = json.JSONDecoder(parse_float=_exact, object_pairs_hook=_unique)

@@ -20,6 +20,9 @@ from r3agent.tasks.text_files import ENDINGS, PACKED, Row, csv_rows, ending, fil
 LFS = b"version https://git-lfs"
 """Beginning of a file whose content Git LFS has not fetched."""
 
+ROWS = 1024
+"""Number of rows of a table in Parquet that are converted at a time."""
+
 
 class Rows(NamedTuple):
     """All rows of a source; they can be iterated over once."""
@@ -71,7 +74,7 @@ def _parquet_rows(name: str, path: Path) -> Rows:
 
     is_packed = path.suffix.lower() in PACKED
     file: Any = parquet.ParquetFile(io.BytesIO(unpacked(path.read_bytes())) if is_packed else path)
-    return Rows(tuple(file.schema_arrow.names), numbered(name, file.iter_batches()))
+    return Rows(tuple(file.schema_arrow.names), numbered(name, file.iter_batches(batch_size=ROWS)))
 
 
 def numbered(where: str, batches: Iterable[Any]) -> Iterator[Row]:

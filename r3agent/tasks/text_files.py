@@ -12,7 +12,8 @@ import gzip
 import io
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from r3agent._util.files import decode
@@ -25,6 +26,9 @@ ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Supported file name endings, in any case, which may be followed by one of `PACKED`."""
 
 MAX_CELL = 2**31 - 1
+
+PART = 1 << 20
+"""Size of the parts of a file that are read."""
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -41,20 +45,20 @@ class Row(NamedTuple):
     """Number of its line, or of the row where rows are no lines."""
 
 
-def _zstd(content: bytes) -> bytes:
+def _zstd(file: Any) -> Any:
     require_extra("pyarrow", "data")
     import pyarrow
 
-    return pyarrow.CompressedInputStream(pyarrow.BufferReader(content), "zstd").read()
+    return pyarrow.CompressedInputStream(file, "zstd")
 
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Endings of the names of compressed files."""
 
-COMPRESSIONS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ\0": lzma.decompress,
+COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
     b"\x28\xb5\x2f\xfd": _zstd,
 }
 """Compression by the bytes that a file begins with: browsers and stores unpack files, or pack them, under one name."""
@@ -69,8 +73,22 @@ def ending(name: str) -> str:
 
 def unpacked(content: bytes) -> bytes:
     """Decompress the content of a file if it is compressed, whatever its name says."""
-    unpack = next((unpack for mark, unpack in COMPRESSIONS.items() if content.startswith(mark)), None)
-    return unpack(content) if unpack else content
+    return _opened(io.BytesIO(content), content).read()
+
+
+def byte_parts(path: Path) -> Generator[bytes]:
+    """Read a file in parts, decompressed as `unpacked` does."""
+    with path.open("rb") as file:
+        beginning = file.read(max(map(len, COMPRESSIONS)))
+        file.seek(0)
+        opened = _opened(file, beginning)
+        while part := opened.read(PART):
+            yield part
+
+
+def _opened(file: Any, beginning: bytes) -> Any:
+    unpack = next((unpack for mark, unpack in COMPRESSIONS.items() if beginning.startswith(mark)), None)
+    return unpack(file) if unpack else file
 
 
 def file_text(content: bytes, name: str, encoding: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +283,49 @@ def test_import_of_a_file_that_is_not_json_stores_nothing(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"chats\.jsonl:2: not JSON: .*; mend it or remove it; nothing was imported"):
         import_logs([logs], tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_import_reads_arrays_of_any_packing(tmp_path: Path) -> None:
+    rows = [{"messages": [ASKED, {"role": "assistant", "content": f"é{n}"}], "passed": not n % 2} for n in range(9)]
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    packed = {"a.json": text.encode("utf-16"), "b.json.gz": gzip.compress(text.encode()), "c.json": text.encode()}
+    for name, content in packed.items():
+        (tmp_path / name).write_bytes(content)
+        report = import_logs([tmp_path / name], tmp_path / f"store-{name}")
+        assert (report.episodes, report.kinds, report.left_out) == (9, {"chat": 9}, ())
+        assert [t.spans[0].text for t in load(tmp_path / f"store-{name}")] == [f"é{n}" for n in range(9)]
+    (tmp_path / "d.json.gz").write_bytes(packed["b.json.gz"][:-20])
+    with pytest.raises(ConfigError, match=r"d\.json\.gz: .*; nothing was imported"):
+        import_logs([tmp_path / "d.json.gz"], tmp_path / "store-d")
+    (tmp_path / "e.jsonl").write_bytes(json.dumps(rows[0]).encode() + b'\n{"caf\xe9": 1}')
+    with pytest.raises(ConfigError, match=r"e\.jsonl:2 is not UTF-8 \(byte 0xe9\); .*; nothing was imported"):
+        import_logs([tmp_path / "e.jsonl"], tmp_path / "store-d")
+    assert not (tmp_path / "store-d").exists()
+
+
+def test_import_keeps_few_rows_in_memory(tmp_path: Path) -> None:
+    """Rows of 30 MB that take 90 MB in memory, calls and scores apart."""
+    filler = "x" * 30_000
+    with (tmp_path / "observations.jsonl").open("w") as file:
+        for n in range(1000):
+            row = observation(f"o{n}", "2026-01-01T00:00:01Z", [ASKED], {"role": "assistant", "content": filler})
+            file.write(json.dumps({**row, "traceId": f"t{n}"}) + "\n")
+    scores = [{"traceId": f"t{n}", "name": "ok", "value": n % 2, "dataType": "BOOLEAN"} for n in range(1000)]
+    files = [tmp_path / "observations.jsonl", written(tmp_path / "scores.jsonl", *scores)]
+    program = """
+import sys
+from pathlib import Path
+from r3agent.data import import_logs
+
+def peak_kib():  # that of `getrusage` may be the parent's
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1])
+
+before = peak_kib()
+report = import_logs(sys.argv[2:], sys.argv[1])
+print(report.episodes, report.unlabelled, peak_kib() - before)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "store"), *map(str, files)]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert said[:2] == ["1000", "0"]
+    assert int(said[2]) < 45_000  # KiB
