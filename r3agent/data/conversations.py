@@ -66,6 +66,8 @@ class Call(NamedTuple):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
+    is_exact: bool = True
+    """False if the log has the answer as parsed JSON, whose spaces are not known."""
 
 
 class Conversation(NamedTuple):
@@ -116,6 +118,8 @@ def _span(call: Call, *, same_tools: bool) -> Span:
         unfit = "the completion is empty"
     elif call.reasoning_tokens or reply.has_more:
         unfit = unfit or f"{NOTE}, and its text lacks the thinking: it is not what was sampled"
+    elif not call.is_exact:
+        unfit = unfit or f"{NOTE}, and has the answer as parsed JSON: its text may have other spaces"
     elif not same_tools:
         unfit = unfit or f"{NOTE}, and it was asked with other tools than the task's"
     capability: Capability = "eval-only" if unfit else "trainable-retokenised"

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from r3agent.data.conversations import Call, as_message, as_messages, parsed
 
+ENVELOPES = ("generations", "choices", "messages")
+"""Keys of lists, in an output, of which the last item has the answer."""
+
+OF_MESSAGE = frozenset(
+    {
+        *("type", "content", "name", "id", "tool_calls", "function_call", "refusal", "reasoning", "reasoning_content"),
+        *("additional_kwargs", "response_metadata", "usage_metadata", "invalid_tool_calls", "example", "annotations"),
+        *("audio", "lc", "kwargs", "data"),
+    }
+)
+"""Keys of an assistant message without a role."""
+
+OF_GENERATION = frozenset({"text", "generation_info", "type", "index", "logprobs", "finish_reason"})
+"""Keys of a generation of LangChain, or of a choice of OpenAI's completions, whose text is the answer."""
+
 
 def langfuse_call(row: dict[str, Any]) -> Call:
-    asked, answered = parsed(row.get("input")), parsed(row.get("output"))
+    asked = parsed(row.get("input"))
     if str(row.get("level")).upper() == "ERROR":
         raise ValueError("the call failed")
-    if answered is None:
-        raise ValueError("it has no output")
-    if isinstance(answered, str):
-        answered = {"role": "assistant", "content": answered}
+    reply, is_exact = _answer(row.get("output"))
     usage: Any = parsed(first_of(row, "usageDetails", "usage_details", "usage")) or {}
     settings: Any = parsed(first_of(row, "modelParameters", "model_parameters")) or {}
     return Call(
         as_messages(asked),
-        _answer(answered),
+        reply,
         tools=_tools(asked),
         model=str(first_of(row, "model", "provided_model_name", "providedModelName") or ""),
         sampling=dict(settings),
         prompt_tokens=_count(usage.get("input")),
         completion_tokens=_count(usage.get("output")),
+        is_exact=is_exact,
     )
 
 
@@ -34,18 +48,19 @@ def langsmith_call(row: dict[str, Any]) -> Call:
         raise ValueError("the call failed")
     extra: Any = parsed(row.get("extra")) or {}
     settings: Any = extra.get("invocation_params") or {}
-    asked, answered = parsed(row.get("inputs")), parsed(row.get("outputs"))
+    asked, (reply, is_exact) = parsed(row.get("inputs")), _answer(parsed(row.get("outputs")))
     tools = _tools(asked) or _tools(settings)
     kept = {key: v for key, v in settings.items() if key not in ("tools", "model", "model_name", "messages", "_type")}
     model = settings.get("model") or settings.get("model_name") or (extra.get("metadata") or {}).get("ls_model_name")
     return Call(
         as_messages(asked),
-        _answer(answered),
+        reply,
         tools=tools,
         model=str(model or ""),
         sampling=kept,
         prompt_tokens=_count(row.get("prompt_tokens")),
         completion_tokens=_count(row.get("completion_tokens")),
+        is_exact=is_exact,
     )
 
 
@@ -76,21 +91,58 @@ def openai_calls(request: Mapping[str, Any], response: Mapping[str, Any]) -> lis
     ]
 
 
-def _answer(value: Any) -> dict[str, Any]:
-    """Find the assistant message in an output."""
-    value = parsed(value)
-    if isinstance(value, list) and value:
-        return _answer(value[-1])
-    if isinstance(value, str):
-        return {"role": "assistant", "content": value}
-    if not isinstance(value, Mapping):
+def _answer(value: Any) -> tuple[dict[str, Any], bool]:
+    """Find the assistant message in an output.
+
+    An output without one is the answer itself, such as the JSON that was asked for, as text or parsed.
+
+    Returns:
+        the message, and False if its text was made of what the log has parsed.
+    """
+    data = parsed(value)
+    if data is None:
         raise ValueError("it has no output")
-    for key in ("generations", "choices", "messages", "message", "output"):
-        if value.get(key):
-            return _answer(value[key])
-    if isinstance(value.get("text"), str) and "content" not in value:
-        return {"role": "assistant", "content": value["text"]}
-    return {**as_message({"role": "assistant", **value}), "role": "assistant"}
+    if isinstance(data, str):
+        return _said(data), True
+    if isinstance(data, Mapping):
+        if isinstance(data.get("text"), str) and data.keys() <= OF_GENERATION:
+            return _said(data["text"]), True
+        if _is_message(data):
+            return {**as_message({"role": "assistant", **data}), "role": "assistant"}, True
+    if (inner := _inside(data)) is not None:
+        return _answer(inner)
+    if isinstance(value, str):
+        return _said(value), True
+    if isinstance(data, Mapping) and len(data) == 1 and "output" in data:
+        return _answer(data["output"])
+    return _said(json.dumps(data, ensure_ascii=False)), False
+
+
+def _said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def _inside(data: Any) -> Any:
+    """Return the part of an output that has the message; `None` if it is no form of a log."""
+    if isinstance(data, list):
+        return data[-1] if data and _is_known(data[-1]) else None
+    if not isinstance(data, Mapping):
+        return None
+    for key in ENVELOPES:
+        if isinstance(found := data.get(key), list) and (not found or _is_known(found[-1])):
+            return found or ""
+    return next((data[key] for key in ("message", "output") if _is_known(data.get(key))), None)
+
+
+def _is_known(data: Any) -> bool:
+    """Return True for a message in the form of a log, and for what has one."""
+    is_generation = isinstance(data, Mapping) and isinstance(data.get("text"), str) and data.keys() <= OF_GENERATION
+    return is_generation or (isinstance(data, Mapping) and _is_message(data)) or _inside(data) is not None
+
+
+def _is_message(data: Mapping[str, Any]) -> bool:
+    has_content = "content" in data or {"type", "data"} <= data.keys()  # the latter of LangChain's `message_to_dict`
+    return isinstance(data.get("role"), str) or (has_content and data.keys() <= OF_MESSAGE) or "lc" in data
 
 
 def _tools(asked: Any) -> list[dict[str, Any]]:
