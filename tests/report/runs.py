@@ -22,7 +22,7 @@ HOSTILE = (
 
 
 def episode(
-    task: str, version: str, *passed: bool, sample: int = 0, text: str = "the answer", **fields: Any
+    task: str, version: str | None, *passed: bool, sample: int = 0, text: str = "the answer", **fields: Any
 ) -> Trajectory:
     """Make an episode: the verdicts of the first try, then of a retry after each of the reflections."""
     spans = [_span("attempt", version, passed[0], text=text)]
@@ -37,7 +37,9 @@ def episode(
     return Trajectory(task=problem, sample=sample, spans=tuple(spans), verifier="exact", metadata=metadata, **fields)
 
 
-def _span(label: Any, version: str, passed: bool | None = None, *, parent: Span | None = None, **fields: Any) -> Span:
+def _span(
+    label: Any, version: str | None, passed: bool | None = None, *, parent: Span | None = None, **fields: Any
+) -> Span:
     tokens = tuple(range(11, 11 + len(str(fields["text"]).split())))
     return Span(
         label=label,

@@ -67,6 +67,33 @@ def test_report_draws_charts_with_their_figures(report: Path, visit: Visit) -> N
     assert "wrong answer" in page.locator("#kinds table").inner_text()
 
 
+def test_curves_leave_out_an_unknown_version(run_dir: Path, tmp_path: Path, visit: Visit) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    store(run / "trajectories", *(episode(f"recorded-{i}", None, i < 1, True) for i in range(4)))
+    page = visit(write_report(run).path)
+    curves = page.locator("#curves")
+    assert "4 episodes of round 1 whose policy version is not known · first try 25.0 %" in curves.inner_text()
+    assert "unknown" not in curves.text_content()
+
+
+def test_charts_of_a_phone_cut_no_label(run_dir: Path, tmp_path: Path, visit: Visit) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    log = (json.dumps({"step": i, "loss": i / 1e6, "grad_norm": 123456.0 * i}) + "\n" for i in range(1, 9))
+    (run / "policies" / "v0001" / "steps.jsonl").write_text("".join(log))
+    page = visit(write_report(run).path, viewport={"width": 390, "height": 844}, device_scale_factor=2)
+    for figure in page.locator("figure").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator("canvas").wait_for()
+    ink = page.evaluate(
+        """() => [...document.querySelectorAll(".plot canvas")].map((c) =>
+            Math.max(...c.getContext("2d").getImageData(0, 0, 1, c.height).data))"""
+    )
+    assert len(ink) > 3
+    assert max(ink) == 0, ink  # of the leftmost pixels
+
+
 def test_gate_decisions_show_their_evidence_and_examples(run_dir: Path, tmp_path: Path, visit: Visit) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_dir, run)

@@ -55,12 +55,21 @@ function plot(drawn, { ticks, series, unit, format, min, max, points }) {
     scales: { x: { time: false, range: [-0.35, ticks.length - 0.65] }, y: { range: () => range } },
     axes: [
       { ...axis, grid: { show: false }, values: (_, places) => places.map((i) => (Number.isInteger(i) ? plain(ticks[i] ?? "") : "")), space: 56 },
-      { ...axis, values: (_, places) => places.map((v) => trim(v) + unit), size: 52 },
+      { ...axis, values: (_, places) => places.map((v) => trim(v) + unit), size: widest },
     ],
     series: [{}, ...series.map((s, i) => line(s, i, points))],
     hooks: { draw: [(u) => series.forEach((s, i) => s.low && (s.whiskers ? whiskers(u, s, i, series.length) : band(u, s, i)))] },
   };
   drawn.plot = new uPlot(options, data, drawn.canvas);
+}
+
+// The room of an axis, for its longest label.
+function widest(u, labels, place, cycle) {
+  const { font, ticks, gap, _size } = u.axes[place];
+  if (cycle > 1) return _size; // else the sizes of two axes may follow each other without end
+  u.ctx.font = font[0];
+  const widths = (labels || []).map((label) => u.ctx.measureText(label).width / devicePixelRatio);
+  return Math.ceil(ticks.size + gap + Math.max(24, ...widths)) + 2;
 }
 
 const trim = (v) => String(Number(v.toPrecision(6)));

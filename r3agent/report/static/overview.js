@@ -6,6 +6,7 @@ const TRIES = {
   first_try: "first try", after_reflection: "retry after reflection", blind_retry: "blind retry", branch_first_try: "first try of a branch",
   branch_after_reflection: "retry of a branch, after reflection", branch_blind_retry: "blind retry of a branch",
 };
+const UNKNOWN = "unknown"; // the version of an answer that nobody noted, which is on no line of versions
 const METRICS = ["reward", "kl", "entropy", "loss", "grad_norm", "clip_ratio/region_mean", "ratio", "learning_rate"];
 
 function overview(facts) {
@@ -83,7 +84,7 @@ function behaviour(evaluations) {
 function curves(facts) {
   const host = byId("curves");
   host.replaceChildren();
-  const rounds = facts.rounds.filter((r) => r.episodes);
+  const rounds = facts.rounds.filter((r) => r.episodes && r.version !== UNKNOWN);
   const ticks = rounds.map((r) => `${r.round} · ${r.version}`);
   if (rounds.length) {
     const pick = (kind, field) => rounds.map((r) => (r.rates[kind] ? 100 * r.rates[kind][field] : null));
@@ -119,6 +120,11 @@ function curves(facts) {
     }
   }
   steps(host, facts.steps);
+  for (const { round, episodes, rates } of facts.rounds.filter((r) => r.episodes && r.version === UNKNOWN)) {
+    const shares = Object.keys(TRIES).filter((kind) => rates[kind]).map((kind) => `${TRIES[kind]} ${percent(rates[kind].rate)}`);
+    const text = `Not on the curves: ${number(episodes)} episodes of round ${round} whose policy version is not known`;
+    host.append(nothing([text, ...shares].join(" · ")));
+  }
   if (!host.childElementCount) host.append(nothing("No round is collected and no version is trained yet."));
 }
 
