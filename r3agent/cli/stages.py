@@ -246,7 +246,8 @@ def _collect_plan(run: Run) -> Output:
 
 
 def _train_plan(run: Run) -> Output:
-    plan = plan_run_training(run)
+    with ConsoleReporter() as reporter:
+        plan = plan_run_training(run, reporter.training)
     lines = [
         f"{count(plan.rows, 'row')} of {count(plan.tries, 'try')}, {plan.tokens:,} tokens, {count(plan.steps, 'step')}",
         f"{plan.trained_parameters:,} of {plan.parameters:,} weights trained: {plan.memory_gib:.3g} GiB of weights, "

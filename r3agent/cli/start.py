@@ -16,7 +16,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.summary import Tally
 from r3agent.report import write_report
 from r3agent.run.config import CONFIG_FILE, load_config
-from r3agent.run.demo import FOR_ONE_DECISION, GAMES, SECONDS, SETTINGS, Game, run_demo
+from r3agent.run.demo import GAMES, SECONDS, Game, run_demo, settings_for
 from r3agent.run.directory import WAITING
 from r3agent.run.policy_config import PolicyConfig
 from r3agent.run.stages import Run
@@ -46,8 +46,8 @@ def init(
     if from_ is not None and config.task.source != RECORDED:
         raise ConfigError(f"--from {from_}: its tasks are those of the run with --task {RECORDED}; add that")
     _refuse_store(Path(run), path)
-    if {config.policy.model, config.policy.base_model, config.task.source} == {"bundled", "countdown"}:
-        overrides = {key: value for key, value in SETTINGS.items() if key not in FOR_ONE_DECISION} | overrides
+    if chosen := settings_for(config):
+        overrides = chosen | overrides
         note = ", with the demo's settings for the bundled policy (another model needs others)"
     made = Run(run, overrides)
     if config.task.source:
@@ -58,9 +58,9 @@ def init(
         copy_store(from_, store)
     made.write_config()
     if config.task.source == RECORDED:
-        return _recorded(made, path)
+        return _recorded(made, path, note)
     if not config.task.source:
-        note = ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
+        note += ", but it names no task: fill in task.source, or go on with --task; --task countdown is one to try"
     if config.policy.base_model == "bundled" != config.policy.model:
         note += f"; before you collect, set policy.base_model to the weights of {config.policy.model!r}, to train them"
     collect = next_step("collect", "--run", run)
@@ -79,12 +79,12 @@ def _refuse_store(run: Path, file: Path) -> None:
                 raise ConfigError(f"{run} is a store, which {file} would hide; make the run beside it: {made}")
 
 
-def _recorded(run: Run, path: Path) -> Output:
+def _recorded(run: Run, path: Path, note: str) -> Output:
     """Report on a run of recorded tasks, and what it needs next."""
     store, waits = path.parent / "trajectories", run.verifier_name in WAITING
     if not store.is_dir():
         gateway = next_step("gateway", "--run", path.parent, "--upstream", run.config.policy.base_url)
-        text = f'{path} written; next: Recorder(run="{path.parent}") in the application, or {gateway}'
+        text = f'{path} written{note}; next: Recorder(run="{path.parent}") in the application, or {gateway}'
         return Output({"config": str(path), "episodes": 0}, text)
     stored, tally = latest_entries(store), Tally()
     count_stored(tally, store, stored.values())
@@ -92,7 +92,7 @@ def _recorded(run: Run, path: Path) -> Output:
     splits = {split: tasks[split] for split in APART}
     open_ = tally.summary().unlabelled
     lines = [
-        f"{path} written; {count(len(stored), 'episode')} of {count(tasks.total(), 'task')}: "
+        f"{path} written{note}; {count(len(stored), 'episode')} of {count(tasks.total(), 'task')}: "
         + ", ".join(f"{split} {n}" for split, n in splits.items())
     ]
     if open_:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,7 @@ class LivePolicy:
     def _read(self) -> Target:
         registry = self._registry
         if registry.live is None:
-            raise ConfigError(f"{registry.live_path}: nothing is live; run `r3agent deploy --run {registry.run_dir}`")
+            raise ConfigError(f"{registry.live_path}: nothing is live; {_begin(registry, self.name)}")
         card = registry.card(registry.live)
         self.name = self.name or card.name
         if card.name != self.name:
@@ -65,6 +66,15 @@ class LivePolicy:
             )
         in_place = has_weights_in_place(registry)
         return Target(card.served_name, registry.live_base_url, in_place, card.version if in_place else None)
+
+
+def _begin(registry: Registry, name: str | None) -> str:
+    """Say how a version becomes live."""
+    run = shlex.quote(str(registry.run_dir))
+    if registry.versions():
+        return f"run `r3agent deploy --run {run}`"
+    meanwhile = f", or ask for {name}, the base model, until then" if name else ""
+    return f"the run's first stage, such as `r3agent collect --run {run}`, makes the base model live{meanwhile}"
 
 
 def has_weights_in_place(registry: Registry) -> bool:

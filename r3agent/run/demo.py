@@ -14,11 +14,12 @@ from r3agent.evaluate import Comparison, Difference, Evaluation, table
 from r3agent.records.credit import CreditLabel
 from r3agent.records.summary import Tally, summarise
 from r3agent.records.trajectory import Record
-from r3agent.run.config import CONFIG_FILE, load_config
+from r3agent.run.config import CONFIG_FILE, Config, load_config
 from r3agent.run.loop import Reporter, run_loop
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
 from r3agent.serve.process.process import LocalServer
+from r3agent.store.models import BUNDLED
 from r3agent.store.trajectories import load
 
 SETTINGS: dict[str, Any] = {
@@ -91,8 +92,22 @@ CREDITED: dict[CreditLabel, str] = {
 FOR_ONE_DECISION = {"eval.n", "gate.split", "loop.evaluate_every"}
 """Settings of the demo that a run whose gate decides every round does not have."""
 
+OF_POLICY = {"train.learning_rate", "train.batch_size", "train.micro_batch_tokens"}
+"""Settings of the demo that a bundled policy needs for any task: at the paper's learning rate it learns nothing."""
+
 SECONDS = {"start": 5.0, "collect": 13.0, "train": 10.0, "evaluate": 20.0}
 """Estimated seconds of the first stage of each kind on two idle cores; later estimates use the previous stage."""
+
+
+def settings_for(config: Config) -> dict[str, Any]:
+    """Return the settings that a bundled policy needs: those of its game, or those of training it on another task."""
+    policy, named = config.policy, {"policy.model": "bundled", "policy.base_model": "bundled"}
+    for game in GAMES.values():
+        subject = [(named | game)[key] for key in ("policy.model", "policy.base_model", "task.source")]
+        if subject == [policy.model, policy.base_model, config.task.source]:
+            return {key: value for key, value in game.items() if key not in FOR_ONE_DECISION}
+    is_bundled = policy.model == policy.base_model and policy.model in BUNDLED
+    return {key: value for key, value in SETTINGS.items() if key in OF_POLICY and is_bundled}
 
 
 class Cells(Record):

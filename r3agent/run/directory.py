@@ -24,6 +24,7 @@ from r3agent.run.agent import Agent
 from r3agent.run.config import CONFIG_FILE, Config, load_config, to_toml
 from r3agent.run.split_guard import SplitGuard
 from r3agent.store.batches import StoredTrajectories
+from r3agent.store.reading import Unreadable
 from r3agent.store.registry import PolicyCard, Registry
 from r3agent.store.trajectories import load
 from r3agent.tasks import NO_SOURCE, RECORDED, default_verifier, find_tasks, in_run, read_tasks
@@ -154,9 +155,13 @@ class RunDirectory:
         """
         return self._for_training(load(self._store))
 
-    def stored(self) -> StoredTrajectories:
-        """Return the trajectories as `trajectories` does, but in batches, each of which is checked when it is read."""
-        return StoredTrajectories(self._store, self._for_training)
+    def stored(self, *, unreadable: list[Unreadable] | None = None) -> StoredTrajectories:
+        """Return the trajectories as `trajectories` does, but in batches, each of which is checked when it is read.
+
+        Args:
+            unreadable: receives lines that are no record, instead of the log.
+        """
+        return StoredTrajectories(self._store, self._for_training, unreadable=unreadable)
 
     @property
     def _store(self) -> Path:

@@ -69,6 +69,8 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
     """
     settings = run.config.loop
     run.check_gate()
+    run.ensure_live()
+    reporter.stage("loading torch and trl, and checking that the base model can be trained")
     run.check_training()
     run.serve_live()
     champion = parent = BASE

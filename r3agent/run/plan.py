@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from r3agent._util.imports import require_extra
 from r3agent.episodes.collect import CONCURRENCY
 from r3agent.episodes.jobs import episode_jobs
 from r3agent.records.trajectory import Record, Trajectory
 from r3agent.records.usage import usage_of
 from r3agent.records.versions import BASE
 from r3agent.run.stages import Run
+from r3agent.run.trainable import check_rows
 from r3agent.store.shards import read, shards
 from r3agent.train.config import PolicyStart
 
@@ -83,17 +84,17 @@ def plan_collection(run: Run) -> CollectPlan:
     )
 
 
-def plan_run_training(run: Run) -> TrainPlan:
+def plan_run_training(run: Run, on_progress: Callable[[str, Mapping[str, Any]], None] | None = None) -> TrainPlan:
     """Plan the training of a run's next version.
 
     Raises:
         ConfigError: the extra is missing, or the base model cannot be trained.
         TrainingError: no row can be trained on.
     """
-    require_extra("trl", "train")
+    parent, registry = run.ensure_live(), run.registry
+    check_rows(run, parent, on_progress)
     from r3agent.train.plan import plan_training
 
-    parent, registry = run.ensure_live(), run.registry
     start = PolicyStart.of(parent, registry.version_dir(parent.version))
     return plan_training(run.stored(), start=start, config=run.config.train, policies_dir=registry.policies_dir)
 

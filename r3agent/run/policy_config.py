@@ -11,8 +11,10 @@ from r3agent.errors import ConfigError
 from r3agent.http.errors import NO_KEY
 from r3agent.http.headers import check_stored, fill_in, parse_headers
 from r3agent.http.urls import ApiURL, check_proxy, redact_url
+from r3agent.policy.live import LIVE
 from r3agent.records.cost import Prices
 from r3agent.records.record import Record
+from r3agent.records.versions import is_version
 
 
 class Access(TypedDict):
@@ -67,6 +69,17 @@ class PolicyConfig(Record):
         except ConfigError as error:
             raise ValueError(error) from None
         return headers
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, model: str) -> str:
+        base, _, version = model.rpartition("@")
+        if base and (version == LIVE or is_version(version)):
+            raise ValueError(
+                f"{model} is a version of {base}; write {base}, the base model: the stages of a run sample from the "
+                "version of it that is live there, v0000 at first"
+            )
+        return model
 
     @field_validator("proxy")
     @classmethod

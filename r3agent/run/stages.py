@@ -47,6 +47,7 @@ from r3agent.records.versions import BASE, version_name, version_number
 from r3agent.run.collector import Progress
 from r3agent.run.evaluations import DRAWN, Draw, Evaluations
 from r3agent.run.made_with import made_with
+from r3agent.run.trainable import check_rows
 from r3agent.store.history import GATE, PERSON, Event, EventKind, history, last_event, record_event
 from r3agent.store.registry import PolicyCard
 
@@ -72,8 +73,9 @@ class Run(Evaluations):
         Args:
             start: version to start from; default: the live one.
         """
-        metrics, trajectories, parent = self.metrics, self.stored(), self.ensure_live()
+        metrics, parent = self.metrics, self.ensure_live()
         parent = self.registry.card(start) if start is not None else parent
+        check_rows(self, parent, on_progress)
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 
         version, earlier = self.registry.next_version(), map(self.registry.card, self.registry.versions())
@@ -87,7 +89,7 @@ class Run(Evaluations):
                 on_progress(stage, values)
 
         return train(
-            trajectories,
+            self.stored(),
             start=PolicyStart.of(parent, self.registry.version_dir(parent.version)),
             version=version,
             out_dir=self.registry.version_dir(version),
@@ -290,9 +292,9 @@ class Run(Evaluations):
             ConfigError: the extra is missing, the base model cannot be trained, or `train.report_to` cannot be used.
         """
         require_extra("trl", "train")
+        self.ensure_live()
         from r3agent.train import PolicyStart
         from r3agent.train.run import check_start
 
-        self.ensure_live()
         start = PolicyStart.of(self.registry.card(BASE), self.registry.version_dir(BASE))
         check_start(start, self.config.train)

@@ -186,7 +186,9 @@ def test_a_task_named_later_is_written_to_the_file(tmp_path, tasks, capsys):
         (["--task", "countdown"], SETTINGS["sampling.max_tokens"], True),
         (["--task", "countdown", "--set", "sampling.max_tokens=99"], 99, True),
         (["--task", "countdown", "--model", "mine"], 512, False),
-        (["--task", "tasks.jsonl"], 512, False),
+        (["--task", "tasks.jsonl"], 512, True),
+        (["--task", "recorded"], 512, True),
+        (["--task", "recorded", "--model", "mine", "--base-model", "org/mine"], 512, False),
     ],
 )
 def test_init_takes_the_demos_settings_for_its_policy(flags, max_tokens, is_demo, tmp_path, capsys, monkeypatch):

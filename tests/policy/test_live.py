@@ -224,6 +224,11 @@ def test_a_name_that_cannot_be_resolved(tmp_path: Path, model: str, live: str | 
         OpenAIPolicy("http://127.0.0.1:9/v1", model, registry=tmp_path)
 
 
+def test_live_before_the_first_stage_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"r3agent collect --run .* makes the base model live, or ask for tiny,"):
+        OpenAIPolicy("http://127.0.0.1:9/v1", "tiny@live", registry=tmp_path)
+
+
 def test_live_needs_a_run() -> None:
     with pytest.raises(ConfigError, match="pass registry=RUN_DIR"):
         OpenAIPolicy("http://127.0.0.1:9/v1", "tiny@live")

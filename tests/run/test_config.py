@@ -57,6 +57,7 @@ def test_command_line_beats_file_beats_default(tmp_path):
         ({"colect.n": 4}, "did you mean 'collect'"),
         ({"policy.zzz": 4}, "known are base_url"),
         ({"collect.n": "many"}, "collect.n = 'many'"),
+        ({"policy.model": "tiny@live"}, "write tiny, the base model"),
         ({"policy.base_url": "http://me:pa#ss@host/v1"}, "http://host/v1 with a password in it"),
         ({"policy.base_url": "localhost:8000/v1"}, "must start with http://"),
         ({"train.epochs": 0}, "train.epochs = 0: Input should be greater than or equal to 1"),

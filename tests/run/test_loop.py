@@ -185,9 +185,9 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
         "train v0002 from v0001",
     ]
     # "" is estimated by none
-    assert told.kinds == ["collect", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
-    assert "(3 stored before)" in told.stages[5]
-    assert "; resuming the interrupted training on" in told.stages[5]
+    assert told.kinds == ["", "collect", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
+    assert "(3 stored before)" in told.stages[6]
+    assert "; resuming the interrupted training on" in told.stages[6]
 
 
 def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_loop_mixes_fresh_tasks_and_recorded_failures(tmp_path: Path) -> None:
     loop(disk, told=told, rounds=2, branch=True)
     drawn = [entry for entry in disk.log if entry.startswith(("branch", "collect"))]
     assert drawn == ["branch 1 off with v0000", "collect with v0000 for v0001", "collect with v0001 for v0002"]
-    assert told.stages[0] == "round 1 of 2: branching 1 recorded failure off with tiny"
-    assert "groups and 0 of recorded failures" in told.stages[2]
+    assert told.stages[1] == "round 1 of 2: branching 1 recorded failure off with tiny"
+    assert "groups and 0 of recorded failures" in told.stages[3]
 
 
 def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
