@@ -37,7 +37,7 @@ def trained(tmp_path: Path) -> Trained:
 @pytest.fixture
 def server(trained: Trained) -> Iterator[ServerProcess]:
     log = trained.base.with_name("server.log")
-    with ServerProcess(trained.base, api_key="sk-test", log_path=log, options=["--threads", "1"]) as server:
+    with ServerProcess(trained.base, api_key="sk-test", log_path=log) as server:
         yield server
 
 
@@ -144,7 +144,7 @@ def test_one_small_step_after_long_prompts_is_told_from_none(
         config = TrainConfig.model_validate({"learning_rate": 1e-5, "method": method})
         card = train(episodes, start=start, version=version, out_dir=registry.version_dir(version), config=config)
         assert card.metrics["steps"] == 1
-    options, log = ["--threads", "1", "--dtype", dtype], tmp_path / "server.log"
+    options, log = ["--dtype", dtype], tmp_path / "server.log"
     with ServerProcess(BUNDLED_DIR, name="bundled", log_path=log, options=options) as server:
         for version in versions:
             with Server(server.base_url) as client:

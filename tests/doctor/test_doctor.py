@@ -462,7 +462,7 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[ServerProcess]:
-    with ServerProcess("bundled", options=["--threads", "1"]) as server:
+    with ServerProcess("bundled") as server:
         yield server
 
 

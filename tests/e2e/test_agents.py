@@ -59,7 +59,7 @@ FEW: dict[str, Any] = {
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess("bundled-steps", log_path=tmp_path / "log", options=["--threads", "1"]) as server:
+    with ServerProcess("bundled-steps", log_path=tmp_path / "log") as server:
         yield server
 
 

@@ -24,7 +24,7 @@ SMALL = {
 
 def test_eval_measures_every_control_on_the_embedded_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "run"
-    with ServerProcess("bundled", log_path=tmp_path / "log", options=["--threads", "1"]) as server:
+    with ServerProcess("bundled", log_path=tmp_path / "log") as server:
         Run(directory, {**SMALL, "policy.base_url": server.base_url}).write_config()
         assert main(["eval", "--run", str(directory), "--before", "v0000", "--after", "v0000", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

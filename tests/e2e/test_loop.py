@@ -44,7 +44,7 @@ class Silent:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with ServerProcess("bundled", log_path=log, options=["--threads", "1"]) as server:
+    with ServerProcess("bundled", log_path=log) as server:
         yield server
 
 

@@ -10,5 +10,5 @@ from tests.support.outage import assert_collects_through_an_outage
 
 async def test_a_collection_waits_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
     await assert_collects_through_an_outage(
-        lambda port, log: ServerProcess("bundled", port=port, log_path=log, options=["--threads", "1"]), tmp_path
+        lambda port, log: ServerProcess("bundled", port=port, log_path=log), tmp_path
     )

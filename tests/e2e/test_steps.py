@@ -31,7 +31,7 @@ from r3agent.verifiers import find_verifier
 @pytest.fixture(scope="module")
 def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("steps") / "log"
-    with ServerProcess("bundled-steps", log_path=log, options=["--threads", "1"]) as server:
+    with ServerProcess("bundled-steps", log_path=log) as server:
         yield server.base_url
 
 

@@ -77,7 +77,7 @@ def learnt(trajectories: list[Trajectory], out: Path) -> tuple[list[Any], dict[s
 def test_agents_through_a_gateway_train_the_loops_weights(tmp_path):
     node = Program(["node", str(Path(__file__).with_name("steps.mjs"))])
     with (
-        ServerProcess("bundled-steps", log_path=tmp_path / "log", options=["--threads", "1"]) as server,
+        ServerProcess("bundled-steps", log_path=tmp_path / "log") as server,
         Gateway(server.base_url) as gateway,
     ):
         makers = {

@@ -108,7 +108,7 @@ def countdown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """Studio with the policy in the package."""
     tmp_path = tmp_path_factory.mktemp("studio")
     with (
-        ServerProcess("bundled", log_path=tmp_path / "log", options=["--threads", "1"]) as server,
+        ServerProcess("bundled", log_path=tmp_path / "log") as server,
         studio(tmp_path, server.base_url, "bundled") as running,
     ):
         yield running

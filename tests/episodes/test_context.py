@@ -163,19 +163,20 @@ def test_a_run_asks_a_policy_or_a_model_of_its_own(policy: ScriptedPolicy, tmp_p
     [
         ({"max_tokens_total": 1}, ["attempt"], "max_tokens_total = 1: 2 are used"),
         ({"max_tokens_total": 3}, ["attempt", "reflect"], "max_tokens_total = 3: 4 are used"),
-        ({"max_tokens_total": 9999}, CHAIN, None),
+        ({"max_tokens_total": 9999}, CHAIN, ""),
         ({"max_cost": 3e-6, "prices": PRICES}, ["attempt"], "max_cost = 3e-06: 3e-06 EUR are spent"),
         ({"max_cost": 5e-6, "prices": PRICES}, ["attempt", "reflect"], "max_cost = 5e-06: 6e-06 EUR are spent"),
-        ({"max_cost": 1, "prices": PRICES}, CHAIN, None),
-        ({"max_seconds": 1e-9}, ["attempt"], "max_seconds = 1e-09: 0.0 have passed"),
-        ({"max_seconds": 999}, CHAIN, None),
+        ({"max_cost": 1, "prices": PRICES}, CHAIN, ""),
+        ({"max_seconds": 1e-9}, ["attempt"], "max_seconds = 1e-09: "),
+        ({"max_seconds": 999}, CHAIN, ""),
     ],
 )
-async def test_a_spent_budget_ends_the_episode(budget: dict[str, Any], grown: list[str], reason: str | None) -> None:
+async def test_a_spent_budget_ends_the_episode(budget: dict[str, Any], grown: list[str], reason: str) -> None:
     graph: Any = build_graph(policy=ScriptedPolicy(COUNTED), verifier=right).compile()
     for out in (graph.invoke(INPUT, context=budget), await graph.ainvoke(INPUT, context=budget)):
         assert labels(out) == grown
-        assert out["trajectory"]["metadata"].get(ENDED) == reason
+        assert out["trajectory"]["metadata"].get(ENDED, "").startswith(reason)
+        assert (ENDED in out["trajectory"]["metadata"]) == bool(reason)
         assert out["passed"] is False
 
 

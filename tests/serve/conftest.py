@@ -65,7 +65,7 @@ def engine(served: ServedModel) -> Iterator[Engine]:
 def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One real server for all tests; they leave it as it was."""
     log_path = tmp_path_factory.mktemp("server") / "log"
-    with ServerProcess(checkpoint, log_path=log_path, options=["--threads", "1"]) as server:
+    with ServerProcess(checkpoint, log_path=log_path) as server:
         yield server
 
 

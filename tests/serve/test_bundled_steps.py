@@ -81,7 +81,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chat completions of the policy on a real server: whole, or put together from a stream."""
     log = tmp_path_factory.mktemp("steps") / "log"
     with (
-        ServerProcess("bundled-steps", log_path=log, options=["--threads", "1"]) as server,
+        ServerProcess("bundled-steps", log_path=log) as server,
         openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client,
     ):
         fields: dict[str, Any] = {"model": "bundled-steps", "logprobs": True, "max_tokens": 24}

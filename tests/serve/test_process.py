@@ -16,12 +16,10 @@ import pytest
 from r3agent.errors import ConfigError, EndpointError
 from r3agent.serve import ServerProcess, serve
 
-ONE_THREAD = ["--threads", "1"]
-
 
 def test_a_key_is_asked_for_and_a_stop_is_clean(checkpoint: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with ServerProcess(checkpoint, name="other", api_key="sk-1", log_path=log, options=ONE_THREAD) as server:
+    with ServerProcess(checkpoint, name="other", api_key="sk-1", log_path=log) as server:
         root = server.base_url.removesuffix("/v1")
         for path, key, status in (
             ("/health", None, 200),
@@ -79,7 +77,7 @@ def test_it_does_not_outlive_a_parent_that_was_killed(checkpoint: Path) -> None:
     code = (
         "import sys, time\n"
         "from r3agent.serve import ServerProcess\n"
-        f"server = ServerProcess({str(checkpoint)!r}, options=['--threads', '1'])\n"
+        f"server = ServerProcess({str(checkpoint)!r})\n"
         "server.start()\n"
         "print('torch' in sys.modules, flush=True)\n"
         "time.sleep(60)\n"
@@ -96,12 +94,12 @@ def test_it_does_not_outlive_a_parent_that_was_killed(checkpoint: Path) -> None:
 
 def test_the_command_says_in_the_run_where_it_serves(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "r3agent", "serve", str(checkpoint), "--port", "0", "--run", str(tmp_path)]
-    with subprocess.Popen([*command, *ONE_THREAD], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name, url = process.stdout.readline().strip().removeprefix("serving ").split(" on ")
         assert httpx.get(f"{url}/models").json()["data"][0]["id"] == name == checkpoint.name
         [entry] = (tmp_path / "servers").glob("*.json")
-        argv = ["--engine", "embedded", "--host", "127.0.0.1", *ONE_THREAD, "--run", str(tmp_path)]
+        argv = ["--engine", "embedded", "--host", "127.0.0.1", "--run", str(tmp_path)]
         assert json.loads(entry.read_text()) == {"base_url": url, "pid": process.pid, "argv": argv}
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -61,10 +61,6 @@ def arguments(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> 
     return ["train", "--run", str(run_dir), "--json", *settings, *flags]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 def trained(
     run_dir: Path, *flags: str, distributed: str = "", extra_env: Mapping[str, str] = {}, **values: Any
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -75,7 +71,7 @@ def trained(
             assert main(arguments(run_dir, *flags, **values)) == 0
         printed = output.getvalue()
     else:
-        env = {**environment(), **extra_env}
+        env = {**os.environ, **extra_env}
         words = command(run_dir, *flags, **values)
         done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
@@ -141,7 +137,7 @@ def test_train_on_two_nodes_learns_what_one_process_learns(run_dir: Path) -> Non
     for rank in range(2):
         nodes = ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"]
         words = [sys.executable, "-m", "torch.distributed.run", *nodes, "-m", "--", "r3agent", *arguments(run_dir)]
-        launches.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()))
+        launches.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
     printed = [launch.communicate(timeout=PATIENCE_S)[0] for launch in launches]
     assert [launch.returncode for launch in launches] == [0, 0]
     assert_same(result(run_dir, printed[0], processes=2, distributed="MULTI_CPU"), whole)
@@ -150,9 +146,7 @@ def test_train_on_two_nodes_learns_what_one_process_learns(run_dir: Path) -> Non
 def stopped(run_dir: Path, **values: Any) -> int:
     """Terminate a training as soon as it has begun; its exit code."""
     saving = command(run_dir, save_steps=1, **values)
-    with subprocess.Popen(
-        saving, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with subprocess.Popen(saving, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
 
         def has_begun() -> bool:
             assert process.poll() is None

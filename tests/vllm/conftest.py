@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from r3agent.errors import ConfigError
 from r3agent.serve.process.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
@@ -59,12 +58,6 @@ def vllm_python() -> str:
         if os.environ.get(PYTHON_VARIABLE):
             raise
         pytest.skip(str(error))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """The cores are the server's; what is compared with it here is tiny."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
