@@ -41,7 +41,12 @@ def plural(noun: str) -> str:
     """Render the plural of a noun, such as `tries` or `branches`."""
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{noun}es" if noun.endswith(("ch", "sh")) else f"{noun}s"
+
+
+def listed(head: str, lines: Iterable[str]) -> str:
+    """Render a head with a list below it, one line each."""
+    return "\n  ".join([head, *lines])
 
 
 def shorten(value: object) -> str:

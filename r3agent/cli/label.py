@@ -29,6 +29,10 @@ def label(
         str | None, Parameter(help="Try to judge: attempt, retry, or the id of a span; default: the final answer.")
     ] = None,
     feedback: Annotated[str | None, Parameter(help="Reason, for people.", allow_leading_hyphen=True)] = None,
+    by: Annotated[
+        str | None,
+        Parameter(help="Author; default: $R3AGENT_AUTHOR, or else the process's user, for root git's user.name."),
+    ] = None,
     from_: Annotated[
         Path | None,
         Parameter(
@@ -41,10 +45,10 @@ def label(
     if from_ is not None:
         if trajectory is not None or span is not None or feedback is not None or (passed and failed):
             raise ConfigError(
-                f"--from {from_}: each row names its episode; add only --passed or --failed, for all rows"
+                f"--from {from_}: each row names its episode; add only --passed or --failed, and --by, for all rows"
             )
         export_spans_of(run)
-        return _outcomes(run, from_, True if passed else False if failed else None)
+        return _outcomes(run, from_, True if passed else False if failed else None, by)
     if trajectory is None:
         raise ConfigError("label: which episode? r3agent label RUN TRAJECTORY --passed, or RUN --from outcomes.csv")
     if passed == failed:
@@ -52,7 +56,7 @@ def label(
     store = store_at(run)
     found = lookup(store, trajectory)
     export_spans_of(run)
-    verdict = label_trajectory(run, found, passed=passed, span_id=span, feedback=feedback)
+    verdict = label_trajectory(run, found, passed=passed, span_id=span, feedback=feedback, by=by)
     directory = store.parent if store.name == "trajectories" else store
     overrules = "" if verdict.overrules is None else f", overruling the verifier's {_word(verdict.overrules)}"
     return Output(
@@ -75,10 +79,10 @@ def _place(trajectory: Trajectory, span_id: str) -> str:
     return f"retry {number} of {len(retries)}, {after}"
 
 
-def _outcomes(run: str, file: Path, passed: bool | None) -> Output:
+def _outcomes(run: str, file: Path, passed: bool | None, by: str | None) -> Output:
     from r3agent.run.outcomes import label_outcomes
 
-    found = label_outcomes(run, file, passed=passed)
+    found = label_outcomes(run, file, passed=passed, by=by)
     same = [f"{n} {what}" for n, what in ((found.unchanged, "labelled so before"), (found.doubled, "said twice")) if n]
     lines = [
         f"{found.labelled} of {count(found.rows, 'row')} labelled an episode" + "".join(f", {part}" for part in same)

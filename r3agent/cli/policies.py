@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -14,8 +15,11 @@ from r3agent.cards.readme import change_text, compared, numbers
 from r3agent.cards.reports import VersionEvaluation
 from r3agent.cli.command import DEFAULT_RUN, Output, RunFlag, switch, verb
 
-MAX_SHOWN = 40
-"""Number of changed values that the text lists."""
+MAX_SHOWN = 12
+"""Number of changed values that the text lists without --all."""
+
+GROUPS = ("fact", "rate", "setting", "hash", "package", "metric")
+"""Kinds of values, those that say most first."""
 
 
 @verb()
@@ -56,19 +60,30 @@ def diff(
     /,
     *,
     run: RunFlag = DEFAULT_RUN,
+    all_: Annotated[bool, Parameter(name="--all", help="List every value that differs.", show_default=False)] = False,
 ) -> Output:
     found = diff_versions(run, version, other)
-    rows = [(key, _short(one), _short(two)) for key, (one, two) in found.changed.items()]
+    kinds = Counter(map(_kind, found.changed))
+    keys = sorted(found.changed, key=lambda key: GROUPS.index(_kind(key)))
+    shown = keys if all_ else keys[:MAX_SHOWN]
     only_one, only_two = found.episodes_only
     lines = [
-        *columns([("", version, other), *rows[:MAX_SHOWN]], gap=3),
-        *([f"and {len(rows) - MAX_SHOWN} more; --json lists them all"] if len(rows) > MAX_SHOWN else []),
+        f"{version} and {other} differ in {', '.join(count(kinds[kind], kind) for kind in GROUPS if kinds[kind])}"
+        if keys
+        else f"{version} and {other} are made alike",
+        *columns([("", version, other), *((key, *map(_short, found.changed[key])) for key in shown)], gap=3, indent=2),
+        *([f"  and {len(keys) - len(shown)} more, which --all lists"] if len(keys) > len(shown) else []),
         f"trained on {count(found.episodes_of_both, 'episode')} of both, {only_one} only of {version}, "
         f"{only_two} only of {other}",
     ]
     for comparison in found.comparisons:
         lines += _comparison(comparison)
     return Output(found.model_dump(mode="json"), "\n".join(lines))
+
+
+def _kind(key: str) -> str:
+    kinds = {"settings": "setting", "made_with": "hash", "packages": "package", "metrics": "metric"}
+    return kinds.get(key.partition(".")[0], "rate") if "." in key else "fact"
 
 
 def _row(report: VersionReport) -> tuple[str, ...]:

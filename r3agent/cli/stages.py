@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_st
 from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL, ByFlag, ReasonFlag, decided_by
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.limits_view import limit_lines
+from r3agent.cli.plans import collect_plan, train_plan
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.deploy import DeployReport
 from r3agent.errors import ConfigError
@@ -24,7 +24,6 @@ from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE
 from r3agent.run.config import CONFIG_FILE
 from r3agent.run.loop import run_loop
-from r3agent.run.plan import plan_collection, plan_run_training
 from r3agent.run.stages import Run
 from r3agent.store.history import PERSON
 from r3agent.store.shards import shards, store_of_run
@@ -47,7 +46,7 @@ def collect(
     plan: Annotated[bool, switch("Estimate tokens, cost, bytes and time; collect nothing.")] = False,
 ) -> Output:
     if plan:
-        return _collect_plan(_open(run, overrides))
+        return collect_plan(_open(run, overrides))
     opened = Run(run, overrides)
     with ConsoleReporter() as reporter:
         _tell_new(opened, reporter)
@@ -81,7 +80,7 @@ def train(
 ) -> Output:
     opened = _open(run, overrides)
     if plan:
-        return _train_plan(opened)
+        return train_plan(opened)
     with ConsoleReporter() as reporter:
         card = opened.train(reporter.training, resume=resume, force=force)
     rows = card.metrics["rows"]
@@ -138,7 +137,9 @@ def evaluate(
     before: Annotated[str, Parameter(help="Version to compare with; v0000 is the base model.")] = BASE,
     after: Annotated[str | None, Parameter(help="Version to compare; default: the live version.")] = None,
     run: RunFlag = DEFAULT_RUN,
-    gate: Annotated[bool, switch("Also decide by the limits of section [gate].")] = False,
+    gate: Annotated[
+        bool, switch("Also decide by the limits of section [gate]; only the loop records decisions.")
+    ] = False,
 ) -> Output:
     opened = _open(run, overrides)
     opened.check_subject()
@@ -226,41 +227,6 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
     ]
     ok = not summary.episodes or sum(summary.errors.values()) < summary.episodes
     return Output(data, "\n".join(lines), ok=ok)
-
-
-def _collect_plan(run: Run) -> Output:
-    plan = plan_collection(run)
-    text = f"{count(plan.episodes - plan.stored, 'episode')} to run, of {plan.episodes}; stored: {plan.stored}\n"
-    if plan.measured:
-        prices = run.config.policy.prices
-        cost = f", {plan.cost:.3g} {prices.currency}" if prices and plan.cost is not None else ""
-        text += (
-            f"about {plan.tokens_sampled:,} sampled tokens in {plan.calls:,} calls{cost}, {plan.bytes:,} bytes stored\n"
-            f"{_seconds(plan.seconds)} with {count(plan.in_flight, 'episode')} at once, "
-            f"if one takes {plan.episode_s:.3g} s, as the {plan.measured} that are stored"
-        )
-    else:
-        few = next_step("collect", "--run", str(run.directory), "--max-episodes", "16")
-        text += f"nothing is stored to estimate from: `{few}` collects a few"
-    return Output(plan.model_dump(), text)
-
-
-def _train_plan(run: Run) -> Output:
-    with ConsoleReporter() as reporter:
-        plan = plan_run_training(run, reporter.training)
-    lines = [
-        f"{count(plan.rows, 'row')} of {count(plan.tries, 'try')}, {plan.tokens:,} tokens, {count(plan.steps, 'step')}",
-        f"{plan.trained_parameters:,} of {plan.parameters:,} weights trained: {plan.memory_gib:.3g} GiB of weights, "
-        "gradients and optimizer in one process, besides activations",
-        f"{_seconds(plan.seconds)} at the speed of {plan.measured_on}"
-        if plan.measured_on
-        else "a first training measures the speed",
-    ]
-    return Output(plan.model_dump(), "\n".join(lines))
-
-
-def _seconds(seconds: float | None) -> str:
-    return str(timedelta(seconds=round(seconds or 0)))
 
 
 def _open(run: str, overrides: Overrides) -> Run:

@@ -10,6 +10,7 @@ import orjson
 from r3agent._util.checked import checked
 from r3agent._util.messages import nearest
 from r3agent.data.receipts import receipts
+from r3agent.data.selection import shown_keys
 from r3agent.errors import ConfigError
 from r3agent.records.record import Record
 from r3agent.store.registry import PolicyKind, Registry
@@ -96,7 +97,8 @@ def _count_by(run: Path, episodes: set[str], key: str) -> dict[str, int]:
     stored = {t.trajectory_id: t.metadata for t in read(run) if t.trajectory_id in episodes}
     keys = sorted({name for metadata in stored.values() for name in metadata})
     if stored and key not in keys:
-        known = f"known are {', '.join(keys)}" if keys else "they have none"
+        shown = shown_keys(keys)
+        known = f"known are {', '.join(shown)}" if shown else "they have none"
         raise ConfigError(f"by: none of these episodes of {run} has the key {key!r}; {nearest(key, keys)}{known}")
     values = [stored.get(id_, {}).get(key) for id_ in episodes]
     return dict(Counter("unknown" if value is None else str(value) for value in values).most_common())

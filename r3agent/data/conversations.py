@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from r3agent.data.selection import INTERNAL
 from r3agent.policy.parse import not_whole
 from r3agent.recording.conversation import attach_step
 from r3agent.records.json_values import json_value
 from r3agent.records.media import why_untrainable
-from r3agent.records.record import MENDED
 from r3agent.records.reply import normal_calls, read_reply
 from r3agent.records.trajectory import (
-    AT_ONCE,
-    RECORDED,
     SOURCE,
-    SPLIT,
     Capability,
     Message,
     Span,
@@ -33,19 +30,7 @@ from r3agent.records.trajectory import (
 IMPORTED = "imported"
 """Metadata key of a trajectory that was made from a log: the kind of log. It is also the name of its verifier."""
 
-OWN = {
-    SOURCE,
-    SPLIT,
-    RECORDED,
-    AT_ONCE,
-    MENDED,
-    "params",
-    "verifier",
-    "verifier_params",
-    "settings",
-    IMPORTED,
-    "log_id",
-}
+OWN = {SOURCE, IMPORTED, "log_id", *INTERNAL}
 """Metadata keys with a meaning of their own; those of a log are put under `log_metadata`."""
 
 NOTE = "imported from a log, which has no token ids"

@@ -21,7 +21,7 @@ from r3agent._util.lock import file_lock
 from r3agent._util.messages import nearest
 from r3agent.data.receipts import FOLDER, Receipt, Rewritten, receipts, utc_now, write_receipt
 from r3agent.data.rewriting import COPY, alone, no_collection, take_lines
-from r3agent.data.selection import Selection, parsed
+from r3agent.data.selection import Selection, parsed, shown_keys
 from r3agent.errors import BusyError, ConfigError
 from r3agent.evaluate.comparison import forget_examples
 from r3agent.records.branching import DONOR
@@ -184,7 +184,7 @@ def _check_forgotten(root: Path, selection: Selection, keys: Iterable[str]) -> N
         ConfigError: it is not, so it may be misspelt.
     """
     if selection.where is not None and all(receipt.selected_by != selection.kind for receipt in receipts(root)):
-        key, own = selection.where[0], sorted(key for key in keys if "." not in key)
+        key, own = selection.where[0], shown_keys(key for key in keys if "." not in key)
         known = f"known are {', '.join(own)}" if own else "no episode has any"
         raise ConfigError(f"where: no episode of {root} has the key {key!r}; {nearest(key, sorted(keys))}{known}")
 

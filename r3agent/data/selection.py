@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 from r3agent.errors import ConfigError
+from r3agent.records.branching import DONOR, MADE_WITH
 from r3agent.records.json_values import parse_json
-from r3agent.records.trajectory import EPISODE
+from r3agent.records.record import MENDED
+from r3agent.records.trajectory import AT_ONCE, CONTROL, EPISODE, LINE_CHECKSUM, RECORDED, SPLIT
+
+INTERNAL = {*MADE_WITH, SPLIT, RECORDED, CONTROL, DONOR, AT_ONCE, MENDED, LINE_CHECKSUM}
+"""Metadata keys that r3agent writes for itself."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,11 @@ class Selection:
         forms = {json.dumps(self.where[1]), json.dumps(self.where[1], ensure_ascii=False), self.where[1]}
         key = json.dumps(self.where[0].rpartition(".")[2])
         return any(f"{key}:{form}" in text.replace('": ', '":') for form in forms)
+
+
+def shown_keys(keys: Iterable[str]) -> list[str]:
+    """Sort the keys of metadata that a message lists: not those that r3agent writes for itself."""
+    return sorted({*keys} - INTERNAL)
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from r3agent._util.aio import gather_all
+from r3agent._util.messages import count, listed
 from r3agent.errors import ConfigError, VerifierError
 from r3agent.recording.redaction import NOTE as REDACTED
 from r3agent.records.branching import branch_of, n_tries, origins, recorded_try
@@ -79,10 +80,10 @@ class Failures(Record):
             ConfigError: there is none; the message says why.
         """
         if not self.begins:
-            why = "; ".join(self.lines()) or (
+            why = self.lines() or [
                 "no try failed that max_attempts lets be retried; record more, or widen since, failed or max_attempts"
-            )
-            raise ConfigError(f"nothing to branch off, in {self.read} recorded episodes: {why}")
+            ]
+            raise ConfigError(listed(f"nothing to branch off, in {count(self.read, 'recorded episode')}:", why))
 
 
 def choose(

@@ -28,16 +28,10 @@ WORDS = ("text", "reasoning", "reasoning_field", "tool_calls", "extra")
 DONOR = "donor"
 """Metadata key of a control branch: id of the trajectory that its reflection is from."""
 
-OWN = (
-    "agent",
-    "ended",
-    "params",
-    "prompts",
-    "settings",
-    "verifier",
-    "verifier_params",
-    *(AT_ONCE, CONTROL, DONOR, EPISODE, SOURCE),
-)
+MADE_WITH = ("agent", "ended", "params", "prompts", "settings", "verifier", "verifier_params")
+"""Metadata keys that say with which settings an episode was made, and how it ended."""
+
+OWN = (*MADE_WITH, AT_ONCE, CONTROL, DONOR, EPISODE, SOURCE)
 """Metadata keys that say how an episode was made, and that its branches have of their own, if any."""
 
 

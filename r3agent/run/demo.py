@@ -162,9 +162,10 @@ def run_demo(
     began = time.monotonic()
     settings = {**settings, "task.seed": seed, "train.seed": seed}
     _refuse_another_run(out, settings)
+    about = ": 4 to 8 minutes on two idle cores" if server is None else ""  # vLLM on a CPU takes twice as long
     reporter.stage(
-        f"demo in {out}: {settings['loop.rounds']} rounds of collecting and training, then a comparison: 4 to 8 "
-        "minutes on two idle cores. What an earlier call has done is not repeated"
+        f"demo in {out}: {settings['loop.rounds']} rounds of collecting and training, then a comparison{about}. "
+        "What an earlier call has done is not repeated"
     )
     model = load_config(None, settings).policy.base_model
     reporter.stage(f"starting the server with the policy {model}", "start")

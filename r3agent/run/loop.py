@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from r3agent._util.messages import count
+from r3agent._util.messages import count, listed
 from r3agent.evaluate import Comparison, Decision, spend_alpha
 from r3agent.records.trajectory import Record
 from r3agent.records.versions import BASE, version_name, version_number
@@ -124,7 +124,7 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
     branched = ""
     if run.config.loop.branch:
         found = run.failures(parent)
-        what = "; ".join([f"branching {count(len(found.begins), 'recorded failure')} off with {name}", *found.lines()])
+        what = listed(f"branching {count(len(found.begins), 'recorded failure')} off with {name}", found.lines())
         reporter.stage(f"{round_}: {what}", "branch" if found.begins else "")
         if found.begins:
             made = run.branch(reporter.episodes, version=parent, failures=found).summary

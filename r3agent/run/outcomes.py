@@ -18,7 +18,15 @@ from r3agent._util.checked import checked
 from r3agent._util.messages import nearest, shorten
 from r3agent.errors import ConfigError
 from r3agent.records.trajectory import EPISODE, Record, Trajectory
-from r3agent.store.labels import LabelScore, SpanLabel, append_labels, judged_span, overruled, user, with_labels
+from r3agent.store.labels import (
+    LabelScore,
+    SpanLabel,
+    append_labels,
+    default_author,
+    judged_span,
+    overruled,
+    with_labels,
+)
 from r3agent.store.shards import latest, read, store_at
 from r3agent.tasks.rows import file_rows
 from r3agent.tasks.text_files import Row
@@ -92,7 +100,7 @@ def label_outcomes(
 
     Args:
         passed: outcome of every row, where the file has neither `passed` nor `score`, e.g. one of complaints.
-        by: author of rows that name none; default: the name of the process's user.
+        by: author of rows that name none; default: `r3agent.store.labels.default_author`.
 
     Raises:
         ConfigError: there is no such store or file, or it lacks a column.
@@ -103,8 +111,8 @@ def label_outcomes(
         raise ConfigError(f"--from {file}: there is no such file")
     table = file_rows(str(file))
     columns = _columns(table.columns, str(file), passed)
-    rows = [*table.rows]
-    outcomes = [o for row in rows if (o := _outcome(row, columns, passed, by or user(), outs)) is not None]
+    rows, author = [*table.rows], by or default_author()
+    outcomes = [o for row in rows if (o := _outcome(row, columns, passed, author, outs)) is not None]
     found = _episodes(store, {outcome.episode for outcome in outcomes})
     labels: dict[tuple[str, str], tuple[Outcome, SpanLabel]] = {}
     contradicted: set[tuple[str, str]] = set()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import subprocess
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -95,7 +97,7 @@ def label(
         trajectory_id: the id, or a unique prefix of it; a `Trajectory` avoids the search in the store.
         span_id: the try to judge: `attempt`, `retry` if there is one, or a span's id; default: the final answer.
         feedback: reason, for people.
-        by: author of the verdict; default: the name of the process's user.
+        by: author of the verdict; default: `default_author`.
 
     Raises:
         ConfigError: there is no such episode (the message suggests the nearest id), or no such try in it.
@@ -109,7 +111,7 @@ def label(
         span_id=span.span_id,
         passed=passed,
         feedback=feedback,
-        by=user() if by is None else by,
+        by=default_author() if by is None else by,
         overrules=overruled(span.verdict, passed),
     )
     append_labels(directory, [span_label])
@@ -144,12 +146,26 @@ def judged_span(trajectory: Trajectory, place: str | None) -> Span:
     return trajectory.try_of(tries[place]).last
 
 
-def user() -> str:
-    """Return the name of the process's user, the default author of labels."""
+def default_author() -> str:
+    """Return the author of labels that name none.
+
+    It is `R3AGENT_AUTHOR` of the environment, or else the process's user; for root, which names nobody, git's
+    `user.name`, if it is set.
+    """
+    if given := os.environ.get("R3AGENT_AUTHOR", "").strip():
+        return given
     try:
-        return getpass.getuser()
+        account = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        return f"uid {os.getuid()}"
+        account = f"uid {os.getuid()}"
+    return (_git_user() if account in ("root", "uid 0") else "") or account
+
+
+def _git_user() -> str:
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        asked = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, timeout=5, check=True)
+        return asked.stdout.strip()
+    return ""
 
 
 def labels_path(directory: str | Path) -> Path:

@@ -91,7 +91,10 @@ def test_policies_prints_text_and_json(made: Path, tmp_path: Path, capsys: pytes
     run = Path(shutil.copytree(made, tmp_path / "run"))
     forget(run, episodes=["e2"])
     assert "as they were trained; 1 episode was forgotten since" in output("show", "v0001", "--check", run=run)
-    assert "settings.method" in output("diff", "v0001", "v0002")
+    short, whole = output("diff", "v0001", "v0002"), output("diff", "v0001", "v0002", "--all")
+    assert re.match(r"v0001 and v0002 differ in [1-9] facts?, [1-9]", short)
+    assert "settings.method" in short
+    assert len(short) <= len(whole)
     assert json.loads(output("show", "v0001", "--json"))["kind"] == "lora"
     assert len(json.loads(output("list", "--json"))["versions"]) == 3
     assert json.loads(output("diff", "v0001", "v0002", "--json"))["changed"]["kind"] == ["lora", "full"]

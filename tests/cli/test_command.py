@@ -15,6 +15,7 @@ from r3agent.cli.progress import ConsoleReporter
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import CollectConfig
+from r3agent.store.registry import Registry
 from tests.support.trees import span, tree
 
 HEAVY = {"langgraph", "openai", "torch", "pydantic", "transformers", "scipy"}
@@ -43,6 +44,18 @@ def test_serve_loads_neither_other_stages_nor_clients() -> None:
 
 def test_doctor_loads_neither_the_graph_nor_verifiers() -> None:
     assert not loaded(["doctor", "--help"]) & {"langgraph", "r3agent.verifiers", "r3agent.run.config"}
+
+
+def test_train_looks_for_rows_before_torch_is_loaded(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    assert main(["init", "--run", run, "--task", "recorded"]) == 0
+    registry = Registry(run)
+    registry.add_base("bundled", "bundled")
+    registry.set_live("v0000")
+    (tmp_path / "run" / "trajectories").mkdir()
+    modules = loaded(["train", "--plan", "--run", run])
+    assert "r3agent.run.trainable" in modules
+    assert not modules & {"torch", "transformers"}
 
 
 def test_interrupt_while_a_verb_is_imported_exits_130() -> None:

@@ -243,7 +243,7 @@ def test_forget_verb_reports_and_dry_run_changes_nothing(tmp_path: Path, capsys:
     assert main(["data", "forget", str(tmp_path), "--where", "usr=bert"]) == 2
     says = capsys.readouterr().err
     assert says.startswith("r3agent data forget: where: no episode of")
-    assert "'usr'; did you mean 'user'? known are " in says
+    assert "'usr'; did you mean 'user'? known are user\n" in says
     with pytest.raises(ConfigError, match=r"the key 'user\.name'; did you mean"):
         forget(tmp_path, where="user.name=bert")
     assert len([*receipts(tmp_path)]) == 1

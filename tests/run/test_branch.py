@@ -109,7 +109,7 @@ def test_branch_verb_goes_on_after_labels(
             recorder.record(graph.invoke({"task": task.model_dump()})["trajectory"])
     assert main(["branch", "--run", str(run), *given]) == 2
     says = capsys.readouterr().err
-    assert re.search(r"nothing to branch off, in 4 recorded episodes: 4 left out, unlabelled: .*r3agent label", says)
+    assert re.search(r"nothing to branch off, in 4 recorded episodes:\n  4 left out, unlabelled: .*r3agent label", says)
     for trajectory in load(run)[:3]:
         label(run, trajectory.trajectory_id, passed=False, feedback="not a number", by="customers")
     assert main(["branch", "--run", str(run), "--json", *given]) == 0

@@ -28,7 +28,7 @@ def test_plan_of_a_collection_is_of_what_is_left(tmp_path: Path, capsys: Any) ->
         run = Run(directory, {"policy.base_url": endpoint.url, "policy.model": "scripted", **settings})
         run.ensure_live()
         assert main(plan) == 0
-        assert "10 episodes to run, of 10; 0 are stored" in (text := capsys.readouterr().out)
+        assert "10 episodes to run, of 10; stored: 0" in (text := capsys.readouterr().out)
         assert "--max-episodes 16` collects a few" in text
         some = Run(directory, {"collect.max_episodes": 4}).collect()
     prices = ["--set", "policy.prices={prompt=1, sampled=2}"]
@@ -40,4 +40,4 @@ def test_plan_of_a_collection_is_of_what_is_left(tmp_path: Path, capsys: Any) ->
     assert found["bytes"] == round(sum(f.stat().st_size for f in directory.glob("trajectories/*.jsonl")) * 6 / 4)
     assert found["seconds"] > 0
     assert main(plan) == 0
-    assert "6 episodes to run, of 10; 4 are stored" in capsys.readouterr().out
+    assert "6 episodes to run, of 10; stored: 4" in capsys.readouterr().out

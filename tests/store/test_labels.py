@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_a_label_that_agrees_overrules_nothing(tmp_path: Path) -> None:
     assert one.spans[0].verdict is not None
     assert one.spans[0].verdict.overruled is None
     assert one.spans[0].verdict.by
+
+
+def test_author_is_the_variable_or_the_user_or_gits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(tmp_path, named("one", passed=True))
+
+    def author(**environment: str) -> str:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return r3agent.label(tmp_path, "one", passed=True).by
+
+    assert author(R3AGENT_AUTHOR=" Anna ", LOGNAME="bert") == "Anna"
+    assert author(R3AGENT_AUTHOR="") == "bert"
+    git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "Carl"}
+    assert author(LOGNAME="root", **git) == ("Carl" if shutil.which("git") else "root")
+    assert author(PATH=str(tmp_path)) == "root"  # no git is there
 
 
 def test_label_counts_in_every_branch_that_has_the_answer(tmp_path: Path) -> None:
