@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from statistics import fmean
 
 from pydantic import Field
 
 from r3agent.errors import ConfigError
 from r3agent.evaluate.behaviour import Behaviour, behaviour
-from r3agent.evaluate.cells import CELLS, apart, by_task, cell_means, change, error_of
+from r3agent.evaluate.cells import CELLS, apart, by_task, cell_means, change, error_of, first_try, outcome
 from r3agent.evaluate.equal_tokens import EqualTokens, equal_tokens
 from r3agent.evaluate.settings import check_same_settings
 from r3agent.evaluate.statistics import Difference, Rate, rate
@@ -23,8 +24,24 @@ NEWER = {
     "lift_over_donor",
     "control_errors",
     "behaviour",
+    "with_errored",
 }
 """Fields that older releases refuse."""
+
+
+class WithErrored(Record):
+    """Success after a reflection, with the errored episodes of which the first try has a verdict.
+
+    An episode that goes on after a failed first try has more calls and verdicts that can fail, so that leaving those
+    with an error out favours those that passed at once.
+    """
+
+    failed: int
+    """Errored episodes whose first try failed."""
+    least: float
+    """Success rate if none of them had passed after a reflection; those whose first try passed count as passed."""
+    most: float
+    """Success rate if all of them had."""
 
 
 class Evaluation(Record):
@@ -65,6 +82,8 @@ class Evaluation(Record):
     errors: Rate
     """Share of episodes that errored; no cell includes them."""
     errors_by_kind: dict[str, int]
+    with_errored: WithErrored | None = Field(default=None, exclude_if=lambda found: found is None)
+    """Bounds of after_reflection with errored episodes; `None` if no first try of them failed."""
     unfinished: dict[str, int] = {}
     """Tries without a whole answer, by reason, e.g. `length` for the token limit; they are failures in the cells."""
     unfinished_reflections: dict[str, int] = {}
@@ -119,11 +138,28 @@ def evaluate(trajectories: Iterable[Trajectory], *, mixed: bool = False, prices:
         behaviour=behaviour(trajectories, prices),
         errors=rate(list(error_means.values()), len(trajectories)),
         errors_by_kind=dict(Counter(e for e in errors if e is not None)),
+        with_errored=_with_errored(trajectories, errors) if means["after_reflection"] else None,
         asked=asked,
         unfinished=dict(Counter(a.unfinished for t in trajectories for a in t.tries if a.unfinished)),
         unfinished_reflections=dict(Counter(s.unfinished for s in spans if s.label == "reflect" and s.unfinished)),
         noisy_verdicts=sum(s.verdict is not None and s.verdict.noisy for s in spans),
     )
+
+
+def _with_errored(trajectories: list[Trajectory], errors: list[str | None]) -> WithErrored | None:
+    known = [(t, e) for t, e in zip(trajectories, errors, strict=True) if e is None or first_try(t) is not None]
+    failed = {t.trajectory_id for t, e in known if e is not None and not first_try(t)}
+    if not failed:
+        return None
+
+    def rate_if(passed: float) -> float:
+        outcomes = (
+            (t.task.id, passed if t.trajectory_id in failed else first_try(t) if e else outcome(t, "after_reflection"))
+            for t, e in known
+        )
+        return fmean(by_task((task, value) for task, value in outcomes if value is not None).values())
+
+    return WithErrored(failed=len(failed), least=rate_if(0.0), most=rate_if(1.0))
 
 
 def _asked(trajectories: Iterable[Trajectory]) -> tuple[int, int] | None:

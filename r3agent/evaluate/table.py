@@ -33,7 +33,7 @@ def _of_evaluation(evaluation: Evaluation) -> str:
     rows += [[row.replace("_", " "), _cell(getattr(evaluation, row))] for row in _rows(evaluation)]
     rows += [["errors", _cell(evaluation.errors)]]
     rows += [[name, *cells] for name, cells in _behaviour(evaluation)]
-    return "\n".join([*columns(rows), _counts(evaluation), *_cost(evaluation)])
+    return "\n".join([*columns(rows), _counts(evaluation), *_errored(evaluation), *_cost(evaluation)])
 
 
 def _of_comparison(comparison: Comparison) -> str:
@@ -50,7 +50,7 @@ def _of_comparison(comparison: Comparison) -> str:
         moved = _cell(comparison.reflection_length) if name == "reflection length" else ""
         rows += [[name, *cells, *(_change(change) if change else (moved, ""))]]
     lines = [*columns(rows), *_flips(comparison), f"{old.policy}: {_counts(old)}", f"{new.policy}: {_counts(new)}"]
-    lines += [f"{version.policy}: {line}" for version in (old, new) for line in _cost(version)]
+    lines += [f"{version.policy}: {line}" for version in (old, new) for line in (*_errored(version), *_cost(version))]
     for check in comparison.forgetting:
         lines.append(f"{'within' if check.within else 'NOT within'} its budget: {check.condition}")
     for policy, only in ((old.policy, comparison.only_in_baseline), (new.policy, comparison.only_in_candidate)):
@@ -84,6 +84,17 @@ def _flips(comparison: Comparison) -> list[str]:
     found: dict[str, Difference] = {row: change for row in rows if (change := getattr(comparison, row)) is not None}
     texts = [f"{row.replace('_', ' ')} {change.n_up} up, {change.n_down} down" for row, change in found.items()]
     return [f"tasks that changed: {'; '.join(texts)}"] if texts else []
+
+
+def _errored(evaluation: Evaluation) -> list[str]:
+    """Say how far the errored episodes, which are in no cell, may have moved the rate after a reflection."""
+    if (found := evaluation.with_errored) is None:
+        return []
+    episodes = count(found.failed, "errored episode")
+    return [
+        f"{episodes} had failed the first try: with the errored ones, after reflection is "
+        f"{100 * found.least:.1f} % to {100 * found.most:.1f} %"
+    ]
 
 
 def _cost(evaluation: Evaluation) -> list[str]:

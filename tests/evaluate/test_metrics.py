@@ -30,6 +30,25 @@ def test_four_cells():
     assert found.lift_over_blind.points == 25.0
 
 
+def test_errored_episodes_bound_the_rate_that_leaves_them_out():
+    found = evaluate(
+        [
+            episode("a", True),
+            episode("b", False, reflected=True),
+            episode("c", False, error="VerifierError"),
+            episode("d", False, error="VerifierError"),
+            episode("e", True, error="AgentError"),
+        ]
+    )
+    assert found.after_reflection is not None
+    assert found.after_reflection.rate == 1.0
+    assert found.with_errored is not None
+    assert (found.with_errored.failed, found.with_errored.least, found.with_errored.most) == (2, 0.6, 1.0)
+    assert "2 errored episodes had failed the first try" in table(found)
+    assert "after reflection is 60.0 % to 100.0 %" in table(found)
+    assert evaluate([episode("a", True), episode("b", True, error="AgentError")]).with_errored is None
+
+
 def test_samples_of_a_task_are_averaged():
     found = evaluate([episode("a", True), episode("a", False, sample=1), episode("b", False), episode("b", False)])
     assert found.first_try is not None
