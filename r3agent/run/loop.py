@@ -135,7 +135,8 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
     training = "resuming the interrupted training" if resume else "training"
     reporter.stage(
         f"{round_}: {count(summary.episodes, 'episode')} ({summary.resumed} stored before), "
-        f"first try {summary.first_try or 0:.1%}, retry after reflection {summary.retry_after_reflection or 0:.1%}, "
+        f"passed: {summary.first_try or 0:.1%} of first tries, "
+        f"{summary.retry_after_reflection or 0:.1%} of retries after reflection; "
         f"{summary.tries_of_policy} of {count(summary.tries, 'try')} asked the policy; "
         f"{training} on {count(summary.groups_with_variance, 'group')}{branched}",
         "" if resume else "train",  # a training that is resumed takes less than a whole one

@@ -45,7 +45,7 @@ def test_report_draws_charts_with_their_figures(report: Path, visit: Visit) -> N
     page = visit(report)
     titles = page.locator("figcaption").all_inner_texts()
     assert "Gate, gate split" in titles
-    assert {"Tries that passed, by round of collection", "Training: loss", "Training: kl"} <= {*titles}
+    assert {"Tries that passed, mean over tasks, by round of collection", "Training: loss", "Training: kl"} <= {*titles}
     for figure in page.locator("figure").all():
         figure.scroll_into_view_if_needed()
         figure.locator("canvas").wait_for()

@@ -91,7 +91,7 @@ function curves(facts) {
     const kinds = Object.keys(TRIES).filter((kind) => rounds.some((r) => r.rates[kind]));
     if (kinds.length) {
       chart(host, {
-        title: "Tries that passed, by round of collection",
+        title: "Tries that passed, mean over tasks, by round of collection",
         ticks,
         series: kinds.map((kind) => ({
           label: TRIES[kind],
