@@ -159,9 +159,9 @@ def test_steps_of_a_try_have_its_credit_and_their_row(tmp_path, capsys):
     store(tmp_path, failed.changed(spans=(*failed.spans[:-1], last)))
     _, out, _ = inspect(capsys, tmp_path)
     lines = [line.split() for line in out.splitlines()]
-    assert ["first", "try", "50.0%"] in lines
+    assert ["first", "try", "50.0%"] in [line[:3] for line in lines]
     assert ["steps", "in", "a", "try", "4.0"] in lines
-    assert ["error", "in", "a", "try:", "AgentError", "1", "tries"] in lines
+    assert ["error", "in", "a", "try:", "AgentError", "1", "try"] in lines
     [shown, *_] = spans_of(capsys, tmp_path, "3played", *flags)
     assert shown["no_credit"] == "errored"
 
