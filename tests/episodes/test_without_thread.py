@@ -22,6 +22,7 @@ from r3agent.records.trajectory import Generation, Message, Task, Trajectory
 from r3agent.testing import ScriptedPolicy
 from r3agent.verifiers import PENDING, Verifier
 from r3agent.verifiers.human import person
+from r3agent.verifiers.text import exact
 from tests.episodes.episodes import INPUT, TASK, right
 
 SAMPLING = Sampling(temperature=0.7, seed=3)
@@ -54,7 +55,7 @@ def shape(trajectory: Trajectory) -> dict[str, Any]:
     return {**trajectory.model_dump(exclude={"spans", "trajectory_id", "created_at"}), "spans": spans}
 
 
-@pytest.mark.parametrize("verifier", [right, scored, pending])
+@pytest.mark.parametrize("verifier", [right, scored, pending, exact])
 @pytest.mark.parametrize(
     "limits",
     [
@@ -67,8 +68,10 @@ def shape(trajectory: Trajectory) -> dict[str, Any]:
 )
 async def test_collecting_records_what_the_graph_records(verifier: Any, limits: dict[str, Any]) -> None:
     settings: Any = {"verifier": verifier, "sampling": SAMPLING, **limits}
-    output = await build_graph(policy=a_policy(), **settings).compile().ainvoke(INPUT, context=EpisodeContext(sample=2))
-    ended = await run_episode(assemble(policy=a_policy(), **settings), TASK, 2)
+    task = TASK.model_copy(update={"info": {"answer": "right"}})
+    given, context = {"task": task.model_dump(mode="json")}, EpisodeContext(sample=2)
+    output = await build_graph(policy=a_policy(), **settings).compile().ainvoke(given, context=context)
+    ended = await run_episode(assemble(policy=a_policy(), **settings), task, 2)
     assert ended.cause is None
     assert shape(ended.episode) == shape(Trajectory.model_validate(output["trajectory"]))
 
