@@ -201,9 +201,8 @@ def loop(
 
 
 def _decision(decision: Decision) -> str:
-    text = f"{'passed' if decision.promote else 'did not pass'} the gate: {'; '.join(decision.reasons)}"
-    shown = (f"  {e.trajectory_id}: {printable(e.excerpt)}" for found in decision.examples.values() for e in found)
-    return "\n".join([text, *shown])
+    shown = (f"    {e.trajectory_id}: {printable(e.excerpt)}" for found in decision.examples.values() for e in found)
+    return "\n".join([decision.text(), *shown])
 
 
 def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *above: str) -> Output:

@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from r3agent._util.checked import NotNegative, checked
+from r3agent._util.messages import listed
 from r3agent.evaluate.comparison import Comparison
 from r3agent.evaluate.sentinel import Example, Sign
 from r3agent.evaluate.sequential import Evidence, examine
@@ -32,6 +33,10 @@ class Decision(Record):
     """State of the sequential test."""
     examples: dict[str, tuple[Example, ...]] = Field(default={}, exclude_if=operator.not_)
     """Episodes of the candidate that show why the sentinel blocks it, by its reason."""
+
+    def text(self) -> str:
+        """Write the decision, and below it each condition on a line of its own."""
+        return listed(f"{'passed' if self.promote else 'did not pass'} the gate:", self.reasons)
 
     @property
     def final(self) -> bool:
@@ -71,7 +76,7 @@ def gate(
         return Decision(promote=False, reasons=(nothing,), alpha=alpha, evidence=evidence)
     test = {f"p = {lift.p_value:.2g} for a gain, below {alpha:.2g}": lift.points > 0 and lift.p_value < alpha}
     if evidence is not None:
-        test = {_evidence(evidence): evidence.found}
+        test = {_evidence(evidence, alpha): evidence.found}
     errors = 100 * (comparison.candidate.errors.rate - comparison.baseline.errors.rate)
     conditions = {
         f"after reflection {lift.points:+.1f} points, at least {min_lift:+g}": lift.points >= min_lift,
@@ -116,9 +121,10 @@ def _signs(
         yield "length", text, max(new / old, old / new) <= max_length_factor or moved.low <= 0 <= moved.high
 
 
-def _evidence(e: Evidence) -> str:
+def _evidence(e: Evidence, alpha: float) -> str:
     text = (
-        f"e-value {e.e_value:.2g} for a gain, at least {e.needed:.2g}; 95 %: {e.low:+.1f} to {e.high:+.1f} after "
-        f"{e.n_tasks} of up to {e.planned} tasks, which find one of {e.detectable:.1f} points with 80 %"
+        f"e-value {e.e_value:.2g} for a gain, at least {e.needed:.3g} (2 / {alpha:.2g}, a two-sided level); "
+        f"95 % confidence sequence {e.low:+.1f} to {e.high:+.1f} after {e.n_tasks} of up to {e.planned} tasks, "
+        f"which find a gain of {e.detectable:.1f} points with 80 %"
     )
     return f"{text}; given up, since more tasks would hardly change this" if e.futile else text

@@ -101,9 +101,12 @@ def run_loop(run: Run, reporter: Reporter, *, anew: bool = False) -> LoopReport:
             champion = version
             _make_live(run, reporter, version, decision)
         elif not stored or run.registry.live == version:
-            reporter.stage(f"{version} did not pass the gate ({'; '.join(decision.reasons)}): {champion} stays")
-            if run.registry.live == version:  # it was deployed by hand, or passed under other settings
-                run.rollback(champion, by=GATE, reasons=[f"{version}: {reason}" for reason in decision.reasons])
+            was_live = run.registry.live == version  # it was deployed by hand, or passed under other settings
+            then = f"rolling back to {champion}" if was_live else f"{run.registry.live} stays live"
+            reporter.stage(f"{version}{', which is live,' if was_live else ''} {decision.text()}\n  {then}")
+            if was_live:
+                back = run.rollback(champion, by=GATE, reasons=[f"{version}: {reason}" for reason in decision.reasons])
+                reporter.stage(f"{version} was rolled back: {back.served_name} is live")
         parent = champion
     return LoopReport(rounds=tuple(reports), champion=champion, live=run.ensure_live().version)
 

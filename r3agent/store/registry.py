@@ -26,6 +26,7 @@ from r3agent.errors import ConfigError, RecordError
 from r3agent.records import versions
 from r3agent.records.trajectory import Record, VersionedRecord
 from r3agent.records.versions import version_number
+from r3agent.store.history import GATE, PERSON, last_event
 from r3agent.store.models import resolve_model
 from r3agent.store.reading import read_record
 
@@ -242,7 +243,12 @@ class Registry:
             earlier = filter(None, (self.previous, self.card(live).parent))
             older = [version for version in earlier if version_number(version) < version_number(live)]
             if not older:
-                raise ConfigError(f"{live} is live and nothing came before it; name a version to deploy instead")
+                back = last_event(self.policies_dir, live, "deployed", "rolled_back")
+                why = ""
+                if back is not None and back.event == "rolled_back" and back.other is not None:
+                    who = {GATE: "the gate", PERSON: "a person"}.get(back.by, back.by)
+                    why = f" because {who} rolled {back.other} back,"
+                raise ConfigError(f"{live} is live{why} and nothing came before it; name a version to deploy instead")
             return older[0]
         if version_number(self.card(to).version) >= version_number(live):
             raise ConfigError(f"{to} is not older than {live}, which is live; deploy {to} instead")

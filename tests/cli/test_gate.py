@@ -60,4 +60,4 @@ def test_eval_exits_with_3_if_the_gate_would_say_no(run: str, capsys: pytest.Cap
     decision = orjson.loads(capsys.readouterr().out)["decision"]
     assert (decision["promote"], decision["reasons"][0][:7]) == (False, "NOT met")
     assert main(["eval", "--gate", "--after", "v0001", "--run", run]) == 0
-    assert "passed the gate: met: after reflection +100.0 points" in capsys.readouterr().out
+    assert "passed the gate:\n  met: after reflection +100.0 points" in capsys.readouterr().out

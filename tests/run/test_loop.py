@@ -236,10 +236,10 @@ def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the
     [repeated] = [text for text in told.stages if "trained on" in text and "groups" not in text]
     assert repeated == "round 3 of 3: 3 of 8 rows trained on in an earlier round too"
     [first, second] = [text for text in told.stages if "did not pass the gate" in text]
-    assert first.startswith("v0001 did not pass the gate (")
-    assert "NOT met: p = 1 for a gain" in first
-    assert first.endswith("): v0000 stays")
-    assert second.endswith("): v0002 stays")
+    assert first.startswith("v0001 did not pass the gate:\n  met: after reflection ")
+    assert "\n  NOT met: p = 1 for a gain" in first
+    assert first.endswith("\n  v0000 stays live")
+    assert second.endswith("\n  v0002 stays live")
 
 
 def test_between_evaluations_versions_are_sampled_and_trained_and_none_is_live(tmp_path: Path) -> None:
@@ -323,7 +323,10 @@ def test_a_version_deployed_by_hand_is_gated_too(skills: dict[str, int], live: s
     with pytest.raises(Killed):
         loop(disk, killed=("after", "train v0001 from v0000"), rounds=1)
     disk.registry.set_live("v0001")
-    assert loop(disk, rounds=1).live == live
+    told = Told()
+    assert loop(disk, told=told, rounds=1).live == live
+    assert ("v0001 was rolled back: tiny is live" in told.stages) == (live == "v0000")
+    assert any("v0001, which is live, did not pass" in text for text in told.stages) == (live == "v0000")
     assert disk.registry.passed == (("v0001",) if live == "v0001" else ())
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r3agent.errors import ArgumentError, BusyError, ConfigError, RecordError, SchemaVersionError
+from r3agent.store.history import Event, record_event
 from r3agent.store.registry import FingerprintSequence, PolicyCard, Registry, create_version, write_card
 
 
@@ -206,7 +207,10 @@ def test_rollback_walks_back_and_never_forth(tmp_path: Path):
     assert registry.previous == "v0003"
     assert registry.rollback_target() == "v0000"
     registry.set_live("v0000")
-    with pytest.raises(ConfigError, match="nothing came before"):
+    with pytest.raises(ConfigError, match="v0000 is live and nothing came before"):
+        registry.rollback_target()
+    record_event(registry.policies_dir, Event(event="rolled_back", version="v0000", other="v0001", by="gate"))
+    with pytest.raises(ConfigError, match="because the gate rolled v0001 back, and nothing came before"):
         registry.rollback_target()
 
 
