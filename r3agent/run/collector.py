@@ -67,7 +67,7 @@ class Collector(RunDirectory):
     def _identity(self, version: str, sampling: Sampling, **limits: Any) -> dict[str, Any]:
         """Return the arguments of `collect` that the ids of its episodes depend on, besides the tasks."""
         return {
-            "policy_name": f"{self.registry.card(version).name}@{version}",
+            "policy_name": f"{self.card(version).name}@{version}",
             "verifier_name": self.verifier_name,
             "verifier_params": self.config.task.verifier_params,
             "sampling": sampling,

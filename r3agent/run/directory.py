@@ -102,6 +102,19 @@ class RunDirectory:
             self.registry.set_live(BASE)
         return self.registry.card(self.registry.live or BASE)
 
+    def card(self, version: str | None = None) -> PolicyCard:
+        """Return the card of a version, by default of the live one; nothing is written, and no server contacted.
+
+        In a new run the base is live, and has the card that `ensure_live` will write.
+
+        Raises:
+            ConfigError: there is no such version.
+        """
+        version = version or self.registry.live or BASE
+        if version == BASE and BASE not in self.registry.versions():
+            return self.registry.base(self.config.policy.model, self.config.policy.base_model)
+        return self.registry.card(version)
+
     @property
     def verifier(self) -> Verifier:
         """Verifier of the task.

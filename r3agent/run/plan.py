@@ -85,13 +85,13 @@ def plan_collection(run: Run) -> CollectPlan:
 
 
 def plan_run_training(run: Run, on_progress: Callable[[str, Mapping[str, Any]], None] | None = None) -> TrainPlan:
-    """Plan the training of a run's next version.
+    """Plan the training of a run's next version; no server is contacted, and nothing is written.
 
     Raises:
-        ConfigError: the extra is missing, or the base model cannot be trained.
+        ConfigError: the extra or the store is missing, or the base model cannot be trained.
         TrainingError: no row can be trained on.
     """
-    parent, registry = run.ensure_live(), run.registry
+    parent, registry = run.card(), run.registry
     check_rows(run, parent, on_progress)
     from r3agent.train.plan import plan_training
 

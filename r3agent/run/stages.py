@@ -73,9 +73,9 @@ class Run(Evaluations):
         Args:
             start: version to start from; default: the live one.
         """
-        metrics, parent = self.metrics, self.ensure_live()
-        parent = self.registry.card(start) if start is not None else parent
+        metrics, parent = self.metrics, self.card(start)
         check_rows(self, parent, on_progress)
+        self.ensure_live()  # only after that: in a new run it contacts the server
         from r3agent.train import PolicyStart, train  # imports torch, so only after the checks above
 
         version, earlier = self.registry.next_version(), map(self.registry.card, self.registry.versions())

@@ -9,6 +9,7 @@ A directory is a version only if it has a card: `create_version` fills a tempora
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -163,16 +164,20 @@ class Registry:
         """
         path = self.version_dir(version) / CARD_FILE
         if not path.exists():
+            if known := self.versions():
+                raise ConfigError(f"{version!r}: {self.policies_dir} has {', '.join(known)}; name one of them")
+            first = shlex.join(["r3agent", "collect", "--run", str(self.run_dir)])
             raise ConfigError(
-                f"{version!r}: {self.policies_dir} has {', '.join(self.versions()) or 'no versions'}; name one of them"
+                f"{version!r}: {self.policies_dir} has no versions yet; `{first}` makes {versions.BASE} of the base "
+                "model, and `r3agent train` the later ones"
             )
         card = read_record(PolicyCard, path)
         if card.version != version:
             raise RecordError(f"{path} is the card of {card.version}: the directory was renamed; rename it back")
         return card
 
-    def add_base(self, name: str, base_model: str) -> PolicyCard:
-        """Return the card of v0000, and write it if it is missing.
+    def base(self, name: str, base_model: str) -> PolicyCard:
+        """Return the card of v0000, or the one that it will have; nothing is written.
 
         Raises:
             ConfigError: the run belongs to another base model.
@@ -187,9 +192,18 @@ class Registry:
                     "use another run directory"
                 )
             return card
-        card = PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
-        with create_version(self.version_dir(card.version)) as directory:
-            write_card(directory, card)
+        return PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
+
+    def add_base(self, name: str, base_model: str) -> PolicyCard:
+        """Return the card of v0000, and write it if it is missing.
+
+        Raises:
+            ConfigError: the run belongs to another base model.
+        """
+        card = self.base(name, base_model)
+        if card.version not in self.versions():
+            with create_version(self.version_dir(card.version)) as directory:
+                write_card(directory, card)
         return card
 
     @property

@@ -318,6 +318,9 @@ def test_deploy_and_rollback_of_a_version_that_is_not_there(tmp_path, capsys):
     policies = tmp_path / "run" / "policies"
     with ScriptedEndpoint("5") as endpoint:
         call(capsys, "init", "--run", tmp_path / "run", "--url", endpoint.url, "--model", endpoint.model)
+        for verb in ("lineage", "policies show", "policies diff v0000"):
+            code, _, err = call(capsys, *verb.split(), "v0001", "--run", tmp_path / "run")
+            assert (code, f"{policies} has no versions yet; `r3agent collect --run" in err) == (2, True), err
         code, _, err = call(capsys, "deploy", "v0009", "--run", tmp_path / "run")
     assert (code, err) == (2, f"r3agent deploy: 'v0009': {policies} has v0000; name one of them\n")
     code, _, err = call(capsys, "rollback", "--run", tmp_path / "run")

@@ -26,8 +26,10 @@ def test_plan_of_a_collection_is_of_what_is_left(tmp_path: Path, capsys: Any) ->
     assert "there is no such run" in capsys.readouterr().err
     with ScriptedEndpoint(answer) as endpoint:
         run = Run(directory, {"policy.base_url": endpoint.url, "policy.model": "scripted", **settings})
-        run.ensure_live()
+        run.write_config()
         assert main(plan) == 0
+        assert endpoint.received == []
+        assert [path.name for path in directory.iterdir()] == ["r3.toml"]
         assert "10 episodes to run, of 10; stored: 0" in (text := capsys.readouterr().out)
         assert "--max-episodes 16` collects a few" in text
         some = Run(directory, {"collect.max_episodes": 4}).collect()

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from r3agent.errors import ConfigError, PolicyError, RecordError, SchemaVersionE
 from r3agent.records.trajectory import Task, Trajectory, new_id
 from r3agent.run.config import load_config, to_toml
 from r3agent.run.loop import run_loop
+from r3agent.run.plan import plan_run_training
 from r3agent.run.stages import Run
 from r3agent.store.lines import encode
 from r3agent.store.shards import TrajectoryWriter, read
@@ -166,9 +167,12 @@ def test_loop_without_gate_tasks_ends_before_its_first_request(
     assert endpoint.chats == []
 
 
-def test_train_without_episodes_says_so(run: Run) -> None:
+@pytest.mark.parametrize("train", [Run.train, plan_run_training])
+def test_train_without_episodes_says_so(run: Run, endpoint: ChattingEndpoint, train: Callable[[Run], Any]) -> None:
     with pytest.raises(ConfigError, match="there is no such directory; collect some trajectories first"):
-        run.train()
+        train(run)
+    assert endpoint.chats == []
+    assert [path.name for path in run.directory.iterdir()] == ["r3.toml"]
 
 
 @pytest.mark.parametrize(
