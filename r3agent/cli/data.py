@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from r3agent._util.console import columns, size
 from r3agent._util.messages import count
 from r3agent.cli.command import Output, next_step, switch, verb
-from r3agent.cli.inspect_view import rate_rows, rate_text
+from r3agent.cli.inspect_view import rate_rows, rate_text, verdict_lines
 from r3agent.data.erasure import forget as erase
 from r3agent.data.receipts import FOLDER
 from r3agent.data.statistics import UNKNOWN, DataStats, Share
@@ -59,6 +59,7 @@ def stats(run: Annotated[str, Parameter(help="Run directory, or its trajectories
         f"{count(found.files, 'file')}, {size(found.bytes)}, "
         f"{count(found.tokens_sampled, 'token')} sampled, {found.tokens_prompt} of prompts",
         *columns(_rows(found), gap=3, indent=2),
+        *verdict_lines(found.verdicts),
     ]
     if found.unreadable:
         lines.append(f"lines that are no records: {found.unreadable}, see {next_step('data', 'check', run)}")

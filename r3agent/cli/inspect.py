@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 
 from r3agent._util.messages import count
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, next_step, verb
-from r3agent.cli.inspect_view import render, summary_lines
+from r3agent.cli.inspect_view import render, summary_lines, verdict_lines
 from r3agent.data.statistics import PassRates
 from r3agent.errors import ConfigError
 from r3agent.records.summary import Tally
@@ -24,6 +25,7 @@ from r3agent.store.models import resolve_model
 from r3agent.store.reading import Unreadable, report_left_out
 from r3agent.store.registry import Registry
 from r3agent.store.shards import store_at
+from r3agent.store.verdicts import read_layers, verdict_sources, verifiers_of
 from r3agent.train.rows import left_out
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ def inspect(
 def _overview(run: Path) -> Output:
     unreadable, tally, rates, n_changed = list[Unreadable](), Tally(), PassRates(), 0
     failed, unlabelled, overruled = list[str](), list[str](), list[str]()
+    verdicts, verifiers = Counter[str](), verifiers_of(read_layers(run))
     for batch in StoredTrajectories(run, unreadable=unreadable).batches():
         whole = [t for t in batch if t.error is None]
         failed += [t.trajectory_id for t in whole if t.attempt and t.try_of(t.attempt).passed is False]
@@ -91,12 +94,14 @@ def _overview(run: Path) -> Output:
         for trajectory in batch:
             tally.add(trajectory)
             rates.add(trajectory)
+            verdicts.update(verdict_sources(trajectory, verifiers))
         rates.end_batch()
     found = rates.rates()
     summary, live = tally.summary(), Registry(run).live
     lines = [
         f"{count(tally.episodes, 'trajectory')} in {store_at(run)}, {count(summary.tokens_sampled, 'token')} sampled",
         *summary_lines(summary, found),
+        *verdict_lines(verdicts),
         *([f"live policy: {live}"] if live else []),
         *([f"{n_changed} of tasks that have changed since: not trained on"] if n_changed else []),
         *([report_left_out(unreadable)] if unreadable else []),
@@ -114,6 +119,7 @@ def _overview(run: Path) -> Output:
     data = {
         **summary.model_dump(),
         "pass_rates": {kind: rate.model_dump() for kind, rate in found.items()},
+        "verdicts": dict(sorted(verdicts.items())),
         "live": live,
         **ids,
         "task_changed": n_changed,

@@ -13,6 +13,7 @@ from r3agent.data.statistics import BRANCH, PassRate
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message
 from r3agent.run.inspect import InspectedSpan, Inspection
+from r3agent.store.verdicts import PEOPLE
 
 SURE, UNSURE = -0.1, -2.3
 """Tokens with a logprob above `SURE` are dim, below `UNSURE` bold: probabilities of about 0.9 and 0.1."""
@@ -70,6 +71,14 @@ def summary_lines(summary: CollectSummary, rates: Mapping[str, PassRate] | None 
     notes = [f"    {n} x {printable(note)}" for note, n in summary.notes.items()]
     first_error = len(rows) - len(summary.errors)
     return [*lines[:first_error], *notes, *lines[first_error:]]  # notes explain the capabilities above them
+
+
+def verdict_lines(verdicts: Mapping[str, int]) -> list[str]:
+    """Name the verifiers whose verdicts count, if they are several: the rates mix them."""
+    if len(verdicts.keys() - {PEOPLE}) < 2:
+        return []
+    counts = ", ".join(f"{source} {count(n, 'try')}" for source, n in sorted(verdicts.items()))
+    return [f"the verdicts that count are of several verifiers: {counts}"]
 
 
 def render(inspection: Inspection) -> str:

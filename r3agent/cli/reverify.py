@@ -67,10 +67,11 @@ def reverify(
         f"{found.judged + found.resumed} of {count(found.tries, 'try')} judged by {name}{before}, "
         f"as layer {found.layer}",
         *(f"  {change.replace('->', ' -> ')}  {n}" for change, n in found.changes.items()),
-        *([f"{found.open} left open: the verdicts below count"] if found.open else []),
+        *([f"{found.open} left open"] if found.open else []),
         *(f"{n} left out: {LEFT_OUT[reason]}" for reason, n in found.left_out.items()),
     ]
     if found.errors:
         lines.append(f"{found.errors} failed, which the same command judges again; the first: {found.first_error}")
+    lines += [f"{count(n, 'try')} without a verdict of it keep that of {source}" for source, n in found.kept.items()]
     lines.append(f"next: {next_step('inspect', store)}")
     return Output(found.model_dump(mode="json"), "\n".join(lines), ok=not found.errors)

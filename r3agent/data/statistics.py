@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from r3agent.records.usage import usage_of
 from r3agent.store.batches import StoredTrajectories
 from r3agent.store.labels import label_files
 from r3agent.store.shards import Unreadable, shards, store_at
+from r3agent.store.verdicts import read_layers, verdict_sources, verifiers_of
 
 UNKNOWN = "unknown"
 """Version, split or source that a record does not state, such as the version behind what an application recorded."""
@@ -79,6 +81,8 @@ class DataStats(Record):
     pass_rates: dict[str, PassRate] = Field(default={})
     """Pass rates of first tries, retries after a reflection and blind retries, those of branches apart, as
     `branch_retry_after_reflection`."""
+    verdicts: dict[str, int] = Field(default={})
+    """Tries with a verdict, by the verifier whose verdict counts, or `people` for a label."""
     versions: dict[str, Share]
     """Episodes by policy version; one that several versions answered counts for the first."""
     splits: dict[str, Share]
@@ -159,14 +163,15 @@ def stats(directory: str | Path) -> DataStats:
     store = store_at(directory)
     unreadable: list[Unreadable] = []
     files = [*shards(store), *label_files(store)]
-    found = _count(StoredTrajectories(store, unreadable=unreadable))
+    found = _count(StoredTrajectories(store, unreadable=unreadable), verifiers_of(read_layers(store)))
     size = sum(path.stat().st_size for path in files)
     return DataStats(directory=str(store), files=len(files), bytes=size, unreadable=len(unreadable), **found)
 
 
-def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
+def _count(trajectories: StoredTrajectories, verifiers: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     labels: Counter[CreditLabel] = Counter()
     outcomes: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
     capabilities: Counter[str] = Counter()
     counts = Counter(dict.fromkeys(COUNTS, 0))
     rates = PassRates()
@@ -178,6 +183,7 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
             tally.add(trajectory)
             labels.update(credit_label(trajectory, s) for s in trajectory.sampled if not trajectory.is_step(s))
             outcomes[_outcome(trajectory)] += 1
+            verdicts.update(verdict_sources(trajectory, verifiers))
             keys = {
                 "versions": next(iter(trajectory.policy_versions), None),
                 "splits": trajectory.metadata.get(SPLIT),
@@ -212,6 +218,7 @@ def _count(trajectories: StoredTrajectories) -> dict[str, Any]:
         "outcomes": dict(outcomes),
         "capabilities": dict(capabilities),
         "pass_rates": rates.rates(),
+        "verdicts": dict(sorted(verdicts.items())),
         **{by: {key: share.share() for key, share in sorted(keyed.items())} for by, keyed in shares.items()},
     }
 

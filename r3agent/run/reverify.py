@@ -20,7 +20,15 @@ from r3agent.run.directory import WAITING, digest
 from r3agent.store.append import append_records
 from r3agent.store.index import EntryReader, latest_entries
 from r3agent.store.shards import store_at
-from r3agent.store.verdicts import SpanVerdict, merged, read_layers, verdicts_path, with_verdicts
+from r3agent.store.verdicts import (
+    SpanVerdict,
+    merged,
+    read_layers,
+    verdict_source,
+    verdicts_path,
+    verifiers_of,
+    with_verdicts,
+)
 from r3agent.telemetry.tracing import within_trajectory
 from r3agent.verifiers import close, find_verifier, judge, warm_up
 from r3agent.verifiers.interface import CutOff, takes_environment
@@ -43,6 +51,8 @@ class ReverifyReport(Record):
     """Tries whose verdict the verifier leaves open: the one below counts."""
     left_out: dict[str, int] = {}
     """Tries that cannot be judged: those with `no_answer`, and those with `no_environment` for the verifier."""
+    kept: dict[str, int] = {}
+    """Tries that it did not judge and that keep a verdict from below, by the verifier of that."""
     errors: int = 0
     """Tries on which the verifier failed; the next call judges them again."""
     first_error: str | None = None
@@ -90,9 +100,10 @@ async def reverify(
     top = max((v.layer for v in layers), default=0)
     number = newest if newest and newest == top else top + 1
     own = [v for v in layers if newest and v.layer == newest]
-    done, below = {v.place: v.verdict for v in own}, merged(v for v in layers if v.layer < number)
+    lower = [v for v in layers if v.layer < number]
+    done, below, verifiers = {v.place: v.verdict for v in own}, merged(lower), verifiers_of(lower)
 
-    counts, left_out, changes = Counter[str](), Counter[str](), Counter[str]()
+    counts, left_out, changes, kept = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     errors, fresh, written_at = list[str](), list[SpanVerdict](), monotonic()
     path, waiting, reader = verdicts_path(store_at(directory)), iter(entries), EntryReader()
     if own and number != newest:  # the other layer was made after it
@@ -123,18 +134,19 @@ async def reverify(
             trajectory = with_verdicts(reader.read(entry), below)
             for a_try in trajectory.tries:
                 counts["tries"] += 1
+                verdict: Verdict | None = None
                 if reason := _obstacle(a_try, needs_environment=needs_environment):
                     left_out[reason] += 1
-                    continue
-                try:
-                    verdict = await verdict_on(trajectory, a_try)
-                except VerifierError as error:
-                    errors.append(str(error))
-                    continue
-                if verdict is None:
-                    counts["open"] += 1
                 else:
+                    try:
+                        verdict = await verdict_on(trajectory, a_try)
+                        counts["open"] += verdict is None
+                    except VerifierError as error:
+                        errors.append(str(error))
+                if verdict is not None:
                     changes[f"{_word(a_try.verdict)}->{_word(verdict)}"] += 1
+                elif source := verdict_source(trajectory, a_try, verifiers):
+                    kept[source] += 1
             counts["episodes"] += 1
             if on_episode is not None:
                 on_episode(counts["episodes"], len(entries))
@@ -150,6 +162,7 @@ async def reverify(
         layer=number,
         **{name: counts[name] for name in ("tries", "judged", "resumed", "open")},
         left_out=dict(left_out),
+        kept=dict(sorted(kept.items())),
         errors=len(errors),
         first_error=errors[0] if errors else None,
         changes=dict(sorted(changes.items())),

@@ -13,9 +13,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from r3agent.records.trajectory import Trajectory, Verdict, VersionedRecord
+from r3agent.records.trajectory import Trajectory, Try, Verdict, VersionedRecord
 from r3agent.store.reading import LABELS, records
 from r3agent.store.shards import store_at
+
+PEOPLE = "people"
+"""Source of the verdicts of labels."""
+
+RECORDED = "recorded"
+"""Source of recorded verdicts whose verifier the record does not name."""
 
 
 class SpanVerdict(VersionedRecord):
@@ -29,7 +35,7 @@ class SpanVerdict(VersionedRecord):
     trajectory_id: str
     span_id: str
     verdict: Verdict | None
-    """`None` if the verifier left it open: the verdict below counts."""
+    """`None` if the verifier left it open: the verdict below counts, of another layer or as recorded."""
     judged_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
@@ -51,6 +57,29 @@ def read_layers(directory: str | Path) -> list[SpanVerdict]:
 def merged(layers: Iterable[SpanVerdict]) -> dict[tuple[str, str], Verdict]:
     """Return the verdict that counts of each span that is judged by a layer."""
     return {verdict.place: verdict.verdict for verdict in layers if verdict.verdict is not None}
+
+
+def verifiers_of(layers: Iterable[SpanVerdict]) -> dict[tuple[str, str], str]:
+    """Return the verifier whose verdict counts of each span that is judged by a layer."""
+    return {verdict.place: verdict.verifier for verdict in layers if verdict.verdict is not None}
+
+
+def verdict_source(trajectory: Trajectory, a_try: Try, verifiers: Mapping[tuple[str, str], str]) -> str | None:
+    """Return the verifier whose verdict on a try counts, `people` for a label, or `None` without a verdict.
+
+    Args:
+        verifiers: those of the layers, by span.
+    """
+    if a_try.verdict is None:
+        return None
+    if a_try.verdict.by is not None:
+        return PEOPLE
+    return verifiers.get((trajectory.trajectory_id, a_try.last.span_id)) or trajectory.verifier or RECORDED
+
+
+def verdict_sources(trajectory: Trajectory, verifiers: Mapping[tuple[str, str], str]) -> list[str]:
+    """Return the `verdict_source` of each try with a verdict."""
+    return [source for a_try in trajectory.tries if (source := verdict_source(trajectory, a_try, verifiers))]
 
 
 def with_verdicts(trajectory: Trajectory, verdicts: Mapping[tuple[str, str], Verdict]) -> Trajectory:

@@ -132,11 +132,25 @@ def test_reverify_counts_what_it_cannot_judge(prod: Path, capsys: pytest.Capture
         writer.append(tree(span("attempt", passed=True, text="boom")).changed(trajectory_id="t6"))
     code, report = reverify(prod, "checks:some", capsys=capsys)
     assert (code, report["errors"], report["open"], report["judged"]) == (1, 1, 1, 5)
+    assert report["kept"] == {"recorded": 1}
     assert "cannot read it" in report["first_error"]
     assert passed(prod) == [True, True, True, True, None, None, True]
     code, says = reverify(prod, "exact", capsys=capsys)
     assert code == 1
     assert "exact could judge no try, and failed on 6; name another verifier with --verifier" in says
+
+
+def test_verdicts_that_count_are_counted_by_verifier(prod: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label(prod, "t0", passed=False, by="ann")
+    reverify(prod, "checks:lenient", capsys=capsys)
+    _, report = reverify(prod, "checks:some", capsys=capsys)
+    assert report["kept"] == {"checks:lenient": 1}
+    for verb in (["inspect", str(prod)], ["data", "stats", str(prod)]):
+        assert main([*verb, "--json"]) == 0
+        verdicts = json.loads(capsys.readouterr().out)["verdicts"]
+        assert verdicts == {"checks:lenient": 1, "checks:some": 3, "people": 1}
+        assert main(verb) == 0
+        assert "of several verifiers: checks:lenient 1 try, checks:some 3 tries" in capsys.readouterr().out
 
 
 def test_reverify_that_is_killed_goes_on(prod: Path, tmp_path: Path) -> None:
