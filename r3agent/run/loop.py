@@ -141,20 +141,16 @@ def _grow(run: Run, reporter: Reporter, parent: str, round_: str, *, anew: bool)
         f"passed: {summary.first_try or 0:.1%} of first tries, "
         f"{summary.retry_after_reflection or 0:.1%} of retries after reflection; "
         f"{summary.tries_of_policy} of {count(summary.tries, 'try')} asked the policy; "
-        f"{training} on {count(summary.groups_with_variance, 'group')}{branched}",
-        "" if resume else "train",  # a training that is resumed takes less than a whole one
+        f"rewards differ in {count(summary.groups_with_variance, 'group')}{branched}"
     )
-
-    rows: dict[str, Any] = {}
 
     def report_step(stage: str, values: Mapping[str, Any]) -> None:
         if stage == "rows":
-            rows.update(values)
+            stored = f"{count(values['rows'], 'row')} in {count(values['groups'], 'group')} of the run's episodes"
+            before = f"; {parent} or an ancestor was trained on {n} of them" if (n := values["repeated"]) else ""
+            # a training that is resumed takes less than a whole one
+            reporter.stage(f"{round_}: {training} on {stored}{before}", "" if resume else "train")
         elif stage == "step":
             reporter.steps(values["step"], values["steps"])
 
     run.train(report_step, resume=resume, start=parent)
-    if rows.get("repeated"):
-        reporter.stage(
-            f"{round_}: {rows['repeated']} of {count(rows['rows'], 'row')} trained on in an earlier round too"
-        )

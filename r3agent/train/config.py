@@ -92,7 +92,8 @@ class TrainConfig(Record):
     """Drop rows sampled more than this many generations before the starting version: 1 is its parent, 2 the parent of
     that. Rows of a version that it does not descend from, such as a rejected one, are always dropped. With 1, a
     training uses the rows of the round before once more, although its start was trained on them; the report counts
-    such rows as repeated. With 0, every row is trained on once."""
+    such rows as repeated. With 0, a training uses no row that its start or an ancestor was trained on; after a
+    version that did not pass the gate, the next one starts from the same parent, and uses the rows of both rounds."""
     max_row_tokens: int = Field(default=4096, ge=2)
     """Drop tries with a longer row than this, prompt and completion together, tokens of tools included."""
     retokenise: Literal["refuse", "allow"] = "refuse"

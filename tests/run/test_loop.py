@@ -89,7 +89,7 @@ class FakeRun:
     def train(self, progress: Any, *, resume: bool, start: str) -> PolicyCard:
         version = self.registry.next_version()
         with self._stage(f"train {version} from {start}"):
-            progress("rows", {"rows": 8, "repeated": 0 if start == BASE else 3})
+            progress("rows", {"rows": 8, "groups": 2, "repeated": 0 if start == BASE else 3})
             progress("step", {"step": 1, "steps": 1})
             if resume:
                 self.disk.log.append(f"resume {version}")
@@ -185,9 +185,9 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
         "train v0002 from v0001",
     ]
     # "" is estimated by none
-    assert told.kinds == ["", "collect", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
-    assert "(3 stored before)" in told.stages[6]
-    assert "; resuming the interrupted training on" in told.stages[6]
+    assert told.kinds == ["", "collect", "", "train", "evaluate", "", "collect", "", "", "evaluate", ""]
+    assert "(3 stored before)" in told.stages[7]
+    assert any(": resuming the interrupted training on 8 rows" in text for text in told.stages)
 
 
 def test_every_version_that_passes_the_gate_is_the_next_ones_parent_and_rival(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_loop_mixes_fresh_tasks_and_recorded_failures(tmp_path: Path) -> None:
     drawn = [entry for entry in disk.log if entry.startswith(("branch", "collect"))]
     assert drawn == ["branch 1 off with v0000", "collect with v0000 for v0001", "collect with v0001 for v0002"]
     assert told.stages[1] == "round 1 of 2: branching 1 recorded failure off with tiny"
-    assert "groups and 0 of recorded failures" in told.stages[3]
+    assert told.stages[3].endswith("; rewards differ in 0 groups and 0 of recorded failures")
 
 
 def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the_champion(tmp_path: Path) -> None:
@@ -233,8 +233,9 @@ def test_a_version_that_does_not_pass_is_never_live_and_the_next_starts_from_the
     ]
     assert promoted(report) == [(1, False), (2, True), (3, False)]
     assert report.live == "v0002"
-    [repeated] = [text for text in told.stages if "trained on" in text and "groups" not in text]
-    assert repeated == "round 3 of 3: 3 of 8 rows trained on in an earlier round too"
+    first, *_, last = [text for text in told.stages if ": training on " in text]
+    assert first == "round 1 of 3: training on 8 rows in 2 groups of the run's episodes"
+    assert last == f"{first.replace('round 1', 'round 3')}; v0002 or an ancestor was trained on 3 of them"
     [first, second] = [text for text in told.stages if "did not pass the gate" in text]
     assert first.startswith("v0001 did not pass the gate:\n  met: after reflection ")
     assert "\n  NOT met: p = 1 for a gain" in first
