@@ -19,7 +19,9 @@ DEFAULTS = ServerOptions()
 
 @verb(*ENGINE)
 def serve(
-    model: Annotated[str, Parameter(help="Checkpoint directory, hub id, or `bundled`.")] = "bundled",
+    model: Annotated[
+        str, Parameter(help="Checkpoint directory, hub id, `bundled`, or `bundled-steps`, which calls tools.")
+    ] = "bundled",
     /,
     *,
     overrides: Overrides,

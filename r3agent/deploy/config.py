@@ -17,7 +17,7 @@ class DeployConfig(Record):
     """`auto` loads an adapter beside the base model, or reloads full weights in place. `restart` starts a new server on
     another port in place of the one that `r3agent serve --run` supervises. `command` runs your own script."""
     command: tuple[str, ...] = ()
-    """Script and its arguments; `r3agent/deploy/command.py` lists the environment variables that it gets."""
+    """Script and its arguments; docs/deploy.md lists the environment variables that it gets."""
     replicas: tuple[str, ...] = ()
     """Base URLs of more servers to update, one after another, after `policy.base_url`."""
     eval_base_url: str = ""

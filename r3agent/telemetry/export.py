@@ -16,6 +16,9 @@ from r3agent.telemetry.genai import capture_content
 SHUTDOWN_S = 5.0
 """Time for the last spans to be sent; those of a collector that does not answer are lost then."""
 
+DEFAULT = "http://localhost:4318"
+"""Address that the SDK sends to if nothing names another."""
+
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 
 
@@ -60,8 +63,9 @@ def _provider(endpoint: str, run: str) -> Any:
     url = f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
     atexit.register(_end, provider)
+    told = _Told(url or f"the collector that OTEL_EXPORTER_OTLP_ENDPOINT names, or else {DEFAULT}")
     for name in (EXPORTER, "opentelemetry.sdk._shared_internal"):
-        logging.getLogger(name).addFilter(_Once())
+        logging.getLogger(name).addFilter(told)
     return provider
 
 
@@ -72,14 +76,24 @@ def _end(provider: Any) -> None:
     ending.join(SHUTDOWN_S)
 
 
-class _Once(logging.Filter):
-    """Filter that lets each message through once: a collector that is gone would be reported every five seconds."""
+class _Told(logging.Filter):
+    """Filter that says once that spans are lost, and why, in place of what the SDK says of each attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: str) -> None:
         super().__init__()
-        self._seen: set[str] = set()
+        self._place = place
+        self._is_told = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_first = str(record.msg) not in self._seen
-        self._seen.add(str(record.msg))
-        return is_first
+        if self._is_told:
+            return False
+        self._is_told = True
+        said = record.getMessage().partition(" encountered while")[0].removeprefix("Transient error ")
+        reason = said.rpartition(": ")[2].strip("'\")")  # an error of requests has its cause at the end
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg = (
+            "%s does not take the spans of telemetry (%s): they are dropped while that is so, which is said once; "
+            "start an OTLP collector there, or change telemetry.endpoint"
+        )
+        record.args, record.exc_info = (self._place, reason), None
+        return True

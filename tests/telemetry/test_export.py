@@ -137,6 +137,20 @@ def test_a_collector_that_hangs_stops_nobody(collector: Collector, tmp_path: Pat
     assert (summary["errors"], collector.received) == ({}, [])
 
 
+def test_spans_without_a_collector_are_told_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "trajectories").mkdir(parents=True)
+    (run / "r3.toml").write_text('[telemetry]\ntraces = "otlp"\nendpoint = "http://127.0.0.1:9"\n')
+    with TrajectoryWriter(run / "trajectories") as writer:
+        writer.append(tree(span("attempt", text="right")))
+    [stored] = load(run)
+    words = ["label", str(run / "trajectories"), stored.trajectory_id, "--passed"]
+    done = subprocess.run([sys.executable, "-m", "r3agent", *words], capture_output=True, check=True, text=True)
+    said = " ".join(done.stderr.split())
+    assert "http://127.0.0.1:9/v1/traces does not take the spans of telemetry ([Errno 111] Connection refused)" in said
+    assert said.count("WARNING") == said.count("telemetry.endpoint") == 1
+
+
 def test_endpoint_with_a_password_is_refused() -> None:
     with pytest.raises(ConfigError, match="endpoint"):
         load_config(None, {"telemetry.endpoint": "http://user:secret@host:4318"})
