@@ -136,9 +136,41 @@ class _Worker:
 def run_in_thread_loop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run `coroutine` as `asyncio.run` does, in a loop that stays open for the next one of this thread.
 
-    Connections belong to a loop, and the clients that keep them, such as LangChain's, outlive a collection.
+    Connections belong to a loop, and the clients that keep them, such as LangChain's, outlive a collection. An
+    interrupt ends all tasks of the loop, as at the end of `asyncio.run`: whatever runs it again finds none of them.
     """
-    return _runner(threading.get_ident()).run(coroutine, context=copy_context())
+    runner = _runner(threading.get_ident())
+    try:
+        return runner.run(coroutine, context=copy_context())
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        _end_tasks(runner.get_loop(), interrupt)
+        raise
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop, interrupt: BaseException) -> None:
+    """Cancel the tasks of a loop, and run it until they have ended.
+
+    An interrupt that landed in a task is its exception: the tasks that await it raise it out of the loop once more.
+    """
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    ended = loop.create_task(_others_ended())
+    while not ended.done():
+        try:
+            loop.run_until_complete(ended)
+        except (KeyboardInterrupt, SystemExit) as raised:
+            if raised is not interrupt:  # Ctrl-C again
+                raise
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # or else asyncio logs that nobody retrieved it
+
+
+async def _others_ended() -> None:
+    current = asyncio.current_task()
+    while others := asyncio.all_tasks() - {current}:  # without those that `leave_behind` gave up meanwhile
+        await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
 
 
 @cache

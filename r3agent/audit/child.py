@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from functools import cache
 from typing import Any
 
+from r3agent._util.aio import run_in_thread_loop
 from r3agent.records.trajectory import Span, Task
 from r3agent.verifiers import Verifier, find_verifier, judge, warm_up
-
-
-@cache
-def _runner() -> asyncio.Runner:
-    """Return the event loop of this process, in which an async verifier keeps its connections."""
-    return asyncio.Runner()
 
 
 @cache
@@ -40,7 +34,7 @@ def judge_probe(name: str, params: str, task: Any, message: dict[str, Any]) -> d
     span = Span(label="attempt", model="audit", text=message.get("content") or "", tool_calls=calls)
     start = time.perf_counter()
     try:
-        (verdict,) = _runner().run(judge(_verifier(name, params), Task.model_validate(task), [span]))
+        (verdict,) = run_in_thread_loop(judge(_verifier(name, params), Task.model_validate(task), [span]))
         result: dict[str, Any] = (
             {"error": "the verdict is pending: what is decided later cannot be audited"}
             if verdict is None

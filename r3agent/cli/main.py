@@ -12,6 +12,7 @@ from inspect import BoundArguments
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
+from r3agent._util.interrupts import interrupt
 from r3agent._util.launcher import launched_rank
 from r3agent.errors import R3Error, TrainingInterrupted
 
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = " ".join(words[: 2 if " ".join(words[:2]) in SUB_VERBS else 1])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # SIGTERM works like Ctrl-C: stored files stay complete, and servers are stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     # With several training processes, only rank 0 prints.
     silent = verb == "train" and bool(launched_rank())
     try:
@@ -263,8 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
-    except KeyboardInterrupt as interrupt:
-        resumes = isinstance(interrupt, TrainingInterrupted) and verb == "train"
+    except KeyboardInterrupt as raised:
+        resumes = isinstance(raised, TrainingInterrupted) and verb == "train"
         again = "the same command with --resume" if resumes else "the same command"
         if not silent:
             print(f"r3agent {verb}: interrupted; {again} goes on from here", file=sys.stderr)

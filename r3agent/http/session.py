@@ -195,7 +195,11 @@ def _file_limit() -> str:
 
 
 def _abandon(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -> None:
-    """Close the connections of a session that nobody uses any more, without a warning."""
+    """Close the connections of a session that nobody uses any more, without a warning.
+
+    A loop is not run for it if that would run tasks that are not the session's, e.g. those that an interrupt left: the
+    connections are closed when it runs again.
+    """
     connector = session.connector
     session.detach()
 
@@ -203,11 +207,13 @@ def _abandon(session: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) ->
         if connector is not None:
             await connector.close()
 
+    if loop.is_running() or asyncio.all_tasks(loop):
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(close(), loop=loop))
+        return
     closing = close()
     try:
-        if loop.is_running():
-            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(closing, loop=loop))
-        elif loop.is_closed():  # nothing is left to await
+        if loop.is_closed():  # nothing is left to await
             closing.send(None)
         else:
             loop.run_until_complete(closing)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -105,3 +107,58 @@ def test_an_unclosed_policy_says_nothing() -> None:
         command = [sys.executable, "-c", UNCLOSED, endpoint.url, endpoint.model]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_unclosed_policy_runs_no_task_that_an_interrupt_left() -> None:
+    ran = list[int]()
+
+    async def left() -> None:
+        ran.append(len(ran))
+
+    async def interrupted() -> None:
+        await policies[0].sample(MESSAGES)
+        tasks.append(asyncio.create_task(left()))
+        raise KeyboardInterrupt
+
+    tasks = list[asyncio.Task[None]]()
+    with ScriptedEndpoint("hi") as endpoint, closing(asyncio.new_event_loop()) as loop:
+        policies = [OpenAIPolicy(endpoint.url, endpoint.model)]
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(interrupted())
+        policies.clear()
+        gc.collect()
+        assert ran == []
+        loop.run_until_complete(tasks[0])
+        assert ran == [0]
+        loop.run_until_complete(asyncio.sleep(0.01))
+
+
+INTERRUPTED = """
+import asyncio, os, signal, sys
+from r3agent import OpenAIPolicy
+from r3agent._util.aio import gather_all, run_in_thread_loop
+from r3agent._util.interrupts import interrupt
+
+signal.signal(signal.SIGINT, {"ignored": signal.SIG_IGN, "heard": signal.default_int_handler}[sys.argv[3]])
+signal.signal(signal.SIGTERM, interrupt)
+policy = OpenAIPolicy(sys.argv[1], sys.argv[2])
+
+async def sample(number):
+    await policy.sample([{"role": "user", "content": "hi"}])
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.Event().wait()
+
+try:
+    run_in_thread_loop(gather_all(sample(number) for number in range(8)))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("ctrl_c", ["heard", "ignored"])
+def test_an_interrupted_program_ends_with_nothing_to_say(ctrl_c: str) -> None:
+    with ScriptedEndpoint("hi") as endpoint:
+        command = [sys.executable, "-c", INTERRUPTED, endpoint.url, endpoint.model, ctrl_c]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

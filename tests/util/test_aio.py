@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
 
 from r3agent._util.aio import gather_all, in_turn, run_in_thread_loop, run_sync
-from r3agent._util.within import OverrunError
+from r3agent._util.within import OverrunError, within
 
 
 async def value(x: int) -> int:
@@ -70,6 +71,48 @@ def test_each_thread_keeps_a_loop_for_its_runs() -> None:
     thread.join()
     assert seen[0] is seen[1] is not seen[2]
     assert not any(loop.is_closed() for loop in seen)
+
+
+def test_an_interrupt_in_a_task_ends_all_tasks_of_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    ended = list[str]()
+
+    async def interrupted() -> None:
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    async def other(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async def failing() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("no") from None
+
+    async def main() -> None:
+        background = [asyncio.create_task(other("background")), asyncio.create_task(failing())]
+        await gather_all([within(None, interrupted(), name="agent"), other("sibling")])
+        await gather_all(background)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_thread_loop(main())
+    gc.collect()
+    assert sorted(ended) == ["background", "sibling"]
+    assert run_in_thread_loop(value(1)) == 1
+    assert not caplog.records
+
+
+def test_an_interrupt_in_the_main_task_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_thread_loop(main())
+    gc.collect()
+    assert not caplog.records
 
 
 def test_waiting_for_oneself_is_refused() -> None:
