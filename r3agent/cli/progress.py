@@ -14,6 +14,7 @@ from rich.text import Text
 from r3agent._util.console import printable
 from r3agent._util.messages import count
 from r3agent.evaluate.statistics import clustered
+from r3agent.records.cost import Prices
 from r3agent.records.summary import Tally
 from r3agent.records.task_shares import TaskShares
 from r3agent.train.report import progress_line, step_values
@@ -26,10 +27,11 @@ class ConsoleReporter:
 
     Args:
         every_s: seconds between two lines about the same stage without a terminal.
+        prices: prices of the cost that is reported; default: none is.
     """
 
-    def __init__(self, *, every_s: float = 10.0) -> None:
-        self._every_s = every_s
+    def __init__(self, *, every_s: float = 10.0, prices: Prices | None = None) -> None:
+        self._every_s, self._prices = every_s, prices
         self._console = Console(stderr=True, highlight=False)
         shown = TextColumn("{task.description}", markup=False)
         columns = (TextColumn("  "), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), shown)
@@ -84,7 +86,7 @@ class ConsoleReporter:
             f"{tally.groups_with_variance} of {tally.groups} groups with variance" if tally.groups else "",
             f"{rate:.0f} tokens/s",
             f"{tally.in_flight} in flight",
-            f"cost {tally.cost:.4g}" if tally.cost is not None else "",
+            f"cost {self._prices.text(tally.cost)}" if self._prices and tally.cost is not None else "",
             *(f"{n} {kind}" for kind, n in tally.errors.items()),
         ]
         self._counts = "".join(f", {part}" for part in parts if part)
@@ -137,11 +139,15 @@ class ConsoleReporter:
 
 
 def _first_try(shares: TaskShares) -> str:
-    """Render the mean over tasks with its interval, as several samples of a task are not independent."""
+    """Render the mean over tasks with its interval, as several samples of a task are not independent.
+
+    Episodes that pass at once end before those that reflect, so that the mean is too high at first.
+    """
     if not shares.judged:
         return ""
     found = clustered(shares.mean, shares.variance, len(shares), shares.judged)
-    return f"first try {found.rate:.0%} ({found.low:.0%} to {found.high:.0%}, {count(found.n_tasks, 'task')})"
+    interval = f"{found.low:.0%} to {found.high:.0%}, {count(found.n_tasks, 'task')}"
+    return f"first try of ended episodes {found.rate:.0%} ({interval})"
 
 
 def _rounded(seconds: float) -> str:

@@ -48,7 +48,7 @@ def collect(
     if plan:
         return collect_plan(_open(run, overrides))
     opened = Run(run, overrides)
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(prices=opened.config.policy.prices) as reporter:
         _tell_new(opened, reporter)
         reporter.stage(f"collecting episodes of up to {count(opened.config.collect.n, 'task')}")
         summary = opened.collect(reporter.episodes, on_tally=reporter.tally)
@@ -60,7 +60,7 @@ def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     opened = Run(run, overrides)
     if not opened.config.branch.source and not (opened.directory.is_dir() and shards(opened.directory)):
         store_of_run(run)  # raises if it is no run: its name may be misspelt
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(prices=opened.config.policy.prices) as reporter:
         _tell_new(opened, reporter)
         failures = opened.failures()
         reporter.stage(f"branching {count(len(failures.begins), 'recorded failure')} off")
@@ -151,7 +151,7 @@ def evaluate(
             f"--gate decides between two versions, and --before and --after are both {after}; name another one"
         )
     settings, what = opened.config.eval, f"measuring {after}" if before == after else f"comparing {after} with {before}"
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(prices=opened.config.policy.prices) as reporter:
         opened.on_tally = reporter.tally
         reporter.stage(f"{what} on up to {count(settings.n, 'task')} of the {settings.split} split")
         if before == after:
@@ -178,7 +178,7 @@ def loop(
     anew: Annotated[bool, switch("Train an interrupted version anew instead of resuming it.")] = False,
 ) -> Output:
     opened = Run(run, overrides)
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(prices=opened.config.policy.prices) as reporter:
         _tell_new(opened, reporter)
         opened.on_tally = reporter.tally
         report = run_loop(opened, reporter, anew=anew)
@@ -220,7 +220,7 @@ def _collected(run: Run, summary: CollectSummary, data: Mapping[str, Any], *abov
         f"{count(summary.episodes, 'episode')} ({summary.resumed} stored before), "
         f"{count(summary.tokens_sampled, 'token')} sampled{in_all}",
         *([OUTDATED.format(n=summary.outdated)] if summary.outdated else []),
-        *limit_lines(summary),
+        *limit_lines(summary, run.config.collect, run.config.policy.prices),
         *summary_lines(summary),
         why_not or f"next: {next_step('train', '--run', run.directory)}",
     ]

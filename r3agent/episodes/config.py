@@ -87,6 +87,15 @@ class EpisodeLimits(Record):
     """B: retries of each failed try without a reflection, as a control. The reward `lift` needs at least 1; crediting
     `blind_retry` needs at least 2."""
 
+    @model_validator(mode="after")
+    def _draws_in_parts(self) -> Self:
+        if self.reflections_at_once is not None and self.reflections_at_once > self.reflections:
+            raise ValueError(
+                f"reflections_at_once = {self.reflections_at_once}: above reflections = {self.reflections}, which are "
+                "drawn at once then; lower it, or raise reflections"
+            )
+        return self
+
 
 class EpisodePrompts(Record):
     """Prompts of the loop, as Jinja templates; `r3agent.records.prompts` documents their variables."""

@@ -21,15 +21,17 @@ BUDGETS = ("max_tokens", "max_cost", "max_seconds")
 
 
 class CollectLimits(Record):
-    """Limits on one call of `collect`: when it has reached one, running episodes end, and the next call goes on."""
+    """Limits on one call of `collect`: when it has reached one, none begins, and running ones are finished."""
 
     max_episodes: int | None = Field(default=None, ge=1)
-    """Maximum number of episodes that one collection runs; stored ones do not count. The next one goes on."""
+    """Maximum number of episodes that one collection runs; stored ones do not count. The next collection goes
+    on with the others."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Budget of sampled tokens of one collection; when it is spent, running episodes end, and the next one goes on."""
+    """Budget of sampled tokens of one collection; when it is spent, no episode begins, running ones are finished, and
+    the next collection goes on."""
     max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Budget of the cost of one collection, at the policy's prices; when it is spent, running episodes end, and the
-    next one goes on."""
+    """Budget of the cost of one collection, at the policy's prices; when it is spent, no episode begins, running ones
+    are finished, and the next collection goes on."""
     target_groups: int | None = Field(default=None, ge=1)
     """Number of groups of reflections with different rewards, stored ones included, at which a collection is
     complete: it begins no more episodes, and the next one goes on only towards a higher target."""

@@ -184,7 +184,9 @@ class Recorder(AbstractContextManager["Recorder"], Shared):
             is_first = not self._counts[name]
             self._counts[name] += n
         if why and is_first:
-            logger.warning("%s: a trajectory was %s: %s; further ones are only counted", self.directory, name, why)
+            logger.warning(
+                "%s: a trajectory is not recorded (%s): %s; further ones are only counted", self.directory, name, why
+            )
 
     def _put(self, trajectory: Trajectory | bytes) -> None:
         with self._changed:

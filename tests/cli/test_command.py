@@ -12,6 +12,7 @@ import pytest
 
 from r3agent.cli.main import main, parse
 from r3agent.cli.progress import ConsoleReporter
+from r3agent.records.cost import Prices
 from r3agent.records.summary import Tally
 from r3agent.records.trajectory import Trajectory
 from r3agent.run.config import CollectConfig
@@ -146,7 +147,18 @@ def test_progress_counts_samples_of_a_task_as_one(capsys: pytest.CaptureFixture[
             reporter.tally(tally)
             reporter.episodes(1, 8)
     for line in capsys.readouterr().err.splitlines():
-        assert ", first try 50% (15% to 85%, 4 tasks), " in line  # and not that of 20 in 40, 35% to 65%
+        assert (
+            ", first try of ended episodes 50% (15% to 85%, 4 tasks), " in line
+        )  # and not that of 20 in 40, 35% to 65%
+
+
+def test_progress_has_the_currency_of_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally()
+    with ConsoleReporter(every_s=0, prices=Prices(prompt=1, sampled=1, currency="EUR")) as reporter:
+        tally.cost = 48.32
+        reporter.tally(tally)
+        reporter.episodes(1, 8)
+    assert ", cost 48.32 EUR" in capsys.readouterr().err
 
 
 def test_progress_has_the_rate_and_the_pass_rate_so_far(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,10 +178,9 @@ def test_progress_has_the_rate_and_the_pass_rate_so_far(capsys: pytest.CaptureFi
         reporter.training("saved", {"directory": "v0001"})
         reporter.servers(0, 2)
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(
-        r"r3agent   3 of 8 episodes, \S+/s, \S+ left, first try 67% \(21% to 94%, 3 tasks\), .* tokens", lines[2]
-    )
-    assert "first try 0% (0% to 79%, 1 task)" in lines[3]
+    rate = r"first try of ended episodes 67% \(21% to 94%, 3 tasks\)"
+    assert re.match(rf"r3agent   3 of 8 episodes, \S+/s, \S+ left, {rate}, .* tokens", lines[2])
+    assert "first try of ended episodes 0% (0% to 79%, 1 task)" in lines[3]
     assert lines[4:] == [
         "r3agent   1 of 4 steps, loss 0.25, 7 tokens/s",
         "r3agent directory v0001",

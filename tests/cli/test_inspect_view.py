@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from r3agent.cli.inspect_view import render, summary_lines
+from r3agent.cli.limits_view import limit_lines
+from r3agent.episodes.quota import CollectLimits
+from r3agent.records.cost import Prices
 from r3agent.records.summary import summarise
 from r3agent.run.inspect import inspect_trajectory
 from r3agent.store.labels import SpanLabel
@@ -26,6 +29,17 @@ def test_summary_has_notes_between_capabilities_and_errors() -> None:
         "  eval-only                7 spans",
         "    7 x no token ids",
         "  error RequestError       2 episodes",
+    ]
+
+
+def test_cost_and_budgets_have_a_currency_and_a_total() -> None:
+    limits = CollectLimits(max_cost=1, max_tokens=1000)
+    counts = {"cost": 1.2408, "exceeded": {"max_tokens": 96.0, "max_cost": 0.2408}}
+    lines = limit_lines(summarise([]).model_copy(update=counts), limits, Prices(prompt=1, sampled=1, currency="EUR"))
+    assert lines == [
+        "cost of this call: 1.241 EUR",
+        "exceeded by episodes that had begun: max_tokens = 1,000 by 96 to 1,096, "
+        "max_cost = 1 EUR by 0.2408 EUR to 1.241 EUR",
     ]
 
 

@@ -91,8 +91,8 @@ def test_rates_count_the_part_that_no_outcome_decided_on() -> None:
     assert summarise([trajectory]).retry_after_reflection == 0
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5])
-def test_a_part_has_at_least_one_reflection(wrong: Any) -> None:
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, 6])
+def test_a_part_has_one_reflection_to_all_of_them(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="reflections_at_once"):
         run("wrong", reflections_at_once=wrong)
 
