@@ -13,6 +13,7 @@ from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_st
 from r3agent.cli.flags import SUBJECT, URL
 from r3agent.cli.progress import ConsoleReporter
 from r3agent.errors import ConfigError
+from r3agent.http.urls import ApiURL
 from r3agent.records.summary import Tally
 from r3agent.report import write_report
 from r3agent.run.config import CONFIG_FILE, load_config
@@ -57,6 +58,8 @@ def init(
     if from_ is not None and store_at(from_).resolve() != (store := path.parent / "trajectories").resolve():
         copy_store(from_, store)
     made.write_config()
+    if (url := ApiURL(made.config.policy.base_url)).is_bare:
+        note += f"; policy.{url.hint}; `{next_step('doctor', made.config.policy.base_url)}` tries both"
     if config.task.source == RECORDED:
         return _recorded(made, path, note)
     if not config.task.source:

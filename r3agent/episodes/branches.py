@@ -31,7 +31,8 @@ class BranchReport(Record):
     branches: int
     """Recorded failures that were branched off."""
     left_out: dict[str, int] = {}
-    """Number of recorded failures that are left out, by reason, and of episodes for `passed`."""
+    """Number of recorded failures that are left out, by reason, and of episodes for `passed`, and without a failure for
+    `errored`."""
     remedies: dict[str, str] = {}
     """Remedies for them, by reason."""
 

@@ -25,7 +25,7 @@ REMEDIES = {
     "`r3agent reverify STORE --verifier NAME` what a verifier says",
     "redacted": "their text is not what the policy saw: record into a store that may hold it, without `redact`",
     "held_out": "their tasks are kept for the gate or the test, and never trained on: branch off others",
-    "errored": "an error ended the try, which says nothing about the policy: mend what raised it",
+    "errored": "an error ended the try or the episode, which says nothing about the policy: mend what raised it",
     "refused": "the endpoint refused the conversation: a longer one would be refused too; serve a longer context",
     "several_steps": "their tries have several steps, and a retry would be one completion: name what makes the tries "
     "with --agent or --tools",
@@ -64,7 +64,8 @@ class Failures(Record):
     read: int
     """Number of recorded episodes."""
     left_out: dict[str, int] = {}
-    """Number of recorded failures that are left out, by reason, and of episodes for `passed`; see `REMEDIES`."""
+    """Number of recorded failures that are left out, by reason, and of episodes for `passed`, and without a failure for
+    `errored`; see `REMEDIES`."""
     why: str | None = None
     """First error of the verifier on a recorded answer."""
 
@@ -121,7 +122,10 @@ def choose(
             if failed and trajectory.passed:
                 left_out["passed"] += 1
                 continue
-            for a_try in _not_passed(trajectory, group.max_attempts):
+            tries = _not_passed(trajectory, group.max_attempts)
+            if not tries and trajectory.error is not None:
+                left_out["errored"] += 1
+            for a_try in tries:
                 if (place := (origin[trajectory.trajectory_id], a_try.last.span_id)) in seen:
                     continue
                 seen.add(place)

@@ -182,11 +182,12 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
         tries: number of tries as text, if there were several.
     """
     message = f"{where}{error}"
+    sentence = message.removesuffix(".")  # before a remedy
     if kind := error.text_refusal:
-        return kind(f"{message}; {kind.remedy}")
+        return kind(f"{sentence}; {kind.remedy}")
     refusal: dict[str, Any] = {"status": error.status, "refusal": error.message, "param": error.param}
     if error.is_out_of_credit:
-        return AccessError(f"{message}; the account or key has no credit left", **refusal)
+        return AccessError(f"{sentence}; the account or key has no credit left", **refusal)
     if (
         error.refuses_field
         or error.is_of_template
@@ -198,13 +199,13 @@ def policy_error(error: ServerError, *, where: str = "", tries: str = "") -> Pol
     if error.is_within_success:  # the route and the key are right, and other requests may succeed
         return EndpointError(f"{message}{tries}")
     if error.status in WRONG_KEY:
-        return AccessError(f"{message}; check the API key", **refusal)
+        return AccessError(f"{sentence}; check the API key", **refusal)
     if error.status == HTTPStatus.PAYMENT_REQUIRED:
-        return AccessError(f"{message}; the account or key has no credit left", **refusal)
+        return AccessError(f"{sentence}; the account or key has no credit left", **refusal)
     if error.status in NO_ROUTE:
         api = ApiURL(error.url)
         has_api = error.is_from_api and api.is_versioned
-        return AccessError(f"{message}; check the model's name{'' if has_api else f'; {api.hint}'}", **refusal)
+        return AccessError(f"{sentence}; check the model's name{'' if has_api else f'; {api.hint}'}", **refusal)
     if error.status < HTTPStatus.BAD_REQUEST:
         return ProtocolError(message)
     return RequestError(message, **refusal)

@@ -69,6 +69,11 @@ class ApiURL:
         """True if the path ends in `/v1`."""
 
     @property
+    def is_bare(self) -> bool:
+        """True if it has no path, so that it is probably that of the server and not of its API."""
+        return not self._path
+
+    @property
     def hint(self) -> str:
         """Advice where the server has no such route, or something other than the API answers."""
         if self.is_versioned:

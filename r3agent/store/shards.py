@@ -292,7 +292,9 @@ def shards(directory: str | Path, prefix: str = "") -> list[Path]:
     """
     directory = store_at(directory)
     if not directory.is_dir():
-        remedy = "give its directory" if directory.is_file() else "collect some trajectories first"
+        near = nearest(directory.name, (path.name for path in directory.parent.glob("*/")))
+        fix = "collect some trajectories first" if directory == store_at(directory.parent) else f"{near}check the path"
+        remedy = "give its directory" if directory.is_file() else fix
         raise ConfigError(f"{directory}: {'a file' if directory.is_file() else 'there is no such directory'}; {remedy}")
     found = [path for path in directory.glob(f"{prefix}*") if path.suffix in ENDINGS and not path.name.startswith(".")]
     return sorted(found)

@@ -167,6 +167,14 @@ def test_a_run_without_a_task_asks_for_one(verb, tmp_path, capsys):
         assert endpoint.received == []
 
 
+def test_init_hints_at_the_path_of_the_api(tmp_path, capsys):
+    code, out, _ = call(capsys, "init", "--run", tmp_path / "bare", "--url", "http://127.0.0.1:8765")
+    assert code == 0
+    assert "policy.base_url usually ends in /v1: try http://127.0.0.1:8765/v1; `r3agent doctor http://127" in out
+    _, out, _ = call(capsys, "init", "--run", tmp_path / "run", "--url", "http://127.0.0.1:8765/v1")
+    assert "usually ends" not in out
+
+
 def test_a_task_named_later_is_written_to_the_file(tmp_path, tasks, capsys):
     file = tmp_path / "run" / "r3.toml"
     with ScriptedEndpoint(answer) as endpoint:

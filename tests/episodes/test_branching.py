@@ -79,7 +79,9 @@ async def test_branch_says_which_failures_it_leaves_out(tmp_path: Path) -> None:
             await branch([episode], verifier=find_verifier(verifier), **given)
     with pytest.raises(ConfigError, match="1 left out, disputed: "):
         await branch([episode], verifier=lambda task, answer: True, **given)
-    with pytest.raises(ConfigError, match=r"in 2 recorded episodes: 1 left out, passed: .*; 1 left out, unlabelled: "):
+    with pytest.raises(
+        ConfigError, match=r"in 2 recorded episodes:\s+1 left out, passed: .*\s+1 left out, unlabelled: "
+    ):
         await branch([passed, unlabelled], verifier=check, failed=True, **given)
     with pytest.raises(ConfigError, match="since = 'soon': no time"):
         await branch([episode], verifier=check, since="soon", **given)
@@ -105,7 +107,7 @@ async def test_branch_limits_the_time_of_the_verdicts_before_it(tmp_path: Path) 
         return False
 
     given: Any = {"policy": ScriptedPolicy(reply), "verifier": hangs, "out": tmp_path, "verify_timeout_s": 0.1}
-    with pytest.raises(ConfigError, match=r"1 left out, unjudged: .* verify_timeout_s = 0\.1"):
+    with pytest.raises(ConfigError, match=r"(?s)1 left out, unjudged: .* verify_timeout_s = 0\.1"):
         await branch(recorded(1), **given)
 
 
@@ -115,9 +117,10 @@ async def test_branch_leaves_out_what_was_redacted_or_errored(tmp_path: Path) ->
     first = other.spans[0].model_copy(update={"verdict": None, "error": EpisodeError(kind="AgentError", message="no")})
     errored = other.changed(spans=(first,))
     given: Any = {"policy": ScriptedPolicy(reply), "verifier": check, "out": tmp_path, "reflections": 2}
-    report = await branch([hidden, errored, third, third], **given)
-    assert (report.branches, report.left_out) == (1, {"redacted": 1, "errored": 1})
-    with pytest.raises(ConfigError, match=r"2 left out, unjudged: .*first error: .*cannot read it"):
+    broken = errored.changed(trajectory_id="broken", spans=(), error=EpisodeError(kind="OSError", message="no"))
+    report = await branch([hidden, errored, third, third, broken], **given)
+    assert (report.branches, report.left_out) == (1, {"redacted": 1, "errored": 2})
+    with pytest.raises(ConfigError, match=r"(?s)2 left out, unjudged: .*first error: .*cannot read it"):
         await branch(recorded(2), **{**given, "verifier": unable})
 
 

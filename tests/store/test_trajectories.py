@@ -180,8 +180,9 @@ def test_load_leaves_out_lines_that_are_no_record(tmp_path: Path, caplog: pytest
 
 
 def test_a_missing_directory_is_not_an_empty_store(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such directory"):
-        load(tmp_path / "typo")
+    (tmp_path / "prod").mkdir()
+    with pytest.raises(ConfigError, match=r"prodd: there is no such directory; did you mean 'prod'\? check the path"):
+        load(tmp_path / "prodd")
 
 
 def test_writer_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
