@@ -54,7 +54,8 @@ def trace(
     the module's docstring shows a complete episode. In a trace within another, the metadata name the outer one.
 
     Args:
-        task: a `Task` or its JSON; default: the messages and tools of the policy's first call.
+        task: a `Task` or its JSON, with the `info` that a verifier reads; default: the messages and tools of the
+            policy's first call, without any.
         resume: an episode that goes on in this block, perhaps in another process: its trajectory, or the JSON of it, or
             its id in the store of `out` or `recorder`, which takes a search. It keeps its id, and readers of the store
             see its last state. One block at a time can go on with it.

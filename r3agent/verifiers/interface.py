@@ -186,6 +186,8 @@ def needed(task: Task, key: str) -> Any:
         setting = (
             "name its column with task.params.answer" if key == "answer" else "give the rows a column of that name"
         )
+        if not task.info:  # as a recording whose application named no task
+            setting += f"; where the task is recorded, pass trace(task={{'messages': ..., 'info': {{{key!r}: ...}}}})"
         raise KeyError(f"info has {sorted(task.info)} and no {key!r}, which the verifier reads; {setting}")
     return task.info[key]
 

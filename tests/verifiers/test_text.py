@@ -71,6 +71,11 @@ def test_articles_count_when_asked() -> None:
     assert normalised(task, "Vitamin a", articles=True)
 
 
+def test_needed_info_names_what_a_recording_gives() -> None:
+    with pytest.raises(KeyError, match=r"info has \[\] and no 'answer'.* pass trace\(task=\{.*'info': \{'answer'"):
+        normalised(expecting(), "42")
+
+
 def test_an_expectation_is_needed() -> None:
     with pytest.raises(KeyError, match="answer"):
         normalised(expecting(), "x")
