@@ -14,7 +14,6 @@ WIDTH = 100_000
 def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, first: int = 0) -> list[str]:
     """Align rows in columns, the first at least `first` wide; one plain line per row, without markup or wrapping."""
     from rich.console import Console
-    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -24,8 +23,8 @@ def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0, fir
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=StringIO(), width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
     with console.capture() as capture:
-        console.print(Padding(table, (0, 0, 0, indent), expand=False))
-    return [line.rstrip() for line in capture.get().splitlines()]
+        console.print(table)  # without `Padding`, which cuts the first column if the last one is empty
+    return [f"{' ' * indent}{line}".rstrip() for line in capture.get().splitlines()]
 
 
 def size(n_bytes: int) -> str:

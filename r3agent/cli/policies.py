@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import Parameter
 
@@ -14,6 +14,7 @@ from r3agent.cards import VersionReport, check_version, describe, diff_versions,
 from r3agent.cards.readme import change_text, compared, numbers
 from r3agent.cards.reports import VersionEvaluation
 from r3agent.cli.command import DEFAULT_RUN, Output, RunFlag, switch, verb
+from r3agent.records.branching import Control
 
 MAX_SHOWN = 12
 """Number of changed values that the text lists without --all."""
@@ -126,7 +127,12 @@ def _text(report: VersionReport) -> Iterator[str]:
 
 
 def _comparison(found: VersionEvaluation) -> Iterator[str]:
-    yield f"{found.candidate} against {found.baseline} on {count(found.n_tasks, 'task')} of the {found.split} split:"
+    controls = ", ".join(name for name in get_args(Control) if f"{name}_reflection" in found.rates)
+    beside = f" with controls {controls}" if controls else ""
+    yield (
+        f"{found.candidate} against {found.baseline} on {count(found.n_tasks, 'task')} of the {found.split} split"
+        f"{beside} ({found.at or 'time unknown'}, {found.file}):"
+    )
     yield from columns(compared(found), gap=3, indent=2)
 
 

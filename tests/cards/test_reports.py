@@ -85,6 +85,7 @@ def test_policies_prints_text_and_json(made: Path, tmp_path: Path, capsys: pytes
     assert "after reflection +50.0 points" in output("list")
     shown = output("show", "v0001", "--check")
     assert "v0001: lora from v0000" in shown
+    assert re.search(r"v0001 against v0000 on 20 tasks of the gate split \(20\S+, gate/\S+\.abc\.json\):\n", shown)
     assert "first try" in shown
     assert re.search(r"served as +\S+@v0001\n", shown)
     assert "weights and episodes are as they were trained\n" in shown
