@@ -19,6 +19,14 @@ from r3agent.store.check import check_store
 MAX_SHOWN = 20
 """Number of lines of each kind that the text lists."""
 
+OUTCOMES = {
+    "passed": "a try is right, the first or a retry",
+    "failed": "no try is right",
+    "unlabelled": "the final answer has no verdict",
+    "errored": "an error ended them",
+}
+"""Meaning of the outcomes of episodes."""
+
 
 @verb()
 def check(
@@ -99,15 +107,17 @@ def forget(
 
 
 def _rows(found: DataStats) -> list[tuple[str, ...]]:
-    counts = {"": found.outcomes, "branches": {"": found.branches} if found.branches else {}, "spans": found.labels}
-    rows: list[tuple[str, ...]] = [
-        (f"{kind} {name}".strip(), str(n)) for kind, by_name in counts.items() for name, n in by_name.items()
-    ]
+    counts = {"branches": {"": found.branches} if found.branches else {}, "recorded": found.labels}
+    rows: list[tuple[str, ...]] = [(name, count(n, "episode"), OUTCOMES[name]) for name, n in found.outcomes.items()]
+    rows += [(f"{kind} {name}".strip(), str(n)) for kind, by_name in counts.items() for name, n in by_name.items()]
     rows += [("tokens not counted", count(found.uncounted, "call"))] if found.uncounted else []
     rows.append(("groups with variance", f"{found.groups_with_variance} of {found.groups}"))
     if found.attempt_groups:
         rows.append(("of first tries", f"{found.attempt_groups_with_variance} of {found.attempt_groups}"))
     rows += rate_rows(found.pass_rates)
+    if found.uneven_retries:
+        why = "drawn after others had failed, or of controls"
+        rows.append(("retries in no rate", count(found.uneven_retries, "try"), why))
     shares: dict[str, dict[str, Share]] = {"version": found.versions, "split": found.splits, "source": found.sources}
     for by, keyed in shares.items():
         for key, share in keyed.items() if keyed.keys() != {UNKNOWN} else ():

@@ -12,7 +12,7 @@ from r3agent._util.messages import count
 from r3agent.data.statistics import BRANCH, PassRate
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message
-from r3agent.run.inspect import InspectedSpan, Inspection
+from r3agent.run.inspect import NOT_CREDITED, InspectedSpan, Inspection
 from r3agent.store.verdicts import PEOPLE
 
 SURE, UNSURE = -0.1, -2.3
@@ -121,7 +121,8 @@ def _headline(span: InspectedSpan) -> str:
     verdict = "" if span.verdict is None else " ✓" if span.verdict.passed else " ✗"
     if span.verdict is not None and span.verdict.by is not None:
         verdict += f" by {span.verdict.by}{'' if span.verdict.overruled is None else ', overruling the verifier,'}"
-    credit = f"no credit: {span.no_credit}" if span.credit is None else f"credit {span.credit:+.2f}"
+    why = "" if span.no_credit == NOT_CREDITED else f": {span.no_credit}"
+    credit = f"no credit{why}" if span.credit is None else f"credit {span.credit:+.2f}"
     step = f" step of {span.try_id}" if span.try_id not in (None, span.span_id) else ""
     call = f" ({span.purpose})" if span.purpose else ""
     apart = f", a row of its own: {span.apart}" if span.apart else ""

@@ -15,7 +15,7 @@ from r3agent.evaluate.statistics import Rate, rate
 from r3agent.records.branching import origins
 from r3agent.records.credit import CreditLabel, credit_label, groups
 from r3agent.records.record import Record
-from r3agent.records.summary import Tally, TryKind, judged_tries
+from r3agent.records.summary import Tally, TryKind, is_even_sample, judged_tries
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.records.usage import usage_of
 from r3agent.store.batches import StoredTrajectories
@@ -81,6 +81,9 @@ class DataStats(Record):
     pass_rates: dict[str, PassRate] = Field(default={})
     """Pass rates of first tries, retries after a reflection and blind retries, those of branches apart, as
     `branch_retry_after_reflection`."""
+    uneven_retries: int = 0
+    """Retries with a verdict that no pass rate counts, because they were drawn after others had failed, or continue the
+    reflection of a control."""
     verdicts: dict[str, int] = Field(default={})
     """Tries with a verdict, by the verifier whose verdict counts, or `people` for a label."""
     versions: dict[str, Share]
@@ -101,6 +104,7 @@ COUNTS = (
     "groups_with_variance",
     "attempt_groups",
     "attempt_groups_with_variance",
+    "uneven_retries",
 )
 """Fields that are sums over batches of whole tasks."""
 
@@ -208,6 +212,7 @@ def _count(trajectories: StoredTrajectories, verifiers: Mapping[tuple[str, str],
             groups_with_variance=tally.groups_with_variance,
             attempt_groups=len(attempts),
             attempt_groups_with_variance=sum(group.has_variance for group in attempts),
+            uneven_retries=sum(map(_uneven_retries, batch)),
         )
         capabilities.update(tally.summary().capabilities)
         for of_tasks in (rates, *(share.rates for keyed in shares.values() for share in keyed.values())):
@@ -221,6 +226,13 @@ def _count(trajectories: StoredTrajectories, verifiers: Mapping[tuple[str, str],
         "verdicts": dict(sorted(verdicts.items())),
         **{by: {key: share.share() for key, share in sorted(keyed.items())} for by, keyed in shares.items()},
     }
+
+
+def _uneven_retries(trajectory: Trajectory) -> int:
+    if trajectory.error is not None:
+        return 0
+    own = (t for t in trajectory.tries if t.label == "retry" and t.first.span_id not in trajectory.recorded)
+    return sum(t.passed is not None and not t.is_blind and not is_even_sample(trajectory, t) for t in own)
 
 
 def _outcome(trajectory: Trajectory) -> str:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
+from r3agent._util.messages import explain
+from r3agent.records.trajectory import Task
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,4 +39,5 @@ class Memory:
     def report_error(self, what: str, error: Exception) -> None:
         """Log an error of the recording, once for each kind."""
         name = type(error).__name__
-        self.report(f"{what} {name}", "%s: %s: %s", what, name, " ".join(str(error).split())[:400])
+        text = explain(error, Task) if isinstance(error, ValidationError) else f"{name}: {error}"
+        self.report(f"{what} {name}", "%s: %s", what, " ".join(text.split())[:400])

@@ -17,6 +17,9 @@ from r3agent.train.tokenizer import TokenTexts, token_texts
 COPIED = {"span_id", "parent_id", "policy_version", "capability", "request", "text", "reasoning"}
 """Fields that an inspected span copies from the record."""
 
+NOT_CREDITED = "not credited"
+"""Reason why a span without any other reason has no credit, e.g. because `train.credit` does not name its label."""
+
 
 class InspectedToken(Record):
     id: int
@@ -125,7 +128,7 @@ def inspect_trajectory(
         if (unit := try_id or span.span_id) in by_unit:
             no_credit = "not_the_policy" if span.purpose else "refused"
         else:
-            no_credit = reasons.get(unit, "not credited")
+            no_credit = reasons.get(unit, NOT_CREDITED)
         return InspectedSpan(
             **span.model_dump(include=COPIED),
             try_id=try_id,

@@ -13,7 +13,9 @@ from r3agent.cli.main import main
 from r3agent.data import stats
 from r3agent.errors import ConfigError
 from r3agent.records.branching import branch_of
+from r3agent.records.trajectory import AT_ONCE
 from r3agent.store.shards import TrajectoryWriter
+from tests.support.trees import span, tree
 
 from .stores import collected
 
@@ -49,11 +51,24 @@ def test_stats_verb_prints_table_and_json(tmp_path: Path, capsys: pytest.Capture
     text = capsys.readouterr().out
     assert "1 episode of 1 task" in text
     assert "groups with variance" in text
+    assert re.search(r"passed +1 episode +a try is right", text)
     assert re.search(r"first try +0.0% \(.*\), mean of 1 task +0 of 1 try passed\n", text)
     assert "split" not in text  # no record has one
     assert f"lines that are no records: 1, see r3agent data check {tmp_path}" in text
     assert main(["data", "stats", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == stats(tmp_path).model_dump(mode="json")
+
+
+def test_stats_count_the_retries_that_no_rate_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = span("attempt", passed=False)
+    reflections = [span("reflect", first) for _ in range(2)]
+    retries = [span("retry", reflection, passed=i == 1) for i, reflection in enumerate(reflections)]
+    with TrajectoryWriter(tmp_path) as writer:
+        writer.append(tree(first, *reflections, *retries).changed(metadata={AT_ONCE: 1}))
+    found = stats(tmp_path)
+    assert (found.pass_rates["retry_after_reflection"].tries, found.uneven_retries) == (1, 1)
+    assert main(["data", "stats", str(tmp_path)]) == 0
+    assert re.search(r"retries in no rate +1 try +drawn after others had failed", capsys.readouterr().out)
 
 
 def test_stats_count_a_branch_for_the_source_of_its_parent(tmp_path: Path) -> None:

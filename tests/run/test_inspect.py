@@ -179,7 +179,7 @@ def test_the_conversation_as_text_is_plain_when_no_one_watches(run, capsys):
     assert out.splitlines()[:2] == ["trajectory 1episode, credit as trained from v0000", legend]
     assert "  reflect credit +0.50, reward 1.00 [v0000, trainable-exact]\n    Start[-0.50] with[-1.50] 3[-2.50]" in out
     assert "reflect credit -0.50, reward 0.00" in out
-    assert "retry ✓ no credit: not credited, reward 1.00" in out
+    assert "retry ✓ no credit, reward 1.00" in out
 
 
 def test_on_a_terminal_colour_is_the_sign_of_credit(run, capsys, monkeypatch):
