@@ -10,6 +10,7 @@ from rich.text import Text
 from r3agent._util.console import columns, printable
 from r3agent._util.messages import count
 from r3agent.data.statistics import BRANCH, PassRate
+from r3agent.evaluate.statistics import clustered
 from r3agent.records.summary import CollectSummary
 from r3agent.records.trajectory import Message
 from r3agent.run.inspect import NOT_CREDITED, InspectedSpan, Inspection
@@ -41,16 +42,26 @@ def rate_text(rate: PassRate) -> str:
     return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}), mean of {count(rate.n_tasks, 'task')}"
 
 
+def pass_rates(summary: CollectSummary) -> dict[str, PassRate]:
+    """Return the pass rates of a collection, with their intervals over tasks."""
+    return {
+        kind: PassRate(
+            **dict(clustered(found.rate, found.variance, found.n_tasks, found.tries)),
+            passed=found.passed,
+            tries=found.tries,
+        )
+        for kind, found in summary.by_task.items()
+    }
+
+
 def summary_lines(summary: CollectSummary, rates: Mapping[str, PassRate] | None = None) -> list[str]:
     """Render success rates and the capabilities of the spans.
 
     Args:
-        rates: pass rates to render, in place of the summary's shares of tries.
+        rates: pass rates of the store, in which those of branches are apart; default: those of the collection.
     """
-    shares: dict[str, float | None] = {kind: getattr(summary, kind) for kind in NAMES}
-    passed = [(NAMES[kind], f"{share:.1%} of tries") for kind, share in shares.items() if share is not None]
     rows = [
-        *(passed if rates is None else rate_rows(rates)),
+        *rate_rows(pass_rates(summary) if rates is None else rates),
         *(
             [("asked the policy", f"{summary.tries_of_policy} of {count(summary.tries, 'try')}")]
             if summary.tries_of_policy < summary.tries

@@ -82,7 +82,7 @@ class ConsoleReporter:
         assert self._first is not None
         rate = (tally.tokens_sampled - self._tokens_before) / max(now - self._first[0], 1e-3)
         parts = [
-            _first_try(tally.first_tries),
+            _first_try(tally.shares["first"]),
             f"{tally.groups_with_variance} of {tally.groups} groups with variance" if tally.groups else "",
             f"{rate:.0f} tokens/s",
             f"{tally.in_flight} in flight",

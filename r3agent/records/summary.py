@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from r3agent.records.branching import rendering
 from r3agent.records.credit import Group, groups
-from r3agent.records.task_shares import TaskShares
+from r3agent.records.task_shares import TaskRate, TaskShares
 from r3agent.records.trajectory import AT_ONCE, Record, Trajectory, Try
 from r3agent.records.usage import usage_of
 
@@ -39,6 +39,8 @@ class CollectSummary(Record):
     parts, only the first counts, because its outcomes decided whether there were more."""
     retry_blind: float | None
     """Share of blind retries that passed."""
+    by_task: dict[TryKind, TaskRate] = {}
+    """Means over tasks of the three shares, as several tries of a task are not independent."""
     noisy_verdicts: int
     """Verdicts of a verifier that can be wrong, such as an LLM judge; with them the three shares are estimates."""
     tries: int = 0
@@ -110,8 +112,8 @@ class Tally:
         self._capabilities: Counter[str] = Counter()
         self._notes: Counter[str] = Counter()
         self._recorded_prompts: Counter[str] = Counter()
-        self.first_tries = TaskShares()
-        """First tries that passed, by task."""
+        self.shares = {place: TaskShares() for place in PLACES.values()}
+        """Tries of each kind that passed, by task."""
 
     def add(self, trajectory: Trajectory) -> None:
         """Count one trajectory; parents come before their branches."""
@@ -142,8 +144,7 @@ class Tally:
             counts = self._passed[PLACES[kind]]
             counts[0] += passed
             counts[1] += 1
-            if kind == "first_try":
-                self.first_tries.add(trajectory.task.id, passed, 1)
+            self.shares[PLACES[kind]].add(trajectory.task.id, passed, 1)
         found = {_key_of(group): group.has_variance for group in groups([trajectory])}
         self._add_groups(found, trajectory.trajectory_id, trajectory.parent_id)
 
@@ -152,8 +153,9 @@ class Tally:
         self._sum(vars(other))
         for (origin, key), varied in other._groups.items():
             self._add_groups({key: varied}, origin)
-        for counts in other.first_tries:
-            self.first_tries.add(*counts)
+        for place, shares in other.shares.items():
+            for counts in shares:
+                self.shares[place].add(*counts)
         self.answered = other.answered or self.answered
 
     def summary(self, *, resumed: int = 0, outdated: int = 0, seconds: float = 0.0) -> CollectSummary:
@@ -167,6 +169,7 @@ class Tally:
             first_try=_share(*self._passed["first"]),
             retry_after_reflection=_share(*self._passed["retry"]),
             retry_blind=_share(*self._passed["blind"]),
+            by_task={kind: shares.rate() for kind, place in PLACES.items() if (shares := self.shares[place]).judged},
             noisy_verdicts=self._noisy,
             tries=self._tries,
             tries_of_policy=self._asked,
@@ -194,7 +197,8 @@ class Tally:
     def add_counts(self, counts: Mapping[str, Any], trajectory_id: str, parent_id: str | None, *, task_id: str) -> None:
         """Add the `counts` of one trajectory; parents come before their branches."""
         self._sum(counts)
-        self.first_tries.add(task_id, *counts.get("_passed", {}).get("first", (0, 0)))
+        for place, passed in counts.get("_passed", {}).items():
+            self.shares[place].add(task_id, *passed)
         self._add_groups(counts.get("groups", {}), trajectory_id, parent_id)
         if "errors" not in counts:
             self.answered = trajectory_id
@@ -222,7 +226,7 @@ class Tally:
                 self.groups_with_variance += varied
 
 
-OTHERS = {"in_flight", "cost", "answered", "groups", "groups_with_variance", "first_tries", "_groups", "_origins"}
+OTHERS = {"in_flight", "cost", "answered", "groups", "groups_with_variance", "shares", "_groups", "_origins"}
 
 COUNTS = {*vars(Tally())} - OTHERS
 """Fields of `Tally` that are sums over trajectories."""

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from r3agent.records.record import Record
+
 _PAIRS: dict[tuple[int, int], tuple[int, int]] = {}
 """Counts, which most tasks have in common."""
+
+
+class TaskRate(Record):
+    """Mean over tasks of the share of their tries that passed."""
+
+    rate: float
+    variance: float
+    """Variance of the share between tasks."""
+    n_tasks: int
+    passed: int
+    """Tries that passed."""
+    tries: int
+    """Tries with a verdict."""
 
 
 class TaskShares:
@@ -45,3 +60,8 @@ class TaskShares:
     def variance(self) -> float:
         """Variance between tasks."""
         return max(0.0, self._squares / (len(self) or 1) - self.mean**2)
+
+    def rate(self) -> TaskRate:
+        """Return the mean, and the numbers that its interval needs."""
+        passed = sum(passed for passed, _ in self._counts.values())
+        return TaskRate(rate=self.mean, variance=self.variance, n_tasks=len(self), passed=passed, tries=self.judged)

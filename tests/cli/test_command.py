@@ -147,9 +147,7 @@ def test_progress_counts_samples_of_a_task_as_one(capsys: pytest.CaptureFixture[
             reporter.tally(tally)
             reporter.episodes(1, 8)
     for line in capsys.readouterr().err.splitlines():
-        assert (
-            ", first try of ended episodes 50% (15% to 85%, 4 tasks), " in line
-        )  # and not that of 20 in 40, 35% to 65%
+        assert ", first try of ended episodes 50% (15% to 85%, 4 tasks), " in line, "of 20 in 40 it is 35% to 65%"
 
 
 def test_progress_has_the_currency_of_the_cost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -346,7 +346,13 @@ def test_the_summary_as_counted_by_hand() -> None:
 
     errored = learnt.model_copy(update={"error": EpisodeError(kind="VerifierError", message="no")})
 
-    assert summarise([first_time, learnt, alike, errored], resumed=1, seconds=2.345) == CollectSummary(
+    summary = summarise([first_time, learnt, alike, errored], resumed=1, seconds=2.345)
+    assert {kind: (r.passed, r.tries, r.n_tasks) for kind, r in summary.by_task.items()} == {
+        "first_try": (1, 3, 1),
+        "retry_after_reflection": (1, 4, 1),
+        "retry_blind": (1, 2, 1),
+    }
+    assert summary.model_copy(update={"by_task": {}}) == CollectSummary(
         episodes=4,
         resumed=1,
         errors={"VerifierError": 1},
