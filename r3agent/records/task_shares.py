@@ -10,6 +10,10 @@ _PAIRS: dict[tuple[int, int], tuple[int, int]] = {}
 """Counts, which most tasks have in common."""
 
 
+PLACES = 12
+"""Decimal places of a rate: running sums depend on the order of the tries."""
+
+
 class TaskRate(Record):
     """Mean over tasks of the share of their tries that passed."""
 
@@ -64,4 +68,10 @@ class TaskShares:
     def rate(self) -> TaskRate:
         """Return the mean, and the numbers that its interval needs."""
         passed = sum(passed for passed, _ in self._counts.values())
-        return TaskRate(rate=self.mean, variance=self.variance, n_tasks=len(self), passed=passed, tries=self.judged)
+        return TaskRate(
+            rate=round(self.mean, PLACES),
+            variance=round(self.variance, PLACES),
+            n_tasks=len(self),
+            passed=passed,
+            tries=self.judged,
+        )

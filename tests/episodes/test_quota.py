@@ -67,22 +67,24 @@ async def test_the_summary_says_what_running_episodes_spent_beyond(tmp_path: Pat
             limits = CollectLimits(max_tokens=20, max_cost=1000, max_seconds=3600)
             apart = await run(tmp_path / "apart", policy, limits)
             together = await run(tmp_path / "together", policy, limits, concurrency=6)
-            late = await run(tmp_path / "late", policy, CollectLimits(max_seconds=1e-9))
+            at_once = CollectLimits(max_seconds=1e-9)
+            late = await run(tmp_path / "late", policy, at_once)
     assert (apart.ended_by, apart.left, apart.exceeded) == ("max_tokens = 20", 4, {"max_tokens": 10})
     assert (together.ended_by, together.left, together.exceeded) == (None, 0, {"max_tokens": 70})
-    assert limit_lines(apart) == [
+    assert limit_lines(apart, limits) == [
         "ended by max_tokens = 20: 4 episodes not run; the same command goes on with them",
-        "exceeded by episodes that had begun: max_tokens by 10",
+        "exceeded by episodes that had begun: max_tokens = 20 by 10 to 30",
     ]
     assert late.exceeded.keys() == {"max_seconds"}
-    assert "; collect.episode_timeout_s limits their time" in limit_lines(late)[-1]
+    assert "; collect.episode_timeout_s limits their time" in limit_lines(late, at_once)[-1]
 
 
 async def test_a_target_that_all_episodes_miss_says_so(tmp_path: Path) -> None:
     policy = ScriptedPolicy({"attempt": "no", "reflect": ["a", "b"], "retry": ["right", "no"]})
-    missed = await run(tmp_path, policy, CollectLimits(target_groups=2))
+    limits = CollectLimits(target_groups=2)
+    missed = await run(tmp_path, policy, limits)
     assert (missed.ended_by, missed.unreached) == (None, "target_groups = 2: the rewards of 1 differ")
-    [line] = limit_lines(missed)
+    [line] = limit_lines(missed, limits)
     assert line.startswith("target_groups = 2: the rewards of 1 differ, and every episode was run: collect more tasks")
     assert (await run(tmp_path, policy, CollectLimits(target_groups=1))).unreached is None
     cut = await run(tmp_path / "cut", policy, CollectLimits(target_groups=2, max_episodes=2))
