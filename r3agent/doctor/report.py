@@ -58,5 +58,6 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
 
 
 def _cut(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_DETAIL else f"{line[: MAX_DETAIL - 3]}..."
+    """Cut a message in the middle: it begins with the cause and ends with the remedy."""
+    line, end = " ".join(text.split()), MAX_DETAIL // 2
+    return line if len(line) <= MAX_DETAIL else f"{line[: MAX_DETAIL - end - 5]} ... {line[-end:]}"

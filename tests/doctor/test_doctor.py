@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from r3agent.cli.main import main
-from r3agent.doctor import Diagnosis, diagnose, report
+from r3agent.doctor import Check, Diagnosis, diagnose, report
 from r3agent.errors import ConfigError
 from r3agent.serve import ServerProcess
 from r3agent.testing import DROPPED, HANG, SERVER_ERROR, Fault, ScriptedEndpoint, miscount
@@ -169,6 +170,9 @@ async def test_a_mode_that_loses_ids_is_named_with_the_numbers() -> None:
     assert [check.name for check in diagnosis.checks if check.status != "yes"] == [lost.name]
     assert diagnosis.tier == "trainable-exact"
     assert "not in every mode: no exact tokens, tools streamed" in report(diagnosis)
+    cut = Check(name="n", status="no", detail=f"refused: {'why ' * 99}; serve it with --this")
+    text = report(diagnosis.model_copy(update={"checks": (cut,)}))
+    assert re.search(r"refused: why .* \.\.\. .*why ; serve it with --this", text)
 
 
 async def test_a_server_that_ignores_stream_is_named() -> None:
