@@ -159,4 +159,4 @@ class HubError(R3Error):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, and left a checkpoint from which `resume` continues."""
+    """Training was stopped by a signal, and left a checkpoint, its argument, from which `resume` continues."""

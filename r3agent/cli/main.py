@@ -265,10 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
     except KeyboardInterrupt as raised:
-        resumes = isinstance(raised, TrainingInterrupted) and verb == "train"
-        again = "the same command with --resume" if resumes else "the same command"
+        trained = isinstance(raised, TrainingInterrupted)
+        again = "the same command with --resume" if trained and verb == "train" else "the same command"
         if not silent:
-            print(f"r3agent {verb}: interrupted; {again} goes on from here", file=sys.stderr)
+            place = (trained and str(raised)) or "here"
+            print(f"r3agent {verb}: interrupted; {again} goes on from {place}", file=sys.stderr)
         return INTERRUPTED
     if output.refused:
         return REFUSED

@@ -199,36 +199,38 @@ def trained_on(rows: Sequence[Row], indices: Iterable[int]) -> list[str]:
 class StepProgress(TrainerCallback):
     """Callback that reports TRL's log of each optimizer step, with the speed and the remaining seconds.
 
+    Both are of all steps after the first one, which is slower because kernels and memory are set up in it; the first
+    step has its own.
+
     Args:
         trajectories: returns the ids of the trajectories that a step is of.
     """
 
     def __init__(self, progress: Progress, version: str, trajectories: Callable[[int], list[str]]) -> None:
         self.progress, self.version, self.trajectories = progress, version, trajectories
-        self.began = self.ended = 0.0
+        self.began, self.first, self.tokens = 0.0, 0, 0.0
+        """Time, step and sampled tokens from which the speed counts."""
         self.ended_ns: int | None = None
-        self.first = 0
+        self.is_warm = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.began = self.ended = time.perf_counter()
-        self.ended_ns = now_ns()
-        self.first = state.global_step
+        self.began, self.first, self.tokens = time.perf_counter(), state.global_step, 0.0
+        self.ended_ns, self.is_warm = now_ns(), False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
         if "loss" not in logs:
             return
         now = time.perf_counter()
+        step, self.tokens = state.global_step, self.tokens + logs["tokens"]
         pace = {
-            "tokens_per_s": logs["tokens"] / (now - self.ended),
-            "seconds_left": (now - self.began)
-            / (state.global_step - self.first)
-            * (state.max_steps - state.global_step),
+            "tokens_per_s": self.tokens / (now - self.began),
+            "seconds_left": (now - self.began) / (step - self.first) * (state.max_steps - step),
         }
-        self.ended = now
-        step = state.global_step
+        if not self.is_warm:
+            self.began, self.first, self.tokens, self.is_warm = now, step, 0.0, True
 
         def attributes() -> dict[str, Any]:
             values = {f"r3agent.train.{name}": logs[key] for key, name in LOGGED.items() if key in logs}
@@ -237,7 +239,7 @@ class StepProgress(TrainerCallback):
         if args.process_index == 0:
             begin("train_step", attributes, start_ns=self.ended_ns).end()
         self.ended_ns = now_ns()
-        self.progress("step", {"step": state.global_step, "steps": state.max_steps, **logs, **pace})
+        self.progress("step", {"step": step, "steps": state.max_steps, **logs, **pace})
 
 
 def _traced(start: PolicyStart, version: str, config: TrainConfig, first: bool) -> TraceSpan:

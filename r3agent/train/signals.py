@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from r3agent.errors import TrainingInterrupted
+from r3agent.train.checkpoints import PREFIX
+
+logger = logging.getLogger(__name__)
 
 
 class StopOnSignal(TrainerCallback):
@@ -26,6 +31,8 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.stop = False
+        self.checkpoint: Path | None = None
+        """Checkpoint of the step after which training stopped."""
         self.accelerator: Accelerator | None = None
 
     @contextmanager
@@ -46,12 +53,17 @@ class StopOnSignal(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stop:
-            raise TrainingInterrupted
+            raise TrainingInterrupted(*([] if self.checkpoint is None else [str(self.checkpoint)]))
 
-    def _hear(self, *_: object) -> None:
+    def _hear(self, number: int, _: object) -> None:
         assert self.accelerator is not None
-        if self.stop and self.accelerator.num_processes == 1:
+        alone = self.accelerator.num_processes == 1
+        if self.stop and alone:
             raise KeyboardInterrupt
+        if not self.stop and self.accelerator.is_main_process:  # a step can take minutes
+            again = "; a second signal stops it at once" if alone else ""
+            name = signal.Signals(number).name
+            logger.warning("%s: training stops with a checkpoint after the current step%s", name, again)
         self.stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -60,4 +72,5 @@ class StopOnSignal(TrainerCallback):
         agreed: Any = self.accelerator.reduce(own)
         self.stop = agreed.item() > 0
         if self.stop:
+            self.checkpoint = Path(args.output_dir or "") / f"{PREFIX}{state.global_step}"
             control.should_save = control.should_training_stop = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,5 +158,6 @@ def stopped(run_dir: Path, **values: Any) -> int:
         _, messages = process.communicate(timeout=PATIENCE_S)
     if values.get("processes", 1) == 1:
         assert process.returncode == 130
-        assert "interrupted; the same command with --resume goes on from here" in messages
+        assert "WARNING: SIGTERM: training stops with a checkpoint after the current step" in messages
+        assert re.search(r"interrupted; the same command with --resume goes on from \S+/checkpoint-\d+\n", messages)
     return process.returncode
