@@ -34,7 +34,10 @@ async def play(messages, client, environment, task):
             return said
         messages.append(said.model_dump(exclude_none=True))
         for call in said.tool_calls:
-            result = environment.combine(**json.loads(call.function.arguments))
+            try:
+                result = environment.combine(**json.loads(call.function.arguments))
+            except (TypeError, ValueError) as error:  # the policy may write arguments that are none
+                result = str(error)
             messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
 
 @tool

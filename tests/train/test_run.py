@@ -232,7 +232,7 @@ def test_train_makes_credited_and_distilled_rows_likelier(record: Record, start:
     every = {"attempt": "success", "reflect": "retry_success", "retry": "success", "blind_retry": "success"}
     values: dict[str, Any] = {"credit": every, "distill": 1.0}
     card = run(trajectories, start, tmp_path / "v0001", epochs=8, **values)
-    assert card.metrics["rows"]["labels"] == {"attempt": 3, "reflect": 2, "retry": 4, "blind_retry": 6, "distill": 2}
+    assert card.metrics["rows"]["labels"] == {"attempt": 3, "reflect": 2, "retry": 4, "blind_retry": 4, "distill": 2}
     assert card.settings["credit"] == every
     # distilled rows have nothing recorded behind their prompt, so mismatch and ESS leave them out
     rows, _ = build_rows(trajectories, config=settings(**values), version="v0000")
