@@ -27,7 +27,6 @@ from r3agent.verifiers.human import person
 RECURSION_LIMIT = 10_000
 """Limit on the steps of an agent's graph, which ends by `max_steps`."""
 
-
 ASKS = "interrupted the graph to ask a person; a collection cannot wait for an answer"
 
 

@@ -164,13 +164,10 @@ class Registry:
         """
         path = self.version_dir(version) / CARD_FILE
         if not path.exists():
-            if known := self.versions():
-                raise ConfigError(f"{version!r}: {self.policies_dir} has {', '.join(known)}; name one of them")
             first = shlex.join(["r3agent", "collect", "--run", str(self.run_dir)])
-            raise ConfigError(
-                f"{version!r}: {self.policies_dir} has no versions yet; `{first}` makes {versions.BASE} of the base "
-                "model, and `r3agent train` the later ones"
-            )
+            none = f"no versions yet; `{first}` makes v0000 of the base model, and `r3agent train` the later ones"
+            found = f"{', '.join(known)}; name one of them" if (known := self.versions()) else none
+            raise ConfigError(f"{version!r}: {self.policies_dir} has {found}")
         card = read_record(PolicyCard, path)
         if card.version != version:
             raise RecordError(f"{path} is the card of {card.version}: the directory was renamed; rename it back")
@@ -195,11 +192,7 @@ class Registry:
         return PolicyCard(version=versions.BASE, name=name, kind="base", base_model=base_model)
 
     def add_base(self, name: str, base_model: str) -> PolicyCard:
-        """Return the card of v0000, and write it if it is missing.
-
-        Raises:
-            ConfigError: the run belongs to another base model.
-        """
+        """Return the card of v0000, and write it if it is missing; errors are those of `base`."""
         card = self.base(name, base_model)
         if card.version not in self.versions():
             with create_version(self.version_dir(card.version)) as directory:
