@@ -178,8 +178,9 @@ async def test_what_a_parser_takes_out_of_the_text_stays_in_the_tokens(
             assert name_of_call(generation) == "weather"
         thought = THOUGHT if parsers == "speaker" else ""
         assert generation.text == thought + ("" if mode == "tools" else ANSWER)
-        handed_over = generation.reasoning or ""
-        assert f"<think>{handed_over}</think>" == THOUGHT if parsers == "thinker" else handed_over == ""
+        # vLLM keeps the opening tag if the streamed chunk that carries it carries more tokens.
+        handed_over = (generation.reasoning or "").removeprefix("<think>")
+        assert f"<think>{handed_over}</think>" == (THOUGHT if parsers == "thinker" else "<think></think>")
     if not streamed:
         assert {g.capability_note for g in drawn} == {
             "sampled with temperature = 0.1: not from what its logprobs describe"
