@@ -55,8 +55,8 @@ with torch.inference_mode():
 
 async def completion_tokens(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
     """Send one request on an open connection, and return its number of tokens."""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     headers = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(headers.split(b"content-length: ")[1].split(b"\r\n")[0])
     answer = orjson.loads(await reader.readexactly(length))

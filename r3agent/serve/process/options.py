@@ -39,7 +39,7 @@ class ServerOptions(EngineOptions):
     kv_cache_gib: float | None = None
     """KV cache of the embedded server, in GiB; default 4."""
     threads: int | None = None
-    """Torch threads of the embedded server; default one less than torch would use."""
+    """Torch threads of the embedded server; default one less than torch would use, or than a container's quota."""
 
     def words(self, names: Iterable[str]) -> list[str]:
         """Return the named options that have a value as command-line arguments."""

@@ -28,10 +28,15 @@ STOP_S = guard.GRACE_S + 5
 
 
 class Choice(NamedTuple):
-    """Options that are chosen for a machine, and why."""
+    """Options and environment variables that are chosen for a machine, and why."""
 
     options: tuple[str, ...]
     reason: str
+    variables: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        words = [*(f"{name}={value}" for name, value in self.variables), *self.options]
+        return f"with {' '.join(words)}: {self.reason}"
 
 
 class LocalServer(ABC):

@@ -29,7 +29,7 @@ def supervise(server: LocalServer, *, run_dir: Path | None = None, argv: Sequenc
     try:
         print(f"starting {server.name}; its output goes to {server.log_path}", file=sys.stderr)
         for choice in server.choices:
-            print(f"with {' '.join(choice.options)}: {choice.reason}", file=sys.stderr)
+            print(choice, file=sys.stderr)
         with server, _registered(server, run_dir, argv):
             print(f"serving {server.name} on {server.base_url}", flush=True)
             server.watch()

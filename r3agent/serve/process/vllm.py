@@ -12,11 +12,12 @@ from pathlib import Path
 
 from r3agent._util.address import base_url, is_loopback, listen
 from r3agent._util.checked import Port, Positive, checked
+from r3agent._util.cores import allowed_cpus, cpu_quota, physical_cores
 from r3agent.errors import ConfigError
 from r3agent.serve.process.log_diagnosis import likely_cause
 from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
-from r3agent.serve.process.vllm_cpu import LORA_SLOTS, choose_options, is_cpu_build
+from r3agent.serve.process.vllm_cpu import LORA_SLOTS, choose_cores, choose_options, is_cpu_build
 from r3agent.store.models import default_name, find_checkpoint
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
@@ -87,7 +88,11 @@ class VLLMProcess(LocalServer):
         self._options = tuple(options)
         self._on_cpu = is_cpu_build(self.python)
         if self._on_cpu:
-            self.choices = choose_options(self._options, lora_rank=lora_rank)
+            cores, quota = physical_cores(allowed_cpus()), cpu_quota()
+            self.choices = [
+                *choose_options(self._options, lora_rank=lora_rank),
+                *choose_cores(self._options, os.environ, cores=cores, quota=quota),
+            ]
 
     def _launch(self) -> tuple[list[str], dict[str, str]]:
         with listen(self._host, self._port) as listener:  # vLLM reports a taken port only after many seconds
@@ -102,6 +107,7 @@ class VLLMProcess(LocalServer):
     def _environment(self) -> dict[str, str]:
         environment = {
             **ENVIRONMENT,
+            **dict(variable for choice in self.choices for variable in choice.variables),
             **({"VLLM_SERVER_DEV_MODE": "1"} if is_loopback(self._host) else {}),
             **os.environ,
         }

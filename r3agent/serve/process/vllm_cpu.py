@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from r3agent.serve.process.process import Choice
@@ -16,6 +16,12 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that vLLM 0.32 takes."""
+
+CORE_VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"}
+"""Variables by which a user chooses the cores."""
+
+PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"}
+"""Options that start several workers, whose threads a user distributes."""
 
 
 def is_cpu_build(python: str) -> bool:
@@ -45,6 +51,34 @@ def choose_options(
         reason = f"train.lora_r is {lora_rank}, and each token costs the time of this rank in every layer"
         choices.append(Choice(("--max-lora-rank", str(rank)), reason))
     return choices
+
+
+def choose_cores(
+    given: Sequence[str], environment: Mapping[str, str], *, cores: int, quota: float | None
+) -> list[Choice]:
+    """Choose the number of threads where vLLM's own choice exceeds what the container may use.
+
+    vLLM binds a thread to each core of its affinity but the last, which is for its scheduler. It does not see a quota
+    such as that of `docker --cpus`: threads beyond it are stopped for a part of each period, while the others wait for
+    them. Under a quota they are not bound, since other containers bind theirs to the first cores too.
+
+    Args:
+        given: options for vLLM that the user chose.
+        environment: environment of the process; its own variables for cores are left as they are.
+        cores: physical cores in the affinity.
+        quota: cores' worth of time that the container may use; `None` without a limit.
+    """
+    names = {option.split("=")[0].replace("_", "-") for option in given}
+    if quota is None or names & PARALLEL or environment.keys() & CORE_VARIABLES:
+        return []
+    started, threads = max(1, cores - 1), max(1, int(quota) - 1)
+    if started <= max(quota, threads):
+        return []
+    reason = (
+        f"the container may use the time of {quota:g} cores, and vLLM would start {started} threads; "
+        "VLLM_CPU_OMP_THREADS_BIND overrides it"
+    )
+    return [Choice((), reason, (("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("OMP_NUM_THREADS", str(threads))))]
 
 
 def _flags(cpuinfo: Path) -> set[str]:
