@@ -68,7 +68,7 @@ def inspect(
     own = stored.of_task(found.task.id)
     inspection = inspect_trajectory(
         next(t for t in own if t.trajectory_id == found.trajectory_id),
-        stored if config.train.scale_rewards == "batch" else own,
+        stored if "batch" in (config.train.scale_rewards, config.train.baseline) else own,
         config=config.train,
         model=resolve_model(config.policy.base_model),
         policies_dir=Registry(run).policies_dir,

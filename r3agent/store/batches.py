@@ -94,5 +94,10 @@ def batches_of(trajectories: Iterable[Trajectory]) -> Iterator[list[Trajectory]]
         yield list(each_trajectory(trajectories))
 
 
+def kept(trajectories: Iterable[Trajectory]) -> Iterable[Trajectory]:
+    """Return the trajectories so that they can be read several times: those of a store, or else a list."""
+    return trajectories if isinstance(trajectories, StoredTrajectories) else list(each_trajectory(trajectories))
+
+
 def _place(number: int, entry: Entry) -> Place:
     return Place(number, entry.path, entry.offset, entry.size, entry.crc)

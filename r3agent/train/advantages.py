@@ -1,17 +1,19 @@
 """Advantages of rows.
 
 The baseline is the mean of the try's siblings, each of which counts once, however many rows it has. Tries of another
-failure would bias it (arXiv 2402.03300).
+failure would bias it (arXiv 2402.03300), unless they are compared as in `r3agent.train.baseline`.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
+from r3agent.train.baseline import Place
 from r3agent.train.config import TrainConfig
-from r3agent.train.row import Row, RowLabel
+from r3agent.train.row import Dropped, Row, RowLabel
 
 Every: TypeAlias = dict[RowLabel, "array[float]"]
 """Rewards of all siblings by label, those without a row for want of variance included."""
@@ -19,28 +21,55 @@ Every: TypeAlias = dict[RowLabel, "array[float]"]
 STD_EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
 
+ROUNDING = 1e-9
+"""Differences below this are 0 but for the rounding of sums."""
 
-def with_advantages(groups: list[list[list[Row]]], config: TrainConfig) -> list[Row]:
-    """Compute the rows' advantages: reward minus the siblings' mean, scaled and weighted as configured.
 
-    Args:
-        groups: the rows of each sibling, by group.
+def among_siblings(tries_G: list[list[Row]], config: TrainConfig) -> tuple[list[Row], list[Dropped]]:
+    """Compute the advantages of siblings' rows: reward minus the siblings' mean, scaled and weighted as configured.
 
     The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
-    applied by `scaled`, when all batches are known. Groups of equal rewards are left out of the result.
+    applied by `scaled`, when all batches are known. A group of one, or of equal rewards, is dropped.
     """
+    rewards_G = [rows[0].reward for rows in tries_G]
+    if len(set(rewards_G)) < 2:
+        return [], _dropped(tries_G, alone=len(tries_G) == 1)
+    mean, scale = fmean(rewards_G), 1.0
+    if config.scale_rewards == "group":
+        scale = stdev(rewards_G) + STD_EPSILON
+    weight = _weight(tries_G[0][0], config)
+    return [row._replace(advantage=weight * (row.reward - mean) / scale) for rows in tries_G for row in rows], []
+
+
+def among_tasks(
+    tries_G: list[list[Row]], baselines: Mapping[Place, float | None], config: TrainConfig
+) -> tuple[list[Row], list[Dropped]]:
+    """Compute the advantages of rows: reward minus baseline, weighted as configured; `scaled` divides them.
+
+    A try that nothing compares with, or that earned exactly its baseline, is dropped.
+    """
+    found, dropped = list[Row](), list[Dropped]()
+    for rows in tries_G:
+        first: Any = rows[0]
+        baseline = baselines[first.label, first.trajectory_id, first.span_id]
+        if baseline is None or abs(first.reward - baseline) < ROUNDING:
+            dropped += _dropped([rows], alone=baseline is None)
+        else:
+            advantage = _weight(first, config) * (first.reward - baseline)
+            found += [row._replace(advantage=advantage) for row in rows]
+    return found, dropped
+
+
+def _weight(row: Row, config: TrainConfig) -> float:
     weights: dict[Any, float] = config.credit_weights
-    found: list[Row] = []
-    for tries_G in groups:
-        label, rewards_G = tries_G[0][0].label, [rows[0].reward for rows in tries_G]
-        if len(set(rewards_G)) == 1:
-            continue
-        mean, scale = fmean(rewards_G), 1.0
-        if config.scale_rewards == "group":
-            scale = stdev(rewards_G) + STD_EPSILON
-        weight = weights.get(label, 1.0)
-        found += [row._replace(advantage=weight * (row.reward - mean) / scale) for rows in tries_G for row in rows]
-    return found
+    return weights.get(row.label, 1.0)
+
+
+def _dropped(tries: list[list[Row]], *, alone: bool) -> list[Dropped]:
+    return [
+        Dropped(row.trajectory_id, row.span_id, row.label, f"{row.label}_alone" if alone else "zero_variance")
+        for row, *_ in tries
+    ]
 
 
 def scaled(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
@@ -52,6 +81,6 @@ def scaled(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
 
 def scales_of(every: Every, config: TrainConfig) -> dict[RowLabel, float]:
     """Return the standard deviation of all rewards of each label, if it is configured that it divides advantages."""
-    if config.scale_rewards != "batch":
+    if config.scale_rewards == "none" or (config.scale_rewards, config.baseline) == ("group", "siblings"):
         return {}
     return {label: stdev(rewards) + STD_EPSILON for label, rewards in every.items() if len(rewards) > 1}

@@ -84,10 +84,14 @@ class TrainConfig(Record):
     leak: Literal["keep", "drop", "penalise"] = "keep"
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""
+    baseline: Literal["siblings", "batch"] = "siblings"
+    """Reward that each reward is compared with: the mean of its `siblings`, or that of the same label over the other
+    tasks of the training, corrected by the difficulty of its own task (`batch`). That needs no siblings: one try, or
+    one reflection, of each task is enough."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of rewards in the group (`group`), over all groups of the label
     (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
-    these are not trained on."""
+    these are not trained on. With `baseline = "batch"`, `group` is the same as `batch`."""
     max_staleness: int = Field(default=1, ge=0)
     """Drop rows sampled more than this many generations before the starting version: 1 is its parent, 2 the parent of
     that. Rows of a version that it does not descend from, such as a rejected one, are always dropped. With 1, a

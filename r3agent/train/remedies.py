@@ -19,6 +19,11 @@ COLLECT = {
 }
 """Flags that collect groups for each label: GRPO compares siblings, so it needs at least 2."""
 
+
+def _grouped(label: str) -> str:
+    return f"collect with {COLLECT[label]}, or compare tasks: baseline = 'batch'"
+
+
 REMEDIES = {
     "errored": "their episodes, or the tries that pay them, ended in an error: fix it and collect them again",
     "held_out": "their tasks are of the gate or test split, which decide on the trained version: collect tasks of the "
@@ -51,11 +56,10 @@ REMEDIES = {
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
-    "attempt_alone": "their task has no other trainable first try of the same version: collect with "
-    + COLLECT["attempt"],
-    "reflect_alone": f"their failed try has no other trainable reflection: collect with {COLLECT['reflect']}",
-    "retry_alone": f"their reflection has no other trainable retry: collect with {COLLECT['retry']}",
-    "blind_retry_alone": f"their failed try has no other trainable blind retry: collect with {COLLECT['blind_retry']}",
+    "attempt_alone": f"their task has no other trainable first try of the same version: {_grouped('attempt')}",
+    "reflect_alone": f"their failed try has no other trainable reflection: {_grouped('reflect')}",
+    "retry_alone": f"their reflection has no other trainable retry: {_grouped('retry')}",
+    "blind_retry_alone": f"their failed try has no other trainable blind retry: {_grouped('blind_retry')}",
 }
 """Remedies by the reason for dropping a span of a credited label."""
 

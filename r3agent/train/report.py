@@ -52,6 +52,8 @@ class RowReport(Record):
     """Rows by label."""
     groups: int
     """Groups of siblings to train on."""
+    alone: int = 0
+    """Groups of one, which are trained on with `train.baseline = "batch"`."""
     zero_variance_groups: int
     """Groups left out because all their trainable siblings have the same reward."""
     dropped: dict[str, int]
@@ -153,6 +155,9 @@ def report_rows(
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt and not t.recorded]
     tries = {_try_of(row) for row in rows}
+    sizes = Counter(
+        group_id for group_id, *_ in {(row.group_id, *_try_of(row)) for row in rows if row.label != "distill"}
+    )
     steps = sum(len(row.step_ids or [row.span_id]) for row in rows)
     apart: dict[str, list[str]] = {}
     for row in rows:
@@ -174,6 +179,7 @@ def report_rows(
         apart_in={reason: tuple(dict.fromkeys(ids))[:MAX_APART] for reason, ids in apart.items()},
         labels=dict(Counter(row.label for row in rows)),
         groups=len({row.group_id for row in rows if row.label != "distill"}),
+        alone=list(sizes.values()).count(1),
         zero_variance_groups=zero_variance_groups,
         dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
         not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label == "distill")),
@@ -224,6 +230,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
     not_distilled: Mapping[str, int] = report.get("not_distilled", {})
     parts = [
         f"{count(report['rows'], 'row')} in {count(report['groups'], 'group')}",
+        *([f"{report['alone']} without siblings"] if report.get("alone") else []),
         *_several_steps(report),
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (_counted(dropped) or "none"),

@@ -17,8 +17,9 @@ from r3agent.records.credit import Group, credit_label, follows_success, groups,
 from r3agent.records.leak import leaks
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
-from r3agent.store.batches import batches_of
-from r3agent.train.advantages import Every, scaled, scales_of, with_advantages
+from r3agent.store.batches import batches_of, kept
+from r3agent.train.advantages import Every, among_siblings, among_tasks, scaled, scales_of
+from r3agent.train.baseline import Baselines
 from r3agent.train.config import TrainConfig
 from r3agent.train.merging import Merging
 from r3agent.train.report import RowReport, report_rows, rewards_of
@@ -90,8 +91,7 @@ def add_rows(
         TrainingError: no row is left.
     """
     merging, config = Merging(make_row.config), make_row.config
-    for batch in batches_of(trajectories):
-        credited = _credit(batch, make_row, every)
+    for batch, credited in _credited(trajectories, make_row, every):
         add(credited.rows)
         report = report_rows(batch, credited, config, make_row.version, make_row.lineage)
         merging.add(report, rewards_of(batch, config), credited.dropped)
@@ -105,8 +105,7 @@ def why_untrainable(
 ) -> str | None:
     """Return the message of the error that `build_rows` would raise, or `None`, without tokenising."""
     make_row, merging = RowMaker(config, version, lineage, stand_in(config)), Merging(config)
-    for batch in batches_of(trajectories):
-        credited = _credit(batch, make_row, {})
+    for batch, credited in _credited(trajectories, make_row, {}):
         if credited.rows:
             return None
         merging.add(report_rows(batch, credited, config, version), rewards_of(batch, config), credited.dropped)
@@ -135,8 +134,7 @@ def credit_spans(
     """
     every, found = Every(), Credited([], [], set(), 0)
     make_row = RowMaker(config, version, lineage, retokenise)
-    for batch in batches_of(trajectories):
-        credited = _credit(batch, make_row, every)
+    for batch, credited in _credited(trajectories, make_row, every):
         if of is None or any(t.trajectory_id == of for t in batch):
             rows, dropped = [*found.rows, *credited.rows], [*found.dropped, *credited.dropped]
             alike = found.zero_variance_groups + credited.zero_variance_groups
@@ -144,36 +142,51 @@ def credit_spans(
     return found._replace(rows=scaled(found.rows, every, config))
 
 
-def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every) -> Credited:
+def _credited(
+    trajectories: Iterable[Trajectory], make_row: RowMaker, every: Every
+) -> Iterator[tuple[list[Trajectory], Credited]]:
+    """Credit the spans of each batch; baselines without siblings need the rewards of all batches before."""
+    baselines = None
+    if make_row.config.baseline == "batch":
+        trajectories, baselines = kept(trajectories), Baselines(make_row.config)
+        for batch in batches_of(trajectories):
+            reasons = left_out(batch)
+            baselines.add([t for t in batch if t.trajectory_id not in reasons])
+    for batch in batches_of(trajectories):
+        yield batch, _credit(batch, make_row, every, baselines)
+
+
+def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every, baselines: Baselines | None) -> Credited:
     """Credit the spans of all trajectories of some tasks.
 
     Args:
         every: receives the rewards of all siblings by label, for `scaled`, which the advantages still need.
+        baselines: of all tasks; `None` compares siblings.
     """
     config = make_row.config
     reasons = left_out(trajectories)
     whole = [t for t in trajectories if t.trajectory_id not in reasons]
     dropped = list(_without_reward(trajectories, config, reasons))
     leaked: set[tuple[str, str]] = set()
-    siblings: list[list[list[Row]]] = []
-    zero_variance_groups = 0
+    of_span = None if baselines is None else baselines.of(whole)
+    rows, zero_variance_groups = list[Row](), 0
     for label, source in config.credit.items():
         for group in groups(whole, label, source):
             made = list(_rows_of(group, make_row, leaked))
             dropped += [drop for drop in made if isinstance(drop, Dropped)]
             tries_G = [rows for rows in made if isinstance(rows, list)]
-            if len(tries_G) > 1:
-                siblings.append(tries_G)
-            if len({rows[0].reward for rows in tries_G}) > 1:
-                continue
-            zero_variance_groups += len(tries_G) > 1
-            reason = "zero_variance" if len(tries_G) > 1 else f"{label}_alone"
-            dropped += [Dropped(first.trajectory_id, first.span_id, label, reason) for first, *_ in tries_G]
+            if of_span is None:
+                compared, left = among_siblings(tries_G, config)
+            else:
+                compared, left = among_tasks(tries_G, of_span, config)
+            if compared or len(tries_G) > 1:
+                every.setdefault(label, array("d")).extend(rows[0].reward for rows in tries_G)
+            rows += compared
+            dropped += left
+            zero_variance_groups += len(tries_G) > 1 and not compared
     made = list(_distill_rows(whole, make_row)) if config.distill else []
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
-    for tries_G in siblings:
-        every.setdefault(tries_G[0][0].label, array("d")).extend(rows[0].reward for rows in tries_G)
-    rows = [*with_advantages(siblings, config), *(row for rows in made if isinstance(rows, list) for row in rows)]
+    rows += (row for rows in made if isinstance(rows, list) for row in rows)
     return Credited(rows, dropped, leaked, zero_variance_groups)
 
 

@@ -18,6 +18,7 @@ from r3agent.train import TrainConfig, build_rows, to_dataset
 from r3agent.train.rows import file_rows
 
 Record = Callable[..., list[Trajectory]]
+SCALES = ("group", "batch", "none")
 
 
 @pytest.fixture
@@ -38,11 +39,11 @@ def store(tmp_path: Path, record: Record) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+@pytest.mark.parametrize("settings", [{"scale_rewards": scale} for scale in SCALES] + [{"baseline": "batch"}])
 @pytest.mark.parametrize("size", [1, 4, 2000])
-def test_rows_in_batches_are_the_rows_of_all(store: Path, scale_rewards: Any, size: int) -> None:
+def test_rows_in_batches_are_the_rows_of_all(store: Path, settings: Any, size: int) -> None:
     credit: Any = {"reflect": "retry_success", "retry": "success", "attempt": "success"}
-    config = TrainConfig(scale_rewards=scale_rewards, credit=credit)
+    config = TrainConfig(credit=credit, **settings)
     rows, report = build_rows(load(store), config=config, version="v0000")
     stored = StoredTrajectories(store, size=size)
     assert sorted(t.trajectory_id for t in stored) == sorted(t.trajectory_id for t in load(store))
