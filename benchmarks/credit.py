@@ -195,11 +195,11 @@ def differences(results: Results, reference: str) -> tuple[list[str], dict[str, 
     return lines, data
 
 
-def store(file: Path, command: str, text: str) -> None:
-    """Write this benchmark's section of the results, replacing the old one."""
+def store(file: Path, command: str, text: str, title: str = "Credit by label") -> None:
+    """Write a benchmark's section of the results, replacing the old one."""
     text_before = file.read_text() if file.exists() else "# Results\n"
-    kept = re.sub(r"\n## Credit by label\n.*?(?=\n## |\Z)", "", text_before, flags=re.DOTALL).rstrip("\n")
-    file.write_text(f"{kept}\n\n## Credit by label\n\n`{command}`\n\n{text}\n")
+    kept = re.sub(rf"\n## {title}\n.*?(?=\n## |\Z)", "", text_before, flags=re.DOTALL).rstrip("\n")
+    file.write_text(f"{kept}\n\n## {title}\n\n`{command}`\n\n{text}\n")
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
