@@ -74,11 +74,13 @@ class Output:
     """True if the gate says no."""
 
 
-def flags_of(section: str, model: type[BaseModel], fields: Mapping[str, str]) -> list[inspect.Parameter]:
+def flags_of(
+    section: str, model: type[BaseModel], fields: Mapping[str | tuple[str, ...], str]
+) -> list[inspect.Parameter]:
     """Make flags from fields of a section of r3.toml, with their types, defaults and docstrings.
 
     Args:
-        fields: flag, such as `--n`, to the name of its field.
+        fields: flag, such as `--n`, or the names of one, to the name of its field.
     """
     group = Group(f"Section {section} of r3.toml")
     return [

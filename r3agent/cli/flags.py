@@ -13,6 +13,7 @@ from r3agent.errors import ConfigError
 from r3agent.run.agent import AgentConfig
 from r3agent.run.config import BranchConfig, CollectConfig, EvalConfig, LoopConfig, PolicyConfig, TaskConfig
 from r3agent.store.history import GATE
+from r3agent.train.config import TrainConfig
 
 URL = [
     *flags_of("policy", PolicyConfig, {"--url": "base_url"}),
@@ -52,6 +53,7 @@ DRAW = flags_of(
 COLLECT = [*flags_of("collect", CollectConfig, {"--n": "n"}), *DRAW]
 BRANCH = flags_of("branch", BranchConfig, {"--from": "source", "--failed": "failed", "--since": "since", "--n": "n"})
 EVAL = flags_of("eval", EvalConfig, {"--n": "n", "--lift": "lift"})
+TRAIN = flags_of("train", TrainConfig, {("--recipe", "--method"): "recipe"})
 ROUNDS = flags_of("loop", LoopConfig, {"--rounds": "rounds"})
 AUDIT = flags_of("audit", AuditConfig, {"--n": "n", "--model-limit": "model_limit"})
 

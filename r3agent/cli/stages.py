@@ -12,7 +12,20 @@ from cyclopts import Parameter
 from r3agent._util.console import printable
 from r3agent._util.messages import count, nearest
 from r3agent.cli.command import DEFAULT_RUN, Output, Overrides, RunFlag, next_step, switch, verb
-from r3agent.cli.flags import AGENT, BRANCH, COLLECT, DRAW, EVAL, ROUNDS, SUBJECT, URL, ByFlag, ReasonFlag, decided_by
+from r3agent.cli.flags import (
+    AGENT,
+    BRANCH,
+    COLLECT,
+    DRAW,
+    EVAL,
+    ROUNDS,
+    SUBJECT,
+    TRAIN,
+    URL,
+    ByFlag,
+    ReasonFlag,
+    decided_by,
+)
 from r3agent.cli.inspect_view import summary_lines
 from r3agent.cli.limits_view import limit_lines
 from r3agent.cli.plans import collect_plan, train_plan
@@ -69,7 +82,7 @@ def branch(*, overrides: Overrides, run: RunFlag = DEFAULT_RUN) -> Output:
     return _collected(opened, report.summary, report.model_dump(), begun, *failures.lines())
 
 
-@verb(*URL)
+@verb(*URL, *TRAIN)
 def train(
     *,
     overrides: Overrides,
@@ -170,7 +183,7 @@ def evaluate(
     return Output(data, f"{text}\n{_decision(decision)}", refused=not decision.promote)
 
 
-@verb(*URL, *SUBJECT, *COLLECT, *ROUNDS)
+@verb(*URL, *SUBJECT, *COLLECT, *TRAIN, *ROUNDS)
 def loop(
     *,
     overrides: Overrides,

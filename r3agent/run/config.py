@@ -35,6 +35,7 @@ from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.telemetry.config import TelemetryConfig
 from r3agent.train.config import TrainConfig
+from r3agent.train.recipes import BY_RECIPE
 from r3agent.verifiers.interface import CutOff
 
 
@@ -183,6 +184,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     """
     settings = _read(path) if path else {}
     on_file = deepcopy(settings)
+    if "train.recipe" in overrides:  # the command line's recipe counts more than the file's own choices
+        for name in BY_RECIPE:
+            settings.get("train", {}).pop(name, None)
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         table: Any = settings
@@ -221,15 +225,20 @@ def _check_known(text: str, name: str, kind: Any, prefix: str = "") -> None:
 
 
 def to_toml(config: Config) -> str:
-    """Render an `r3.toml` with every setting and its explanation."""
+    """Render an `r3.toml` with every setting and its explanation; those of a recipe are comments."""
     document = tomlkit.document()
+    recipe_settings = () if config.train.recipe == "custom" else BY_RECIPE
     for section, field in Config.model_fields.items():
         kind = cast(type[BaseModel], field.annotation)
         table = tomlkit.table()
         for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            if value is None and kind.model_fields[name].default is None:  # TOML has no null
+            if section == "train" and name in recipe_settings:
+                table.add(
+                    tomlkit.comment(f"{name} = {_inline(value).as_string() if isinstance(value, dict) else value}")
+                )
+            elif value is None and kind.model_fields[name].default is None:  # TOML has no null
                 table.add(tomlkit.comment(f"{name} ="))
             elif value is None:
                 table.add(name, "none")

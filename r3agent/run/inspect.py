@@ -11,6 +11,7 @@ from r3agent.records.trajectory import Message, Record, Span, Task, Trajectory, 
 from r3agent.records.versions import BASE, is_version, version_number
 from r3agent.train import Row, TrainConfig, credit_spans
 from r3agent.train.lineage import lineage_of
+from r3agent.train.row import WITHOUT_SIBLINGS
 from r3agent.train.rows import stand_in
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
@@ -107,7 +108,7 @@ def inspect_trajectory(
     own = [row for row in rows if row.trajectory_id == trajectory.trajectory_id]
     by_unit: dict[str, list[Row]] = {}
     for row in own:
-        if row.label != "distill":
+        if row.label not in WITHOUT_SIBLINGS:
             by_unit.setdefault(row.span_id, []).append(row)
     credit = {
         step_id: (number, row)
@@ -116,9 +117,8 @@ def inspect_trajectory(
         for step_id in row.step_ids or [row.span_id]
     }
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
-    reasons = {
-        d.span_id: d.reason for d in dropped if d.trajectory_id == trajectory.trajectory_id and d.label != "distill"
-    }
+    compared = (d for d in dropped if d.label not in WITHOUT_SIBLINGS)
+    reasons = {d.span_id: d.reason for d in compared if d.trajectory_id == trajectory.trajectory_id}
     texts, no_texts = _texts(trajectory, model)
 
     def inspected(span: Span) -> InspectedSpan:

@@ -14,6 +14,8 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from r3agent.train.row import WITHOUT_SIBLINGS
+
 
 class Costs:
     """Cost of rows: the number of tokens that the model computes for them in one forward pass.
@@ -221,7 +223,7 @@ def collate(
     are not negative, so TRL's clipping is unchanged.
 
     Returns:
-        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards, weights and distilled
+        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards, weights and unweighted
         (B,); sampled (B, T), 1 at tokens that a policy sampled, 0 at what came between them and where padded;
         old_per_token_logps and ref_per_token_logps (B, T), 0 where not sampled; tool_mask (B, T), the same as sampled
         but 0 in blank rows: TRL's mask of the tokens that its loss and its metrics are about.
@@ -235,8 +237,10 @@ def collate(
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
     old_BT = _right([row["logprobs_T"] for row in rows], 0.0) * sampled_BT
     start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0) * sampled_BT
+    unweighted_B = torch.tensor([row.get("label") in WITHOUT_SIBLINGS for row in rows])
     if importance_cap != "none":
-        advantages = advantages[:, None] * _importance(start_BT - old_BT, importance_cap, importance_mode)
+        weights = _importance(start_BT - old_BT, importance_cap, importance_mode)
+        advantages = advantages[:, None] * weights.masked_fill(unweighted_B[:, None], 1.0)
         old_BT = start_BT.clone()
     return {
         **batch,
@@ -245,7 +249,7 @@ def collate(
         "advantages": advantages,
         "rewards": rewards_B * real_B,
         "weights": torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32),
-        "distilled": torch.tensor([row.get("label") == "distill" for row in rows]),
+        "unweighted": unweighted_B,
         "old_per_token_logps": old_BT,
         "ref_per_token_logps": start_BT,
     }

@@ -16,6 +16,7 @@ from r3agent.records.trajectory import Record
 from r3agent.store.checkpoint import Checkpoint
 from r3agent.store.registry import PolicyCard
 from r3agent.telemetry.services import Service
+from r3agent.train.recipes import DEFAULT, Recipe, with_recipe
 
 
 class PolicyStart(Record):
@@ -70,6 +71,9 @@ class TrainConfig(Record):
 
     # ---- which rows ----
 
+    recipe: Recipe = DEFAULT
+    """Named choice of `credit`, `distill` and `imitate`: `paper` trains reflections alone (arXiv 2505.24726), `sft`
+    imitates the tries that passed, e.g. as a warm-up; `custom` is any other. One that is given counts more."""
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Span labels to train on, with the source of each one's reward. For `reflect`: `retry_success`, the success of its
     retries (the paper trains on nothing else); `retry_score`, their score; or `lift`, their success minus that of the
@@ -81,6 +85,8 @@ class TrainConfig(Record):
     distill: float = Field(default=0.0, ge=0)
     """Weight of distilling a passed retry into its failed first try: (success of the retry - mean of the task's first
     tries) * log p(retry | prompt of the first try). 0 disables it, as in the paper."""
+    imitate: float = Field(default=0.0, ge=0)
+    """Weight of imitating tries that passed, each after its own prompt: weight * log p(try). 0 disables it."""
     leak: Literal["keep", "drop", "penalise"] = "keep"
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""
@@ -170,6 +176,11 @@ class TrainConfig(Record):
     seed: int = Field(default=0, ge=0)
     """Seed for a new adapter's weights, the order of rows, and dropout."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_recipe(cls, settings: Any) -> Any:
+        return with_recipe(cast(Mapping[str, Any], settings)) if isinstance(settings, Mapping) else settings
+
     @field_validator("importance_cap", mode="before")
     @classmethod
     def _none_is_a_word(cls, cap: Any) -> Any:
@@ -193,8 +204,10 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _something_is_credited(self) -> TrainConfig:
-        if not self.credit and not self.distill:
-            raise ValueError("credit = {}: nothing would be trained on; name a label, or set distill above 0")
+        if not (self.credit or self.distill or self.imitate):
+            raise ValueError(
+                "credit = {}: nothing would be trained on; name a label, or set distill or imitate above 0"
+            )
         if idle := [label for label in self.credit_weights if label not in self.credit]:
             raise ValueError(f"credit_weights has {', '.join(idle)}: not in credit = {self.credit}; add it there")
         return self

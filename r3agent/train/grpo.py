@@ -10,9 +10,9 @@ things differ:
   logprobs of all rows are known before the first step, so no second copy of the model is needed. The estimate of a
   token's KL is s/p - log(s/p) - 1, with its probability p and that of the starting policy, s (k3). It is added to
   the loss without an importance weight: TRL's default multiplies it by the unclipped ratio.
-- Rows of `distill` have no behaviour logprobs. Their old and reference logprobs are the current ones. The ratio is 1
-  and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL is 0, since it cannot
-  be estimated from tokens that were sampled from another prompt.
+- Rows of `distill` and `imitate` have the loss of log-likelihood. Their old and reference logprobs are the current
+  ones. The ratio is 1 and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL
+  is 0, which for a distilled row cannot be estimated: its tokens were sampled from another prompt.
 - Every try of a step has the same weight, even if micro-batches differ in size. A row of a try that has several is
   weighted by its share of the try's sampled tokens: so are its advantages and, by `WeightedBeta`, its KL.
 - `tool_mask` is 0 at tokens of a completion that were not sampled, such as the results of tools: as in TRL, they are
@@ -132,8 +132,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
     def start_from(self, scores: Sequence[list[float] | None]) -> None:
         """Set the starting policy's logprobs of every row; for a row that has none, they are the recorded ones.
 
-        They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` they
-        are placeholders.
+        They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` and
+        `imitate` they are placeholders.
         """
         self.scores = scores
 
@@ -236,7 +236,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Compute (B, T) logprobs and entropies of the last `logits_to_keep` tokens, with shared prompts if `packs`.
 
-        In a loss, these are of sampled tokens only, and also the old and reference logprobs of distilled rows.
+        In a loss, these are of sampled tokens only, and also the old and reference logprobs of rows that have neither.
         """
         labels_BT = attention_mask[:, -logits_to_keep:] if self.in_loss is None else self.in_loss["sampled"]
         if self.packs:
@@ -251,7 +251,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
             )
             logprobs_BT = logprobs_BT.masked_fill(labels_BT == 0, 0.0)  # as the old ones: a large ratio has no mask
         if self.in_loss is not None:
-            rows_B, old_BT = self.in_loss["distilled"], self.in_loss["old_per_token_logps"]
+            rows_B, old_BT = self.in_loss["unweighted"], self.in_loss["old_per_token_logps"]
             for fixed_BT in (old_BT, self.in_loss["ref_per_token_logps"]):  # TRL reads them afterwards
                 fixed_BT[rows_B] = logprobs_BT.detach()[rows_B].to(fixed_BT.dtype)
             ratios = (logprobs_BT.detach() - old_BT).exp()[self.in_loss["tool_mask"].bool()]

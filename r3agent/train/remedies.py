@@ -64,6 +64,13 @@ REMEDIES = {
 """Remedies by the reason for dropping a span of a credited label."""
 
 
+NOTHING_PASSED = {
+    "distill": "no failed first try has a retry that passed",
+    "imitate": "no try passed",
+}
+"""Reason why there is no row without siblings, by label."""
+
+
 def remedies(labels: Iterable[str], trained_on: Container[str], dropped: DropCounts) -> dict[str, str]:
     """Return the main reason and its remedy for each label that is not trained on."""
     return {label: _remedy(label, dropped.get(label, Counter())) for label in labels if label not in trained_on}
@@ -81,6 +88,6 @@ def _remedy(label: str, reasons: Counter[str]) -> str:
     if reasons:
         [(main, n)] = reasons.most_common(1)
         return f"{main} {n}: {REMEDIES[main]}"
-    if label == "distill":
-        return "no failed first try has a retry that passed: collect more tasks, or easier ones"
+    if label in NOTHING_PASSED:
+        return f"{NOTHING_PASSED[label]}: collect more tasks, or easier ones"
     return f"0 spans: GRPO compares at least 2 siblings; collect with {COLLECT[label]}"

@@ -15,7 +15,7 @@ from r3agent.records.trajectory import Record, Trajectory
 from r3agent.train.chains import APART
 from r3agent.train.config import TrainConfig
 from r3agent.train.remedies import count_dropped, remedies
-from r3agent.train.row import Credited, Row
+from r3agent.train.row import WITHOUT_SIBLINGS, Credited, Row
 
 MAX_APART = 3
 """Number of tries that the report names for each reason of `APART`."""
@@ -134,7 +134,8 @@ def rewards_of(trajectories: Iterable[Trajectory], config: TrainConfig) -> Rewar
 
 def labels_of(config: TrainConfig) -> list[str]:
     """Return the labels that rows can have."""
-    return [*config.credit, *(["distill"] if config.distill else [])]
+    further = {"distill": config.distill, "imitate": config.imitate}
+    return [*config.credit, *(label for label, weight in further.items() if weight)]
 
 
 def reward_means(rewards: Rewards) -> dict[str, float]:
@@ -155,9 +156,8 @@ def report_rows(
     settings = {t.trajectory_id: str(t.metadata.get("settings")) for t in trajectories}
     first_tries = [t.try_of(t.attempt).passed for t in trajectories if t.error is None and t.attempt and not t.recorded]
     tries = {_try_of(row) for row in rows}
-    sizes = Counter(
-        group_id for group_id, *_ in {(row.group_id, *_try_of(row)) for row in rows if row.label != "distill"}
-    )
+    compared = {(row.group_id, *_try_of(row)) for row in rows if row.label not in WITHOUT_SIBLINGS}
+    sizes = Counter(group_id for group_id, *_ in compared)
     steps = sum(len(row.step_ids or [row.span_id]) for row in rows)
     apart: dict[str, list[str]] = {}
     for row in rows:
@@ -178,11 +178,11 @@ def report_rows(
         apart={reason: len(ids) for reason, ids in apart.items()},
         apart_in={reason: tuple(dict.fromkeys(ids))[:MAX_APART] for reason, ids in apart.items()},
         labels=dict(Counter(row.label for row in rows)),
-        groups=len({row.group_id for row in rows if row.label != "distill"}),
+        groups=len(sizes),
         alone=list(sizes.values()).count(1),
         zero_variance_groups=zero_variance_groups,
-        dropped=dict(Counter(drop.reason for drop in dropped if drop.label != "distill")),
-        not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label == "distill")),
+        dropped=dict(Counter(drop.reason for drop in dropped if drop.label not in WITHOUT_SIBLINGS)),
+        not_distilled=dict(Counter(drop.reason for drop in dropped if drop.label in WITHOUT_SIBLINGS)),
         leaked=len(leaked),
         retokenised=sum(row.logprobs_T is None and row.label != "distill" for row in rows),
         doubtful=sum(row.doubtful for row in rows),

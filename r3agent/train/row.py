@@ -14,8 +14,12 @@ from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.chains import Chain, Step, chain_steps
 from r3agent.train.config import TrainConfig
 
-RowLabel: TypeAlias = CreditLabel | Literal["distill"]
-"""Credit label of a row's span; `distill` is a retry with the prompt of the first try."""
+RowLabel: TypeAlias = CreditLabel | Literal["distill", "imitate"]
+"""Credit label of a row's span; `distill` is a retry with the prompt of the first try, `imitate` a try that passed."""
+
+WITHOUT_SIBLINGS = {"distill", "imitate"}
+"""Labels of rows that are not compared with siblings. Their loss is that of log-likelihood: they have no importance
+ratio and no KL."""
 
 Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
 """Function that returns the prompt's and the span's token ids under the policy's tokenizer and chat template."""

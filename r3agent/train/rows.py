@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from r3agent._util.checked import checked
 from r3agent.errors import TrainingError
 from r3agent.records.credit import Group, credit_label, follows_success, groups, payers, reward
 from r3agent.records.leak import leaks
-from r3agent.records.prompts import NOT_RUN
-from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Span, Trajectory
+from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Trajectory
 from r3agent.store.batches import batches_of, kept
 from r3agent.train.advantages import Every, among_siblings, among_tasks, scaled, scales_of
 from r3agent.train.baseline import Baselines
 from r3agent.train.config import TrainConfig
+from r3agent.train.distillation import rows_without_siblings
 from r3agent.train.merging import Merging
 from r3agent.train.report import RowReport, report_rows, rewards_of
 from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowMaker
@@ -184,7 +183,7 @@ def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every, ba
             rows += compared
             dropped += left
             zero_variance_groups += len(tries_G) > 1 and not compared
-    made = list(_distill_rows(whole, make_row)) if config.distill else []
+    made = list(rows_without_siblings(whole, make_row))
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
     rows += (row for rows in made if isinstance(rows, list) for row in rows)
     return Credited(rows, dropped, leaked, zero_variance_groups)
@@ -252,45 +251,3 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
             if config.leak == "penalise":
                 earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
         yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)
-
-
-def _distill_rows(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
-    """Make a row from each retry after a reflection that passed although the first try had failed.
-
-    The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
-    Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
-    importance weight, because the retry was not sampled from that prompt. The mean is over the task's first tries.
-
-    Both tries must be one completion each: the later steps of an agent's try follow the results of its own calls, which
-    the other try did not see.
-    """
-    for group in groups(trajectories, "attempt"):
-        mean = fmean(group.rewards_G)
-        for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
-            if trajectory.try_of(attempt).passed:
-                continue
-            for a_try in trajectory.tries:
-                if a_try.label != "retry" or a_try.is_blind or not a_try.passed:
-                    continue
-                span = a_try.first
-                if _has_own_results(trajectory, attempt, span):
-                    yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
-                    continue
-                earned = reward(trajectory, span) or 0.0
-                yield make_row(
-                    trajectory,
-                    span,
-                    label="distill",
-                    group_id=group.group_id,
-                    reward=earned,
-                    advantage=(earned - mean) * make_row.config.distill,
-                    prompt_of=attempt,
-                )
-
-
-def _has_own_results(trajectory: Trajectory, attempt: Span, retry: Span) -> bool:
-    """Return True if one of two tries has several steps, or follows results of calls that the other did not make."""
-    above = {span.span_id for span in trajectory.path(attempt)}
-    between = [m for span in trajectory.path(retry) if span.span_id not in above for m in span.request]
-    has_results = any(m.get("role") == "tool" and m.get("content") != NOT_RUN for m in between)
-    return has_results or any(len(trajectory.try_of(span).steps) > 1 for span in (attempt, retry))

@@ -26,7 +26,7 @@ def groups(draw: st.DrawFn) -> list[dict[str, Any]]:
                 {
                     "prompt_ids_P": prompt,
                     "completion_ids_T": completion,
-                    "label": draw(st.sampled_from(["reflect", "retry", "distill"])),
+                    "label": draw(st.sampled_from(["reflect", "retry", "distill", "imitate"])),
                     "reward": 1.0,
                     "advantage": draw(st.floats(-2, 2, width=32)),
                     "logprobs_T": [-float(i + 1) for i in range(len(completion))],
@@ -50,7 +50,7 @@ def test_masks_align_with_tokens(rows: list[dict[str, Any]]) -> None:
     padding = batch["completion_mask"] == 0
     assert batch["old_per_token_logps"][padding].abs().sum() == 0
     assert batch["advantages"].tolist() == [row["advantage"] for row in rows]
-    assert batch["distilled"].tolist() == [row["label"] == "distill" for row in rows]
+    assert batch["unweighted"].tolist() == [row["label"] in ("distill", "imitate") for row in rows]
     assert torch.equal(batch["tool_mask"], batch["completion_mask"])
 
 
@@ -60,7 +60,9 @@ def test_cap_moves_recorded_logprobs_from_ratio_into_weight(rows: list[dict[str,
     assert torch.equal(capped["old_per_token_logps"], plain["ref_per_token_logps"])
     for i, row in enumerate(rows):
         pairs = zip(row["start_logprobs_T"], row["logprobs_T"], strict=True)
-        expected = [row["advantage"] * min(math.exp(start - recorded), cap) for start, recorded in pairs]
+        weighs = row["label"] not in ("distill", "imitate")
+        ratios = [math.exp(start - recorded) if weighs else 1.0 for start, recorded in pairs]
+        expected = [row["advantage"] * (min(ratio, cap) if weighs else ratio) for ratio in ratios]
         assert capped["advantages"][i][: len(expected)].tolist() == pytest.approx(expected, rel=1e-5)
 
 

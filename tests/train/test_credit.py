@@ -225,6 +225,22 @@ def test_without_a_passed_retry_there_is_nothing_to_distill(record: Record) -> N
         build(record([[0, 0]], blind=[1]), credit={}, distill=1.0)
 
 
+def test_every_try_that_passed_is_imitated_after_its_own_prompt(sampled: list[Trajectory]) -> None:
+    spans = {(t.trajectory_id, s.span_id): s for t in sampled for s in t.spans}
+    tries = {(t.trajectory_id, a_try.first.span_id) for t in sampled for a_try in t.tries if a_try.passed}
+    rows = build(sampled, credit={}, imitate=0.5)
+    assert {(row.trajectory_id, row.span_id) for row in rows} == tries
+    for row in rows:
+        span = spans[row.trajectory_id, row.span_id]
+        assert (tuple(row.prompt_ids_P), tuple(row.completion_ids_T)) == (span.prompt_token_ids, span.token_ids)
+        assert (row.label, row.advantage, row.reward) == ("imitate", 0.5, 1.0)
+
+
+def test_without_a_passed_try_there_is_nothing_to_imitate(record: Record) -> None:
+    with pytest.raises(TrainingError, match=r"imitate: no try passed: collect more"):
+        build(record([[0, 0]]), credit={}, imitate=1.0)
+
+
 def test_distilled_text_is_tokenised_behind_the_first_try(record: Record, tokenizer: PreTrainedTokenizerFast) -> None:
     (trajectory,) = record([[1]])
     bare = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
@@ -283,7 +299,7 @@ def test_a_leak_is_counted_and_paid_as_the_config_says(
         ({"credit": {"reflect": "success"}}, "what fits reflect is 'retry_success' or 'retry_score' or 'lift'"),
         ({"credit": {"retries": "success"}}, "unknown label 'retries'; did you mean 'retry'"),
         ({"credit": {"zzz": "success"}}, "known are attempt, reflect, retry, blind_retry"),
-        ({"credit": {}}, "nothing would be trained on; name a label, or set distill above 0"),
+        ({"credit": {}}, "nothing would be trained on; name a label, or set distill or imitate above 0"),
         ({"credit_weights": {"retry": 2}}, "credit_weights has retry: not in credit"),
         ({"credit_weights": {"reflct": 2}}, "unknown label 'reflct'; did you mean 'reflect'"),
         ({"credit_weights": {"reflect": 0}}, "greater than 0"),

@@ -365,6 +365,7 @@ def plain_gradients(
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("label", ["distill", "imitate"])
 @pytest.mark.parametrize(("loss_type", "share_prompt"), [("grpo", True), ("grpo", False), ("dapo", True)])
 def test_distilling_is_the_gradient_of_weighted_log_likelihood(
     start: PolicyStart,
@@ -372,14 +373,15 @@ def test_distilling_is_the_gradient_of_weighted_log_likelihood(
     trainer: Callable[[list[Row], TrainConfig], OfflineGRPOTrainer],
     loss_type: str,
     share_prompt: bool,
+    label: str,
 ) -> None:
     # steps so large that ratios to anything fixed would be clipped
     far = {"learning_rate": 0.05, "lr_scheduler": "constant", "warmup_ratio": 0.0, "epochs": 3}
     config = settings(
-        method="full", beta=0.0, credit={}, distill=0.7, loss_type=loss_type, share_prompt=share_prompt, **far
+        method="full", beta=0.0, credit={}, loss_type=loss_type, share_prompt=share_prompt, **{label: 0.7}, **far
     )
     rows = rows_of(record([[1, 0, 1], [], [0, 1]], first=[0, 1, 0], one_task=True), config)
-    assert {row.label for row in rows} == {"distill"}
+    assert {row.label for row in rows} == {label}
     ours, seen = trainer(rows, config), Steps()
     ours.score()
     ours.add_callback(seen)

@@ -1,0 +1,50 @@
+"""Recipes: named choices of what is trained on."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from r3agent.run.config import load_config, to_toml
+from r3agent.train import TrainConfig
+
+PAPER = {"reflect": "retry_success"}
+
+
+def test_the_default_recipe_is_the_papers() -> None:
+    assert TrainConfig() == TrainConfig(recipe="paper")
+    assert (TrainConfig().credit, TrainConfig().distill, TrainConfig().imitate) == (PAPER, 0, 0)
+
+
+def test_a_recipe_sets_what_is_not_given() -> None:
+    config = TrainConfig(recipe="sft", distill=0.5)
+    assert (config.credit, config.imitate, config.distill) == ({}, 1.0, 0.5)
+
+
+def test_settings_without_a_recipe_are_a_custom_one() -> None:
+    config = TrainConfig(distill=0.5)
+    assert (config.recipe, config.credit, config.distill) == ("custom", PAPER, 0.5)
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(ValidationError, match="paper"):
+        TrainConfig.model_validate({"recipe": "grpo"})
+
+
+def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
+    file = tmp_path / "r3.toml"
+    file.write_text(to_toml(load_config(None, {})))
+    assert "credit" not in tomllib.loads(file.read_text())["train"]
+    assert "# credit = {reflect" in file.read_text()
+    assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
+
+
+def test_the_command_lines_recipe_replaces_the_files_choices(tmp_path: Path) -> None:
+    file = tmp_path / "r3.toml"
+    file.write_text(to_toml(load_config(None, {"train.credit": {"attempt": "success"}, "train.distill": 0.5})))
+    assert load_config(file, {}).train.recipe == "custom"
+    assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
+    assert load_config(file, {"train.recipe": "sft", "train.distill": 1.0}).train.distill == 1.0
