@@ -145,16 +145,18 @@ def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, vers
     for first in range(0, len(rows), config.batch_size):
         batch = completions[first : first + config.batch_size]
         shifted += [batch[-1], *batch[:-1]]
+    labels = [row.advantage > 0 for row in rows]
     columns = {
         "prompt_ids": [row.prompt_ids_P for row in rows],
         "completion_ids": completions,
         "KL_completion_ids": shifted,
-        "label": [row.advantage > 0 for row in rows],
+        "label": labels,
     }
-    desirable = sum(columns["label"])
+    desirable = sum(labels)
     model, tokenizer = load_model(start, config), load_tokenizer(start)
+    scratch = out_dir.with_suffix(".kto")
     arguments = KTOConfig(
-        output_dir=str(out_dir.with_suffix(".kto")),
+        output_dir=str(scratch),
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
@@ -176,7 +178,7 @@ def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, vers
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     model.delete_adapter("ref")
     card = PolicyCard(
         version=version, name=start.name, kind="lora", base_model=start.base_model or start.model, parent=start.version
