@@ -31,7 +31,8 @@ from transformers import PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from benchmarks.credit import PROBE, REFLECTION, holm, interval, p_value, store
+from benchmarks.credit import PROBE, REFLECTION, holm, interval, p_value
+from benchmarks.results import RESULTS, replace_section
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number
 from r3agent.run.demo import SETTINGS
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/one_try"), help="what is finished; delete it to repeat it"
     )
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     arms = options.arms.split(";")
     if REFERENCE not in arms or set(arms) - ARMS.keys():
@@ -264,7 +265,8 @@ def main() -> None:
     )
     if arms != list(ARMS):
         command += f' --arms "{options.arms}"'
-    store(options.results, f"python -m benchmarks.one_try {command}", "\n".join(lines), title="Learning from one try")
+    full = f"python -m benchmarks.one_try {command}"
+    replace_section(options.results, "Learning from one try", full, "\n".join(lines))
     print("\n".join(lines))
     print(json.dumps({"seeds": options.seeds, **size, "rates": rates, "gains": data}))
 
