@@ -1,0 +1,210 @@
+"""Results of the protocol: the comparison of each seed and of all, the rounds, and reflections before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from r3agent.evaluate import Comparison, compare, table
+from r3agent.records.summary import summarise
+from r3agent.records.trajectory import Span, Trajectory
+from r3agent.records.versions import BASE
+from r3agent.store.registry import Registry
+from r3agent.store.trajectories import load
+
+SHOWN = 5
+"""Number of tasks whose reflections are shown."""
+RULE = f"the {SHOWN} test tasks with the smallest SHA-256 of their id among those that both versions fail at first"
+CHARACTERS = 300
+"""Length of a text that is shown."""
+CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "lift_over_generic", "lift_over_donor")
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Return the result of one seed, from its run and its commands."""
+    run, commands, warm_up = folder / "run", folder / "commands", folder / "warm-up-commands"
+    seconds = {file.stem: json.loads(file.read_text())["seconds"] for file in commands.glob("*.json")}
+    comparison = comparison_of(folder)
+    result: dict[str, Any] = {
+        "rounds": rounds_of(run, commands),
+        "tokens": {
+            "failures": reported(commands, "collect")["tokens_sampled"],
+            "reflections": sum(
+                reported(commands, file.stem)["summary"]["tokens_sampled"] for file in commands.glob("branch-*.json")
+            ),
+            "evaluation": sum(summarise(load(store)).tokens_sampled for store in stores_of_evaluations(run)),
+        },
+        "minutes": round(sum(seconds.values()) / 60, 1),
+        "comparison": comparison.model_dump(mode="json"),
+        "reflections": reflections(*(load(run / "eval" / side.policy) for side in sides(comparison))),
+    }
+    if warm_up.is_dir():
+        spent = [json.loads(file.read_text())["seconds"] for file in warm_up.glob("*.json")]
+        card = Registry(folder / "warm-up").card("v0001").metrics
+        result["warm_up"] = {
+            "base": {key: reported(warm_up, "eval")[key] for key in ("first_try", "after_reflection", "blind_retry")},
+            "rows": card["rows"]["rows"],
+            "tokens": reported(warm_up, "collect")["tokens_sampled"],
+            "minutes": round(sum(spent) / 60, 1),
+        }
+    return result
+
+
+def reported(commands: Path, name: str) -> dict[str, Any]:
+    """Return the report of a command."""
+    return json.loads((commands / f"{name}.json").read_text())["report"]
+
+
+def comparison_of(folder: Path) -> Comparison:
+    """Return the comparison of the last version with the first."""
+    report = reported(folder / "commands", "eval")
+    return Comparison.model_validate({key: report[key] for key in Comparison.model_fields if key in report})
+
+
+def sides(comparison: Comparison) -> tuple[Any, Any]:
+    return comparison.baseline, comparison.candidate
+
+
+def stores_of_evaluations(run: Path) -> list[Path]:
+    return [folder for folder in [*run.glob("eval/v*/"), *run.glob("eval/forgetting/*/v*/")] if folder.is_dir()]
+
+
+def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
+    """Describe each round: its failures and groups, and its training."""
+    found: list[dict[str, Any]] = []
+    registry = Registry(run)
+    for version in registry.versions():
+        if version == BASE:
+            continue
+        branched, card = reported(commands, f"branch-{len(found) + 1}"), registry.card(version).metrics
+        drift = card["drift"] or {}
+        found.append(
+            {
+                "failures": branched["branches"],
+                "groups_with_variance": branched["summary"]["groups_with_variance"],
+                "retry_success": branched["summary"]["retry_after_reflection"],
+                "tokens": branched["summary"]["tokens_sampled"],
+                "rows": card["rows"]["rows"],
+                "steps": card["steps"],
+                "kl_to_base": drift.get("kl"),
+            }
+        )
+    return found
+
+
+def reflections(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Return the reflections of both versions on the tasks that `RULE` chooses."""
+    failed = [{t.task.id: t for t in version if is_reflected(t)} for version in (before, after)]
+    common = sorted(failed[0].keys() & failed[1].keys(), key=lambda id_: sha256(id_.encode()).hexdigest())
+    return [
+        {
+            "task": cut(str(failed[0][id_].task.messages[-1]["content"])),
+            **{name: shown(version[id_]) for name, version in zip(("before", "after"), failed, strict=True)},
+        }
+        for id_ in common[:SHOWN]
+    ]
+
+
+def is_reflected(trajectory: Trajectory) -> bool:
+    """Return True for an episode, and no control branch, with a failed first try that was reflected on."""
+    attempt = trajectory.attempt
+    if trajectory.control is not None or attempt is None or attempt.passed:
+        return False
+    return bool(trajectory.children(attempt, "reflect"))
+
+
+def shown(trajectory: Trajectory) -> dict[str, Any]:
+    attempt = trajectory.attempt
+    assert attempt is not None
+    reflection: Span = trajectory.children(attempt, "reflect")[0]
+    retries = [retry.passed for retry in trajectory.retries(reflection)]
+    return {"reflection": cut(reflection.text), "passed": any(retries)}
+
+
+def cut(text: str) -> str:
+    """Return the beginning of a text on one line, so that no Markdown in it is interpreted."""
+    return f"`{shorten(text.replace('`', chr(39)), CHARACTERS, placeholder=' ...')}`"
+
+
+def pooled(folders: Sequence[Path]) -> Comparison:
+    """Compare all seeds' last versions with their first ones; a task's seeds are averaged first."""
+    versions = [[side.policy for side in sides(comparison_of(folder))] for folder in folders]
+    loaded = [
+        [
+            trajectory
+            for folder, policies in zip(folders, versions, strict=True)
+            for store in sorted((folder / "run" / "eval").glob(f"{policies[side]}*/"))
+            for trajectory in load(store)
+        ]
+        for side in (0, 1)
+    ]
+    return compare(*loaded, mixed=True)
+
+
+def line_of(name: str, results: dict[int, dict[str, Any]], whole: Comparison) -> dict[str, Any]:
+    """Return the pooled result as one JSON object."""
+    line: dict[str, Any] = {"config": name, "seeds": [*results], "n_tasks": whole.baseline.n_tasks}
+    for cell in CHANGES:
+        if (change := getattr(whole, cell)) is not None:
+            line[cell] = {"points": round(change.points, 2), "p": change.p_value}
+            line[cell]["of_seeds"] = [round(r["comparison"][cell]["points"], 2) for r in results.values()]
+    lengths = [side.behaviour and side.behaviour.reflection_length for side in sides(whole)]
+    line["reflection_tokens"] = [length and round(length.tokens, 1) for length in lengths]
+    line["forgetting"] = {
+        check["source"]: [
+            round(other["change"]["points"], 2)
+            for result in results.values()
+            for other in result["comparison"]["forgetting"]
+            if other["source"] == check["source"] and other["change"]
+        ]
+        for check in next(iter(results.values()))["comparison"]["forgetting"]
+    }
+    line["tokens"] = sum(sum(result["tokens"].values()) for result in results.values())
+    line["minutes"] = [result["minutes"] for result in results.values()]
+    return line
+
+
+def section(results: dict[int, dict[str, Any]], folders: Sequence[Path], whole: Comparison) -> str:
+    """Render the results as Markdown, without a heading."""
+    parts = list[str]()
+    for (seed, result), folder in zip(results.items(), folders, strict=True):
+        tokens = ", ".join(f"{count:,} for {purpose}" for purpose, count in result["tokens"].items())
+        parts.append(f"Seed {seed}: {result['minutes']} minutes; tokens sampled: {tokens}.")
+        if warm_up := result.get("warm_up"):
+            rates = {name: f"{100 * rate['rate']:.1f} %" for name, rate in warm_up["base"].items() if rate}
+            parts.append(
+                f"Before it, {warm_up['minutes']} minutes of supervised training on {warm_up['rows']} passed first "
+                f"tries, {warm_up['tokens']:,} tokens; the base model on the same test tasks: "
+                + ", ".join(f"{name.replace('_', ' ')} {rate}" for name, rate in rates.items())
+                + f". {BASE} is the version that it made."
+            )
+        parts += [f"```\n{table(comparison_of(folder))}\n```", "\n".join(round_lines(result["rounds"]))]
+    if len(folders) > 1:
+        parts.append(f"All seeds, the outcomes of a task averaged over them:\n\n```\n{table(whole)}\n```")
+    result = next(iter(results.values()))
+    parts.append(f"Reflections of seed {next(iter(results))} on {RULE}:")
+    parts.append("\n".join(line for found in result["reflections"] for line in reflection_lines(found)))
+    return "\n\n".join(parts)
+
+
+def round_lines(rounds: Sequence[dict[str, Any]]) -> list[str]:
+    head = "failures | groups with variance | retries that passed, % | tokens | rows | steps | KL to the base"
+    lines = [f"| round | {head} |", "|---" * 8 + "|"]
+    for number, found in enumerate(rounds, start=1):
+        kl, passed = found["kl_to_base"], found["retry_success"]
+        cells = [found["failures"], found["groups_with_variance"], "" if passed is None else f"{100 * passed:.1f}"]
+        cells += [found["tokens"], found["rows"], found["steps"], "" if kl is None else f"{kl:.3g}"]
+        lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def reflection_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"- Task: {found['task']}"]
+    for name in ("before", "after"):
+        then = "the retry passed" if found[name]["passed"] else "the retry failed"
+        lines.append(f"    - {name} ({then}): {found[name]['reflection']}")
+    return lines
