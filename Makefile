@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet
 # $(call INSTALL,ENVIRONMENT,PACKAGES): uv takes seconds where pip takes minutes; pip is the fallback if uv is missing
 # or fails. uv does not read pip's settings, so pip's mirror is passed to it.
 MIRROR = $(shell $(BIN)/python -m pip config get global.index-url 2>/dev/null)
-INSTALL = $(if $(MIRROR),UV_DEFAULT_INDEX=$(MIRROR)) $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install --quiet $(2)
+UV = $(if $(MIRROR),UV_DEFAULT_INDEX=$(MIRROR)) $(BIN)/uv
+INSTALL = $(UV) pip install --quiet --python $(1)/bin/python $(2) || $(1)/bin/python -m pip install --quiet $(2)
 READY := .venv/.ready
 EXTRAS_READY := .venv/.extras-ready
 STUDIO := .venv-studio
@@ -17,7 +18,7 @@ VLLM_READY := $(VLLM)/.ready
 # Containers set it; without bytecode each of the hundreds of processes that tests start compiles torch and transformers.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema uplot
+.PHONY: setup extras demo test check bench docs studio vllm smollm2 test-vllm lock schema uplot gpu-check
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -36,7 +37,7 @@ $(READY): pyproject.toml requirements/dev.txt
 
 # Exact versions for development and CI, from the ranges in pyproject.toml; applications that embed r3agent choose their
 # own. A version stays until its line is deleted. torch chooses its own accelerator packages.
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --no-annotate \
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11.5 --no-annotate \
 	--custom-compile-command 'make lock' pyproject.toml
 lock: setup
 	$(LOCK) --extra serve --extra train --extra dev --extra docs --output-file requirements/dev.txt
@@ -131,3 +132,22 @@ docs: setup
 # Run benchmarks that need vLLM or hours (credit.py) by hand, as their docstrings describe.
 bench: setup extras
 	for name in bfcl_agreement graph_overhead recorder serve_throughput startup train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# Everything that the check needs on a machine with one GPU, torch and transformers, but without a network. Copy
+# dist/gpu-check there, and run `python3 -m benchmarks.gpu_check --wheels wheels` in it. GPU_PYTHON is that machine's
+# version. Further packages in GPU_HAS, which it has too, make the folder smaller: with 'torch transformers numpy scipy
+# pandas pyarrow' it has 47 MB in place of 166. The check then runs on this machine.
+GPU_CHECK := dist/gpu-check
+GPU_PYTHON ?= 3.12
+GPU_HAS ?= torch transformers
+GPU_PLATFORMS := $(foreach glibc,5 12 17 24 26 27 28,--platform manylinux_2_$(glibc)_x86_64) --platform manylinux2014_x86_64
+gpu-check: setup
+	rm -rf $(GPU_CHECK) && mkdir -p $(GPU_CHECK)/benchmarks $(GPU_CHECK)/wheels
+	$(UV) pip compile --quiet pyproject.toml --extra serve --extra train --constraint requirements/dev.txt --no-annotate \
+		--no-header --python-version $(GPU_PYTHON) --python-platform x86_64-manylinux_2_28 $(GPU_HAS:%=--no-emit-package %) \
+		| grep -vE '^(cuda|nvidia|triton)' > $(GPU_CHECK)/requirements.txt
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+		$(GPU_PLATFORMS) --dest $(GPU_CHECK)/wheels --requirement $(GPU_CHECK)/requirements.txt
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(GPU_CHECK)/wheels .
+	cp benchmarks/gpu_check.py benchmarks/gpu_parts.py benchmarks/train_step.py $(GPU_CHECK)/benchmarks
+	$(BIN)/python -m benchmarks.gpu_check

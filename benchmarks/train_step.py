@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -37,15 +37,31 @@ Score: TypeAlias = Callable[[], list[list[float]]]
 """Function that computes the logprobs of all rows under the current weights."""
 
 
-def rows(case: str, n_groups: int) -> list[dict[str, Any]]:
+def rows(case: str, n_groups: int, vocabulary: int = VOCABULARY) -> list[dict[str, Any]]:
     """Make recorded rows, the same in every process."""
     prompt_tokens, completion_tokens, n_completions = map(int, case.split("/"))
-    draw = partial(random.Random(case).choices, range(VOCABULARY))
+    draw = partial(random.Random(case).choices, range(vocabulary))
     return [
         {"prompt": prompt, "completion": draw(k=completion_tokens), "reward": float(i % 2)}
         for prompt in (draw(k=prompt_tokens) for _ in range(n_groups))
         for i in range(n_completions)
     ]
+
+
+def dataset_of(recorded: Sequence[dict[str, Any]], n_completions: int) -> Any:
+    """Make the data set of `rows` that r3agent's trainer reads, in groups of `n_completions`."""
+    from datasets import Dataset
+
+    from r3agent.train import Row
+
+    blank = dict.fromkeys(Row._fields)
+    return Dataset.from_list(
+        [
+            {**blank, "group_id": str(i // n_completions), "span_id": str(i), "reward": row["reward"]}
+            | {"prompt_ids_P": row["prompt"], "completion_ids_T": row["completion"], "advantage": 2 * row["reward"] - 1}
+            for i, row in enumerate(recorded)
+        ]
+    )
 
 
 # ---- one side, in its own process ----
@@ -135,9 +151,7 @@ class Turns:
 
 
 def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str) -> tuple[Any, Score]:
-    from datasets import Dataset
-
-    from r3agent.train import Row, TrainConfig
+    from r3agent.train import TrainConfig
     from r3agent.train.grpo import OfflineGRPOTrainer
 
     prompt_tokens, completion_tokens, n_completions = map(int, options.case.split("/"))
@@ -149,21 +163,7 @@ def ours(model: Any, tokenizer: Any, options: argparse.Namespace, directory: str
         beta=0.0,
         epochs=options.rounds + 1,
     )
-    dataset = Dataset.from_list(
-        [
-            {
-                **dict.fromkeys(Row._fields),
-                "group_id": str(i // n_completions),
-                "span_id": str(i),
-                "prompt_ids_P": row["prompt"],
-                "completion_ids_T": row["completion"],
-                "reward": row["reward"],
-                "advantage": 1.0 if row["reward"] else -1.0,
-            }
-            for i, row in enumerate(recorded)
-        ]
-    )
-    trainer = OfflineGRPOTrainer(model, dataset, tokenizer, config, Path(directory))
+    trainer = OfflineGRPOTrainer(model, dataset_of(recorded, n_completions), tokenizer, config, Path(directory))
     assert trainer.packs
     pairs = [(row["prompt"], row["completion"]) for row in recorded]
     trainer.score()
