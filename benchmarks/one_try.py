@@ -31,7 +31,8 @@ from transformers import PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from benchmarks.credit import PROBE, REFLECTION, holm, interval, p_value, store
+from benchmarks.credit import PROBE, REFLECTION, holm, interval, p_value
+from benchmarks.results import RESULTS, replace_section
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number
 from r3agent.run.demo import SETTINGS
@@ -145,16 +146,18 @@ def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, vers
     for first in range(0, len(rows), config.batch_size):
         batch = completions[first : first + config.batch_size]
         shifted += [batch[-1], *batch[:-1]]
+    labels = [row.advantage > 0 for row in rows]
     columns = {
         "prompt_ids": [row.prompt_ids_P for row in rows],
         "completion_ids": completions,
         "KL_completion_ids": shifted,
-        "label": [row.advantage > 0 for row in rows],
+        "label": labels,
     }
-    desirable = sum(columns["label"])
+    desirable = sum(labels)
     model, tokenizer = load_model(start, config), load_tokenizer(start)
+    scratch = out_dir.with_suffix(".kto")
     arguments = KTOConfig(
-        output_dir=str(out_dir.with_suffix(".kto")),
+        output_dir=str(scratch),
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
@@ -176,7 +179,7 @@ def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, vers
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    shutil.rmtree(arguments.output_dir, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     model.delete_adapter("ref")
     card = PolicyCard(
         version=version, name=start.name, kind="lora", base_model=start.base_model or start.model, parent=start.version
@@ -226,7 +229,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/one_try"), help="what is finished; delete it to repeat it"
     )
-    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     arms = options.arms.split(";")
     if REFERENCE not in arms or set(arms) - ARMS.keys():
@@ -262,7 +265,8 @@ def main() -> None:
     )
     if arms != list(ARMS):
         command += f' --arms "{options.arms}"'
-    store(options.results, f"python -m benchmarks.one_try {command}", "\n".join(lines), title="Learning from one try")
+    full = f"python -m benchmarks.one_try {command}"
+    replace_section(options.results, "Learning from one try", full, "\n".join(lines))
     print("\n".join(lines))
     print(json.dumps({"seeds": options.seeds, **size, "rates": rates, "gains": data}))
 

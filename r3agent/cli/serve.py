@@ -43,11 +43,13 @@ def serve(
 
 
 def _config(run: Path | None, overrides: Overrides) -> tuple[ServeConfig, int | None]:
-    """Return the settings of the server, and the rank of the run's adapters."""
+    """Return the settings of the server, and the rank of the run's adapters, 0 if it trains full weights."""
     if run is None and not overrides:
         return ServeConfig(), None  # skips the import of all other sections, because server processes start this way
     from r3agent.run.config import CONFIG_FILE, load_config
 
     file = None if run is None else run / CONFIG_FILE
     config = load_config(file if file and file.exists() else None, overrides)
-    return config.serve, None if run is None else config.train.lora_r
+    if run is None:
+        return config.serve, None
+    return config.serve, config.train.lora_r if config.train.method == "lora" else 0

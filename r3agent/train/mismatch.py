@@ -13,7 +13,7 @@ import torch
 from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
 from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.row import Row, RowLabel
+from r3agent.train.row import WITHOUT_SIBLINGS, Row, RowLabel
 from r3agent.train.row_file import Pairs
 from r3agent.train.surprise import LIMIT, Surprise
 
@@ -123,7 +123,8 @@ def _gaps(
 
 def measure(rows: Sequence[Row], scores: Sequence[Sequence[float] | None], version: str) -> Mismatch:
     """Compare the rows' recorded logprobs with `scores`, those of the starting weights."""
-    gaps = _gaps(rows, scores)
+    # What is imitated may be of any version: its loss has no importance weight.
+    gaps = [gap for gap in _gaps(rows, scores) if gap[0] not in WITHOUT_SIBLINGS or gap[1] in (None, version)]
     if not gaps:
         return Mismatch(gap=None, labels={}, ess=None)
     own = [gap for gap in gaps if gap[1] in (None, version)]

@@ -260,7 +260,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def mismatch_line(mismatch: Mapping[str, Any]) -> str:
     """Render a `Mismatch`."""
     if mismatch["gap"] is None:
-        return "no row has recorded logprobs: the starting weights' own are used instead"
+        return "no row has recorded logprobs to compare: where a loss needs some, the starting weights' own are used"
     labels = {"all rows": mismatch["gap"], **(mismatch["labels"] if len(mismatch["labels"]) > 1 else {})}
     gaps = (f"{label} mean {gap['mean']:.2g}, p99 {gap['p99']:.2g}" for label, gap in labels.items())
     parts = [

@@ -75,10 +75,12 @@ def test_choose_finds_the_failures_of_every_batch(large: Path) -> None:
     assert (found.read, found.left_out) == (whole.read, whole.left_out)
 
 
-@pytest.mark.parametrize("scale_rewards", ["group", "batch"])
-def test_inspect_credits_among_every_batch(large: Path, scale_rewards: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("changed", [{}, {"scale_rewards": "batch"}, {"baseline": "batch", "scale_rewards": "none"}])
+def test_inspect_credits_among_every_batch(
+    large: Path, changed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     id_ = f"{TASKS - 2:04d}-1"
-    settings = {"retokenise": "allow", "scale_rewards": scale_rewards}
+    settings = {"retokenise": "allow", **changed}
     flags = [part for name, value in settings.items() for part in ("--set", f"train.{name}={value}")]
     assert main(["inspect", str(large), id_, "--json", *flags]) == 0
     spans = json.loads(capsys.readouterr().out)["spans"]

@@ -46,6 +46,9 @@ def test_float32_where_bfloat16_would_be_emulated(
         (16, ["--max-lora-rank", "64"], []),
         (16, ["--max_lora_rank=64"], []),
         (16, ["--no-enable-lora"], []),
+        (16, ["--enable-lora"], ["--max-lora-rank", "16"]),
+        (0, [], ["--no-enable-lora"]),
+        (0, ["--enable-lora"], []),
     ],
 )
 def test_the_smallest_rank_that_fits(

@@ -56,6 +56,12 @@ def test_check_passes_long_rows_under_a_bfloat16_servers_noise(tokens: int) -> N
     assert checked(sampled(32, tokens, 0.04, version="v0000")) > 0.99
 
 
+def test_check_passes_imitated_rows_of_a_far_policy() -> None:
+    far = [row._replace(label="imitate") for row in sampled(40, 20, 2.0, version="v0000")]
+    assert checked(far) is None
+    assert checked([*sampled(32, 20), *far]) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("own", [0, 400])
 def test_check_refuses_few_rows_of_a_far_policy_among_many(own: int) -> None:
     rows = [*sampled(own, 60), *sampled(8, 60, 1.5, version="v0000")]

@@ -37,7 +37,7 @@ def launch(
         further: options for vLLM, after those of the config.
         run_dir: run that the server belongs to. The embedded server is a child only if it has a log or a run.
         log: file for a child's output; default in the run, or a temporary file.
-        lora_rank: rank of the run's adapters, if there is a run.
+        lora_rank: rank of the run's adapters, 0 if it trains full weights; `None` without a run.
 
     Raises:
         EndpointError: the server did not start, or ended by itself.

@@ -56,7 +56,8 @@ class VLLMProcess(LocalServer):
         log_path: file for its output; default a temporary file.
         timeout_s: time limit for loading the model; large models on a network disk take long.
         options: more options for vLLM; they come last and take precedence.
-        lora_rank: largest rank of the adapters to load, which decides on the cost of a token on a CPU; default 64.
+        lora_rank: largest rank of the adapters to load, 0 without any; it decides on the cost of a token on a CPU.
+            Default 64.
 
     Raises:
         ConfigError: there is no such Python or model, or r3agent itself sets one of the options.

@@ -37,7 +37,7 @@ def choose_options(
 
     Args:
         given: options for vLLM that the user chose.
-        lora_rank: largest rank of the adapters that are loaded; `None` if it is not known.
+        lora_rank: largest rank of the adapters that are loaded, 0 without any; `None` if it is not known.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
     names = {option.split("=")[0].replace("_", "-") for option in given}
@@ -46,8 +46,12 @@ def choose_options(
     if "--dtype" not in names and flags and not flags & BFLOAT16:
         reason = "this processor has no bfloat16, which vLLM would emulate; --dtype overrides it"
         choices.append(Choice(("--dtype", "float32"), reason))
-    rank = next((rank for rank in RANKS if lora_rank is not None and rank >= lora_rank), None)
-    if rank is not None and not names & {"--max-lora-rank", "--no-enable-lora"}:
+    if lora_rank is None or names & {"--max-lora-rank", "--no-enable-lora"}:
+        return choices
+    if lora_rank == 0:
+        reason = "train.method is full, and each token would cost the time of an adapter; --enable-lora overrides it"
+        return choices if "--enable-lora" in names else [*choices, Choice(("--no-enable-lora",), reason)]
+    if (rank := next((rank for rank in RANKS if rank >= lora_rank), None)) is not None:
         reason = f"train.lora_r is {lora_rank}, and each token costs the time of this rank in every layer"
         choices.append(Choice(("--max-lora-rank", str(rank)), reason))
     return choices

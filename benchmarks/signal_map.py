@@ -1,0 +1,232 @@
+"""Map of the tasks whose failures can teach a model: first tries, retries, a hint, and failures with mixed outcomes.
+
+    python -m benchmarks.signal_map --model smollm2-135m [--sources ...] [--n 60] [--engine vllm] [--out runs/signal]
+
+The model is a name of `benchmarks/models.py`, `bundled` or a checkpoint directory; its server is started here. A cell
+is one model on one source: 8 tries of each task; on the tasks whose first try failed, one retry after the model's own
+reflection, one blind retry, and one retry after the right answer in place of the reflection, where a gold answer is
+known. A failure can teach by its own tries if some of the 8 pass: it is mixed. On a source where all tries fail, only
+the first 30 failed tasks are retried, which saves most of its time. An answer that is cut off is judged as far as it
+goes, since the limits on tokens are low.
+
+Episodes and cells are stored in --out and not repeated, so that a run can be stopped and started again. Without
+--model, the section of RESULTS.md is written from the stored cells alone. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Unpack
+
+from benchmarks.models import MODELS, make
+from benchmarks.results import RESULTS, replace_section
+from benchmarks.signal_tables import Cell, Retry, first_try, section
+from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
+from r3agent._util.aio import gather_all, run_sync
+from r3agent._util.files import write_atomically
+from r3agent.episodes.config import EpisodeOptions
+from r3agent.evaluate.cells import error_of, outcome
+from r3agent.records.branching import branch_of, control_of
+from r3agent.records.prompts import PROMPTS
+from r3agent.serve import ServerProcess, VLLMProcess
+from r3agent.serve.process.process import LocalServer
+from r3agent.store.shards import TrajectoryWriter
+from r3agent.tasks import default_verifier, find_tasks
+from r3agent.verifiers import KINDS, find_verifier, judge
+
+TRIES = 8
+FLOOR = 30
+"""Failed tasks that are retried if no try of the cell passed."""
+TEMPERATURE = 0.7
+CONCURRENCY, REQUEST_S = 16, 3600.0
+"""Requests at a time, and the time limit of one: on a CPU, it waits for the others."""
+MAX_TOKENS = {"reasoning-gym": 64, "countdown": 64, "bfcl": 96, "bfcl:parallel": 256, "bfcl:parallel_multiple": 256}
+"""Tokens of an answer, by the source or its kind; most gold answers have a third of them."""
+REFLECTION_TOKENS = 96
+HINT = "My answer was wrong. The right answer is:\n{gold}"
+"""Message in place of the reflection."""
+
+GYM: dict[str, dict[str, Any]] = {
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "products": {"min_digits": 1, "max_digits": 2},
+    "simple_equations": {"min_terms": 2, "max_terms": 2, "max_value": 10},
+    "gcd": {"max_value": 30},
+    "count_bits": {"max_n": 127},
+    "number_sorting": {"max_numbers": 4, "max_decimals": 0, "min_value": 0, "max_value": 50},
+    "number_filtering": {"max_numbers": 4, "max_decimals": 0, "min_value": 0, "max_value": 50},
+    "word_sorting": {"max_words": 4, "max_word_length": 6},
+    "word_sequence_reversal": {"max_words": 4},
+    "spell_backward": {"max_word_len": 4},
+    "letter_counting": {"min_words": 3, "max_words": 5},
+    "isomorphic_strings": {"max_string_length": 5},
+    "leg_counting": {"min_animals": 2, "max_animals": 3, "max_instances": 4},
+    "needle_haystack": {"min_num_statements": 3, "max_num_statements": 8},
+    "syllogism": {},
+    "family_relationships": {"max_family_size": 5},
+    "course_schedule": {"max_num_courses": 6},
+}
+"""Settings of reasoning-gym's generators, at which a small model has a chance."""
+BFCL = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
+SOURCES: dict[str, dict[str, Any]] = {
+    **{f"reasoning-gym:{name}": params for name, params in GYM.items()},
+    "countdown": {"numbers": 3, "max_number": 10},
+    **{f"bfcl:{category}": {"calls": "text"} for category in BFCL},
+}
+"""Settings of each source."""
+
+
+async def draw_tries(policy: Policy, verifier: Verifier, tasks: Sequence[Task], *, out: Path) -> list[list[Trajectory]]:
+    """Draw the tries of each task with one request, unless they are stored; return an episode for each try."""
+
+    async def tried(task: Task) -> None:
+        drawn = await policy.sample(task.messages, n=TRIES, tools=task.tools)
+        spans = [Span.of(generation, label="attempt") for generation in drawn]
+        verdicts = await judge(verifier, task, spans, cut_off="judge")
+        for i, (span, verdict) in enumerate(zip(spans, verdicts, strict=True)):
+            judged = (span.model_copy(update={"verdict": verdict}),)
+            writer.append(Trajectory(trajectory_id=f"{task.id}-{i}", task=task, sample=i, spans=judged))
+
+    with TrajectoryWriter(out) as writer:
+        found = Counter(trajectory.task.id for trajectory in load(out))
+        await gather_all(tried(task) for task in tasks if found[task.id] < TRIES)
+    episodes = {(trajectory.task.id, trajectory.sample): trajectory for trajectory in load(out)}
+    return [[episodes[task.id, i] for i in range(TRIES)] for task in tasks]
+
+
+async def measure(
+    source: str, tasks: Sequence[Task], *, policy: Policy, out: Path, **options: Unpack[EpisodeOptions]
+) -> Cell:
+    """Measure one cell; the episodes are stored under `out`, and those that are there are not run again.
+
+    Args:
+        options: further options of the episodes of the retries.
+    """
+    began, name = time.monotonic(), default_verifier(source)
+    verifier = find_verifier(name)
+    tries = await draw_tries(policy, verifier, tasks, out=out / "tries")
+    passes = [[bool(episode.passed) for episode in episodes] for episodes in tries]
+    failed = [episodes[0] for episodes in tries if not episodes[0].passed]
+    if not any(map(any, passes)):
+        failed = failed[:FLOOR]
+    prompts = PROMPTS[KINDS.get(name, "general")].model_dump()
+    given: dict[str, Any] = {"policy": policy, "verifier": verifier, "verifier_name": name, "concurrency": CONCURRENCY}
+    given |= {"reflections": 1, "cut_off": "judge", **prompts, **options}
+    retried, hinted = list[Trajectory](), dict[str | None, Trajectory]()
+    if failed:
+        await collect([branch_of(trajectory) for trajectory in failed], out=out / "retries", blind_retries=1, **given)
+        retried = list(load(out / "retries"))
+    hints = [(t, HINT.format(gold=t.task.gold["content"])) for t in retried if t.task.gold and error_of(t) is None]
+    if hints:
+        await collect([control_of(t, "generic", hint) for t, hint in hints], out=out / "hints", **given)
+        hinted = {trajectory.parent_id: trajectory for trajectory in load(out / "hints")}
+    return {
+        "passes": passes,
+        "retries": [_retries(t, hinted.get(t.trajectory_id)) for t in retried if error_of(t) is None],
+        "errors": sum(error_of(t) is not None for t in [*retried, *hinted.values()]),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def _retries(episode: Trajectory, hinted: Trajectory | None) -> dict[Retry, float | None]:
+    if hinted is not None and error_of(hinted) is not None:
+        hinted = None
+    return {
+        "after reflection": outcome(episode, "after_reflection"),
+        "blind retry": outcome(episode, "blind_retry"),
+        "right answer given": outcome(episode, "generic_reflection", branch=hinted),
+    }
+
+
+def settings_of(source: str, n: int) -> dict[str, Any]:
+    """Return the settings of a cell: one that was measured with others is measured anew."""
+    max_tokens = [MAX_TOKENS.get(source, MAX_TOKENS[source.partition(":")[0]]), REFLECTION_TOKENS]
+    return {"n": n, "params": SOURCES[source], "max_tokens": max_tokens, "temperature": TEMPERATURE, "tries": TRIES}
+
+
+def stored(folder: Path, n: int) -> dict[str, Cell]:
+    """Read the finished cells of a model."""
+    found = dict[str, Cell]()
+    for source in SOURCES:
+        file = place(folder, source).with_suffix(".json")
+        if file.exists() and (cell := json.loads(file.read_text()))["settings"] == settings_of(source, n):
+            found[source] = cell["outcomes"]
+    return found
+
+
+def place(folder: Path, source: str) -> Path:
+    """Return the folder of a cell, beside which its outcomes are."""
+    return folder / source.replace(":", "-")
+
+
+def measure_all(server: LocalServer, sources: Sequence[str], *, n: int, stop: Sequence[str], folder: Path) -> None:
+    """Measure cells one after another; one that fails is reported, and left for another run."""
+    for source in sources:
+        settings, own = settings_of(source, n), place(folder, source)
+        written = own / "settings.json"
+        if not written.exists() or json.loads(written.read_text()) != settings:
+            shutil.rmtree(own, ignore_errors=True)
+            write_atomically(written, json.dumps(settings))
+        sampling, reflecting = (
+            Sampling(temperature=TEMPERATURE, max_tokens=max_tokens, stop=tuple(stop))
+            for max_tokens in settings["max_tokens"]
+        )
+        tasks = find_tasks(source, n, **SOURCES[source])
+        policy = OpenAIPolicy(
+            server.base_url, server.name, sampling=sampling, concurrency=CONCURRENCY, timeout_s=REQUEST_S
+        )
+        try:
+            with closing(policy):
+                outcomes = run_sync(measure(source, tasks, policy=policy, out=own, reflect_sampling=reflecting))
+        except R3Error as error:
+            print(f"{source}: {type(error).__name__}: {error}", flush=True)
+            continue
+        write_atomically(own.with_suffix(".json"), json.dumps({"settings": settings, "outcomes": outcomes}))
+        print(f"{source}: {outcomes['seconds']} s, first try {100 * first_try(outcomes).rate:.0f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help=f"{', '.join(MODELS)}, bundled, or a checkpoint directory")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="SOURCE")
+    parser.add_argument("--n", type=int, default=60, help="tasks of each source")
+    parser.add_argument("--engine", choices=("embedded", "vllm"), default="vllm")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/signal"), help="finished cells; delete it to start again"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.model:
+        checkpoint = make(args.model) if args.model in MODELS else args.model
+        folder = args.out / Path(args.model).name
+        missing = [source for source in args.sources if source not in stored(folder, args.n)]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            options: dict[str, Any] = {"name": folder.name, "log_path": folder / "server.log"}
+            with (
+                VLLMProcess(checkpoint, **options, options=["--no-enable-lora"])
+                if args.engine == "vllm"
+                else ServerProcess(checkpoint, **options)
+            ) as server:
+                stop = MODELS[args.model].stop if args.model in MODELS else ()
+                measure_all(server, missing, n=args.n, stop=stop, folder=folder)
+    names = [name for name in MODELS if (args.out / name).is_dir()]
+    names += sorted(path.name for path in args.out.glob("*/") if path.name not in MODELS)
+    models = {name: cells for name in names if (cells := stored(args.out / name, args.n))}
+    text, data = section(models, args.sources)
+    command = "python -m benchmarks.signal_map --model NAME" + ("" if args.n == 60 else f" --n {args.n}")
+    replace_section(args.results, "Where the signal is", command, text)
+    print(text)
+    print(json.dumps({"n": args.n, "models": data}))
+
+
+if __name__ == "__main__":
+    main()

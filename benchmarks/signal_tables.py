@@ -1,0 +1,148 @@
+"""Tables and conclusions of `benchmarks/signal_map.py`, from the stored outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
+
+from r3agent.evaluate import Difference, Rate
+from r3agent.evaluate.statistics import difference, rate
+
+Retry: TypeAlias = Literal["after reflection", "blind retry", "right answer given"]
+RETRIES: tuple[Retry, ...] = get_args(Retry)
+
+ENOUGH_MIXED = 0.2
+"""Share of mixed failures from which a source is named."""
+ENOUGH_GAIN = 10.0
+"""Points by which the right answer must raise a retry of a model that can use a hint."""
+
+LEGEND = (
+    "First try: share of 8 tries of each of n tasks that passed; its interval accounts for the tasks. The retries are "
+    "those of the failed tasks, whose first try of the 8 failed: the share of them that passes in one retry after the "
+    "model's own reflection, without a reflection, and after the right answer in place of the reflection. On a source "
+    "where no try passed, only 30 of them are retried. Mixed is the share of the failed tasks that one of the 8 tries "
+    "solves: the others teach nothing by their own tries."
+)
+
+
+class Cell(TypedDict):
+    """Outcomes of one model on one source."""
+
+    passes: list[list[bool]]
+    """Outcomes of the tries of each task."""
+    retries: list[dict[Retry, float | None]]
+    """Outcomes of the retries of each failed task that was retried; `None` for a retry that was not made."""
+    errors: int
+    """Episodes with an error, which are left out."""
+    seconds: int
+
+
+Cells: TypeAlias = Mapping[str, Cell]
+"""Cells of one model by source."""
+
+
+def first_try(cell: Cell) -> Rate:
+    passes = cell["passes"]
+    return rate([fmean(tries) for tries in passes], sum(map(len, passes)))
+
+
+def mixed(cell: Cell) -> Rate | None:
+    """Return the share of failed tasks that a later try passes; `None` if no task failed."""
+    return _rate([float(any(tries)) for tries in cell["passes"] if not tries[0]])
+
+
+def retried(cell: Cell, retry: Retry) -> Rate | None:
+    return _rate([value for outcomes in cell["retries"] if (value := outcomes[retry]) is not None])
+
+
+def gain(cells: Cells, retry: Retry) -> Difference | None:
+    """Compare a retry with the blind one, on all failures of all sources that have both."""
+    pairs = ((outcomes[retry], outcomes["blind retry"]) for cell in cells.values() for outcomes in cell["retries"])
+    differences = [made - blind for made, blind in pairs if made is not None and blind is not None]
+    return difference(differences) if differences else None
+
+
+def table(cells: Cells) -> list[str]:
+    """Render a model's cells as Markdown."""
+    head = ("source", "n", "first try, %", "failed", *(f"{retry}, %" for retry in RETRIES), "mixed, %")
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for source, cell in cells.items():
+        failed = sum(not tries[0] for tries in cell["passes"])
+        retries = [_text(retried(cell, retry)) for retry in RETRIES]
+        texts = [f"`{source}`", f"{len(cell['passes'])}", _text(first_try(cell)), f"{failed}", *retries]
+        lines.append(f"| {' | '.join([*texts, _text(mixed(cell))])} |")
+    return lines
+
+
+def conclusion(model: str, cells: Cells) -> str:
+    """Say where a model's failures are mixed, and whether it can use a hint."""
+    shares = {source: share.rate for source, cell in cells.items() if (share := mixed(cell)) is not None}
+    enough = sorted((s for s in shares if shares[s] >= ENOUGH_MIXED), key=lambda s: -shares[s])
+    named = ", ".join(f"`{source}` ({100 * shares[source]:.0f})" for source in enough) or "none"
+    limit = f"{100 * ENOUGH_MIXED:.0f} %"
+    texts = [
+        f"`{model}`: at least {limit} of the failures are mixed in {len(enough)} of {len(cells)} sources: {named}."
+    ]
+    hint, own = gain(cells, "right answer given"), gain(cells, "after reflection")
+    if hint is not None and own is not None:
+        texts.append(
+            f"Against a blind retry, the right answer gains {_points(hint)} points, over {hint.n_tasks} failures; its "
+            f"own reflection {_points(own)}, over {own.n_tasks}."
+        )
+        texts.append(
+            "It can use a hint."
+            if hint.points >= ENOUGH_GAIN
+            else f"Below {ENOUGH_GAIN:.0f} points it cannot use a hint, and is not to be trained on reflections."
+        )
+    return " ".join(texts)
+
+
+def section(models: Mapping[str, Cells], sources: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Render the cells of all models as Markdown, and return the figures as data.
+
+    Args:
+        sources: sources of a whole map; those without a cell are named as missing.
+    """
+    parts, data = [LEGEND], dict[str, Any]()
+    for model, cells in models.items():
+        parts += [f"### {model}", conclusion(model, cells)]
+        if missing := [f"`{source}`" for source in sources if source not in cells]:
+            parts.append(f"Not measured: {', '.join(missing)}.")
+        if errors := sum(cell["errors"] for cell in cells.values()):
+            parts.append(f"{errors} episodes ended with an error and are left out.")
+        parts.append("\n".join(table(cells)))
+        data[model] = _data(cells)
+    return "\n\n".join(parts), data
+
+
+def _data(cells: Cells) -> dict[str, Any]:
+    hint = gain(cells, "right answer given")
+    return {
+        "can_use_hint": None if hint is None else hint.points >= ENOUGH_GAIN,
+        "gains": {retry: _dump(gain(cells, retry)) for retry in RETRIES if retry != "blind retry"},
+        "sources": {
+            source: {
+                "first try": _dump(first_try(cell)),
+                **{retry: _dump(retried(cell, retry)) for retry in RETRIES},
+                "mixed": _dump(mixed(cell)),
+            }
+            for source, cell in cells.items()
+        },
+    }
+
+
+def _dump(figure: Rate | Difference | None) -> dict[str, Any] | None:
+    return None if figure is None else {name: round(value, 4) for name, value in figure}
+
+
+def _rate(values: Sequence[float]) -> Rate | None:
+    return rate(values, len(values)) if values else None
+
+
+def _text(share: Rate | None) -> str:
+    return "" if share is None else f"{100 * share.rate:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def _points(change: Difference) -> str:
+    return f"{change.points:.0f} [{change.low:.0f}, {change.high:.0f}]"

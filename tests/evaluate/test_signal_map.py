@@ -1,0 +1,133 @@
+"""Map of the tasks whose failures can teach, of `benchmarks/signal_map.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import replace_section
+from benchmarks.signal_map import FLOOR, TRIES, measure, settings_of, stored
+from benchmarks.signal_tables import Cell, conclusion, first_try, gain, mixed, section, table
+from r3agent.records.trajectory import Message
+from r3agent.tasks import find_tasks
+from r3agent.testing import ScriptedPolicy
+
+RIGHT, NEVER, LATER = [True] * 8, [False] * 8, [False] * 7 + [True]
+
+
+def cell(*passes: list[bool], hinted: float | None = 1.0) -> Cell:
+    retries = [
+        {"after reflection": 0.0, "blind retry": 0.0, "right answer given": hinted} for tries in passes if not tries[0]
+    ]
+    return Cell(passes=list(passes), retries=retries, errors=0, seconds=1)
+
+
+def copied(messages: Sequence[Message]) -> str:
+    """Repeat the answer of the message before the request."""
+    return messages[-2]["content"].rpartition("\n")[2]
+
+
+async def test_measure_retries_blindly_and_with_the_right_answer(tmp_path: Path):
+    policy = ScriptedPolicy({"attempt": "<answer>1</answer>", "reflect": "hm", "retry": copied, "blind_retry": "no"})
+    tasks = find_tasks("countdown", 3)
+    found = await measure("countdown", tasks, policy=policy, out=tmp_path)
+    assert found["passes"] == [[False] * TRIES] * 3
+    assert found["retries"] == [{"after reflection": 0.0, "blind retry": 0.0, "right answer given": 1.0}] * 3
+    assert found["errors"] == 0
+
+
+async def test_measure_draws_the_tries_with_one_request(tmp_path: Path):
+    policy = ScriptedPolicy("no")
+    tasks = find_tasks("countdown", FLOOR + 2)
+    found = await measure("countdown", tasks, policy=policy, out=tmp_path)
+    assert [call.n for call in policy.calls][: len(tasks)] == [TRIES] * len(tasks)
+    assert len(found["retries"]) == FLOOR  # no try passed
+
+
+async def test_measure_goes_on_with_stored_episodes(tmp_path: Path):
+    tasks, policy = find_tasks("countdown", 3), ScriptedPolicy("no")
+    await measure("countdown", tasks[:2], policy=policy, out=tmp_path)
+    before = len(policy.calls)
+    found = await measure("countdown", tasks, policy=policy, out=tmp_path)
+    assert len(policy.calls) == before * 3 // 2
+    assert len(found["retries"]) == len(tasks)
+
+
+async def test_measure_asks_for_no_retry_without_a_failure(tmp_path: Path):
+    [task] = find_tasks("countdown", 1)
+    assert task.gold is not None
+    found = await measure("countdown", [task], policy=ScriptedPolicy(task.gold["content"]), out=tmp_path)
+    assert found["passes"] == [RIGHT]
+    assert found["retries"] == []
+
+
+async def test_measure_counts_later_tries_as_mixed(tmp_path: Path):
+    [task] = find_tasks("countdown", 1)
+    assert task.gold is not None
+    gold, number = task.gold["content"], count()
+    script = {
+        "attempt": lambda _: gold if next(number) == 7 else "no",
+        "reflect": "hm",
+        "retry": "a",
+        "blind_retry": "b",
+    }
+    found = await measure("countdown", [task], policy=ScriptedPolicy(script), out=tmp_path)
+    assert found["passes"] == [LATER]
+
+
+def test_first_try_counts_all_tries():
+    assert first_try(cell(RIGHT, NEVER, LATER)).rate == pytest.approx((1 + 0 + 1 / 8) / 3)
+
+
+def test_mixed_is_a_share_of_the_failed_tasks():
+    found = mixed(cell(RIGHT, NEVER, LATER))
+    assert found is not None
+    assert (found.rate, found.n_tasks) == (0.5, 2)
+    assert mixed(cell(RIGHT)) is None
+
+
+def test_gain_leaves_out_failures_without_a_hint():
+    found = gain({"a": cell(NEVER, NEVER), "b": cell(NEVER, hinted=None)}, "right answer given")
+    assert found is not None
+    assert (found.points, found.n_tasks) == (100.0, 2)
+
+
+def test_conclusion_names_mixed_sources_by_share():
+    text = conclusion("m", {"a": cell(LATER, NEVER), "b": cell(NEVER), "c": cell(LATER), "d": cell(RIGHT)})
+    assert "mixed in 2 of 4 sources: `c` (100), `a` (50)." in text
+    assert text.endswith("It can use a hint.")
+
+
+def test_conclusion_on_a_model_that_cannot_use_a_hint():
+    assert "is not to be trained on reflections" in conclusion("m", {"a": cell(*[NEVER] * 9, hinted=0.0)})
+
+
+def test_table_leaves_cells_empty_that_were_not_measured():
+    [row] = table({"a": cell(NEVER, hinted=None)})[2:]
+    assert row == "| `a` | 1 | 0 [0, 79] | 1 | 0 [0, 79] | 0 [0, 79] |  | 0 [0, 79] |"
+
+
+def test_section_names_sources_without_a_cell():
+    text, data = section({"m": {"a": cell(LATER)}}, ["a", "b"])
+    assert "Not measured: `b`." in text
+    assert data["m"]["can_use_hint"] is True
+    assert data["m"]["sources"]["a"]["mixed"]["rate"] == 1
+
+
+def test_stored_ignores_cells_with_other_settings(tmp_path: Path):
+    outcomes = cell(LATER)
+    file = tmp_path / "countdown.json"
+    file.write_text(json.dumps({"settings": settings_of("countdown", 60), "outcomes": outcomes}))
+    assert stored(tmp_path, 60) == {"countdown": outcomes}
+    assert stored(tmp_path, 61) == {}
+
+
+def test_replace_section_keeps_the_others(tmp_path: Path):
+    file = tmp_path / "RESULTS.md"
+    for title, text in (("A (1)", "old\n\n### Part\n\nold"), ("B", "kept"), ("A (1)", "new")):
+        replace_section(file, title, "make it", text)
+    assert file.read_text() == "# Results\n\n## B\n\n`make it`\n\nkept\n\n## A (1)\n\n`make it`\n\nnew\n"
