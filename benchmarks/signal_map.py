@@ -4,7 +4,7 @@
 
 The model is a name of `benchmarks/models.py`, `bundled` or a checkpoint directory; its server is started here. A cell
 is one model on one source: 8 tries of each task; on the tasks whose first try failed, one retry after the model's own
-reflection, one blind retry, and one retry after the right answer in place of the reflection, where a gold answer is
+reflection, one blind retry, and one retry after an oracle hint, the right answer in place of the reflection, if it is
 known. A failure can teach by its own tries if some of the 8 pass: it is mixed. On a source where all tries fail, only
 the first 30 failed tasks are retried, which saves most of its time. An answer that is cut off is judged as far as it
 goes, since the limits on tokens are low.
@@ -142,7 +142,7 @@ def _retries(episode: Trajectory, hinted: Trajectory | None) -> dict[Retry, floa
     return {
         "after reflection": outcome(episode, "after_reflection"),
         "blind retry": outcome(episode, "blind_retry"),
-        "right answer given": outcome(episode, "generic_reflection", branch=hinted),
+        "oracle hint": outcome(episode, "generic_reflection", branch=hinted),
     }
 
 

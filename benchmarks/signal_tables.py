@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 from r3agent.evaluate import Difference, Rate
 from r3agent.evaluate.statistics import difference, rate
 
-Retry: TypeAlias = Literal["after reflection", "blind retry", "right answer given"]
+Retry: TypeAlias = Literal["after reflection", "blind retry", "oracle hint"]
 RETRIES: tuple[Retry, ...] = get_args(Retry)
 
 ENOUGH_MIXED = 0.2
@@ -20,9 +20,9 @@ ENOUGH_GAIN = 10.0
 LEGEND = (
     "First try: share of 8 tries of each of n tasks that passed; its interval accounts for the tasks. The retries are "
     "those of the failed tasks, whose first try of the 8 failed: the share of them that passes in one retry after the "
-    "model's own reflection, without a reflection, and after the right answer in place of the reflection. On a source "
-    "where no try passed, only 30 of them are retried. Mixed is the share of the failed tasks that one of the 8 tries "
-    "solves: the others teach nothing by their own tries."
+    "model's own reflection, without a reflection, and after an oracle hint, the right answer in place of the "
+    "reflection. On a source where no try passed, only 30 of them are retried. Mixed is the share of the failed tasks "
+    "that one of the 8 tries solves: the others teach nothing by their own tries."
 )
 
 
@@ -84,10 +84,10 @@ def conclusion(model: str, cells: Cells) -> str:
     texts = [
         f"`{model}`: at least {limit} of the failures are mixed in {len(enough)} of {len(cells)} sources: {named}."
     ]
-    hint, own = gain(cells, "right answer given"), gain(cells, "after reflection")
+    hint, own = gain(cells, "oracle hint"), gain(cells, "after reflection")
     if hint is not None and own is not None:
         texts.append(
-            f"Against a blind retry, the right answer gains {_points(hint)} points, over {hint.n_tasks} failures; its "
+            f"Against a blind retry, an oracle hint gains {_points(hint)} points, over {hint.n_tasks} failures; its "
             f"own reflection {_points(own)}, over {own.n_tasks}."
         )
         texts.append(
@@ -117,7 +117,7 @@ def section(models: Mapping[str, Cells], sources: Sequence[str]) -> tuple[str, d
 
 
 def _data(cells: Cells) -> dict[str, Any]:
-    hint = gain(cells, "right answer given")
+    hint = gain(cells, "oracle hint")
     return {
         "can_use_hint": None if hint is None else hint.points >= ENOUGH_GAIN,
         "gains": {retry: _dump(gain(cells, retry)) for retry in RETRIES if retry != "blind retry"},

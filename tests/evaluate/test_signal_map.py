@@ -20,9 +20,7 @@ RIGHT, NEVER, LATER = [True] * 8, [False] * 8, [False] * 7 + [True]
 
 
 def cell(*passes: list[bool], hinted: float | None = 1.0) -> Cell:
-    retries = [
-        {"after reflection": 0.0, "blind retry": 0.0, "right answer given": hinted} for tries in passes if not tries[0]
-    ]
+    retries = [{"after reflection": 0.0, "blind retry": 0.0, "oracle hint": hinted} for tries in passes if not tries[0]]
     return Cell(passes=list(passes), retries=retries, errors=0, seconds=1)
 
 
@@ -36,7 +34,7 @@ async def test_measure_retries_blindly_and_with_the_right_answer(tmp_path: Path)
     tasks = find_tasks("countdown", 3)
     found = await measure("countdown", tasks, policy=policy, out=tmp_path)
     assert found["passes"] == [[False] * TRIES] * 3
-    assert found["retries"] == [{"after reflection": 0.0, "blind retry": 0.0, "right answer given": 1.0}] * 3
+    assert found["retries"] == [{"after reflection": 0.0, "blind retry": 0.0, "oracle hint": 1.0}] * 3
     assert found["errors"] == 0
 
 
@@ -91,7 +89,7 @@ def test_mixed_is_a_share_of_the_failed_tasks():
 
 
 def test_gain_leaves_out_failures_without_a_hint():
-    found = gain({"a": cell(NEVER, NEVER), "b": cell(NEVER, hinted=None)}, "right answer given")
+    found = gain({"a": cell(NEVER, NEVER), "b": cell(NEVER, hinted=None)}, "oracle hint")
     assert found is not None
     assert (found.points, found.n_tasks) == (100.0, 2)
 
