@@ -52,7 +52,7 @@ ARMS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Reflections of each failure, and settings of the training."""
 REFERENCE, KTO = "8 siblings", "one try, KTO"
-NOISE = (0.0, 0.1, 0.2)
+NOISE = "0,0.1,0.2"
 RATES = (1e-3, 3e-3, 1e-2)
 FIRST_TUNING_SEED = 100
 CELLS = ("first_try", "after_reflection")
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=1000, help="verdicts that each arm may use")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps")
     parser.add_argument("--problems", type=int, default=300, help="held out")
+    parser.add_argument("--noise", default=NOISE, help="shares of wrong verdicts, separated by commas")
     parser.add_argument("--arms", default=";".join(ARMS), help="separated by semicolons, `8 siblings` among them")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/one_try"), help="what is finished; delete it to repeat it"
@@ -254,7 +255,7 @@ def main() -> None:
     ]
     by_arm = np.mean(tuned, axis=0).reshape(len(arms), len(RATES))
     rates = {arm: RATES[int(gains.argmax())] for arm, gains in zip(arms, by_arm, strict=True)}
-    keys = [(arm, noise) for noise in NOISE for arm in arms]
+    keys = [(arm, noise) for noise in map(float, options.noise.split(",")) for arm in arms]
     found = [measured(seed, [(arm, noise, rates[arm]) for arm, noise in keys]) for seed in range(options.seeds)]
     results = {key: list(runs) for key, runs in zip(keys, zip(*found, strict=True), strict=True)}
     lines, data = table(results, rates)
@@ -263,6 +264,7 @@ def main() -> None:
     command = " ".join(
         f"--{key} {value}" for key, value in {"seeds": options.seeds, "tuning": options.tuning, **size}.items()
     )
+    command += "" if options.noise == NOISE else f" --noise {options.noise}"
     if arms != list(ARMS):
         command += f' --arms "{options.arms}"'
     full = f"python -m benchmarks.one_try {command}"
