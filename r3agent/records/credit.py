@@ -7,9 +7,9 @@
     blind_retry   success | score                             blind retries of one failed try
 
 Siblings are sampled from the same prompt by one policy version, with the same settings but the seed. Spans of different
-failures are never compared: that would bias the baseline. A try of several steps is one sibling, by its first span, and
-each of its steps has its reward. What follows a try that is right, perhaps by a later label, earns nothing: it repaired
-no failure.
+failures are in no group: their mean would be a biased baseline. A try of several steps is one sibling, by its first
+span, and each of its steps has its reward. What follows a try that is right, perhaps by a later label, earns nothing:
+it repaired no failure.
 """
 
 from __future__ import annotations
