@@ -14,8 +14,9 @@ class DeployConfig(Record):
     """Settings for loading new weights onto the servers."""
 
     strategy: Literal["auto", "restart", "command"] = "auto"
-    """`auto` loads an adapter beside the base model, or reloads full weights in place. `restart` starts a new server on
-    another port in place of the one that `r3agent serve --run` supervises. `command` runs your own script."""
+    """`auto` loads an adapter beside the base model, or reloads full weights in place; on a server that takes no
+    adapters, it merges one into the base model's. `restart` starts a new server on another port in place of the one
+    that `r3agent serve --run` supervises. `command` runs your own script."""
     command: tuple[str, ...] = ()
     """Script and its arguments; docs/deploy.md lists the environment variables that it gets."""
     replicas: tuple[str, ...] = ()

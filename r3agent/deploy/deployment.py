@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from r3agent._util.checked import Word, checked
 from r3agent._util.lock import file_lock
-from r3agent._util.wait import wait_until
 from r3agent.deploy.config import DeployConfig
-from r3agent.deploy.fingerprint import check, fingerprint_of, measure
 from r3agent.deploy.lora import unload_old
-from r3agent.deploy.report import DeployReport, LoadReport, attributes, doubts
+from r3agent.deploy.report import DeployReport, LoadReport, attributes
+from r3agent.deploy.rollout import OnServer, Rollout, roll_out
 from r3agent.deploy.server import Server
-from r3agent.deploy.strategy import choose
-from r3agent.deploy.update import UNCHANGED, WeightUpdate
 from r3agent.errors import ConfigError, DeployError, RecordError
-from r3agent.records.versions import BASE, is_version
+from r3agent.records.versions import BASE
 from r3agent.store.history import PERSON, Event, record_event
 from r3agent.store.registry import Registry
 from r3agent.telemetry.tracing import VERSION, TraceSpan, begin
 
 LOCK_FILE = "deploy.lock"
-POLL_S = 1.0
 UNGATED = "nothing records that {version} passed the gate; `r3agent eval` of the run compares it with the base"
-
-
-OnServer: TypeAlias = Callable[[int, int], None]
-"""Callback before each server of a deploy, with the number of those that have the version, and of all."""
-
-
-class Rollout(NamedTuple):
-    """Rollout of a version to one server."""
-
-    report: LoadReport
-    update: WeightUpdate | None
-    old: Server
-    """Server before the update."""
-    new: Server
-    """Server that has the version; differs from `old` only after a restart."""
 
 
 @checked
@@ -100,11 +81,12 @@ def _go_live(
         _traced("deploy", version) as span,
         _servers(urls, registry, access, config, f"deploying {version}") as servers,
     ):
-        rollouts = _roll_out(servers, registry, version, config, on_server)
+        rollouts = roll_out(servers, registry, version, config, on_server)
         previous, first = registry.live, rollouts[0]
         changes = version != previous or (passed and version not in registry.passed)
         new_url = first.new.base_url if first.new is not first.old else None
-        registry.set_live(version, base_url=new_url, passed=passed)
+        merges = first.merges if registry.card(version).kind == "lora" else None
+        registry.set_live(version, base_url=new_url, passed=passed, merges_adapters=merges)
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
         if changes:
             warnings += _record(registry, event.model_copy(update={"other": previous}))
@@ -129,17 +111,23 @@ def load_version(
 ) -> LoadReport:
     """Load a version as `deploy` does, but without moving the live pointer.
 
-    An adapter is served beside the live version; full weights replace it, so load the live version again afterwards.
+    An adapter is served beside the live version; full weights replace it, and so does an adapter on a server that takes
+    none, so load the live version again afterwards.
 
     Args:
         to_evaluate: load it only onto `deploy.eval_base_url` or else the first server, not onto the replicas.
     """
     config = (config or DeployConfig()).model_copy(update={"strategy": "auto"})
     live_url = registry.live_base_url or base_url
+    is_live = not (to_evaluate and config.eval_base_url)
     urls = [config.eval_base_url or live_url] if to_evaluate else [live_url, *config.replicas]
     access = {"api_key": api_key, "headers": headers, "proxy": proxy, "verify": verify}
     with _traced("load", version) as span, _servers(urls, registry, access, config, f"loading {version}") as servers:
-        rollouts = _roll_out(servers, registry, version, config)
+        rollouts = roll_out(servers, registry, version, config, is_live=is_live)
+        merges = rollouts[0].merges
+        is_adapter = registry.card(version).kind == "lora"
+        if is_live and is_adapter and version == registry.live and merges != registry.merges_adapters:
+            registry.set_live(version, merges_adapters=merges)
         span.set(lambda: attributes(rollouts[0].report, len(rollouts)))
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report
@@ -197,80 +185,6 @@ def _servers(
         yield servers
 
 
-def _roll_out(
-    servers: Sequence[Server],
-    registry: Registry,
-    version: str,
-    config: DeployConfig,
-    on_server: OnServer | None = None,
-) -> list[Rollout]:
-    """Update one server after another; if one fails, restore the earlier ones too."""
-    rollouts: list[Rollout] = []
-    registry.card(version)  # raises if there is none
-    for server in servers:
-        if on_server is not None:
-            on_server(len(rollouts), len(servers))
-        try:
-            rollouts.append(_update(server, registry, version, config))
-        except DeployError as error:
-            failure = f"{server.root}: {error}" if len(servers) > 1 else str(error)
-            others = [f"{one.old.root}: {_undo(one.update, one.old)}" for one in reversed(rollouts)]
-            raise DeployError(f"{'; '.join([failure, *others])}; {registry.live or 'nothing'} stays live") from error
-    return rollouts
-
-
-def _update(server: Server, registry: Registry, version: str, config: DeployConfig) -> Rollout:
-    card = registry.card(version)
-    fingerprint = fingerprint_of(registry, version)
-    strategy, update = choose(card, registry, config)
-    if update is not None:
-        update.check()
-    if card.name not in (served := server.models()):
-        raise DeployError(
-            f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
-            "serve it under this name or deploy to its own server"
-        )
-    try:
-        if strategy == "reload" and fingerprint:
-            found = measure(server, card.served_name, fingerprint, tolerance=config.tolerance)
-            # A version trained from this one may be near enough to it to pass for it.
-            names_other = is_version(named := server.weight_version()) and named != version
-            if found.verdict == "arrived" and not names_other:
-                strategy, update = "none", None
-                with suppress(DeployError):  # a server that was restarted with these weights does not name them
-                    server.set_weight_version(version)
-        new = server if update is None else update.apply(server)
-        report = None
-        if fingerprint:
-            report = wait_until(
-                lambda: check(new, card.served_name, fingerprint, tolerance=config.tolerance),
-                timeout_s=config.timeout_s if strategy == "command" else 0.0,  # its servers may still be loading
-                poll_s=POLL_S,
-                first_s=POLL_S,
-                retry_on=DeployError,
-            )
-        if update is not None:
-            update.confirm(report)
-    except DeployError as error:
-        raise DeployError(f"{error}; {_undo(update, server)}") from error
-    loaded = LoadReport(
-        version=version,
-        served_name=card.served_name,
-        base_url=new.base_url,
-        strategy=strategy,
-        fingerprint=report,
-        warnings=doubts(version, report),
-    )
-    return Rollout(loaded, update, server, new)
-
-
-def _undo(update: WeightUpdate | None, server: Server) -> str:
-    try:
-        return UNCHANGED if update is None else update.undo(server)
-    except DeployError as error:
-        return f"and putting the server back failed: {error}"
-
-
 def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tuple[list[str], list[str]]:
     """Remove the old versions; the new one is already loaded, so a failure is only a warning.
 
@@ -279,7 +193,7 @@ def _clean_up(rollouts: Sequence[Rollout], registry: Registry, keep: int) -> tup
     """
     unloaded: list[str] = []
     warnings: list[str] = []
-    for report, update, old, new in rollouts:
+    for report, update, old, new, _ in rollouts:
         try:
             if update is not None:
                 update.finish(old)

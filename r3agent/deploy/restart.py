@@ -23,6 +23,8 @@ from r3agent._util.files import last_lines
 from r3agent._util.reaping import reap
 from r3agent._util.wait import wait_until
 from r3agent.deploy.lora import addressed
+from r3agent.deploy.merge import whole_weights
+from r3agent.deploy.reload import replace_weights
 from r3agent.deploy.server import Server
 from r3agent.deploy.update import WeightUpdate
 from r3agent.errors import ConfigError, DeployError
@@ -53,7 +55,11 @@ class Restart(WeightUpdate):
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         successor = server.at(self._wait_for_address(self.started, log))
-        if adapter_dir is not None:
+        if adapter_dir is not None and not successor.takes_adapters():
+            with whole_weights(self.checkpoint) as weights:
+                successor.pause()
+                replace_weights(successor, weights, card.version)
+        elif adapter_dir is not None:
             successor.load_adapter(card.served_name, addressed(adapter_dir))
         elif card.kind == "full":
             with suppress(DeployError):  # only the embedded server and vLLM in development mode store it

@@ -149,6 +149,14 @@ class Server:
         except DeployError:
             return None
 
+    def takes_adapters(self) -> bool:
+        """Return False if this is a vLLM without `--enable-lora`, by its metrics; only vLLM has a part without."""
+        try:
+            metrics = self._call("GET", "metrics", remedy="").text
+        except DeployError:
+            return True
+        return LOAD_METRICS[0] not in metrics or ADAPTERS_METRIC in metrics
+
     def reset_prefix_cache(self) -> None:
         """Drop the keys and values that the old weights computed."""
         if not self._json("POST", "reset_prefix_cache", remedy=DEV_ROUTES).get("success", True):

@@ -42,9 +42,9 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
         if not any(f".{module}".endswith(f".{target}") for module in downs):
             raise DeployError(f"{adapter_dir}: target module {target} has no tensors; {INCOMPLETE}")
     ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-    base = {_in_text_model(name): shape for name, shape in _base_shapes(base_model).items()}
+    base = {in_text_model(name): shape for name, shape in _base_shapes(base_model).items()}
     for module, (rank, n_in) in downs.items():
-        tensor = _in_text_model(f"{module}.weight")
+        tensor = in_text_model(f"{module}.weight")
         n_out, up_rank = ups[module]
         is_stacked = ".experts" in module and any(each and rank % each == 0 for each in ranks)  # one rank per expert
         if rank != up_rank or not (is_stacked or rank in ranks):
@@ -56,7 +56,7 @@ def check_adapter(adapter_dir: Path, base_model: str) -> None:
                 f"{adapter_dir}: {module} is {n_out} x {n_in}, in {base_model} it is "
                 f"{' x '.join(map(str, base[tensor]))}: the adapter belongs to another base model"
             )
-    if base and not any(_in_text_model(f"{module}.weight") in base for module in downs):
+    if base and not any(in_text_model(f"{module}.weight") in base for module in downs):
         raise DeployError(
             f"{adapter_dir}: none of its modules, such as {next(iter(downs))}, is in {base_model}: "
             "the adapter belongs to another base model"
@@ -72,9 +72,9 @@ def check_weights(weights: str, base_model: str) -> None:
     if not Path(weights).is_absolute():
         return
     read_json(Path(weights) / "config.json")
-    shapes = {_in_text_model(name): shape for name, shape in read_shapes(Path(weights)).items()}
+    shapes = {in_text_model(name): shape for name, shape in read_shapes(Path(weights)).items()}
     for name, shape in _base_shapes(base_model).items():
-        found = shapes.get(_in_text_model(name), shape if _MAY_LACK.search(name) else None)
+        found = shapes.get(in_text_model(name), shape if _MAY_LACK.search(name) else None)
         if found != shape:
             raise DeployError(
                 f"{weights}: {name} is {found}, in {base_model} it is {shape}; "
@@ -127,7 +127,7 @@ def _base_shapes(base_model: str) -> Shapes:
     return read_shapes(directory)
 
 
-def _in_text_model(name: str) -> str:
+def in_text_model(name: str) -> str:
     """Drop the parts of a tensor's name that checkpoints of different age have in different places, or lack."""
     return ".".join(part for part in name.split(".") if part not in ("model", "language_model", "transformer"))
 

@@ -65,7 +65,7 @@ class LivePolicy:
                 f"{self.name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
         in_place = has_weights_in_place(registry)
-        return Target(card.served_name, registry.live_base_url, in_place, card.version if in_place else None)
+        return Target(registry.served_name(card), registry.live_base_url, in_place, card.version if in_place else None)
 
 
 def _begin(registry: Registry, name: str | None) -> str:
@@ -78,8 +78,8 @@ def _begin(registry: Registry, name: str | None) -> str:
 
 
 def has_weights_in_place(registry: Registry) -> bool:
-    """Return True if several versions share one served name, because full weights are reloaded in place."""
-    return any(registry.card(version).kind == "full" for version in registry.versions())
+    """Return True if several versions share one served name, because whole weights are reloaded in place."""
+    return registry.merges_adapters or any(registry.card(version).kind == "full" for version in registry.versions())
 
 
 class WeightVersion:

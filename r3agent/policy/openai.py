@@ -208,7 +208,9 @@ class OpenAIPolicy(Shared):
             if registry is None:
                 raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
             self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
-        self._fixed = Target(model, None, registry is not None and has_weights_in_place(registry))
+        is_shared = version not in (None, versions.BASE) and versions.served_version(model) is None
+        in_place = registry is not None and (is_shared or has_weights_in_place(registry))
+        self._fixed = Target(model, None, in_place)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,16 @@ class Collector(RunDirectory):
 
     def _load_to_evaluate(self, version: str) -> str:
         """Load a version without making it live; return the base URL of its server."""
-        return load_version(version, to_evaluate=True, **self.server_settings()).base_url
+        report = load_version(version, to_evaluate=True, **self.server_settings())
+        if self.swaps_live and version != self.registry.live:  # the first adapter on a server that takes none
+            self._swapped.touch()
+        self._names[version, report.base_url] = report.served_name
+        return report.base_url
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, str], str]:
+        """Names of loaded versions on their servers, by version and base URL."""
+        return {}
 
     def _identity(self, version: str, sampling: Sampling, **limits: Any) -> dict[str, Any]:
         """Return the arguments of `collect` that the ids of its episodes depend on, besides the tasks."""
@@ -137,7 +147,7 @@ class Collector(RunDirectory):
             policies = [
                 OpenAIPolicy(
                     url,
-                    card.served_name,
+                    self._names.get((card.version, url)) or self.registry.served_name(card),
                     registry=self.registry,
                     **self.config.policy.policy_access(),
                     version=card.version,

@@ -28,6 +28,7 @@ from r3agent.records import versions
 from r3agent.records.trajectory import Record, VersionedRecord
 from r3agent.records.versions import version_number
 from r3agent.store.history import GATE, PERSON, last_event
+from r3agent.store.live_pointer import LivePointer
 from r3agent.store.models import resolve_model
 from r3agent.store.reading import read_record
 
@@ -100,25 +101,13 @@ class PolicyCard(VersionedRecord):
 
     @property
     def served_name(self) -> str:
-        """Name on a server: `NAME@v0007` for an adapter, `NAME` for weights that are reloaded in place."""
+        """Name on a server that takes adapters: `NAME@v0007` for one, `NAME` for weights that are reloaded in place."""
         return f"{self.name}@{self.version}" if self.kind == "lora" else self.name
 
     @property
     def base_path(self) -> str:
         """Directory or hub id for loading the base model on this machine."""
         return resolve_model(self.base_model)
-
-
-class LivePointer(VersionedRecord):
-    """Pointer to the live version and to the previous one."""
-
-    schema_version: Literal[1] = 1
-    version: str
-    previous: str | None = None
-    base_url: str | None = None
-    """Base URL of its server, if a restart moved it to another address."""
-    passed: tuple[str, ...] = ()
-    """Versions that became live because they passed the gate, oldest first."""
 
 
 def checkpoints_dir(version_dir: Path) -> Path:
@@ -217,14 +206,26 @@ class Registry:
         """Versions that became live because they passed the gate; others were deployed by hand."""
         return () if (pointer := self._pointer()) is None else pointer.passed
 
+    @property
+    def merges_adapters(self) -> bool:
+        """True if the live version's server takes no adapters: all versions are weights in place, under one name."""
+        return False if (pointer := self._pointer()) is None else pointer.merges_adapters
+
+    def served_name(self, card: PolicyCard) -> str:
+        """Return the name of a version on the live version's server."""
+        return card.name if self.merges_adapters else card.served_name
+
     def _pointer(self) -> LivePointer | None:
         return read_record(LivePointer, self.live_path) if self.live_path.exists() else None
 
-    def set_live(self, version: str, *, base_url: str | None = None, passed: bool = False) -> None:
+    def set_live(
+        self, version: str, *, base_url: str | None = None, passed: bool = False, merges_adapters: bool | None = None
+    ) -> None:
         """Move the pointer atomically; without `base_url` the address does not change.
 
         Args:
             passed: the version passed the gate.
+            merges_adapters: the server takes no adapters; default as before.
         """
         live, previous = self.live, self.previous
         pointer = LivePointer(
@@ -232,6 +233,7 @@ class Registry:
             previous=previous if live == version else live,
             base_url=base_url or self.live_base_url,
             passed=tuple(dict.fromkeys([*self.passed, *([version] if passed else [])])),
+            merges_adapters=self.merges_adapters if merges_adapters is None else merges_adapters,
         )
         write_atomically(self.live_path, pointer.model_dump_json(indent=2))
 

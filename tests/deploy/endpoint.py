@@ -52,7 +52,14 @@ def save_adapter(directory: Path, seed: int, *, rank: int = RANK, size: int = SI
 
 def logprobs_of(directory: Path, token_ids: Sequence[int]) -> tuple[float, ...]:
     """Logprobs of a sequence by the weights in a directory; position 0 has no predictor."""
-    seed = zlib.crc32(b"".join(p.read_bytes() for p in sorted(directory.glob("*.safetensors"))))
+    return drawn(digest_of(directory), token_ids)
+
+
+def digest_of(directory: Path) -> int:
+    return zlib.crc32(b"".join(p.read_bytes() for p in sorted(directory.glob("*.safetensors"))))
+
+
+def drawn(seed: int, token_ids: Sequence[int]) -> tuple[float, ...]:
     said = (random.Random(f"{seed}:{list(token_ids[: t + 1])}").uniform(-5, 0) for t in range(1, len(token_ids)))
     return (0.0, *said)
 
@@ -81,23 +88,29 @@ class Run:
         return self.registry.version_dir(version) / kinds[card.kind]
 
     def train(
-        self, kind: str, *, seed: int, parent: str | None = None, has_fingerprint: bool = True, hardly: bool = False
+        self,
+        kind: str,
+        *,
+        seed: int,
+        parent: str | None = None,
+        has_fingerprint: bool = True,
+        hardly: bool = False,
+        known: tuple[FingerprintSequence, ...] | None = None,
     ) -> str:
-        """A new version; with `hardly`, its fingerprint is that of its parent."""
+        """A new version; with `hardly`, its fingerprint is that of its parent, with `known` this one."""
         version = self.registry.next_version()
         parent = parent or self.registry.versions()[-1]
         save = {"lora": (save_adapter, "adapter"), "full": (save_model, "model")}[kind]
         with create_version(self.registry.version_dir(version)) as directory:
             weights = save[0](directory / save[1], seed)
+            own = known or fingerprint(self.weights(parent) if hardly else weights, self.weights(parent))
             card = PolicyCard(
                 version=version,
                 name="tiny",
                 kind=kind,
                 base_model=str(self.base),
                 parent=parent,
-                fingerprint=fingerprint(self.weights(parent) if hardly else weights, self.weights(parent))
-                if has_fingerprint
-                else (),
+                fingerprint=own if has_fingerprint else (),
             )
             write_card(directory, card)
         return version
@@ -115,8 +128,12 @@ class Endpoint:
     name: str = "tiny"
     api_key: str | None = None
     lora_routes: bool = True
+    takes_adapters: bool = True
+    """False: started without `--enable-lora`."""
     dev_routes: bool = True
     max_lora_rank: int = 8
+    memory: dict[Path, int] = field(default_factory=dict)
+    """Digests of weights as they were reloaded: the files may be gone since."""
     adapters: dict[str, Path] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     paused: bool = False
@@ -184,10 +201,13 @@ class Endpoint:
     def metrics(self, _: dict[str, Any]) -> tuple[int, Any]:
         """Metrics as vLLM's: one line for each set of adapters there ever was, the newest with the greatest value."""
         in_use = self.in_use.pop(0) if self.in_use else ""
+        load = f'vllm:num_requests_running{{engine="0"}} {float(bool(in_use))}\n'
+        load += 'vllm:num_requests_waiting{engine="0"} 0.0\n'
+        if not self.takes_adapters:
+            return 200, load
         label = f'max_lora="2",running_lora_adapters="{in_use}",waiting_lora_adapters=""'
         return 200, (
-            f'vllm:num_requests_running{{engine="0"}} {float(bool(in_use))}\n'
-            'vllm:num_requests_waiting{engine="0"} 0.0\n'
+            f"{load}"
             'vllm:lora_requests_info{max_lora="2",running_lora_adapters="tiny@old",waiting_lora_adapters=""} 1.0\n'
             f"vllm:lora_requests_info{{{label}}} 1.7e+09\n"
         )
@@ -202,7 +222,8 @@ class Endpoint:
         tokens = [*body["prompt"], token]
         if model not in (self.name, *self.adapters):
             return 404, error(f"The model `{model}` does not exist.")
-        logprob = logprobs_of(self.adapters.get(model, self.weights), tokens)[-1]
+        path = self.adapters.get(model, self.weights)
+        logprob = drawn(self.memory.get(path) or digest_of(path), tokens)[-1]
         if self.mix_with is not None:
             logprob = (logprob + logprobs_of(self.mix_with, tokens)[-1]) / 2
         logprob = 0.0 if self.processed else logprob
@@ -216,6 +237,8 @@ class Endpoint:
 
     def load(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, path = body["lora_name"], Path(body["lora_path"])
+        if not self.takes_adapters:
+            return 500, error("LoRA is not enabled. Use --enable-lora to enable LoRA.")
         if name in self.adapters:
             return 400, error(f"The lora adapter '{name}' has already been loaded.")
         if not path.is_dir():
@@ -239,6 +262,7 @@ class Endpoint:
             return 500, error("reload_weights, and only while paused")
         if not self.ignores_loads:
             self.weights = Path(body["kwargs"]["weights_path"])
+            self.memory[self.weights] = digest_of(self.weights)
         return 200, {"results": [None]}
 
 

@@ -66,7 +66,7 @@ def test_base_is_verified_and_nothing_is_loaded(run: Run, endpoint: Endpoint):
     run.train("lora", seed=1)
     report = deploy("v0000", registry=run.registry, base_url=endpoint.url)
     assert (report.strategy, report.served_name, run.registry.live) == ("none", "tiny", "v0000")
-    assert set(endpoint.calls) == {"/v1/models", "/v1/completions"}
+    assert set(endpoint.calls) == {"/v1/models", "/v1/completions", "/metrics"}
     endpoint.weights = run.weights("v0001")
     with pytest.raises(DeployError, match="old weights"):
         deploy("v0000", registry=run.registry, base_url=endpoint.url)

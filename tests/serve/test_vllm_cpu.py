@@ -58,6 +58,28 @@ def test_the_smallest_rank_that_fits(
     assert [option for choice in choices for option in choice.options] == chosen
 
 
+@pytest.mark.parametrize(
+    ("lora_rank", "given", "chosen"),
+    [
+        (64, ["--dtype", "float32"], "--no-enable-lora"),
+        (128, ["--dtype=float32"], "--no-enable-lora"),
+        (16, ["--dtype", "float32"], "--max-lora-rank"),
+        (64, ["--dtype", "bfloat16"], "--max-lora-rank"),  # which would round small changes away
+        (64, ["--dtype", "float32", "--enable-lora"], "--max-lora-rank"),
+    ],
+)
+def test_adapters_are_merged_where_they_cost_most(
+    tmp_path: Path, lora_rank: int, given: list[str], chosen: str
+) -> None:
+    choices = choose_options(given, lora_rank=lora_rank, can_merge=True, cpuinfo=tmp_path / "none")
+    assert [choice.options[0] for choice in choices] == [chosen]
+
+
+def test_adapters_are_merged_only_where_a_deploy_can(tmp_path: Path) -> None:
+    choices = choose_options(["--dtype", "float32"], lora_rank=64, can_merge=False, cpuinfo=tmp_path / "none")
+    assert [choice.options for choice in choices] == [("--max-lora-rank", "64")]
+
+
 def test_a_gpu_build_is_left_as_it_is(tmp_path: Path) -> None:
     python = tmp_path / "env" / "bin" / "python"
     python.parent.mkdir(parents=True)

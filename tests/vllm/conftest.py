@@ -15,7 +15,14 @@ SMALL = ("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "64",
 SMALL += ("--max-loras", "64", "--max-cpu-loras", "64")
 """Exact enough to compare logprobs, no time for compiling, and a place for every adapter of these tests."""
 
-GROUPS = {"vllm": "vllm", "supervised": "vllm", "speaker": "bytes", "thinker": "bytes", "smollm2": "smollm2"}
+GROUPS = {
+    "vllm": "vllm",
+    "supervised": "vllm",
+    "speaker": "bytes",
+    "thinker": "bytes",
+    "without_adapters": "without_adapters",
+    "smollm2": "smollm2",
+}
 """Fixtures of servers that several tests share, and the group in which one worker runs these tests; longest first."""
 
 
@@ -65,4 +72,12 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
     """One server with the policy in the package, for all tests; they leave it as it was."""
     log = tmp_path_factory.mktemp("vllm") / "log"
     with VLLMProcess("bundled", name="bundled", log_path=log, options=SMALL) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def without_adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
+    """One server with the policy in the package that takes no adapters."""
+    log = tmp_path_factory.mktemp("without") / "log"
+    with VLLMProcess("bundled", name="bundled", log_path=log, options=("--no-enable-lora", *SMALL)) as server:
         yield server

@@ -51,9 +51,7 @@ async def test_with_no_flags_every_missing_one_is_named(monkeypatch: pytest.Monk
         assert remedy in report(diagnosis)
 
 
-async def test_loading_allowed_without_enable_lora_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    with VLLMProcess("bundled", options=NO_LORA) as server:
-        diagnosis = await diagnose(server.base_url)
+async def test_loading_allowed_without_enable_lora_is_told_apart(without_adapters: VLLMProcess) -> None:
+    diagnosis = await diagnose(without_adapters.base_url)
     [lora] = [check for check in diagnosis.checks if check.name == "LoRA load"]
     assert (lora.status, "--enable-lora" in (lora.remedy or "")) == ("no", True), lora

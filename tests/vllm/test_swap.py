@@ -179,3 +179,23 @@ def test_two_runs_share_a_server_and_no_adapter(vllm: VLLMProcess, trained: Trai
     assert served(vllm) == {"bundled", "bundled@v0001", "bundled@v0003"}
     with pytest.raises(DeployError, match=rf"other weights .* from {other.registry.run_dir}/policies/v0001/adapter-"):
         load_version("v0001", registry=trained.registry, base_url=vllm.base_url)
+
+
+async def test_adapters_are_merged_where_none_is_taken(without_adapters: VLLMProcess, tmp_path: Path) -> None:
+    trained = Trained(tmp_path / "run", BUNDLED_DIR, "bundled")
+    trained.registry.set_live("v0000")
+    where = {"registry": trained.registry, "base_url": without_adapters.base_url}
+    for seed in (1, 2):
+        trained.publish("lora", seed=seed)
+    async with live(without_adapters.base_url, trained) as policy:
+        traffic = await traffic_through(lambda: deploy("v0001", **where), asking(policy), clients=CLIENTS)
+        load_version("v0002", to_evaluate=True, **where)
+        unknown = await asking(policy)(0)  # the server named v0001 after the request before
+        evaluated = await asking(policy)(1)
+    print(told("merged", traffic))
+    drawn = [generation for answer in traffic.answers for generation in answer]
+    assert {g.policy_version for g in drawn} >= {"v0000", "v0001"}
+    assert [{g.policy_version for g in answer} for answer in (unknown, evaluated)] == [{None}, {"v0002"}]
+    assert_stamps_are_true(trained, drawn + evaluated)
+    rollback(to="v0000", **where)
+    assert served(without_adapters) == {"bundled"}

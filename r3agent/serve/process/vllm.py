@@ -91,9 +91,13 @@ class VLLMProcess(LocalServer):
         if self._on_cpu:
             cores, quota = physical_cores(allowed_cpus()), cpu_quota()
             self.choices = [
-                *choose_options(self._options, lora_rank=lora_rank),
+                *choose_options(self._options, lora_rank=lora_rank, can_merge=self._can_merge()),
                 *choose_cores(self._options, os.environ, cores=cores, quota=quota),
             ]
+
+    def _can_merge(self) -> bool:
+        """Return True if a deploy can merge adapters: it can read the weights, and vLLM's routes for them are open."""
+        return is_loopback(self._host) and any(Path(self._model).glob("*.safetensors"))
 
     def _launch(self) -> tuple[list[str], dict[str, str]]:
         with listen(self._host, self._port) as listener:  # vLLM reports a taken port only after many seconds

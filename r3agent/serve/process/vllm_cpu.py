@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from r3agent.serve.process.process import Choice
@@ -24,6 +25,11 @@ PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-
 """Options that start several workers, whose threads a user distributes."""
 
 
+LARGE_RANK = 64
+"""Rank at which adapters take about half of a token's time, so that they are merged instead. Adapters of rank 16 take a
+fifth, for which they are served beside the live version (`benchmarks/vllm_cpu.py`)."""
+
+
 def is_cpu_build(python: str) -> bool:
     """Return True if the environment of a Python has vLLM's CPU build."""
     packages = Path(python).parents[1].glob("lib/python*/site-packages/vllm_cpu-*.dist-info")
@@ -31,13 +37,20 @@ def is_cpu_build(python: str) -> bool:
 
 
 def choose_options(
-    given: Sequence[str], *, lora_rank: int | None, cpuinfo: Path = Path("/proc/cpuinfo")
+    given: Sequence[str],
+    *,
+    lora_rank: int | None,
+    can_merge: bool = False,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
 ) -> list[Choice]:
     """Choose what the given options leave open.
+
+    Adapters are merged only where the weights are float32: rounded to bfloat16, the sum loses small changes.
 
     Args:
         given: options for vLLM that the user chose.
         lora_rank: largest rank of the adapters that are loaded, 0 without any; `None` if it is not known.
+        can_merge: a deploy can merge adapters into the weights, and reload these.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
     names = {option.split("=")[0].replace("_", "-") for option in given}
@@ -48,9 +61,19 @@ def choose_options(
         choices.append(Choice(("--dtype", "float32"), reason))
     if lora_rank is None or names & {"--max-lora-rank", "--no-enable-lora"}:
         return choices
+    if "--enable-lora" not in names:
+        if lora_rank == 0:
+            reason = "train.method is full, and each token would cost an adapter's time; --enable-lora overrides it"
+            return [*choices, Choice(("--no-enable-lora",), reason)]
+        types = [*given, *(option for choice in choices for option in choice.options)]
+        if lora_rank >= LARGE_RANK and can_merge and _is_float32(types):
+            reason = (
+                f"adapters of rank {lora_rank} take about half of a token's time, so a deploy merges them into the "
+                "weights; --enable-lora serves them beside the base model"
+            )
+            return [*choices, Choice(("--no-enable-lora",), reason)]
     if lora_rank == 0:
-        reason = "train.method is full, and each token would cost the time of an adapter; --enable-lora overrides it"
-        return choices if "--enable-lora" in names else [*choices, Choice(("--no-enable-lora",), reason)]
+        return choices
     if (rank := next((rank for rank in RANKS if rank >= lora_rank), None)) is not None:
         reason = f"train.lora_r is {lora_rank}, and each token costs the time of this rank in every layer"
         choices.append(Choice(("--max-lora-rank", str(rank)), reason))
@@ -83,6 +106,13 @@ def choose_cores(
         "VLLM_CPU_OMP_THREADS_BIND overrides it"
     )
     return [Choice((), reason, (("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("OMP_NUM_THREADS", str(threads))))]
+
+
+def _is_float32(options: Sequence[str]) -> bool:
+    """Return True if the options choose float32; the last one counts."""
+    words = [word for option in options for word in option.split("=", 1)]
+    types = [value for name, value in pairwise(words) if name == "--dtype"]
+    return bool(types) and types[-1] in ("float32", "float")
 
 
 def _flags(cpuinfo: Path) -> set[str]:
