@@ -80,16 +80,15 @@ class Lab:
 
     def recorded(self, reflections: int) -> list[Trajectory]:
         """Return episodes with the wanted number of verdicts, collected if need be."""
-        run, wanted = self.run(reflections), self.size["labels"]
+        run, wanted, n = self.run(reflections), self.size["labels"], PROBE
         run.serve_live()
-        if not (run.directory / "trajectories").exists():
-            self.run(reflections, **{"collect.n": PROBE}).collect()
         while True:
-            episodes = sorted(run.trajectories(), key=lambda t: t.trajectory_id)
-            verdicts = np.cumsum([sum(a_try.verdict is not None for a_try in t.tries) for t in episodes])
+            stored = run.trajectories() if (run.directory / "trajectories").exists() else []
+            episodes = sorted(stored, key=lambda t: t.trajectory_id)
+            verdicts = np.cumsum([0, *(sum(a_try.verdict is not None for a_try in t.tries) for t in episodes)])
             if verdicts[-1] >= wanted:
-                return episodes[: int(np.searchsorted(verdicts, wanted)) + 1]
-            n = ceil(1.05 * len(episodes) * wanted / verdicts[-1])
+                return episodes[: int(np.searchsorted(verdicts, wanted))]
+            n = max(n, ceil(1.05 * len(episodes) * wanted / max(1, verdicts[-1])))
             self.run(reflections, **{"collect.n": n}).collect()
 
     def next_version(self) -> str:
