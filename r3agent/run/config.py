@@ -227,14 +227,14 @@ def _check_known(text: str, name: str, kind: Any, prefix: str = "") -> None:
 def to_toml(config: Config) -> str:
     """Render an `r3.toml` with every setting and its explanation; those of a recipe are comments."""
     document = tomlkit.document()
-    recipe_settings = () if config.train.recipe == "custom" else BY_RECIPE
+    by_recipe = _by_recipe(config.train)
     for section, field in Config.model_fields.items():
         kind = cast(type[BaseModel], field.annotation)
         table = tomlkit.table()
         for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            if section == "train" and name in recipe_settings:
+            if section == "train" and name in by_recipe:
                 table.add(
                     tomlkit.comment(f"{name} = {_inline(value).as_string() if isinstance(value, dict) else value}")
                 )
@@ -246,6 +246,13 @@ def to_toml(config: Config) -> str:
                 table.add(name, _inline(value) if isinstance(value, dict) else value)
         document.add(section, table)
     return tomlkit.dumps(document)
+
+
+def _by_recipe(config: TrainConfig) -> set[str]:
+    """Return the names of settings that have the values of the recipe."""
+    if config.recipe == "custom":
+        return set()
+    return {name for name in BY_RECIPE if getattr(config, name) == getattr(TrainConfig(recipe=config.recipe), name)}
 
 
 def _is_valid(settings: dict[str, Any]) -> bool:

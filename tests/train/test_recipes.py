@@ -42,6 +42,13 @@ def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 
 
+def test_a_setting_beside_a_recipe_is_kept_in_the_file(tmp_path: Path) -> None:
+    config = load_config(None, {"train.recipe": "sft", "train.distill": 0.5})
+    file = tmp_path / "r3.toml"
+    file.write_text(to_toml(config))
+    assert load_config(file, {}) == config
+
+
 def test_the_command_lines_recipe_replaces_the_files_choices(tmp_path: Path) -> None:
     file = tmp_path / "r3.toml"
     file.write_text(to_toml(load_config(None, {"train.credit": {"attempt": "success"}, "train.distill": 0.5})))
