@@ -17,25 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from math import ceil
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-from scipy import stats
-
+from benchmarks.arms import REFLECTION, Results, add_sizes, differences, levels, trained
 from benchmarks.results import RESULTS, replace_section
-from r3agent.records.summary import CollectSummary
-from r3agent.records.versions import BASE, version_name
 from r3agent.run.demo import SETTINGS
-from r3agent.run.stages import Run
-from r3agent.serve import ServerProcess
-from r3agent.train import build_rows
 
-REFLECTION = {"reflect": "retry_success"}
 EVERYTHING = {**REFLECTION, "attempt": "success", "retry": "success", "blind_retry": "success"}
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -66,143 +54,6 @@ ARMS: dict[str, dict[str, Any]] = {
 BASELINE, PAPER = "first try", "reflection"
 """Plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
 
-PROBE = 32
-"""Number of tasks for the first estimate of a round's size from its tokens."""
-CELLS = ("first_try", "after_reflection", "blind_retry")
-Results: TypeAlias = dict[str, list[dict[str, Any]]]
-"""Results of each arm, one per seed."""
-
-
-def trained(
-    arm: str,
-    seed: int,
-    *,
-    rounds: int,
-    tokens: int,
-    steps: int,
-    problems: int,
-    out: Path,
-    own: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Train one arm with one seed; return success in each cell before and after, in percent, and the cost.
-
-    Args:
-        own: settings of the arm; default: those in `ARMS`.
-    """
-    directory = out / f"{arm.replace(' ', '')}-{seed}"
-    done = directory / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
-    settings = {
-        **SETTINGS,
-        **(ARMS[arm] if own is None else own),
-        "task.seed": seed,
-        "train.seed": seed,
-        "eval.n": problems,
-    }
-    sampled, rows, updates, useful = 0, 0, 0, 0
-    began = time.monotonic()
-    shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
-    directory.mkdir(parents=True)
-    before, own_before = out / f"before-{seed}", directory / "eval" / BASE
-    if before.exists():
-        shutil.copytree(before, own_before, dirs_exist_ok=True)
-    with ServerProcess("bundled", log_path=directory / "server.log") as server:
-        settings["policy.base_url"] = server.base_url
-        run = Run(directory, settings)
-        run.serve_live()
-        for _ in range(rounds):
-            summary = collected(directory, settings, tokens)
-            sampled, useful = sampled + summary.tokens_sampled, useful + summary.groups_with_variance
-            card = Run(directory, {**settings, "train.batch_size": batch_size(run, steps)}).train()
-            rows, updates = rows + card.metrics["rows"]["rows"], updates + card.metrics["steps"]
-            run.deploy(card.version)
-        comparison = run.evaluate(BASE, version_name(rounds))
-    shutil.copytree(own_before, before, dirs_exist_ok=True)
-    result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates, "groups": useful}
-    result["seconds"] = round(time.monotonic() - began)
-    for side in ("baseline", "candidate"):
-        result[side] = {cell: 100 * getattr(getattr(comparison, side), cell).rate for cell in CELLS}
-    done.write_text(json.dumps(result))
-    return result
-
-
-def collected(directory: Path, settings: dict[str, Any], tokens: int) -> CollectSummary:
-    """Collect as many tasks as `tokens` allow."""
-    n = PROBE
-    summary = Run(directory, {**settings, "collect.n": n}).collect()
-    for share in (0.8, 1.0):  # stored tasks are not sampled again, and give the tokens per task
-        n = max(n, round(share * tokens * n / summary.tokens_sampled))
-        summary = Run(directory, {**settings, "collect.n": n}).collect()
-    return summary
-
-
-def batch_size(run: Run, steps: int) -> int:
-    """Return the batch size that makes `steps` optimizer steps of the rows collected for the next version."""
-    rows, _ = build_rows(run.trajectories(), config=run.config.train, version=run.ensure_live().version)
-    return max(1, ceil(len(rows) / steps))
-
-
-def interval(values: Sequence[float]) -> str:
-    """Render the mean and its 95 % t-interval."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{np.mean(values):.1f} [{np.mean(values) - half:.1f}, {np.mean(values) + half:.1f}]"
-
-
-def p_value(differences: Sequence[float]) -> float | None:
-    """Compute the p-value of a t-test over the seeds; `None` for a single seed or without any difference."""
-    return float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 and np.any(differences) else None
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Adjust p-values of several comparisons by Holm's method, so that the family's level holds."""
-    adjusted, least = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        adjusted[name] = least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
-    return adjusted
-
-
-def levels(results: Results) -> list[str]:
-    """Render the cost and the success of each arm as Markdown."""
-    lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | blind retry, % |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    start = [r["baseline"] for r in next(iter(results.values()))]
-    lines.append("| before | | | | " + " | ".join(interval([s[c] for s in start]) for c in CELLS) + " |")
-    for arm, runs in results.items():
-        means = [f"{np.mean([r[key] for r in runs]):.0f}" for key in ("tokens", "rows", "steps")]
-        cells = [interval([r["candidate"][cell] for r in runs]) for cell in CELLS]
-        lines.append(f"| {arm} | {' | '.join([*means, *cells])} |")
-    return lines
-
-
-def differences(results: Results, reference: str) -> tuple[list[str], dict[str, Any]]:
-    """Render each arm's paired differences from the reference as Markdown, and return them as data."""
-    lines = [f"| arm minus `{reference}` | first try | p | after reflection | p | blind retry | p |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    data: dict[str, Any] = {arm: {} for arm in results if arm != reference}
-    for cell in CELLS:
-        against = [r["candidate"][cell] for r in results[reference]]
-        change = {arm: np.subtract([r["candidate"][cell] for r in results[arm]], against).tolist() for arm in data}
-        adjusted = holm({arm: p for arm, values in change.items() if (p := p_value(values)) is not None})
-        for arm, values in change.items():
-            data[arm][cell] = {"points": round(float(np.mean(values)), 2), "p": adjusted.get(arm)}
-            data[arm][cell]["text"] = interval(values)
-    for arm, cells in data.items():
-        texts = [(c.pop("text"), "" if c["p"] is None else f"{c['p']:.2g}") for c in cells.values()]
-        lines.append(f"| {arm} | {' | '.join(text for pair in texts for text in pair)} |")
-    return lines, data
-
-
-def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Add the sizes of a comparison of arms at equal tokens and steps."""
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=30_000, help="tokens to sample in each round")
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps in each round")
-    parser.add_argument("--problems", type=int, default=500, help="held out")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,7 +71,7 @@ def main() -> None:
     results: Results = {arm: [] for arm in arms}
     for seed in range(options.seeds):
         for arm in arms:
-            result = trained(arm, seed, **size, out=out)
+            result = trained(arm, seed, {**SETTINGS, **ARMS[arm]}, **size, out=out)
             results[arm].append(result)
             print(f"seed {seed} {arm:<20} {json.dumps(result)}", flush=True)
     lines, data = levels(results), {}

@@ -31,7 +31,7 @@ from transformers import PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from benchmarks.credit import PROBE, REFLECTION, holm, interval, p_value
+from benchmarks.arms import PROBE, REFLECTION, holm, interval, p_value
 from benchmarks.results import RESULTS, replace_section
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.credit import REFLECTION, add_sizes, interval, p_value, trained
+from benchmarks.arms import REFLECTION, add_sizes, interval, p_value, trained
+from r3agent.run.demo import SETTINGS
 
 WHOLE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
 ARMS = {"whole": WHOLE, "in parts": {**WHOLE, "collect.reflections_at_once": 2}}
@@ -35,7 +36,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in range(options.seeds):
         for arm, own in ARMS.items():
-            results[arm].append(result := trained(arm, seed, **size, out=out, own=own))
+            results[arm].append(result := trained(arm, seed, {**SETTINGS, **own}, **size, out=out))
             print(f"seed {seed} {arm:<9} {json.dumps(result)}", flush=True)
     per_group = {arm: sum(r["tokens"] for r in runs) / sum(r["groups"] for r in runs) for arm, runs in results.items()}
     after = {arm: np.array([r["candidate"]["after_reflection"] for r in runs]) for arm, runs in results.items()}
