@@ -26,8 +26,8 @@ PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-
 
 
 LARGE_RANK = 64
-"""Rank at which adapters take about half of a token's time, so that they are merged instead. Adapters of rank 16 take a
-fifth, for which they are served beside the live version (`benchmarks/vllm_cpu.py`)."""
+"""Rank from which adapters are merged: they take half of a token's time or more (`benchmarks/vllm_cpu.py`). Smaller
+ones cost less, and are served beside the live version, which merged weights replace while another is evaluated."""
 
 
 def is_cpu_build(python: str) -> bool:
