@@ -10,8 +10,8 @@ weights, with a final norm that makes its distributions sharper; without a GPU i
 A case is prompt tokens / completion tokens / completions per prompt. An optimizer step trains all weights on `--groups`
 such groups, one per micro-batch, with shared prompts and with padded rows, each in its own process. Its time is the
 median of the steps after the first; its memory is the peak above the weights and the optimizer's state, with gradients.
-Without a GPU it is the resident memory above that of the loaded model, with the optimizer's state. Then a server, vLLM
-if it is there and else r3agent's own, samples from the same weights, and its logprobs are compared with those of the
+Without a GPU it is the resident memory above that of the loaded model, with the optimizer's state. A server, vLLM if
+it is there and else r3agent's own, samples from the same weights, and its logprobs are compared with those of the
 trainer. All ends within --minutes: what would not is left out, and named in the last line, which is one JSON object.
 """
 
@@ -65,12 +65,16 @@ class Limit:
         return max(0.0, self.end - time.monotonic())
 
     def run(self, name: str, arguments: Sequence[str]) -> dict[str, Any] | None:
-        """Run a part in a process of its own; `None` if it failed, or did not end in time."""
+        """Run a part in a process of its own, in half of the time left, so that one that hangs leaves time for others.
+
+        Returns:
+            its results; `None` if it failed, or did not end in time.
+        """
         command = [sys.executable, "-m", "benchmarks.gpu_parts", *arguments]
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
         print(f"{name} ...", flush=True)
         try:
-            made = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=quiet, timeout=self.seconds)
+            made = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=quiet, timeout=self.seconds / 2)
         except subprocess.TimeoutExpired:
             self.left_out.append(f"{name}: the time was up")
             return None
@@ -99,21 +103,12 @@ def check(options: argparse.Namespace, limit: Limit) -> dict[str, Any]:
     shape = options.shape or ("qwen2.5-0.5b" if gpu else "tiny")
     first, *others = options.cases or CASES[shape]
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        given = [
-            "--model",
-            f"{folder}/model",
-            "--shape",
-            shape,
-            "--groups",
-            str(options.groups),
-            "--steps",
-            str(options.steps),
-        ]
+        given = ["--model", f"{folder}/model", "--shape", shape]
+        given += ["--groups", str(options.groups), "--steps", str(options.steps)]
         given += ["--checkpointing"] * options.checkpointing
-        made = limit.run("checkpoint", ["checkpoint", *given])
-        cases = {first: both(first, given, limit)}
         recorded = ["--case", first, "--file", f"{folder}/recorded.json", *given]
-        served = limit.run("sample", ["sample", *recorded])
+        served = limit.run("sample", ["sample", *recorded])  # makes the checkpoint too
+        cases = {first: both(first, given, limit)}
         mismatch = limit.run("mismatch", ["mismatch", *recorded]) if served else None
         cases |= {case: both(case, given, limit) for case in others}
     if gpu is None:
@@ -123,7 +118,6 @@ def check(options: argparse.Namespace, limit: Limit) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "shape": shape,
-        **(made or {}),
         "dtype": "bfloat16",
         "groups": options.groups,
         "cases": cases,

@@ -26,7 +26,6 @@ from r3agent import OpenAIPolicy, Sampling
 from r3agent._util.aio import gather_all, run_sync
 from r3agent.serve import ServerProcess, VLLMProcess
 from r3agent.train import PolicyStart, Row, TrainConfig, to_dataset
-from r3agent.train.grpo import OfflineGRPOTrainer
 from r3agent.train.mismatch import measure
 from r3agent.train.weights import load_model, load_tokenizer
 
@@ -36,8 +35,12 @@ SPECIAL = ["<pad>", "<eos>", "<unk>"]
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-def checkpoint(options: argparse.Namespace) -> dict[str, Any]:
-    """Save a model with random weights in bfloat16, and a tokenizer whose token i is the word `wi`."""
+def checkpoint(options: argparse.Namespace) -> int:
+    """Save a model with random weights in bfloat16, and a tokenizer whose token i is the word `wi`.
+
+    Returns:
+        the number of its weights.
+    """
     torch.manual_seed(0)
     size = SHAPES[options.shape]
     config = LlamaConfig(
@@ -57,7 +60,7 @@ def checkpoint(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(options.model)
-    return {"parameters": model.num_parameters()}
+    return model.num_parameters()
 
 
 def word(i: int) -> str:
@@ -74,6 +77,8 @@ def recorded(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def trainer_of(options: argparse.Namespace, dataset: Any, side: str, epochs: int, output: str) -> Any:
+    from r3agent.train.grpo import OfflineGRPOTrainer  # TRL takes seconds to load, and two parts do without it
+
     prompt_tokens, completion_tokens, n_completions = map(int, options.case.split("/"))
     shares = side == "shared"
     group = prompt_tokens + (1 + n_completions) * completion_tokens
@@ -141,7 +146,8 @@ def compare_served(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sample(options: argparse.Namespace) -> dict[str, Any]:
-    """Serve the checkpoint, and record completions as rows in a file; return the server's name, and how many tokens."""
+    """Make the checkpoint, serve it, and record completions as rows in a file."""
+    parameters = checkpoint(options)
     _, completion_tokens, n_completions = map(int, options.case.split("/"))
     prompts = [row["prompt"] for row in recorded(options)[::n_completions]]
     has_vllm = bool(os.environ.get("R3AGENT_VLLM_PYTHON")) or importlib.util.find_spec("vllm") is not None
@@ -181,12 +187,13 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
         for j, made in enumerate(group)
     ]
     options.file.write_text(json.dumps(served))
-    return {"server": "vllm" if has_vllm else "embedded", "tokens": sum(len(row["logprobs_T"]) for row in served)}
+    tokens = sum(len(row["logprobs_T"]) for row in served)
+    return {"server": "vllm" if has_vllm else "embedded", "parameters": parameters, "tokens": tokens}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["checkpoint", *SIDES, "sample", "mismatch"])
+    parser.add_argument("part", choices=["sample", *SIDES, "mismatch"])
     parser.add_argument("--model", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--case", help="prompt/completion/group")
@@ -195,7 +202,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--file", type=Path, help="of the recorded rows")
     options = parser.parse_args()
-    parts = {"checkpoint": checkpoint, "sample": sample, "mismatch": compare_served}
+    parts = {"sample": sample, "mismatch": compare_served}
     print(json.dumps(parts.get(options.part, time_steps)(options)))
 
 
