@@ -57,12 +57,6 @@ class Commands:
             write_atomically(file, json.dumps(entry))
         return json.loads(file.read_text())["report"]
 
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Duration of each command, in seconds."""
-        files = sorted(self.folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-        return {file.stem: json.loads(file.read_text())["seconds"] for file in files}
-
 
 def settings_of(configs: Sequence[Path], **own: object) -> dict[str, Any]:
     """Return the settings of TOML files by dotted key; later files win.

@@ -27,7 +27,6 @@ CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "l
 def result_of(folder: Path) -> dict[str, Any]:
     """Return the result of one seed, from its run and its commands."""
     run, commands, warm_up = folder / "run", folder / "commands", folder / "warm-up-commands"
-    seconds = {file.stem: json.loads(file.read_text())["seconds"] for file in commands.glob("*.json")}
     comparison = comparison_of(folder)
     result: dict[str, Any] = {
         "rounds": rounds_of(run, commands),
@@ -38,20 +37,24 @@ def result_of(folder: Path) -> dict[str, Any]:
             ),
             "evaluation": sum(summarise(load(store)).tokens_sampled for store in stores_of_evaluations(run)),
         },
-        "minutes": round(sum(seconds.values()) / 60, 1),
+        "minutes": minutes(commands),
         "comparison": comparison.model_dump(mode="json"),
         "reflections": reflections(*(load(run / "eval" / side.policy) for side in sides(comparison))),
     }
     if warm_up.is_dir():
-        spent = [json.loads(file.read_text())["seconds"] for file in warm_up.glob("*.json")]
         card = Registry(folder / "warm-up").card("v0001").metrics
         result["warm_up"] = {
             "base": {key: reported(warm_up, "eval")[key] for key in ("first_try", "after_reflection", "blind_retry")},
             "rows": card["rows"]["rows"],
             "tokens": reported(warm_up, "collect")["tokens_sampled"],
-            "minutes": round(sum(spent) / 60, 1),
+            "minutes": minutes(warm_up),
         }
     return result
+
+
+def minutes(commands: Path) -> float:
+    """Return the duration of all commands in a folder."""
+    return round(sum(json.loads(file.read_text())["seconds"] for file in commands.glob("*.json")) / 60, 1)
 
 
 def reported(commands: Path, name: str) -> dict[str, Any]:
@@ -77,9 +80,7 @@ def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
     """Describe each round: its failures and groups, and its training."""
     found: list[dict[str, Any]] = []
     registry = Registry(run)
-    for version in registry.versions():
-        if version == BASE:
-            continue
+    for version in registry.versions()[1:]:  # the first is the base
         branched, card = reported(commands, f"branch-{len(found) + 1}"), registry.card(version).metrics
         drift = card["drift"] or {}
         found.append(
