@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import Qwen2Config
 
-from benchmarks.paper.commands import Commands, settings_of, words_of
+from benchmarks.paper.commands import settings_of, words_of
 from benchmarks.paper.report import reflections
 from r3agent.cli.main import main
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
@@ -112,12 +112,3 @@ def test_warm_up_imitates_on_top_of_any_settings() -> None:
     for file in ("bundled", "smollm2-135m"):
         config = load_config(None, settings_of([FOLDER / f"{file}.toml", FOLDER / "warm-up.toml"]))
         assert (config.train.recipe, config.train.credit, config.train.imitate) == ("sft", {}, 1.0)
-
-
-def test_commands_are_run_once(tmp_path: Path) -> None:
-    do, run = Commands(tmp_path / "commands"), tmp_path / "run"
-    words = ["init", "--run", run, *words_of({"task.source": "countdown", "eval.controls": ["generic"]})]
-    assert do("init", *words) == do("init", *words) == {"config": str(run / "r3.toml")}
-    assert load_config(run / "r3.toml", {}).eval.controls == ("generic",)
-    with pytest.raises(SystemExit, match="r3agent init ended with exit code 2; the same command goes on there"):
-        do("again", *words)  # the run is there already
