@@ -1,4 +1,4 @@
-"""Recipes: named settings of what is trained on, each from a paper."""
+"""Recipes: named choices of what is trained on."""
 
 from __future__ import annotations
 
