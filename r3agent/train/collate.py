@@ -239,7 +239,7 @@ def collate(
     start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0) * sampled_BT
     unweighted_B = torch.tensor([row.get("label") in WITHOUT_SIBLINGS for row in rows])
     if importance_cap != "none":
-        weights = _importance(start_BT - old_BT, importance_cap, importance_mode)
+        weights = importance_weights(start_BT - old_BT, importance_cap, importance_mode)
         advantages = advantages[:, None] * weights.masked_fill(unweighted_B[:, None], 1.0)
         old_BT = start_BT.clone()
     return {
@@ -255,8 +255,12 @@ def collate(
     }
 
 
-def _importance(gap_BT: torch.Tensor, cap: float, mode: str) -> torch.Tensor:
-    """Compute weights as TRL's `vllm_importance_sampling_mode` does: (B, T) of tokens, (B, 1) of sequences."""
+def importance_weights(gap_BT: torch.Tensor, cap: float, mode: str) -> torch.Tensor:
+    """Compute weights as TRL's `vllm_importance_sampling_mode` does: (B, T) of tokens, (B, 1) of sequences.
+
+    Args:
+        gap_BT: logprob under the starting weights minus the recorded one.
+    """
     level, limit = mode.split("_")
     weights = (gap_BT if level == "token" else gap_BT.sum(1, keepdim=True)).exp()
     return weights.clamp(max=cap) if limit == "truncate" else weights.masked_fill(weights > cap, 0.0)

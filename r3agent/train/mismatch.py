@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 
 from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
+from r3agent.train.collate import importance_weights
 from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.row import WITHOUT_SIBLINGS, Row, RowLabel
 from r3agent.train.row_file import Pairs
@@ -47,8 +49,8 @@ class Mismatch(Record):
     labels: dict[str, Gap]
     """Gap over the same rows, by span label."""
     ess: float | None
-    """Effective sample size (Σw)² / Σw² as a share of the tokens, where w is a token's probability under the starting
-    weights divided by the recorded one; over rows that other versions sampled, or over all rows if there are none."""
+    """Effective sample size (Σw)² / Σw² as a share of the tokens, where w is a token's importance weight in the loss,
+    limited as `importance_cap` says; over rows that other versions sampled, or over all rows if there are none."""
     noise_ess: float | None = None
     """The same over rows that the starting version sampled: the effect of its server's rounding; `None` if it sampled
     none."""
@@ -121,7 +123,9 @@ def _gaps(
     ]
 
 
-def measure(rows: Sequence[Row], scores: Sequence[Sequence[float] | None], version: str) -> Mismatch:
+def measure(
+    rows: Sequence[Row], scores: Sequence[Sequence[float] | None], version: str, config: TrainConfig
+) -> Mismatch:
     """Compare the rows' recorded logprobs with `scores`, those of the starting weights."""
     # What is imitated may be of any version: its loss has no importance weight.
     gaps = [gap for gap in _gaps(rows, scores) if gap[0] not in WITHOUT_SIBLINGS or gap[1] in (None, version)]
@@ -132,19 +136,23 @@ def measure(rows: Sequence[Row], scores: Sequence[Sequence[float] | None], versi
     labels: dict[str, list[torch.Tensor]] = {}
     for label, _, gap_T in own or gaps:
         labels.setdefault(label, []).append(gap_T)
-    noise_ess = _ess([gap_T for *_, gap_T in own]) if own else None
+    noise_ess = _ess([gap_T for *_, gap_T in own], config) if own else None
     return Mismatch(
         gap=_gap([gap_T for *_, gap_T in own or gaps]),
         labels={label: _gap(gaps_T) for label, gaps_T in labels.items()},
-        ess=_ess(others) if others else noise_ess,
+        ess=_ess(others, config) if others else noise_ess,
         noise_ess=noise_ess,
         scored=len(gaps),
     )
 
 
-def _ess(gaps: Sequence[torch.Tensor]) -> float:
-    log_weights = -torch.cat([*gaps]).double()
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp().item() / len(log_weights)
+def _ess(gaps: Sequence[torch.Tensor], config: TrainConfig) -> float:
+    cap = math.inf if config.importance_cap == "none" else config.importance_cap
+    weights = [
+        importance_weights(-gap_T[None].double(), cap, config.importance_mode).expand(1, len(gap_T)) for gap_T in gaps
+    ]
+    weights_T = torch.cat(weights, dim=1)
+    return (weights_T.sum().square() / weights_T.square().sum()).nan_to_num().item() / weights_T.numel()
 
 
 def _gap(gaps: Sequence[torch.Tensor]) -> Gap:

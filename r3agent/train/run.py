@@ -123,7 +123,7 @@ def train(
             scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
             surprise = measure_surprise(rows, start.version, trainer.entropies)
         trainer.start_from(scores)
-        mismatch = measure(rows, scores, start.version).model_copy(update={"surprise": surprise})
+        mismatch = measure(rows, scores, start.version, config).model_copy(update={"surprise": surprise})
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def sampled(n: int, tokens: int, noise: float = 0.0, *, version: str | None = "v
     ]
 
 
-def checked(rows: Sequence[Row], **values: float) -> float | None:
-    mismatch = measure(rows, [[-2.0] * len(row.completion_ids_T) for row in rows], "v0001")
-    assert check(mismatch, TrainConfig.model_validate(values), START) == []
+def checked(rows: Sequence[Row], **values: float | str) -> float | None:
+    config = TrainConfig.model_validate(values)
+    mismatch = measure(rows, [[-2.0] * len(row.completion_ids_T) for row in rows], "v0001", config)
+    assert check(mismatch, config, START) == []
     return mismatch.ess
 
 
@@ -67,8 +69,25 @@ def test_check_refuses_few_rows_of_a_far_policy_among_many(own: int) -> None:
     rows = [*sampled(own, 60), *sampled(8, 60, 1.5, version="v0000")]
     message = r"effective sample size = 0\.\d+ of the tokens that other versions sampled.*limit 0.5.*max_staleness"
     with pytest.raises(TrainingError, match=message):
-        checked(rows, max_mismatch=9)
-    assert checked(rows, max_mismatch=9, min_ess=0.01) < 0.3
+        checked(rows, max_mismatch=9, importance_cap="none")
+    assert checked(rows, max_mismatch=9, importance_cap="none", min_ess=0.01) < 0.3
+
+
+def test_check_counts_the_weights_that_the_loss_uses() -> None:
+    rows = sampled(8, 60, 1.5, version="v0000")
+    ratios = [math.exp(-2.0 - old) for row in rows for old in row.logprobs_T or ()]
+
+    def ess(weights: Sequence[float]) -> float:
+        return sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
+
+    loose = {"max_mismatch": 9.0, "min_ess": 0.0}
+    assert checked(rows, importance_cap="none", **loose) == pytest.approx(ess(ratios))
+    assert checked(rows, **loose) == pytest.approx(ess([min(w, 3.0) for w in ratios]))
+    assert checked(rows, importance_mode="token_mask", **loose) == pytest.approx(ess([w * (w <= 3) for w in ratios]))
+    products = [math.exp(sum(-2.0 - old for old in row.logprobs_T or ())) for row in rows]
+    of_rows = checked(rows, importance_mode="sequence_truncate", **loose)
+    assert of_rows == pytest.approx(ess([min(w, 3.0) for w in products]))
+    assert checked(rows, importance_mode="sequence_mask", importance_cap=1e-30, **loose) == 0
 
 
 def test_check_compares_with_the_noise_of_the_versions_own_rows() -> None:
@@ -91,7 +110,7 @@ def test_score_rows_scores_a_sample_if_it_is_close() -> None:
     chosen = [row for row, score in zip(rows, scores, strict=True) if score is not None]
     assert len(chosen) == 200
     assert len({row.group_id for row in chosen}) == 200
-    assert measure(rows, scores, "v0001").scored == 200
+    assert measure(rows, scores, "v0001", TrainConfig()).scored == 200
     assert scores == score_rows(rows, "v0001", score_as(-2.0))
 
 
