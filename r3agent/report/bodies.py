@@ -14,10 +14,10 @@ DECIMALS = 3
 
 
 class Credit(NamedTuple):
-    """Reward of a span, and its advantage among its siblings."""
+    """Reward of a span, and its advantage among its siblings; `None` if a training compares it with other tasks."""
 
     reward: float
-    advantage: float
+    advantage: float | None
     siblings: int
 
 
@@ -118,7 +118,9 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 def _credit(credit: Credit | None, trained: list[str] | None) -> dict[str, Any]:
     found: dict[str, Any] = {"trained": trained} if trained else {}
     if credit is not None:
-        found |= {"reward": round(credit.reward, 4), "advantage": round(credit.advantage, 4), "of": credit.siblings}
+        found |= {"reward": round(credit.reward, 4), "of": credit.siblings}
+        if credit.advantage is not None:
+            found["advantage"] = round(credit.advantage, 4)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -22,7 +21,7 @@ from r3agent.run.config import CONFIG_FILE, Config, load_config
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
 from r3agent.store.shards import OTHER_STORES, STORES, shards
-from r3agent.train.advantages import STD_EPSILON
+from r3agent.train.advantages import sibling_advantages
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
 LIMIT = 20_000
@@ -218,18 +217,17 @@ def _token_texts(config: Config, notes: list[str]) -> TokenTexts | None:
 
 
 def _credit(batch: list[Trajectory], config: Config) -> dict[tuple[str, str], Credit]:
-    """Compute the reward of each span that training would credit, and its advantage in its group."""
+    """Compute the reward of each span that training would credit, and its advantage if its siblings alone decide it."""
     labels: Any = config.train.credit
+    by_siblings = config.train.baseline == "siblings" and config.train.scale_rewards != "batch"
     found: dict[tuple[str, str], Credit] = {}
     for label, source in labels.items():
         for group in groups(batch, label, source):
-            mean, n = fmean(group.rewards_G), len(group.rewards_G)
-            scale = 1.0
-            if config.train.scale_rewards == "group" and group.has_variance:
-                scale = stdev(group.rewards_G) + STD_EPSILON
-            for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
-                credit = Credit(earned, (earned - mean) / scale, n)
-                found[trajectory.trajectory_id, span.span_id] = credit
+            n = len(group.rewards_G)
+            advantages_G = sibling_advantages(group.rewards_G, label, config.train) if by_siblings else [None] * n
+            members = zip(group.trajectories_G, group.spans_G, group.rewards_G, advantages_G, strict=True)
+            for trajectory, span, earned, advantage in members:
+                found[trajectory.trajectory_id, span.span_id] = Credit(earned, advantage, n)
     return found
 
 

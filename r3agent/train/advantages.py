@@ -7,7 +7,7 @@ failure would bias it (arXiv 2402.03300), unless they are compared as in `r3agen
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
@@ -26,19 +26,25 @@ ROUNDING = 1e-9
 
 
 def among_siblings(tries_G: list[list[Row]], config: TrainConfig) -> tuple[list[Row], list[Dropped]]:
-    """Compute the advantages of siblings' rows: reward minus the siblings' mean, scaled and weighted as configured.
-
-    The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
-    applied by `scaled`, when all batches are known. A group of one, or of equal rewards, is dropped.
-    """
+    """Compute the advantages of siblings' rows; a group of one, or of equal rewards, is dropped."""
     rewards_G = [rows[0].reward for rows in tries_G]
     if len(set(rewards_G)) < 2:
         return [], _dropped(tries_G, alone=len(tries_G) == 1)
+    advantages_G = sibling_advantages(rewards_G, tries_G[0][0].label, config)
+    found = zip(advantages_G, tries_G, strict=True)
+    return [row._replace(advantage=advantage) for advantage, rows in found for row in rows], []
+
+
+def sibling_advantages(rewards_G: Sequence[float], label: RowLabel, config: TrainConfig) -> list[float]:
+    """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
+
+    The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
+    applied by `scaled`, when all batches are known.
+    """
     mean, scale = fmean(rewards_G), 1.0
-    if config.scale_rewards == "group":
+    if config.scale_rewards == "group" and len(rewards_G) > 1:
         scale = stdev(rewards_G) + STD_EPSILON
-    weight = _weight(tries_G[0][0], config)
-    return [row._replace(advantage=weight * (row.reward - mean) / scale) for rows in tries_G for row in rows], []
+    return [_weight(label, config) * (reward - mean) / scale for reward in rewards_G]
 
 
 def among_tasks(
@@ -55,14 +61,14 @@ def among_tasks(
         if baseline is None or abs(first.reward - baseline) < ROUNDING:
             dropped += _dropped([rows], alone=baseline is None)
         else:
-            advantage = _weight(first, config) * (first.reward - baseline)
+            advantage = _weight(first.label, config) * (first.reward - baseline)
             found += [row._replace(advantage=advantage) for row in rows]
     return found, dropped
 
 
-def _weight(row: Row, config: TrainConfig) -> float:
+def _weight(label: RowLabel, config: TrainConfig) -> float:
     weights: dict[Any, float] = config.credit_weights
-    return weights.get(row.label, 1.0)
+    return weights.get(label, 1.0)
 
 
 def _dropped(tries: list[list[Row]], *, alone: bool) -> list[Dropped]:

@@ -148,3 +148,24 @@ def test_reader_lists_an_even_sample_of_a_run_that_grows(run: Path) -> None:
     assert found.facts["episodes"] == 293
     assert 30 < found.facts["listed"] < 90
     assert shown(found) == shown(gather(run, limit=60))
+
+
+@pytest.mark.parametrize(
+    ("settings", "advantages"),
+    [
+        ("", {0.71, -0.71}),
+        ("credit_weights = {reflect = 2.0}\n", {1.41, -1.41}),
+        ("scale_rewards = 'none'\n", {0.5, -0.5}),
+        ("scale_rewards = 'batch'\n", {None}),
+        ("baseline = 'batch'\n", {None}),
+    ],
+)
+def test_advantages_are_those_of_a_training_if_siblings_decide_them(
+    run: Path, settings: str, advantages: set[float | None]
+) -> None:
+    with (run / "r3.toml").open("a") as file:
+        file.write(f"[train]\n{settings}")
+    spans = [span for body in bodies(gather(run).browser).values() for span in body["spans"]]
+    credited = [span for span in spans if span["label"] == "reflect" and span.get("of") == 2]
+    assert {span["reward"] for span in credited} == {0.0, 1.0}
+    assert {span.get("advantage") and round(span["advantage"], 2) for span in credited} == advantages

@@ -57,7 +57,7 @@ function spanOf(span, many, send) {
     verdict && verdict.noisy && el("span", { class: "chip" }, "noisy verdict"),
     span.error && el("span", { class: "chip failed" }, nodes(span.error.kind)),
     span.unfinished && el("span", { class: "chip failed" }, nodes(words(span.unfinished))),
-    span.advantage !== undefined && el("span", { class: "chip " + sign(span.advantage) }, `reward ${span.reward.toFixed(2)}` + (span.of > 1 ? `, advantage ${signed(span.advantage, 2)} of ${span.of}` : "")),
+    span.reward !== undefined && el("span", { class: "chip " + sign(span.advantage) }, `reward ${span.reward.toFixed(2)}` + (span.of > 1 && span.advantage !== undefined ? `, advantage ${signed(span.advantage, 2)} of ${span.of}` : "")),
     span.trained && el("span", { class: "chip" }, nodes("trained " + span.trained.join(", "))),
   ];
   const [prompt, sampled] = span.counts || [];
@@ -141,7 +141,8 @@ function about(span, i) {
   const logprob = span.logprobs ? span.logprobs[i] : null;
   const parts = [`“${plain(span.tokens[i]).replace("\n", "⏎")}”`];
   parts.push(logprob === null || logprob === undefined ? "no logprob" : `logprob ${logprob.toFixed(3)} (${percent(Math.exp(logprob))})`);
-  if (span.advantage !== undefined) parts.push(`reward ${span.reward.toFixed(2)}`, `advantage ${signed(span.advantage, 2)}`);
+  if (span.reward !== undefined) parts.push(`reward ${span.reward.toFixed(2)}`);
+  if (span.advantage !== undefined) parts.push(`advantage ${signed(span.advantage, 2)}`);
   return parts.join(", ");
 }
 
