@@ -30,22 +30,47 @@ GENERATION_S = 600.0
 """Limit of a chunk's CPU time."""
 
 
+SHOTS_SEED = 2**32
+"""Seed of the solved problems, which are the same for every seed of a run."""
+
+
 def generate(
-    n: int | None, /, *, seed: int = 0, split: Split = "train", name: str, suffix: str = SUFFIX, **params: Any
+    n: int | None,
+    /,
+    *,
+    seed: int = 0,
+    split: Split = "train",
+    name: str,
+    suffix: str = SUFFIX,
+    shots: int = 0,
+    **params: Any,
 ) -> Iterator[Task]:
     """Yield up to `n` distinct problems of a generator, without those whose own answer does not pass its scorer.
 
     Args:
         name: name of the generator.
         suffix: text after the question, e.g. one of `reasoning_gym.utils.SYSTEM_PROMPTS`; may be empty.
+        shots: number of solved problems before the question, as turns of the conversation; they are of the training
+            split, the same in every task, and are not yielded themselves. A base model needs some.
         params: fields of the generator's config, except seed and size.
 
     Raises:
-        ConfigError: as `distinct`, or there is no such generator, it is refused, or it does not accept `params`.
+        ConfigError: as `distinct`, or there is no such generator, it is refused, it does not accept `params`, or has
+            fewer than `shots` problems with a known answer.
     """
     require_installed("reasoning_gym", "reasoning-gym")
-    problems = (_task(name, params, entry, suffix) for entry in _entries(name, params, seed))
-    return distinct(problems, n, split=split, max_fruitless=MAX_FRUITLESS, source=f"reasoning-gym:{name}")
+
+    def made(seed: int) -> Iterator[Task]:
+        return (_task(name, params, entry, suffix) for entry in _entries(name, params, seed))
+
+    rules: Any = {"max_fruitless": MAX_FRUITLESS, "source": f"reasoning-gym:{name}"}
+    solved = [*distinct((t if t.gold else None for t in made(SHOTS_SEED)), shots, split="train", **rules)]
+    if len(solved) != shots:
+        raise ConfigError(f"{shots=}: reasoning-gym:{name} with {params} has {len(solved)} solved problems to show")
+    turns = tuple(turn for task in solved for turn in (*task.messages, task.gold) if turn)
+    shown = {task.id for task in solved}
+    problems = (t.model_copy(update={"messages": turns + t.messages}) for t in made(seed) if t.id not in shown)
+    return distinct(problems, n, split=split, **rules)
 
 
 def _entries(name: str, params: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:

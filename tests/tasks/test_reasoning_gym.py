@@ -80,6 +80,22 @@ def test_prompt_is_the_question_and_a_suffix_that_does_not_make_another_problem(
     assert bare.gold == {"role": "assistant", "content": f"<answer>{bare.info['entry']['answer']}</answer>"}
 
 
+def test_shots_are_solved_training_problems_that_are_not_asked() -> None:
+    few: dict[str, Any] = {"min_n": 1, "max_n": 12, "split": "all"}
+    asked = find_tasks("reasoning-gym:count_bits", 50, shots=2, **few)
+    again = find_tasks("reasoning-gym:count_bits", 50, seed=5, shots=2, **few)
+    *turns, question = asked[0].messages
+    assert all([*task.messages[:4]] == turns for task in (*asked, *again))
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    assert question["content"].endswith(SUFFIX)
+    bare = {task.messages[0]["content"]: task for task in find_tasks("reasoning-gym:count_bits", 50, **few)}
+    assert {turn["content"] for turn in turns[::2]} == bare.keys() - {task.messages[-1]["content"] for task in asked}
+    for shot, answer in zip(turns[::2], turns[1::2], strict=True):
+        shown = bare[shot["content"]]
+        assert (split_of(shown.id), shown.gold) == ("train", answer)
+    assert {task.id for task in asked} < {task.id for task in bare.values()}
+
+
 def test_a_generator_with_few_problems_yields_them_all() -> None:
     few = [set(ids("count_bits", 50, seed=seed, split="all", min_n=1, max_n=4)) for seed in (0, 1)]
     assert few[0] == few[1]
@@ -99,6 +115,8 @@ def test_the_verifier_is_reasoning_gym_s() -> None:
         ("coin_flip", 1, {}, "coin_flip is refused: .*so 0 always passes"),
         ("game_of_life_halting", 1, {}, "passes every answer that is not empty"),
         ("gcd", None, {}, "reasoning-gym:gcd is generated: say how many tasks with --n"),
+        ("gcd", 1, {"shots": -1}, "shots=-1: "),
+        ("count_bits", 1, {"min_n": 1, "max_n": 3, "shots": 9}, r"shots=9: .* has \d solved problems to show"),
         ("gcd", 1, {"size": 3}, r"\['size'\] cannot be set"),
         ("gcd", 1, {"max_numbr": 3}, "argument 'max_numbr'; its settings are .*max_numbers"),
         ("gcd", 1, {"min_value": 9, "max_value": 3}, "'max_value': 3}: max_value must be > min_value"),
