@@ -46,6 +46,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "both and distill, replayed": {**BROAD, **BOTH, **REPLAYED, "train.distill": 1.0},
     "imitate first tries, replayed": {**FIRST, **IMITATED, **REPLAYED},
     "imitate and distill, replayed": {**BROAD, **IMITATED, **REPLAYED, "train.distill": 1.0},
+    "imitate, reflection and distill, replayed": {
+        **BROAD,
+        **IMITATED,
+        **REPLAYED,
+        "train.credit": REFLECTION,
+        "train.distill": 1.0,
+    },
 }
 """Settings in addition to the game's: 16 first tries of a task, 8 reflections on one failure, or 4 reflections on each
 failure among 4 first tries (`both`, of which first tries and reflections are credited)."""
