@@ -75,9 +75,11 @@ GYM: dict[str, dict[str, Any]] = {
     "course_schedule": {"max_num_courses": 6},
 }
 """Settings of reasoning-gym's generators, at which a small model has a chance."""
+SHOTS = 3
+"""Solved problems before each of them: without any, the models of 135M and 270M hardly find the form of an answer."""
 BFCL = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
 SOURCES: dict[str, dict[str, Any]] = {
-    **{f"reasoning-gym:{name}": params for name, params in GYM.items()},
+    **{f"reasoning-gym:{name}": {**params, "shots": SHOTS} for name, params in GYM.items()},
     "countdown": {"numbers": 3, "max_number": 10},
     **{f"bfcl:{category}": {"calls": "text"} for category in BFCL},
 }
