@@ -52,7 +52,7 @@ class Setting(NamedTuple):
 SETTINGS = {
     "rank16": Setting(("--max-lora-rank", "16")),
     "rank64": Setting(("--max-lora-rank", "64")),
-    "dtype_float32_vs_bfloat16": Setting((*WITHOUT_ADAPTERS, "--dtype", "float32")),
+    "bfloat16_vs_default": Setting((*WITHOUT_ADAPTERS, "--dtype", "bfloat16")),
     "reserved_0_vs_default": Setting(environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}),
     "nobind_vs_default": Setting(environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}),
 }

@@ -1,16 +1,17 @@
 """Single-turn function-calling problems of the Berkeley leaderboard (BFCL), read from the package `bfcl-eval`.
 
-`bfcl:CATEGORY` is one of `CATEGORIES`. Not supported are `simple_java` and `simple_javascript`, whose arguments use the
-syntax of these languages, and multi-turn categories. Four of the live tasks need parameters that their functions do not
-declare, or accept no value: no answer passes them, in BFCL either, and they have no gold answer. `live_relevance` has
-none because any call passes. If no function fits (`irrelevance`, `live_irrelevance`), an empty reply passes in BFCL and
-fails here. Only the package's data files are read: it is not imported, and its dependencies are not needed.
+`bfcl:CATEGORY` is one of `CATEGORIES`, or several with commas between them. Not supported are `simple_java` and
+`simple_javascript`, whose arguments use the syntax of these languages, and multi-turn categories. Four of the live
+tasks need parameters that their functions do not declare, or accept no value: no answer passes them, in BFCL either,
+and they have no gold answer. `live_relevance` has none because any call passes. If no function fits (`irrelevance`,
+`live_irrelevance`), an empty reply passes in BFCL and fails here. Only the package's data files are read: it is not
+imported, and its dependencies are not needed.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,34 @@ INSTALL = "pip install --no-deps bfcl-eval (its data is all it takes; r3agent[bf
 
 
 def load(n: int | None, *, seed: int, split: str, name: str, calls: Calls = "native") -> list[Task]:
-    """Return the tasks of the category `name`.
+    """Return the tasks of the category `name`, or of several.
 
     Args:
+        name: categories, separated by commas.
         calls: `native` offers the functions as `tools`, with `_` in place of dots in names, which OpenAI's API
             refuses; `text` and `bfcl` describe them in the system prompt unchanged, in our words or in BFCL's own.
 
     Raises:
         ConfigError: there is no such category, or `bfcl-eval` is not installed or has other files.
     """
-    if name in ("simple_java", "simple_javascript"):
-        raise ConfigError(f"bfcl:{name}: arguments in the syntax of Java or JavaScript are not verified; take another")
-    if name not in CATEGORIES:
-        raise ConfigError(f"bfcl:{name}: no such category; use one of {', '.join(CATEGORIES)}")
+    categories = name.split(",")
+    for category in categories:
+        if category in ("simple_java", "simple_javascript"):
+            raise ConfigError(
+                f"bfcl:{category}: arguments in the syntax of Java or JavaScript are not verified; take another"
+            )
+        if category not in CATEGORIES:
+            raise ConfigError(f"bfcl:{category}: no such category; use one or more of {', '.join(CATEGORIES)}")
     directory = data_directory()
-    answers: dict[str, Any] = {}
-    if not name.endswith("relevance"):
-        answers = {row["id"]: row["ground_truth"] for row in _rows(directory / "possible_answer", name)}
-    tasks = (_task(row, answers.get(row["id"]), name, calls) for row in _rows(directory, name))
+    tasks = (task for category in categories for task in _tasks(directory, category, calls))
     return draw(tasks, n, seed=seed, split=split)
+
+
+def _tasks(directory: Path, category: str, calls: Calls) -> Iterator[Task]:
+    answers: dict[str, Any] = {}
+    if not category.endswith("relevance"):
+        answers = {row["id"]: row["ground_truth"] for row in _rows(directory / "possible_answer", category)}
+    return (_task(row, answers.get(row["id"]), category, calls) for row in _rows(directory, category))
 
 
 def data_directory() -> Path:

@@ -9,7 +9,8 @@ import pytest
 from r3agent.serve import VLLMProcess
 from r3agent.serve.process.vllm_cpu import choose_cores, choose_options
 
-WITH, WITHOUT = "flags\t\t: fpu avx512f avx512_bf16", "flags\t\t: fpu avx2"
+WITH, WITHOUT = "flags\t\t: fpu avx512f avx512_bf16 amx_bf16", "flags\t\t: fpu avx2"
+VECTORS_ONLY = "flags\t\t: fpu avx512f avx512_bf16"
 ARM_WITH, ARM_WITHOUT = "Features\t: fp asimd bf16", "Features\t: fp asimd"
 
 
@@ -17,6 +18,7 @@ ARM_WITH, ARM_WITHOUT = "Features\t: fp asimd bf16", "Features\t: fp asimd"
     ("processor", "given", "chosen"),
     [
         (WITHOUT, [], ["--dtype", "float32"]),
+        (VECTORS_ONLY, [], ["--dtype", "float32"]),
         (ARM_WITHOUT, [], ["--dtype", "float32"]),
         (WITH, [], []),
         (ARM_WITH, [], []),
@@ -25,7 +27,7 @@ ARM_WITH, ARM_WITHOUT = "Features\t: fp asimd bf16", "Features\t: fp asimd"
         (None, [], []),
     ],
 )
-def test_float32_where_bfloat16_would_be_emulated(
+def test_float32_where_bfloat16_has_no_matrix_instructions(
     tmp_path: Path, processor: str | None, given: list[str], chosen: list[str]
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"

@@ -124,6 +124,13 @@ def types_in(schema: dict[str, Any]) -> set[str]:
 
 
 @needs_data
+def test_several_categories_are_one_source() -> None:
+    both = find_tasks("bfcl:simple_python,multiple", 10_000, split="all")
+    parts = [find_tasks(f"bfcl:{name}", 10_000, split="all") for name in ("simple_python", "multiple")]
+    assert [*both] == [task for part in parts for task in part]
+
+
+@needs_data
 def test_splits_and_draws_are_those_of_all_sources() -> None:
     source = "bfcl:simple_python"
     splits = [{task.id for task in find_tasks(source, split=split)} for split in ("train", "gate", "test")]
@@ -137,7 +144,8 @@ def test_splits_and_draws_are_those_of_all_sources() -> None:
     ("source", "params", "says"),
     [
         ("bfcl", {}, "'bfcl' is unknown; did you mean 'bfcl:CATEGORY'"),
-        ("bfcl:simple", {}, "no such category; use one of simple_python, multiple,"),
+        ("bfcl:simple", {}, "no such category; use one or more of simple_python, multiple,"),
+        ("bfcl:multiple,simple", {}, "bfcl:simple: no such category"),
         ("bfcl:simple_java", {}, "Java or JavaScript are not verified"),
         ("bfcl:simple_javascript", {}, "Java or JavaScript are not verified"),
         ("bfcl:multiple", {"calls": "xml"}, r"task\.params\.calls = 'xml': Input should be 'native', 'text' or 'bfcl'"),

@@ -12,8 +12,9 @@ LORA_SLOTS = ("--max-loras", "16", "--max-cpu-loras", "16")
 """Options that keep the last adapter slot empty: vLLM 0.32 applies that slot's adapter to the base model's rows of a
 mixed batch, and an unloaded adapter keeps its slot until another needs it."""
 
-BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Flags of processors that compute in bfloat16; vLLM emulates it on the others. The last one is ARM's."""
+BFLOAT16 = {"amx_bf16", "bf16"}
+"""Flags of processors that multiply matrices of bfloat16, those of ARM last. The others compute a batch faster in
+float32, also those with `avx512_bf16` alone (`benchmarks/vllm_cpu.py`)."""
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of `--max-lora-rank` that vLLM 0.32 takes."""
@@ -57,7 +58,7 @@ def choose_options(
     choices: list[Choice] = []
     flags = _flags(cpuinfo)
     if "--dtype" not in names and flags and not flags & BFLOAT16:
-        reason = "this processor has no bfloat16, which vLLM would emulate; --dtype overrides it"
+        reason = "this processor computes a batch faster than in bfloat16, with twice the memory; --dtype overrides it"
         choices.append(Choice(("--dtype", "float32"), reason))
     if lora_rank is None or names & {"--max-lora-rank", "--no-enable-lora"}:
         return choices
