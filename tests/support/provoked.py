@@ -110,7 +110,8 @@ def other_weights(gap: float, older_gap: float = 0.0) -> None:
     rows = [row, row._replace(policy_version="v0000", logprobs_T=[-5.0] * 64)]
     scores = [[-0.5 - gap] * 64, [-5.0 - older_gap] * 48 + [-5.0 + older_gap] * 16]
     start = PolicyStart(version="v0001", name="bundled", model="bundled")
-    check(measure(rows, scores, "v0001"), TrainConfig(), start)
+    config = TrainConfig()
+    check(measure(rows, scores, "v0001", config), config, start)
 
 
 def not_a_trajectory(directory: Path) -> None:

@@ -20,7 +20,9 @@ from r3agent.store.shards import TrajectoryWriter
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "paper"
 PAPER = FOLDER / "paper.toml"
-SCALES = sorted(file.stem for file in FOLDER.glob("qwen*.toml"))
+SCALES = sorted(file.stem for kind in ("calling", "countdown") for file in FOLDER.glob(f"*-{kind}.toml"))
+HERE = ("bundled", "smollm2-135m", "qwen2.5-coder-0.5b")
+"""Settings for this machine."""
 SMALL = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
 LARGE = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -91,7 +93,7 @@ def test_tiny_model_is_trained_by_the_papers_settings(
     assert (card["settings"]["dtype"], card["settings"]["learning_rate"]) == ("bfloat16", 5e-7)
 
 
-@pytest.mark.parametrize("file", ["bundled", "smollm2-135m"])
+@pytest.mark.parametrize("file", HERE)
 def test_settings_of_this_machine_load(file: str) -> None:
     config = load_config(None, settings_of([FOLDER / f"{file}.toml"]))
     assert config.eval.n >= 300
@@ -109,6 +111,6 @@ def test_reflections_are_shown_by_the_hash_of_the_task(record: Record) -> None:
 
 
 def test_warm_up_imitates_on_top_of_any_settings() -> None:
-    for file in ("bundled", "smollm2-135m"):
+    for file in HERE:
         config = load_config(None, settings_of([FOLDER / f"{file}.toml", FOLDER / "warm-up.toml"]))
         assert (config.train.recipe, config.train.credit, config.train.imitate) == ("sft", {}, 1.0)
