@@ -55,9 +55,17 @@ ARMS: dict[str, dict[str, Any]] = {
         "train.credit": REFLECTION,
         "train.distill": 1.0,
     },
+    "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
+    "SDPO": {**WIDE, "train.self_distill": 1.0},
+    "SC-SDPO": {**WIDE, "train.self_distill": 1.0, "train.self_distill_form": "weighted"},
+    "RLCSD": {**WIDE, "train.self_distill": 1.0, "train.self_distill_form": "contrast"},
+    "SRPO": {**BROAD, "train.credit": ATTEMPT, "train.self_distill": 1.0},
+    "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
+    "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
 }
 """Settings in addition to the game's: 16 first tries of a task, 8 reflections on one failure, or 4 reflections on each
-failure among 4 first tries (`both`, of which first tries and reflections are credited)."""
+failure among 4 first tries (`both`, of which first tries and reflections are credited). Those named by a paper have its
+advantages on these trees; `TrainConfig` has the references."""
 ELSEWHERE: dict[str, dict[str, Any]] = {
     "equation": {"task.params.max_number": 15, "task.params.max_target": 99},
     "steps": {"task.params.max_number": 15, "task.params.max_target": 99},

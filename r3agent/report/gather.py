@@ -220,6 +220,7 @@ def _credit(batch: list[Trajectory], config: Config) -> dict[tuple[str, str], Cr
     """Compute the reward of each span that training would credit, and its advantage if its siblings alone decide it."""
     labels: Any = config.train.credit
     by_siblings = config.train.baseline == "siblings" and config.train.scale_rewards != "batch"
+    by_siblings = by_siblings and config.train.max_siblings is None
     found: dict[tuple[str, str], Credit] = {}
     for label, source in labels.items():
         for group in groups(batch, label, source):

@@ -72,8 +72,9 @@ class TrainConfig(Record):
     # ---- which rows ----
 
     recipe: Recipe = DEFAULT
-    """Named choice of `credit`, `distill` and `imitate`: `paper` trains reflections alone (arXiv 2505.24726), `sft`
-    imitates the tries that passed, e.g. as a warm-up; `custom` is any other. One that is given counts more."""
+    """Named choice of `credit`, `distill`, `imitate` and `self_distill`: `paper` trains reflections alone (arXiv
+    2505.24726), `sft` imitates the tries that passed, e.g. as a warm-up; `custom` is any other. One that is given
+    counts more."""
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Span labels to train on, with the source of each one's reward. For `reflect`: `retry_success`, the success of its
     retries (the paper trains on nothing else); `retry_score`, their score; or `lift`, their success minus that of the
@@ -85,8 +86,19 @@ class TrainConfig(Record):
     distill: float = Field(default=0.0, ge=0)
     """Weight of distilling a passed retry into its failed first try: (success of the retry - mean of the task's first
     tries) * log p(retry | prompt of the first try). 0 disables it, as in the paper."""
+    distill_retries: Literal["passed", "all"] = "passed"
+    """Retries that `distill` takes: those that passed, or all. A failed one then has a negative weight, if a first try
+    of its task passed, as in RLTF-SD (arXiv 2602.02482)."""
     imitate: float = Field(default=0.0, ge=0)
     """Weight of imitating tries that passed, each after its own prompt: weight * log p(try). 0 disables it."""
+    self_distill: float = Field(default=0.0, ge=0)
+    """Weight of teaching a failed first try, at each token, what the starting policy prefers after a reflection that
+    helped. With `credit.attempt`, such a try has no other advantage (SRPO, arXiv 2604.02288). 0 disables it."""
+    self_distill_form: Literal["hint", "weighted", "contrast"] = "hint"
+    """Advantage of a token y of that first try: log p(y | prompt of a retry that passed) - log p(y) (`hint`, SDPO,
+    arXiv 2601.20802); that times the root of p(1-p), with the share p of its retries that passed, relative to the mean
+    of these roots (`weighted`, SC-SDPO, arXiv 2605.27765); or log p(y | prompt of a retry that passed) - log p(y |
+    prompt of one that failed) (`contrast`, RLCSD, arXiv 2606.11709)."""
     leak: Literal["keep", "drop", "penalise"] = "keep"
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""
@@ -94,10 +106,14 @@ class TrainConfig(Record):
     """Reward that each reward is compared with: the mean of its `siblings`, or that of the same label over the other
     tasks of the training, corrected by the difficulty of its own task (`batch`). That needs no siblings: one try, or
     one reflection, of each task is enough."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "mean", "none"] = "group"
     """Divide advantages by the standard deviation of rewards in the group (`group`), over all groups of the label
-    (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
-    these are not trained on. With `baseline = "batch"`, `group` is the same as `batch`."""
+    (`batch`), by the mean of rewards in the group (`mean`, MaxRL, arXiv 2602.02710), or not at all (`none`, as in Dr.
+    GRPO). As in TRL, `batch` includes groups of equal rewards, although these are not trained on. With `baseline =
+    "batch"`, `group` is the same as `batch`."""
+    max_siblings: int | None = Field(default=None, ge=2)
+    """Number of siblings of a group to train on, those whose rewards vary most (PODS, arXiv 2504.13818); `None` trains
+    on all."""
     max_staleness: int = Field(default=1, ge=0)
     """Drop rows sampled more than this many generations before the starting version: 1 is its parent, 2 the parent of
     that. Rows of a version that it does not descend from, such as a rejected one, are always dropped. With 1, a
@@ -204,10 +220,21 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _something_is_credited(self) -> TrainConfig:
-        if not (self.credit or self.distill or self.imitate):
+        if not (self.credit or self.distill or self.imitate or self.self_distill):
             raise ValueError(
-                "credit = {}: nothing would be trained on; name a label, or set distill or imitate above 0"
+                "credit = {}: nothing would be trained on; name a label, or set distill, imitate or self_distill "
+                "above 0"
             )
         if idle := [label for label in self.credit_weights if label not in self.credit]:
             raise ValueError(f"credit_weights has {', '.join(idle)}: not in credit = {self.credit}; add it there")
+        return self
+
+    @model_validator(mode="after")
+    def _siblings_are_compared(self) -> TrainConfig:
+        if self.baseline == "batch" and self.scale_rewards == "mean":
+            raise ValueError("scale_rewards = 'mean' is of siblings; set baseline = 'siblings'")
+        if self.baseline == "batch" and self.max_siblings is not None:
+            raise ValueError(f"max_siblings = {self.max_siblings} are compared alone; set baseline = 'siblings'")
+        if self.scale_rewards == "mean" and "lift" in self.credit.values():
+            raise ValueError("scale_rewards = 'mean' needs rewards that are not negative; reflect = 'lift' may be")
         return self

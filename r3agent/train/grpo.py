@@ -1,6 +1,6 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Six
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Seven
 things differ:
 
 - A batch holds recorded tokens and advantages. Its ratio is relative to the starting policy, and its advantages are
@@ -13,6 +13,7 @@ things differ:
 - Rows of `distill` and `imitate` have the loss of log-likelihood. Their old and reference logprobs are the current
   ones. The ratio is 1 and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL
   is 0, which for a distilled row cannot be estimated: its tokens were sampled from another prompt.
+- A row with a hint has an advantage at each token (`hints`).
 - Every try of a step has the same weight, even if micro-batches differ in size. A row of a try that has several is
   weighted by its share of the try's sampled tokens: so are its advantages and, by `WeightedBeta`, its KL.
 - `tool_mask` is 0 at tokens of a completion that were not sampled, such as the results of tools: as in TRL, they are
@@ -26,7 +27,7 @@ rows one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +62,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
     args: GRPOConfig
     train_dataset: Any
     scores: Sequence[list[float] | None]
+    hint_gaps: Mapping[int, list[float]]
     in_loss: dict[str, Any] | None = None
     """Micro-batch whose loss is being computed; `None` outside the loss."""
 
@@ -76,7 +78,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
         inner = _without_adapter(model)
         expected = trial_logprobs(inner)
         costs = Costs(column(rows, "prompt_ids_P"), column(rows, "completion_ids_T"))
-        longest_row = max(costs.prompt_tokens) + max(costs.completion_tokens)
+        hints = [len(ids) for name in ("hint_ids_P", "other_ids_P") for ids in column(rows, name) if ids]
+        longest_row = max([*costs.prompt_tokens, *hints]) + max(costs.completion_tokens)
         self.packs = config.share_prompt and _enable_sharing(inner, longest_row)
         self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
         costs.shares = self.packs
@@ -129,13 +132,18 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.start_from(scores)
         return scores
 
-    def start_from(self, scores: Sequence[list[float] | None]) -> None:
+    def start_from(
+        self, scores: Sequence[list[float] | None], hint_gaps: Mapping[int, list[float]] | None = None
+    ) -> None:
         """Set the starting policy's logprobs of every row; for a row that has none, they are the recorded ones.
 
         They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` and
         `imitate` they are placeholders.
+
+        Args:
+            hint_gaps: factors of the advantage at each token, by the index of rows with a hint.
         """
-        self.scores = scores
+        self.scores, self.hint_gaps = scores, hint_gaps or {}
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
         """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
@@ -184,7 +192,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches of recorded rows; a blank row follows the last one."""
-        rows: Any = TrainingRows(self.train_dataset, self.weights, self.scores, blank_row(self.pad_id))
+        blank = blank_row(self.pad_id)
+        rows: Any = TrainingRows(self.train_dataset, self.weights, self.scores, self.hint_gaps, blank)
         limits = self.config.model_dump(include={"importance_cap", "importance_mode"})
         collate_rows = partial(collate, pad_id=self.pad_id, **limits)
         return Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)

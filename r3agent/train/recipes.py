@@ -17,7 +17,7 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
 
 DEFAULT: Recipe = "paper"
 
-BY_RECIPE = ("credit", "distill", "imitate")
+BY_RECIPE = ("credit", "distill", "imitate", "self_distill")
 """Settings that a recipe decides on, unless they are given."""
 
 

@@ -56,6 +56,8 @@ REMEDIES = {
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
+    "not_chosen": "the rewards of max_siblings of their siblings vary most: raise it to train on all",
+    "self_distilled": "they learn from a hint instead: set self_distill = 0 to compare them with their siblings",
     "attempt_alone": f"their task has no other trainable first try of the same version: {_grouped('attempt')}",
     "reflect_alone": f"their failed try has no other trainable reflection: {_grouped('reflect')}",
     "retry_alone": f"their reflection has no other trainable retry: {_grouped('retry')}",
@@ -67,6 +69,7 @@ REMEDIES = {
 NOTHING_PASSED = {
     "distill": "no failed first try has a retry that passed",
     "imitate": "no try passed",
+    "self_distill": "no failed first try has a retry that passed, or none has one that failed too",
 }
 """Reason why there is no row without siblings, by label."""
 

@@ -59,7 +59,7 @@ class RowReport(Record):
     dropped: dict[str, int]
     """Dropped spans by reason, a key of `remedies.REMEDIES`."""
     not_distilled: dict[str, int] = {}
-    """Passed retries that are not distilled, by reason."""
+    """Tries that are not distilled or imitated, by reason."""
     remedies: dict[str, str]
     """Main reason and its remedy for each credited label without any row."""
     leaked: int
@@ -134,7 +134,7 @@ def rewards_of(trajectories: Iterable[Trajectory], config: TrainConfig) -> Rewar
 
 def labels_of(config: TrainConfig) -> list[str]:
     """Return the labels that rows can have."""
-    further = {"distill": config.distill, "imitate": config.imitate}
+    further = {"distill": config.distill, "imitate": config.imitate, "self_distill": config.self_distill}
     return [*config.credit, *(label for label, weight in further.items() if weight)]
 
 
