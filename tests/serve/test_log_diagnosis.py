@@ -20,6 +20,12 @@ TRACEBACK = "RuntimeError: Engine core initialization failed. See root cause abo
             "--vllm-python",
         ),
         (
+            "(Worker pid=7) ERROR 11-30 03:09:35 [multiproc_executor.py:1063] RuntimeError: CPU Generator does not use "
+            "offset\nvllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
+            "a request had a seed",
+            "--no-enable-chunked-prefill",
+        ),
+        (
             "api_server.py: error: unrecognized arguments: --max-nun-seqs",
             "this vLLM has no option --max-nun-seqs",
             "vllm serve --help",

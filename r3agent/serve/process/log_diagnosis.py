@@ -87,6 +87,11 @@ CAUSES = (
         LESS_MEMORY,
     ),
     Cause(
+        "CPU Generator does not use offset",
+        "a request had a seed, and vLLM's CPU build ends when it computes the prompt of such a request in parts",
+        "leave sampling.seed out, or pass -- --no-enable-chunked-prefill, with a --max-model-len that fits one batch",
+    ),
+    Cause(
         r"engine core exited unexpectedly|EngineDeadError",
         "vLLM's engine died while it was serving",
         f"its traceback is in the log; if there is none, the system killed it: {LESS_MEMORY}",
