@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.gpu_check import CASES, SHAPES, Limit, missing, ratios
+from benchmarks.train_step import rows
 
 
 def test_ratios_are_above_one_where_sharing_is_better() -> None:
@@ -31,6 +32,11 @@ def test_missing_packages_are_those_of_pips_report() -> None:
     assert missing({"install": []}) == []
 
 
-def test_cases_are_of_known_shapes() -> None:
-    assert CASES.keys() == SHAPES.keys()
-    assert all(len(case.split("/")) == 3 for cases in CASES.values() for case in cases)
+def test_each_shape_has_cases_that_make_rows_of_their_sizes() -> None:
+    for shape, sizes in SHAPES.items():
+        for case in CASES[shape]:
+            prompt, completion, siblings = map(int, case.split("/"))
+            made = rows(case, 2, sizes["vocab_size"])
+            assert len(made) == 2 * siblings
+            assert {(len(row["prompt"]), len(row["completion"])) for row in made} == {(prompt, completion)}
+            assert max(max(row["prompt"]) for row in made) < sizes["vocab_size"]
