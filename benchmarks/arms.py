@@ -2,13 +2,15 @@
 
 A round samples the tree that suits the arm, on as many tasks as its tokens allow, and trains on all rows that it
 credits in a fixed number of optimizer steps, or that number for each of its epochs: the batch size differs. A seed sets
-tasks, weights of new adapters and the order of rows; sampling differs between runs.
+the tasks of training, the held-out ones, the weights of new adapters and the order of rows; sampling differs between
+runs. All arms of a seed are compared with one evaluation of the starting policy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -45,25 +47,31 @@ def trained(
     steps: int,
     problems: int,
     out: Path,
+    shared: Path | None = None,
     elsewhere: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train one arm with one seed; return success in each cell before and after, in percent, and the cost.
 
     Args:
         settings: settings of the arm, in addition to the defaults.
-        out: directory where finished arms are stored.
+        out: directory where finished arms are stored; one with other settings is trained anew.
+        shared: directory with the evaluations of the starting policy, which arms share; default: `out`.
         elsewhere: settings of tasks of another distribution, on which both versions are measured too.
+
+    Raises:
+        SystemExit: a round's probe of `PROBE` tasks takes more tokens than `tokens`.
     """
     directory = out / f"{arm.replace(' ', '')}-{seed}"
+    settings = {**settings, "task.seed": seed, "train.seed": seed, "eval.seed": seed, "eval.n": problems}
+    made_with = {"settings": dict(settings), "rounds": rounds, "tokens": tokens, "steps": steps, "elsewhere": elsewhere}
     done = directory / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
-    settings = {**settings, "task.seed": seed, "train.seed": seed, "eval.n": problems}
+    if done.exists() and (stored := json.loads(done.read_text())).get("made_with") == made_with:
+        return stored
     sampled, rows, updates, useful = 0, 0, 0, 0
     began = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
     directory.mkdir(parents=True)
-    before, own_before = out / f"before-{seed}", directory / "eval" / BASE
+    before, own_before = (shared or out) / f"before-{seed}", directory / "eval" / BASE
     if before.exists():
         shutil.copytree(before, own_before, dirs_exist_ok=True)
     with ServerProcess(settings.get("policy.model", "bundled"), log_path=directory / "server.log") as server:
@@ -80,10 +88,21 @@ def trained(
         result |= _cells(run.evaluate(BASE, version_name(rounds)))
         if elsewhere:
             result["elsewhere"] = _cells(Run(directory, {**settings, **elsewhere}).evaluate(BASE, version_name(rounds)))
-    shutil.copytree(own_before, before, dirs_exist_ok=True)
-    result["seconds"] = round(time.monotonic() - began)
+    _share(own_before, before)
+    result |= {"seconds": round(time.monotonic() - began), "made_with": made_with}
     done.write_text(json.dumps(result))
     return result
+
+
+def _share(own: Path, shared: Path) -> None:
+    """Copy the evaluations of the starting policy for the next arm, unless another process has done so."""
+    if not shared.exists():
+        partial = shared.with_name(f"{shared.name}.{os.getpid()}")
+        shutil.copytree(own, partial)
+        try:
+            partial.rename(shared)
+        except OSError:
+            shutil.rmtree(partial)
 
 
 def _cells(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -95,6 +114,8 @@ def collected(directory: Path, settings: dict[str, Any], tokens: int) -> Collect
     """Collect as many tasks as `tokens` allow."""
     n = PROBE
     summary = Run(directory, {**settings, "collect.n": n}).collect()
+    if summary.tokens_sampled > tokens:
+        raise SystemExit(f"{PROBE} tasks take {summary.tokens_sampled} tokens, more than the {tokens} of a round")
     for share in (0.8, 1.0):  # stored tasks are not sampled again, and give the tokens per task
         n = max(n, round(share * tokens * n / summary.tokens_sampled))
         summary = Run(directory, {**settings, "collect.n": n}).collect()
@@ -116,8 +137,9 @@ def interval(values: Sequence[float]) -> str:
 
 
 def p_value(differences: Sequence[float]) -> float | None:
-    """Compute the p-value of a t-test over the seeds; `None` for a single seed or without any difference."""
-    return float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 and np.any(differences) else None
+    """Compute the p-value of a t-test over the seeds; `None` if they do not differ, or for a single one."""
+    test: Any = stats.ttest_1samp(differences, 0) if len(set(differences)) > 1 else None
+    return test and float(test.pvalue)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

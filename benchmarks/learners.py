@@ -4,19 +4,20 @@
 
 Each arm trains a bundled policy for some rounds, in two epochs of each. The learning rate is that of the best sum of
 success in the first try and after a reflection on a seed that the comparison does not use, and lies between two others
-that were tried. Then all arms are measured on held-out problems of the tasks that they learned from, and of another
-distribution, with larger numbers and targets.
+that were tried, unless the table says that it is the last of `RATES`. Then all arms are measured on held-out problems
+of the tasks that they learned from, and of another distribution, with larger numbers and targets.
 
 The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
 GRPO on first tries and from the paper's arm. The p-values are of paired t-tests over the seeds, with Holm's correction
 over the arms. Finished runs are stored in --out and not repeated; several processes may share it if each has other
---arms. The last line is one JSON object.
+--arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -95,8 +96,9 @@ class Bench(NamedTuple):
         sizes = "-".join(f"{key}{value}" for key, value in self.size.items())
         out = self.out / f"{self.game}-{sizes}" / f"rate{rate}"
         there = ELSEWHERE[self.game] if seed != TUNING_SEED else None
-        result = trained(arm, seed, settings, **self.size, out=out, elsewhere=there)
-        print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(result)}", flush=True)
+        result = trained(arm, seed, settings, **self.size, out=out, shared=out.parent, elsewhere=there)
+        after = {cell: round(rate, 1) for cell, rate in result["candidate"].items()}
+        print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
         return result
 
     def best_rate(self, arm: str) -> str:
@@ -147,7 +149,8 @@ def main() -> None:
         for arm, rate in rates.items():
             results[arm].append(bench.result(arm, rate, seed))
 
-    chosen = "; ".join(f"{arm} {rate}" for arm, rate in rates.items())
+    at_edge = {RATES[0], RATES[-1]}
+    chosen = "; ".join(f"{arm} {rate}{' (the last tried)' * (rate in at_edge)}" for arm, rate in rates.items())
     lines = [f"Learning rates: {chosen}.", "", *levels(results)]
     data: dict[str, Any] = {}
     for reference in (BASELINE, PAPER):
@@ -155,9 +158,13 @@ def main() -> None:
             rendered, data[reference] = differences(results, reference)
             lines += ["", *rendered]
     lines += ["", "Larger numbers and targets:", "", *levels(abroad(results))]
-    command = " ".join(
-        f"--{key} {value}" for key, value in {"game": bench.game, "seeds": options.seeds, **size}.items()
-    )
+    if BASELINE in results:
+        rendered, data["elsewhere"] = differences(abroad(results), BASELINE)
+        lines += ["", *rendered]
+    words = [f"--{key} {value}" for key, value in {"game": bench.game, "seeds": options.seeds, **size}.items()]
+    if options.arms != [*ARMS]:
+        words.append(f"--arms {shlex.join(options.arms)}")
+    command = " ".join(words)
     replace_section(
         options.results, f"Learners: {bench.game}", f"python -m benchmarks.learners {command}", "\n".join(lines)
     )

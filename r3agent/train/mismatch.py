@@ -50,7 +50,8 @@ class Mismatch(Record):
     """Gap over the same rows, by span label."""
     ess: float | None
     """Effective sample size (Σw)² / Σw² as a share of the tokens, where w is a token's importance weight in the loss,
-    limited as `importance_cap` says; over rows that other versions sampled, or over all rows if there are none."""
+    times the share of tokens below `importance_cap`; over rows that other versions sampled, or over all rows if there
+    are none."""
     noise_ess: float | None = None
     """The same over rows that the starting version sampled: the effect of its server's rounding; `None` if it sampled
     none."""
@@ -147,12 +148,17 @@ def measure(
 
 
 def _ess(gaps: Sequence[torch.Tensor], config: TrainConfig) -> float:
+    """Compute the effective sample size, in which tokens whose weight is the cap do not count.
+
+    If every weight is the cap, they are equal, but the rows are no sample of the starting policy.
+    """
     cap = math.inf if config.importance_cap == "none" else config.importance_cap
     weights = [
         importance_weights(-gap_T[None].double(), cap, config.importance_mode).expand(1, len(gap_T)) for gap_T in gaps
     ]
     weights_T = torch.cat(weights, dim=1)
-    return (weights_T.sum().square() / weights_T.square().sum()).nan_to_num().item() / weights_T.numel()
+    ess = weights_T.sum().square() / weights_T.square().sum() / weights_T.numel()
+    return (ess * (weights_T < cap).double().mean()).nan_to_num().item()
 
 
 def _gap(gaps: Sequence[torch.Tensor]) -> Gap:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -68,12 +69,13 @@ def test_check_passes_imitated_rows_of_a_far_policy() -> None:
 def test_check_refuses_few_rows_of_a_far_policy_among_many(own: int) -> None:
     rows = [*sampled(own, 60), *sampled(8, 60, 1.5, version="v0000")]
     message = r"effective sample size = 0\.\d+ of the tokens that other versions sampled.*limit 0.5.*max_staleness"
-    with pytest.raises(TrainingError, match=message):
-        checked(rows, max_mismatch=9, importance_cap="none")
-    assert checked(rows, max_mismatch=9, importance_cap="none", min_ess=0.01) < 0.3
+    for cap in (3.0, "none"):
+        with pytest.raises(TrainingError, match=message):
+            checked(rows, max_mismatch=9, importance_cap=cap)
+        assert checked(rows, max_mismatch=9, importance_cap=cap, min_ess=0.01) < 0.5
 
 
-def test_check_counts_the_weights_that_the_loss_uses() -> None:
+def test_check_counts_no_token_whose_weight_is_capped() -> None:
     rows = sampled(8, 60, 1.5, version="v0000")
     ratios = [math.exp(-2.0 - old) for row in rows for old in row.logprobs_T or ()]
 
@@ -82,12 +84,18 @@ def test_check_counts_the_weights_that_the_loss_uses() -> None:
 
     loose = {"max_mismatch": 9.0, "min_ess": 0.0}
     assert checked(rows, importance_cap="none", **loose) == pytest.approx(ess(ratios))
-    assert checked(rows, **loose) == pytest.approx(ess([min(w, 3.0) for w in ratios]))
+    below = fmean(w < 3 for w in ratios)
+    assert checked(rows, **loose) == pytest.approx(below * ess([min(w, 3.0) for w in ratios]))
     assert checked(rows, importance_mode="token_mask", **loose) == pytest.approx(ess([w * (w <= 3) for w in ratios]))
     products = [math.exp(sum(-2.0 - old for old in row.logprobs_T or ())) for row in rows]
     of_rows = checked(rows, importance_mode="sequence_truncate", **loose)
-    assert of_rows == pytest.approx(ess([min(w, 3.0) for w in products]))
-    assert checked(rows, importance_mode="sequence_mask", importance_cap=1e-30, **loose) == 0
+    assert of_rows == pytest.approx(fmean(w < 3 for w in products) * ess([min(w, 3.0) for w in products]))
+
+
+def test_check_refuses_rows_whose_every_weight_is_capped() -> None:
+    rows = [row._replace(logprobs_T=[-7.0] * 60) for row in sampled(8, 60, version="v0000")]
+    with pytest.raises(TrainingError, match=r"effective sample size = 0\.000"):
+        checked([*sampled(40, 60), *rows])
 
 
 def test_check_compares_with_the_noise_of_the_versions_own_rows() -> None:
