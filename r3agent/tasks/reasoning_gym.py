@@ -13,11 +13,12 @@ from typing import Any
 
 from r3agent._util.imports import require_installed
 from r3agent.errors import ConfigError
-from r3agent.records.trajectory import Task
+from r3agent.records.trajectory import Message, Task
 from r3agent.tasks.splits import Split, distinct
 from r3agent.verifiers.reasoning_gym import child
 
 SUFFIX = "Give the final answer alone, in the format that is asked for, between <answer> and </answer> tags."
+TAGGED = "<answer>{}</answer>"
 
 FIRST_CHUNK, LAST_CHUNK = 4, 64
 """Entries per chunk, which doubles from the first to the last, since some entries take a second. Each chunk has its own
@@ -51,7 +52,8 @@ def generate(
         name: name of the generator.
         suffix: text after the question, e.g. one of `reasoning_gym.utils.SYSTEM_PROMPTS`; may be empty.
         shots: number of solved problems before the question, as turns of the conversation; they are of the training
-            split, the same in every task, and are not yielded themselves. A base model needs some.
+            split, the same in every task, and are not yielded themselves. A base model needs some. Their answers
+            are tagged if the suffix names the tag <answer>, as the default does, and else bare.
         params: fields of the generator's config, except seed and size.
 
     Raises:
@@ -67,10 +69,11 @@ def generate(
     solved = [*distinct((t if t.gold else None for t in made(SHOTS_SEED)), shots, split="train", **rules)]
     if len(solved) != shots:
         raise ConfigError(f"{shots=}: reasoning-gym:{name} with {params} has {len(solved)} solved problems to show")
-    turns = tuple(turn for task in solved for turn in (*task.messages, task.gold) if turn)
+    form = TAGGED if "<answer>" in suffix else "{}"
+    turns = tuple(turn for t in solved for turn in (*t.messages, _reply(form.format(t.info["entry"]["answer"]))))
     shown = {task.id for task in solved}
-    problems = (t.model_copy(update={"messages": turns + t.messages}) for t in made(seed) if t.id not in shown)
-    return distinct(problems, n, split=split, **rules)
+    asked = (None if t.id in shown else t.model_copy(update={"messages": turns + t.messages}) for t in made(seed))
+    return distinct(asked, n, split=split, **rules)
 
 
 def _entries(name: str, params: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
@@ -96,5 +99,9 @@ def _task(name: str, params: dict[str, Any], entry: dict[str, Any], suffix: str)
         id=f"reasoning-gym:{name}:{sha256(f'{name}:{question}'.encode()).hexdigest()[:16]}",
         messages=({"role": "user", "content": f"{question}\n\n{suffix}" if suffix else question},),
         info={"generator": name, "params": params, "entry": entry},
-        gold=None if answer is None else {"role": "assistant", "content": f"<answer>{answer}</answer>"},
+        gold=None if answer is None else _reply(TAGGED.format(answer)),
     )
+
+
+def _reply(text: str) -> Message:
+    return {"role": "assistant", "content": text}

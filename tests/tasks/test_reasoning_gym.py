@@ -96,6 +96,30 @@ def test_shots_are_solved_training_problems_that_are_not_asked() -> None:
     assert {task.id for task in asked} < {task.id for task in bare.values()}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    [
+        (SUFFIX, "<answer>{}</answer>"),
+        ("Think, then <answer>.", "<answer>{}</answer>"),
+        ("Say a number.", "{}"),
+        ("", "{}"),
+    ],
+)
+def test_shots_are_tagged_if_the_suffix_asks_for_tags(suffix: str, form: str) -> None:
+    few: dict[str, Any] = {"min_n": 1, "max_n": 12, "suffix": suffix}
+    *turns, _ = find_tasks("reasoning-gym:count_bits", 1, shots=2, **few)[0].messages
+    tasks = {task.messages[0]["content"]: task for task in find_tasks("reasoning-gym:count_bits", 50, **few)}
+    for question, reply in zip(turns[::2], turns[1::2], strict=True):
+        task = tasks[question["content"]]
+        assert reply["content"] == form.format(task.info["entry"]["answer"])
+        assert ReasoningGym()(task, reply["content"]).passed
+
+
+def test_problems_that_are_all_shots_are_exhausted() -> None:
+    with pytest.raises(ConfigError, match="no task in split 'train'"):
+        find_tasks("reasoning-gym:count_bits", 5, split="train", min_n=5, max_n=6, shots=2)
+
+
 def test_a_generator_with_few_problems_yields_them_all() -> None:
     few = [set(ids("count_bits", 50, seed=seed, split="all", min_n=1, max_n=4)) for seed in (0, 1)]
     assert few[0] == few[1]
