@@ -8,8 +8,9 @@ with the evidence on such spans of other tasks, because these were chosen alike:
 
 Nothing that depends on the span enters its baseline, neither its own reward nor what follows it, so that the policy
 gradient has no bias. Sources: the leave-one-out baseline of RLOO (arXiv 2402.14740), over tasks in place of the samples
-of a prompt; and SPO (arXiv 2509.13232), which tracks each prompt's success over policy versions. Here its estimate is
-the posterior mean under a prior that weighs as much as `PRIOR` rewards.
+of a prompt; and SPO (arXiv 2509.13232), which tracks each prompt's success over policy versions. Here evidence of all
+labels is shrunk alike, as a prior that weighs as much as `PRIOR` rewards would, although a task whose first tries pass
+may be no easier to reflect on: so the sum may leave the range of the reward, and is clamped to it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from r3agent.records.branching import origins
 from r3agent.records.credit import CreditLabel, Group, groups
 from r3agent.records.trajectory import Trajectory
 from r3agent.train.config import TrainConfig
+from r3agent.train.leaks import paid
 
 PRIOR = 4.0
 """Number of rewards that the mean of other tasks weighs as much as."""
@@ -84,14 +86,15 @@ class Baselines:
         for kind in known.evidence.keys() & expected.keys():
             (here, earned), (there, usual) = known.evidence[kind], expected[kind]
             weight, surplus = weight + here, surplus + earned - here * usual / there
-        return total / n + surplus / weight
+        lowest = -1.0 if self._config.credit.get(known.kind[0]) == "lift" else 0.0
+        return min(1.0, max(lowest, total / n + surplus / weight))  # scores are at most 1
 
 
 def _by_task(trajectories: Sequence[Trajectory], config: TrainConfig) -> Iterator[dict[Place, Known]]:
     """Yield the spans of each task that have a reward, of credited labels and of others."""
     of_task: dict[str, list[Group]] = {}
     for label in get_args(CreditLabel):
-        for group in groups(trajectories, label, config.credit.get(label)):
+        for group in paid(groups(trajectories, label, config.credit.get(label)), config):
             of_task.setdefault(group.trajectories_G[0].task.digest, []).append(group)
     origin: Mapping[str, str] = origins(trajectories)
     for found in of_task.values():

@@ -20,6 +20,7 @@ from r3agent.train.advantages import Every, among_siblings, among_tasks, scaled,
 from r3agent.train.baseline import Baselines
 from r3agent.train.config import TrainConfig
 from r3agent.train.distillation import rows_without_siblings, without_hinted
+from r3agent.train.leaks import reward_of_leak
 from r3agent.train.merging import Merging
 from r3agent.train.report import RowReport, report_rows, rewards_of
 from r3agent.train.row import Credited, Dropped, Retokenise, Row, RowMaker
@@ -249,9 +250,8 @@ def _rows_of(group: Group, make_row: RowMaker, leaked: set[tuple[str, str]]) -> 
     for trajectory, span, earned in zip(group.trajectories_G, group.spans_G, group.rewards_G, strict=True):
         if group.label == "reflect" and leaks(trajectory, span):
             leaked.add((trajectory.trajectory_id, span.span_id))
-            if config.leak == "drop":
-                yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "leaked")
-                continue
-            if config.leak == "penalise":
-                earned = reward(trajectory, span, config.credit["reflect"], leaked=True) or 0.0
+            earned = reward_of_leak(trajectory, span, earned, config)
+        if earned is None:
+            yield Dropped(trajectory.trajectory_id, span.span_id, group.label, "leaked")
+            continue
         yield make_row(trajectory, span, label=group.label, group_id=group.group_id, reward=earned)

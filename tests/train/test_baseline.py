@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from r3agent.errors import TrainingError
@@ -97,6 +97,33 @@ def test_baseline_ignores_the_own_reward(episodes: list[Episode], data: st.DataO
     found = [baselines(trajectories) for trajectories in (before, recorded(turned))]
     if all(place in known for known in found):
         assert found[0][place] == pytest.approx(found[1][place])
+
+
+@given(stores)
+@example([(0, [])] * 8 + [(0, [True]), (0, [False])] + [(task, [True]) for task in range(1, 7)])
+def test_baseline_stays_in_the_range_of_the_rewards(episodes: list[Episode]) -> None:
+    assert all(0 <= baseline <= 1 for baseline in baselines(recorded(episodes), credit=EVERYTHING).values())
+
+
+def test_baseline_of_lift_may_be_negative() -> None:
+    def harmed(number: int) -> Trajectory:
+        whole = episode(number, number, [number == 0])
+        control = span("retry", whole.spans[0], True, span_id="b", policy_version="v0000", **TOKENS)
+        return whole.model_copy(update={"spans": (*whole.spans, control)})
+
+    found = baselines([harmed(i) for i in range(4)], credit={"reflect": "lift"})
+    assert found["reflect", "e0", "r0"] == -1
+
+
+@pytest.mark.parametrize(("leak", "mean"), [("keep", 2 / 3), ("penalise", 1 / 3), ("drop", 1 / 2)])
+def test_baseline_has_the_rewards_of_leaks_that_training_has(leak: str, mean: float) -> None:
+    whole, ids = episode(0, 0, [True, True, False]), {"token_ids": (3, 4, 5, 6, 7), "logprobs": (-1.0,) * 5}
+    spans = tuple(span.model_copy(update=ids) if span.span_id in ("r0", "t0") else span for span in whole.spans)
+    leaky = whole.model_copy(update={"spans": spans})
+    rows, report = build([leaky, episode(1, 1, [True])], leak=leak)
+    assert report.leaked == 1
+    [other] = [row for row in rows if row.trajectory_id == "e1"]
+    assert other.reward - other.advantage == pytest.approx(mean)
 
 
 @given(stores, st.randoms(use_true_random=False))
