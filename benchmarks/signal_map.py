@@ -10,7 +10,8 @@ the first 30 failed tasks are retried, which saves most of its time. An answer t
 goes, since the limits on tokens are low.
 
 Episodes and cells are stored in --out and not repeated, so that a run can be stopped and started again. Without
---model, the section of RESULTS.md is written from the stored cells alone. The last line is one JSON object.
+--model, the section of RESULTS.md is written from the stored cells of the engine alone. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing_extensions import Unpack
 
 from benchmarks.models import MODELS, make
 from benchmarks.results import RESULTS, replace_section
-from benchmarks.signal_tables import Cell, Retry, first_try, section
+from benchmarks.signal_tables import FLOOR, SHOTS, TEMPERATURE, TRIES, Cell, Retry, first_try, section
 from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
 from r3agent._util.aio import gather_all, run_sync
 from r3agent._util.files import write_atomically
@@ -43,10 +44,6 @@ from r3agent.store.shards import TrajectoryWriter
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.verifiers import KINDS, find_verifier, judge
 
-TRIES = 8
-FLOOR = 30
-"""Failed tasks that are retried if no try of the cell passed."""
-TEMPERATURE = 0.7
 CONCURRENCY, REQUEST_S = 16, 3600.0
 """Requests at a time, and the time limit of one: on a CPU, it waits for the others."""
 MAX_TOKENS = {"reasoning-gym": 64, "countdown": 64, "bfcl": 96, "bfcl:parallel": 256, "bfcl:parallel_multiple": 256}
@@ -75,8 +72,6 @@ GYM: dict[str, dict[str, Any]] = {
     "course_schedule": {"max_num_courses": 6},
 }
 """Settings of reasoning-gym's generators, at which a small model has a chance."""
-SHOTS = 3
-"""Solved problems before each of them: without any, the models of 135M and 270M hardly find the form of an answer."""
 BFCL = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")
 SOURCES: dict[str, dict[str, Any]] = {
     **{f"reasoning-gym:{name}": {**params, "shots": SHOTS} for name, params in GYM.items()},
@@ -148,18 +143,19 @@ def _retries(episode: Trajectory, hinted: Trajectory | None) -> dict[Retry, floa
     }
 
 
-def settings_of(source: str, n: int) -> dict[str, Any]:
+def settings_of(source: str, n: int, engine: str) -> dict[str, Any]:
     """Return the settings of a cell: one that was measured with others is measured anew."""
     max_tokens = [MAX_TOKENS.get(source, MAX_TOKENS[source.partition(":")[0]]), REFLECTION_TOKENS]
-    return {"n": n, "params": SOURCES[source], "max_tokens": max_tokens, "temperature": TEMPERATURE, "tries": TRIES}
+    sampled = {"max_tokens": max_tokens, "temperature": TEMPERATURE, "tries": TRIES, "engine": engine}
+    return {"n": n, "params": SOURCES[source], **sampled}
 
 
-def stored(folder: Path, n: int) -> dict[str, Cell]:
+def stored(folder: Path, n: int, engine: str) -> dict[str, Cell]:
     """Read the finished cells of a model."""
     found = dict[str, Cell]()
     for source in SOURCES:
         file = place(folder, source).with_suffix(".json")
-        if file.exists() and (cell := json.loads(file.read_text()))["settings"] == settings_of(source, n):
+        if file.exists() and (cell := json.loads(file.read_text()))["settings"] == settings_of(source, n, engine):
             found[source] = cell["outcomes"]
     return found
 
@@ -169,10 +165,12 @@ def place(folder: Path, source: str) -> Path:
     return folder / source.replace(":", "-")
 
 
-def measure_all(server: LocalServer, sources: Sequence[str], *, n: int, stop: Sequence[str], folder: Path) -> None:
+def measure_all(
+    server: LocalServer, sources: Sequence[str], *, n: int, engine: str, stop: Sequence[str], folder: Path
+) -> None:
     """Measure cells one after another; one that fails is reported, and left for another run."""
     for source in sources:
-        settings, own = settings_of(source, n), place(folder, source)
+        settings, own = settings_of(source, n, engine), place(folder, source)
         written = own / "settings.json"
         if not written.exists() or json.loads(written.read_text()) != settings:
             shutil.rmtree(own, ignore_errors=True)
@@ -209,7 +207,7 @@ def main() -> None:
     if args.model:
         checkpoint = make(args.model) if args.model in MODELS else args.model
         folder = args.out / Path(args.model).name
-        missing = [source for source in args.sources if source not in stored(folder, args.n)]
+        missing = [source for source in args.sources if source not in stored(folder, args.n, args.engine)]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             options: dict[str, Any] = {"name": folder.name, "log_path": folder / "server.log"}
@@ -219,15 +217,16 @@ def main() -> None:
                 else ServerProcess(checkpoint, **options)
             ) as server:
                 stop = MODELS[args.model].stop if args.model in MODELS else ()
-                measure_all(server, missing, n=args.n, stop=stop, folder=folder)
+                measure_all(server, missing, n=args.n, engine=args.engine, stop=stop, folder=folder)
     names = [name for name in MODELS if (args.out / name).is_dir()]
     names += sorted(path.name for path in args.out.glob("*/") if path.name not in MODELS)
-    models = {name: cells for name in names if (cells := stored(args.out / name, args.n))}
-    text, data = section(models, args.sources)
+    models = {name: cells for name in names if (cells := stored(args.out / name, args.n, args.engine))}
+    text, data = section(models, args.sources, engine=args.engine)
     command = "python -m benchmarks.signal_map --model NAME" + ("" if args.n == 60 else f" --n {args.n}")
+    command += "" if args.engine == "vllm" else f" --engine {args.engine}"
     replace_section(args.results, "Where the signal is", command, text)
     print(text)
-    print(json.dumps({"n": args.n, "models": data}))
+    print(json.dumps({"n": args.n, "engine": args.engine, "temperature": TEMPERATURE, "models": data}))
 
 
 if __name__ == "__main__":

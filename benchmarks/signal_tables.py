@@ -12,19 +12,21 @@ from r3agent.evaluate.statistics import difference, rate
 Retry: TypeAlias = Literal["after reflection", "blind retry", "oracle hint"]
 RETRIES: tuple[Retry, ...] = get_args(Retry)
 
+TRIES = 8
+FLOOR = 30
+"""Failed tasks that are retried if no try of the cell passed."""
+SHOTS = 3
+"""Solved problems before each of reasoning-gym: without any, the models of 135M and 270M hardly find the form of an
+answer."""
+TEMPERATURE = 1.0
+"""That of training, whose rows must be sampled at it."""
+
 ENOUGH_MIXED = 0.2
 """Share of mixed failures from which a source is named."""
+ENOUGH_FAILURES = 10
+"""Failures of a source below which its share of mixed ones decides nothing."""
 ENOUGH_GAIN = 10.0
 """Points by which the right answer must raise a retry of a model that can use a hint."""
-
-LEGEND = (
-    "First try: share of 8 tries of each of n tasks that passed; its interval accounts for the tasks. The retries are "
-    "those of the failed tasks, whose first try of the 8 failed: the share of them that passes in one retry after the "
-    "model's own reflection, without a reflection, and after an oracle hint, the right answer in place of the "
-    "reflection. On a source where no try passed, only 30 of them are retried. Mixed is the share of the failed tasks "
-    "that one of the 8 tries solves: the others teach nothing by their own tries. A question of reasoning-gym follows "
-    "three solved ones; the others follow none."
-)
 
 
 class Cell(TypedDict):
@@ -41,6 +43,19 @@ class Cell(TypedDict):
 
 Cells: TypeAlias = Mapping[str, Cell]
 """Cells of one model by source."""
+
+
+def legend(engine: str) -> str:
+    """Explain the tables of cells that an engine served."""
+    return (
+        f"First try: share of {TRIES} tries of each of n tasks that passed; its interval accounts for the tasks. The "
+        f"retries are those of the failed tasks, whose first try of the {TRIES} failed: the share of them that passes "
+        "in one retry after the model's own reflection, without a reflection, and after an oracle hint, the right "
+        f"answer in place of the reflection. On a source where no try passed, only {FLOOR} of them are retried. Mixed "
+        f"is the share of the failed tasks that one of the {TRIES} tries solves: the others teach nothing by their own "
+        f"tries. A question of reasoning-gym follows {SHOTS} solved ones; the others follow none. Sampled at "
+        f"temperature {TEMPERATURE:g} with the engine `{engine}`."
+    )
 
 
 def first_try(cell: Cell) -> Rate:
@@ -78,12 +93,13 @@ def table(cells: Cells) -> list[str]:
 
 def conclusion(model: str, cells: Cells) -> str:
     """Say where a model's failures are mixed, and whether it can use a hint."""
-    shares = {source: share.rate for source, cell in cells.items() if (share := mixed(cell)) is not None}
+    found = {source: share for source, cell in cells.items() if (share := mixed(cell)) is not None}
+    shares = {source: share.rate for source, share in found.items() if share.n_tasks >= ENOUGH_FAILURES}
     enough = sorted((s for s in shares if shares[s] >= ENOUGH_MIXED), key=lambda s: -shares[s])
     named = ", ".join(f"`{source}` ({100 * shares[source]:.0f})" for source in enough) or "none"
-    limit = f"{100 * ENOUGH_MIXED:.0f} %"
     texts = [
-        f"`{model}`: at least {limit} of the failures are mixed in {len(enough)} of {len(cells)} sources: {named}."
+        f"`{model}`: {len(shares)} of {len(cells)} sources have at least {ENOUGH_FAILURES} failures; at least "
+        f"{100 * ENOUGH_MIXED:.0f} % of them are mixed in {len(enough)}: {named}."
     ]
     hint, own = gain(cells, "oracle hint"), gain(cells, "after reflection")
     if hint is not None and own is not None:
@@ -92,20 +108,28 @@ def conclusion(model: str, cells: Cells) -> str:
             f"own reflection {_points(own)}, over {own.n_tasks}."
         )
         texts.append(
-            "It can use a hint."
-            if hint.points >= ENOUGH_GAIN
-            else f"Below {ENOUGH_GAIN:.0f} points it cannot use a hint, and is not to be trained on reflections."
+            {
+                True: "It can use a hint.",
+                False: f"Below {ENOUGH_GAIN:.0f} points it cannot use a hint, and is not to be trained on reflections.",
+                None: f"Undecided: {ENOUGH_GAIN:.0f} points, from which a model can use a hint, are in the interval.",
+            }[can_use(hint)]
         )
     return " ".join(texts)
 
 
-def section(models: Mapping[str, Cells], sources: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def can_use(hint: Difference) -> bool | None:
+    """Compare the gain of a hint with the limit; `None` if its interval contains the limit."""
+    return None if hint.low <= ENOUGH_GAIN <= hint.high else hint.points > ENOUGH_GAIN
+
+
+def section(models: Mapping[str, Cells], sources: Sequence[str], *, engine: str) -> tuple[str, dict[str, Any]]:
     """Render the cells of all models as Markdown, and return the figures as data.
 
     Args:
         sources: sources of a whole map; those without a cell are named as missing.
+        engine: engine that served all of them.
     """
-    parts, data = [LEGEND], dict[str, Any]()
+    parts, data = [legend(engine)], dict[str, Any]()
     for model, cells in models.items():
         parts += [f"### {model}", conclusion(model, cells)]
         if missing := [f"`{source}`" for source in sources if source not in cells]:
@@ -120,7 +144,7 @@ def section(models: Mapping[str, Cells], sources: Sequence[str]) -> tuple[str, d
 def _data(cells: Cells) -> dict[str, Any]:
     hint = gain(cells, "oracle hint")
     return {
-        "can_use_hint": None if hint is None else hint.points >= ENOUGH_GAIN,
+        "can_use_hint": None if hint is None else can_use(hint),
         "gains": {retry: _dump(gain(cells, retry)) for retry in RETRIES if retry != "blind retry"},
         "sources": {
             source: {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.results import replace_section
-from benchmarks.signal_map import FLOOR, TRIES, measure, settings_of, stored
-from benchmarks.signal_tables import Cell, conclusion, first_try, gain, mixed, section, table
+from benchmarks.signal_map import measure, settings_of, stored
+from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed, section, table
 from r3agent.records.trajectory import Message
 from r3agent.tasks import find_tasks
 from r3agent.testing import ScriptedPolicy
@@ -95,13 +95,23 @@ def test_gain_leaves_out_failures_without_a_hint():
 
 
 def test_conclusion_names_mixed_sources_by_share():
-    text = conclusion("m", {"a": cell(LATER, NEVER), "b": cell(NEVER), "c": cell(LATER), "d": cell(RIGHT)})
-    assert "mixed in 2 of 4 sources: `c` (100), `a` (50)." in text
+    cells = {"a": cell(*[LATER, NEVER] * 5), "b": cell(*[NEVER] * 10), "c": cell(*[LATER] * 10), "d": cell(RIGHT)}
+    text = conclusion("m", cells)
+    assert (
+        "3 of 4 sources have at least 10 failures; at least 20 % of them are mixed in 2: `c` (100), `a` (50)." in text
+    )
     assert text.endswith("It can use a hint.")
 
 
+def test_conclusion_from_few_failures_is_undecided():
+    text = conclusion("m", {"a": cell(LATER, *[RIGHT] * 59)})
+    assert "0 of 1 sources have at least 10 failures; at least 20 % of them are mixed in 0: none." in text
+    assert text.endswith("Undecided: 10 points, from which a model can use a hint, are in the interval.")
+    assert section({"m": {"a": cell(LATER)}}, ["a"], engine="vllm")[1]["m"]["can_use_hint"] is None
+
+
 def test_conclusion_on_a_model_that_cannot_use_a_hint():
-    assert "is not to be trained on reflections" in conclusion("m", {"a": cell(*[NEVER] * 9, hinted=0.0)})
+    assert "is not to be trained on reflections" in conclusion("m", {"a": cell(*[NEVER] * 30, hinted=0.0)})
 
 
 def test_table_leaves_cells_empty_that_were_not_measured():
@@ -110,18 +120,24 @@ def test_table_leaves_cells_empty_that_were_not_measured():
 
 
 def test_section_names_sources_without_a_cell():
-    text, data = section({"m": {"a": cell(LATER)}}, ["a", "b"])
+    text, data = section({"m": {"a": cell(*[LATER] * 10)}}, ["a", "b"], engine="embedded")
     assert "Not measured: `b`." in text
     assert data["m"]["can_use_hint"] is True
     assert data["m"]["sources"]["a"]["mixed"]["rate"] == 1
 
 
+def test_section_explains_how_the_tries_were_sampled():
+    text, _ = section({}, [], engine="embedded")
+    assert f"share of {TRIES} tries" in text
+    assert text.endswith("Sampled at temperature 1 with the engine `embedded`.")
+
+
 def test_stored_ignores_cells_with_other_settings(tmp_path: Path):
     outcomes = cell(LATER)
     file = tmp_path / "countdown.json"
-    file.write_text(json.dumps({"settings": settings_of("countdown", 60), "outcomes": outcomes}))
-    assert stored(tmp_path, 60) == {"countdown": outcomes}
-    assert stored(tmp_path, 61) == {}
+    file.write_text(json.dumps({"settings": settings_of("countdown", 60, "vllm"), "outcomes": outcomes}))
+    assert stored(tmp_path, 60, "vllm") == {"countdown": outcomes}
+    assert stored(tmp_path, 61, "vllm") == stored(tmp_path, 60, "embedded") == {}
 
 
 def test_replace_section_keeps_the_others(tmp_path: Path):
