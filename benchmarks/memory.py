@@ -4,9 +4,9 @@
 
 The bundled policy collects 8 reflections of each failure on --n tasks; the reflections whose retry passed are
 remembered. Then it plays held-out problems three times: as they are, with the reflection on the nearest remembered task
-in the prompt, and with that on a random one. The last line is one JSON object: success in the first try and after a
-reflection in percent, and its difference from that of the plain prompt with its p-value, paired over the seeds; the
-intervals are 95 % t-intervals.
+in the prompt, and with that on a random one. A seed draws its own tasks and held-out problems. The last line is one
+JSON object: success in the first try and after a reflection in percent, and its difference from that of the plain
+prompt with its p-value, paired over the seeds; the intervals are 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ def remember(run: Run, file: Path) -> int:
     return len(entries)
 
 
+def settings_of(seed: int, problems: int) -> dict[str, Any]:
+    return {**SETTINGS, "task.seed": seed, "eval.seed": seed, "eval.n": problems}
+
+
 def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
     """Remember, play, and return success in percent by choice of the memory; a finished seed is not repeated."""
     directory = out / f"seed-{seed}"
@@ -77,7 +81,7 @@ def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
     if done.exists():
         return json.loads(done.read_text())
     with ServerProcess("bundled") as server:
-        settings = {**SETTINGS, "policy.base_url": server.base_url, "task.seed": seed, "eval.n": problems}
+        settings = {**settings_of(seed, problems), "policy.base_url": server.base_url}
         run = Run(directory / "remembered", {**settings, "collect.n": n})
         run.collect()
         memory = directory / "memory.json"

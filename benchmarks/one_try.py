@@ -7,11 +7,12 @@ first tries included, in the same number of optimizer steps. `8 siblings` is GRP
 the others have one reflection of each: compared with other tasks (`train.baseline = "batch"`), the same with first
 tries and retries credited too, or KTO (TRL's) on whether the retry passed, with the starting policy as reference.
 
-Noise flips a share of the recorded verdicts, on first tries too; held-out problems are judged without. Each arm's
-learning rate is the best of a grid on seeds that are not counted, without noise. The table goes to
-benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from `8 siblings` under the
-same noise, with p-values of t-tests after Holm's correction. What is finished is stored in --out and not repeated. The
-last line is one JSON object.
+Noise flips a share of the recorded verdicts, on first tries too; held-out problems are judged without. A seed draws
+its own tasks and held-out problems. Each arm's learning rate is the best of a grid on seeds that are not counted,
+without noise; the output names arms whose rate is at the edge of the grid. The table goes to benchmarks/RESULTS.md:
+means over the seeds with 95 % t-intervals, and paired differences from `8 siblings` under the same noise, with p-values
+of t-tests after Holm's correction. What is finished is stored in --out and not repeated. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Lab:
 
     def __init__(self, directory: Path, seed: int, size: dict[str, int], base_url: str) -> None:
         self.directory, self.seed, self.size = directory, seed, size
-        seeds = {"task.seed": seed, "train.seed": seed}
+        seeds = {"task.seed": seed, "train.seed": seed, "eval.seed": seed}
         self.settings = {**SETTINGS, **seeds, "policy.base_url": base_url, "eval.n": size["problems"]}
         self.settings["eval.blind_retries"] = 1
 
@@ -137,22 +138,25 @@ def flipped(trajectory: Trajectory, noise: float, seed: int) -> Trajectory:
     return trajectory.model_copy(update={"spans": tuple(spans)})
 
 
-def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, version: str, out_dir: Path) -> None:
-    """Train a version with KTO: rows with a positive advantage, whose retry passed, are the desirable ones."""
-    rows = random.Random(config.seed).sample(rows, len(rows))
+def kto_columns(rows: Sequence[Row], batch_size: int) -> dict[str, list[Any]]:
+    """Return the columns of KTO's data; the label is the reward, since an advantage also depends on the baseline."""
     completions = [row.completion_ids_T for row in rows]
     shifted: list[list[int]] = []  # of another prompt in the same batch, for the KL
-    for first in range(0, len(rows), config.batch_size):
-        batch = completions[first : first + config.batch_size]
+    for first in range(0, len(rows), batch_size):
+        batch = completions[first : first + batch_size]
         shifted += [batch[-1], *batch[:-1]]
-    labels = [row.advantage > 0 for row in rows]
-    columns = {
+    return {
         "prompt_ids": [row.prompt_ids_P for row in rows],
         "completion_ids": completions,
         "KL_completion_ids": shifted,
-        "label": labels,
+        "label": [row.reward > 0 for row in rows],
     }
-    desirable = sum(labels)
+
+
+def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, version: str, out_dir: Path) -> None:
+    """Train a version with KTO: reflections whose retry passed are the desirable ones."""
+    columns = kto_columns(random.Random(config.seed).sample(rows, len(rows)), config.batch_size)
+    desirable = sum(columns["label"])
     model, tokenizer = load_model(start, config), load_tokenizer(start)
     scratch = out_dir.with_suffix(".kto")
     arguments = KTOConfig(
@@ -217,6 +221,11 @@ def table(results: dict[tuple[str, float], list[dict[str, Any]]], rates: dict[st
     return lines, data
 
 
+def at_edge(rates: dict[str, float]) -> list[str]:
+    """Return the arms whose rate is the least or the largest of the grid, beyond which there may be a better one."""
+    return [arm for arm, rate in rates.items() if rate in (RATES[0], RATES[-1])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -260,6 +269,9 @@ def main() -> None:
     lines, data = table(results, rates)
     before = interval([runs[0]["after_reflection"]["before"] for runs in found])
     lines += ["", f"Success after a reflection before training: {before} %."]
+    if edge := at_edge(rates):
+        grid_text = ", ".join(f"{rate:g}" for rate in RATES)
+        lines += ["", f"Rate at the edge of the grid ({grid_text}), so that another may be better: {', '.join(edge)}."]
     command = " ".join(
         f"--{key} {value}" for key, value in {"seeds": options.seeds, "tuning": options.tuning, **size}.items()
     )
@@ -269,7 +281,7 @@ def main() -> None:
     full = f"python -m benchmarks.one_try {command}"
     replace_section(options.results, "Learning from one try", full, "\n".join(lines))
     print("\n".join(lines))
-    print(json.dumps({"seeds": options.seeds, **size, "rates": rates, "gains": data}))
+    print(json.dumps({"seeds": options.seeds, **size, "rates": rates, "rates_at_edge": edge, "gains": data}))
 
 
 if __name__ == "__main__":
