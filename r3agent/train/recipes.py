@@ -8,24 +8,29 @@ from typing import Any, Literal, TypeAlias
 Recipe: TypeAlias = Literal["paper", "sft", "custom"]
 """Name of a recipe; `custom` is any other choice of its settings."""
 
+NONE: Mapping[str, Any] = {"credit": {}, "distill": 0.0, "imitate": 0.0, "self_distill": 0.0}
+
 RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
-    "paper": {"credit": {"reflect": "retry_success"}},
-    "sft": {"credit": {}, "imitate": 1.0},
+    "paper": {**NONE, "credit": {"reflect": "retry_success"}},
+    "sft": {**NONE, "imitate": 1.0},
     "custom": {},
 }
-"""Settings of each recipe that differ from the defaults."""
+"""Settings of each recipe; those of `custom` have their defaults."""
 
 DEFAULT: Recipe = "paper"
 
-BY_RECIPE = ("credit", "distill", "imitate", "self_distill")
+BY_RECIPE = tuple(NONE)
 """Settings that a recipe decides on, unless they are given."""
 
 
 def with_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Add the settings of the recipe to those that are given, which count.
 
-    Without a recipe, it is `custom` if one of its settings is given, and else the default.
+    Without a recipe, it is `custom` if one of its settings is given, and else the default. A recipe with another value
+    than its own is `custom` too, so that a card names no recipe that was not followed.
     """
     given = settings.get("recipe", "custom" if any(name in settings for name in BY_RECIPE) else DEFAULT)
     known: Mapping[str, Any] = RECIPES.get(given, {})
-    return {"recipe": given, **known, **settings}
+    whole = {**known, **settings}
+    followed = all(whole[name] == value for name, value in known.items())
+    return {**whole, "recipe": given if followed else "custom"}

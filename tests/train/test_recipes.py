@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -22,6 +23,21 @@ def test_the_default_recipe_is_the_papers() -> None:
 def test_a_recipe_sets_what_is_not_given() -> None:
     config = TrainConfig(recipe="sft", distill=0.5)
     assert (config.credit, config.imitate, config.distill) == ({}, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("own", [{"credit": {"attempt": "success"}}, {"distill": 0.5}, {"self_distill": 1}])
+def test_a_recipe_with_another_setting_is_a_custom_one(own: dict[str, Any]) -> None:
+    for recipe in ("paper", "sft"):
+        config = TrainConfig.model_validate({"recipe": recipe, **own})
+        rest = TrainConfig.model_validate({"recipe": recipe}).model_dump(exclude={"recipe", *own})
+        assert config.recipe == "custom"
+        assert config.model_dump(include=set(rest)) == rest
+
+
+def test_a_recipe_with_its_own_settings_keeps_its_name() -> None:
+    assert TrainConfig(recipe="paper", credit={"reflect": "retry_success"}, distill=0).recipe == "paper"
+    for config in (TrainConfig(), TrainConfig(recipe="sft")):
+        assert TrainConfig.model_validate(config.model_dump()) == config
 
 
 def test_settings_without_a_recipe_are_a_custom_one() -> None:
