@@ -11,11 +11,11 @@ from r3agent.deploy.config import DeployConfig
 from r3agent.deploy.fingerprint import check, fingerprint_of, measure
 from r3agent.deploy.report import LoadReport, doubts
 from r3agent.deploy.server import Server
-from r3agent.deploy.strategy import choose
+from r3agent.deploy.strategy import Choice, choose
 from r3agent.deploy.update import UNCHANGED, WeightUpdate
 from r3agent.errors import DeployError
 from r3agent.records.versions import BASE, is_version
-from r3agent.store.registry import Registry
+from r3agent.store.registry import FingerprintSequence, Registry
 
 POLL_S = 1.0
 
@@ -54,45 +54,69 @@ def roll_out(
     Raises:
         DeployError: the servers are as they were, or the message says what they are.
     """
+    fingerprint = fingerprint_of(registry, version)
+    choices = _choose(servers, registry, version, config)
+    merged_before, lost = registry.merges_adapters, list[Server]()
+    if is_live and choices[0].merges and not merged_before:  # before the one name of all versions has other weights
+        registry.set_live(registry.live or BASE, merges_adapters=True)
     rollouts: list[Rollout] = []
-    registry.card(version)  # raises if there is none
-    for server in servers:
+    for server, choice in zip(servers, choices, strict=True):
         if on_server is not None:
             on_server(len(rollouts), len(servers))
         try:
-            rollouts.append(_update(server, registry, version, config, is_live=is_live))
-            _check_names(rollouts)
+            rollouts.append(_update(server, choice, version, fingerprint, config, lost))
         except DeployError as error:
-            failure = f"{server.root}: {error}" if len(servers) > 1 else str(error)
-            others = [f"{one.old.root}: {_undo(one.update, one.old)}" for one in reversed(rollouts)]
-            raise DeployError(f"{'; '.join([failure, *others])}; {registry.live or 'nothing'} stays live") from error
+            others = [f"{one.old.root}: {_undo(one.update, one.old, lost)}" for one in reversed(rollouts)]
+            # A server that could not be put back may have any weights, whose version only the server can name.
+            if registry.merges_adapters != merged_before and not lost:
+                registry.set_live(registry.live or BASE, merges_adapters=merged_before)
+            raise _failure(error, server, servers, registry, others) from error
     return rollouts
 
 
-def _check_names(rollouts: Sequence[Rollout]) -> None:
-    """Raise `DeployError` if the last server has the version under another name than the first."""
-    first, last = rollouts[0], rollouts[-1]
-    if first.merges != last.merges:
-        with_adapters, without = (last, first) if first.merges else (first, last)
-        raise DeployError(
-            f"{with_adapters.old.root} takes adapters and {without.old.root} does not: a version would have two names; "
-            "start both with --enable-lora or both without"
-        )
-
-
-def _update(server: Server, registry: Registry, version: str, config: DeployConfig, *, is_live: bool) -> Rollout:
+def _choose(servers: Sequence[Server], registry: Registry, version: str, config: DeployConfig) -> list[Choice]:
+    """Choose the method for each server, and refuse what cannot work before any server is touched."""
     card = registry.card(version)
-    fingerprint = fingerprint_of(registry, version)
-    strategy, update, name, merges = choose(card, registry, config, server)
-    if update is not None:
-        update.check()
-    if card.name not in (served := server.models()):
-        raise DeployError(
-            f"{card.name!r} is the base model of this run, the server at {server.root} has {', '.join(served)}; "
-            "serve it under this name or deploy to its own server"
-        )
-    if merges and is_live and not registry.merges_adapters:  # before the one name of all versions has other weights
-        registry.set_live(registry.live or BASE, merges_adapters=True)
+    choices: list[Choice] = []
+    for server in servers:
+        try:
+            choices.append(choice := choose(card, registry, config, server))
+            if choice.update is not None:
+                choice.update.check()
+            if card.name not in (served := server.models()):
+                raise DeployError(
+                    f"{card.name!r} is the base model of this run, the server at {server.root} has "
+                    f"{', '.join(served)}; serve it under this name or deploy to its own server"
+                )
+            if choice.merges != choices[0].merges:
+                with_adapters, without = (server, servers[0]) if choices[0].merges else (servers[0], server)
+                raise DeployError(
+                    f"{with_adapters.root} takes adapters and {without.root} does not: a version would have two "
+                    "names; start both with --enable-lora or both without"
+                )
+        except DeployError as error:
+            raise _failure(error, server, servers, registry) from error
+    return choices
+
+
+def _failure(
+    error: DeployError, server: Server, servers: Sequence[Server], registry: Registry, others: Sequence[str] = ()
+) -> DeployError:
+    """Make the error of a deploy from that of a server, with the state of the others and the live version."""
+    failure = f"{server.root}: {error}" if len(servers) > 1 else str(error)
+    return DeployError(f"{'; '.join([failure, *others])}; {registry.live or 'nothing'} stays live")
+
+
+def _update(
+    server: Server,
+    choice: Choice,
+    version: str,
+    fingerprint: Sequence[FingerprintSequence],
+    config: DeployConfig,
+    lost: list[Server],
+) -> Rollout:
+    """Update a server, or put it back; one that this fails for is added to `lost`."""
+    strategy, update, name, merges = choice
     try:
         if strategy == "reload" and fingerprint:
             found = measure(server, name, fingerprint, tolerance=config.tolerance)
@@ -115,7 +139,7 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
         if update is not None:
             update.confirm(report)
     except DeployError as error:
-        raise DeployError(f"{error}; {_undo(update, server)}") from error
+        raise DeployError(f"{error}; {_undo(update, server, lost)}") from error
     loaded = LoadReport(
         version=version,
         served_name=name,
@@ -127,8 +151,9 @@ def _update(server: Server, registry: Registry, version: str, config: DeployConf
     return Rollout(loaded, update, server, new, merges)
 
 
-def _undo(update: WeightUpdate | None, server: Server) -> str:
+def _undo(update: WeightUpdate | None, server: Server, lost: list[Server]) -> str:
     try:
         return UNCHANGED if update is None else update.undo(server)
     except DeployError as error:
+        lost.append(server)
         return f"and putting the server back failed: {error}"

@@ -108,9 +108,39 @@ def test_merged_weights_that_are_wrong_are_taken_back(trained: Run, endpoint: En
     assert (endpoint.weights.parent.name, endpoint.weight_version) == ("v0001", "v0001")
 
 
-def test_servers_that_would_name_a_version_apart_are_refused(trained: Run, endpoint: Endpoint, replica: Endpoint):
-    config = DeployConfig(replicas=(replica.url,))
-    with pytest.raises(DeployError, match=r"the weights of .*base again; v0000 stays live"):
-        deploy("v0001", registry=trained.registry, base_url=endpoint.url, config=config)
-    assert endpoint.weights == trained.base
-    assert not replica.adapters
+@pytest.mark.parametrize("merging_first", [True, False])
+def test_servers_that_would_name_a_version_apart_are_refused(
+    trained: Run, endpoint: Endpoint, replica: Endpoint, merging_first: bool
+):
+    first, second = (endpoint, replica) if merging_first else (replica, endpoint)
+    config = DeployConfig(replicas=(second.url,))
+    with pytest.raises(DeployError, match=r"takes adapters and .* does not.*; nothing stays live"):
+        deploy("v0001", registry=trained.registry, base_url=first.url, config=config)
+    assert (endpoint.weights, endpoint.adapters, replica.adapters) == (trained.base, {}, {})
+    assert trained.registry.live is None
+
+
+def test_live_adapter_keeps_its_name_if_a_replica_takes_none(trained: Run, endpoint: Endpoint, replica: Endpoint):
+    registry = trained.registry
+    old = trained.train("lora", seed=3, parent="v0000")
+    deploy(old, registry=registry, base_url=replica.url)
+    new = trained.train("lora", seed=4, parent="v0000")
+    with pytest.raises(DeployError, match=rf"does not.*; {old} stays live"):
+        deploy(new, registry=registry, base_url=replica.url, config=DeployConfig(replicas=(endpoint.url,)))
+    assert [*replica.adapters] == [registry.served_name(registry.card(old))] == [f"tiny@{old}"]
+
+
+def test_live_adapter_keeps_its_name_if_a_merge_fails(trained: Run, endpoint: Endpoint):
+    where = {"registry": trained.registry, "base_url": endpoint.url}
+    old = trained.train("lora", seed=3, parent="v0000")
+    endpoint.takes_adapters = True
+    deploy(old, **where)
+    endpoint.takes_adapters, endpoint.adapters = False, {}  # restarted with --no-enable-lora
+    endpoint.mix_with = trained.base
+    with pytest.raises(DeployError, match=rf"in part.*again; {old} stays live"):
+        deploy("v0002", **where)
+    assert trained.registry.served_name(trained.registry.card(old)) == f"tiny@{old}"
+    endpoint.mix_with, endpoint.fails_on = None, "/collective_rpc"  # it cannot be put back either
+    with pytest.raises(DeployError, match=rf"putting the server back failed.*; {old} stays live"):
+        deploy("v0002", **where)
+    assert trained.registry.merges_adapters  # so that a span's version is the one that the server names
