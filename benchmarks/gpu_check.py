@@ -13,6 +13,7 @@ median of the steps after the first; its memory is the peak above the weights an
 Without a GPU it is the resident memory above that of the loaded model, with the optimizer's state. A server, vLLM if
 it is there and else r3agent's own, samples from the same weights, and its logprobs are compared with those of the
 trainer. All ends within --minutes: what would not is left out, and named in the last line, which is one JSON object.
+The exit code is 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Limit:
 
     def __init__(self, minutes: float) -> None:
         self.end, self.left_out = time.monotonic() + 60 * minutes, list[str]()
+        self.failed = False
+        """True if a part ended with an error; one that had no time did not."""
 
     @property
     def seconds(self) -> float:
@@ -79,6 +82,7 @@ class Limit:
             self.left_out.append(f"{name}: the time was up")
             return None
         if made.returncode:
+            self.failed = True
             self.left_out.append(f"{name}: exit code {made.returncode}")
             return None
         return json.loads(made.stdout.splitlines()[-1])
@@ -159,8 +163,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.5)
     options = parser.parse_args()
     if not options.wheels:
-        print(json.dumps(check(options, Limit(options.minutes))))
-        return
+        limit = Limit(options.minutes)
+        print(json.dumps(check(options, limit)))
+        sys.exit(limit.failed)
     with tempfile.TemporaryDirectory(prefix="gpu-check-site-") as site:
         install(options.wheels, site)
         path = os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH"))))

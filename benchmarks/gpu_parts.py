@@ -76,13 +76,11 @@ def recorded(options: argparse.Namespace) -> list[dict[str, Any]]:
 # ---- one side of a case, in its own process ----
 
 
-def trainer_of(options: argparse.Namespace, dataset: Any, side: str, epochs: int, output: str) -> Any:
-    from r3agent.train.grpo import OfflineGRPOTrainer  # TRL takes seconds to load, and two parts do without it
-
+def config_of(options: argparse.Namespace, side: str, epochs: int) -> TrainConfig:
     prompt_tokens, completion_tokens, n_completions = map(int, options.case.split("/"))
     shares = side == "shared"
     group = prompt_tokens + (1 + n_completions) * completion_tokens
-    config = TrainConfig(
+    return TrainConfig(
         method="full",
         dtype="bfloat16",
         share_prompt=shares,
@@ -90,10 +88,15 @@ def trainer_of(options: argparse.Namespace, dataset: Any, side: str, epochs: int
         gradient_checkpointing=options.checkpointing,
         epochs=epochs,
     )
+
+
+def trainer_of(options: argparse.Namespace, dataset: Any, config: TrainConfig, output: str) -> Any:
+    from r3agent.train.grpo import OfflineGRPOTrainer  # TRL takes seconds to load, and the server does without it
+
     start = PolicyStart(version="v0000", name="check", model=str(options.model))
     trainer = OfflineGRPOTrainer(load_model(start, config), dataset, load_tokenizer(start), config, Path(output))
-    if trainer.packs != shares:
-        raise SystemExit(f"{side}: the trainer does not share prompts, so there is nothing to compare")
+    if trainer.packs != config.share_prompt:
+        raise SystemExit("the trainer does not share prompts, so there is nothing to compare")
     return trainer
 
 
@@ -118,7 +121,7 @@ def time_steps(options: argparse.Namespace) -> dict[str, Any]:
                 gpu.reset_peak_memory_stats()
 
     with tempfile.TemporaryDirectory() as output:
-        trainer = trainer_of(options, dataset, options.part, options.steps + 1, output)
+        trainer = trainer_of(options, dataset, config_of(options, options.part, options.steps + 1), output)
         trainer.score()
         trainer.add_callback(Clock())
         loaded, peak = (process := psutil.Process()).memory_info().rss, Peak(process)
@@ -132,10 +135,11 @@ def compare_served(options: argparse.Namespace) -> dict[str, Any]:
     served = [Row(**row) for row in json.loads(options.file.read_text())]
     found: dict[str, Any] = {}
     for side in SIDES:
+        config = config_of(options, side, epochs=1)
         with tempfile.TemporaryDirectory() as output:
-            trainer = trainer_of(options, to_dataset(served), side, 1, output)
+            trainer = trainer_of(options, to_dataset(served), config, output)
             scores = trainer.logprobs([(row.prompt_ids_P, row.completion_ids_T) for row in served])
-        mismatch = measure(served, scores, "v0000")
+        mismatch = measure(served, scores, "v0000", config)
         assert mismatch.gap is not None
         numbers = {"mean": mismatch.gap.mean, "p99": mismatch.gap.p99, "max": mismatch.gap.max, "ess": mismatch.ess}
         found[side] = {name: round(number, 6) for name, number in numbers.items() if number is not None}

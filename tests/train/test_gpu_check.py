@@ -1,9 +1,21 @@
-"""The check on a GPU: what its lines say of parts that ran or had no time, and what it installs."""
+"""The check on a GPU: what its lines say of parts that ran or had no time, what it compares, and what it installs."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check
 from benchmarks.gpu_check import CASES, SHAPES, Limit, missing, ratios
+from benchmarks.gpu_parts import checkpoint, compare_served, recorded
 from benchmarks.train_step import rows
+from r3agent.train import Row
 
 
 def test_ratios_are_above_one_where_sharing_is_better() -> None:
@@ -20,7 +32,35 @@ def test_ratios_are_left_out_if_a_side_did_not_run() -> None:
 def test_limit_names_what_it_leaves_out() -> None:
     over = Limit(minutes=0)
     assert over.run("700/60/8 shared", ["shared"]) is None
-    assert over.left_out == ["700/60/8 shared: the time was up"]
+    assert (over.left_out, over.failed) == (["700/60/8 shared: the time was up"], False)
+
+
+def test_check_fails_if_a_part_fails_and_names_it(tmp_path: Path) -> None:
+    (folder := tmp_path / "benchmarks").mkdir()
+    shutil.copy(gpu_check.__file__, folder)
+    (folder / "gpu_parts.py").write_text("raise SystemExit(3)")
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--shape", "tiny"]
+    made = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
+    assert made.returncode == 1
+    assert "sample: exit code 3" in json.loads(made.stdout.splitlines()[-1])["left_out"]
+
+
+def test_served_logprobs_are_compared_on_both_sides(tmp_path: Path) -> None:
+    options = argparse.Namespace(shape="tiny", case="8/4/2", groups=2, checkpointing=False)
+    options.model, options.file = tmp_path / "model", tmp_path / "recorded.json"
+    checkpoint(options)
+    made = recorded(options)
+    own = {"label": "attempt", "policy_version": "v0000", "truncated": False, "reward": 0.0, "advantage": 1.0}
+    served = [
+        {**dict.fromkeys(Row._fields), **own, "group_id": str(i // 2), "span_id": str(i), "trajectory_id": str(i)}
+        | {"prompt_ids_P": row["prompt"], "completion_ids_T": row["completion"], "logprobs_T": [-1.0] * 4}
+        for i, row in enumerate(made)
+    ]
+    options.file.write_text(json.dumps(served))
+    found = compare_served(options)
+    assert [*found] == ["shared", "padded"]
+    assert found["shared"]["mean"] == pytest.approx(found["padded"]["mean"], rel=0.05)
+    assert all(0 < side["ess"] <= 1 for side in found.values())
 
 
 def test_missing_packages_are_those_of_pips_report() -> None:
