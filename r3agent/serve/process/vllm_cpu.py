@@ -9,8 +9,8 @@ from pathlib import Path
 from r3agent.serve.process.process import Choice
 
 LORA_SLOTS = ("--max-loras", "16", "--max-cpu-loras", "16")
-"""Options that keep the last adapter slot empty: vLLM 0.32 applies that slot's adapter to the base model's rows of a
-mixed batch, and an unloaded adapter keeps its slot until another needs it."""
+"""Options that keep the last adapter slot empty for the first 15 adapters: vLLM 0.32 applies that slot's adapter to the
+base model's rows of a mixed batch, and an unloaded adapter keeps its slot until another needs it."""
 
 BFLOAT16 = {"amx_bf16", "bf16"}
 """Flags of processors that multiply matrices of bfloat16, those of ARM last. The others compute a batch faster in
