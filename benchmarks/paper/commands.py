@@ -6,10 +6,11 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ PYTHON = (sys.executable, "-m")
 class Commands:
     """Runner of commands whose reports stay in a folder; one with a report is not run again.
 
+    `NAME.json` has a report and the duration of all calls of its command; `NAME.seconds` has that of those so far.
+
     Args:
         launcher: words before `r3agent train`, such as `torchrun --nproc-per-node 8 -m --`.
     """
@@ -48,14 +51,41 @@ class Commands:
         if not file.exists():
             command = [*(self.launcher if words[0] == "train" else PYTHON), "r3agent", *map(str, words), "--json"]
             print("$", shlex.join(["r3agent", *map(str, words)]), flush=True)
-            began = time.monotonic()
-            made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            with timed(self.folder, name):
+                made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if made.returncode:
                 sys.exit(f"r3agent {words[0]} ended with exit code {made.returncode}; the same command goes on there")
-            report = json.loads(made.stdout.splitlines()[-1])
-            entry = {"seconds": round(time.monotonic() - began, 1), "report": report}
+            entry = {"seconds": seconds_of(self.folder, name), "report": json.loads(made.stdout.splitlines()[-1])}
             write_atomically(file, json.dumps(entry))
         return json.loads(file.read_text())["report"]
+
+
+def seconds_of(folder: Path, name: str) -> float:
+    """Return the duration of all calls of a command, those that failed or were stopped included."""
+    file = folder / f"{name}.seconds"
+    return float(file.read_text()) if file.exists() else 0.0
+
+
+@contextmanager
+def timed(folder: Path, name: str, *, every_s: float = 10.0) -> Generator[None]:
+    """Add the duration of the block to the seconds of a command, also while it runs, since it may be killed."""
+    before, began, ended = seconds_of(folder, name), time.monotonic(), threading.Event()
+
+    def update() -> None:
+        write_atomically(folder / f"{name}.seconds", f"{before + time.monotonic() - began:.1f}")
+
+    def keep_up_to_date() -> None:
+        while not ended.wait(every_s):
+            update()
+
+    thread = threading.Thread(target=keep_up_to_date, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        update()
 
 
 def settings_of(configs: Sequence[Path], **own: object) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from benchmarks.paper.commands import seconds_of
 from r3agent.evaluate import Comparison, compare, table
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Span, Trajectory
@@ -37,7 +38,7 @@ def result_of(folder: Path) -> dict[str, Any]:
             ),
             "evaluation": sum(summarise(load(store)).tokens_sampled for store in stores_of_evaluations(run)),
         },
-        "minutes": minutes(commands),
+        "minutes": minutes(commands, run),
         "comparison": comparison.model_dump(mode="json"),
         "reflections": reflections(*(load(run / "eval" / side.policy) for side in sides(comparison))),
     }
@@ -47,14 +48,20 @@ def result_of(folder: Path) -> dict[str, Any]:
             "base": {key: reported(warm_up, "eval")[key] for key in ("first_try", "after_reflection", "blind_retry")},
             "rows": card["rows"]["rows"],
             "tokens": reported(warm_up, "collect")["tokens_sampled"],
-            "minutes": minutes(warm_up),
+            "minutes": minutes(warm_up, folder / "warm-up"),
         }
     return result
 
 
-def minutes(commands: Path) -> float:
-    """Return the duration of all commands in a folder."""
-    return round(sum(json.loads(file.read_text())["seconds"] for file in commands.glob("*.json")) / 60, 1)
+def minutes(commands: Path, run: Path) -> float:
+    """Return the duration of all commands in a folder, those of calls that were stopped included."""
+    seconds = sum(json.loads(file.read_text())["seconds"] for file in commands.glob("*.json"))
+    registry = Registry(run)
+    for number, version in enumerate(registry.versions()[1:], start=1):  # the first is the base
+        if not (commands / f"train-{number}.json").exists():  # stopped between the version and its report
+            trained = registry.card(version).metrics.get("seconds", 0.0)
+            seconds += max(seconds_of(commands, f"train-{number}"), trained)
+    return round(seconds / 60, 1)
 
 
 def reported(commands: Path, name: str) -> dict[str, Any]:
