@@ -101,6 +101,16 @@ def test_settings_of_this_machine_load(file: str) -> None:
     assert len(config.eval.forgetting) == 2
 
 
+@pytest.mark.parametrize("file", HERE[1:])
+def test_settings_of_this_machine_fit_vllms_cpu_build(file: str) -> None:
+    config = load_config(None, settings_of([FOLDER / f"{file}.toml"]))
+    options = config.serve.options
+    assert config.train.method == "lora"  # full weights of a tied model would be updated in part
+    assert "--no-enable-chunked-prefill" in options  # a request with a seed would end the server
+    assert "--no-enable-lora" not in options  # r3agent decides by the rank
+    assert int(options[options.index("--max-model-len") + 1]) <= 2048  # one batch
+
+
 def test_reflections_are_shown_by_the_hash_of_the_task(record: Record) -> None:
     before, after = record([[0], [1], [0]]), record([[1], [1], [1]])
     found = reflections(before, after)
@@ -114,3 +124,5 @@ def test_warm_up_imitates_on_top_of_any_settings() -> None:
     for file in HERE:
         config = load_config(None, settings_of([FOLDER / f"{file}.toml", FOLDER / "warm-up.toml"]))
         assert (config.train.recipe, config.train.credit, config.train.imitate) == ("sft", {}, 1.0)
+        alone = load_config(None, settings_of([FOLDER / f"{file}.toml"]))
+        assert config.train.learning_rate == alone.train.learning_rate
