@@ -32,8 +32,9 @@ ATTEMPT = {"attempt": "success"}
 FIRST: dict[str, Any] = {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": ATTEMPT}
 WIDE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
 BROAD: dict[str, Any] = {**WIDE, "collect.samples": 4, "collect.reflections": 4}
-REPLAYED: dict[str, Any] = {"train.max_staleness": 99}
-"""Rows of all rounds are trained on again, with truncated importance weights; those that are imitated need none."""
+REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
+"""Rows of all rounds are trained on again, with truncated importance weights, which the default guard may refuse for
+reflections of four rounds before; rows that are imitated need none."""
 IMITATED: dict[str, Any] = {"train.credit": {}, "train.imitate": 1.0}
 BOTH: dict[str, Any] = {"train.credit": {**ATTEMPT, **REFLECTION}}
 
