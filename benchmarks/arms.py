@@ -138,8 +138,10 @@ def interval(values: Sequence[float]) -> str:
 
 def p_value(differences: Sequence[float]) -> float | None:
     """Compute the p-value of a t-test over the seeds; `None` if they do not differ, or for a single one."""
-    test: Any = stats.ttest_1samp(differences, 0) if len(set(differences)) > 1 else None
-    return test and float(test.pvalue)
+    if len(set(differences)) < 2:
+        return None
+    test: Any = stats.ttest_1samp(differences, 0)
+    return float(test.pvalue)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:

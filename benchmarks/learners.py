@@ -78,7 +78,6 @@ TUNING_SEED = 1000
 EPOCHS = 2
 """One learns less from the same tokens."""
 
-
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
 MIDDLE = (1, 4)
 """Range of the rates that are tried in any case; one beyond them, only next to the best so far."""

@@ -21,7 +21,7 @@ from r3agent.run.config import CONFIG_FILE, Config, load_config
 from r3agent.store.models import resolve_model
 from r3agent.store.registry import Registry
 from r3agent.store.shards import OTHER_STORES, STORES, shards
-from r3agent.train.advantages import sibling_advantages
+from r3agent.train.advantages import sibling_advantages, siblings_decide
 from r3agent.train.tokenizer import TokenTexts, token_texts
 
 LIMIT = 20_000
@@ -219,8 +219,7 @@ def _token_texts(config: Config, notes: list[str]) -> TokenTexts | None:
 def _credit(batch: list[Trajectory], config: Config) -> dict[tuple[str, str], Credit]:
     """Compute the reward of each span that training would credit, and its advantage if its siblings alone decide it."""
     labels: Any = config.train.credit
-    by_siblings = config.train.baseline == "siblings" and config.train.scale_rewards != "batch"
-    by_siblings = by_siblings and config.train.max_siblings is None
+    by_siblings = siblings_decide(config.train)
     found: dict[tuple[str, str], Credit] = {}
     for label, source in labels.items():
         for group in groups(batch, label, source):

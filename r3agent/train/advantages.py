@@ -51,6 +51,11 @@ def most_varied(rewards_G: Sequence[float], limit: int | None) -> list[int]:
     return sorted(max(choices, key=lambda choice: pvariance([rewards_G[i] for i in choice])))
 
 
+def siblings_decide(config: TrainConfig) -> bool:
+    """Return True if all siblings of a span, and nothing else, decide its advantage."""
+    return config.baseline == "siblings" and config.scale_rewards != "batch" and config.max_siblings is None
+
+
 def sibling_advantages(rewards_G: Sequence[float], label: RowLabel, config: TrainConfig) -> list[float]:
     """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
 

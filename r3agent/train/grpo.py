@@ -48,7 +48,7 @@ from r3agent.train.checkpoints import PREFIX, writing
 from r3agent.train.collate import Costs, Epochs, MicroBatches, TrainingRows, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
 from r3agent.train.row_file import column
-from r3agent.train.shared_prefix import pack, share, unpack
+from r3agent.train.shared_prefix import enable_sharing, pack, unpack
 from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
 from r3agent.train.tries import WeightedBeta, tries_of, weights_of
 
@@ -80,7 +80,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         costs = Costs(column(rows, "prompt_ids_P"), column(rows, "completion_ids_T"))
         hints = [len(ids) for name in ("hint_ids_P", "other_ids_P") for ids in column(rows, name) if ids]
         longest_row = max([*costs.prompt_tokens, *hints]) + max(costs.completion_tokens)
-        self.packs = config.share_prompt and _enable_sharing(inner, longest_row)
+        self.packs = config.share_prompt and enable_sharing(inner, longest_row)
         self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
         costs.shares = self.packs
         processes = PartialState(cpu=not torch.accelerator.is_available())
@@ -279,17 +279,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: a checkpoint has no readme."""
-
-
-def _enable_sharing(model: PreTrainedModel, longest_row: int) -> bool:
-    """Enable prompt sharing if the model supports it; otherwise log the reason."""
-    if getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0):
-        reason = "its experts' router loss is computed over padded rows"
-    else:
-        reason = share(model, longest_row)
-    if reason:
-        logger.warning("prompts are not shared, every row computes its own: %s", reason)
-    return not reason
 
 
 def _pads(model: PreTrainedModel, longest_row: int) -> bool:

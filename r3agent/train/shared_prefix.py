@@ -13,6 +13,7 @@ time and memory grow with the length of the sequence, not with its square.
 
 from __future__ import annotations
 
+import logging
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from r3agent.train.trial import WIDTH, alone, chosen, max_gap, trial_rows, varying_positions
+
+logger = logging.getLogger(__name__)
 
 ATTENTION = "r3agent_shared_prefix"
 """Name under which this attention is registered in transformers."""
@@ -144,6 +147,17 @@ def _branches(states_HLD: torch.Tensor, lengths_G: tuple[int, ...]) -> torch.Ten
 AttentionInterface.register(ATTENTION, shared_attention)
 
 # ---- enabling packed groups in a model ----
+
+
+def enable_sharing(model: PreTrainedModel, longest_row: int) -> bool:
+    """Enable prompt sharing if the model supports it; otherwise log the reason."""
+    if getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0):
+        reason = "its experts' router loss is computed over padded rows"
+    else:
+        reason = share(model, longest_row)
+    if reason:
+        logger.warning("prompts are not shared, every row computes its own: %s", reason)
+    return not reason
 
 
 def share(model: PreTrainedModel, longest_row: int) -> str | None:

@@ -27,7 +27,7 @@ PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-
 
 
 LARGE_RANK = 64
-"""Rank from which adapters are merged: they take half of a token's time or more (`benchmarks/vllm_cpu.py`). Smaller
+"""Rank from which adapters are merged: a token takes several times as long with one (`benchmarks/vllm_cpu.py`). Smaller
 ones cost less, and are served beside the live version, which merged weights replace while another is evaluated."""
 
 
@@ -69,7 +69,7 @@ def choose_options(
         types = [*given, *(option for choice in choices for option in choice.options)]
         if lora_rank >= LARGE_RANK and can_merge and _is_float32(types):
             reason = (
-                f"adapters of rank {lora_rank} take about half of a token's time, so a deploy merges them into the "
+                f"adapters of rank {lora_rank} take most of a token's time, so a deploy merges them into the "
                 "weights; --enable-lora serves them beside the base model"
             )
             return [*choices, Choice(("--no-enable-lora",), reason)]
