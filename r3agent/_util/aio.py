@@ -24,6 +24,7 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Run coroutines concurrently; if one fails or the caller is cancelled, cancel the rest."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
+        await asyncio.sleep(0)  # a task that is cancelled before it begins never awaits the coroutines it was given
         return await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:

@@ -39,13 +39,13 @@ def is_failure(error: BaseException) -> bool:
 
 async def within(
     limit_s: float | None,
-    awaitable: Awaitable[T],
+    code: Callable[[], Awaitable[T]],
     *,
     name: str,
     grace_s: float = GRACE_S,
     before_cancelling: Callable[[], object] = lambda: None,
 ) -> T:
-    """Await code of an application for `limit_s` at most, in a task of its own.
+    """Run code of an application for `limit_s` at most, in a task of its own.
 
     Code that swallows its cancellation is left behind after a grace period, with a warning: neither the caller nor the
     end of the event loop or the interpreter waits for it.
@@ -57,7 +57,7 @@ async def within(
         OverrunError: it took longer.
         BaseException: it raised that; a `SystemExit` does not end the event loop first.
     """
-    task = asyncio.create_task(settled(awaitable))
+    task = asyncio.create_task(settled(code))
     try:
         await asyncio.wait({task}, timeout=limit_s)
         if not task.done():
@@ -76,13 +76,13 @@ async def within(
     return cast(T, result)
 
 
-async def settled(awaitable: Awaitable[T]) -> tuple[T | None, BaseException | None]:
-    """Await code of an application; return its result, and the exception that it raised.
+async def settled(code: Callable[[], Awaitable[T]]) -> tuple[T | None, BaseException | None]:
+    """Run code of an application; return its result, and the exception that it raised.
 
     A task that raises `SystemExit` ends its event loop.
     """
     try:
-        return await awaitable, None
+        return await code(), None
     except GeneratorExit:
         raise
     except BaseException as error:

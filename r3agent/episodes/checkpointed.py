@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -50,21 +51,21 @@ async def draw(drawings: Iterable[Drawing]) -> list[list[Span]]:
     drawings = list(drawings)
     if len(drawings) == 1:
         return [await drawings[0]()]
-    return await gather_interruptible(keep_spans(drawing) for drawing in drawings)
+    return await gather_interruptible(partial(keep_spans, drawing) for drawing in drawings)
 
 
-async def gather_interruptible(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines concurrently as `gather_all` does; interrupts are raised together when all others have ended."""
-    drawn = await gather_all(_caught(coroutine) for coroutine in coroutines)
+async def gather_interruptible(works: Iterable[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """Run works concurrently as `gather_all` does; interrupts are raised together when all others have ended."""
+    drawn = await gather_all(_caught(work) for work in works)
     interrupts = [interrupt for one in drawn if isinstance(one, GraphInterrupt) for interrupt in one.args[0]]
     if interrupts:
         raise GraphInterrupt(interrupts)
     return [one for one in drawn if not isinstance(one, GraphInterrupt)]
 
 
-async def _caught(coroutine: Coroutine[Any, Any, T]) -> T | GraphInterrupt:
+async def _caught(work: Callable[[], Coroutine[Any, Any, T]]) -> T | GraphInterrupt:
     try:
-        return await coroutine
+        return await work()
     except GraphInterrupt as interrupt:
         return interrupt
 

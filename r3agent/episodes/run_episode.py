@@ -62,7 +62,7 @@ async def run_episode(
     named: Any = {"trajectory_id": trajectory_id or new_id(), "parent_id": begin and begin.parent_id}
     with genai.episode(task, agent=agent, sample=sample, **named) as span:
         try:
-            await within(timeout_s, follow(), name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
+            await within(timeout_s, follow, name=f"the episode of task {task.id!r}", grace_s=GRACE_S)
         except R3Error as raised:
             cause = raised
         except OverrunError:

@@ -103,35 +103,35 @@ async def judge(
     began = now_ns()
     whole = [i for i, a_try in enumerate(tries) if cut_off == "judge" or not a_try.unfinished]
     # Each call has copies: a verifier may change what it gets, and the record and the other calls must not.
-    given = [(task.fresh(), _answer_of(tries[i])) for i in whole]
     called: Callable[..., Judgement | Awaitable[Judgement]] = verifier
     if takes_environment(verifier):
         called = partial(_with_environment, verifier, environment)
+    calls = [partial(called, task.fresh(), _answer_of(tries[i])) for i in whole]
 
-    def call() -> list[Judgement | Awaitable[Judgement]]:
+    def call_all() -> list[Judgement | Awaitable[Judgement]]:
         with _as_verifier_error(verifier, task, timeout_s):
-            return [called(*arguments) for arguments in given]
+            return [call() for call in calls]
 
-    async def settle(i: int, judgement: Judgement | Awaitable[Judgement]) -> Verdict | None:
+    async def settle(i: int, judge: Callable[[], Judgement | Awaitable[Judgement]]) -> Verdict | None:
         with genai.evaluation(_name(verifier), tries[i], began) as span, _as_verifier_error(verifier, task, timeout_s):
+            judgement = judge()
             settled: Any = judgement
             if inspect.isawaitable(judgement):
-                settled = await within(timeout_s, judgement, name=_name(verifier))
+                settled = await within(timeout_s, lambda: judgement, name=_name(verifier))
             verdict = None if settled is PENDING else verdict_of(settled)
             genai.judged(span, verdict)
             return verdict
 
     is_async = inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(verifier.__call__)
-    if is_async or not whole:
-        judgements = call()
-    else:  # one thread for all tries, because a thread costs more than a verdict; episodes still run concurrently
+    judging: Sequence[Callable[[], Judgement | Awaitable[Judgement]]] = calls
+    if calls and not is_async:  # one thread for all tries, as it costs more than a verdict; episodes run concurrently
         with _as_verifier_error(verifier, task, timeout_s):
-            judgements = await in_turn(call, None if timeout_s is None else timeout_s * len(whole))
-    settling = (settle(*one) for one in zip(whole, judgements, strict=True))
-    if any(map(inspect.isawaitable, judgements)):
-        verdicts = await gather_all(settling)
-    else:  # nothing to wait for, and a task costs more than a verdict
-        verdicts = [await one for one in settling]
+            judgements = await in_turn(call_all, None if timeout_s is None else timeout_s * len(calls))
+        is_async = any(map(inspect.isawaitable, judgements))
+        judging = [partial(_known, judgement) for judgement in judgements]
+    settling = (settle(*one) for one in zip(whole, judging, strict=True))
+    # A task costs more than a verdict that is there.
+    verdicts = await gather_all(settling) if is_async else [await one for one in settling]
     found = dict(zip(whole, verdicts, strict=True))
     return [found[i] if i in found else _cut_off(a_try) for i, a_try in enumerate(tries)]
 
@@ -154,6 +154,10 @@ def takes_environment(verifier: Callable[..., Any], *, required: bool = False) -
 
 def _with_environment(verifier: Callable[..., Any], environment: Any, task: Task, answer: Answer) -> Any:
     return verifier(task, answer, environment)
+
+
+def _known(judgement: Judgement | Awaitable[Judgement]) -> Judgement | Awaitable[Judgement]:
+    return judgement
 
 
 def _answer_of(a_try: Span | Try) -> Answer:

@@ -3,11 +3,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
 from r3agent._util.aio import gather_all, in_turn, run_in_thread_loop, run_sync
 from r3agent._util.within import OverrunError, within
+from r3agent.episodes.checkpointed import draw
+from r3agent.records.trajectory import Span, Task
+from r3agent.verifiers.interface import judge
+from tests.support.trees import TASK, span
 
 
 async def value(x: int) -> int:
@@ -94,7 +100,7 @@ def test_an_interrupt_in_a_task_ends_all_tasks_of_the_loop(caplog: pytest.LogCap
 
     async def main() -> None:
         background = [asyncio.create_task(other("background")), asyncio.create_task(failing())]
-        await gather_all([within(None, interrupted(), name="agent"), other("sibling")])
+        await gather_all([within(None, interrupted, name="agent"), other("sibling")])
         await gather_all(background)
 
     with pytest.raises(KeyboardInterrupt):
@@ -103,6 +109,50 @@ def test_an_interrupt_in_a_task_ends_all_tasks_of_the_loop(caplog: pytest.LogCap
     assert sorted(ended) == ["background", "sibling"]
     assert run_in_thread_loop(value(1)) == 1
     assert not caplog.records
+
+
+async def test_each_begins_before_a_cancellation_of_the_caller_ends_it() -> None:
+    begun = list[int]()
+
+    async def begin(i: int) -> None:
+        begun.append(i)
+        await asyncio.Event().wait()
+
+    caller = asyncio.create_task(gather_all(map(begin, range(2))))
+    asyncio.get_running_loop().call_soon(caller.cancel)  # in the iteration of the loop that makes the tasks
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert begun == [0, 1]
+
+
+async def nothing() -> list[Span]:
+    return []
+
+
+async def passes(task: Task, answer: str) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        partial(within, None, nothing, name="nothing"),
+        partial(draw, [nothing, nothing]),
+        partial(judge, passes, TASK, [span("attempt")] * 2),
+    ],
+    ids=["within", "draw", "judge"],
+)
+def test_an_interrupt_before_tasks_begin_leaves_no_coroutine_unawaited(work: Callable[[], Awaitable[object]]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(interrupt)
+        await work()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    gc.collect()  # pytest fails on what Python warns about
 
 
 def test_an_interrupt_in_the_main_task_is_raised(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ async def swallows():
 
 async def main():
     try:
-        await within(0.1, swallows(), name="swallows", grace_s=0.1)
+        await within(0.1, swallows, name="swallows", grace_s=0.1)
     except OverrunError:
         print("left behind")
 
@@ -51,11 +51,11 @@ async def late() -> int:
 
 
 async def test_within_returns_or_raises_as_its_code() -> None:
-    assert await within(60, answer(), name="answer") == 3
+    assert await within(60, answer, name="answer") == 3
     with pytest.raises(SystemExit):
-        await within(None, exits(), name="exits")
+        await within(None, exits, name="exits")
     with pytest.raises(OverrunError, match="it took longer"):
-        await within(0.01, late(), name="late")
+        await within(0.01, late, name="late")
 
 
 async def test_within_leaves_behind_what_goes_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,7 +70,7 @@ async def test_within_leaves_behind_what_goes_on(caplog: pytest.LogCaptureFixtur
 
     with caplog.at_level(logging.WARNING), pytest.raises(OverrunError):
         await within(
-            0.01, goes_on(), name="agent 'stubborn'", grace_s=0.01, before_cancelling=lambda: cancelled.append("")
+            0.01, goes_on, name="agent 'stubborn'", grace_s=0.01, before_cancelling=lambda: cancelled.append("")
         )
     assert "agent 'stubborn' goes on after it was cancelled" in caplog.text
     assert cancelled == ["", "once"]
@@ -88,7 +88,7 @@ async def test_within_leaves_code_behind_if_its_caller_is_cancelled(caplog: pyte
 
     with caplog.at_level(logging.WARNING), pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await within(None, goes_on(), name="agent", grace_s=0.01)
+            await within(None, goes_on, name="agent", grace_s=0.01)
     assert "agent goes on" in caplog.text
     ends.set()
 

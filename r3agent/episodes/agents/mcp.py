@@ -103,7 +103,7 @@ class McpServer:
                 await is_over.wait()
 
         # A session whose server ends cancels the task that it was opened in: this is not that of the try.
-        holding = asyncio.create_task(settled(hold()))
+        holding = asyncio.create_task(settled(hold))
         try:
             given: Any = {"timeout": self._start_timeout_s, "return_when": asyncio.FIRST_COMPLETED}
             await asyncio.wait({holding, listed}, **given)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.messages import BaseMessage
@@ -64,9 +65,9 @@ class Toolbox:
         return f"{text[: self.max_chars]}\n[cut: these are the first {self.max_chars:,} of {len(text):,} characters]"
 
     async def _run(self, tool: Tool, arguments: dict[str, Any], call: Message) -> str:
-        running = tool.run(arguments, str(call.get("id")), self.world)
+        run = partial(tool.run, arguments, str(call.get("id")), self.world)
         try:
-            return result_text(await within(self.timeout_s, running, name=f"tool {tool.name!r}"))
+            return result_text(await within(self.timeout_s, run, name=f"tool {tool.name!r}"))
         except GraphBubbleUp:
             raise
         except MisfitError as error:

@@ -113,7 +113,7 @@ class ToolLoop:
 
             return (await (tool() if self.has_world or self.servers else keep(tool)))["result"]
 
-        return _messages(span, await gather_interruptible(result(call) for call in span.tool_calls))
+        return _messages(span, await gather_interruptible(partial(result, call) for call in span.tool_calls))
 
 
 def _messages(span: Span, texts: Sequence[str]) -> tuple[Message, ...]:

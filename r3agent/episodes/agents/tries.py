@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -172,7 +172,7 @@ class TryRunner:
         try:
             end = await within(
                 min((s for s in (limit, left) if s is not None), default=None),
-                self.agent.run(call),
+                partial(self.agent.run, call),
                 name=f"{self.agent!r}, in a try of task {call.task.id!r},",
                 grace_s=GRACE_S,
                 before_cancelling=lambda: call.episode.end(call.scope),

@@ -45,7 +45,7 @@ async def in_world(
         async with _opened(environment, task, limit_s, stuck) as world:
             await run(world)
 
-    running = asyncio.create_task(settled(run_all()))
+    running = asyncio.create_task(settled(run_all))
     try:
         try:
             await asyncio.wait({running, stuck}, return_when=asyncio.FIRST_COMPLETED)
