@@ -5,9 +5,9 @@
 64 short chats are answered at the same time, with 16 tokens each, and with logprobs and token ids as r3agent requests
 them. A server as r3agent starts it, but without adapters, runs all the time. Beside it runs one of the others after
 another, each with one setting changed, and the two take turns, so that other work on the machine meets both. Servers
-with adapters answer as one of rank 16 on every linear layer. The last line is one JSON object with medians over the
+with adapters answer as one of rank 8 on every linear layer. The last line is one JSON object with medians over the
 turns: `lora_cost` is the time of a token ÷ that without adapters, the others are tokens/s ÷ those of the first server.
-It takes five minutes. Needs `make vllm`, and `make smollm2` for the model; `--model bundled` needs no model.
+It takes half an hour. Needs `make vllm`, and `make smollm2` for the model; `--model bundled` needs no model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from r3agent.serve import ServerProcess, VLLMProcess
 from r3agent.serve.process.process import LocalServer
 from r3agent.store.models import find_checkpoint
 
-BATCH, TOKENS, RANK = 64, 16, 16
+BATCH, TOKENS, RANK = 64, 16, 8
 BASE, ADAPTER = "model", "model@v0001"
 WITHOUT_ADAPTERS = ("--no-enable-lora",)
 
@@ -50,10 +50,11 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
+    "rank8": Setting(("--max-lora-rank", "8")),
     "rank16": Setting(("--max-lora-rank", "16")),
     "rank64": Setting(("--max-lora-rank", "64")),
     "bfloat16_vs_default": Setting((*WITHOUT_ADAPTERS, "--dtype", "bfloat16")),
-    "reserved_0_vs_default": Setting(environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}),
+    "reserved_1_vs_default": Setting(environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}),
     "nobind_vs_default": Setting(environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}),
 }
 
@@ -145,7 +146,7 @@ def main() -> None:
                     compare(name, server, ADAPTER if name.startswith("rank") else BASE, default)
             with ServerProcess(options.model, name=BASE) as server:
                 compare("embedded_vs_vllm", server, BASE, default)
-    cost = {name: round(1 / ratios.pop(name), 2) for name in ("rank16", "rank64")}
+    cost = {name: round(1 / ratios.pop(name), 2) for name in ("rank8", "rank16", "rank64")}
     print(json.dumps({"lora_cost": cost, **ratios, "default_tokens_per_s": round(median(rates))}))
 
 

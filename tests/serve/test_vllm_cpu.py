@@ -64,8 +64,8 @@ def test_the_smallest_rank_that_fits(
     ("lora_rank", "given", "chosen"),
     [
         (64, ["--dtype", "float32"], "--no-enable-lora"),
-        (128, ["--dtype=float32"], "--no-enable-lora"),
-        (16, ["--dtype", "float32"], "--max-lora-rank"),
+        (16, ["--dtype=float32"], "--no-enable-lora"),
+        (8, ["--dtype", "float32"], "--max-lora-rank"),
         (64, ["--dtype", "bfloat16"], "--max-lora-rank"),  # which would round small changes away
         (64, ["--dtype", "float32", "--enable-lora"], "--max-lora-rank"),
     ],
@@ -96,8 +96,7 @@ def test_a_gpu_build_is_left_as_it_is(tmp_path: Path) -> None:
     ("quota", "cores", "threads"),
     [
         (None, 64, None),
-        (2.0, 2, None),  # vLLM starts one thread
-        (0.5, 2, None),
+        (0.5, 2, None),  # vLLM starts one thread
         (2.0, 3, None),
         (2.5, 4, 1),
         (8.0, 64, 7),
@@ -113,6 +112,14 @@ def test_threads_do_not_exceed_a_containers_quota(quota: float | None, cores: in
 
 
 @pytest.mark.parametrize(
+    ("cores", "quota", "both"), [(2, None, True), (2, 2.0, True), (2, 1.5, False), (1, None, False)]
+)
+def test_both_of_two_cores_compute(cores: int, quota: float | None, both: bool) -> None:
+    variables = [variable for choice in choose_cores([], {}, cores=cores, quota=quota) for variable in choice.variables]
+    assert variables == [("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")] * both
+
+
+@pytest.mark.parametrize(
     ("given", "environment"),
     [
         ([], {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}),
@@ -124,3 +131,4 @@ def test_threads_do_not_exceed_a_containers_quota(quota: float | None, cores: in
 )
 def test_cores_that_the_user_chose_are_kept(given: list[str], environment: dict[str, str]) -> None:
     assert choose_cores(given, environment, cores=64, quota=4.0) == []
+    assert choose_cores(given, environment, cores=2, quota=None) == []

@@ -26,7 +26,7 @@ PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-
 """Options that start several workers, whose threads a user distributes."""
 
 
-LARGE_RANK = 64
+LARGE_RANK = 16
 """Rank from which adapters are merged: a token takes several times as long with one (`benchmarks/vllm_cpu.py`). Smaller
 ones cost less, and are served beside the live version, which merged weights replace while another is evaluated."""
 
@@ -84,11 +84,12 @@ def choose_options(
 def choose_cores(
     given: Sequence[str], environment: Mapping[str, str], *, cores: int, quota: float | None
 ) -> list[Choice]:
-    """Choose the number of threads where vLLM's own choice exceeds what the container may use.
+    """Choose the number of threads where vLLM's own choice does not suit the machine.
 
-    vLLM binds a thread to each core of its affinity but the last, which is for its scheduler. It does not see a quota
-    such as that of `docker --cpus`: threads beyond it are stopped for a part of each period, while the others wait for
-    them. Under a quota they are not bound, since other containers bind theirs to the first cores too.
+    vLLM binds a thread to each core of its affinity but the last, which is for its scheduler. Of two cores, that one
+    would wait most of the time: there both compute (`benchmarks/vllm_cpu.py`). vLLM does not see a quota such as that
+    of `docker --cpus`: threads beyond it are stopped for a part of each period, while the others wait for them. Under a
+    quota they are not bound, since other containers bind theirs to the first cores too.
 
     Args:
         given: options for vLLM that the user chose.
@@ -97,7 +98,12 @@ def choose_cores(
         quota: cores' worth of time that the container may use; `None` without a limit.
     """
     names = {option.split("=")[0].replace("_", "-") for option in given}
-    if quota is None or names & PARALLEL or environment.keys() & CORE_VARIABLES:
+    if names & PARALLEL or environment.keys() & CORE_VARIABLES:
+        return []
+    if cores == 2 and (quota is None or quota >= cores):
+        reason = "both cores compute, of which vLLM would keep one for its scheduler; the variable overrides it"
+        return [Choice((), reason, (("VLLM_CPU_NUM_OF_RESERVED_CPU", "0"),))]
+    if quota is None:
         return []
     started, threads = max(1, cores - 1), max(1, int(quota) - 1)
     if started <= max(quota, threads):
