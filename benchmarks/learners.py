@@ -9,7 +9,7 @@ of the tasks that they learned from, and of another distribution, with larger nu
 
 The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
 GRPO on first tries and from the paper's arm. The p-values are of paired t-tests over the seeds, with Holm's correction
-over the arms. Finished runs are stored in --out and not repeated; several processes may share it if each has other
+over the arms. Finished runs are in benchmarks/finished and not repeated; several processes may run if each has other
 --arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.arms import REFLECTION, Results, add_sizes, differences, interval, levels, trained
 from benchmarks.credit import BASELINE, PAPER
-from benchmarks.results import RESULTS, replace_section
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
 from r3agent.run.demo import GAMES
 
 ATTEMPT = {"attempt": "success"}
@@ -84,19 +84,31 @@ MIDDLE = (1, 4)
 
 
 class Bench(NamedTuple):
-    """Sizes of the comparison, and the directory of finished runs."""
+    """Sizes of the comparison, the directory of its runs, and the file of those that are finished."""
 
     game: str
     size: Mapping[str, int]
     out: Path
+    finished: Path = FINISHED / "learners.jsonl"
 
     def result(self, arm: str, rate: str, seed: int) -> dict[str, Any]:
-        """Train an arm, or return its stored result."""
+        """Train an arm, or return its finished result."""
         settings = {**GAMES[self.game], **ARMS[arm], "train.learning_rate": float(rate), "train.epochs": EPOCHS}
-        sizes = "-".join(f"{key}{value}" for key, value in self.size.items())
-        out = self.out / f"{self.game}-{sizes}" / f"rate{rate}"
         there = ELSEWHERE[self.game] if seed != TUNING_SEED else None
-        result = trained(arm, seed, settings, **self.size, out=out, shared=out.parent, elsewhere=there)
+        key = {
+            "game": self.game,
+            "arm": arm,
+            "rate": rate,
+            "seed": seed,
+            "made_with": digest([settings, self.size, there]),
+        }
+        finished = Finished(self.finished)
+        if (result := finished.find(key)) is None:
+            sizes = "-".join(f"{name}{value}" for name, value in self.size.items())
+            out = self.out / f"{self.game}-{sizes}" / f"rate{rate}"
+            result = trained(arm, seed, settings, **self.size, out=out, shared=out.parent, elsewhere=there)
+            del result["made_with"]  # the key has its digest
+            finished.add(key, result)
         after = {cell: round(rate, 1) for cell, rate in result["candidate"].items()}
         print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
         return result
@@ -138,7 +150,7 @@ def main() -> None:
     parser.set_defaults(tokens=15_000, problems=400)
     parser.add_argument("--game", choices=ELSEWHERE, default="equation")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
-    parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="finished runs")
+    parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="directory of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     size = {key: getattr(options, key) for key in ("rounds", "tokens", "steps", "problems")}

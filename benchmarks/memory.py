@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import interval, p_value
+from benchmarks.results import FINISHED, Finished, digest
 from r3agent.records.trajectory import Task
 from r3agent.records.versions import BASE
 from r3agent.run.demo import SETTINGS
@@ -76,10 +77,11 @@ def settings_of(seed: int, problems: int) -> dict[str, Any]:
 
 def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
     """Remember, play, and return success in percent by choice of the memory; a finished seed is not repeated."""
-    directory = out / f"seed-{seed}"
-    done = directory / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
+    finished = Finished(FINISHED / "memory.jsonl")
+    key = {"seed": seed, "made_with": digest([settings_of(seed, problems), n, ADVICE])}
+    if (found := finished.find(key)) is not None:
+        return found
+    directory = out / f"{key['made_with']}-{seed}"
     with ServerProcess("bundled") as server:
         settings = {**settings_of(seed, problems), "policy.base_url": server.base_url}
         run = Run(directory / "remembered", {**settings, "collect.n": n})
@@ -92,7 +94,7 @@ def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
             own = {} if choice == "plain" else {**source, "task.params": params}
             found = Run(directory / choice, {**settings, **own}).measure(BASE)
             result[choice] = {cell: 100 * getattr(found, cell).rate for cell in CELLS}
-    done.write_text(json.dumps(result))
+    finished.add(key, result)
     return result
 
 
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--n", type=int, default=400, help="tasks to remember")
     parser.add_argument("--problems", type=int, default=400, help="held out")
-    parser.add_argument("--out", type=Path, default=Path("runs/memory"), help="finished seeds")
+    parser.add_argument("--out", type=Path, default=Path("runs/memory"), help="directory of the runs")
     options = parser.parse_args()
     results = [played(seed, options.n, options.problems, options.out) for seed in range(options.seeds)]
     line: dict[str, Any] = {"seeds": options.seeds, "remembered": [result["remembered"] for result in results]}

@@ -11,7 +11,7 @@ Noise flips a share of the recorded verdicts, on first tries too; held-out probl
 its own tasks and held-out problems. Each arm's learning rate is the best of a grid on seeds that are not counted,
 without noise; the output names arms whose rate is at the edge of the grid. The table goes to benchmarks/RESULTS.md:
 means over the seeds with 95 % t-intervals, and paired differences from `8 siblings` under the same noise, with p-values
-of t-tests after Holm's correction. What is finished is stored in --out and not repeated. The last line is one JSON
+of t-tests after Holm's correction. Finished runs are in benchmarks/finished and not repeated. The last line is one JSON
 object.
 """
 
@@ -33,7 +33,7 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from benchmarks.arms import PROBE, REFLECTION, holm, interval, p_value
-from benchmarks.results import RESULTS, replace_section
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number
 from r3agent.run.demo import SETTINGS
@@ -57,6 +57,7 @@ NOISE = "0,0.1,0.2"
 RATES = (1e-3, 3e-3, 1e-2)
 FIRST_TUNING_SEED = 100
 CELLS = ("first_try", "after_reflection")
+FINISHED_RUNS = Finished(FINISHED / "one_try.jsonl")
 
 
 class Recorded(KTOTrainer):
@@ -98,10 +99,11 @@ class Lab:
 
     def result(self, arm: str, noise: float, rate: float) -> dict[str, Any]:
         """Train an arm and measure it on held-out problems, in percent."""
-        done = self.directory / f"{arm.replace(' ', '')}-{noise}-{rate}.json"
-        if done.exists():
-            return json.loads(done.read_text())
         reflections, own = ARMS[arm]
+        made_with = digest([SETTINGS, self.size, reflections, own])
+        key = {"arm": arm, "noise": noise, "rate": rate, "seed": self.seed, "made_with": made_with}
+        if (finished := FINISHED_RUNS.find(key)) is not None:
+            return finished
         episodes = [flipped(t, noise, self.seed) for t in self.recorded(reflections)]
         run, base = self.run(reflections), self.directory / BASE
         config = TrainConfig.model_validate({**run.config.train.model_dump(), "learning_rate": rate, **own})
@@ -123,7 +125,7 @@ class Lab:
         for cell in CELLS:
             before, after = (getattr(side, cell).rate for side in (comparison.baseline, comparison.candidate))
             result[cell] = {"before": 100 * before, "gain": 100 * (after - before)}
-        done.write_text(json.dumps(result))
+        FINISHED_RUNS.add(key, result)
         return result
 
 
@@ -235,16 +237,14 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=300, help="held out")
     parser.add_argument("--noise", default=NOISE, help="shares of wrong verdicts, separated by commas")
     parser.add_argument("--arms", default=";".join(ARMS), help="separated by semicolons, `8 siblings` among them")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/one_try"), help="what is finished; delete it to repeat it"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/one_try"), help="directory of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     arms = options.arms.split(";")
     if REFERENCE not in arms or set(arms) - ARMS.keys():
         parser.error(f"--arms {options.arms}: known are {'; '.join(ARMS)}, and {REFERENCE} is needed")
     size = {key: getattr(options, key) for key in ("labels", "steps", "problems")}
-    out = options.out / "-".join(f"{key}{value}" for key, value in size.items())
+    out = options.out / digest([SETTINGS, size])
 
     def measured(seed: int, wanted: Sequence[tuple[str, float, float]]) -> list[dict[str, Any]]:
         directory = out / f"seed-{seed}"

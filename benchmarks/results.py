@@ -1,11 +1,51 @@
-"""Sections of benchmarks/RESULTS.md, each written by one benchmark."""
+"""Results of benchmarks: the sections of RESULTS.md, and the finished parts of those that take hours."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+FINISHED = Path(__file__).with_name("finished")
+"""Directory of the files of `Finished`, which belong to the repository."""
+
+
+class Finished:
+    """Parts of a measurement that are finished, a line of JSON each: it goes on with them, on any machine.
+
+    A line has the key of its part, the commit that measured it (with a `+` if files differed from it) and the result.
+    Delete a line to measure its part again. Several processes may add lines.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the last result with this key."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        return next((line["result"] for line in map(json.loads, reversed(lines)) if line["key"] == key), None)
+
+    def add(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(json.dumps({"key": key, "commit": commit(), "result": result}, separators=(",", ":")) + "\n")
+
+
+def commit() -> str:
+    """Name the commit of the code that runs, as `git describe` does."""
+    command = ("git", "describe", "--always", "--dirty=+", "--exclude=*")
+    made = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return made.stdout.strip() or "unknown"
+
+
+def digest(settings: object) -> str:
+    """Return a short name of settings, for keys."""
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def replace_section(file: Path, title: str, command: str, text: str) -> None:

@@ -9,9 +9,9 @@ known. A failure can teach by its own tries if some of the 8 pass: it is mixed. 
 the first 30 failed tasks are retried, which saves most of its time. An answer that is cut off is judged as far as it
 goes, since the limits on tokens are low.
 
-Episodes and cells are stored in --out and not repeated, so that a run can be stopped and started again. Without
---model, the section of RESULTS.md is written from the stored cells of the engine alone. The last line is one JSON
-object.
+Episodes are stored in --out and cells in benchmarks/finished, and not repeated, so that a run can be stopped and
+started again. Without --model, the section of RESULTS.md is written from the finished cells of the engine alone. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import Unpack
 
 from benchmarks.models import MODELS, make
-from benchmarks.results import RESULTS, replace_section
+from benchmarks.results import FINISHED, RESULTS, Finished, replace_section
 from benchmarks.signal_tables import FLOOR, SHOTS, TEMPERATURE, TRIES, Cell, Retry, first_try, section
 from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
 from r3agent._util.aio import gather_all, run_sync
@@ -150,27 +150,29 @@ def settings_of(source: str, n: int, engine: str) -> dict[str, Any]:
     return {"n": n, "params": SOURCES[source], **sampled}
 
 
-def stored(folder: Path, n: int, engine: str) -> dict[str, Cell]:
+def cells_of(finished: Finished, model: str, n: int, engine: str) -> dict[str, Cell]:
     """Read the finished cells of a model."""
-    found = dict[str, Cell]()
-    for source in SOURCES:
-        file = place(folder, source).with_suffix(".json")
-        if file.exists() and (cell := json.loads(file.read_text()))["settings"] == settings_of(source, n, engine):
-            found[source] = cell["outcomes"]
-    return found
+    cells = {source: finished.find(key_of(model, source, n, engine)) for source in SOURCES}
+    return {source: cast(Cell, cell) for source, cell in cells.items() if cell is not None}
 
 
-def place(folder: Path, source: str) -> Path:
-    """Return the folder of a cell, beside which its outcomes are."""
-    return folder / source.replace(":", "-")
+def key_of(model: str, source: str, n: int, engine: str) -> dict[str, Any]:
+    return {"model": model, "source": source, **settings_of(source, n, engine)}
 
 
 def measure_all(
-    server: LocalServer, sources: Sequence[str], *, n: int, engine: str, stop: Sequence[str], folder: Path
+    server: LocalServer,
+    sources: Sequence[str],
+    *,
+    n: int,
+    engine: str,
+    stop: Sequence[str],
+    folder: Path,
+    finished: Finished,
 ) -> None:
     """Measure cells one after another; one that fails is reported, and left for another run."""
     for source in sources:
-        settings, own = settings_of(source, n, engine), place(folder, source)
+        settings, own = settings_of(source, n, engine), folder / source.replace(":", "-")
         written = own / "settings.json"
         if not written.exists() or json.loads(written.read_text()) != settings:
             shutil.rmtree(own, ignore_errors=True)
@@ -189,7 +191,7 @@ def measure_all(
         except R3Error as error:
             print(f"{source}: {type(error).__name__}: {error}", flush=True)
             continue
-        write_atomically(own.with_suffix(".json"), json.dumps({"settings": settings, "outcomes": outcomes}))
+        finished.add(key_of(folder.name, source, n, engine), outcomes)
         print(f"{source}: {outcomes['seconds']} s, first try {100 * first_try(outcomes).rate:.0f} %", flush=True)
 
 
@@ -199,15 +201,15 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="SOURCE")
     parser.add_argument("--n", type=int, default=60, help="tasks of each source")
     parser.add_argument("--engine", choices=("embedded", "vllm"), default="vllm")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/signal"), help="finished cells; delete it to start again"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/signal"), help="directory of the episodes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    finished = Finished(FINISHED / "signal_map.jsonl")
     if args.model:
         checkpoint = make(args.model) if args.model in MODELS else args.model
         folder = args.out / Path(args.model).name
-        missing = [source for source in args.sources if source not in stored(folder, args.n, args.engine)]
+        known = cells_of(finished, folder.name, args.n, args.engine)
+        missing = [source for source in args.sources if source not in known]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             options: dict[str, Any] = {"name": folder.name, "log_path": folder / "server.log"}
@@ -217,10 +219,12 @@ def main() -> None:
                 else ServerProcess(checkpoint, **options)
             ) as server:
                 stop = MODELS[args.model].stop if args.model in MODELS else ()
-                measure_all(server, missing, n=args.n, engine=args.engine, stop=stop, folder=folder)
-    names = [name for name in MODELS if (args.out / name).is_dir()]
-    names += sorted(path.name for path in args.out.glob("*/") if path.name not in MODELS)
-    models = {name: cells for name in names if (cells := stored(args.out / name, args.n, args.engine))}
+                given = {"n": args.n, "engine": args.engine, "stop": stop}
+                measure_all(server, missing, **given, folder=folder, finished=finished)
+    names = [*MODELS, "bundled"]
+    if args.model and folder.name not in names:
+        names.append(folder.name)
+    models = {name: cells for name in names if (cells := cells_of(finished, name, args.n, args.engine))}
     text, data = section(models, args.sources, engine=args.engine)
     command = "python -m benchmarks.signal_map --model NAME" + ("" if args.n == 60 else f" --n {args.n}")
     command += "" if args.engine == "vllm" else f" --engine {args.engine}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results import replace_section
-from benchmarks.signal_map import measure, settings_of, stored
+from benchmarks.results import Finished, replace_section
+from benchmarks.signal_map import cells_of, key_of, measure
 from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed, section, table
 from r3agent.records.trajectory import Message
 from r3agent.tasks import find_tasks
@@ -132,12 +131,13 @@ def test_section_explains_how_the_tries_were_sampled():
     assert text.endswith("Sampled at temperature 1 with the engine `embedded`.")
 
 
-def test_stored_ignores_cells_with_other_settings(tmp_path: Path):
-    outcomes = cell(LATER)
-    file = tmp_path / "countdown.json"
-    file.write_text(json.dumps({"settings": settings_of("countdown", 60, "vllm"), "outcomes": outcomes}))
-    assert stored(tmp_path, 60, "vllm") == {"countdown": outcomes}
-    assert stored(tmp_path, 61, "vllm") == stored(tmp_path, 60, "embedded") == {}
+def test_finished_cells_have_the_same_settings(tmp_path: Path):
+    finished = Finished(tmp_path / "new" / "cells.jsonl")
+    for outcomes in (cell(RIGHT), cell(LATER)):
+        finished.add(key_of("m", "countdown", 60, "vllm"), outcomes)
+    assert cells_of(finished, "m", 60, "vllm") == {"countdown": cell(LATER)}
+    others = (("m", 61, "vllm"), ("m", 60, "embedded"), ("n", 60, "vllm"))
+    assert not any(cells_of(finished, *other) for other in others)
 
 
 def test_replace_section_keeps_the_others(tmp_path: Path):
