@@ -44,7 +44,7 @@ from r3agent.store.shards import TrajectoryWriter
 from r3agent.tasks import default_verifier, find_tasks
 from r3agent.verifiers import KINDS, find_verifier, judge
 
-CONCURRENCY, REQUEST_S = 16, 3600.0
+CONCURRENCY, REQUEST_S = 48, 3600.0
 """Requests at a time, and the time limit of one: on a CPU, it waits for the others."""
 MAX_TOKENS = {"reasoning-gym": 64, "countdown": 64, "bfcl": 96, "bfcl:parallel": 256, "bfcl:parallel_multiple": 256}
 """Tokens of an answer, by the source or its kind; most gold answers have a third of them."""
