@@ -27,8 +27,12 @@ class Finished:
 
     def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the last result with this key."""
+        return next((result for known, result in reversed(self.all()) if known == key), None)
+
+    def all(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Return the keys and results, in order of time."""
         lines = self.file.read_text().splitlines() if self.file.exists() else []
-        return next((line["result"] for line in map(json.loads, reversed(lines)) if line["key"] == key), None)
+        return [(line["key"], line["result"]) for line in map(json.loads, lines)]
 
     def add(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,18 @@
 """Map of the tasks whose failures can teach a model: first tries, retries, a hint, and failures with mixed outcomes.
 
-    python -m benchmarks.signal_map --model smollm2-135m [--sources ...] [--n 60] [--engine vllm] [--out runs/signal]
+    python -m benchmarks.signal_map --model smollm2-135m [--retry anew] [--sources ...] [--n 60] [--engine vllm]
 
 The model is a name of `benchmarks/models.py`, `bundled` or a checkpoint directory; its server is started here. A cell
 is one model on one source: 8 tries of each task; on the tasks whose first try failed, one retry after the model's own
 reflection, one blind retry, and one retry after an oracle hint, the right answer in place of the reflection, if it is
 known. A failure can teach by its own tries if some of the 8 pass: it is mixed. On a source where all tries fail, only
 the first 30 failed tasks are retried, which saves most of its time. An answer that is cut off is judged as far as it
-goes, since the limits on tokens are low.
+goes, since the limits on tokens are low. A retry follows the failed answer in its conversation, as in the paper; with
+`--retry anew` it has one of its own (benchmarks/paper/anew.py), and the tries have a lower temperature.
 
 Episodes are stored in --out and cells in benchmarks/finished, and not repeated, so that a run can be stopped and
-started again. Without --model, the section of RESULTS.md is written from the finished cells of the engine alone. The
-last line is one JSON object.
+started again. Without --model, the section of RESULTS.md is written from the finished cells of the engine and kind of
+retry alone. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from typing_extensions import Unpack
 
 from benchmarks.models import MODELS, make
+from benchmarks.paper.anew import TEMPERATURE as ANEW_TEMPERATURE
+from benchmarks.paper.anew import anew
 from benchmarks.results import FINISHED, RESULTS, Finished, replace_section
-from benchmarks.signal_tables import FLOOR, SHOTS, TEMPERATURE, TRIES, Cell, Retry, first_try, section
+from benchmarks.signal_tables import FLOOR, REFLECTION_TEMPERATURE, SHOTS, TRIES, Cell, Retry, first_try, section
 from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
 from r3agent._util.aio import gather_all, run_sync
 from r3agent._util.files import write_atomically
@@ -79,6 +82,17 @@ SOURCES: dict[str, dict[str, Any]] = {
     **{f"bfcl:{category}": {"calls": "text"} for category in BFCL},
 }
 """Settings of each source."""
+
+
+class Form(NamedTuple):
+    """Form of the tries."""
+
+    temperature: float
+    options: dict[str, Any]
+    """Options of the episodes of retries."""
+
+
+FORMS = {"conversation": Form(1.0, {}), "anew": Form(ANEW_TEMPERATURE, {"agent": anew})}
 
 
 async def draw_tries(policy: Policy, verifier: Verifier, tasks: Sequence[Task], *, out: Path) -> list[list[Trajectory]]:
@@ -143,21 +157,22 @@ def _retries(episode: Trajectory, hinted: Trajectory | None) -> dict[Retry, floa
     }
 
 
-def settings_of(source: str, n: int, engine: str) -> dict[str, Any]:
+def settings_of(source: str, n: int, engine: str, retry: str) -> dict[str, Any]:
     """Return the settings of a cell: one that was measured with others is measured anew."""
     max_tokens = [MAX_TOKENS.get(source, MAX_TOKENS[source.partition(":")[0]]), REFLECTION_TOKENS]
-    sampled = {"max_tokens": max_tokens, "temperature": TEMPERATURE, "tries": TRIES, "engine": engine}
-    return {"n": n, "params": SOURCES[source], **sampled}
+    temperature = [FORMS[retry].temperature, REFLECTION_TEMPERATURE]
+    sampled = {"max_tokens": max_tokens, "temperature": temperature, "tries": TRIES, "engine": engine}
+    return {"n": n, "params": SOURCES[source], "retry": retry, **sampled}
 
 
-def cells_of(finished: Finished, model: str, n: int, engine: str) -> dict[str, Cell]:
+def cells_of(finished: Finished, model: str, n: int, engine: str, retry: str) -> dict[str, Cell]:
     """Read the finished cells of a model."""
-    cells = {source: finished.find(key_of(model, source, n, engine)) for source in SOURCES}
+    cells = {source: finished.find(key_of(model, source, n, engine, retry)) for source in SOURCES}
     return {source: cast(Cell, cell) for source, cell in cells.items() if cell is not None}
 
 
-def key_of(model: str, source: str, n: int, engine: str) -> dict[str, Any]:
-    return {"model": model, "source": source, **settings_of(source, n, engine)}
+def key_of(model: str, source: str, n: int, engine: str, retry: str) -> dict[str, Any]:
+    return {"model": model, "source": source, **settings_of(source, n, engine, retry)}
 
 
 def measure_all(
@@ -166,20 +181,21 @@ def measure_all(
     *,
     n: int,
     engine: str,
+    retry: str,
     stop: Sequence[str],
     folder: Path,
     finished: Finished,
 ) -> None:
     """Measure cells one after another; one that fails is reported, and left for another run."""
     for source in sources:
-        settings, own = settings_of(source, n, engine), folder / source.replace(":", "-")
+        settings, own = settings_of(source, n, engine, retry), folder / retry / source.replace(":", "-")
         written = own / "settings.json"
         if not written.exists() or json.loads(written.read_text()) != settings:
             shutil.rmtree(own, ignore_errors=True)
             write_atomically(written, json.dumps(settings))
         sampling, reflecting = (
-            Sampling(temperature=TEMPERATURE, max_tokens=max_tokens, stop=tuple(stop))
-            for max_tokens in settings["max_tokens"]
+            Sampling(temperature=temperature, max_tokens=max_tokens, stop=tuple(stop))
+            for temperature, max_tokens in zip(settings["temperature"], settings["max_tokens"], strict=True)
         )
         tasks = find_tasks(source, n, **SOURCES[source])
         policy = OpenAIPolicy(
@@ -187,11 +203,12 @@ def measure_all(
         )
         try:
             with closing(policy):
-                outcomes = run_sync(measure(source, tasks, policy=policy, out=own, reflect_sampling=reflecting))
+                options: dict[str, Any] = {"reflect_sampling": reflecting, **FORMS[retry].options}
+                outcomes = run_sync(measure(source, tasks, policy=policy, out=own, **options))
         except R3Error as error:
             print(f"{source}: {type(error).__name__}: {error}", flush=True)
             continue
-        finished.add(key_of(folder.name, source, n, engine), outcomes)
+        finished.add(key_of(folder.name, source, n, engine, retry), outcomes)
         print(f"{source}: {outcomes['seconds']} s, first try {100 * first_try(outcomes).rate:.0f} %", flush=True)
 
 
@@ -201,6 +218,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), metavar="SOURCE")
     parser.add_argument("--n", type=int, default=60, help="tasks of each source")
     parser.add_argument("--engine", choices=("embedded", "vllm"), default="vllm")
+    parser.add_argument("--retry", choices=FORMS, default="conversation")
     parser.add_argument("--out", type=Path, default=Path("runs/signal"), help="directory of the episodes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -208,7 +226,7 @@ def main() -> None:
     if args.model:
         checkpoint = make(args.model) if args.model in MODELS else args.model
         folder = args.out / Path(args.model).name
-        known = cells_of(finished, folder.name, args.n, args.engine)
+        known = cells_of(finished, folder.name, args.n, args.engine, args.retry)
         missing = [source for source in args.sources if source not in known]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
@@ -219,18 +237,20 @@ def main() -> None:
                 else ServerProcess(checkpoint, **options)
             ) as server:
                 stop = MODELS[args.model].stop if args.model in MODELS else ()
-                given = {"n": args.n, "engine": args.engine, "stop": stop}
+                given: dict[str, Any] = {"n": args.n, "engine": args.engine, "retry": args.retry, "stop": stop}
                 measure_all(server, missing, **given, folder=folder, finished=finished)
     names = [*MODELS, "bundled"]
     if args.model and folder.name not in names:
         names.append(folder.name)
-    models = {name: cells for name in names if (cells := cells_of(finished, name, args.n, args.engine))}
-    text, data = section(models, args.sources, engine=args.engine)
+    models = {name: cells for name in names if (cells := cells_of(finished, name, args.n, args.engine, args.retry))}
+    text, data = section(models, args.sources, engine=args.engine, temperature=FORMS[args.retry].temperature)
     command = "python -m benchmarks.signal_map --model NAME" + ("" if args.n == 60 else f" --n {args.n}")
     command += "" if args.engine == "vllm" else f" --engine {args.engine}"
-    replace_section(args.results, "Where the signal is", command, text)
+    command += "" if args.retry == "conversation" else f" --retry {args.retry}"
+    title = "Where the signal is" + (", with retries in a conversation of their own" if args.retry == "anew" else "")
+    replace_section(args.results, title, command, text)
     print(text)
-    print(json.dumps({"n": args.n, "engine": args.engine, "temperature": TEMPERATURE, "models": data}))
+    print(json.dumps({"n": args.n, "engine": args.engine, "retry": args.retry, "models": data}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ FLOOR = 30
 SHOTS = 3
 """Solved problems before each of reasoning-gym: without any, the models of 135M and 270M hardly find the form of an
 answer."""
-TEMPERATURE = 1.0
+REFLECTION_TEMPERATURE = 1.0
 """That of training, whose rows must be sampled at it."""
 
 ENOUGH_MIXED = 0.2
@@ -45,16 +45,16 @@ Cells: TypeAlias = Mapping[str, Cell]
 """Cells of one model by source."""
 
 
-def legend(engine: str) -> str:
-    """Explain the tables of cells that an engine served."""
+def legend(engine: str, temperature: float) -> str:
+    """Explain the tables of cells that an engine served, with tries of a temperature."""
     return (
         f"First try: share of {TRIES} tries of each of n tasks that passed; its interval accounts for the tasks. The "
         f"retries are those of the failed tasks, whose first try of the {TRIES} failed: the share of them that passes "
         "in one retry after the model's own reflection, without a reflection, and after an oracle hint, the right "
         f"answer in place of the reflection. On a source where no try passed, only {FLOOR} of them are retried. Mixed "
         f"is the share of the failed tasks that one of the {TRIES} tries solves: the others teach nothing by their own "
-        f"tries. A question of reasoning-gym follows {SHOTS} solved ones; the others follow none. Sampled at "
-        f"temperature {TEMPERATURE:g} with the engine `{engine}`."
+        f"tries. A question of reasoning-gym follows {SHOTS} solved ones; the others follow none. Sampled with "
+        f"the engine `{engine}`, tries at temperature {temperature:g}, reflections at {REFLECTION_TEMPERATURE:g}."
     )
 
 
@@ -122,14 +122,17 @@ def can_use(hint: Difference) -> bool | None:
     return None if hint.low <= ENOUGH_GAIN <= hint.high else hint.points > ENOUGH_GAIN
 
 
-def section(models: Mapping[str, Cells], sources: Sequence[str], *, engine: str) -> tuple[str, dict[str, Any]]:
+def section(
+    models: Mapping[str, Cells], sources: Sequence[str], *, engine: str, temperature: float
+) -> tuple[str, dict[str, Any]]:
     """Render the cells of all models as Markdown, and return the figures as data.
 
     Args:
         sources: sources of a whole map; those without a cell are named as missing.
         engine: engine that served all of them.
+        temperature: that of the tries.
     """
-    parts, data = [legend(engine)], dict[str, Any]()
+    parts, data = [legend(engine, temperature)], dict[str, Any]()
     for model, cells in models.items():
         parts += [f"### {model}", conclusion(model, cells)]
         if missing := [f"`{source}`" for source in sources if source not in cells]:

@@ -10,8 +10,9 @@ first on `eval.n` held-out tasks: first try, after a reflection, blind retry, th
 `[eval]`. With --warm-up, the first version is the base model after supervised training on its own first tries that
 passed: the control of what follows. FILE has its settings in addition to those of CONFIG.
 
-A command that has ended is not run again, and one that was stopped goes on, so that the same call resumes. Every call
-reports on all seeds in --out that are complete. The last line is one JSON object.
+A command that has ended is not run again, and one that was stopped goes on, so that the same call resumes. Seeds that
+are complete are in benchmarks/finished; every call reports on all of them with these settings. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import json
 import shlex
 from pathlib import Path
 
-from benchmarks.paper.commands import PYTHON, run_seed
-from benchmarks.paper.report import line_of, pooled, result_of, section
-from benchmarks.results import replace_section
+from benchmarks.paper.commands import PYTHON, run_seed, settings_of
+from benchmarks.paper.report import line_of, result_of, section
+from benchmarks.results import FINISHED, Finished, digest, replace_section
 
 
 def main() -> None:
@@ -40,28 +41,30 @@ def main() -> None:
         parser.error("--url serves one model, and a warm-up makes another: leave --url out")
     name = options.configs[-1].stem
     out: Path = options.out or Path("runs/paper") / name
+    warm_up = [options.warm_up] if options.warm_up else []
+    settings = {"config": name, "made_with": digest([settings_of([*options.configs, *warm_up]), bool(warm_up)])}
+    finished = Finished(FINISHED / "paper.jsonl")
     for seed in options.seed:
-        run_seed(
-            options.configs,
-            seed,
-            out / f"seed-{seed}",
-            warm_up=options.warm_up,
-            url=options.url,
-            launcher=shlex.split(options.launcher),
-        )
-    complete = {int(file.parents[1].name[5:]): file.parents[1] for file in out.glob("seed-*/commands/eval.json")}
-    folders = {seed: complete[seed] for seed in sorted(complete)}
-    results = {seed: result_of(folder) for seed, folder in folders.items()}
-    for seed, folder in folders.items():
-        (folder / "result.json").write_text(json.dumps(results[seed], indent=1))
-    whole = pooled([*folders.values()])
-    command = f"python -m benchmarks.paper {' '.join(map(str, options.configs))} --seed {' '.join(map(str, folders))}"
+        if finished.find({**settings, "seed": seed}) is None:
+            folder = out / f"seed-{seed}"
+            run_seed(
+                options.configs,
+                seed,
+                folder,
+                warm_up=options.warm_up,
+                url=options.url,
+                launcher=shlex.split(options.launcher),
+            )
+            finished.add({**settings, "seed": seed}, result_of(folder))
+    found = {key["seed"]: result for key, result in finished.all() if key == {**settings, "seed": key["seed"]}}
+    results = {seed: found[seed] for seed in sorted(found)}
+    command = f"python -m benchmarks.paper {' '.join(map(str, options.configs))} --seed {' '.join(map(str, results))}"
     command += f" --warm-up {options.warm_up}" if options.warm_up else ""
-    text = section(results, [*folders.values()], whole)
+    text = section(results)
     print(text)
     if options.results:
         replace_section(options.results, f"The paper's protocol: {name}", command, text)
-    print(json.dumps(line_of(name, results, whole)))
+    print(json.dumps(line_of(name, results)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Results of the protocol: the comparison of each seed and of all, the rounds, and reflections before and after."""
+"""Results of the protocol: the comparison of each seed, the rounds, and reflections before and after."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from benchmarks.paper.commands import seconds_of
-from r3agent.evaluate import Comparison, compare, table
+from r3agent.evaluate import Comparison, table
 from r3agent.records.summary import summarise
 from r3agent.records.trajectory import Span, Trajectory
 from r3agent.records.versions import BASE
@@ -28,7 +28,7 @@ CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "l
 def result_of(folder: Path) -> dict[str, Any]:
     """Return the result of one seed, from its run and its commands."""
     run, commands, warm_up = folder / "run", folder / "commands", folder / "warm-up-commands"
-    comparison = comparison_of(folder)
+    comparison = compared(reported(commands, "eval"))
     result: dict[str, Any] = {
         "rounds": rounds_of(run, commands),
         "tokens": {
@@ -69,9 +69,8 @@ def reported(commands: Path, name: str) -> dict[str, Any]:
     return json.loads((commands / f"{name}.json").read_text())["report"]
 
 
-def comparison_of(folder: Path) -> Comparison:
-    """Return the comparison of the last version with the first."""
-    report = reported(folder / "commands", "eval")
+def compared(report: Mapping[str, Any]) -> Comparison:
+    """Return the comparison of the last version with the first, from a report of `eval` or a result."""
     return Comparison.model_validate({key: report[key] for key in Comparison.model_fields if key in report})
 
 
@@ -138,48 +137,34 @@ def cut(text: str) -> str:
     return f"`{shorten(text.replace('`', chr(39)), CHARACTERS, placeholder=' ...')}`"
 
 
-def pooled(folders: Sequence[Path]) -> Comparison:
-    """Compare all seeds' last versions with their first ones; a task's seeds are averaged first."""
-    versions = [[side.policy for side in sides(comparison_of(folder))] for folder in folders]
-    loaded = [
-        [
-            trajectory
-            for folder, policies in zip(folders, versions, strict=True)
-            for store in sorted((folder / "run" / "eval").glob(f"{policies[side]}*/"))
-            for trajectory in load(store)
-        ]
-        for side in (0, 1)
-    ]
-    return compare(*loaded, mixed=True)
-
-
-def line_of(name: str, results: dict[int, dict[str, Any]], whole: Comparison) -> dict[str, Any]:
-    """Return the pooled result as one JSON object."""
-    line: dict[str, Any] = {"config": name, "seeds": [*results], "n_tasks": whole.baseline.n_tasks}
+def line_of(name: str, results: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures as one JSON object, with a list of those of the seeds in each place."""
+    comparisons = [compared(result["comparison"]) for result in results.values()]
+    line: dict[str, Any] = {"config": name, "seeds": [*results], "n_tasks": [c.baseline.n_tasks for c in comparisons]}
     for cell in CHANGES:
-        if (change := getattr(whole, cell)) is not None:
-            line[cell] = {"points": round(change.points, 2), "p": change.p_value}
-            line[cell]["of_seeds"] = [round(r["comparison"][cell]["points"], 2) for r in results.values()]
-    lengths = [side.behaviour and side.behaviour.reflection_length for side in sides(whole)]
-    line["reflection_tokens"] = [length and round(length.tokens, 1) for length in lengths]
+        changes = [change for comparison in comparisons if (change := getattr(comparison, cell)) is not None]
+        if changes:
+            line[cell] = {"points": [round(c.points, 2) for c in changes], "p": [c.p_value for c in changes]}
+    lengths = [[s.behaviour and s.behaviour.reflection_length for s in sides(c)] for c in comparisons]
+    line["reflection_tokens"] = [[length and round(length.tokens, 1) for length in pair] for pair in lengths]
     line["forgetting"] = {
-        check["source"]: [
-            round(other["change"]["points"], 2)
-            for result in results.values()
-            for other in result["comparison"]["forgetting"]
-            if other["source"] == check["source"] and other["change"]
+        check.source: [
+            round(other.change.points, 2)
+            for comparison in comparisons
+            for other in comparison.forgetting
+            if other.source == check.source and other.change
         ]
-        for check in next(iter(results.values()))["comparison"]["forgetting"]
+        for check in comparisons[0].forgetting
     }
-    line["tokens"] = sum(sum(result["tokens"].values()) for result in results.values())
+    line["tokens"] = [sum(result["tokens"].values()) for result in results.values()]
     line["minutes"] = [result["minutes"] for result in results.values()]
     return line
 
 
-def section(results: dict[int, dict[str, Any]], folders: Sequence[Path], whole: Comparison) -> str:
-    """Render the results as Markdown, without a heading."""
+def section(results: Mapping[int, dict[str, Any]]) -> str:
+    """Render the results of seeds as Markdown, without a heading."""
     parts = list[str]()
-    for (seed, result), folder in zip(results.items(), folders, strict=True):
+    for seed, result in results.items():
         tokens = ", ".join(f"{count:,} for {purpose}" for purpose, count in result["tokens"].items())
         parts.append(f"Seed {seed}: {result['minutes']} minutes; tokens sampled: {tokens}.")
         if warm_up := result.get("warm_up"):
@@ -190,9 +175,7 @@ def section(results: dict[int, dict[str, Any]], folders: Sequence[Path], whole: 
                 + ", ".join(f"{name.replace('_', ' ')} {rate}" for name, rate in rates.items())
                 + f". {BASE} is the version that it made."
             )
-        parts += [f"```\n{table(comparison_of(folder))}\n```", "\n".join(round_lines(result["rounds"]))]
-    if len(folders) > 1:
-        parts.append(f"All seeds, the outcomes of a task averaged over them:\n\n```\n{table(whole)}\n```")
+        parts += [f"```\n{table(compared(result['comparison']))}\n```", "\n".join(round_lines(result["rounds"]))]
     result = next(iter(results.values()))
     parts.append(f"Reflections of seed {next(iter(results))} on {RULE}:")
     parts.append("\n".join(line for found in result["reflections"] for line in reflection_lines(found)))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from benchmarks.results import Finished, replace_section
-from benchmarks.signal_map import cells_of, key_of, measure
+from benchmarks.signal_map import FORMS, HINT, cells_of, key_of, measure
 from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed, section, table
+from r3agent import OpenAIPolicy, Sampling
 from r3agent.records.trajectory import Message
 from r3agent.tasks import find_tasks
-from r3agent.testing import ScriptedPolicy
+from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
 
 RIGHT, NEVER, LATER = [True] * 8, [False] * 8, [False] * 7 + [True]
 
@@ -52,6 +54,20 @@ async def test_measure_goes_on_with_stored_episodes(tmp_path: Path):
     found = await measure("countdown", tasks, policy=policy, out=tmp_path)
     assert len(policy.calls) == before * 3 // 2
     assert len(found["retries"]) == len(tasks)
+
+
+async def test_retries_anew_read_the_reflection_and_not_the_failed_answer(tmp_path: Path):
+    [task] = tasks = find_tasks("countdown", 1)
+    question = task.messages[-1]["content"]
+    with ScriptedEndpoint("no") as endpoint:
+        policy = OpenAIPolicy(endpoint.url, "scripted", sampling=Sampling(temperature=0.5, max_tokens=8))
+        await measure("countdown", tasks, policy=policy, out=tmp_path, **FORMS["anew"].options)
+        asked = [received.body["messages"] for received in endpoint.received]
+        await policy.aclose()
+    assert [messages[1:] for messages in asked if len(messages) > 1] == [[{"role": "assistant", "content": "no"}, ANY]]
+    note = "\n\nNote on an earlier answer, which was wrong:\n"
+    read = {messages[0]["content"].removeprefix(question) for messages in asked}
+    assert read == {"", f"{note}no", f"{note}{HINT.format(gold=task.gold['content'])}"}
 
 
 async def test_measure_asks_for_no_retry_without_a_failure(tmp_path: Path):
@@ -106,7 +122,7 @@ def test_conclusion_from_few_failures_is_undecided():
     text = conclusion("m", {"a": cell(LATER, *[RIGHT] * 59)})
     assert "0 of 1 sources have at least 10 failures; at least 20 % of them are mixed in 0: none." in text
     assert text.endswith("Undecided: 10 points, from which a model can use a hint, are in the interval.")
-    assert section({"m": {"a": cell(LATER)}}, ["a"], engine="vllm")[1]["m"]["can_use_hint"] is None
+    assert section({"m": {"a": cell(LATER)}}, ["a"], engine="vllm", temperature=1)[1]["m"]["can_use_hint"] is None
 
 
 def test_conclusion_on_a_model_that_cannot_use_a_hint():
@@ -119,24 +135,25 @@ def test_table_leaves_cells_empty_that_were_not_measured():
 
 
 def test_section_names_sources_without_a_cell():
-    text, data = section({"m": {"a": cell(*[LATER] * 10)}}, ["a", "b"], engine="embedded")
+    text, data = section({"m": {"a": cell(*[LATER] * 10)}}, ["a", "b"], engine="embedded", temperature=1)
     assert "Not measured: `b`." in text
     assert data["m"]["can_use_hint"] is True
     assert data["m"]["sources"]["a"]["mixed"]["rate"] == 1
 
 
 def test_section_explains_how_the_tries_were_sampled():
-    text, _ = section({}, [], engine="embedded")
+    text, _ = section({}, [], engine="embedded", temperature=0.4)
     assert f"share of {TRIES} tries" in text
-    assert text.endswith("Sampled at temperature 1 with the engine `embedded`.")
+    assert text.endswith("the engine `embedded`, tries at temperature 0.4, reflections at 1.")
 
 
 def test_finished_cells_have_the_same_settings(tmp_path: Path):
     finished = Finished(tmp_path / "new" / "cells.jsonl")
     for outcomes in (cell(RIGHT), cell(LATER)):
-        finished.add(key_of("m", "countdown", 60, "vllm"), outcomes)
-    assert cells_of(finished, "m", 60, "vllm") == {"countdown": cell(LATER)}
-    others = (("m", 61, "vllm"), ("m", 60, "embedded"), ("n", 60, "vllm"))
+        finished.add(key_of("m", "countdown", 60, "vllm", "anew"), outcomes)
+    assert cells_of(finished, "m", 60, "vllm", "anew") == {"countdown": cell(LATER)}
+    others = [("m", 61, "vllm", "anew"), ("m", 60, "embedded", "anew"), ("n", 60, "vllm", "anew")]
+    others.append(("m", 60, "vllm", "conversation"))
     assert not any(cells_of(finished, *other) for other in others)
 
 

@@ -21,7 +21,7 @@ from r3agent.store.shards import TrajectoryWriter
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "paper"
 PAPER = FOLDER / "paper.toml"
 SCALES = sorted(file.stem for kind in ("calling", "countdown") for file in FOLDER.glob(f"*-{kind}.toml"))
-HERE = ("bundled", "smollm2-135m", "qwen2.5-coder-0.5b")
+HERE = ("bundled", "smollm2-135m", "qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b-letters")
 """Settings for this machine."""
 SMALL = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
 LARGE = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}

@@ -1,0 +1,37 @@
+"""An agent that retries in a conversation of its own, as Reflexion does (arXiv 2303.11366), for small models.
+
+In the conversation of the paper, a model of 0.5B repeats the wrong answer that it reads there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from r3agent.records.prompts import PROMPTS, RETRY
+
+BLIND = tuple(prompts.blind_retry_prompt for prompts in PROMPTS.values())
+TEMPERATURE = 0.4
+"""That of the tries; reflections have the setting of the run, 1 if they are trained."""
+
+
+async def anew(messages: list[dict[str, Any]], client: Any) -> str:
+    """Answer the task alone, in a retry with the reflection, and without the failed answer."""
+    completion = await client.chat.completions.create(model="policy", messages=shown(messages), temperature=TEMPERATURE)
+    return completion.choices[0].message.content
+
+
+def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the model gets to read; a blind retry reads what the first try did.
+
+    Args:
+        messages: the task; for a retry, also the failed answer, the request for a reflection, the reflection and the
+            request for the retry, and for a blind one the failed answer and the request.
+    """
+    request = messages[-1]["content"]
+    if request in BLIND:
+        return messages[:-2]
+    if request != RETRY:
+        return messages
+    *before, question = messages[:-4]
+    text = f"{question['content']}\n\nNote on an earlier answer, which was wrong:\n{messages[-2]['content']}"
+    return [*before, {**question, "content": text}]
