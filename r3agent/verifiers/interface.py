@@ -112,9 +112,9 @@ async def judge(
         with _as_verifier_error(verifier, task, timeout_s):
             return [call() for call in calls]
 
-    async def settle(i: int, judge: Callable[[], Judgement | Awaitable[Judgement]]) -> Verdict | None:
+    async def settle(i: int, call: Callable[[], Judgement | Awaitable[Judgement]]) -> Verdict | None:
         with genai.evaluation(_name(verifier), tries[i], began) as span, _as_verifier_error(verifier, task, timeout_s):
-            judgement = judge()
+            judgement = call()
             settled: Any = judgement
             if inspect.isawaitable(judgement):
                 settled = await within(timeout_s, lambda: judgement, name=_name(verifier))
