@@ -82,7 +82,7 @@ TRACEBACK = "RuntimeError: Engine core initialization failed. See root cause abo
             "--kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes.\n"
             f"{TRACEBACK}",
             "too little memory",
-            "VLLM_CPU_KVCACHE_SPACE=2",
+            "VLLM_CPU_KVCACHE_SPACE=1",
         ),
         (
             # The sentence of vLLM's source: what a GPU lacks cannot be made to happen on every machine.

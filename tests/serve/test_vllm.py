@@ -103,7 +103,7 @@ def test_a_model_that_is_not_there_is_named(python: Python) -> None:
         VLLMProcess("/no/such/model", python=python.path)
 
 
-@pytest.mark.parametrize("option", ["--port", "--api-key=sk-1", "--served-model-name"])
+@pytest.mark.parametrize("option", ["--port", "--api-key=sk-1", "--served-model-name", "--served_model_name=mine"])
 def test_options_that_r3agent_sets_are_refused(python: Python, option: str) -> None:
     with pytest.raises(ConfigError, match=rf"{option}: r3agent sets it"):
         VLLMProcess(python=python.path, options=[option, "1"])
@@ -134,6 +134,16 @@ def test_what_it_is_started_with(python: Python, tmp_path: Path, monkeypatch: py
         left = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     assert not any(process.is_running() for process in left)
     assert server.pid is None
+
+
+@pytest.mark.parametrize("option", ["--kv-cache-memory-bytes=9", "--gpu_memory_utilization=0.2"])
+def test_options_for_the_cache_are_not_overridden(python: Python, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """On a CPU, vLLM's variable would take precedence over them."""
+    with VLLMProcess(python=python.path, options=[option]):
+        assert "VLLM_CPU_KVCACHE_SPACE" not in python.environment
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    with VLLMProcess(python=python.path, options=[option]):
+        assert python.environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 def test_its_development_routes_are_not_open_to_a_network(python: Python, monkeypatch: pytest.MonkeyPatch) -> None:

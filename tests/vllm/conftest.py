@@ -11,7 +11,9 @@ import pytest
 from r3agent.errors import ConfigError
 from r3agent.serve.process.vllm import PYTHON_VARIABLE, VLLMProcess, find_python
 
-SMALL = ("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager")
+LITTLE_MEMORY = ("--kv-cache-memory-bytes", str(256 * 1024**2))
+"""Several of these servers run at once, and each fills its KV cache with zeros when it starts."""
+SMALL = (*LITTLE_MEMORY, "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager")
 SMALL += ("--max-loras", "64", "--max-cpu-loras", "64")
 """Exact enough to compare logprobs, no time for compiling, and a place for every adapter of these tests."""
 

@@ -14,7 +14,7 @@ import pytest
 
 from r3agent.errors import EndpointError
 from r3agent.serve.process.vllm import VLLMProcess
-from tests.vllm.conftest import SMALL
+from tests.vllm.conftest import LITTLE_MEMORY, SMALL
 
 GONE_S = 30.0
 
@@ -34,6 +34,12 @@ def test_it_serves_with_everything_open_on_this_machine(vllm: VLLMProcess) -> No
         assert http.post("/reset_prefix_cache").status_code == 200
         refused = http.post("/v1/load_lora_adapter", json={"lora_name": "x@v0001", "lora_path": "/no/such"})
         assert refused.status_code in (400, 404)
+
+
+def test_its_cache_has_the_size_that_an_option_gives(vllm: VLLMProcess) -> None:
+    metrics = httpx.get(vllm.base_url.removesuffix("/v1") + "/metrics").text
+    _, size = LITTLE_MEMORY
+    assert f'kv_cache_memory_bytes="{size}"' in metrics
 
 
 def test_the_command_serves_until_it_is_told_to_stop(vllm_python: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from r3agent.tasks import find_tasks
 from r3agent.verifiers import find_verifier
 from tests.deploy.trained import logprobs_of
 from tests.vllm.bytes_model import ANSWER, CALL, THOUGHT, bytes_tokenizer, save_bytes_model
+from tests.vllm.conftest import LITTLE_MEMORY
 
 FLOAT32_GAP = 1e-4
 """Nats; found: 5e-6 at most."""
@@ -53,7 +54,7 @@ SCHEMA = {
         },
     },
 }
-BYTES = ("--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager")
+BYTES = (*LITTLE_MEMORY, "--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager")
 BYTES += (
     "--structured-outputs-config",
     '{"backend": "xgrammar", "disable_any_whitespace": true}',

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from r3agent import OpenAIPolicy, Sampling, Trajectory, build_graph
 from r3agent.serve.process.vllm import VLLMProcess
 from r3agent.tasks import find_tasks
+from tests.vllm.conftest import LITTLE_MEMORY
 from tests.vllm.test_recording import STREAMED, gaps
 
 CHECKPOINT = Path(__file__).parents[2] / ".venv" / "smollm2"
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMProcess]:
     log = tmp_path_factory.mktemp("smollm2") / "log"
-    options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager"]
+    options = [*LITTLE_MEMORY, "--dtype", "bfloat16", "--max-model-len", "1024", "--enforce-eager"]
     with VLLMProcess(CHECKPOINT, name="smollm2", log_path=log, options=options) as server:
         yield server
 

@@ -19,8 +19,8 @@ class Cause:
 MAX_CHARS = 300
 """Maximum length of a log line in a diagnosis."""
 LESS_MEMORY = (
-    "give it less: -- --gpu-memory-utilization 0.7 on a GPU, VLLM_CPU_KVCACHE_SPACE=2 (GiB) on a CPU; a smaller "
-    "--max-model-len helps too"
+    "give it less: -- --gpu-memory-utilization 0.7 on a GPU, VLLM_CPU_KVCACHE_SPACE=1 (GiB; 2 unless it is set) on a "
+    "CPU; a smaller --max-model-len helps too"
 )
 CAUSES = (
     Cause(

@@ -17,7 +17,14 @@ from r3agent.errors import ConfigError
 from r3agent.serve.process.log_diagnosis import likely_cause
 from r3agent.serve.process.options import API_KEY_VARIABLE
 from r3agent.serve.process.process import LocalServer
-from r3agent.serve.process.vllm_cpu import LORA_SLOTS, choose_cores, choose_options, is_cpu_build
+from r3agent.serve.process.vllm_cpu import (
+    CACHE_OPTIONS,
+    LORA_SLOTS,
+    choose_cores,
+    choose_options,
+    is_cpu_build,
+    names_of,
+)
 from r3agent.store.models import default_name, find_checkpoint
 
 PYTHON_VARIABLE = "R3AGENT_VLLM_PYTHON"
@@ -27,14 +34,15 @@ SAMPLING_OPTIONS = ("--generation-config", "vllm")
 generation_config.json, which its logprobs do not show."""
 LORA_OPTIONS = ("--enable-lora", "--max-lora-rank", "64", "--max-loras", "2", "--max-cpu-loras", "8")
 """Options that allow loading new versions beside the base model, two of them in use at the same time."""
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; only the CPU build reads it, and its default is half of the memory
+    CACHE_VARIABLE: "2",  # GiB; only the CPU build reads it, and its default is half of the memory
 }
 NOISE = re.compile(r"nanobind: | - (leaked|\.\.\. skipped) |See https://nanobind|.*resource_tracker|  warnings\.warn\(")
 """Lines that libraries print at shutdown, after the last lines of vLLM itself."""
-RESERVED = ("--model", "--served-model-name", "--host", "--port", "--api-key")
+RESERVED = {"--model", "--served-model-name", "--host", "--port", "--api-key"}
 """Options of vLLM that r3agent sets itself."""
 
 
@@ -80,7 +88,7 @@ class VLLMProcess(LocalServer):
     ) -> None:
         super().__init__(name=name or default_name(str(model)), log_path=log_path, timeout_s=timeout_s)
         for option in options:
-            if option.split("=")[0] in RESERVED:
+            if names_of([option]) & RESERVED:
                 raise ConfigError(f"vLLM option {option}: r3agent sets it; pass it as r3agent's own")
         self.python = find_python(python)
         self._model = find_checkpoint(str(model))
@@ -117,6 +125,8 @@ class VLLMProcess(LocalServer):
             **os.environ,
         }
         environment.pop(API_KEY_VARIABLE, None)
+        if names_of(self._options) & CACHE_OPTIONS and CACHE_VARIABLE not in os.environ:
+            del environment[CACHE_VARIABLE]
         # As in an activated environment: vLLM compiles at run time with the tools beside its Python.
         environment["PATH"] = f"{Path(self.python).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
         if self._api_key:

@@ -25,10 +25,17 @@ CORE_VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"}
 PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"}
 """Options that start several workers, whose threads a user distributes."""
 
+CACHE_OPTIONS = {"--kv-cache-memory-bytes", "--gpu-memory-utilization"}
+"""Options by which a user sizes the KV cache. The build's own variable for it takes precedence over them."""
 
 LARGE_RANK = 16
 """Rank from which adapters are merged: a token takes several times as long with one (`benchmarks/vllm_cpu.py`). Smaller
 ones cost less, and are served beside the live version, which merged weights replace while another is evaluated."""
+
+
+def names_of(options: Sequence[str]) -> set[str]:
+    """Return the names of options of vLLM, which takes `--max_loras=2` for `--max-loras 2`; values stay as they are."""
+    return {option.split("=")[0].replace("_", "-") for option in options}
 
 
 def is_cpu_build(python: str) -> bool:
@@ -54,7 +61,7 @@ def choose_options(
         can_merge: a deploy can merge adapters into the weights, and reload these.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
-    names = {option.split("=")[0].replace("_", "-") for option in given}
+    names = names_of(given)
     choices: list[Choice] = []
     flags = _flags(cpuinfo)
     if "--dtype" not in names and flags and not flags & BFLOAT16:
@@ -97,7 +104,7 @@ def choose_cores(
         cores: physical cores in the affinity.
         quota: cores' worth of time that the container may use; `None` without a limit.
     """
-    names = {option.split("=")[0].replace("_", "-") for option in given}
+    names = names_of(given)
     if names & PARALLEL or environment.keys() & CORE_VARIABLES:
         return []
     if cores == 2 and (quota is None or quota >= cores):
