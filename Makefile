@@ -129,7 +129,7 @@ schema: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --clean
 
-# Run benchmarks that need vLLM or hours (credit.py) by hand, as their docstrings describe.
+# Run benchmarks that need vLLM or hours (learners.py) by hand, as their docstrings describe.
 bench: setup extras
 	for name in bfcl_agreement graph_overhead recorder serve_throughput startup train_step; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -3,14 +3,13 @@
 A round samples the tree that suits the arm, on as many tasks as its tokens allow, and trains on all rows that it
 credits in a fixed number of optimizer steps, or that number for each of its epochs: the batch size differs. A seed sets
 the tasks of training, the held-out ones, the weights of new adapters and the order of rows; sampling differs between
-runs. All arms of a seed are compared with one evaluation of the starting policy.
+runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import stats
 
-from r3agent.evaluate import Comparison
 from r3agent.records.summary import CollectSummary
-from r3agent.records.versions import BASE, version_name
+from r3agent.records.versions import version_name
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
 from r3agent.train import build_rows
+from r3agent.train.report import labels_of
 
 REFLECTION = {"reflect": "retry_success"}
 """Credit of the paper."""
@@ -37,7 +36,7 @@ Results: TypeAlias = dict[str, list[dict[str, Any]]]
 """Results of each arm, one per seed."""
 
 
-def trained(
+def train_arm(
     arm: str,
     seed: int,
     settings: Mapping[str, Any],
@@ -47,22 +46,22 @@ def trained(
     steps: int,
     problems: int,
     out: Path,
-    shared: Path | None = None,
     elsewhere: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train one arm with one seed; return success in each cell before and after, in percent, and the cost.
+    """Train one arm with one seed; return its success in each cell, in percent, and the cost.
 
     Args:
         settings: settings of the arm, in addition to the defaults.
+        rounds: versions to train; with 0, the base model is measured.
         out: directory where finished arms are stored; one with other settings is trained anew.
-        shared: directory with the evaluations of the starting policy, which arms share; default: `out`.
-        elsewhere: settings of tasks of another distribution, on which both versions are measured too.
+        elsewhere: settings of tasks of another distribution, on which the last version is measured too.
 
     Raises:
-        SystemExit: a round's probe of `PROBE` tasks takes more tokens than `tokens`.
+        SystemExit: a round's probe of `PROBE` tasks takes more tokens than `tokens`, or nothing is trained of what a
+            setting names.
     """
     directory = out / f"{arm.replace(' ', '')}-{seed}"
-    settings = {**settings, "task.seed": seed, "train.seed": seed, "eval.seed": seed, "eval.n": problems}
+    settings = {"eval.seed": seed, "eval.n": problems, **settings, "task.seed": seed, "train.seed": seed}
     made_with = {"settings": dict(settings), "rounds": rounds, "tokens": tokens, "steps": steps, "elsewhere": elsewhere}
     done = directory / "result.json"
     if done.exists() and (stored := json.loads(done.read_text())).get("made_with") == made_with:
@@ -71,46 +70,34 @@ def trained(
     began = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted arm, which starts again
     directory.mkdir(parents=True)
-    before, own_before = (shared or out) / f"before-{seed}", directory / "eval" / BASE
-    if before.exists():
-        shutil.copytree(before, own_before, dirs_exist_ok=True)
     with ServerProcess(settings.get("policy.model", "bundled"), log_path=directory / "server.log") as server:
         settings["policy.base_url"] = server.base_url
         run = Run(directory, settings)
         run.serve_live()
         for _ in range(rounds):
-            summary = collected(directory, settings, tokens)
+            summary = collect_tokens(directory, settings, tokens)
             sampled, useful = sampled + summary.tokens_sampled, useful + summary.groups_with_variance
             card = Run(directory, {**settings, "train.batch_size": batch_size(run, steps)}).train()
+            if missing := set(labels_of(run.config.train)) - card.metrics["rows"]["labels"].keys():
+                raise SystemExit(f"{arm}: {card.version} was trained on no row of {', '.join(sorted(missing))}")
             rows, updates = rows + card.metrics["rows"]["rows"], updates + card.metrics["steps"]
             run.deploy(card.version)
         result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates, "groups": useful}
-        result |= _cells(run.evaluate(BASE, version_name(rounds)))
+        result["cells"] = _cells(run, rounds)
         if elsewhere:
-            result["elsewhere"] = _cells(Run(directory, {**settings, **elsewhere}).evaluate(BASE, version_name(rounds)))
-    _share(own_before, before)
+            result["elsewhere"] = _cells(Run(directory, {**settings, **elsewhere}), rounds)
     result |= {"seconds": round(time.monotonic() - began), "made_with": made_with}
     done.write_text(json.dumps(result))
     return result
 
 
-def _share(own: Path, shared: Path) -> None:
-    """Copy the evaluations of the starting policy for the next arm, unless another process has done so."""
-    if not shared.exists():
-        partial = shared.with_name(f"{shared.name}.{os.getpid()}")
-        shutil.copytree(own, partial)
-        try:
-            partial.rename(shared)
-        except OSError:
-            shutil.rmtree(partial)
+def _cells(run: Run, number: int) -> dict[str, float]:
+    """Measure a version."""
+    found = run.measure(version_name(number))
+    return {cell: 100 * getattr(found, cell).rate for cell in CELLS}
 
 
-def _cells(comparison: Comparison) -> dict[str, dict[str, float]]:
-    sides = {"baseline": comparison.baseline, "candidate": comparison.candidate}
-    return {side: {cell: 100 * getattr(found, cell).rate for cell in CELLS} for side, found in sides.items()}
-
-
-def collected(directory: Path, settings: dict[str, Any], tokens: int) -> CollectSummary:
+def collect_tokens(directory: Path, settings: dict[str, Any], tokens: int) -> CollectSummary:
     """Collect as many tasks as `tokens` allow."""
     n = PROBE
     summary = Run(directory, {**settings, "collect.n": n}).collect()
@@ -152,33 +139,41 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def levels(results: Results) -> list[str]:
-    """Render the cost and the success of each arm as Markdown."""
+def levels(results: Results, before: Sequence[dict[str, Any]], *, cells: str = "cells") -> list[str]:
+    """Render the cost and the success of each arm as Markdown.
+
+    Args:
+        before: the base model's results.
+        cells: key of the success to render.
+    """
     lines = ["| arm | tokens | rows | steps | first try, % | after reflection, % | blind retry, % |"]
     lines.append("|---|---|---|---|---|---|---|")
-    start = [r["baseline"] for r in next(iter(results.values()))]
-    lines.append("| before | | | | " + " | ".join(interval([s[c] for s in start]) for c in CELLS) + " |")
+    lines.append("| before | | | | " + " | ".join(interval([r[cells][c] for r in before]) for c in CELLS) + " |")
     for arm, runs in results.items():
         means = [f"{np.mean([r[key] for r in runs]):.0f}" for key in ("tokens", "rows", "steps")]
-        cells = [interval([r["candidate"][cell] for r in runs]) for cell in CELLS]
-        lines.append(f"| {arm} | {' | '.join([*means, *cells])} |")
+        success = [interval([r[cells][cell] for r in runs]) for cell in CELLS]
+        lines.append(f"| {arm} | {' | '.join([*means, *success])} |")
     return lines
 
 
-def differences(results: Results, reference: str) -> tuple[list[str], dict[str, Any]]:
-    """Render each arm's paired differences from the reference as Markdown, and return them as data."""
+def differences(results: Results, reference: str, *, cells: str = "cells") -> tuple[list[str], dict[str, Any]]:
+    """Render each arm's paired differences from the reference as Markdown, and return them as data.
+
+    Args:
+        cells: key of the success to compare.
+    """
     lines = [f"| arm minus `{reference}` | first try | p | after reflection | p | blind retry | p |"]
     lines.append("|---|---|---|---|---|---|---|")
     data: dict[str, Any] = {arm: {} for arm in results if arm != reference}
     for cell in CELLS:
-        against = [r["candidate"][cell] for r in results[reference]]
-        change = {arm: np.subtract([r["candidate"][cell] for r in results[arm]], against).tolist() for arm in data}
+        against = [r[cells][cell] for r in results[reference]]
+        change = {arm: np.subtract([r[cells][cell] for r in results[arm]], against).tolist() for arm in data}
         adjusted = holm({arm: p for arm, values in change.items() if (p := p_value(values)) is not None})
         for arm, values in change.items():
             data[arm][cell] = {"points": round(float(np.mean(values)), 2), "p": adjusted.get(arm)}
             data[arm][cell]["text"] = interval(values)
-    for arm, cells in data.items():
-        texts = [(c.pop("text"), "" if c["p"] is None else f"{c['p']:.2g}") for c in cells.values()]
+    for arm, found in data.items():
+        texts = [(c.pop("text"), "" if c["p"] is None else f"{c['p']:.2g}") for c in found.values()]
         lines.append(f"| {arm} | {' | '.join(text for pair in texts for text in pair)} |")
     return lines, data
 

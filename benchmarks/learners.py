@@ -3,14 +3,15 @@
     python -m benchmarks.learners [--game equation] [--seeds 5] [--rounds 4] [--tokens 15000] [--steps 12] [--arms ...]
 
 Each arm trains a bundled policy for some rounds, in two epochs of each. The learning rate is that of the best sum of
-success in the first try and after a reflection on a seed that the comparison does not use, and lies between two others
-that were tried, unless the table says that it is the last of `RATES`. Then all arms are measured on held-out problems
-of the tasks that they learned from, and of another distribution, with larger numbers and targets.
+success in the first try and after a reflection on the gate split, with a seed of its own, and lies between two others
+that were tried, unless the table says that it is the last of `RATES`. Then all arms are measured on problems of the
+test split, of which there are 667 in the range that they learned from, so that seeds share many; and on those with
+larger numbers or targets, on which the policy was pretrained and no arm is trained. Beyond these it solves none.
 
 The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
 GRPO on first tries and from the paper's arm. The p-values are of paired t-tests over the seeds, with Holm's correction
-over the arms. Finished runs are in benchmarks/finished and not repeated; several processes may run if each has other
---arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
+over the arms of a column. Finished runs are in benchmarks/finished and not repeated; several processes may run if each
+has other --arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,61 +19,62 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.arms import REFLECTION, Results, add_sizes, differences, interval, levels, trained
-from benchmarks.credit import BASELINE, PAPER
+from benchmarks.arms import REFLECTION, Results, add_sizes, differences, interval, levels, train_arm
 from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
+from r3agent.records.trajectory import Task
 from r3agent.run.demo import GAMES
+from r3agent.tasks import countdown, countdown_steps
+from r3agent.tasks.splits import Split
 
 ATTEMPT = {"attempt": "success"}
 FIRST: dict[str, Any] = {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": ATTEMPT}
 WIDE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
-BROAD: dict[str, Any] = {**WIDE, "collect.samples": 4, "collect.reflections": 4}
+BROAD: dict[str, Any] = {"collect.samples": 4, "collect.reflections": 4, "train.credit": REFLECTION}
 REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
 """Rows of all rounds are trained on again, with truncated importance weights, which the default guard may refuse for
 reflections of four rounds before; rows that are imitated need none."""
 IMITATED: dict[str, Any] = {"train.credit": {}, "train.imitate": 1.0}
-BOTH: dict[str, Any] = {"train.credit": {**ATTEMPT, **REFLECTION}}
+HINTED: dict[str, Any] = {**BROAD, "train.credit": {}, "train.self_distill": 1.0}
 
+BASE, BASELINE, PAPER = "before", "first try", "reflection"
+"""The base model, plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
 ARMS: dict[str, dict[str, Any]] = {
-    "first try": FIRST,
+    BASELINE: FIRST,
     "first try, replayed": {**FIRST, **REPLAYED},
-    "reflection": WIDE,
-    "reflection, replayed": {**WIDE, **REPLAYED},
-    "distill": {**WIDE, "train.distill": 1.0},
-    "distill, replayed": {**WIDE, **REPLAYED, "train.distill": 1.0},
-    "both": {**BROAD, **BOTH},
-    "both, replayed": {**BROAD, **BOTH, **REPLAYED},
-    "both and distill, replayed": {**BROAD, **BOTH, **REPLAYED, "train.distill": 1.0},
+    "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
+    PAPER: WIDE,
+    "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
+    "distill": {**BROAD, "train.distill": 1.0},
+    "distill, replayed": {**BROAD, **REPLAYED, "train.distill": 1.0},
+    "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
     "imitate first tries, replayed": {**FIRST, **IMITATED, **REPLAYED},
     "imitate and distill, replayed": {**BROAD, **IMITATED, **REPLAYED, "train.distill": 1.0},
-    "imitate, reflection and distill, replayed": {
-        **BROAD,
-        **IMITATED,
-        **REPLAYED,
-        "train.credit": REFLECTION,
-        "train.distill": 1.0,
-    },
-    "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
-    "SDPO": {**WIDE, "train.self_distill": 1.0},
-    "SC-SDPO": {**WIDE, "train.self_distill": 1.0, "train.self_distill_form": "weighted"},
-    "RLCSD": {**WIDE, "train.self_distill": 1.0, "train.self_distill_form": "contrast"},
-    "SRPO": {**BROAD, "train.credit": ATTEMPT, "train.self_distill": 1.0},
-    "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
-    "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
+    "SDPO": HINTED,
+    "SC-SDPO": {**HINTED, "train.self_distill_form": "weighted"},
+    "RLCSD": {**HINTED, "train.self_distill_form": "contrast"},
+    "SRPO": {**HINTED, "train.credit": ATTEMPT},
 }
 """Settings in addition to the game's: 16 first tries of a task, 8 reflections on one failure, or 4 reflections on each
-failure among 4 first tries (`both`, of which first tries and reflections are credited). Those named by a paper have its
-advantages on these trees; `TrainConfig` has the references."""
+failure among 4 first tries. Those named by a paper have its advantages on these trees; `TrainConfig` has the
+references."""
+OF_ONE_COMPLETION = {"train.distill", "train.self_distill"}
+"""Settings that need tries of one completion."""
+LARGER = "benchmarks.learners:larger"
 ELSEWHERE: dict[str, dict[str, Any]] = {
-    "equation": {"task.params.max_number": 15, "task.params.max_target": 99},
-    "steps": {"task.params.max_number": 15, "task.params.max_target": 99},
+    game: {
+        "task.source": LARGER,
+        "task.verifier": settings["task.source"],
+        "task.params.game": game,
+    }
+    for game, settings in GAMES.items()
 }
-"""Settings of the other distribution, by game."""
+"""Settings of the larger problems, by game."""
 
 TUNING_SEED = 1000
 EPOCHS = 2
@@ -81,6 +83,13 @@ EPOCHS = 2
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3", "4e-3", "8e-3")
 MIDDLE = (1, 4)
 """Range of the rates that are tried in any case; one beyond them, only next to the best so far."""
+
+
+def larger(n: int, *, seed: int, split: Split, game: str) -> Iterator[Task]:
+    """Yield problems that the policy was pretrained on, and that training does not draw, as a task source."""
+    source = {"equation": countdown, "steps": countdown_steps}[game]
+    drawn = source.generate(10 * n, seed=seed, split=split, max_number=15, max_target=100)
+    return islice((task for task in drawn if max(task.info["numbers"]) > 10 or task.info["target"] > 60), n)
 
 
 class Bench(NamedTuple):
@@ -94,23 +103,27 @@ class Bench(NamedTuple):
     def result(self, arm: str, rate: str, seed: int) -> dict[str, Any]:
         """Train an arm, or return its finished result."""
         settings = {**GAMES[self.game], **ARMS[arm], "train.learning_rate": float(rate), "train.epochs": EPOCHS}
+        result = self._measured(arm, seed, settings, **self.size, rate=rate)
+        after = {cell: round(success, 1) for cell, success in result["cells"].items()}
+        print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
+        return result
+
+    def before(self, seed: int) -> dict[str, Any]:
+        """Measure the base model, or return its finished result."""
+        return self._measured(BASE, seed, GAMES[self.game], **{**self.size, "rounds": 0})
+
+    def _measured(self, arm: str, seed: int, settings: Mapping[str, Any], *, rate: str = "0", **size: int) -> Any:
+        own: dict[str, Any] = {"eval.split": "gate"} if seed == TUNING_SEED else {}
         there = ELSEWHERE[self.game] if seed != TUNING_SEED else None
-        key = {
-            "game": self.game,
-            "arm": arm,
-            "rate": rate,
-            "seed": seed,
-            "made_with": digest([settings, self.size, there]),
-        }
+        settings = {**settings, **own}
+        made_with = digest([settings, size, there])
+        key = {"game": self.game, "arm": arm, "rate": rate, "seed": seed, "made_with": made_with}
         finished = Finished(self.finished)
         if (result := finished.find(key)) is None:
-            sizes = "-".join(f"{name}{value}" for name, value in self.size.items())
-            out = self.out / f"{self.game}-{sizes}" / f"rate{rate}"
-            result = trained(arm, seed, settings, **self.size, out=out, shared=out.parent, elsewhere=there)
+            out = self.out / self.game / made_with
+            result = train_arm(arm, seed, settings, **size, out=out, elsewhere=there)
             del result["made_with"]  # the key has its digest
             finished.add(key, result)
-        after = {cell: round(rate, 1) for cell, rate in result["candidate"].items()}
-        print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
         return result
 
     def best_rate(self, arm: str) -> str:
@@ -118,7 +131,7 @@ class Bench(NamedTuple):
 
         @cache
         def score(rate: str) -> float:
-            after = self.result(arm, rate, TUNING_SEED)["candidate"]
+            after = self.result(arm, rate, TUNING_SEED)["cells"]
             return after["first_try"] + after["after_reflection"]
 
         low, high = MIDDLE
@@ -132,56 +145,68 @@ class Bench(NamedTuple):
                 return best
 
 
-def abroad(results: Results) -> Results:
-    """Return the results on the other distribution."""
-    return {arm: [{**run, **run["elsewhere"]} for run in runs] for arm, runs in results.items()}
-
-
-def change(results: Results) -> dict[str, str]:
-    """Return each arm's change of success after a reflection on the other distribution, in points."""
+def change(results: Results, before: list[dict[str, Any]]) -> dict[str, str]:
+    """Return each arm's change of success after a reflection on the larger problems, in points."""
     cell = "after_reflection"
-    there = abroad(results)
-    return {arm: interval([r["candidate"][cell] - r["baseline"][cell] for r in runs]) for arm, runs in there.items()}
+    starts = [run["elsewhere"][cell] for run in before]
+    return {
+        arm: interval([run["elsewhere"][cell] - start for run, start in zip(runs, starts, strict=True)])
+        for arm, runs in results.items()
+    }
+
+
+def settings_table(arms: list[str], rates: Mapping[str, str]) -> list[str]:
+    """Render what each arm trains as Markdown."""
+    at_edge = {RATES[0], RATES[-1]}
+    lines = ["| arm | learning rate | settings |", "|---|---|---|"]
+    for arm in arms:
+        chosen = rates[arm] + " (the last tried)" * (rates[arm] in at_edge)
+        lines.append(f"| {arm} | {chosen} | `{json.dumps(ARMS[arm])}` |")
+    return lines
+
+
+def arms_of(game: str) -> list[str]:
+    """Return the arms of a game: its tries may have several steps, and these are not distilled."""
+    return [arm for arm, own in ARMS.items() if game == "equation" or not own.keys() & OF_ONE_COMPLETION]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
     parser.set_defaults(tokens=15_000, problems=400)
-    parser.add_argument("--game", choices=ELSEWHERE, default="equation")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
+    parser.add_argument("--game", choices=GAMES, default="equation")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that the game allows")
     parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="directory of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     size = {key: getattr(options, key) for key in ("rounds", "tokens", "steps", "problems")}
-    bench = Bench(options.game, size, options.out)
-    rates = {arm: bench.best_rate(arm) for arm in options.arms}
-    results: Results = {arm: [] for arm in options.arms}
+    bench, arms = Bench(options.game, size, options.out), options.arms or arms_of(options.game)
+    rates = {arm: bench.best_rate(arm) for arm in arms}
+    results: Results = {arm: [] for arm in arms}
+    before: list[dict[str, Any]] = []
     for seed in range(options.seeds):
+        before.append(bench.before(seed))
         for arm, rate in rates.items():
             results[arm].append(bench.result(arm, rate, seed))
 
-    at_edge = {RATES[0], RATES[-1]}
-    chosen = "; ".join(f"{arm} {rate}{' (the last tried)' * (rate in at_edge)}" for arm, rate in rates.items())
-    lines = [f"Learning rates: {chosen}.", "", *levels(results)]
+    lines = [*settings_table(arms, rates), "", *levels(results, before)]
     data: dict[str, Any] = {}
     for reference in (BASELINE, PAPER):
         if reference in results:
             rendered, data[reference] = differences(results, reference)
             lines += ["", *rendered]
-    lines += ["", "Larger numbers and targets:", "", *levels(abroad(results))]
+    lines += ["", "Larger numbers or targets:", "", *levels(results, before, cells="elsewhere")]
     if BASELINE in results:
-        rendered, data["elsewhere"] = differences(abroad(results), BASELINE)
+        rendered, data["elsewhere"] = differences(results, BASELINE, cells="elsewhere")
         lines += ["", *rendered]
     words = [f"--{key} {value}" for key, value in {"game": bench.game, "seeds": options.seeds, **size}.items()]
-    if options.arms != [*ARMS]:
-        words.append(f"--arms {shlex.join(options.arms)}")
-    command = " ".join(words)
-    replace_section(
-        options.results, f"Learners: {bench.game}", f"python -m benchmarks.learners {command}", "\n".join(lines)
-    )
+    if arms != arms_of(bench.game):
+        words.append(f"--arms {shlex.join(arms)}")
+    command = f"python -m benchmarks.learners {' '.join(words)}"
+    replace_section(options.results, f"Learners: {bench.game}", command, "\n".join(lines))
     print("\n".join(lines))
-    print(json.dumps({"game": bench.game, "seeds": options.seeds, **size, "minus": data, "elsewhere": change(results)}))
+    line = {"game": bench.game, "seeds": options.seeds, **size, "minus": data, "elsewhere": change(results, before)}
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import REFLECTION, add_sizes, interval, p_value, trained
+from benchmarks.arms import REFLECTION, add_sizes, interval, p_value, train_arm
 from r3agent.run.demo import SETTINGS
 
 WHOLE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
@@ -36,10 +36,10 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in range(options.seeds):
         for arm, own in ARMS.items():
-            results[arm].append(result := trained(arm, seed, {**SETTINGS, **own}, **size, out=out))
+            results[arm].append(result := train_arm(arm, seed, {**SETTINGS, **own}, **size, out=out))
             print(f"seed {seed} {arm:<9} {json.dumps(result)}", flush=True)
     per_group = {arm: sum(r["tokens"] for r in runs) / sum(r["groups"] for r in runs) for arm, runs in results.items()}
-    after = {arm: np.array([r["candidate"]["after_reflection"] for r in runs]) for arm, runs in results.items()}
+    after = {arm: np.array([r["cells"]["after_reflection"] for r in runs]) for arm, runs in results.items()}
     change = (after["in parts"] - after["whole"]).tolist()
     line = {
         "tokens_per_group_ratio": round(per_group["in parts"] / per_group["whole"], 3),
