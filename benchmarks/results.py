@@ -10,6 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from r3agent.store.models import find_checkpoint
+from r3agent.store.provenance import file_sha256
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 FINISHED = Path(__file__).with_name("finished")
 """Directory of the files of `Finished`, which belong to the repository."""
@@ -50,6 +53,24 @@ def commit() -> str:
 def digest(settings: object) -> str:
     """Return a short name of settings, for keys."""
     return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights_of(model: str) -> str:
+    """Return a short name of a model's weights, for keys: models of one name, or of one path, may differ.
+
+    A directory's is of its `config.json` and of the content of its weight files, since models that were trained from
+    one have the same shapes. A hub id stands for itself.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    found = Path(find_checkpoint(model))
+    if not found.is_dir():
+        return digest(model)
+    config = json.loads((found / "config.json").read_text())
+    config.pop("transformers_version", None)  # of the program that wrote it
+    files = [*found.glob("*.safetensors"), *found.glob("*.bin")]
+    return digest([config, {file.name: file_sha256(file) for file in files}])
 
 
 def replace_section(file: Path, title: str, command: str, text: str) -> None:

@@ -11,8 +11,9 @@ goes, since the limits on tokens are low. A retry follows the failed answer in i
 `--retry anew` it has one of its own (benchmarks/paper/anew.py), and the tries have a lower temperature.
 
 Episodes are stored in --out and cells in benchmarks/finished, and not repeated, so that a run can be stopped and
-started again. Without --model, the section of RESULTS.md is written from the finished cells of the engine and kind of
-retry alone. The last line is one JSON object.
+started again; the key of a cell has the settings and texts that decide it, and a digest of the weights. Without
+--model, the section of RESULTS.md is written from the finished cells of the engine and kind of retry alone. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from typing_extensions import Unpack
 from benchmarks.models import MODELS, make
 from benchmarks.paper.anew import TEMPERATURE as ANEW_TEMPERATURE
 from benchmarks.paper.anew import anew
-from benchmarks.results import FINISHED, RESULTS, Finished, replace_section
+from benchmarks.paper.anew import settings as anew_settings
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section, weights_of
 from benchmarks.signal_tables import FLOOR, REFLECTION_TEMPERATURE, SHOTS, TRIES, Cell, Retry, first_try, section
 from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
 from r3agent._util.aio import gather_all, run_sync
@@ -95,6 +97,27 @@ class Form(NamedTuple):
 FORMS = {"conversation": Form(1.0, {}), "anew": Form(ANEW_TEMPERATURE, {"agent": anew})}
 
 
+class Subject(NamedTuple):
+    """Model of a map."""
+
+    name: str
+    weights: str
+    """Digest: checkpoints of one name share no cell."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a reply."""
+
+    @classmethod
+    def of(cls, model: str) -> Subject:
+        """Describe a model by its name or directory.
+
+        Raises:
+            ConfigError: there is no such directory.
+        """
+        if (made := MODELS.get(model)) is not None:  # known without its checkpoint
+            return cls(model, digest([made.sha256, made.template]), made.stop)
+        return cls(Path(model).resolve().name, weights_of(model))
+
+
 async def draw_tries(policy: Policy, verifier: Verifier, tasks: Sequence[Task], *, out: Path) -> list[list[Trajectory]]:
     """Draw the tries of each task with one request, unless they are stored; return an episode for each try."""
 
@@ -128,9 +151,8 @@ async def measure(
     failed = [episodes[0] for episodes in tries if not episodes[0].passed]
     if not any(map(any, passes)):
         failed = failed[:FLOOR]
-    prompts = PROMPTS[KINDS.get(name, "general")].model_dump()
     given: dict[str, Any] = {"policy": policy, "verifier": verifier, "verifier_name": name, "concurrency": CONCURRENCY}
-    given |= {"reflections": 1, "cut_off": "judge", **prompts, **options}
+    given |= {"reflections": 1, "cut_off": "judge", **prompts_of(source), **options}
     retried, hinted = list[Trajectory](), dict[str | None, Trajectory]()
     if failed:
         await collect([branch_of(trajectory) for trajectory in failed], out=out / "retries", blind_retries=1, **given)
@@ -157,45 +179,55 @@ def _retries(episode: Trajectory, hinted: Trajectory | None) -> dict[Retry, floa
     }
 
 
+def prompts_of(source: str) -> dict[str, str]:
+    return PROMPTS[KINDS.get(default_verifier(source), "general")].model_dump()
+
+
+def texts_of(source: str, retry: str) -> dict[str, Any]:
+    """Return what a model reads besides its tasks."""
+    return {"hint": HINT, **prompts_of(source), "anew": anew_settings() if retry == "anew" else None}
+
+
 def settings_of(source: str, n: int, engine: str, retry: str) -> dict[str, Any]:
     """Return the settings of a cell: one that was measured with others is measured anew."""
     max_tokens = [MAX_TOKENS.get(source, MAX_TOKENS[source.partition(":")[0]]), REFLECTION_TOKENS]
     temperature = [FORMS[retry].temperature, REFLECTION_TEMPERATURE]
-    sampled = {"max_tokens": max_tokens, "temperature": temperature, "tries": TRIES, "engine": engine}
-    return {"n": n, "params": SOURCES[source], "retry": retry, **sampled}
+    sampled = {"max_tokens": max_tokens, "temperature": temperature, "tries": TRIES, "floor": FLOOR, "engine": engine}
+    return {"n": n, "params": SOURCES[source], "retry": retry, **sampled, "texts": digest(texts_of(source, retry))}
 
 
-def cells_of(finished: Finished, model: str, n: int, engine: str, retry: str) -> dict[str, Cell]:
+def cells_of(finished: Finished, subject: Subject, n: int, engine: str, retry: str) -> dict[str, Cell]:
     """Read the finished cells of a model."""
-    cells = {source: finished.find(key_of(model, source, n, engine, retry)) for source in SOURCES}
+    cells = {source: finished.find(key_of(subject, source, n, engine, retry)) for source in SOURCES}
     return {source: cast(Cell, cell) for source, cell in cells.items() if cell is not None}
 
 
-def key_of(model: str, source: str, n: int, engine: str, retry: str) -> dict[str, Any]:
-    return {"model": model, "source": source, **settings_of(source, n, engine, retry)}
+def key_of(subject: Subject, source: str, n: int, engine: str, retry: str) -> dict[str, Any]:
+    model = {"model": subject.name, "weights": subject.weights, "stop": [*subject.stop]}
+    return {**model, "source": source, **settings_of(source, n, engine, retry)}
 
 
 def measure_all(
     server: LocalServer,
+    subject: Subject,
     sources: Sequence[str],
     *,
     n: int,
     engine: str,
     retry: str,
-    stop: Sequence[str],
     folder: Path,
     finished: Finished,
 ) -> None:
     """Measure cells one after another; one that fails is reported, and left for another run."""
     for source in sources:
-        settings, own = settings_of(source, n, engine, retry), folder / retry / source.replace(":", "-")
+        key, own = key_of(subject, source, n, engine, retry), folder / retry / source.replace(":", "-")
         written = own / "settings.json"
-        if not written.exists() or json.loads(written.read_text()) != settings:
+        if not written.exists() or json.loads(written.read_text()) != key:
             shutil.rmtree(own, ignore_errors=True)
-            write_atomically(written, json.dumps(settings))
+            write_atomically(written, json.dumps(key))
         sampling, reflecting = (
-            Sampling(temperature=temperature, max_tokens=max_tokens, stop=tuple(stop))
-            for temperature, max_tokens in zip(settings["temperature"], settings["max_tokens"], strict=True)
+            Sampling(temperature=temperature, max_tokens=max_tokens, stop=subject.stop)
+            for temperature, max_tokens in zip(key["temperature"], key["max_tokens"], strict=True)
         )
         tasks = find_tasks(source, n, **SOURCES[source])
         policy = OpenAIPolicy(
@@ -208,7 +240,7 @@ def measure_all(
         except R3Error as error:
             print(f"{source}: {type(error).__name__}: {error}", flush=True)
             continue
-        finished.add(key_of(folder.name, source, n, engine, retry), outcomes)
+        finished.add(key, outcomes)
         print(f"{source}: {outcomes['seconds']} s, first try {100 * first_try(outcomes).rate:.0f} %", flush=True)
 
 
@@ -223,26 +255,24 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     finished = Finished(FINISHED / "signal_map.jsonl")
+    subjects = {name: Subject.of(name) for name in [*MODELS, "bundled", *([args.model] if args.model else [])]}
+    form: dict[str, Any] = {"n": args.n, "engine": args.engine, "retry": args.retry}
     if args.model:
-        checkpoint = make(args.model) if args.model in MODELS else args.model
-        folder = args.out / Path(args.model).name
-        known = cells_of(finished, folder.name, args.n, args.engine, args.retry)
+        subject = subjects[args.model]
+        known = cells_of(finished, subject, **form)
         missing = [source for source in args.sources if source not in known]
         if missing:
+            checkpoint = make(args.model) if args.model in MODELS else args.model
+            folder = args.out / f"{subject.name}-{subject.weights}"
             folder.mkdir(parents=True, exist_ok=True)
-            options: dict[str, Any] = {"name": folder.name, "log_path": folder / "server.log"}
+            options: dict[str, Any] = {"name": subject.name, "log_path": folder / "server.log"}
             with (
                 VLLMProcess(checkpoint, **options, options=["--no-enable-lora"])
                 if args.engine == "vllm"
                 else ServerProcess(checkpoint, **options)
             ) as server:
-                stop = MODELS[args.model].stop if args.model in MODELS else ()
-                given: dict[str, Any] = {"n": args.n, "engine": args.engine, "retry": args.retry, "stop": stop}
-                measure_all(server, missing, **given, folder=folder, finished=finished)
-    names = [*MODELS, "bundled"]
-    if args.model and folder.name not in names:
-        names.append(folder.name)
-    models = {name: cells for name in names if (cells := cells_of(finished, name, args.n, args.engine, args.retry))}
+                measure_all(server, subject, missing, **form, folder=folder, finished=finished)
+    models = {name: cells for name, subject in subjects.items() if (cells := cells_of(finished, subject, **form))}
     text, data = section(models, args.sources, engine=args.engine, temperature=FORMS[args.retry].temperature)
     command = "python -m benchmarks.signal_map --model NAME" + ("" if args.n == 60 else f" --n {args.n}")
     command += "" if args.engine == "vllm" else f" --engine {args.engine}"
@@ -250,7 +280,7 @@ def main() -> None:
     title = "Where the signal is" + (", with retries in a conversation of their own" if args.retry == "anew" else "")
     replace_section(args.results, title, command, text)
     print(text)
-    print(json.dumps({"n": args.n, "engine": args.engine, "retry": args.retry, "models": data}))
+    print(json.dumps({**form, "models": data}))
 
 
 if __name__ == "__main__":

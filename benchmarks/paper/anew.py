@@ -9,9 +9,18 @@ from typing import Any
 
 from r3agent.records.prompts import PROMPTS, RETRY
 
+ANEW = "benchmarks.paper.anew:anew"
+"""Name of the agent in settings."""
 BLIND = tuple(prompts.blind_retry_prompt for prompts in PROMPTS.values())
+NOTE = "{question}\n\nNote on an earlier answer, which was wrong:\n{reflection}"
+"""Last message of a retry."""
 TEMPERATURE = 0.4
 """That of the tries; reflections have the setting of the run, 1 if they are trained."""
+
+
+def settings() -> dict[str, Any]:
+    """Return what results depend on, for keys."""
+    return {"note": NOTE, "temperature": TEMPERATURE}
 
 
 async def anew(messages: list[dict[str, Any]], client: Any) -> str:
@@ -33,5 +42,5 @@ def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if request != RETRY:
         return messages
     *before, question = messages[:-4]
-    text = f"{question['content']}\n\nNote on an earlier answer, which was wrong:\n{messages[-2]['content']}"
+    text = NOTE.format(question=question["content"], reflection=messages[-2]["content"])
     return [*before, {**question, "content": text}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -9,10 +10,12 @@ from unittest.mock import ANY
 
 import pytest
 
-from benchmarks.results import Finished, replace_section
-from benchmarks.signal_map import FORMS, HINT, cells_of, key_of, measure
+from benchmarks.models import MODELS, PLAIN_STOP
+from benchmarks.results import Finished, replace_section, weights_of
+from benchmarks.signal_map import FORMS, HINT, Subject, cells_of, key_of, measure, texts_of
 from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed, section, table
-from r3agent import OpenAIPolicy, Sampling
+from r3agent import ConfigError, OpenAIPolicy, Sampling
+from r3agent.records.prompts import PROMPTS
 from r3agent.records.trajectory import Message
 from r3agent.tasks import find_tasks
 from r3agent.testing import ScriptedEndpoint, ScriptedPolicy
@@ -149,12 +152,47 @@ def test_section_explains_how_the_tries_were_sampled():
 
 def test_finished_cells_have_the_same_settings(tmp_path: Path):
     finished = Finished(tmp_path / "new" / "cells.jsonl")
+    m = Subject("m", "1")
     for outcomes in (cell(RIGHT), cell(LATER)):
-        finished.add(key_of("m", "countdown", 60, "vllm", "anew"), outcomes)
-    assert cells_of(finished, "m", 60, "vllm", "anew") == {"countdown": cell(LATER)}
-    others = [("m", 61, "vllm", "anew"), ("m", 60, "embedded", "anew"), ("n", 60, "vllm", "anew")]
-    others.append(("m", 60, "vllm", "conversation"))
+        finished.add(key_of(m, "countdown", 60, "vllm", "anew"), outcomes)
+    assert cells_of(finished, m, 60, "vllm", "anew") == {"countdown": cell(LATER)}
+    others = [(m, 61, "vllm", "anew"), (m, 60, "embedded", "anew"), (m, 60, "vllm", "conversation")]
+    others += [
+        (other, 60, "vllm", "anew") for other in (Subject("n", "1"), Subject("m", "2"), Subject("m", "1", ("x",)))
+    ]
     assert not any(cells_of(finished, *other) for other in others)
+
+
+def test_key_has_what_the_model_reads():
+    read = texts_of("bfcl:multiple", "conversation")
+    assert read == {"hint": HINT, **PROMPTS["function_call"].model_dump(), "anew": None}
+    assert texts_of("countdown", "anew")["anew"] == {"note": ANY, "temperature": FORMS["anew"].temperature}
+
+
+def checkpoint(directory: Path, *, weights: str = "", **config: object) -> str:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").write_text(weights)
+    return str(directory)
+
+
+def test_subjects_are_told_apart_by_their_weights(tmp_path: Path):
+    name = next(iter(MODELS))
+    one, other = checkpoint(tmp_path / "a" / name, weights="1"), checkpoint(tmp_path / "b" / name, weights="2")
+    subjects = [Subject.of(model) for model in (name, one, other)]
+    assert {subject.name for subject in subjects} == {name}
+    assert len({subject.weights for subject in subjects}) == 3
+    assert Subject.of("gemma3-270m").stop == PLAIN_STOP
+
+
+def test_weights_are_those_of_any_copy(tmp_path: Path):
+    one = checkpoint(tmp_path / "one", weights="1", width=2, transformers_version="1")
+    copy = checkpoint(tmp_path / "copy", weights="1", width=2, transformers_version="2")
+    wider = checkpoint(tmp_path / "wider", weights="1", width=3)
+    assert weights_of(one) == weights_of(copy) != weights_of(wider)
+    assert weights_of("org/model") != weights_of("org/other")
+    with pytest.raises(ConfigError, match="there is no such directory"):
+        weights_of(str(tmp_path / "none"))
 
 
 def test_replace_section_keeps_the_others(tmp_path: Path):
