@@ -10,9 +10,10 @@ first on `eval.n` held-out tasks: first try, after a reflection, blind retry, th
 `[eval]`. With --warm-up, the first version is the base model after supervised training on its own first tries that
 passed: the control of what follows. FILE has its settings in addition to those of CONFIG.
 
-A command that has ended is not run again, and one that was stopped goes on, so that the same call resumes. Seeds that
-are complete are in benchmarks/finished; every call reports on all of them with these settings. The last line is one
-JSON object.
+A command that has ended is not run again, and one that was stopped goes on, so that the same call resumes. A folder
+belongs to the settings, prompts and weights that it was first used with, and is refused for others. Seeds that are
+complete are in benchmarks/finished; every call reports on all of them with the same ones. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import json
 import shlex
 from pathlib import Path
 
-from benchmarks.paper.commands import PYTHON, run_seed, settings_of
+from benchmarks.paper.commands import PYTHON, run_seed
 from benchmarks.paper.report import line_of, result_of, section
+from benchmarks.paper.settings import decisive
 from benchmarks.results import FINISHED, Finished, digest, replace_section
 
 
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, help="default: runs/paper/CONFIG, of the last one")
+    parser.add_argument("--out", type=Path, help="default: runs/paper/CONFIG-SETTINGS, of the last one and a digest")
     parser.add_argument("--warm-up", type=Path, help="settings of a supervised stage before the protocol")
     parser.add_argument("--url", default="", help="of a server of the model; default: [serve] of CONFIG starts one")
     parser.add_argument("--launcher", default=shlex.join(PYTHON), help="words before `r3agent train`")
@@ -40,9 +42,8 @@ def main() -> None:
     if options.url and options.warm_up:
         parser.error("--url serves one model, and a warm-up makes another: leave --url out")
     name = options.configs[-1].stem
-    out: Path = options.out or Path("runs/paper") / name
-    warm_up = [options.warm_up] if options.warm_up else []
-    settings = {"config": name, "made_with": digest([settings_of([*options.configs, *warm_up]), bool(warm_up)])}
+    settings = {"config": name, "made_with": digest(decisive(options.configs, options.warm_up))}
+    out: Path = options.out or Path("runs/paper") / f"{name}-{settings['made_with']}"
     finished = Finished(FINISHED / "paper.jsonl")
     for seed in options.seed:
         if finished.find({**settings, "seed": seed}) is None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.settings import claim, decisive, settings_of, words_of
 from r3agent._util.files import write_atomically
 from r3agent.records.versions import BASE, version_name
 from r3agent.run.config import Config, load_config
@@ -88,35 +88,6 @@ def timed(folder: Path, name: str, *, every_s: float = 10.0) -> Generator[None]:
         update()
 
 
-def settings_of(configs: Sequence[Path], **own: object) -> dict[str, Any]:
-    """Return the settings of TOML files by dotted key; later files win.
-
-    Args:
-        own: further settings, with two underscores in place of the dot.
-    """
-    given = {
-        f"{section}.{key}": value
-        for config in configs
-        for section, values in tomllib.loads(config.read_text()).items()
-        for key, value in values.items()
-    }
-    return given | {key.replace("__", "."): value for key, value in own.items()}
-
-
-def words_of(settings: Mapping[str, object]) -> list[str]:
-    """Return settings as words of `r3agent init`."""
-    return [f"--set={key}={inline(value)}" for key, value in settings.items()]
-
-
-def inline(value: object) -> str:
-    """Render a value as TOML on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {inline(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(inline, value))}]"
-    return json.dumps(value)
-
-
 def server(config: Config, model: str, log: Path, url: str = "") -> AbstractContextManager[LocalServer | None]:
     """Make the server of a model; none, if one is at `url` already."""
     own: Any = {"name": config.policy.model, "log_path": log}
@@ -153,7 +124,12 @@ def run_rounds(do: Commands, run: Path, config: Config, at: Sequence[object]) ->
 def run_seed(
     configs: Sequence[Path], seed: int, folder: Path, *, warm_up: Path | None, url: str, launcher: Sequence[str]
 ) -> None:
-    """Run the protocol with one seed, as far as it is not done, in a folder of its own."""
+    """Run the protocol with one seed, as far as it is not done, in a folder of its own.
+
+    Raises:
+        SystemExit: the folder belongs to other settings, or a command failed.
+    """
+    claim(folder, {"seed": seed, **decisive(configs, warm_up)})
     config = load_config(None, settings_of(configs))
     model, run = config.policy.base_model, folder / "run"
     if warm_up is not None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.paper.commands import Commands, seconds_of, timed, words_of
+from benchmarks.paper.commands import Commands, seconds_of, timed
 from benchmarks.paper.report import minutes
+from benchmarks.paper.settings import words_of
 from r3agent.run.config import load_config
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from tests.support.registries import tiny_registry

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import Qwen2Config
 
-from benchmarks.paper.commands import settings_of, words_of
 from benchmarks.paper.report import reflections
+from benchmarks.paper.settings import settings_of, words_of
 from r3agent.cli.main import main
 from r3agent.records.trajectory import SOURCE, SPLIT, Trajectory
 from r3agent.run.config import load_config
