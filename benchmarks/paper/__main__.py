@@ -8,7 +8,8 @@ of `loop.rounds` rounds `branch` draws `collect.reflections` reflections, and a 
 failures with the newest version, and `train` and `deploy` make the next one. `eval` compares the last version with the
 first on `eval.n` held-out tasks: first try, after a reflection, blind retry, the controls and the other sources of
 `[eval]`. With --warm-up, the first version is the base model after supervised training on its own first tries that
-passed: the control of what follows. FILE has its settings in addition to those of CONFIG.
+passed: the control of what follows. FILE has its settings in addition to those of CONFIG. A seed draws its own tasks,
+those that are held out too; of a source with few, seeds share some.
 
 A command that has ended is not run again, and one that was stopped goes on, so that the same call resumes. A folder
 belongs to the settings, prompts and weights that it was first used with, and is refused for others. Seeds that are

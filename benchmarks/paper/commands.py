@@ -121,10 +121,18 @@ def run_rounds(do: Commands, run: Path, config: Config, at: Sequence[object]) ->
     do("eval", "eval", "--run", run, *at, "--after", version_name(config.loop.rounds))
 
 
+def seeds(seed: int) -> dict[str, Any]:
+    """Return the seeds of a run, as arguments of `settings_of`."""
+    return {f"{section}__seed": seed for section in ("task", "sampling", "train", "eval")}
+
+
 def run_seed(
     configs: Sequence[Path], seed: int, folder: Path, *, warm_up: Path | None, url: str, launcher: Sequence[str]
 ) -> None:
     """Run the protocol with one seed, as far as it is not done, in a folder of its own.
+
+    The seed draws the tasks of training and those that are held out, the weights of new adapters, the order of rows and
+    the samples.
 
     Raises:
         SystemExit: the folder belongs to other settings, or a command failed.
@@ -139,20 +147,21 @@ def run_seed(
         return
     with server(config, model, folder / "server.log", url) as served:
         at = ("--url", served.base_url if served else url)
-        own: Any = {"task__seed": seed, "train__seed": seed, "sampling__seed": seed, "policy__base_model": model}
-        do("init", "init", "--run", run, *at, *words_of(settings_of(configs, **own)))
+        settings = settings_of(configs, **seeds(seed), policy__base_model=model)
+        do("init", "init", "--run", run, *at, *words_of(settings))
         run_rounds(do, run, config, at)
 
 
 def warmed_up(configs: Sequence[Path], warm_up: Path, seed: int, folder: Path, *, launcher: Sequence[str]) -> str:
     """Train on first tries that passed, and return the directory of the weights; measure the base model beside it.
 
+    The training tasks differ from those of the run, and the held-out ones do not.
+
     Args:
         warm_up: settings in addition to those of the configs, such as `train.recipe = "sft"`.
     """
     do, run, weights = Commands(folder / "warm-up-commands", launcher), folder / "warm-up", folder / "warmed-up"
-    own: Any = {"task__seed": WARM_UP_SEEDS + seed, "train__seed": seed, "sampling__seed": seed}
-    settings = settings_of([*configs, warm_up], **own)
+    settings = settings_of([*configs, warm_up], **{**seeds(seed), "task__seed": WARM_UP_SEEDS + seed})
     config = load_config(None, settings)
     if not (do.folder / "export.json").exists():
         with server(config, config.policy.base_model, folder / "warm-up-server.log") as served:

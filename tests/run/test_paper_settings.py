@@ -13,6 +13,8 @@ from benchmarks.paper.commands import run_seed
 from benchmarks.paper.settings import claim, decisive
 from benchmarks.results import digest
 from r3agent.records.prompts import GENERIC_REFLECTION, PROMPTS
+from r3agent.run.config import load_config
+from r3agent.testing import ScriptedEndpoint
 
 Write = Callable[..., Path]
 
@@ -59,6 +61,25 @@ def test_folder_is_claimed_once(tmp_path: Path) -> None:
     (tmp_path / "old" / "commands").mkdir(parents=True)
     with pytest.raises(SystemExit, match=r"old has files, and no settings\.json of this benchmark; choose another"):
         claim(tmp_path / "old", settings)
+
+
+def test_run_seed_draws_its_own_tasks_and_resumes(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "seed-7", write()
+    with ScriptedEndpoint(model="another") as endpoint:
+        given: Any = {"warm_up": None, "url": endpoint.url, "launcher": ()}
+        with pytest.raises(SystemExit, match="r3agent collect ended with exit code"):
+            run_seed([config], 7, folder, **given)
+    told = load_config(folder / "run" / "r3.toml", {})
+    assert [told.task.seed, told.train.seed, told.sampling.seed, told.eval.seed] == [7] * 4
+    for name in ("collect", "branch-1", "train-1", "deploy-1"):
+        (folder / "commands" / f"{name}.json").write_text('{"seconds": 1, "report": {}}')
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="r3agent eval ended with exit code"):  # there is no v0001
+        run_seed([config], 7, folder, **given)
+    [asked] = capsys.readouterr().out.splitlines()
+    assert asked == f"$ r3agent eval --run {folder / 'run'} --url {given['url']} --after v0001"
 
 
 @pytest.mark.parametrize("change", ["seed", "settings", "warm-up"])
