@@ -7,19 +7,24 @@ first tries included, in the same number of optimizer steps. `8 siblings` is GRP
 the others have one reflection of each: compared with other tasks (`train.baseline = "batch"`), the same with first
 tries and retries credited too, or KTO (TRL's) on whether the retry passed, with the starting policy as reference.
 
-Noise flips a share of the recorded verdicts, on first tries too; held-out problems are judged without. A seed draws
-its own tasks and held-out problems. Each arm's learning rate is the best of a grid on seeds that are not counted,
-without noise; the output names arms whose rate is at the edge of the grid. The table goes to benchmarks/RESULTS.md:
-means over the seeds with 95 % t-intervals, and paired differences from `8 siblings` under the same noise, with p-values
-of t-tests after Holm's correction. Finished runs are in benchmarks/finished and not repeated. The last line is one JSON
-object.
+Noise is that of the verifier while the episodes are collected (benchmarks/noisy.py): a right first try that is called
+wrong is reflected on, and a wrong one that is called right is not. So each level of it has episodes of its own, with
+the same number of verdicts; held-out problems are judged without.
+
+A seed draws its own tasks, and its held-out problems from the 667 of Countdown's test split: with 300, two seeds share
+more than half of theirs. Each arm's learning rate is the best of a grid on seeds that are not counted, without noise
+and on problems that the comparison does not use, at most the 281 of the gate split; the output names arms whose rate is
+at the edge of the grid. A batch is a whole number of rows, so that a training may have fewer steps than --steps.
+
+The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from
+`8 siblings` under the same noise, with p-values of t-tests after Holm's correction. Finished runs are in
+benchmarks/finished and not repeated. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 from collections.abc import Sequence
 from math import ceil
@@ -27,21 +32,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from transformers import PrinterCallback
-from trl.trainer.kto_config import KTOConfig
-from trl.trainer.kto_trainer import KTOTrainer
 
+from benchmarks import kto
 from benchmarks.arms import PROBE, REFLECTION, holm, interval, p_value
-from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
+from benchmarks.noisy import NOISY
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section, weights_of
+from r3agent.records.prompts import PROMPTS
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number
 from r3agent.run.demo import SETTINGS
 from r3agent.run.stages import Run
 from r3agent.serve import ServerProcess
-from r3agent.store.registry import PolicyCard, create_version, write_card
-from r3agent.train import PolicyStart, Row, TrainConfig, build_rows, train
-from r3agent.train.weights import load_model, load_tokenizer, save_weights
+from r3agent.store.registry import Registry
+from r3agent.train import PolicyStart, TrainConfig, build_rows, train
 
 ALONE: dict[str, Any] = {"credit": REFLECTION, "baseline": "batch"}
 EVERY_SPAN = {**REFLECTION, "attempt": "success", "retry": "success"}
@@ -60,68 +63,67 @@ CELLS = ("first_try", "after_reflection")
 FINISHED_RUNS = Finished(FINISHED / "one_try.jsonl")
 
 
-class Recorded(KTOTrainer):
-    """TRL's KTO on the tokens that were sampled, which it would otherwise make from text."""
-
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: KTOConfig, dataset_name: str) -> Any:
-        return dataset
-
-
 class Lab:
-    """Experiments of one seed: a run for each number of reflections, with what was recorded and trained."""
+    """Experiments of one seed: a run for each noise and number of reflections, with what it collected and trained."""
 
     def __init__(self, directory: Path, seed: int, size: dict[str, int], base_url: str) -> None:
-        self.directory, self.seed, self.size = directory, seed, size
-        seeds = {"task.seed": seed, "train.seed": seed, "eval.seed": seed}
-        self.settings = {**SETTINGS, **seeds, "policy.base_url": base_url, "eval.n": size["problems"]}
-        self.settings["eval.blind_retries"] = 1
+        self.directory, self.seed, self.size, self.base_url = directory, seed, size, base_url
+        self.settings = settings_of(seed, size)
 
-    def run(self, reflections: int, **own: Any) -> Run:
+    def run(self, reflections: int, noise: float, **own: Any) -> Run:
         """Open a run."""
-        return Run(self.directory / f"run-{reflections}", {**self.settings, "collect.reflections": reflections, **own})
+        collected = {"collect.reflections": reflections, "task.verifier_params": {"noise": noise, "seed": self.seed}}
+        settings = {**self.settings, "policy.base_url": self.base_url, **collected, **own}
+        return Run(self.directory / f"run-{reflections}-noise{noise:g}", settings)
 
-    def recorded(self, reflections: int) -> list[Trajectory]:
+    def recorded(self, reflections: int, noise: float) -> list[Trajectory]:
         """Return episodes with the wanted number of verdicts, collected if need be."""
-        run, wanted, n = self.run(reflections), self.size["labels"], PROBE
+        run, wanted, n = self.run(reflections, noise), self.size["labels"], PROBE
         run.serve_live()
         while True:
             stored = run.trajectories() if (run.directory / "trajectories").exists() else []
             episodes = sorted(stored, key=lambda t: t.trajectory_id)
-            verdicts = np.cumsum([0, *(sum(a_try.verdict is not None for a_try in t.tries) for t in episodes)])
+            verdicts = np.cumsum([0, *map(labels, episodes)])
             if verdicts[-1] >= wanted:
                 return episodes[: int(np.searchsorted(verdicts, wanted))]
             n = max(n, ceil(1.05 * len(episodes) * wanted / max(1, verdicts[-1])))
-            self.run(reflections, **{"collect.n": n}).collect()
+            self.run(reflections, noise, **{"collect.n": n}).collect()
 
     def next_version(self) -> str:
-        """Return a version that neither run has: they share a server."""
-        return max((run.registry.next_version() for run in map(self.run, (1, 8))), key=version_number)
+        """Return a version that no run has: they share a server."""
+        return max((Registry(run).next_version() for run in self.directory.glob("run-*")), key=version_number)
 
     def result(self, arm: str, noise: float, rate: float) -> dict[str, Any]:
         """Train an arm and measure it on held-out problems, in percent."""
-        reflections, own = ARMS[arm]
-        made_with = digest([SETTINGS, self.size, reflections, own])
-        key = {"arm": arm, "noise": noise, "rate": rate, "seed": self.seed, "made_with": made_with}
+        key = {
+            "arm": arm,
+            "noise": noise,
+            "rate": rate,
+            "seed": self.seed,
+            "made_with": made_with(arm, self.settings, self.size),
+        }
         if (finished := FINISHED_RUNS.find(key)) is not None:
             return finished
-        episodes = [flipped(t, noise, self.seed) for t in self.recorded(reflections)]
-        run, base = self.run(reflections), self.directory / BASE
+        reflections, own = ARMS[arm]
+        episodes = self.recorded(reflections, noise)
+        run, base = self.run(reflections, noise), self.directory / BASE
         config = TrainConfig.model_validate({**run.config.train.model_dump(), "learning_rate": rate, **own})
         rows, _ = build_rows(episodes, config=config, version=BASE)
         config = config.model_copy(update={"batch_size": ceil(len(rows) / self.size["steps"])})
         registry, version = run.registry, self.next_version()
         start = PolicyStart.of(registry.card(BASE), registry.version_dir(BASE))
+        out_dir = registry.version_dir(version)
         if arm == KTO:
-            train_kto(rows, start, config, version, registry.version_dir(version))
+            steps = kto.train(rows, start, config, version, out_dir)
         else:
-            train(episodes, start=start, version=version, out_dir=registry.version_dir(version), config=config)
+            steps = train(episodes, start=start, version=version, out_dir=out_dir, config=config).metrics["steps"]
         own_base = run.directory / "eval" / BASE
-        if base.exists():  # both runs have the same problems
+        if base.exists():  # all runs have the same problems
             shutil.copytree(base, own_base, dirs_exist_ok=True)
-        comparison = run.evaluate(BASE, version)
+        comparison = self.run(reflections, noise, **{"task.verifier_params": {}}).evaluate(BASE, version)
         if not base.exists():
             shutil.copytree(own_base, base)
-        result: dict[str, Any] = {"rows": len(rows), "labels": self.size["labels"]}
+        result: dict[str, Any] = {"rows": len(rows), "steps": steps, "labels": sum(map(labels, episodes))}
         for cell in CELLS:
             before, after = (getattr(side, cell).rate for side in (comparison.baseline, comparison.candidate))
             result[cell] = {"before": 100 * before, "gain": 100 * (after - before)}
@@ -129,89 +131,47 @@ class Lab:
         return result
 
 
-def flipped(trajectory: Trajectory, noise: float, seed: int) -> Trajectory:
-    """Turn a share of the verdicts round; those that a small noise turns, a larger one turns too."""
-    spans = list(trajectory.spans)
-    for i, span in enumerate(spans):
-        if span.verdict and random.Random(f"{seed}/{trajectory.trajectory_id}/{span.span_id}").random() < noise:
-            passed = not span.verdict.passed
-            wrong = span.verdict.model_copy(update={"passed": passed, "score": float(passed)})
-            spans[i] = span.model_copy(update={"verdict": wrong})
-    return trajectory.model_copy(update={"spans": tuple(spans)})
+def settings_of(seed: int, size: dict[str, int]) -> dict[str, Any]:
+    """Return the settings of a seed; those for tuning have held-out problems that the others never draw."""
+    seeds = {"task.seed": seed, "train.seed": seed, "eval.seed": seed}
+    held_out = {"eval.split": "gate" if seed >= FIRST_TUNING_SEED else "test", "eval.n": size["problems"]}
+    return {**SETTINGS, **seeds, **held_out, "eval.blind_retries": 1, "task.verifier": NOISY}
 
 
-def kto_columns(rows: Sequence[Row], batch_size: int) -> dict[str, list[Any]]:
-    """Return the columns of KTO's data; the label is the reward, since an advantage also depends on the baseline."""
-    completions = [row.completion_ids_T for row in rows]
-    shifted: list[list[int]] = []  # of another prompt in the same batch, for the KL
-    for first in range(0, len(rows), batch_size):
-        batch = completions[first : first + batch_size]
-        shifted += [batch[-1], *batch[:-1]]
-    return {
-        "prompt_ids": [row.prompt_ids_P for row in rows],
-        "completion_ids": completions,
-        "KL_completion_ids": shifted,
-        "label": [row.reward > 0 for row in rows],
-    }
+def surroundings() -> list[Any]:
+    """Return what all results depend on besides their settings, for keys."""
+    return [PROMPTS["general"].model_dump(), weights_of("bundled")]
 
 
-def train_kto(rows: Sequence[Row], start: PolicyStart, config: TrainConfig, version: str, out_dir: Path) -> None:
-    """Train a version with KTO: reflections whose retry passed are the desirable ones."""
-    columns = kto_columns(random.Random(config.seed).sample(rows, len(rows)), config.batch_size)
-    desirable = sum(columns["label"])
-    model, tokenizer = load_model(start, config), load_tokenizer(start)
-    scratch = out_dir.with_suffix(".kto")
-    arguments = KTOConfig(
-        output_dir=str(scratch),
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=int(config.warmup_ratio * len(rows) / config.batch_size),
-        max_grad_norm=config.max_grad_norm,
-        desirable_weight=(len(rows) - desirable) / max(1, desirable),
-        num_train_epochs=1,
-        seed=config.seed,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        max_length=None,
-        save_strategy="no",
-        disable_tqdm=True,
-        report_to="none",
-    )
-    trainer = Recorded(
-        model=model, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.delete_adapter("ref")
-    card = PolicyCard(
-        version=version, name=start.name, kind="lora", base_model=start.base_model or start.model, parent=start.version
-    )
-    with create_version(out_dir) as directory:
-        save_weights(model, tokenizer, directory, start)
-        write_card(directory, card)
+def made_with(arm: str, settings: dict[str, Any], size: dict[str, int]) -> str:
+    """Return a digest of what decides a result, besides the noise and the learning rate."""
+    return digest([settings, size, ARMS[arm], kto.SETTINGS if arm == KTO else None, surroundings()])
+
+
+def labels(trajectory: Trajectory) -> int:
+    """Count the verdicts of an episode."""
+    return sum(a_try.verdict is not None for a_try in trajectory.tries)
 
 
 def table(results: dict[tuple[str, float], list[dict[str, Any]]], rates: dict[str, float]) -> tuple[list[str], Any]:
     """Render the gains as Markdown, and return them as data."""
     lines = [
-        "| arm | noise | rate | rows | first try, points | after reflection, points | per 1,000 verdicts "
+        "| arm | noise | rate | rows | steps | first try, points | after reflection, points | per 1,000 verdicts "
         "| minus `8 siblings` | p |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     gains = {key: np.array([r["after_reflection"]["gain"] for r in runs]) for key, runs in results.items()}
     change = {key: gains[key] - gains[REFERENCE, key[1]] for key in gains if key[0] != REFERENCE}
     p_values = holm({str(key): p for key, d in change.items() if (p := p_value(d.tolist())) is not None})
     data: dict[str, Any] = {}
     for (arm, noise), runs in results.items():
-        key, labels = (arm, noise), runs[0]["labels"]
-        per_1000 = gains[key] * 1000 / labels
+        key = (arm, noise)
+        per_1000 = gains[key] * 1000 / np.array([r["labels"] for r in runs])
         first = interval([r["first_try"]["gain"] for r in runs])
         difference = interval(change[key].tolist()) if key in change else ""
         p = p_values.get(str(key))
-        cells = [arm, f"{noise:.0%}", f"{rates[arm]:g}", f"{np.mean([r['rows'] for r in runs]):.0f}", first]
+        means = [f"{np.mean([r[name] for r in runs]):.0f}" for name in ("rows", "steps")]
+        cells = [arm, f"{noise:.0%}", f"{rates[arm]:g}", *means, first]
         cells += [
             interval(gains[key].tolist()),
             interval(per_1000.tolist()),
@@ -233,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning", type=int, default=2, help="seeds that choose the learning rate, besides these")
     parser.add_argument("--labels", type=int, default=1000, help="verdicts that each arm may use")
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps at most")
     parser.add_argument("--problems", type=int, default=300, help="held out")
     parser.add_argument("--noise", default=NOISE, help="shares of wrong verdicts, separated by commas")
     parser.add_argument("--arms", default=";".join(ARMS), help="separated by semicolons, `8 siblings` among them")
@@ -244,7 +204,7 @@ def main() -> None:
     if REFERENCE not in arms or set(arms) - ARMS.keys():
         parser.error(f"--arms {options.arms}: known are {'; '.join(ARMS)}, and {REFERENCE} is needed")
     size = {key: getattr(options, key) for key in ("labels", "steps", "problems")}
-    out = options.out / digest([SETTINGS, size])
+    out = options.out / digest([settings_of(0, size), size, surroundings()])
 
     def measured(seed: int, wanted: Sequence[tuple[str, float, float]]) -> list[dict[str, Any]]:
         directory = out / f"seed-{seed}"
