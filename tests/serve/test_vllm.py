@@ -138,7 +138,7 @@ def test_what_it_is_started_with(python: Python, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("option", ["--kv-cache-memory-bytes=9", "--gpu_memory_utilization=0.2"])
 def test_options_for_the_cache_are_not_overridden(python: Python, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
-    """On a CPU, vLLM's variable would take precedence over them."""
+    """The variable takes precedence over them on a CPU."""
     with VLLMProcess(python=python.path, options=[option]):
         assert "VLLM_CPU_KVCACHE_SPACE" not in python.environment
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
