@@ -59,6 +59,11 @@ class Costs:
                 parts[-1].append(row)
         return parts
 
+    def parts(self, budget: int) -> list[list[int]]:
+        """Split all rows into parts within the budget, those with the same prompt adjacent, short prompts first."""
+        order = sorted(range(len(self.prompts)), key=lambda i: (self.prompt_tokens[self.prompts[i]], self.prompts[i]))
+        return self.cut(order, budget)
+
     def halves(self, rows: list[int]) -> list[list[int]]:
         """Split rows into two parts so that the larger cost is as small as possible."""
         at = min(range(1, len(rows)), key=lambda i: max(self(rows[:i]), self(rows[i:])))

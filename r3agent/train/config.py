@@ -132,8 +132,9 @@ class TrainConfig(Record):
     those tokens and relative to that of the starting version's own tokens, which is its server's rounding."""
 
     max_drift: float | None = Field(default=None, gt=0)
-    """Limit of the trained policy's KL divergence from the base policy v0000, in nats per token, on up to 64 rows. A
-    training that exceeds it writes no version; `None` only reports it."""
+    """Limit of the trained policy's KL divergence from the base policy v0000, in nats per token: its sum over the
+    vocabulary, averaged over the sampled tokens of up to 64 recorded rows. A training that exceeds it writes no
+    version; `None` only reports it."""
 
     # ---- the loss: see `trl.GRPOConfig` ----
 

@@ -164,9 +164,8 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.model.eval()
         rank, processes = (self.accelerator.process_index, self.accelerator.num_processes) if divided else (0, 1)
         costs = Costs((prompt for prompt, _ in pairs), (completion for _, completion in pairs), shares=self.packs)
-        by_prompt = sorted(range(len(pairs)), key=lambda i: (costs.prompt_tokens[costs.prompts[i]], costs.prompts[i]))
         found: list[tuple[int, list[float]]] = []
-        for part in costs.cut(by_prompt, self.budget)[rank::processes]:
+        for part in costs.parts(self.budget)[rank::processes]:
             rows: Any = [dict(zip(("prompt_ids_P", "completion_ids_T"), pairs[i], strict=True)) for i in part]
             tokens = collate_tokens(rows, self.pad_id)
             batch = {name: tensor.to(self.model.device) for name, tensor in tokens.items()}

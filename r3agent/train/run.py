@@ -140,8 +140,9 @@ def train(
             if first:
                 checkpoints.begin()
             trainer.train(resume_from_checkpoint=checkpoints.last and str(checkpoints.last))
-        with checkpoints.none_if_refused(first):
+        with enough_memory(config):
             drift = meter.measure()
+        with checkpoints.none_if_refused(first):
             check_drift(drift, config, version)
             prints = fingerprint(probes, candidate_logprobs(trainer, probes), parent_logprobs)
         card = PolicyCard(

@@ -64,8 +64,11 @@ def arguments(run_dir: Path, *flags: str, processes: int = 1, **values: Any) -> 
 
 def trained(
     run_dir: Path, *flags: str, distributed: str = "", extra_env: Mapping[str, str] = {}, **values: Any
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """The log of every step, and the weights. One process is this one, several are started by a launcher."""
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
+    """The log of every step, the weights, and the KL to the base.
+
+    One process is this one, several are started by a launcher.
+    """
     processes = values.get("processes", 1)
     if processes == 1:
         with redirect_stdout(io.StringIO()) as output:
@@ -82,8 +85,8 @@ def trained(
 
 def result(
     run_dir: Path, printed: str, processes: int, distributed: str
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """The log of every step and the weights of the version whose card was printed."""
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], float]:
+    """The log of every step, the weights, and the KL to the base of the version whose card was printed."""
     card = json.loads(printed.splitlines()[-1])  # DeepSpeed prints too
     assert card["metrics"]["processes"] == processes
     assert card["metrics"]["distributed"] == distributed
@@ -91,11 +94,13 @@ def result(
     assert not list(directory.parent.glob("*.checkpoints"))
     log = [json.loads(line) for line in (directory / "steps.jsonl").read_text().splitlines()]
     (weights,) = directory.glob("*/*model.safetensors")
-    return log, load_file(weights)
+    return log, load_file(weights), card["metrics"]["drift"]["kl"]
 
 
 def assert_same(one: Any, other: Any) -> None:
-    (log, weights), (other_log, other_weights) = one, other
+    (log, weights, kl), (other_log, other_weights, other_kl) = one, other
+    assert kl > 0
+    assert kl == pytest.approx(other_kl, rel=0.02)
     assert len(log) == len(other_log) == STEPS
     for step, other_step in zip(log, other_log, strict=True):
         assert step["loss"] == pytest.approx(other_step["loss"], rel=1e-3, abs=1e-5)
