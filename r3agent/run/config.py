@@ -35,7 +35,7 @@ from r3agent.tasks.catalogue import fault_of_params
 from r3agent.tasks.splits import Split
 from r3agent.telemetry.config import TelemetryConfig
 from r3agent.train.config import TrainConfig
-from r3agent.train.recipes import BY_RECIPE
+from r3agent.train.recipes import BY_RECIPE, with_other_recipe
 from r3agent.verifiers.interface import CutOff
 
 
@@ -184,9 +184,8 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     """
     settings = _read(path) if path else {}
     on_file = deepcopy(settings)
-    if "train.recipe" in overrides:  # the command line's recipe counts more than the file's own choices
-        for name in BY_RECIPE:
-            settings.get("train", {}).pop(name, None)
+    if "train.recipe" in overrides and isinstance(train := settings.get("train", {}), dict):
+        settings["train"] = with_other_recipe(cast(dict[str, Any], train), overrides["train.recipe"])
     for key, value in overrides.items():
         *parents, leaf = key.split(".")
         table: Any = settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 Recipe: TypeAlias = Literal["paper", "sft", "custom"]
 """Name of a recipe; `custom` is any other choice of its settings."""
@@ -26,11 +26,17 @@ BY_RECIPE = tuple(NONE)
 def with_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Add the settings of the recipe to those that are given, which count.
 
-    Without a recipe, it is `custom` if one of its settings is given, and else the default. A recipe with another value
-    than its own is `custom` too, so that a card names no recipe that was not followed.
+    The default recipe applies if none is given. A recipe with another value than its own is `custom`, so that a card
+    names no recipe that was not followed.
     """
-    given = settings.get("recipe", "custom" if any(name in settings for name in BY_RECIPE) else DEFAULT)
-    known: Mapping[str, Any] = RECIPES.get(given, {})
+    given = settings.get("recipe", DEFAULT)
+    known: Mapping[str, Any] = RECIPES.get(cast(Recipe, given), {}) if isinstance(given, str) else {}
     whole = {**known, **settings}
     followed = all(whole[name] == value for name, value in known.items())
     return {**whole, "recipe": given if followed else "custom"}
+
+
+def with_other_recipe(settings: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
+    """Replace the recipe of settings, and all that it decides on; `custom` keeps these as they are."""
+    kept = with_recipe(settings) if recipe == "custom" else {k: v for k, v in settings.items() if k not in BY_RECIPE}
+    return {**kept, "recipe": recipe}

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from pydantic import ValidationError
 
+from r3agent.errors import ConfigError
 from r3agent.run.config import load_config, to_toml
 from r3agent.train import TrainConfig
 
@@ -46,8 +48,9 @@ def test_settings_without_a_recipe_are_a_custom_one() -> None:
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ValidationError, match="paper"):
-        TrainConfig.model_validate({"recipe": "grpo"})
+    for unknown in ("grpo", ["paper"]):
+        with pytest.raises(ValidationError, match="paper"):
+            TrainConfig.model_validate({"recipe": unknown})
 
 
 def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
@@ -71,3 +74,23 @@ def test_the_command_lines_recipe_replaces_the_files_choices(tmp_path: Path) -> 
     assert load_config(file, {}).train.recipe == "custom"
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
     assert load_config(file, {"train.recipe": "sft", "train.distill": 1.0}).train.distill == 1.0
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"credit": {"attempt": "success"}, "distill": 0.5}, {"recipe": "custom", "imitate": 2.0}, {"recipe": "sft"}],
+)
+def test_a_custom_recipe_keeps_the_files_choices(tmp_path: Path, train: dict[str, Any]) -> None:
+    file = tmp_path / "r3.toml"
+    file.write_text(tomlkit.dumps({"train": train}))
+    plain, custom = (load_config(file, given).train for given in ({}, {"train.recipe": "custom"}))
+    assert custom == plain.model_copy(update={"recipe": "custom"})
+    more = load_config(file, {"train.recipe": "custom", "train.distill": 0.25}).train
+    assert more == custom.model_copy(update={"distill": 0.25})
+
+
+def test_a_recipe_of_a_file_without_a_section_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r3.toml"
+    file.write_text("train = 3\n")
+    with pytest.raises(ConfigError, match=r"train\.recipe: train = 3 is not a section; write \[train\]"):
+        load_config(file, {"train.recipe": "sft"})
