@@ -233,12 +233,11 @@ def to_toml(config: Config) -> str:
         for name, value in getattr(config, section).model_dump(mode="json").items():
             for line in (kind.model_fields[name].description or "").splitlines():
                 table.add(tomlkit.comment(line.strip()))
-            if section == "train" and name in by_recipe:
-                table.add(
-                    tomlkit.comment(f"{name} = {_inline(value).as_string() if isinstance(value, dict) else value}")
-                )
-            elif value is None and kind.model_fields[name].default is None:  # TOML has no null
+            if value is None and kind.model_fields[name].default is None:  # TOML has no null
                 table.add(tomlkit.comment(f"{name} ="))
+            elif section == "train" and name in by_recipe:
+                item: Any = _inline(value) if isinstance(value, dict) else tomlkit.item(value)
+                table.add(tomlkit.comment(f"{name} = {item.as_string()}"))
             elif value is None:
                 table.add(name, "none")
             else:

@@ -72,9 +72,11 @@ class TrainConfig(Record):
     # ---- which rows ----
 
     recipe: Recipe = DEFAULT
-    """Named choice of `credit`, `distill`, `imitate` and `self_distill`: `paper` trains reflections alone (arXiv
-    2505.24726), `sft` imitates the tries that passed, e.g. as a warm-up; `custom` is any other. One that is given
-    counts more, and another value than the recipe's makes it `custom`."""
+    """Named choice of `credit`, `distill`, `imitate` and `self_distill`, and of `credit_weights`, `leak`, `baseline`,
+    `scale_rewards` and `max_siblings`: `paper` trains reflections alone (arXiv 2505.24726), `sft` imitates the tries
+    that passed, e.g. as a warm-up; `custom` is any other. One that is given counts more, and another value than the
+    recipe's makes it `custom`. On the command line, `--recipe` replaces what the file says of all of these; with
+    `--recipe custom` the file's values stay."""
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Span labels to train on, with the source of each one's reward. For `reflect`: `retry_success`, the success of its
     retries (the paper trains on nothing else); `retry_score`, their score; or `lift`, their success minus that of the

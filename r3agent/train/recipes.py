@@ -1,4 +1,4 @@
-"""Recipes: named choices of what is trained on."""
+"""Recipes: named choices of what is trained on, and of how it is rewarded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any, Literal, TypeAlias, cast
 Recipe: TypeAlias = Literal["paper", "sft", "custom"]
 """Name of a recipe; `custom` is any other choice of its settings."""
 
-NONE: Mapping[str, Any] = {"credit": {}, "distill": 0.0, "imitate": 0.0, "self_distill": 0.0}
+NONE: Mapping[str, Any] = {
+    "credit": {},
+    "credit_weights": {},
+    "distill": 0.0,
+    "imitate": 0.0,
+    "self_distill": 0.0,
+    "leak": "keep",
+    "baseline": "siblings",
+    "scale_rewards": "group",
+    "max_siblings": None,
+}
 
 RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
     "paper": {**NONE, "credit": {"reflect": "retry_success"}},

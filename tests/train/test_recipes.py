@@ -27,6 +27,29 @@ def test_a_recipe_sets_what_is_not_given() -> None:
     assert (config.credit, config.imitate, config.distill) == ({}, 1.0, 0.5)
 
 
+REWARDED: list[dict[str, Any]] = [
+    {"credit_weights": {"reflect": 2.0}},
+    {"leak": "drop"},
+    {"baseline": "batch"},
+    {"scale_rewards": "none"},
+    {"max_siblings": 4},
+]
+"""Settings of how credited spans are rewarded, with other values than the paper's."""
+
+
+@pytest.mark.parametrize("own", REWARDED)
+def test_another_reward_than_the_papers_is_a_custom_recipe(own: dict[str, Any], tmp_path: Path) -> None:
+    for given in (own, {"recipe": "paper", **own}, {**TrainConfig().model_dump(), **own}):
+        config = TrainConfig.model_validate(given)
+        assert (config.recipe, config.credit) == ("custom", PAPER)
+        assert config.model_dump(include=set(own)) == own
+    file = tmp_path / "r3.toml"
+    file.write_text(to_toml(load_config(None, {f"train.{name}": value for name, value in own.items()})))
+    assert load_config(file, {}).train == config
+    assert load_config(file, {"train.recipe": "paper"}).train == TrainConfig()
+    assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
+
+
 @pytest.mark.parametrize("own", [{"credit": {"attempt": "success"}}, {"distill": 0.5}, {"self_distill": 1}])
 def test_a_recipe_with_another_setting_is_a_custom_one(own: dict[str, Any]) -> None:
     for recipe in ("paper", "sft"):
@@ -45,6 +68,7 @@ def test_a_recipe_with_its_own_settings_keeps_its_name() -> None:
 def test_settings_without_a_recipe_are_a_custom_one() -> None:
     config = TrainConfig(distill=0.5)
     assert (config.recipe, config.credit, config.distill) == ("custom", PAPER, 0.5)
+    assert TrainConfig(scale_rewards="group").recipe == "paper"  # as the paper's
 
 
 def test_an_unknown_recipe_is_refused() -> None:
@@ -56,8 +80,9 @@ def test_an_unknown_recipe_is_refused() -> None:
 def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
     file = tmp_path / "r3.toml"
     file.write_text(to_toml(load_config(None, {})))
-    assert "credit" not in tomllib.loads(file.read_text())["train"]
-    assert "# credit = {reflect" in file.read_text()
+    assert not {"credit", "leak", "baseline", "max_siblings"} & tomllib.loads(file.read_text())["train"].keys()
+    for line in ("# credit = {reflect = ", '# leak = "keep"\n', "# imitate = 0.0\n", "# max_siblings =\n"):
+        assert line in file.read_text()
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 
 
