@@ -233,6 +233,27 @@ class TrainConfig(Record):
         return self
 
     @model_validator(mode="after")
+    def _everything_has_an_effect(self) -> TrainConfig:
+        if self.self_distill_form != "hint" and not self.self_distill:
+            raise ValueError(
+                f"self_distill_form = {self.self_distill_form!r}: self_distill = 0, so nothing takes that form; set "
+                "self_distill above 0, or remove self_distill_form"
+            )
+        if self.distill_retries != "passed" and not self.distill:
+            raise ValueError(
+                f"distill_retries = {self.distill_retries!r}: distill = 0, so no retry is distilled; set distill above "
+                "0, or remove distill_retries"
+            )
+        if not self.credit:
+            for name, default in (("baseline", "siblings"), ("scale_rewards", "group"), ("max_siblings", None)):
+                if (value := getattr(self, name)) != default:
+                    raise ValueError(
+                        f"{name} = {value!r}: credit = {{}}, so no rewards are compared; credit a label, or remove "
+                        f"{name}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _siblings_are_compared(self) -> TrainConfig:
         if self.baseline == "batch" and self.scale_rewards == "mean":
             raise ValueError("scale_rewards = 'mean' is of siblings; set baseline = 'siblings'")

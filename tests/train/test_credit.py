@@ -33,7 +33,7 @@ def sampled(record: Record) -> list[Trajectory]:
 
 
 def build(trajectories: list[Trajectory], **settings: Any) -> list[Row]:
-    values = {"scale_rewards": "none", **settings}
+    values = {**({"scale_rewards": "none"} if settings.get("credit", True) else {}), **settings}
     return build_rows(trajectories, config=TrainConfig.model_validate(values), version="v0000")[0]
 
 
