@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
 from statistics import fmean
+from typing import NamedTuple, TypeAlias
 
+from r3agent.records.branching import origins
 from r3agent.records.credit import follows_success, groups
 from r3agent.records.media import media_in
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import Span, Trajectory, Try
 from r3agent.train.row import Dropped, Row, RowMaker
+
+Retry: TypeAlias = tuple[Trajectory, Try]
+"""Retry, and the trajectory that it is in."""
+
+
+class FailedTry(NamedTuple):
+    """First try that failed; of those that branches share, the copy in the last of them, whose verdict counts."""
+
+    trajectory: Trajectory
+    span: Span
+    group_id: str
+    mean: float
+    """Mean success of the task's first tries."""
+    retries: list[Retry]
+    """Retries after reflections on it, of its trajectory and all branches."""
 
 
 def rows_without_siblings(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
@@ -24,7 +41,7 @@ def rows_without_siblings(trajectories: Sequence[Trajectory], make_row: RowMaker
         yield from _self_distilled(trajectories, make_row)
 
 
-def _distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
+def _distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
     """Make a row from each retry, after a reflection on a failed first try, that passed; or from all, as configured.
 
     The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
@@ -35,8 +52,8 @@ def _distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterat
     the other try did not see.
     """
     config = make_row.config
-    for trajectory, attempt, group_id, mean in _failed_first_tries(trajectories):
-        for a_try in _retries(trajectory):
+    for _, attempt, group_id, mean, retries in _failed_first_tries(trajectories):
+        for trajectory, a_try in retries:
             span, earned = a_try.first, float(a_try.passed is True)
             if earned == mean or (config.distill_retries == "passed" and not earned):
                 continue
@@ -54,13 +71,21 @@ def _distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterat
             )
 
 
-def _imitated(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
-    """Make the rows of each try that passed, after its own prompt: expert iteration, arXiv 1705.08439."""
+def _imitated(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
+    """Make the rows of each try that passed, after its own prompt: expert iteration, arXiv 1705.08439.
+
+    A try that branches share is imitated once, by the verdict of the last of them, as in `groups`.
+    """
+    origin = origins(trajectories)
+    judged: dict[tuple[str, str], tuple[Trajectory, Try]] = {}
     for trajectory in trajectories:
         for a_try in trajectory.tries:
             span = a_try.first
-            if not a_try.passed or span.span_id in trajectory.recorded or follows_success(trajectory, span):
-                continue
+            if a_try.verdict and span.span_id not in trajectory.recorded and not follows_success(trajectory, span):
+                judged[origin[trajectory.trajectory_id], span.span_id] = trajectory, a_try
+    for trajectory, a_try in judged.values():
+        if a_try.passed:
+            span = a_try.first
             yield make_row(
                 trajectory,
                 span,
@@ -71,7 +96,7 @@ def _imitated(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterato
             )
 
 
-def _self_distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
+def _self_distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
     """Make a row from each failed first try after which a retry passed; the prompt of that retry is its hint.
 
     The advantage is the weight, to be multiplied with that of each token (`hints`). SDPO's hint is a right answer or
@@ -80,13 +105,12 @@ def _self_distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> I
     its only one.
     """
     config, form = make_row.config, make_row.config.self_distill_form
-    for trajectory, attempt, group_id, _ in _failed_first_tries(trajectories):
-        retries = list(_retries(trajectory))
-        passed, failed = ([a_try.first for a_try in retries if a_try.passed is wanted] for wanted in (True, False))
+    for trajectory, attempt, group_id, _, retries in _failed_first_tries(trajectories):
+        passed, failed = ([retry for retry in retries if retry[1].passed is wanted] for wanted in (True, False))
         if not passed or (not failed and form != "hint"):
             continue
         p = len(passed) / len(retries)
-        prompts = _hints(trajectory, attempt, [passed[0], *failed[:1]] if form == "contrast" else passed[:1], make_row)
+        prompts = _hints(attempt, [passed[0], *failed[:1]] if form == "contrast" else passed[:1], make_row)
         if isinstance(prompts, str):
             yield Dropped(trajectory.trajectory_id, attempt.span_id, "self_distill", prompts)
             continue
@@ -108,10 +132,10 @@ def _self_distilled(trajectories: Iterable[Trajectory], make_row: RowMaker) -> I
             yield [row._replace(hint_ids_P=prompts[0], other_ids_P=prompts[1] if form == "contrast" else None)]
 
 
-def _hints(trajectory: Trajectory, attempt: Span, retries: Sequence[Span], make_row: RowMaker) -> list[list[int]] | str:
+def _hints(attempt: Span, retries: Sequence[Retry], make_row: RowMaker) -> list[list[int]] | str:
     """Return the prompts of retries as hints for a first try, or the reason why they cannot be."""
     prompts: list[list[int]] = []
-    for span in retries:
+    for trajectory, span in ((trajectory, a_try.first) for trajectory, a_try in retries):
         if _has_own_results(trajectory, attempt, span):
             return "several_steps"
         if media_in(trajectory.prompt(span)):
@@ -137,19 +161,38 @@ def without_hinted(compared: list[Row], alone: Iterable[Row]) -> tuple[list[Row]
     return kept, [Dropped(*identity, "attempt", "self_distilled") for identity in sorted(routed)]
 
 
-def _failed_first_tries(trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, Span, str, float]]:
-    """Yield each failed first try, the id of its group, and the mean success of the task's first tries."""
+def _failed_first_tries(trajectories: Sequence[Trajectory]) -> Iterator[FailedTry]:
+    """Yield each failed first try, once if branches share it, with the retries of all of them."""
+    origin = origins(trajectories)
+    of_origin: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        of_origin.setdefault(origin[trajectory.trajectory_id], []).append(trajectory)
     for group in groups(trajectories, "attempt"):
         mean = fmean(group.rewards_G)
         for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
-            if not trajectory.try_of(attempt).passed:
-                yield trajectory, attempt, group.group_id, mean
+            if trajectory.try_of(attempt).passed:
+                continue
+            retries: dict[str, Retry] = {}
+            for other in of_origin[origin[trajectory.trajectory_id]]:
+                if _has_try(other, trajectory, attempt):
+                    retries |= {a_try.first.span_id: (other, a_try) for a_try in _retries(other)}
+            yield FailedTry(trajectory, attempt, group.group_id, mean, [*retries.values()])
+
+
+def _has_try(branch: Trajectory, trajectory: Trajectory, attempt: Span) -> bool:
+    """Return True if a branch has the first try of a trajectory, and neither it nor the task was edited there."""
+    same = (span for span in branch.spans if span.span_id == attempt.span_id)
+    unjudged = attempt.model_copy(update={"verdict": None})
+    return branch.task.digest == trajectory.task.digest and any(
+        span.model_copy(update={"verdict": None}) == unjudged for span in same
+    )
 
 
 def _retries(trajectory: Trajectory) -> Iterator[Try]:
-    """Yield the retries after a reflection that have a verdict, and follow no success."""
+    """Yield the retries after a reflection that have a verdict, follow no success, and began no branch."""
     judged = (t for t in trajectory.tries if t.label == "retry" and not t.is_blind and t.verdict is not None)
-    return (t for t in judged if not follows_success(trajectory, t.first))
+    own = (t for t in judged if t.first.span_id not in trajectory.recorded)
+    return (t for t in own if not follows_success(trajectory, t.first))
 
 
 def _has_own_results(trajectory: Trajectory, attempt: Span, retry: Span) -> bool:
