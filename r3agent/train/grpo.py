@@ -47,6 +47,7 @@ from r3agent.train.arguments import grpo_arguments
 from r3agent.train.checkpoints import PREFIX, writing
 from r3agent.train.collate import Costs, Epochs, MicroBatches, TrainingRows, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
+from r3agent.train.hints import check_gaps
 from r3agent.train.row_file import column
 from r3agent.train.shared_prefix import enable_sharing, pack, unpack
 from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
@@ -126,8 +127,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def score(self) -> list[list[float]]:
         """Compute the logprobs of every row's completion under the current weights, and `start_from` them."""
-        names = ("prompt_ids_P", "completion_ids_T")
-        pairs = zip(*(column(self.train_dataset, name) for name in names), strict=True)
+        pairs = zip(*(column(self.train_dataset, name) for name in ("prompt_ids_P", "completion_ids_T")), strict=True)
         scores = self.logprobs([*pairs], divided=True)
         self.start_from(scores)
         return scores
@@ -142,7 +142,11 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
         Args:
             hint_gaps: factors of the advantage at each token, by the index of rows with a hint.
+
+        Raises:
+            ArgumentError: a row with a hint has no factors.
         """
+        check_gaps(column(self.train_dataset, "hint_ids_P"), hint_gaps or {})
         self.scores, self.hint_gaps = scores, hint_gaps or {}
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:

@@ -6,8 +6,10 @@ hint, the mean gradient is that of -KL(policy | policy after the hint), as in SD
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
+from r3agent._util.messages import count
+from r3agent.errors import ArgumentError
 from r3agent.train.mismatch import Score
 from r3agent.train.row import Row
 
@@ -27,3 +29,21 @@ def measure_hints(rows: Sequence[Row], score: Score) -> dict[int, list[float]]:
         i: [max(-LIMIT, min(LIMIT, a - b)) for a, b in zip(after_T, other_T, strict=True)]
         for (i, _), after_T, other_T in zip(hinted, after, other, strict=True)
     }
+
+
+def check_gaps(hints: Iterable[Sequence[int] | None], hint_gaps: Container[int]) -> None:
+    """Check that every row with a hint has its factors.
+
+    Args:
+        hints: hint of each row; `None` without one.
+        hint_gaps: indices of the rows with factors.
+
+    Raises:
+        ArgumentError: a row has none.
+    """
+    hinted = [i for i, hint in enumerate(hints) if hint is not None]
+    if missing := [i for i in hinted if i not in hint_gaps]:
+        raise ArgumentError(
+            f"hint_gaps lacks {len(missing)} of {count(len(hinted), 'row')} with a hint, the first is {missing[0]}; "
+            "pass what r3agent.train.hints.measure_hints computes to start_from"
+        )

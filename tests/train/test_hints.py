@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from r3agent.errors import TrainingError
+from r3agent.errors import ArgumentError, TrainingError
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, Row, TrainConfig, build_rows, credit_spans, to_dataset
 from r3agent.train.collate import collate
@@ -173,9 +173,13 @@ def test_a_hint_without_factors_is_refused(
     config = TrainConfig.model_validate({**ALONE, "method": "full"})
     rows = build(record([[1, 0]]), **ALONE)
     trainer = OfflineGRPOTrainer(load_model(start, config), to_dataset(rows), tokenizer, config, tmp_path)
-    trainer.score()
-    with pytest.raises(KeyError):
-        trainer.train()
+    message = "hint_gaps lacks 1 of 1 row with a hint, the first is 0; pass what .*measure_hints computes to"
+    with pytest.raises(ArgumentError, match=message):
+        trainer.score()
+    with pytest.raises(ArgumentError, match=message):
+        trainer.start_from([None], {1: [1.0]})
+    trainer.start_from([None], measure_hints(rows, trainer.logprobs))
+    trainer.train()
 
 
 @pytest.mark.parametrize("form", ["hint", "contrast"])
