@@ -44,7 +44,7 @@ class Collector(RunDirectory):
 
     @property
     def swaps_live(self) -> bool:
-        """True if full weights replace the live ones on the live server while another version samples."""
+        """True if whole weights, merged adapters included, replace the live ones while another version samples."""
         return has_weights_in_place(self.registry) and not self.config.deploy.eval_base_url
 
     @contextmanager
