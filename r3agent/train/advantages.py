@@ -82,7 +82,8 @@ def among_tasks(
         first: Any = rows[0]
         baseline = baselines[first.label, first.trajectory_id, first.span_id]
         if baseline is None or abs(first.reward - baseline) < ROUNDING:
-            dropped += _dropped([rows], alone=baseline is None)
+            reason = f"{first.label}_alone" if baseline is None else "at_baseline"
+            dropped.append(Dropped(first.trajectory_id, first.span_id, first.label, reason))
         else:
             advantage = _weight(first.label, config) * (first.reward - baseline)
             found += [row._replace(advantage=advantage) for row in rows]

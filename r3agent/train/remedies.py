@@ -56,6 +56,8 @@ REMEDIES = {
     "too_long": "they have more than max_row_tokens tokens: raise it, or lower max_tokens when collecting",
     "zero_variance": "all trainable siblings earned the same: collect more tasks, more siblings each (--reflections, "
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
+    "at_baseline": "they earned exactly their baseline = 'batch', what other tasks lead to expect: collect more tasks, "
+    "or tasks of another difficulty",
     "not_chosen": "the rewards of max_siblings of their siblings vary most: raise it to train on all",
     "self_distilled": "they learn from a hint instead: set self_distill = 0 to compare them with their siblings",
     "attempt_alone": f"their task has no other trainable first try of the same version: {_grouped('attempt')}",

@@ -153,8 +153,15 @@ def test_a_single_task_is_compared_with_its_siblings_alone() -> None:
     assert [row.advantage for row in rows] == pytest.approx([1, -0.5, -0.5])
     with pytest.raises(TrainingError, match=r"reflect_alone 1: .*baseline = 'batch'"):
         build(recorded([(0, [True])]))
-    with pytest.raises(TrainingError, match="zero_variance 2"):
+
+
+def test_tries_at_their_baseline_have_a_reason_of_their_own() -> None:
+    """They have no siblings that could have earned the same."""
+    remedy = r"at_baseline 2: they earned exactly their baseline = 'batch', .* or tasks of another difficulty"
+    with pytest.raises(TrainingError, match=remedy):
         build(recorded([(0, [True]), (1, [True])]))
+    with pytest.raises(TrainingError, match="at_baseline 4"):
+        build(recorded([(0, [True, True]), (1, [True, True])]))
 
 
 def test_group_scale_is_that_of_the_batch_without_siblings() -> None:
