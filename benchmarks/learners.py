@@ -1,6 +1,6 @@
 """Compare learners: what each makes of the same number of sampled tokens, at its own best learning rate.
 
-    python -m benchmarks.learners [--game equation] [--seeds 5] [--rounds 4] [--tokens 15000] [--steps 12] [--arms ...]
+    python -m benchmarks.learners [--game equation] [--seeds 5] [--rounds 4] [--tokens 15000] [--steps 36] [--arms ...]
 
 Each arm trains a bundled policy for some rounds, in two epochs of each. The learning rate is that of the best sum of
 success in the first try and after a reflection on the gate split, with a seed of its own, and lies between two others
@@ -34,6 +34,7 @@ from r3agent.tasks.splits import Split
 
 ATTEMPT = {"attempt": "success"}
 FIRST: dict[str, Any] = {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": ATTEMPT}
+FEW: dict[str, Any] = {**FIRST, "collect.samples": 4}
 WIDE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
 BROAD: dict[str, Any] = {"collect.samples": 4, "collect.reflections": 4, "train.credit": REFLECTION}
 REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
@@ -46,23 +47,22 @@ BASE, BASELINE, PAPER = "before", "first try", "reflection"
 """The base model, plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: FIRST,
-    "first try, replayed": {**FIRST, **REPLAYED},
+    "4 first tries, replayed": {**FEW, **REPLAYED},
     "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
     PAPER: WIDE,
     "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
     "distill": {**BROAD, "train.distill": 1.0},
-    "distill, replayed": {**BROAD, **REPLAYED, "train.distill": 1.0},
     "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
-    "imitate first tries, replayed": {**FIRST, **IMITATED, **REPLAYED},
+    "imitate 4 first tries, replayed": {**FEW, **IMITATED, **REPLAYED},
     "imitate and distill, replayed": {**BROAD, **IMITATED, **REPLAYED, "train.distill": 1.0},
     "SDPO": HINTED,
     "SC-SDPO": {**HINTED, "train.self_distill_form": "weighted"},
     "RLCSD": {**HINTED, "train.self_distill_form": "contrast"},
     "SRPO": {**HINTED, "train.credit": ATTEMPT},
 }
-"""Settings in addition to the game's: 16 first tries of a task, 8 reflections on one failure, or 4 reflections on each
-failure among 4 first tries. Those named by a paper have its advantages on these trees; `TrainConfig` has the
-references."""
+"""Settings in addition to the game's: 16 first tries of a task, or 4 of four times as many tasks, 8 reflections on one
+failure, or 4 reflections on each failure among 4 first tries. Those named by a paper have its advantages on these
+trees; `TrainConfig` has the references."""
 OF_ONE_COMPLETION = {"train.distill", "train.self_distill"}
 """Settings that need tries of one completion."""
 LARGER = "benchmarks.learners:larger"
@@ -173,7 +173,7 @@ def arms_of(game: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.set_defaults(tokens=15_000, problems=400)
+    parser.set_defaults(tokens=15_000, steps=36, problems=400)
     parser.add_argument("--game", choices=GAMES, default="equation")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that the game allows")
     parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="directory of the runs")
