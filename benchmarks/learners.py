@@ -103,16 +103,16 @@ class Bench(NamedTuple):
     def result(self, arm: str, rate: str, seed: int) -> dict[str, Any]:
         """Train an arm, or return its finished result."""
         settings = {**GAMES[self.game], **ARMS[arm], "train.learning_rate": float(rate), "train.epochs": EPOCHS}
-        result = self._measured(arm, seed, settings, **self.size, rate=rate)
+        result = self._find_or_train(arm, seed, settings, **self.size, rate=rate)
         after = {cell: round(success, 1) for cell, success in result["cells"].items()}
         print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
         return result
 
     def before(self, seed: int) -> dict[str, Any]:
         """Measure the base model, or return its finished result."""
-        return self._measured(BASE, seed, GAMES[self.game], **{**self.size, "rounds": 0})
+        return self._find_or_train(BASE, seed, GAMES[self.game], **{**self.size, "rounds": 0})
 
-    def _measured(self, arm: str, seed: int, settings: Mapping[str, Any], *, rate: str = "0", **size: int) -> Any:
+    def _find_or_train(self, arm: str, seed: int, settings: Mapping[str, Any], *, rate: str = "0", **size: int) -> Any:
         own: dict[str, Any] = {"eval.split": "gate"} if seed == TUNING_SEED else {}
         there = ELSEWHERE[self.game] if seed != TUNING_SEED else None
         settings = {**settings, **own}
