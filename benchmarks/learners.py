@@ -47,9 +47,11 @@ BASE, BASELINE, PAPER = "before", "first try", "reflection"
 """The base model, plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: FIRST,
+    "first try, 12 steps": FIRST,
     "4 first tries, replayed": {**FEW, **REPLAYED},
     "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
     PAPER: WIDE,
+    "reflection, 12 steps": WIDE,
     "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
     "distill": {**BROAD, "train.distill": 1.0},
     "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
@@ -63,6 +65,8 @@ ARMS: dict[str, dict[str, Any]] = {
 """Settings in addition to the game's: 16 first tries of a task, or 4 of four times as many tasks, 8 reflections on one
 failure, or 4 reflections on each failure among 4 first tries. Those named by a paper have its advantages on these
 trees; `TrainConfig` has the references."""
+STEPS = {"first try, 12 steps": 12, "reflection, 12 steps": 12}
+"""Optimizer steps in each epoch of a round, of arms that have others than --steps."""
 OF_ONE_COMPLETION = {"train.distill", "train.self_distill"}
 """Settings that need tries of one completion."""
 LARGER = "benchmarks.learners:larger"
@@ -103,7 +107,8 @@ class Bench(NamedTuple):
     def result(self, arm: str, rate: str, seed: int) -> dict[str, Any]:
         """Train an arm, or return its finished result."""
         settings = {**GAMES[self.game], **ARMS[arm], "train.learning_rate": float(rate), "train.epochs": EPOCHS}
-        result = self._find_or_train(arm, seed, settings, **self.size, rate=rate)
+        size = {**self.size, "steps": STEPS.get(arm, self.size["steps"])}
+        result = self._find_or_train(arm, seed, settings, **size, rate=rate)
         after = {cell: round(success, 1) for cell, success in result["cells"].items()}
         print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
         return result

@@ -70,6 +70,13 @@ def test_finished_runs_are_not_repeated(bench: Bench, monkeypatch: pytest.Monkey
     assert {key["arm"] for key, _ in Finished(bench.finished).all()} == {PAPER}
 
 
+def test_steps_of_an_arm_are_its_own_or_those_of_the_bench(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = train_by_rate({"1e-3": 2.0}, monkeypatch)
+    for arm in ("first try", "first try, 12 steps"):
+        bench.result(arm, "1e-3", 0)
+    assert [own["steps"] for own in trained] == [SIZE["steps"], 12]
+
+
 def test_before_trains_no_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train_by_rate({"1e-3": 2.0}, monkeypatch)
     bench.before(0)
