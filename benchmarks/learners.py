@@ -56,6 +56,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "distill": {**BROAD, "train.distill": 1.0},
     "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
     "imitate 4 first tries, replayed": {**FEW, **IMITATED, **REPLAYED},
+    "imitate the paper's tree, replayed": {**WIDE, **IMITATED, **REPLAYED},
     "imitate and distill, replayed": {**BROAD, **IMITATED, **REPLAYED, "train.distill": 1.0},
     "SDPO": HINTED,
     "SC-SDPO": {**HINTED, "train.self_distill_form": "weighted"},
@@ -110,7 +111,7 @@ class Bench(NamedTuple):
         size = {**self.size, "steps": STEPS.get(arm, self.size["steps"])}
         result = self._find_or_train(arm, seed, settings, **size, rate=rate)
         after = {cell: round(success, 1) for cell, success in result["cells"].items()}
-        print(f"seed {seed} {arm:<30} rate {rate} {json.dumps(after)}", flush=True)
+        print(f"seed {seed} {arm:<35} rate {rate} {json.dumps(after)}", flush=True)
         return result
 
     def before(self, seed: int) -> dict[str, Any]:
