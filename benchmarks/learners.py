@@ -52,6 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
     PAPER: WIDE,
     "reflection, 12 steps": WIDE,
+    "reflection and imitate": {**WIDE, "train.imitate": 1.0},
     "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
     "distill": {**BROAD, "train.distill": 1.0},
     "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
