@@ -85,7 +85,9 @@ def train_arm(
         result: dict[str, Any] = {"tokens": sampled, "rows": rows, "steps": updates, "groups": useful}
         result["cells"] = _cells(run, rounds)
         if elsewhere:
-            result["elsewhere"] = _cells(Run(directory, {**settings, **elsewhere}), rounds)
+            other = directory / "elsewhere"  # a run has one task source
+            shutil.copytree(directory / "policies", other / "policies")
+            result["elsewhere"] = _cells(Run(other, {**settings, **elsewhere}), rounds)
     result |= {"seconds": round(time.monotonic() - began), "made_with": made_with}
     done.write_text(json.dumps(result))
     return result

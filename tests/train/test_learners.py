@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks import learners
-from benchmarks.arms import differences, holm, levels
-from benchmarks.learners import ARMS, BASE, PAPER, TUNING_SEED, Bench, arms_of, change, larger
+from benchmarks.arms import CELLS, differences, holm, levels, train_arm
+from benchmarks.learners import ARMS, BASE, ELSEWHERE, PAPER, TUNING_SEED, Bench, arms_of, change, larger
 from benchmarks.results import Finished
+from r3agent import load
+from r3agent.run.demo import GAMES
 from r3agent.tasks import countdown
 
 SIZE = {"rounds": 4, "tokens": 100, "steps": 2, "problems": 10}
@@ -96,6 +98,15 @@ def test_larger_problems_are_none_that_training_draws(game: str) -> None:
     drawn = {task.id for split in ("train", "test") for task in countdown.generate(9999, split=split)}
     assert len(drawn) > 2000
     assert not drawn & {task.id.replace("countdown_steps:", "countdown:") for task in tasks}
+
+
+def test_train_arm_measures_larger_problems_too(tmp_path: Path) -> None:
+    size = {"rounds": 0, "tokens": 0, "steps": 0, "problems": 6}
+    result = train_arm(BASE, 0, GAMES["steps"], **size, out=tmp_path, elsewhere=ELSEWHERE["steps"])
+    assert {*result["cells"]} == {*result["elsewhere"]} == {*CELLS}
+    measured = load(tmp_path / "before-0" / "elsewhere" / "eval" / "v0000")
+    assert len(measured) == 6
+    assert all(max(episode.task.info["numbers"]) > 10 or episode.task.info["target"] > 60 for episode in measured)
 
 
 def test_holm_adjusts_by_rank_and_keeps_the_order() -> None:
