@@ -61,7 +61,7 @@ def train_arm(
             setting names.
     """
     directory = out / f"{arm.replace(' ', '')}-{seed}"
-    settings = {"eval.seed": seed, "eval.n": problems, **settings, "task.seed": seed, "train.seed": seed}
+    settings = {**settings, "eval.seed": seed, "eval.n": problems, "task.seed": seed, "train.seed": seed}
     made_with = {"settings": dict(settings), "rounds": rounds, "tokens": tokens, "steps": steps, "elsewhere": elsewhere}
     done = directory / "result.json"
     if done.exists() and (stored := json.loads(done.read_text())).get("made_with") == made_with:
@@ -86,7 +86,9 @@ def train_arm(
         result["cells"] = _cells(run, rounds)
         if elsewhere:
             other = directory / "elsewhere"  # a run has one task source
-            shutil.copytree(directory / "policies", other / "policies")
+            other.mkdir()
+            for part in {"policies", "trajectories"} & {path.name for path in directory.iterdir()}:
+                (other / part).symlink_to(f"../{part}")
             result["elsewhere"] = _cells(Run(other, {**settings, **elsewhere}), rounds)
     result |= {"seconds": round(time.monotonic() - began), "made_with": made_with}
     done.write_text(json.dumps(result))

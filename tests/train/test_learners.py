@@ -100,11 +100,14 @@ def test_larger_problems_are_none_that_training_draws(game: str) -> None:
     assert not drawn & {task.id.replace("countdown_steps:", "countdown:") for task in tasks}
 
 
-def test_train_arm_measures_larger_problems_too(tmp_path: Path) -> None:
-    size = {"rounds": 0, "tokens": 0, "steps": 0, "problems": 6}
-    result = train_arm(BASE, 0, GAMES["steps"], **size, out=tmp_path, elsewhere=ELSEWHERE["steps"])
+@pytest.mark.parametrize(("arm", "rounds"), [(BASE, 0), ("imitate 4 first tries, replayed", 1)])
+def test_train_arm_measures_larger_problems_too(arm: str, rounds: int, tmp_path: Path) -> None:
+    size = {"rounds": rounds, "tokens": 2000, "steps": 2, "problems": 6}
+    settings = {**GAMES["equation"], **ARMS.get(arm, {})}
+    result = train_arm(arm, 0, settings, **size, out=tmp_path, elsewhere=ELSEWHERE["equation"])
     assert {*result["cells"]} == {*result["elsewhere"]} == {*CELLS}
-    measured = load(tmp_path / "before-0" / "elsewhere" / "eval" / "v0000")
+    [there] = tmp_path.glob(f"*/elsewhere/eval/v000{rounds}")
+    measured = load(there)
     assert len(measured) == 6
     assert all(max(episode.task.info["numbers"]) > 10 or episode.task.info["target"] > 60 for episode in measured)
 
