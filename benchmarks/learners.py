@@ -25,6 +25,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from benchmarks.arms import REFLECTION, Results, add_sizes, differences, interval, levels, train_arm
 from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
 from r3agent.records.trajectory import Task
@@ -125,12 +127,13 @@ class Bench(NamedTuple):
         settings = {**settings, **own}
         made_with = digest([settings, size, there])
         key = {"game": self.game, "arm": arm, "rate": rate, "seed": seed, "made_with": made_with}
-        finished = Finished(self.finished)
-        if (result := finished.find(key)) is None:
-            out = self.out / self.game / made_with
-            result = train_arm(arm, seed, settings, **size, out=out, elsewhere=there)
-            del result["made_with"]  # the key has its digest
-            finished.add(key, result)
+        finished, out = Finished(self.finished), self.out / self.game / made_with
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock"):  # all processes need the base model
+            if (result := finished.find(key)) is None:
+                result = train_arm(arm, seed, settings, **size, out=out, elsewhere=there)
+                del result["made_with"]  # the key has its digest
+                finished.add(key, result)
         return result
 
     def best_rate(self, arm: str) -> str:
