@@ -43,7 +43,6 @@ REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
 """Rows of all rounds are trained on again, with truncated importance weights, which the default guard may refuse for
 reflections of four rounds before; rows that are imitated need none."""
 IMITATED: dict[str, Any] = {"train.credit": {}, "train.imitate": 1.0}
-HINTED: dict[str, Any] = {**BROAD, "train.credit": {}, "train.self_distill": 1.0}
 
 BASE, BASELINE, PAPER = "before", "first try", "reflection"
 """The base model, plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
@@ -51,28 +50,18 @@ ARMS: dict[str, dict[str, Any]] = {
     BASELINE: FIRST,
     "first try, 12 steps": FIRST,
     "4 first tries, replayed": {**FEW, **REPLAYED},
-    "MaxRL": {**FIRST, "train.scale_rewards": "mean"},
     PAPER: WIDE,
     "reflection, 12 steps": WIDE,
     "reflection and imitate": {**WIDE, "train.imitate": 1.0},
-    "PODS": {**WIDE, "collect.reflections": 16, "train.max_siblings": 8},
     "distill": {**BROAD, "train.distill": 1.0},
-    "RLTF-SD": {**BROAD, "train.distill": 1.0, "train.distill_retries": "all"},
     "imitate 4 first tries, replayed": {**FEW, **IMITATED, **REPLAYED},
     "imitate the paper's tree, replayed": {**WIDE, **IMITATED, **REPLAYED},
     "imitate and distill, replayed": {**BROAD, **IMITATED, **REPLAYED, "train.distill": 1.0},
-    "SDPO": HINTED,
-    "SC-SDPO": {**HINTED, "train.self_distill_form": "weighted"},
-    "RLCSD": {**HINTED, "train.self_distill_form": "contrast"},
-    "SRPO": {**HINTED, "train.credit": ATTEMPT},
 }
 """Settings in addition to the game's: 16 first tries of a task, or 4 of four times as many tasks, 8 reflections on one
-failure, or 4 reflections on each failure among 4 first tries. Those named by a paper have its advantages on these
-trees; `TrainConfig` has the references."""
+failure, or 4 reflections on each failure among 4 first tries."""
 STEPS = {"first try, 12 steps": 12, "reflection, 12 steps": 12}
 """Optimizer steps in each epoch of a round, of arms that have others than --steps."""
-OF_ONE_COMPLETION = {"train.distill", "train.self_distill"}
-"""Settings that need tries of one completion."""
 LARGER = "benchmarks.learners:larger"
 ELSEWHERE: dict[str, dict[str, Any]] = {
     game: {
@@ -177,7 +166,7 @@ def settings_table(arms: list[str], rates: Mapping[str, str]) -> list[str]:
 
 def arms_of(game: str) -> list[str]:
     """Return the arms of a game: its tries may have several steps, and these are not distilled."""
-    return [arm for arm, own in ARMS.items() if game == "equation" or not own.keys() & OF_ONE_COMPLETION]
+    return [arm for arm, own in ARMS.items() if game == "equation" or "train.distill" not in own]
 
 
 def main() -> None:

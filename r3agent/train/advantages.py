@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from statistics import fmean, pvariance, stdev
+from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
 from r3agent.train.baseline import Place
@@ -16,8 +16,7 @@ from r3agent.train.config import TrainConfig
 from r3agent.train.row import WITHOUT_SIBLINGS, Dropped, Row, RowLabel
 
 Every: TypeAlias = dict[RowLabel, "array[float]"]
-"""Rewards of all siblings by label, those without a row for want of variance included; of `self_distill` with weights
-by pass rate, these."""
+"""Rewards of all siblings by label, those without a row for want of variance included."""
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation that divides advantages, as in TRL."""
@@ -31,42 +30,24 @@ def among_siblings(tries_G: list[list[Row]], config: TrainConfig) -> tuple[list[
     rewards_G = [rows[0].reward for rows in tries_G]
     if len(set(rewards_G)) < 2:
         return [], _dropped(tries_G, alone=len(tries_G) == 1)
-    chosen = most_varied(rewards_G, config.max_siblings)
-    advantages = sibling_advantages([rewards_G[i] for i in chosen], tries_G[0][0].label, config)
-    found = zip(advantages, (tries_G[i] for i in chosen), strict=True)
-    left = [rows[0] for i, rows in enumerate(tries_G) if i not in chosen]
-    dropped = [Dropped(row.trajectory_id, row.span_id, row.label, "not_chosen") for row in left]
-    return [row._replace(advantage=advantage) for advantage, rows in found for row in rows], dropped
-
-
-def most_varied(rewards_G: Sequence[float], limit: int | None) -> list[int]:
-    """Choose the siblings whose rewards vary most, by index: some of the lowest rewards, and some of the highest.
-
-    Source: max-variance down-sampling of PODS, arXiv 2504.13818; advantages are computed among the chosen ones.
-    """
-    order = sorted(range(len(rewards_G)), key=rewards_G.__getitem__)
-    if limit is None or len(order) <= limit:
-        return sorted(order)
-    choices = [order[:low] + order[len(order) - limit + low :] for low in range(limit + 1)]
-    return sorted(max(choices, key=lambda choice: pvariance([rewards_G[i] for i in choice])))
+    found = zip(sibling_advantages(rewards_G, tries_G[0][0].label, config), tries_G, strict=True)
+    return [row._replace(advantage=advantage) for advantage, rows in found for row in rows], []
 
 
 def siblings_decide(config: TrainConfig) -> bool:
     """Return True if all siblings of a span, and nothing else, decide its advantage."""
-    return config.baseline == "siblings" and config.scale_rewards != "batch" and config.max_siblings is None
+    return config.baseline == "siblings" and config.scale_rewards != "batch"
 
 
 def sibling_advantages(rewards_G: Sequence[float], label: RowLabel, config: TrainConfig) -> list[float]:
     """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
 
-    The scale is the sample standard deviation, as in TRL, or the mean (MaxRL, arXiv 2602.02710). That of a label, in
-    which groups of equal rewards count, is applied by `scaled`, when all batches are known.
+    The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
+    applied by `scaled`, when all batches are known.
     """
     mean, scale = fmean(rewards_G), 1.0
     if config.scale_rewards == "group" and len(rewards_G) > 1:
         scale = stdev(rewards_G) + STD_EPSILON
-    elif config.scale_rewards == "mean":
-        scale = mean + STD_EPSILON
     return [_weight(label, config) * (reward - mean) / scale for reward in rewards_G]
 
 
@@ -110,15 +91,10 @@ def scaled(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
 
 
 def scales_of(every: Every, config: TrainConfig) -> dict[RowLabel, float]:
-    """Return what divides the advantages of each label: the standard deviation of all its rewards, if configured.
-
-    That of `self_distill` makes its weight the mean of its weights by pass rate.
-    """
+    """Return what divides the advantages of each label: the standard deviation of all its rewards, if configured."""
     scales = dict[RowLabel, float]()
     if config.scale_rewards == "batch" or (config.scale_rewards, config.baseline) == ("group", "batch"):
         for label, rewards in every.items():
             if label not in WITHOUT_SIBLINGS and len(rewards) > 1:
                 scales[label] = stdev(rewards) + STD_EPSILON
-    if weights := every.get("self_distill"):
-        scales["self_distill"] = fmean(weights) / config.self_distill
     return scales

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from r3agent.train.row import UNWEIGHTED
+from r3agent.train.row import WITHOUT_SIBLINGS
 
 
 class Costs:
@@ -166,18 +166,12 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         weights: weight of each row.
         scores: the starting policy's logprobs of each row; `None` for the recorded ones.
-        hint_gaps: factors of the advantage at each token, by the index of rows with a hint.
     """
 
     def __init__(
-        self,
-        rows: Dataset,
-        weights: Sequence[float],
-        scores: Sequence[list[float] | None],
-        hint_gaps: Mapping[int, list[float]],
-        blank: dict[str, Any],
+        self, rows: Dataset, weights: Sequence[float], scores: Sequence[list[float] | None], blank: dict[str, Any]
     ) -> None:
-        self.rows, self.weights, self.scores, self.hint_gaps, self.blank = rows, weights, scores, hint_gaps, blank
+        self.rows, self.weights, self.scores, self.blank = rows, weights, scores, blank
 
     def __len__(self) -> int:
         return len(self.rows) + 1
@@ -188,7 +182,7 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
         row, score_T = self.rows[index], self.scores[index]
         recorded_T = row["logprobs_T"] or score_T
         more = {"logprobs_T": recorded_T, "start_logprobs_T": score_T or recorded_T, "weight": self.weights[index]}
-        return {**row, **more, "hint_gaps_T": None if row["hint_ids_P"] is None else self.hint_gaps[index]}
+        return {**row, **more}
 
 
 def blank_row(token: int) -> dict[str, Any]:
@@ -234,24 +228,24 @@ def collate(
     are not negative, so TRL's clipping is unchanged.
 
     Returns:
-        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1), with hints (B, T); rewards,
-        weights and unweighted (B,); sampled (B, T), 1 at tokens that a policy sampled, 0 at what came between them and
-        where padded; old_per_token_logps and ref_per_token_logps (B, T), 0 where not sampled; tool_mask (B, T), the
-        same as sampled but 0 in blank rows: TRL's mask of the tokens that its loss and its metrics are about.
+        The tensors of `collate_tokens`; advantages (B,), with a cap (B, T) or (B, 1); rewards, weights and unweighted
+        (B,); sampled (B, T), 1 at tokens that a policy sampled, 0 at what came between them and where padded;
+        old_per_token_logps and ref_per_token_logps (B, T), 0 where not sampled; tool_mask (B, T), the same as sampled
+        but 0 in blank rows: TRL's mask of the tokens that its loss and its metrics are about.
     """
     batch = collate_tokens(rows, pad_id)
     sampled_BT = _right(
         [[int(s) for s in row.get("sampled_T") or [1] * len(row["completion_ids_T"])] for row in rows], 0
     )
     real_B = torch.tensor([not row.get("blank", False) for row in rows])
-    advantages = _advantages(rows)
+    advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
     rewards_B = torch.tensor([row["reward"] for row in rows], dtype=torch.float32)
     old_BT = _right([row["logprobs_T"] for row in rows], 0.0) * sampled_BT
     start_BT = _right([row["start_logprobs_T"] for row in rows], 0.0) * sampled_BT
-    unweighted_B = torch.tensor([row.get("label") in UNWEIGHTED for row in rows])
+    unweighted_B = torch.tensor([row.get("label") in WITHOUT_SIBLINGS for row in rows])
     if importance_cap != "none":
         weights = importance_weights(start_BT - old_BT, importance_cap, importance_mode)
-        advantages = advantages.view(len(rows), -1) * weights.masked_fill(unweighted_B[:, None], 1.0)
+        advantages = advantages[:, None] * weights.masked_fill(unweighted_B[:, None], 1.0)
         old_BT = start_BT.clone()
     return {
         **batch,
@@ -264,15 +258,6 @@ def collate(
         "old_per_token_logps": old_BT,
         "ref_per_token_logps": start_BT,
     }
-
-
-def _advantages(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """Make the advantages: (B,), or (B, T) if a row has one for each token."""
-    advantages_B = torch.tensor([row["advantage"] for row in rows], dtype=torch.float32)
-    if all(row.get("hint_gaps_T") is None for row in rows):
-        return advantages_B
-    gaps_BT = _right([row.get("hint_gaps_T") or [1.0] * len(row["completion_ids_T"]) for row in rows], 0.0)
-    return advantages_B[:, None] * gaps_BT
 
 
 def importance_weights(gap_BT: torch.Tensor, cap: float, mode: str) -> torch.Tensor:

@@ -72,11 +72,11 @@ class TrainConfig(Record):
     # ---- which rows ----
 
     recipe: Recipe = DEFAULT
-    """Named choice of `credit`, `distill`, `imitate` and `self_distill`, and of `credit_weights`, `leak`, `baseline`,
-    `scale_rewards` and `max_siblings`: `paper` trains reflections alone (arXiv 2505.24726), `sft` imitates the tries
-    that passed, e.g. as a warm-up; `custom` is any other. One that is given counts more, and another value than the
-    recipe's makes it `custom`. On the command line, `--recipe` replaces what the file says of all of these; with
-    `--recipe custom` the file's values stay."""
+    """Named choice of `credit`, `distill` and `imitate`, and of `credit_weights`, `leak`, `baseline` and
+    `scale_rewards`: `paper` trains reflections alone (arXiv 2505.24726), `sft` imitates the tries that passed, e.g. as
+    a warm-up; `custom` is any other. One that is given counts more, and another value than the recipe's makes it
+    `custom`. On the command line, `--recipe` replaces what the file says of all of these; with `--recipe custom` the
+    file's values stay."""
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Span labels to train on, with the source of each one's reward. For `reflect`: `retry_success`, the success of its
     retries (the paper trains on nothing else); `retry_score`, their score; or `lift`, their success minus that of the
@@ -86,21 +86,10 @@ class TrainConfig(Record):
     credit_weights: dict[CreditLabel, Annotated[float, Field(gt=0)]] = {}
     """Factors on the advantages of credited labels, e.g. `{retry = 0.5}`; the default is 1."""
     distill: float = Field(default=0.0, ge=0)
-    """Weight of distilling a passed retry into its failed first try: (success of the retry - mean of the task's first
-    tries) * log p(retry | prompt of the first try). 0 disables it, as in the paper."""
-    distill_retries: Literal["passed", "all"] = "passed"
-    """Retries that `distill` takes: those that passed, or all. A failed one then has a negative weight, if a first try
-    of its task passed, as in RLTF-SD (arXiv 2602.02482)."""
+    """Weight of distilling a passed retry into its failed first try: (1 - mean success of the task's first tries) *
+    log p(retry | prompt of the first try), from RLTF-SD (arXiv 2602.02482). 0 disables it, as in the paper."""
     imitate: float = Field(default=0.0, ge=0)
     """Weight of imitating tries that passed, each after its own prompt: weight * log p(try). 0 disables it."""
-    self_distill: float = Field(default=0.0, ge=0)
-    """Weight of teaching a failed first try, at each token, what the starting policy prefers after a reflection that
-    helped. With `credit.attempt`, such a try has no other advantage (SRPO, arXiv 2604.02288). 0 disables it."""
-    self_distill_form: Literal["hint", "weighted", "contrast"] = "hint"
-    """Advantage of a token y of that first try: log p(y | prompt of a retry that passed) - log p(y) (`hint`, SDPO,
-    arXiv 2601.20802); that times the root of p(1-p), with the share p of its retries that passed, relative to the mean
-    of these roots (`weighted`, SC-SDPO, arXiv 2605.27765); or log p(y | prompt of a retry that passed) - log p(y |
-    prompt of one that failed) (`contrast`, RLCSD, arXiv 2606.11709)."""
     leak: Literal["keep", "drop", "penalise"] = "keep"
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""
@@ -108,14 +97,10 @@ class TrainConfig(Record):
     """Reward that each reward is compared with: the mean of its `siblings`, or that of the same label over the other
     tasks of the training, corrected by the difficulty of its own task (`batch`). That needs no siblings: one try, or
     one reflection, of each task is enough."""
-    scale_rewards: Literal["group", "batch", "mean", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of rewards in the group (`group`), over all groups of the label
-    (`batch`), by the mean of rewards in the group (`mean`, MaxRL, arXiv 2602.02710), or not at all (`none`, as in Dr.
-    GRPO). As in TRL, `batch` includes groups of equal rewards, although these are not trained on. With `baseline =
-    "batch"`, `group` is the same as `batch`."""
-    max_siblings: int | None = Field(default=None, ge=2)
-    """Number of siblings of a group to train on, those whose rewards vary most (PODS, arXiv 2504.13818); `None` trains
-    on all."""
+    (`batch`), or not at all (`none`, as in Dr. GRPO). As in TRL, `batch` includes groups of equal rewards, although
+    these are not trained on. With `baseline = "batch"`, `group` is the same as `batch`."""
     max_staleness: int = Field(default=1, ge=0)
     """Drop rows sampled more than this many generations before the starting version: 1 is its parent, 2 the parent of
     that. Rows of a version that it does not descend from, such as a rejected one, are always dropped. With 1, a
@@ -223,10 +208,9 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _something_is_credited(self) -> TrainConfig:
-        if not (self.credit or self.distill or self.imitate or self.self_distill):
+        if not (self.credit or self.distill or self.imitate):
             raise ValueError(
-                "credit = {}: nothing would be trained on; name a label, or set distill, imitate or self_distill "
-                "above 0"
+                "credit = {}: nothing would be trained on; name a label, or set distill or imitate above 0"
             )
         if idle := [label for label in self.credit_weights if label not in self.credit]:
             raise ValueError(f"credit_weights has {', '.join(idle)}: not in credit = {self.credit}; add it there")
@@ -234,31 +218,11 @@ class TrainConfig(Record):
 
     @model_validator(mode="after")
     def _everything_has_an_effect(self) -> TrainConfig:
-        if self.self_distill_form != "hint" and not self.self_distill:
-            raise ValueError(
-                f"self_distill_form = {self.self_distill_form!r}: self_distill = 0, so nothing takes that form; set "
-                "self_distill above 0, or remove self_distill_form"
-            )
-        if self.distill_retries != "passed" and not self.distill:
-            raise ValueError(
-                f"distill_retries = {self.distill_retries!r}: distill = 0, so no retry is distilled; set distill above "
-                "0, or remove distill_retries"
-            )
         if not self.credit:
-            for name, default in (("baseline", "siblings"), ("scale_rewards", "group"), ("max_siblings", None)):
+            for name, default in (("baseline", "siblings"), ("scale_rewards", "group")):
                 if (value := getattr(self, name)) != default:
                     raise ValueError(
                         f"{name} = {value!r}: credit = {{}}, so no rewards are compared; credit a label, or remove "
                         f"{name}"
                     )
-        return self
-
-    @model_validator(mode="after")
-    def _siblings_are_compared(self) -> TrainConfig:
-        if self.baseline == "batch" and self.scale_rewards == "mean":
-            raise ValueError("scale_rewards = 'mean' is of siblings; set baseline = 'siblings'")
-        if self.baseline == "batch" and self.max_siblings is not None:
-            raise ValueError(f"max_siblings = {self.max_siblings} are compared alone; set baseline = 'siblings'")
-        if self.scale_rewards == "mean" and "lift" in self.credit.values():
-            raise ValueError("scale_rewards = 'mean' needs rewards that are not negative; reflect = 'lift' may be")
         return self

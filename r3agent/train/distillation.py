@@ -1,15 +1,13 @@
-"""Rows that are not compared with siblings: distilled retries, imitated tries, and first tries with a hint."""
+"""Rows that are not compared with siblings: distilled retries and imitated tries."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from math import sqrt
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from r3agent.records.branching import origins
 from r3agent.records.credit import follows_success, groups
-from r3agent.records.media import media_in
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import Span, Trajectory, Try
 from r3agent.train.row import Dropped, Row, RowMaker
@@ -21,7 +19,6 @@ Retry: TypeAlias = tuple[Trajectory, Try]
 class FailedTry(NamedTuple):
     """First try that failed; of those that branches share, the copy in the last of them, whose verdict counts."""
 
-    trajectory: Trajectory
     span: Span
     group_id: str
     mean: float
@@ -31,18 +28,16 @@ class FailedTry(NamedTuple):
 
 
 def rows_without_siblings(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
-    """Make the rows of `distill`, `imitate` and `self_distill`."""
+    """Make the rows of `distill` and `imitate`."""
     config = make_row.config
     if config.distill:
         yield from _distilled(trajectories, make_row)
     if config.imitate:
         yield from _imitated(trajectories, make_row)
-    if config.self_distill:
-        yield from _self_distilled(trajectories, make_row)
 
 
 def _distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
-    """Make a row from each retry, after a reflection on a failed first try, that passed; or from all, as configured.
+    """Make a row from each retry that passed after a reflection on a failed first try.
 
     The row joins the group of the task's first tries, whose prompt it shares; its advantage is its weight.
     Source: RLTF-SD, arXiv 2602.02482: (r_retry - mean r_first) · log π(retry | prompt of the first try), without an
@@ -51,12 +46,11 @@ def _distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterat
     Both tries must be one completion each: the later steps of an agent's try follow the results of its own calls, which
     the other try did not see.
     """
-    config = make_row.config
-    for _, attempt, group_id, mean, retries in _failed_first_tries(trajectories):
+    for attempt, group_id, mean, retries in _failed_first_tries(trajectories):
         for trajectory, a_try in retries:
-            span, earned = a_try.first, float(a_try.passed is True)
-            if earned == mean or (config.distill_retries == "passed" and not earned):
+            if not a_try.passed:
                 continue
+            span = a_try.first
             if _has_own_results(trajectory, attempt, span):
                 yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
                 continue
@@ -65,8 +59,8 @@ def _distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterat
                 span,
                 label="distill",
                 group_id=group_id,
-                reward=earned,
-                advantage=(earned - mean) * config.distill,
+                reward=1.0,
+                advantage=(1.0 - mean) * make_row.config.distill,
                 prompt_of=attempt,
             )
 
@@ -96,71 +90,6 @@ def _imitated(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterato
             )
 
 
-def _self_distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
-    """Make a row from each failed first try after which a retry passed; the prompt of that retry is its hint.
-
-    The advantage is the weight, to be multiplied with that of each token (`hints`). SDPO's hint is a right answer or
-    feedback without the first try itself; this one has both the first try and the reflection, as they were recorded.
-    With `weighted`, the share of retries that passed stands for SC-SDPO's pass rate of the task, whose first try may be
-    its only one.
-    """
-    config, form = make_row.config, make_row.config.self_distill_form
-    for trajectory, attempt, group_id, _, retries in _failed_first_tries(trajectories):
-        passed, failed = ([retry for retry in retries if retry[1].passed is wanted] for wanted in (True, False))
-        if not passed or (not failed and form != "hint"):
-            continue
-        p = len(passed) / len(retries)
-        prompts = _hints(attempt, [passed[0], *failed[:1]] if form == "contrast" else passed[:1], make_row)
-        if isinstance(prompts, str):
-            yield Dropped(trajectory.trajectory_id, attempt.span_id, "self_distill", prompts)
-            continue
-        made = make_row(
-            trajectory,
-            attempt,
-            label="self_distill",
-            group_id=group_id,
-            reward=0.0,
-            advantage=config.self_distill * (sqrt(p * (1 - p)) if form == "weighted" else 1.0),
-        )
-        if isinstance(made, Dropped):
-            yield made
-            continue
-        [row] = made
-        if max(map(len, prompts)) + len(row.completion_ids_T) > config.max_row_tokens:
-            yield Dropped(trajectory.trajectory_id, attempt.span_id, "self_distill", "too_long")
-        else:
-            yield [row._replace(hint_ids_P=prompts[0], other_ids_P=prompts[1] if form == "contrast" else None)]
-
-
-def _hints(attempt: Span, retries: Sequence[Retry], make_row: RowMaker) -> list[list[int]] | str:
-    """Return the prompts of retries as hints for a first try, or the reason why they cannot be."""
-    prompts: list[list[int]] = []
-    for trajectory, span in ((trajectory, a_try.first) for trajectory, a_try in retries):
-        if _has_own_results(trajectory, attempt, span):
-            return "several_steps"
-        if media_in(trajectory.prompt(span)):
-            return "media"
-        if span.prompt_token_ids:
-            prompts.append(list(span.prompt_token_ids))
-        elif make_row.retokenise is not None:
-            prompts.append(make_row.retokenise(trajectory, span)[0])
-        else:
-            return "retokenise_refused"
-    return prompts
-
-
-def without_hinted(compared: list[Row], alone: Iterable[Row]) -> tuple[list[Row], list[Dropped]]:
-    """Drop first tries that are compared with siblings if they learn from a hint.
-
-    Their rewards are still part of the others' baseline. Source: sample routing of SRPO, arXiv 2604.02288, without its
-    weights by entropy.
-    """
-    hinted = {(row.trajectory_id, row.span_id) for row in alone if row.label == "self_distill"}
-    routed = {*hinted} & {(row.trajectory_id, row.span_id) for row in compared if row.label == "attempt"}
-    kept = [row for row in compared if row.label != "attempt" or (row.trajectory_id, row.span_id) not in hinted]
-    return kept, [Dropped(*identity, "attempt", "self_distilled") for identity in sorted(routed)]
-
-
 def _failed_first_tries(trajectories: Sequence[Trajectory]) -> Iterator[FailedTry]:
     """Yield each failed first try, once if branches share it, with the retries of all of them."""
     origin = origins(trajectories)
@@ -176,7 +105,7 @@ def _failed_first_tries(trajectories: Sequence[Trajectory]) -> Iterator[FailedTr
             for other in of_origin[origin[trajectory.trajectory_id]]:
                 if _has_try(other, trajectory, attempt):
                     retries |= {a_try.first.span_id: (other, a_try) for a_try in _retries(other)}
-            yield FailedTry(trajectory, attempt, group.group_id, mean, [*retries.values()])
+            yield FailedTry(attempt, group.group_id, mean, [*retries.values()])
 
 
 def _has_try(branch: Trajectory, trajectory: Trajectory, attempt: Span) -> bool:

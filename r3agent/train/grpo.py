@@ -1,6 +1,6 @@
 """GRPO on recorded rows: TRL's `GRPOTrainer` with recorded data instead of generation.
 
-Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Seven
+Loss, metrics, optimizer, mixed precision, gradient accumulation and logging are TRL's, and `arguments` sets them. Six
 things differ:
 
 - A batch holds recorded tokens and advantages. Its ratio is relative to the starting policy, and its advantages are
@@ -13,7 +13,6 @@ things differ:
 - Rows of `distill` and `imitate` have the loss of log-likelihood. Their old and reference logprobs are the current
   ones. The ratio is 1 and never clipped, so the gradient of ratio · advantage is that of advantage · log π; and the KL
   is 0, which for a distilled row cannot be estimated: its tokens were sampled from another prompt.
-- A row with a hint has an advantage at each token (`hints`).
 - Every try of a step has the same weight, even if micro-batches differ in size. A row of a try that has several is
   weighted by its share of the try's sampled tokens: so are its advantages and, by `WeightedBeta`, its KL.
 - `tool_mask` is 0 at tokens of a completion that were not sampled, such as the results of tools: as in TRL, they are
@@ -27,7 +26,7 @@ rows one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +46,6 @@ from r3agent.train.arguments import grpo_arguments
 from r3agent.train.checkpoints import PREFIX, writing
 from r3agent.train.collate import Costs, Epochs, MicroBatches, TrainingRows, blank_row, collate, collate_tokens
 from r3agent.train.config import TrainConfig
-from r3agent.train.hints import check_gaps
 from r3agent.train.row_file import column
 from r3agent.train.shared_prefix import enable_sharing, pack, unpack
 from r3agent.train.trial import padding_obstacle, trial_logprobs, trial_pairs
@@ -63,7 +61,6 @@ class OfflineGRPOTrainer(GRPOTrainer):
     args: GRPOConfig
     train_dataset: Any
     scores: Sequence[list[float] | None]
-    hint_gaps: Mapping[int, list[float]]
     in_loss: dict[str, Any] | None = None
     """Micro-batch whose loss is being computed; `None` outside the loss."""
 
@@ -79,8 +76,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
         inner = _without_adapter(model)
         expected = trial_logprobs(inner)
         costs = Costs(column(rows, "prompt_ids_P"), column(rows, "completion_ids_T"))
-        hints = [len(ids) for name in ("hint_ids_P", "other_ids_P") for ids in column(rows, name) if ids]
-        longest_row = max([*costs.prompt_tokens, *hints]) + max(costs.completion_tokens)
+        longest_row = max(costs.prompt_tokens) + max(costs.completion_tokens)
         self.packs = config.share_prompt and enable_sharing(inner, longest_row)
         self.budget = config.micro_batch_tokens if self.packs or _pads(inner, longest_row) else 1
         costs.shares = self.packs
@@ -132,22 +128,13 @@ class OfflineGRPOTrainer(GRPOTrainer):
         self.start_from(scores)
         return scores
 
-    def start_from(
-        self, scores: Sequence[list[float] | None], hint_gaps: Mapping[int, list[float]] | None = None
-    ) -> None:
+    def start_from(self, scores: Sequence[list[float] | None]) -> None:
         """Set the starting policy's logprobs of every row; for a row that has none, they are the recorded ones.
 
         They are the KL reference, and serve as the recorded logprobs of rows that have none; in rows of `distill` and
         `imitate` they are placeholders.
-
-        Args:
-            hint_gaps: factors of the advantage at each token, by the index of rows with a hint.
-
-        Raises:
-            ArgumentError: a row with a hint has no factors.
         """
-        check_gaps(column(self.train_dataset, "hint_ids_P"), hint_gaps or {})
-        self.scores, self.hint_gaps = scores, hint_gaps or {}
+        self.scores = scores
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]], *, divided: bool = False) -> list[list[float]]:
         """Compute the logprob of each completion token, for pairs of prompt ids and completion ids.
@@ -195,8 +182,7 @@ class OfflineGRPOTrainer(GRPOTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load this process's micro-batches of recorded rows; a blank row follows the last one."""
-        blank = blank_row(self.pad_id)
-        rows: Any = TrainingRows(self.train_dataset, self.weights, self.scores, self.hint_gaps, blank)
+        rows: Any = TrainingRows(self.train_dataset, self.weights, self.scores, blank_row(self.pad_id))
         limits = self.config.model_dump(include={"importance_cap", "importance_mode"})
         collate_rows = partial(collate, pad_id=self.pad_id, **limits)
         return Epochs(rows, batch_sampler=self.batches, collate_fn=collate_rows)

@@ -15,7 +15,7 @@ from r3agent.errors import TrainingError
 from r3agent.records.trajectory import Record
 from r3agent.train.collate import importance_weights
 from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.row import UNWEIGHTED, Row, RowLabel
+from r3agent.train.row import WITHOUT_SIBLINGS, Row, RowLabel
 from r3agent.train.row_file import Pairs
 from r3agent.train.surprise import LIMIT, Surprise
 
@@ -129,7 +129,7 @@ def measure(
 ) -> Mismatch:
     """Compare the rows' recorded logprobs with `scores`, those of the starting weights."""
     # What is imitated may be of any version: its loss has no importance weight.
-    gaps = [gap for gap in _gaps(rows, scores) if gap[0] not in UNWEIGHTED or gap[1] in (None, version)]
+    gaps = [gap for gap in _gaps(rows, scores) if gap[0] not in WITHOUT_SIBLINGS or gap[1] in (None, version)]
     if not gaps:
         return Mismatch(gap=None, labels={}, ess=None)
     own = [gap for gap in gaps if gap[1] in (None, version)]

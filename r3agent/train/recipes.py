@@ -13,11 +13,9 @@ NONE: Mapping[str, Any] = {
     "credit_weights": {},
     "distill": 0.0,
     "imitate": 0.0,
-    "self_distill": 0.0,
     "leak": "keep",
     "baseline": "siblings",
     "scale_rewards": "group",
-    "max_siblings": None,
 }
 
 RECIPES: Mapping[Recipe, Mapping[str, Any]] = {

@@ -58,8 +58,6 @@ REMEDIES = {
     "--retries, --blind-retries or --samples), or tasks of another difficulty",
     "at_baseline": "they earned exactly their baseline = 'batch', what other tasks lead to expect: collect more tasks, "
     "or tasks of another difficulty",
-    "not_chosen": "the rewards of max_siblings of their siblings vary most: raise it to train on all",
-    "self_distilled": "they learn from a hint instead: set self_distill = 0 to compare them with their siblings",
     "attempt_alone": f"their task has no other trainable first try of the same version: {_grouped('attempt')}",
     "reflect_alone": f"their failed try has no other trainable reflection: {_grouped('reflect')}",
     "retry_alone": f"their reflection has no other trainable retry: {_grouped('retry')}",
@@ -71,7 +69,6 @@ REMEDIES = {
 NOTHING_PASSED = {
     "distill": "no failed first try has a retry that passed",
     "imitate": "no try passed",
-    "self_distill": "no failed first try has a retry that passed, or none has one that failed too",
 }
 """Reason why there is no row without siblings, by label."""
 

@@ -134,7 +134,7 @@ def rewards_of(trajectories: Iterable[Trajectory], config: TrainConfig) -> Rewar
 
 def labels_of(config: TrainConfig) -> list[str]:
     """Return the labels that rows can have."""
-    further = {"distill": config.distill, "imitate": config.imitate, "self_distill": config.self_distill}
+    further = {"distill": config.distill, "imitate": config.imitate}
     return [*config.credit, *(label for label, weight in further.items() if weight)]
 
 

@@ -14,14 +14,12 @@ from r3agent.records.trajectory import Span, Trajectory
 from r3agent.train.chains import Chain, Step, chain_steps
 from r3agent.train.config import TrainConfig
 
-RowLabel: TypeAlias = CreditLabel | Literal["distill", "imitate", "self_distill"]
-"""Credit label of a row's span; `distill` is a retry with the prompt of the first try, `imitate` a try that passed,
-`self_distill` a failed first try with a hint."""
+RowLabel: TypeAlias = CreditLabel | Literal["distill", "imitate"]
+"""Credit label of a row's span; `distill` is a retry with the prompt of the first try, `imitate` a try that passed."""
 
-UNWEIGHTED = {"distill", "imitate"}
-"""Labels of rows whose loss is that of log-likelihood: they have no importance ratio and no KL."""
-WITHOUT_SIBLINGS = {*UNWEIGHTED, "self_distill"}
-"""Labels of rows that are not compared with siblings."""
+WITHOUT_SIBLINGS = {"distill", "imitate"}
+"""Labels of rows that are not compared with siblings. Their loss is that of log-likelihood: they have no importance
+ratio and no KL."""
 
 Retokenise: TypeAlias = Callable[[Trajectory, Span], tuple[list[int], list[int]]]
 """Function that returns the prompt's and the span's token ids under the policy's tokenizer and chat template."""
@@ -59,20 +57,10 @@ class Row(NamedTuple):
     """Spans of the steps that are in this row; `None` for `span_id` alone."""
     apart: str | None = None
     """Reason why its steps do not continue another row of their try, a key of `chains.APART`."""
-    hint_ids_P: list[int] | None = None
-    """Prompt with a hint. The advantage of each token is `advantage` times its logprob after this prompt, minus that
-    after the other one; both are the starting policy's."""
-    other_ids_P: list[int] | None = None
-    """Prompt that the hint is compared with; `None` for the row's own."""
 
     def sampled(self, values_T: Sequence[float]) -> Sequence[float]:
         """Keep the values at sampled tokens."""
         return values_T if self.sampled_T is None else [*compress(values_T, self.sampled_T)]
-
-    @property
-    def all_ids(self) -> list[int]:
-        """All token ids of the row, those of hints included."""
-        return [*self.prompt_ids_P, *self.completion_ids_T, *(self.hint_ids_P or ()), *(self.other_ids_P or ())]
 
 
 class Dropped(NamedTuple):

@@ -19,7 +19,7 @@ from r3agent.store.batches import batches_of, kept
 from r3agent.train.advantages import Every, among_siblings, among_tasks, scaled, scales_of
 from r3agent.train.baseline import Baselines
 from r3agent.train.config import TrainConfig
-from r3agent.train.distillation import rows_without_siblings, without_hinted
+from r3agent.train.distillation import rows_without_siblings
 from r3agent.train.leaks import reward_of_leak
 from r3agent.train.merging import Merging
 from r3agent.train.report import RowReport, report_rows, rewards_of
@@ -186,12 +186,8 @@ def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every, ba
             zero_variance_groups += len(tries_G) > 1 and not compared
     made = list(rows_without_siblings(whole, make_row))
     dropped += [drop for drop in made if isinstance(drop, Dropped)]
-    alone = [row for rows in made if isinstance(rows, list) for row in rows]
-    rows, left = without_hinted(rows, alone)
-    if config.self_distill_form == "weighted":
-        weights = [row.advantage for row in alone if row.label == "self_distill"]
-        every.setdefault("self_distill", array("d")).extend(weights)
-    return Credited([*rows, *alone], [*dropped, *left], leaked, zero_variance_groups)
+    rows += [row for rows in made if isinstance(rows, list) for row in rows]
+    return Credited(rows, dropped, leaked, zero_variance_groups)
 
 
 def to_dataset(rows: Iterable[Row]) -> Dataset:

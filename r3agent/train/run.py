@@ -30,7 +30,6 @@ from r3agent.train.config import PolicyStart, TrainConfig
 from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
-from r3agent.train.hints import measure_hints
 from r3agent.train.lineage import STEPS_FILE, base_model, count_repeated, lineage_of, write_rows
 from r3agent.train.mismatch import check, measure, score_rows
 from r3agent.train.processes import join_processes
@@ -122,9 +121,8 @@ def train(
                 ],
             )
             scores = score_rows(rows, start.version, partial(trainer.logprobs, divided=True))
-            hint_gaps = measure_hints(rows, partial(trainer.logprobs, divided=True))
             surprise = measure_surprise(rows, start.version, trainer.entropies)
-        trainer.start_from(scores, hint_gaps)
+        trainer.start_from(scores)
         mismatch = measure(rows, scores, start.version, config).model_copy(update={"surprise": surprise})
         progress("mismatch", mismatch.model_dump())
         forced = check(mismatch, config, start, force=force)

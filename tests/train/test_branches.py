@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from typing import Any
 
 import pytest
@@ -40,15 +39,6 @@ def test_retries_of_all_branches_are_distilled(branched: list[Trajectory]) -> No
     assert [(row.trajectory_id, row.span_id, row.advantage) for row in rows] == [("e0", "t1a", 1), ("b1", "t2a", 1)]
     assert {tuple(row.prompt_ids_P) for row in rows} == {first.prompt_token_ids}
     assert len({row.group_id for row in rows}) == 1
-
-
-def test_pass_rates_count_retries_of_all_branches(branched: list[Trajectory]) -> None:
-    passed = replace(branched[0], "t0a", passed=True)
-    other = [t.changed(trajectory_id=f"x{t.trajectory_id}", parent_id=t.parent_id and "xe0") for t in branched]
-    rows = build([passed, *branched[1:], *other], credit={}, self_distill=1.0, self_distill_form="weighted")
-    assert [row.trajectory_id for row in rows] == ["b1", "xb1"]  # the last that has it, as of siblings
-    of_three_quarters, of_half = (row.advantage for row in rows)
-    assert of_three_quarters / of_half == pytest.approx(sqrt(3 / 4 * 1 / 4) / sqrt(1 / 2 * 1 / 2))
 
 
 def test_edited_first_tries_have_their_own_retries_alone(branched: list[Trajectory]) -> None:

@@ -299,7 +299,7 @@ def test_a_leak_is_counted_and_paid_as_the_config_says(
         ({"credit": {"reflect": "success"}}, "what fits reflect is 'retry_success' or 'retry_score' or 'lift'"),
         ({"credit": {"retries": "success"}}, "unknown label 'retries'; did you mean 'retry'"),
         ({"credit": {"zzz": "success"}}, "known are attempt, reflect, retry, blind_retry"),
-        ({"credit": {}}, "nothing would be trained on; name a label, or set distill, imitate or self_distill above 0"),
+        ({"credit": {}}, "nothing would be trained on; name a label, or set distill or imitate above 0"),
         ({"credit_weights": {"retry": 2}}, "credit_weights has retry: not in credit"),
         ({"credit_weights": {"reflct": 2}}, "unknown label 'reflct'; did you mean 'reflect'"),
         ({"credit_weights": {"reflect": 0}}, "greater than 0"),

@@ -32,7 +32,6 @@ REWARDED: list[dict[str, Any]] = [
     {"leak": "drop"},
     {"baseline": "batch"},
     {"scale_rewards": "none"},
-    {"max_siblings": 4},
 ]
 """Settings of how credited spans are rewarded, with other values than the paper's."""
 
@@ -50,7 +49,7 @@ def test_another_reward_than_the_papers_is_a_custom_recipe(own: dict[str, Any], 
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 
 
-@pytest.mark.parametrize("own", [{"credit": {"attempt": "success"}}, {"distill": 0.5}, {"self_distill": 1}])
+@pytest.mark.parametrize("own", [{"credit": {"attempt": "success"}}, {"distill": 0.5}])
 def test_a_recipe_with_another_setting_is_a_custom_one(own: dict[str, Any]) -> None:
     for recipe in ("paper", "sft"):
         config = TrainConfig.model_validate({"recipe": recipe, **own})
@@ -80,8 +79,8 @@ def test_an_unknown_recipe_is_refused() -> None:
 def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
     file = tmp_path / "r3.toml"
     file.write_text(to_toml(load_config(None, {})))
-    assert not {"credit", "leak", "baseline", "max_siblings"} & tomllib.loads(file.read_text())["train"].keys()
-    for line in ("# credit = {reflect = ", '# leak = "keep"\n', "# imitate = 0.0\n", "# max_siblings =\n"):
+    assert not {"credit", "leak", "baseline"} & tomllib.loads(file.read_text())["train"].keys()
+    for line in ("# credit = {reflect = ", '# leak = "keep"\n', "# imitate = 0.0\n"):
         assert line in file.read_text()
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 
