@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -121,10 +121,13 @@ def test_index_of_pandas_is_a_column_and_no_data(tmp_path: Path) -> None:
 
 
 @given(st.integers(), st.decimals(allow_nan=False, allow_infinity=False, places=20), st.floats(allow_nan=False))
+@example(0, Decimal("0.045385825696690432"), 0.0)
 def test_json_stream_changes_no_number(whole: int, decimal: Decimal, number: float) -> None:
     ((_, read),) = json_stream(f"[{whole}, {decimal:f}, {json.dumps(number)}]", "f")
-    assert (read[0], Decimal(str(read[1])), read[2]) == (whole, decimal, number)
+    assert (read[0], read[2]) == (whole, number)
     assert type(read[2]) is float
+    written = {str(read[1]), f"{read[1]:.17g}"} if isinstance(read[1], float) else {str(read[1])}
+    assert decimal in {Decimal(text) for text in written}  # a float is written with few digits, or with 17
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.parquet"])
