@@ -218,7 +218,7 @@ def check_ids(rows: Sequence[Row], model: PreTrainedModel | PeftModel, start: Po
     """
     size = n_embeddings(model)
     for row in rows:
-        if (largest := max([*row.prompt_ids_P, *row.completion_ids_T])) >= size:
+        if (largest := row.largest_id) >= size:
             raise TrainingError(
                 f"span {row.span_id} of trajectory {row.trajectory_id} has token id {largest}, and {start.model} has "
                 f"embeddings of {size} tokens: its tokenizer, or the server's model, has tokens that this model was "

@@ -62,6 +62,11 @@ class Row(NamedTuple):
         """Keep the values at sampled tokens."""
         return values_T if self.sampled_T is None else [*compress(values_T, self.sampled_T)]
 
+    @property
+    def largest_id(self) -> int:
+        """Largest token id of the row."""
+        return max([*self.prompt_ids_P, *self.completion_ids_T])
+
 
 class Dropped(NamedTuple):
     """Credited span, or try by its first span, without a row."""

@@ -75,7 +75,7 @@ class RowFile(Sequence[Row]):
                     self._writer.write_table(table)
         except (pyarrow.ArrowInvalid, OverflowError):
             for row in rows:
-                if (largest := max([*row.prompt_ids_P, *row.completion_ids_T])) >= 2**31:
+                if (largest := row.largest_id) >= 2**31:
                     raise TrainingError(
                         f"span {row.span_id} of trajectory {row.trajectory_id} has token id {largest}, limit 2**31: no "
                         "model has as many tokens; collect from a server that returns ids of its tokens"
