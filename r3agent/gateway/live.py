@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from r3agent.policy.live import LIVE, LivePolicy
 from r3agent.recording.terms import CallTerms
@@ -48,6 +49,7 @@ def live_model(run: str | Path) -> Callable[[], Awaitable[MakeTerms]]:
 
     async def terms() -> MakeTerms:
         target = await live.target()
-        return lambda: CallTerms(names=names, model=target.model, base_url=target.base_url, version=target.version)
+        where: dict[str, Any] = {"model": target.model, "base_url": target.base_url, "version": target.version}
+        return lambda: CallTerms(names=names, holds=partial(live.keeps, target), **where)
 
     return terms

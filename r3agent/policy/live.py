@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from r3agent.errors import ConfigError
+from r3agent.errors import ConfigError, R3Error
 from r3agent.records import versions
 from r3agent.store.registry import Registry
 
@@ -27,8 +27,70 @@ class Target(NamedTuple):
     """Version that is live, if `in_place`; otherwise the name tells it."""
 
 
-class LivePolicy:
-    """Live version of one name, read again when the pointer has moved.
+class Name:
+    """Name of a policy, whose target is read again when the run's pointer or its versions have changed."""
+
+    def __init__(self, registry: Registry | None) -> None:
+        self._registry = registry
+        self._seen = _stamps(registry)
+        self._target = self._read()
+
+    async def target(self) -> Target:
+        """Return what the name means at present.
+
+        Raises:
+            ConfigError: nothing is live.
+            RecordError: the run cannot be read.
+        """
+        if _stamps(self._registry) != self._seen:
+            return await asyncio.to_thread(self.now)  # reads files, which would block the event loop
+        return self._target
+
+    def now(self) -> Target:
+        """Return the same as `target`, in this thread."""
+        if (stamps := _stamps(self._registry)) != self._seen:
+            self._target, self._seen = self._read(), stamps
+        return self._target
+
+    async def is_shared(self) -> bool:
+        """Return `Target.in_place` as it is at present; True if the run cannot be read, so that nobody knows."""
+        try:
+            return (await self.target()).in_place
+        except R3Error:
+            return True
+
+    def keeps(self, target: Target) -> bool:
+        """Return True if a target that was read earlier still has its weights, as far as the run tells."""
+        try:
+            now = self.now()
+        except R3Error:
+            return False
+        return now == target or not (target.in_place or now.in_place)
+
+    def _read(self) -> Target:
+        raise NotImplementedError
+
+
+class FixedName(Name):
+    """Served name that a deploy does not change, although it may change the weights behind it.
+
+    Args:
+        version: version of a bare name, if neither the name nor the server tells it.
+        registry: registry of the run; without one, no server is asked for the version of its weights.
+    """
+
+    def __init__(self, model: str, version: str | None, registry: Registry | None) -> None:
+        self._model = model
+        self._is_another = version not in (None, versions.BASE) and versions.served_version(model) is None
+        super().__init__(registry)
+
+    def _read(self) -> Target:
+        registry = self._registry
+        return Target(self._model, None, registry is not None and (self._is_another or has_weights_in_place(registry)))
+
+
+class LivePolicy(Name):
+    """Live version of one name.
 
     Args:
         name: name of the policy; default: that of the registry.
@@ -39,23 +101,11 @@ class LivePolicy:
 
     def __init__(self, name: str | None, registry: Registry) -> None:
         self.name = name
-        self._registry = registry
-        self._seen = _stamp(registry.live_path)
-        self._target = self._read()
-
-    async def target(self) -> Target:
-        if (stamp := _stamp(self._registry.live_path)) is None or stamp != self._seen:
-            return await asyncio.to_thread(self.now)  # reads files, which would block the event loop
-        return self._target
-
-    def now(self) -> Target:
-        """Return the same as `target`, in this thread."""
-        if (stamp := _stamp(self._registry.live_path)) is None or stamp != self._seen:
-            self._target, self._seen = self._read(), stamp
-        return self._target
+        self._run = registry
+        super().__init__(registry)
 
     def _read(self) -> Target:
-        registry = self._registry
+        registry = self._run
         if registry.live is None:
             raise ConfigError(f"{registry.live_path}: nothing is live; {_begin(registry, self.name)}")
         card = registry.card(registry.live)
@@ -128,13 +178,14 @@ class Answered:
 
         Args:
             own_url: base URL of a target that has none.
-            before: version that the server named before the request; `None` if it named none, or was not asked.
+            before: version that the server named before the request; `None` if it named none, or was not asked,
+                because versions did not share the name then.
             after: the same, after the request; vLLM answers "default" until the first deploy after its start.
         """
         url = target.base_url or own_url
         if name := versions.served_version(served_name):
             return name
-        if before != after:
+        if before != after and (target.in_place or versions.is_version(after)):
             return None
         if versions.is_version(after):
             self._named.add(url)
@@ -147,8 +198,13 @@ class Answered:
         return expected
 
 
+def _stamps(registry: Registry | None) -> list[tuple[int, ...] | None]:
+    """Return stamps of a run's pointer and versions, which change when these do."""
+    return [] if registry is None else [_stamp(registry.live_path), _stamp(registry.policies_dir)]
+
+
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Return a stamp that changes when a file is replaced; it must never be written in place."""
+    """Return a stamp that changes when a file is replaced, or a directory's entries are."""
     try:
         status = path.stat()
     except OSError:

@@ -27,7 +27,7 @@ from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoints import Endpoints
-from r3agent.policy.live import LIVE, Answered, LivePolicy, Target, has_weights_in_place
+from r3agent.policy.live import LIVE, Answered, FixedName, LivePolicy, Name, Target
 from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.reception import Reception
 from r3agent.policy.stream import OnDelta, shift_choices
@@ -143,7 +143,7 @@ class OpenAIPolicy(Shared):
             drawings = await self._complete(target, body, settings, n, on_delta)
         except (AccessError, EndpointError):
             # A deploy may have unloaded this version or replaced the server; if so, retry with the live version.
-            if self._live is None or (now := await self._target()) == target:
+            if not self._is_live or (now := await self._target()) == target:
                 raise
             target = now
             drawings = await self._complete(target, body, settings, n, on_delta)
@@ -162,7 +162,7 @@ class OpenAIPolicy(Shared):
         target = await self._target()
         if versions.served_version(target.model):
             return target.model
-        version = self._version or target.version or (versions.BASE if self._live else None)
+        version = self._version or target.version or (versions.BASE if self._is_live else None)
         if version is None and target.in_place and self._registry is not None:
             version = self._registry.live
         return f"{target.model}@{version}" if version else target.model
@@ -185,7 +185,7 @@ class OpenAIPolicy(Shared):
 
     def pinned(self, model: str) -> OpenAIPolicy:
         """Return this policy pinned to the version that answered as `model`, for the rest of an episode."""
-        if self._live is None:
+        if not self._is_live:
             return self
         policy = copy(self)
         policy._pin = model
@@ -203,14 +203,13 @@ class OpenAIPolicy(Shared):
         self._version = version
         self._pin: str | None = None
         self._answered = Answered(version)
-        self._live: LivePolicy | None = None
-        if model.endswith(f"@{LIVE}"):
-            if registry is None:
-                raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
-            self._live = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
-        is_shared = version not in (None, versions.BASE) and versions.served_version(model) is None
-        in_place = registry is not None and (is_shared or has_weights_in_place(registry))
-        self._fixed = Target(model, None, in_place)
+        self._is_live = model.endswith(f"@{LIVE}")
+        if not self._is_live:
+            self._served_name: Name = FixedName(model, version, registry)
+        elif registry is not None:
+            self._served_name = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
+        else:
+            raise ConfigError(f"model = {model!r} needs the run whose live version it is; pass registry=RUN_DIR")
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -246,8 +245,8 @@ class OpenAIPolicy(Shared):
     ) -> list[Generation]:
         """Send one request; if the name does not identify the version, check the weights before and after it."""
         endpoint = self._endpoints.of(target.base_url, self._current_url)
-        weights = self._endpoints.weights(endpoint) if target.in_place else None
-        before = None if weights is None else weights.last or await weights.now()
+        weights = self._endpoints.weights(endpoint)
+        before = (weights.last or await weights.now()) if target.in_place else None
         body = {"model": target.model, **body}
         where = f"{redact_url(endpoint.base_url)}, model {target.model!r}"
         received = Reception(where, on_delta)
@@ -258,7 +257,8 @@ class OpenAIPolicy(Shared):
                 take = (received.begin, received.may_repeat, received.end)
                 latency_s = await endpoint.stream("/chat/completions", body, *take)
             answer = received.answer()
-            after = None if weights is None else await weights.now()
+            # A deploy may have given the name to several versions meanwhile.
+            after = await weights.now() if target.in_place or await self._served_name.is_shared() else None
             served_name = str(answer.get("model") or target.model)
             common = {
                 "model": target.model,
@@ -286,7 +286,7 @@ class OpenAIPolicy(Shared):
         return target if self._pin is None else target._replace(model=self._pin)
 
     async def _target(self) -> Target:
-        return self._fixed if self._live is None else await self._live.target()
+        return await self._served_name.target()
 
     async def _current_url(self) -> str:
         return (await self._target()).base_url or self.base_url

@@ -21,6 +21,7 @@ from r3agent.recording.blocks import Block
 from r3agent.recording.exchange import Exchange
 from r3agent.recording.live import LiveName
 from r3agent.recording.memory import Memory
+from r3agent.records import versions
 from r3agent.records.json_values import parse_json
 
 
@@ -158,9 +159,11 @@ class RecordedCall(Exchange):
 
     def _policy_version(self, answered: str) -> str | None:
         """Return the version that answered; `None` if its weights may have been replaced meanwhile."""
-        if self._target is None or not self._target.in_place:
+        if self._target is None or self._live is None:
             return super()._policy_version(answered)
-        return self._target.version if self._live is not None and self._live.now() == self._target else None
+        if not self._live.keeps(self._target):
+            return versions.served_version(answered)
+        return self._target.version or super()._policy_version(answered)
 
     def end_stream(self) -> None:
         """Record a stream that its sender has ended, and note an answer without an end as the endpoint's fault."""

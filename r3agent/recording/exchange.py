@@ -287,8 +287,10 @@ class Exchange:
 
     def _policy_version(self, answered: str) -> str | None:
         """Return the version that answered; a name without one is the base only if it is the policy's."""
-        base = versions.BASE if self._purpose is None else None
-        return versions.served_version(answered) or self._version or base
+        named = versions.served_version(answered)
+        if named or (self._terms is not None and not self._terms.holds()):
+            return named
+        return self._version or (versions.BASE if self._purpose is None else None)
 
     def _lose(self, what: str, error: Exception) -> None:
         self._memory.report_error(what, error)

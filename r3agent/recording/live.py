@@ -35,3 +35,7 @@ class LiveName:
     def now(self) -> Target:
         """Return the version that is live at present."""
         return self._live.now()
+
+    def keeps(self, target: Target) -> bool:
+        """Return True if a target that was read earlier still has its weights, as far as the run tells."""
+        return self._live.keeps(target)

@@ -48,6 +48,8 @@ class CallTerms:
     """Settings of the policy's own requests to `base_url`; `None` if the sender has its own."""
     version: str | None = None
     """Version of a served name that has none."""
+    holds: Callable[[], bool] = lambda: True
+    """Returns False once the served name may stand for other weights than at the beginning."""
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields of a request that the application left out."""
     seeds: Callable[[int], int | None] | None = None

@@ -21,10 +21,11 @@ from r3agent.gateway.journal import left_behind
 from r3agent.gateway.server import Gateway
 from r3agent.recording.blocks import SpanScope
 from r3agent.recording.terms import CallTerms
-from r3agent.store.registry import Registry
+from r3agent.store.trajectories import load
 from r3agent.testing import HANG, SERVER_ERROR, ScriptedEndpoint
 from tests.gateway.stub import HTTP
 from tests.support.access import Proxy
+from tests.support.registries import add, tiny_registry
 
 USER: Any = {"role": "user", "content": "?"}
 
@@ -146,15 +147,29 @@ def test_a_gateway_stores_what_a_killed_one_had_answered(tmp_path: Path) -> None
 
 
 def test_calls_of_a_runs_policy_go_to_its_live_version(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    registry.add_base("tiny", "org/tiny")
-    registry.set_live("v0000")
+    tiny_registry(tmp_path)
     with ScriptedEndpoint("42", model="tiny") as endpoint, Gateway(endpoint.url, out=tmp_path, run=tmp_path) as gateway:
         url = gateway.url_of("e")
         assert [ask(url, name).status_code for name in ("tiny", "tiny@live", "policy", "other")] == [200] * 3 + [404]
     assert [body["model"] for body, _ in endpoint.received] == ["tiny"] * 3 + ["other"]
     with pytest.raises(ConfigError, match="nothing is live"):
         Gateway(endpoint.url, out=tmp_path, run=tmp_path / "none")
+
+
+@pytest.mark.parametrize(("kind", "stamps"), [("full", ["v0000", None]), ("lora", ["v0000", "v0000"])])
+def test_an_episode_whose_weights_were_swapped_is_of_no_known_version(
+    tmp_path: Path, kind: str, stamps: list[str | None]
+) -> None:
+    registry = tiny_registry(tmp_path)
+    out = tmp_path / "episodes"
+    with ScriptedEndpoint("42", model="tiny") as endpoint, Gateway(endpoint.url, out=out, run=tmp_path) as gateway:
+        ask(gateway.url_of("e"))
+        HTTP.get(f"{gateway.url.removesuffix('/v1')}/episodes/e")  # waits for the record of the first call
+        add(registry, "v0001", kind)
+        registry.set_live("v0001")
+        ask(gateway.url_of("e"))
+    [episode] = load(out)
+    assert [span.policy_version for span in episode.spans] == stamps
 
 
 def test_journal_goes_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

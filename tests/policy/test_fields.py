@@ -144,8 +144,7 @@ async def test_terms_are_of_one_model_at_one_server() -> None:
         endpoint.adapters += ["scripted@v0001", "other"]
         async with OpenAIPolicy(endpoint.url, endpoint.model) as policy:
             for name in (endpoint.model, "scripted@v0001", "other"):
-                policy._fixed = policy._fixed._replace(model=name)
-                await policy.sample(MESSAGES)
+                await policy.asking(name).sample(MESSAGES)
     assert [r.body["model"] for r in endpoint.received if "temperature" in r.body] == ["scripted", "other"]
 
 

@@ -200,6 +200,40 @@ async def test_the_live_version_is_stamped_only_if_the_server_may_have_it(
     assert generation.policy_version == stamp
 
 
+@pytest.mark.parametrize("model", ["tiny", "tiny@live"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(("names", "stamp"), [("v0001", None), ("default", "v0000"), (None, "v0000")])
+async def test_a_name_that_versions_share_since_a_request_began(
+    registry: Registry, model: str, kind: str, names: str | None, stamp: str | None
+) -> None:
+    def deploys(body: Any, choice: int) -> str:
+        if "v0001" not in registry.versions():
+            add(registry, "v0001", kind)
+            registry.set_live("v0000", merges_adapters=kind == "lora")
+            endpoint.weight_version = names
+        return "hi"
+
+    with ScriptedEndpoint(deploys, model="tiny") as endpoint:
+        async with OpenAIPolicy(endpoint.url, model, registry=registry) as policy:
+            [during] = await policy.sample(MESSAGES)
+            [after] = await policy.sample(MESSAGES)
+            name = await policy.versioned_name()
+    assert (during.policy_version, during.capability == "eval-only") == (stamp, stamp is None)
+    assert after.policy_version == ("v0000" if stamp else "v0001")
+    assert name == "tiny@v0000"  # what is live, until the pointer moves too
+
+
+async def test_an_answer_is_not_lost_with_its_run(registry: Registry) -> None:
+    def destroys(body: Any, choice: int) -> str:
+        registry.live_path.write_text("{")
+        return "hi"
+
+    with ScriptedEndpoint(destroys, model="tiny") as endpoint:
+        async with OpenAIPolicy(endpoint.url, "tiny@live", registry=registry) as policy:
+            [generation] = await policy.sample(MESSAGES)
+    assert (generation.text, generation.policy_version) == ("hi", "v0000")
+
+
 async def test_adapters_ask_nothing_of_the_weights(registry: Registry) -> None:
     with ScriptedEndpoint("hi", model="tiny") as endpoint:
         endpoint.weight_version = "v0009"  # it would be on the stamp

@@ -16,7 +16,7 @@ from r3agent._util.within import OverrunError, is_failure, within
 from r3agent.episodes.agents.base import Agent, AgentCall, AgentEnd, Environment, Resumable
 from r3agent.episodes.agents.interrupted import LOST, InterruptedTries, without_repeated
 from r3agent.episodes.agents.messages import agent_messages
-from r3agent.episodes.agents.terms import call_terms
+from r3agent.episodes.agents.terms import call_terms, without_swapped
 from r3agent.episodes.agents.worlds import MAX_CHARS, WorldError, described, in_world
 from r3agent.episodes.config import EpisodeConfig
 from r3agent.episodes.requests import Refusal, SpanRequest
@@ -148,6 +148,7 @@ class TryRunner:
             finally:
                 episode.end(scope)
                 steps += without_repeated(tree, episode.trajectory, scope.parent_id, len(earlier))
+        steps[:] = await without_swapped(steps, policy, terms)
         if not steps and outcome.refusal is not None:
             steps.append(request.refused(request.slots(1)[0], outcome.refusal))
         elif not steps and outcome.error is None:
