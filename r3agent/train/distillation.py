@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import fmean
-from typing import NamedTuple, TypeAlias
 
 from r3agent.records.branching import origins
-from r3agent.records.credit import follows_success, groups
+from r3agent.records.credit import Group, follows_success, groups
 from r3agent.records.prompts import NOT_RUN
 from r3agent.records.trajectory import Span, Trajectory, Try
 from r3agent.train.row import Dropped, Row, RowMaker
-
-Retry: TypeAlias = tuple[Trajectory, Try]
-"""Retry, and the trajectory that it is in."""
-
-
-class FailedTry(NamedTuple):
-    """First try that failed; of those that branches share, the copy in the last of them, whose verdict counts."""
-
-    span: Span
-    group_id: str
-    mean: float
-    """Mean success of the task's first tries."""
-    retries: list[Retry]
-    """Retries after reflections on it, of its trajectory and all branches."""
 
 
 def rows_without_siblings(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
@@ -46,23 +31,19 @@ def _distilled(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterat
     Both tries must be one completion each: the later steps of an agent's try follow the results of its own calls, which
     the other try did not see.
     """
-    for attempt, group_id, mean, retries in _failed_first_tries(trajectories):
-        for trajectory, a_try in retries:
-            if not a_try.passed:
-                continue
-            span = a_try.first
-            if _has_own_results(trajectory, attempt, span):
-                yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
-                continue
-            yield make_row(
-                trajectory,
-                span,
-                label="distill",
-                group_id=group_id,
-                reward=1.0,
-                advantage=(1.0 - mean) * make_row.config.distill,
-                prompt_of=attempt,
-            )
+    for trajectory, span, attempt, group in _passed_retries(trajectories):
+        if _has_own_results(trajectory, attempt, span):
+            yield Dropped(trajectory.trajectory_id, span.span_id, "distill", "several_steps")
+            continue
+        yield make_row(
+            trajectory,
+            span,
+            label="distill",
+            group_id=group.group_id,
+            reward=1.0,
+            advantage=(1.0 - fmean(group.rewards_G)) * make_row.config.distill,
+            prompt_of=attempt,
+        )
 
 
 def _imitated(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterator[list[Row] | Dropped]:
@@ -90,22 +71,26 @@ def _imitated(trajectories: Sequence[Trajectory], make_row: RowMaker) -> Iterato
             )
 
 
-def _failed_first_tries(trajectories: Sequence[Trajectory]) -> Iterator[FailedTry]:
-    """Yield each failed first try, once if branches share it, with the retries of all of them."""
+def _passed_retries(trajectories: Sequence[Trajectory]) -> Iterator[tuple[Trajectory, Span, Span, Group]]:
+    """Yield each retry that passed, after its trajectory, and before the first try that failed and the group of that.
+
+    Of retries and first tries that branches share, it is the copy in the last of them, whose verdict counts.
+    """
     origin = origins(trajectories)
     of_origin: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         of_origin.setdefault(origin[trajectory.trajectory_id], []).append(trajectory)
     for group in groups(trajectories, "attempt"):
-        mean = fmean(group.rewards_G)
         for trajectory, attempt in zip(group.trajectories_G, group.spans_G, strict=True):
             if trajectory.try_of(attempt).passed:
                 continue
-            retries: dict[str, Retry] = {}
+            retries: dict[str, tuple[Trajectory, Try]] = {}
             for other in of_origin[origin[trajectory.trajectory_id]]:
                 if _has_try(other, trajectory, attempt):
                     retries |= {a_try.first.span_id: (other, a_try) for a_try in _retries(other)}
-            yield FailedTry(attempt, group.group_id, mean, [*retries.values()])
+            for other, a_try in retries.values():
+                if a_try.passed:
+                    yield other, a_try.first, attempt, group
 
 
 def _has_try(branch: Trajectory, trajectory: Trajectory, attempt: Span) -> bool:
