@@ -25,10 +25,12 @@ class Target(NamedTuple):
     """True if weights are reloaded under one name, so that the name does not identify the version."""
     version: str | None = None
     """Version that is live, if `in_place`; otherwise the name tells it."""
+    is_swapped: bool = False
+    """True while an evaluation has replaced the live weights on their server."""
 
 
 class Name:
-    """Name of a policy, whose target is read again when the run's pointer or its versions have changed."""
+    """Name of a policy, whose target is read again when the run's versions, or what is live, have changed."""
 
     def __init__(self, registry: Registry | None) -> None:
         self._registry = registry
@@ -65,7 +67,7 @@ class Name:
             now = self.now()
         except R3Error:
             return False
-        return now == target or not (target.in_place or now.in_place)
+        return (now == target and not now.is_swapped) or not (target.in_place or now.in_place)
 
     def _read(self) -> Target:
         raise NotImplementedError
@@ -114,8 +116,10 @@ class LivePolicy(Name):
             raise ConfigError(
                 f"{self.name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
-        in_place = has_weights_in_place(registry)
-        return Target(registry.served_name(card), registry.live_base_url, in_place, card.version if in_place else None)
+        name, url = registry.served_name(card), registry.live_base_url
+        if not has_weights_in_place(registry):
+            return Target(name, url, False)
+        return Target(name, url, True, card.version, registry.swapped_path.exists())
 
 
 def _begin(registry: Registry, name: str | None) -> str:
@@ -199,8 +203,10 @@ class Answered:
 
 
 def _stamps(registry: Registry | None) -> list[tuple[int, ...] | None]:
-    """Return stamps of a run's pointer and versions, which change when these do."""
-    return [] if registry is None else [_stamp(registry.live_path), _stamp(registry.policies_dir)]
+    """Return stamps of what a run says of its versions and the live one, which change when that does."""
+    if registry is None:
+        return []
+    return [_stamp(path) for path in (registry.live_path, registry.policies_dir, registry.swapped_path)]
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -35,12 +35,7 @@ class Collector(RunDirectory):
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
-        self._swapped.unlink(missing_ok=True)
-
-    @property
-    def _swapped(self) -> Path:
-        """File that exists while other weights replace the live ones, also after a process that was killed."""
-        return self.directory / "live.swapped"
+        self.registry.swapped_path.unlink(missing_ok=True)
 
     @property
     def swaps_live(self) -> bool:
@@ -54,18 +49,18 @@ class Collector(RunDirectory):
         They may have done so in a process that was killed.
         """
         if self.swaps_live and any(version != self.registry.live for version in versions):
-            self._swapped.touch()
+            self.registry.swapped_path.touch()
         try:
             yield
         finally:
-            if self._swapped.exists():
+            if self.registry.swapped_path.exists():
                 self.serve_live()
 
     def _load_to_evaluate(self, version: str) -> str:
         """Load a version without making it live; return the base URL of its server."""
         report = load_version(version, to_evaluate=True, **self.server_settings())
         if self.swaps_live and version != self.registry.live:  # the first adapter on a server that takes none
-            self._swapped.touch()
+            self.registry.swapped_path.touch()
         self._names[version, report.base_url] = report.served_name
         return report.base_url
 

@@ -6,7 +6,6 @@
     RUN/policies/v0001/               a trained version with its card
     RUN/policies/history.jsonl        evaluations, decisions of the gate, deploys and rollbacks
     RUN/live.json                     the live version
-    RUN/live.swapped                  exists while a server has other weights than the live ones, to sample with them
     RUN/eval/v0001/*.jsonl            episodes of the frozen tasks, one folder per version
     RUN/eval/v0001.donor/*.jsonl      control branches of these episodes, one folder per control
     RUN/eval/forgetting/NAME/v0001/   episodes of the tasks of another source

@@ -3,6 +3,7 @@
     RUN/policies/v0000/card.json            the base policy; its weights are not copied
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000", …}, replaced atomically
+    RUN/live.swapped                        exists while a server has other weights than the live ones, to sample them
 
 A directory is a version only if it has a card: `create_version` fills a temporary directory and renames it.
 """
@@ -123,6 +124,8 @@ class Registry:
         self.run_dir = Path(run_dir)
         self.policies_dir = self.run_dir / "policies"
         self.live_path = self.run_dir / "live.json"
+        self.swapped_path = self.run_dir / "live.swapped"
+        """File that exists while other weights replace the live ones, also after a process that was killed."""
 
     # ---- versions ----
 

@@ -156,17 +156,24 @@ def test_calls_of_a_runs_policy_go_to_its_live_version(tmp_path: Path) -> None:
         Gateway(endpoint.url, out=tmp_path, run=tmp_path / "none")
 
 
-@pytest.mark.parametrize(("kind", "stamps"), [("full", ["v0000", None]), ("lora", ["v0000", "v0000"])])
+@pytest.mark.parametrize(
+    ("kind", "goes_live", "stamps"),
+    [("full", True, ["v0000", None]), ("full", False, ["v0000", None]), ("lora", True, ["v0000", "v0000"])],
+)
 def test_an_episode_whose_weights_were_swapped_is_of_no_known_version(
-    tmp_path: Path, kind: str, stamps: list[str | None]
+    tmp_path: Path, kind: str, goes_live: bool, stamps: list[str | None]
 ) -> None:
+    """Other weights go live, or replace the live ones for an evaluation."""
     registry = tiny_registry(tmp_path)
     out = tmp_path / "episodes"
     with ScriptedEndpoint("42", model="tiny") as endpoint, Gateway(endpoint.url, out=out, run=tmp_path) as gateway:
         ask(gateway.url_of("e"))
         HTTP.get(f"{gateway.url.removesuffix('/v1')}/episodes/e")  # waits for the record of the first call
         add(registry, "v0001", kind)
-        registry.set_live("v0001")
+        if goes_live:
+            registry.set_live("v0001")
+        else:
+            registry.swapped_path.touch()
         ask(gateway.url_of("e"))
     [episode] = load(out)
     assert [span.policy_version for span in episode.spans] == stamps

@@ -100,7 +100,11 @@ def test_weights_that_are_reloaded_in_place_are_known_by_the_pointer(
         stream: Any = client.chat.completions.create(model="tiny@live", messages=ASK, stream=True)
         registry.set_live("v0000")
         assert list(stream)
-    assert [s.policy_version for s in episode.spans] == ["v0000", "v0001", "v0001", None]
+        registry.swapped_path.touch()  # by an evaluation
+        client.chat.completions.create(model="tiny@live", messages=ASK)
+        registry.swapped_path.unlink()
+        client.chat.completions.create(model="tiny@live", messages=ASK)
+    assert [s.policy_version for s in episode.spans] == ["v0000", "v0001", "v0001", None, None, "v0000"]
 
 
 def test_a_call_during_the_first_deploy_in_place_is_of_no_known_version(registry: Registry) -> None:
