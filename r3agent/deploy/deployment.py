@@ -87,6 +87,7 @@ def _go_live(
         new_url = first.new.base_url if first.new is not first.old else None
         merges = first.merges if registry.card(version).kind == "lora" else None
         registry.set_live(version, base_url=new_url, passed=passed, merges_adapters=merges)
+        registry.swapped_path.unlink(missing_ok=True)
         unloaded, warnings = _clean_up(rollouts, registry, config.keep)
         if changes:
             warnings += _record(registry, event.model_copy(update={"other": previous}))
@@ -125,9 +126,10 @@ def load_version(
     with _traced("load", version) as span, _servers(urls, registry, access, config, f"loading {version}") as servers:
         rollouts = roll_out(servers, registry, version, config, is_live=is_live)
         merges = rollouts[0].merges
-        is_adapter = registry.card(version).kind == "lora"
-        if is_live and is_adapter and version == registry.live and merges != registry.merges_adapters:
-            registry.set_live(version, merges_adapters=merges)
+        if is_live and version == (registry.live or BASE):
+            if registry.card(version).kind == "lora" and merges != registry.merges_adapters:
+                registry.set_live(version, merges_adapters=merges)
+            registry.swapped_path.unlink(missing_ok=True)
         span.set(lambda: attributes(rollouts[0].report, len(rollouts)))
         _clean_up(rollouts, registry, config.keep)
     return rollouts[0].report

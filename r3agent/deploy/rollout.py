@@ -47,6 +47,8 @@ def roll_out(
 ) -> list[Rollout]:
     """Update one server after another; if one fails, restore the earlier ones too.
 
+    If weights are replaced, the run's marker of swapped weights says so until the caller knows what is live.
+
     Args:
         on_server: called before each server with the numbers of those that have the version and of all.
         is_live: the servers are those of the live version.
@@ -56,9 +58,12 @@ def roll_out(
     """
     fingerprint = fingerprint_of(registry, version)
     choices = _choose(servers, registry, version, config)
-    merged_before, lost = registry.merges_adapters, list[Server]()
-    if is_live and choices[0].merges and not merged_before:  # before the one name of all versions has other weights
+    merged_before, swapped_before, lost = registry.merges_adapters, registry.swapped_path.exists(), list[Server]()
+    # Both before the one name of all versions has other weights.
+    if is_live and choices[0].merges and not merged_before:
         registry.set_live(registry.live or BASE, merges_adapters=True)
+    if is_live and any(choice.update is not None and choice.strategy != "lora" for choice in choices):
+        registry.swapped_path.touch()
     rollouts: list[Rollout] = []
     for server, choice in zip(servers, choices, strict=True):
         if on_server is not None:
@@ -70,6 +75,8 @@ def roll_out(
             # A server that could not be put back may have any weights, whose version only the server can name.
             if registry.merges_adapters != merged_before and not lost:
                 registry.set_live(registry.live or BASE, merges_adapters=merged_before)
+            if not (swapped_before or lost):
+                registry.swapped_path.unlink(missing_ok=True)
             raise _failure(error, server, servers, registry, others) from error
     return rollouts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -224,6 +224,8 @@ class Route(NamedTuple):
     version: str | None
     """Policy version that answers there, if it is known."""
     access: Access = Access()
+    keeps: Callable[[], bool] = lambda: True
+    """Returns False while the served name may stand for other weights than `version`, as far as the run tells."""
 
 
 @runtime_checkable

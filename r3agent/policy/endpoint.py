@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
-from r3agent.errors import ConfigError, EndpointError, PolicyError, ProtocolError, RequestError, UnreachableError
+from r3agent.errors import ConfigError, EndpointError, PolicyError, RequestError, UnreachableError
 from r3agent.http import client as http
 from r3agent.http.errors import ServerError, no_answer, policy_error
 from r3agent.http.retry import Retry
@@ -125,7 +125,10 @@ class Endpoint:
         return latency_s
 
     async def weight_version(self) -> str | None:
-        """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it."""
+        """Request the last deployed version from vLLM's /weight_info; `None` if the server does not report it.
+
+        A server that is gone reports nothing either: an answer that it gave before is not lost.
+        """
 
         async def once(client: http.Client) -> http.Content:
             return await http.fetch(client, "GET", self._url.server_route("/weight_info"))
@@ -133,7 +136,7 @@ class Endpoint:
         try:
             content, _ = await self._request(once, None, takes_slot=False)
             return content.parsed["weight_version"]
-        except (RequestError, ProtocolError, ValueError, KeyError, TypeError):
+        except (PolicyError, ValueError, KeyError, TypeError):
             return None
 
     def room(self) -> int:

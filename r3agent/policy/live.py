@@ -24,13 +24,13 @@ class Target(NamedTuple):
     in_place: bool
     """True if weights are reloaded under one name, so that the name does not identify the version."""
     version: str | None = None
-    """Version that is live, if `in_place`; otherwise the name tells it."""
+    """Version that is live; `None` if the name is fixed."""
     is_swapped: bool = False
-    """True while an evaluation has replaced the live weights on their server."""
+    """True while other weights replace the live ones, during a deploy or an evaluation."""
 
 
-class Name:
-    """Name of a policy, whose target is read again when the run's versions, or what is live, have changed."""
+class ServedName:
+    """Name that requests go to, whose target is read again when the run's versions, or what is live, have changed."""
 
     def __init__(self, registry: Registry | None) -> None:
         self._registry = registry
@@ -67,13 +67,16 @@ class Name:
             now = self.now()
         except R3Error:
             return False
-        return (now == target and not now.is_swapped) or not (target.in_place or now.in_place)
+        if not (target.in_place or now.in_place):
+            return True
+        is_same = (now.base_url, now.version) == (target.base_url, target.version)
+        return is_same and not (target.is_swapped or now.is_swapped)
 
     def _read(self) -> Target:
         raise NotImplementedError
 
 
-class FixedName(Name):
+class FixedName(ServedName):
     """Served name that a deploy does not change, although it may change the weights behind it.
 
     Args:
@@ -86,12 +89,21 @@ class FixedName(Name):
         self._is_another = version not in (None, versions.BASE) and versions.served_version(model) is None
         super().__init__(registry)
 
+    def now(self) -> Target:
+        """Return the same as `target`, in this thread; a run that became unreadable may have anything in place."""
+        try:
+            return super().now()
+        except R3Error:
+            return Target(self._model, None, True, is_swapped=True)
+
     def _read(self) -> Target:
-        registry = self._registry
-        return Target(self._model, None, registry is not None and (self._is_another or has_weights_in_place(registry)))
+        if (registry := self._registry) is None:
+            return Target(self._model, None, False)
+        in_place = self._is_another or has_weights_in_place(registry)
+        return Target(self._model, None, in_place, is_swapped=registry.swapped_path.exists())
 
 
-class LivePolicy(Name):
+class LivePolicy(ServedName):
     """Live version of one name.
 
     Args:
@@ -116,10 +128,8 @@ class LivePolicy(Name):
             raise ConfigError(
                 f"{self.name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
-        name, url = registry.served_name(card), registry.live_base_url
-        if not has_weights_in_place(registry):
-            return Target(name, url, False)
-        return Target(name, url, True, card.version, registry.swapped_path.exists())
+        where = registry.served_name(card), registry.live_base_url
+        return Target(*where, has_weights_in_place(registry), card.version, registry.swapped_path.exists())
 
 
 def _begin(registry: Registry, name: str | None) -> str:
@@ -176,12 +186,14 @@ class Answered:
         """Base URLs of servers that have named the version of their weights."""
 
     def version(
-        self, target: Target, own_url: str, served_name: str, before: str | None, after: str | None
+        self, target: Target, own_url: str, served_name: str, before: str | None, after: str | None, *, keeps: bool
     ) -> str | None:
         """Return the version; `None` if nobody knows it.
 
         Args:
             own_url: base URL of a target that has none.
+            keeps: the target has its weights still, as far as the run tells; of a server that names none, only the run
+                tells.
             before: version that the server named before the request; `None` if it named none, or was not asked,
                 because versions did not share the name then.
             after: the same, after the request; vLLM answers "default" until the first deploy after its start.
@@ -196,6 +208,8 @@ class Answered:
             return after
         if target.in_place and url in self._named:
             return None  # it has restarted, and may have any weights
+        if after is None and not keeps:
+            return None
         expected = self._fixed or target.version or versions.BASE
         if after is not None and self._fixed is None and expected != versions.BASE:
             return None  # it has started after the deploy of the live version

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from r3agent.http.negotiation import Terms, negotiate
 from r3agent.http.urls import ApiURL, redact_url
 from r3agent.policy.base import Route, Sampling
 from r3agent.policy.endpoints import Endpoints
-from r3agent.policy.live import LIVE, Answered, FixedName, LivePolicy, Name, Target
+from r3agent.policy.live import LIVE, Answered, FixedName, LivePolicy, ServedName, Target
 from r3agent.policy.parse import NOT_A_COMPLETION, generations, not_a_completion
 from r3agent.policy.reception import Reception
 from r3agent.policy.stream import OnDelta, shift_choices
@@ -176,8 +177,9 @@ class OpenAIPolicy(Shared):
         target = await self._pinned_target()
         endpoint = self._endpoints.of(target.base_url, self._current_url)
         now = await self._endpoints.weights(endpoint).now() if target.in_place else None
-        version = self._answered.version(target, self.base_url, target.model, now, now)
-        return Route(endpoint.base_url, target.model, endpoint.headers, version, endpoint.access)
+        keeps = partial(self._served_name.keeps, target)
+        version = self._answered.version(target, self.base_url, target.model, now, now, keeps=keeps())
+        return Route(endpoint.base_url, target.model, endpoint.headers, version, endpoint.access, keeps)
 
     def room(self) -> int:
         """Return how many requests may be in flight at present."""
@@ -205,7 +207,7 @@ class OpenAIPolicy(Shared):
         self._answered = Answered(version)
         self._is_live = model.endswith(f"@{LIVE}")
         if not self._is_live:
-            self._served_name: Name = FixedName(model, version, registry)
+            self._served_name: ServedName = FixedName(model, version, registry)
         elif registry is not None:
             self._served_name = LivePolicy(model.removesuffix(f"@{LIVE}"), registry)
         else:
@@ -259,10 +261,13 @@ class OpenAIPolicy(Shared):
             answer = received.answer()
             # A deploy may have given the name to several versions meanwhile.
             after = await weights.now() if target.in_place or await self._served_name.is_shared() else None
+            keeps = self._served_name.keeps(target)
             served_name = str(answer.get("model") or target.model)
             common = {
                 "model": target.model,
-                "policy_version": self._answered.version(target, self.base_url, served_name, before, after),
+                "policy_version": self._answered.version(
+                    target, self.base_url, served_name, before, after, keeps=keeps
+                ),
                 "sampling": sampling,
                 "latency_s": round(latency_s, 4),
             }
@@ -283,7 +288,7 @@ class OpenAIPolicy(Shared):
 
     async def _pinned_target(self) -> Target:
         target = await self._target()
-        return target if self._pin is None else target._replace(model=self._pin)
+        return target if self._pin in (None, target.model) else target._replace(model=self._pin, version=None)
 
     async def _target(self) -> Target:
         return await self._served_name.target()

@@ -38,8 +38,8 @@ PLAIN = Generation(text="", model="")
 """Generation to copy for one whose fields have been checked."""
 
 UNKNOWN_VERSION = (
-    "nobody knows which version it is of: the weights were swapped while it was generated, or the server has restarted "
-    "and does not name its weights until the next deploy"
+    "nobody knows which version it is of: the weights were swapped while it was generated, by a deploy or an "
+    "evaluation, or the server has restarted and does not name its weights until the next deploy"
 )
 
 

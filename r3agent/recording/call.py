@@ -161,9 +161,8 @@ class RecordedCall(Exchange):
         """Return the version that answered; `None` if its weights may have been replaced meanwhile."""
         if self._target is None or self._live is None:
             return super()._policy_version(answered)
-        if not self._live.keeps(self._target):
-            return versions.served_version(answered)
-        return self._target.version or super()._policy_version(answered)
+        named = versions.served_version(answered)
+        return named or (self._target.version if self._live.keeps(self._target) else None)
 
     def end_stream(self) -> None:
         """Record a stream that its sender has ended, and note an answer without an end as the endpoint's fault."""

@@ -93,7 +93,7 @@ def instrument(
             trace. If full weights are reloaded under one name, a request during a deploy has no known version.
         purpose: purpose of all calls of a client that is not the policy's, e.g. "router"; never trained on.
         version: policy version of a served name that has none, unlike `NAME@v0007`; default: the base, v0000. If full
-            weights are reloaded under one name, make a client for each version, or give the registry.
+            weights are reloaded under one name, make a client for each version, or ask for `NAME@live`.
         tokens: request logprobs and vLLM's token ids, and the usage when streaming. The application does not see them.
             Without them spans cannot be trained on exactly.
 

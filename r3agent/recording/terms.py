@@ -49,7 +49,7 @@ class CallTerms:
     version: str | None = None
     """Version of a served name that has none."""
     holds: Callable[[], bool] = lambda: True
-    """Returns False once the served name may stand for other weights than at the beginning."""
+    """Returns False while the served name may stand for other weights than those of `version`."""
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Fields of a request that the application left out."""
     seeds: Callable[[int], int | None] | None = None

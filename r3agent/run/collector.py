@@ -35,7 +35,6 @@ class Collector(RunDirectory):
     def serve_live(self) -> None:
         """Make sure that the server has the live version, e.g. after a restart."""
         load_version(self.ensure_live().version, **self.server_settings())
-        self.registry.swapped_path.unlink(missing_ok=True)
 
     @property
     def swaps_live(self) -> bool:
@@ -43,13 +42,11 @@ class Collector(RunDirectory):
         return has_weights_in_place(self.registry) and not self.config.deploy.eval_base_url
 
     @contextmanager
-    def _put_back(self, versions: Sequence[str]) -> Generator[None]:
+    def _put_back(self) -> Generator[None]:
         """Put the live weights back at the end, however it ends, if those of other versions replaced them.
 
         They may have done so in a process that was killed.
         """
-        if self.swaps_live and any(version != self.registry.live for version in versions):
-            self.registry.swapped_path.touch()
         try:
             yield
         finally:
@@ -59,8 +56,6 @@ class Collector(RunDirectory):
     def _load_to_evaluate(self, version: str) -> str:
         """Load a version without making it live; return the base URL of its server."""
         report = load_version(version, to_evaluate=True, **self.server_settings())
-        if self.swaps_live and version != self.registry.live:  # the first adapter on a server that takes none
-            self.registry.swapped_path.touch()
         self._names[version, report.base_url] = report.served_name
         return report.base_url
 

@@ -218,7 +218,7 @@ class Evaluations(Rounds):
     def _complete(self, versions: list[str], draw: Draw, progress: Progress | None) -> list[str]:
         """Collect the episodes that are missing; return the versions that lacked any."""
         missing = [version for version in versions if not self._is_evaluated(version, draw)]
-        with self._put_back(missing):
+        with self._put_back():
             for version in missing:
                 self._evaluate(version, draw, progress)
                 self._refuse_strays(version, draw)

@@ -157,7 +157,7 @@ class Rounds(Collector):
         settings, limits = self.config.collect, self.limits_of_round()
         spending = CollectLimits(**settings.model_dump(include={*CollectLimits.model_fields}))
         identity = self.collect_identity(card.version, limits)
-        with file_lock(self.directory / COLLECT_LOCK, "collecting"), self._put_back([card.version]):
+        with file_lock(self.directory / COLLECT_LOCK, "collecting"), self._put_back():
             url = None if card.version == self.registry.live else self._load_to_evaluate(card.version)
             if url is None and len(self.registry.versions()) > 1:  # the server may have restarted
                 self.serve_live()

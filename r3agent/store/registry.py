@@ -3,7 +3,7 @@
     RUN/policies/v0000/card.json            the base policy; its weights are not copied
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000", …}, replaced atomically
-    RUN/live.swapped                        exists while a server has other weights than the live ones, to sample them
+    RUN/live.swapped                        exists while a server may have other weights than the live ones
 
 A directory is a version only if it has a card: `create_version` fills a temporary directory and renames it.
 """
@@ -125,7 +125,8 @@ class Registry:
         self.policies_dir = self.run_dir / "policies"
         self.live_path = self.run_dir / "live.json"
         self.swapped_path = self.run_dir / "live.swapped"
-        """File that exists while other weights replace the live ones, also after a process that was killed."""
+        """File that exists while other weights replace the live ones, to deploy or to sample them; it outlives a
+        process that was killed."""
 
     # ---- versions ----
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r3agent.deploy import DeployConfig, deploy, rollback
+from r3agent.deploy import DeployConfig, deploy, load_version, rollback
 from r3agent.errors import ConfigError, DeployError, R3Error
 from tests.deploy.endpoint import TOKENS, Endpoint, Run
 
@@ -55,6 +56,36 @@ def test_weights_in_place_are_named_by_their_version(run: Run, endpoint: Endpoin
     assert endpoint.weight_version == "v0001"
     rollback(registry=run.registry, base_url=endpoint.url)
     assert endpoint.weight_version == "v0000"
+
+
+def test_a_run_is_marked_while_other_weights_replace_the_live_ones(run: Run, endpoint: Endpoint):
+    where: Any = {"registry": run.registry, "base_url": endpoint.url}
+    seen: list[bool] = []
+    route = endpoint.reload
+    endpoint.reload = lambda body: (seen.append(run.registry.swapped_path.exists()), route(body))[1]  # pyright: ignore
+    for loads, is_marked in [(deploy, False), (rollback, False), (load_version, True)]:
+        named = {} if loads is rollback else {"version": "v0001" if seen else run.train("full", seed=1)}
+        loads(**named, **where)
+        assert run.registry.swapped_path.exists() == is_marked
+    load_version("v0000", **where)
+    assert not run.registry.swapped_path.exists()
+    assert seen == [True] * 4
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_server_that_was_put_back_has_the_live_weights(run: Run, endpoint: Endpoint, comes_back: bool):
+    endpoint.ignores_loads = comes_back
+    endpoint.fails_on = None if comes_back else "/collective_rpc"
+    with pytest.raises(DeployError):
+        deploy(run.train("full", seed=1), registry=run.registry, base_url=endpoint.url)
+    assert run.registry.swapped_path.exists() == (not comes_back)
+
+
+def test_adapters_replace_nothing(run: Run, endpoint: Endpoint):
+    endpoint.fails_on = "/v1/load_lora_adapter"
+    with pytest.raises(DeployError):
+        deploy(run.train("lora", seed=1), registry=run.registry, base_url=endpoint.url)
+    assert not run.registry.swapped_path.exists()
 
 
 def script(path: Path, text: str, timeout_s: float = 60) -> DeployConfig:

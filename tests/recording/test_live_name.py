@@ -109,13 +109,16 @@ def test_weights_that_are_reloaded_in_place_are_known_by_the_pointer(
 
 def test_a_call_during_the_first_deploy_in_place_is_of_no_known_version(registry: Registry) -> None:
     def merges(body: Any, choice: int) -> str:
-        registry.set_live("v0000", merges_adapters=True)
+        if not registry.merges_adapters:
+            registry.set_live("v0000", merges_adapters=True)
+            registry.swapped_path.touch()
         return "4"
 
     with ScriptedEndpoint(merges, model="tiny") as endpoint, r3agent.trace() as episode:
         client = r3agent.instrument(openai.OpenAI(base_url=endpoint.url, api_key="x"), registry=registry)
-        for _ in range(2):
-            client.chat.completions.create(model="tiny@live", messages=ASK)
+        client.chat.completions.create(model="tiny@live", messages=ASK)
+        registry.swapped_path.unlink()
+        client.chat.completions.create(model="tiny@live", messages=ASK)
         client.close()
     assert [s.policy_version for s in episode.spans] == [None, "v0000"]
 

@@ -40,6 +40,7 @@ async def call_terms(policy: Policy, sampling: Sampling | None, max_steps: int, 
         headers=route.headers,
         access=route.access,
         version=route.version,
+        holds=lambda: route.version is not None and route.keeps(),
         sampling={**NEUTRAL, **fields},
         seeds=seed,
         max_steps=max_steps,
@@ -60,7 +61,11 @@ async def without_swapped(steps: Sequence[Span], policy: Policy, terms: CallTerm
 
 
 async def _is_still_there(policy: Routed, terms: CallTerms) -> bool:
-    """Return False if the served name stands for other weights than it did, or if nobody can tell."""
+    """Return False if the server has other weights than it had, or if nobody can tell.
+
+    The run tells of each call whether a deploy or an evaluation has replaced them; only the server tells that it has
+    restarted. A name or a server that requests no longer go to keeps what it has.
+    """
     try:
         route = await policy.route()
     except R3Error:
