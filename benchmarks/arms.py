@@ -51,7 +51,7 @@ def train_arm(
     """Train one arm with one seed; return its success in each cell, in percent, and the cost.
 
     Args:
-        settings: settings of the arm, in addition to the defaults.
+        settings: settings of the arm, in addition to the defaults and the paper's recipe.
         rounds: versions to train; with 0, the base model is measured.
         out: directory where finished arms are stored; one with other settings is trained anew.
         elsewhere: settings of tasks of another distribution, on which the last version is measured too.
@@ -61,7 +61,8 @@ def train_arm(
             setting names.
     """
     directory = out / f"{arm.replace(' ', '')}-{seed}"
-    settings = {**settings, "eval.seed": seed, "eval.n": problems, "task.seed": seed, "train.seed": seed}
+    seeds = {"eval.seed": seed, "task.seed": seed, "train.seed": seed}
+    settings = {"train.recipe": "paper", **settings, **seeds, "eval.n": problems}
     made_with = {"settings": dict(settings), "rounds": rounds, "tokens": tokens, "steps": steps, "elsewhere": elsewhere}
     done = directory / "result.json"
     if done.exists() and (stored := json.loads(done.read_text())).get("made_with") == made_with:

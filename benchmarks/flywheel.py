@@ -66,7 +66,14 @@ def r3agent(*words: object) -> dict[str, Any]:
 def make_run(run: Path, url: str, seed: int, problems: int) -> None:
     """Make a run with the demo's settings, which `init` knows."""
     seeds = dict.fromkeys(("task.seed", "train.seed", "sampling.seed"), seed)
-    own = {**seeds, "train.batch_size": BATCH, "train.distill": 1.0, "eval.n": problems, "eval.blind_retries": 1}
+    own = {
+        **seeds,
+        "train.recipe": "paper",
+        "train.distill": 1.0,
+        "train.batch_size": BATCH,
+        "eval.n": problems,
+        "eval.blind_retries": 1,
+    }
     of_policy = ("--url", url, "--model", "bundled", "--base-model", "bundled")
     r3agent("init", "--run", run, "--task", "countdown", *of_policy, *(f"--set={key}={own[key]}" for key in own))
 

@@ -54,7 +54,9 @@ def flat(model: Any, value: Callable[[Any], torch.Tensor | None]) -> torch.Tenso
 def collect(tasks: int, directory: Path) -> list[Row]:
     directory.mkdir()
     with ServerProcess("bundled", log_path=directory / "server.log") as server:
-        run = Run(directory, {**SETTINGS, "collect.n": tasks, "policy.base_url": server.base_url})
+        run = Run(
+            directory, {**SETTINGS, "train.recipe": "paper", "collect.n": tasks, "policy.base_url": server.base_url}
+        )
         run.serve_live()
         run.collect()
     rows, _ = build_rows(run.trajectories(), config=run.config.train, version="v0000")

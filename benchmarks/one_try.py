@@ -135,7 +135,7 @@ def settings_of(seed: int, size: dict[str, int]) -> dict[str, Any]:
     """Return the settings of a seed; those for tuning have held-out problems that the others never draw."""
     seeds = {"task.seed": seed, "train.seed": seed, "eval.seed": seed}
     held_out = {"eval.split": "gate" if seed >= FIRST_TUNING_SEED else "test", "eval.n": size["problems"]}
-    return {**SETTINGS, **seeds, **held_out, "eval.blind_retries": 1, "task.verifier": NOISY}
+    return {**SETTINGS, "train.recipe": "paper", **seeds, **held_out, "eval.blind_retries": 1, "task.verifier": NOISY}
 
 
 def surroundings() -> list[Any]:

@@ -195,7 +195,7 @@ def rows(store: Path) -> dict[str, float]:
     from r3agent.train.rows import file_rows
 
     start = time.monotonic()
-    made, report = file_rows(StoredTrajectories(store), config=TrainConfig(), version="v0000")
+    made, report = file_rows(StoredTrajectories(store), config=TrainConfig(recipe="paper"), version="v0000")
     seconds = time.monotonic() - start
     assert sum(1 for _ in made) == report.rows
     return {

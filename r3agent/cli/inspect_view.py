@@ -133,7 +133,9 @@ def _headline(span: InspectedSpan) -> str:
     if span.verdict is not None and span.verdict.by is not None:
         verdict += f" by {span.verdict.by}{'' if span.verdict.overruled is None else ', overruling the verifier,'}"
     why = "" if span.no_credit == NOT_CREDITED else f": {span.no_credit}"
-    credit = f"no credit{why}" if span.credit is None else f"credit {span.credit:+.2f}"
+    credit = "" if span.credit is None else f"credit {span.credit:+.2f}"
+    imitated = "" if span.imitate is None else f"imitated {span.imitate:+.2f}"
+    paid = " and ".join(filter(None, [credit, imitated])) or f"no credit{why}"
     step = f" step of {span.try_id}" if span.try_id not in (None, span.span_id) else ""
     call = f" ({span.purpose})" if span.purpose else ""
     apart = f", a row of its own: {span.apart}" if span.apart else ""
@@ -144,7 +146,7 @@ def _headline(span: InspectedSpan) -> str:
     end = f", no whole answer: {span.unfinished}" if span.unfinished else ""
     notes = f"{earned}{further}{apart}{leak}{end}{printable(failed)}"
     version = span.policy_version or ("no version" if span.purpose else "unknown version")
-    return f"{span.label}{step}{printable(call)}{verdict} {credit}{notes} [{version}, {span.capability}]"
+    return f"{span.label}{step}{printable(call)}{verdict} {paid}{notes} [{version}, {span.capability}]"
 
 
 def _tokens(span: InspectedSpan, colour: bool) -> Text:
@@ -165,9 +167,9 @@ def _tokens(span: InspectedSpan, colour: bool) -> Text:
 
 
 def _style(span: InspectedSpan) -> str:
-    if not span.credit:
+    if not (weight := span.credit or span.imitate):
         return "default"
-    return "green" if span.credit > 0 else "red"
+    return "green" if weight > 0 else "red"
 
 
 def _sureness(logprob: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -21,6 +21,7 @@ from r3agent.serve import ServerProcess
 from r3agent.serve.process.process import LocalServer
 from r3agent.store.models import BUNDLED
 from r3agent.store.trajectories import load
+from r3agent.train.config import TrainConfig
 
 SETTINGS: dict[str, Any] = {
     "task.source": "countdown",
@@ -66,8 +67,8 @@ GAMES: dict[str, dict[str, Any]] = {
 }
 """Settings by game: Countdown by one equation, or by calls of a tool.
 
-The paper trains reflections alone, as the first does. A try of several steps has more to learn, so the second also
-trains the steps of retries, by comparing two after the same reflection.
+Both have the default recipe. A try of several steps has more to learn than a reflection, so the second also trains the
+steps of retries, by comparing two after the same reflection.
 """
 
 FLAGS = {
@@ -199,7 +200,7 @@ def run_demo(
     again = run if report.live == after.policy else f"{run} --after {after.policy}"
     text = f"""{table(comparison)}
 
-{_conclusion(comparison, change, opened.config.train.credit)}
+{_conclusion(comparison, change, opened.config.train)}
 {summary.tokens_sampled} tokens sampled, {summary.rounds} rounds, {summary.seconds:.0f} s. Everything is in {out}.
 
 next: r3agent eval --run {again}               this table again
@@ -236,8 +237,10 @@ def _cells(evaluation: Evaluation) -> Cells:
     return Cells(**{cell: round(rate.rate, 4) for cell, rate in rates.items()})
 
 
-def _conclusion(comparison: Comparison, change: Difference, credit: Iterable[CreditLabel]) -> str:
-    training = f"Training on {' and '.join(CREDITED[label] for label in credit)}"
+def _conclusion(comparison: Comparison, change: Difference, config: TrainConfig) -> str:
+    trained = [CREDITED[label] for label in config.credit] + ["tries that passed"] * (config.imitate > 0)
+    *others, last = trained
+    training = f"Training on {', '.join(others)} and {last}" if others else f"Training on {last}"
     if change.p_value >= 0.05:
         return f"{training} made no significant difference ({change.points:+.1f} points)."
     controls = {

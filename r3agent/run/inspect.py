@@ -57,16 +57,18 @@ class InspectedSpan(Record):
     reward: float | None
     """Reward from the label's source in `train.credit`, or from the label's default source."""
     credit: float | None
-    """Advantage of the span when training on this run's trajectories; `None` if it is not trained on."""
+    """Advantage of the span when training on this run's trajectories; `None` if it is compared with nothing."""
     no_credit: str | None
-    """Reason why it is not trained on: one of `train.remedies.REMEDIES` or `not credited`. A call in a try that is
-    trained on may be `not_the_policy` or `refused`."""
+    """Reason why it has no credit, although it may be imitated: one of `train.remedies.REMEDIES` or `not credited`. A
+    call in a try that is trained on may be `not_the_policy` or `refused`."""
     row: int | None
     """Index, among the rows of its try, of the one that trains it."""
     apart: str | None
     """Reason why it begins a further row of its try: one of `train.chains.APART`."""
     distill: float | None
     """Weight of this retry as an answer to the first try's prompt."""
+    imitate: float | None
+    """Weight of this step of a try that passed, after its own prompt."""
     leaked: bool
     """True for a reflection that contains the answer of its own retry."""
     unfinished: str | None
@@ -117,6 +119,8 @@ def inspect_trajectory(
         for step_id in row.step_ids or [row.span_id]
     }
     distill = {row.span_id: row.advantage for row in own if row.label == "distill"}
+    imitated = (row for row in own if row.label == "imitate")
+    imitate = {step_id: row.advantage for row in imitated for step_id in row.step_ids or [row.span_id]}
     compared = (d for d in dropped if d.label not in WITHOUT_SIBLINGS)
     reasons = {d.span_id: d.reason for d in compared if d.trajectory_id == trajectory.trajectory_id}
     texts, no_texts = _texts(trajectory, model)
@@ -144,6 +148,7 @@ def inspect_trajectory(
             row=number,
             apart=row.apart if row and span.span_id == (row.step_ids or [row.span_id])[0] else None,
             distill=distill.get(span.span_id),
+            imitate=imitate.get(span.span_id),
             leaked=(trajectory.trajectory_id, span.span_id) in leaked,
             unfinished=span.unfinished,
             tokens=_tokens(span, None if span.purpose else texts),

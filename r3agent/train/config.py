@@ -74,9 +74,9 @@ class TrainConfig(Record):
     recipe: Recipe = DEFAULT
     """Named choice of `credit`, `distill` and `imitate`, and of `credit_weights`, `leak`, `baseline` and
     `scale_rewards`: `paper` trains reflections alone (arXiv 2505.24726), `sft` imitates the tries that passed, e.g. as
-    a warm-up; `custom` is any other. One that is given counts more, and another value than the recipe's makes it
-    `custom`. On the command line, `--recipe` replaces what the file says of all of these; with `--recipe custom` the
-    file's values stay."""
+    a warm-up, and `paper+sft` does both; `custom` is any other. One that is given counts more, and another value than
+    the recipe's makes it `custom`. On the command line, `--recipe` replaces what the file says of all of these; with
+    `--recipe custom` the file's values stay."""
     credit: dict[CreditLabel, RewardSource] = {"reflect": "retry_success"}
     """Span labels to train on, with the source of each one's reward. For `reflect`: `retry_success`, the success of its
     retries (the paper trains on nothing else); `retry_score`, their score; or `lift`, their success minus that of the
@@ -89,7 +89,8 @@ class TrainConfig(Record):
     """Weight of distilling a passed retry into its failed first try: (1 - mean success of the task's first tries) *
     log p(retry | prompt of the first try), from RLTF-SD (arXiv 2602.02482). 0 disables it, as in the paper."""
     imitate: float = Field(default=0.0, ge=0)
-    """Weight of imitating tries that passed, each after its own prompt: weight * log p(try). 0 disables it."""
+    """Weight of imitating tries that passed, each after its own prompt: weight * log p(try). It is 1 by the default
+    recipe, and 0 disables it."""
     leak: Literal["keep", "drop", "penalise"] = "keep"
     """Treatment of a reflection that contains the answer of its own retry: `keep` rewards it like any other, `drop`
     leaves it out, `penalise` rewards it as if its retries had failed. It is counted in any case."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, cast
 
-Recipe: TypeAlias = Literal["paper", "sft", "custom"]
+Recipe: TypeAlias = Literal["paper+sft", "paper", "sft", "custom"]
 """Name of a recipe; `custom` is any other choice of its settings."""
 
 NONE: Mapping[str, Any] = {
@@ -18,14 +18,18 @@ NONE: Mapping[str, Any] = {
     "scale_rewards": "group",
 }
 
+REFLECTIONS: Mapping[str, Any] = {"credit": {"reflect": "retry_success"}}
+IMITATION: Mapping[str, Any] = {"imitate": 1.0}
+
 RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
-    "paper": {**NONE, "credit": {"reflect": "retry_success"}},
-    "sft": {**NONE, "imitate": 1.0},
+    "paper+sft": {**NONE, **REFLECTIONS, **IMITATION},
+    "paper": {**NONE, **REFLECTIONS},
+    "sft": {**NONE, **IMITATION},
     "custom": {},
 }
-"""Settings of each recipe; those of `custom` have their defaults."""
+"""Settings of each recipe; those that `custom` leaves out have the defaults of `TrainConfig`'s fields."""
 
-DEFAULT: Recipe = "paper"
+DEFAULT: Recipe = "paper+sft"
 
 BY_RECIPE = tuple(NONE)
 """Settings that a recipe decides on, unless they are given."""

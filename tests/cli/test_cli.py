@@ -310,7 +310,8 @@ def test_an_unwritable_directory_exits_2(tmp_path, tasks, capsys):
 def test_training_without_failures_says_what_to_do(tmp_path, tasks, capsys):
     pytest.importorskip("trl", reason="needs the train extra")
     with ScriptedEndpoint(RIGHT_AFTER_REFLECTING) as endpoint:
-        _, collected, _ = call(capsys, *collecting(tmp_path, endpoint, tasks))
+        reflections_alone = "--set=train.recipe=paper"
+        _, collected, _ = call(capsys, *collecting(tmp_path, endpoint, tasks), reflections_alone)
     code, _, err = call(capsys, "train", "--run", tmp_path / "run")
     assert code == 2
     said = "0 of 3 first attempts failed: there is nothing to reflect on; collect more tasks, or harder ones"

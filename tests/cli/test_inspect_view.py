@@ -47,6 +47,8 @@ def test_trajectory_names_what_it_left_and_who_overruled() -> None:
     label = SpanLabel(trajectory_id="b", span_id="a", passed=False, by="ada")
     attempt = label.over(span("attempt", passed=True, policy_version="v0000"))
     branch = tree(attempt).changed(trajectory_id="b", parent_id="left")
-    shown = render(inspect_trajectory(branch, [branch], config=TrainConfig(), model="bundled", policies_dir=Path()))
+    shown = render(
+        inspect_trajectory(branch, [branch], config=TrainConfig(recipe="paper"), model="bundled", policies_dir=Path())
+    )
     assert "trajectory b, a branch of left, credit as trained from v0000" in shown
     assert "attempt ✗ by ada, overruling the verifier, no credit" in shown

@@ -27,7 +27,7 @@ def trained(run: Path) -> list[str]:
     registry.add_base("m", "base")
     for number, chosen in enumerate([episodes[:2], episodes[2:]], start=1):
         version = f"v000{number}"
-        rows, _ = build_rows(chosen, config=TrainConfig(), version="v0000")
+        rows, _ = build_rows(chosen, config=TrainConfig(recipe="paper"), version="v0000")
         with create_version(registry.version_dir(version)) as folder:
             write_rows(folder, rows)
             write_card(

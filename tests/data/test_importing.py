@@ -243,7 +243,7 @@ def test_imported_answers_train_only_as_retokenised(tmp_path: Path) -> None:
         for text in ("Sunny.", "Rain.")
     ]
     import_logs([written(tmp_path / "chats.jsonl", *rows)], tmp_path / "store", version="v0000")
-    config = TrainConfig.model_validate({"credit": {"attempt": "success"}, "retokenise": "allow"})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": {"attempt": "success"}, "retokenise": "allow"})
     made, report = build_rows(
         load(tmp_path / "store"), config=config, version="v0000", retokenise=lambda trajectory, span: ([1], [2])
     )

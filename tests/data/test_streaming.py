@@ -84,7 +84,7 @@ def test_inspect_credits_among_every_batch(
     flags = [part for name, value in settings.items() for part in ("--set", f"train.{name}={value}")]
     assert main(["inspect", str(large), id_, "--json", *flags]) == 0
     spans = json.loads(capsys.readouterr().out)["spans"]
-    config = TrainConfig.model_validate(settings)
+    config = TrainConfig.model_validate({"recipe": "paper", **settings})
     credited = credit_spans(
         every(large), config=config, version="v0000", retokenise=lambda trajectory, span: ([0], [0])
     )
@@ -106,7 +106,7 @@ def test_inspect_lists_every_batch(large: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_why_untrainable_is_the_reason_of_every_batch(large: Path) -> None:
-    config = TrainConfig()
+    config = TrainConfig(recipe="paper")
     reasons = [why_untrainable(t, config=config, version="v0000") for t in (every(large), StoredTrajectories(large))]
     assert reasons[0] == reasons[1]
     assert reasons[0] is None or f"{TASKS * SAMPLES}" in reasons[0]

@@ -119,7 +119,7 @@ def test_demo_plays_in_steps_and_refuses_another_game(tmp_path):
             run_demo(tmp_path, 0, reporter)
     assert (summary.n_tasks, summary.rounds, summary.policy_after) == (8, 1, "v0001")
     assert 2 < summary.steps_per_try < 6
-    assert "Training on reflections and retries" in text
+    assert "Training on reflections, retries and tries that passed" in text
     collected = load(tmp_path / "trajectories")
     assert {span.capability for t in collected for span in t.spans} == {"trainable-exact"}
     assert any(len(a_try.steps) > 2 for t in collected for a_try in t.tries)

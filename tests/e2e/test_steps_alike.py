@@ -65,7 +65,7 @@ async def play(base_url: str, out: Path, **maker: Any) -> list[Trajectory]:
 
 def learnt(trajectories: list[Trajectory], out: Path) -> tuple[list[Any], dict[str, Any]]:
     """The rows without their ids, and the weights after training on them."""
-    config = TrainConfig(credit={"reflect": "retry_success", "retry": "success"}, learning_rate=1e-3)
+    config = TrainConfig(recipe="paper", credit={"reflect": "retry_success", "retry": "success"}, learning_rate=1e-3)
     rows, _ = build_rows(trajectories, config=config, version="v0000")
     start = PolicyStart(name="bundled-steps", model=find_checkpoint("bundled-steps"), version="v0000")
     train(trajectories, start=start, version="v0001", out_dir=out, config=config)

@@ -70,7 +70,7 @@ async def test_an_over_long_reflection_is_paid_nothing_and_keeps_its_siblings(tm
     assert "maximum context length is 64" in str(retry.verdict.feedback)
 
     spans = tuple(span.model_copy(update={"policy_version": "v0000"}) for span in trajectory.spans)
-    config = TrainConfig(credit={"reflect": "retry_success", "retry": "success"})
+    config = TrainConfig(recipe="paper", credit={"reflect": "retry_success", "retry": "success"})
     credited = credit_spans([trajectory.changed(spans=spans)], config=config, version="v0000")
     assert [(row.span_id, row.reward) for row in credited.rows] == [
         (span.span_id, earned) for span, earned in zip(group.spans_G, group.rewards_G, strict=True)

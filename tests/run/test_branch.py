@@ -74,7 +74,8 @@ def test_branch_stage_draws_groups_to_train_on(settings: dict[str, Any], produce
     assert (report.branches, report.summary.groups_with_variance) == (of_split["train"],) * 2
     stored = run.trajectories()
     rows, counts = build_rows(stored, config=run.config.train, version="v0000")
-    assert (len(rows), counts.dropped) == (4 * of_split["train"], {})
+    labels = Counter(row.label for row in rows)
+    assert (labels["reflect"], counts.dropped) == (4 * of_split["train"], {})
     assert all(t.metadata["user"] == f"u{t.task.id}" and t.metadata["split"] == "train" for t in stored)
     again = run.branch()
     assert (again.summary.resumed, len(load(run.directory / "trajectories"))) == (report.branches, report.branches)

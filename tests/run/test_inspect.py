@@ -14,6 +14,7 @@ from r3agent.store.labels import label
 from r3agent.store.models import BUNDLED_DIR
 from r3agent.store.shards import TrajectoryWriter
 from r3agent.train import TrainConfig, build_rows
+from r3agent.train.row import WITHOUT_SIBLINGS
 from tests.support.trees import span, tree
 
 tokenizers = pytest.importorskip("tokenizers", reason="token texts need the train extra")
@@ -84,11 +85,13 @@ def test_credit_is_the_advantage_that_training_gives(train, run, capsys):
     own = [row for row in rows if row.trajectory_id == "1episode"]
     flags = [f"--set=train.{key}={toml(value)}" for key, value in train.items()]
     shown = spans_of(capsys, run, "1e", *flags)
-    credited = {row.span_id: row.advantage for row in own if row.label != "distill"}
-    assert {s["span_id"]: s["credit"] for s in shown if s["credit"] is not None} == credited
-    assert [s["distill"] for s in shown if s["distill"] is not None] == [
-        r.advantage for r in own if r.label == "distill"
-    ]
+    assert by_kind(shown, "credit") == {r.span_id: r.advantage for r in own if r.label not in WITHOUT_SIBLINGS}
+    for kind in WITHOUT_SIBLINGS:
+        assert by_kind(shown, kind) == {r.span_id: r.advantage for r in own if r.label == kind}
+
+
+def by_kind(shown, kind):
+    return {s["span_id"]: s[kind] for s in shown if s[kind] is not None}
 
 
 def toml(value: object) -> str:
@@ -150,9 +153,10 @@ def test_steps_of_a_try_have_its_credit_and_their_row(tmp_path, capsys):
     assert {s["try_id"] for s in shown} == {"a1"}
     assert "".join(t["text"] for t in shown[2]["tokens"]) == "4 + 2 <|end|>"
     _, out, _ = inspect(capsys, tmp_path, "1played", *flags)
-    assert "\nattempt credit +0.50, reward 1.00 [" in out
+    assert "\nattempt credit +0.50 and imitated +1.00, reward 1.00 [" in out
     assert "\nattempt step of a1 (router) no credit: not_the_policy, reward 1.00 [" in out
-    assert "\nattempt step of a1 ✓ credit +0.50, reward 1.00, a row of its own: history_rewritten [" in out
+    apart = "a row of its own: history_rewritten ["
+    assert f"\nattempt step of a1 ✓ credit +0.50 and imitated +1.00, reward 1.00, {apart}" in out
     failed = played(3, False)
     error = EpisodeError(kind="AgentError", message="boom")
     last = failed.spans[-1].model_copy(update={"verdict": None, "error": error})
@@ -179,7 +183,8 @@ def test_the_conversation_as_text_is_plain_when_no_one_watches(run, capsys):
     assert out.splitlines()[:2] == ["trajectory 1episode, credit as trained from v0000", legend]
     assert "  reflect credit +0.50, reward 1.00 [v0000, trainable-exact]\n    Start[-0.50] with[-1.50] 3[-2.50]" in out
     assert "reflect credit -0.50, reward 0.00" in out
-    assert "retry ✓ no credit, reward 1.00" in out
+    assert "retry ✓ imitated +1.00, reward 1.00" in out
+    assert "retry ✗ no credit, reward 0.00" in out
 
 
 def test_on_a_terminal_colour_is_the_sign_of_credit(run, capsys, monkeypatch):

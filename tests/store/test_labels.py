@@ -82,7 +82,7 @@ async def test_pending_episodes_are_trained_on_once_labelled(
         [Task.model_validate(TASK)], policy=policy, verifier=find_verifier("later"), out=tmp_path, samples=4
     )
     assert (summary.episodes, summary.errors, summary.unlabelled, summary.first_try) == (4, {}, 4, None)
-    config = TrainConfig(credit={"attempt": "success"})
+    config = TrainConfig(recipe="paper", credit={"attempt": "success"})
     assert list(groups(load(tmp_path), "attempt")) == []
     with pytest.raises(TrainingError, match=r"dropped: unlabelled 4.*attach it with r3agent label"):
         build_rows(load(tmp_path), config=config, version="v0000")
@@ -105,7 +105,7 @@ def test_a_reflection_is_paid_by_labels_of_its_retries(tmp_path: Path) -> None:
     store(tmp_path, episode)
     for retry, passed in zip(retries[:2], (True, False), strict=True):
         r3agent.label(tmp_path, episode.trajectory_id, span_id=retry.span_id, passed=passed)
-    found = credit_spans(load(tmp_path), config=TrainConfig(), version="v0000")
+    found = credit_spans(load(tmp_path), config=TrainConfig(recipe="paper"), version="v0000")
     assert [(row.span_id, row.reward) for row in found.rows] == [
         (reflections[0].span_id, 1.0),
         (reflections[1].span_id, 0.0),
@@ -196,18 +196,18 @@ def test_reflections_on_what_a_label_calls_right_teach_nothing(tmp_path: Path) -
 
     first = tree(failed)
     store(tmp_path / "s", first, reflected(branch_of(first)), reflected(tree(failed)))
-    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
+    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(recipe="paper"), version="v0000")
     assert (len(found.rows), found.dropped, stats(tmp_path / "s").groups) == (4, [], 2)
     export(load(tmp_path / "s"), tmp_path / "before", to="art")
     for told in load(tmp_path / "s")[::2]:  # the branch has its answer of the first
         r3agent.label(tmp_path / "s", told.trajectory_id, span_id="attempt", passed=True)
-    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
+    found = credit_spans(load(tmp_path / "s"), config=TrainConfig(recipe="paper"), version="v0000")
     assert (found.rows, [drop.reason for drop in found.dropped]) == ([], ["after_success"] * 4)
     assert (stats(tmp_path / "s").groups, summarise(load(tmp_path / "s")).groups) == (0, 0)
     with pytest.raises(RecordError, match="0 rows of 3 episodes"):
         export(load(tmp_path / "s"), tmp_path / "after", to="art")
     with pytest.raises(TrainingError, match="0 of 3 first attempts failed"):
-        build_rows(load(tmp_path / "s"), config=TrainConfig(), version="v0000")
+        build_rows(load(tmp_path / "s"), config=TrainConfig(recipe="paper"), version="v0000")
 
 
 def test_a_trajectory_in_hand_is_not_looked_for(tmp_path: Path) -> None:

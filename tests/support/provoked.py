@@ -98,7 +98,7 @@ def trained_on(n: int, passes: bool, directory: Path, reflections: int = 2) -> N
             reflections=reflections,
         )
     )
-    build_rows(load(directory), config=TrainConfig(), version="v0000")
+    build_rows(load(directory), config=TrainConfig(recipe="paper"), version="v0000")
 
 
 def other_weights(gap: float, older_gap: float = 0.0) -> None:
@@ -110,7 +110,7 @@ def other_weights(gap: float, older_gap: float = 0.0) -> None:
     rows = [row, row._replace(policy_version="v0000", logprobs_T=[-5.0] * 64)]
     scores = [[-0.5 - gap] * 64, [-5.0 - older_gap] * 48 + [-5.0 + older_gap] * 16]
     start = PolicyStart(version="v0001", name="bundled", model="bundled")
-    config = TrainConfig()
+    config = TrainConfig(recipe="paper")
     check(measure(rows, scores, "v0001", config), config, start)
 
 
@@ -131,7 +131,7 @@ def of_an_adapter(directory: Path) -> None:
 
     directory.mkdir(exist_ok=True)
     (directory / "adapter_config.json").write_text("{}")
-    read_config(PolicyStart(version="v0000", name="tiny", model=str(directory)), TrainConfig())
+    read_config(PolicyStart(version="v0000", name="tiny", model=str(directory)), TrainConfig(recipe="paper"))
 
 
 def of_a_larger_vocabulary() -> None:

@@ -47,7 +47,7 @@ def recorded(episodes: Sequence[Episode]) -> list[Trajectory]:
 
 def build(trajectories: list[Trajectory], **settings: Any) -> tuple[list[Row], RowReport]:
     values = {"baseline": "batch", "scale_rewards": "none", **settings}
-    return build_rows(trajectories, config=TrainConfig.model_validate(values), version="v0000")
+    return build_rows(trajectories, config=TrainConfig.model_validate({"recipe": "paper", **values}), version="v0000")
 
 
 def baselines(trajectories: list[Trajectory], **settings: Any) -> dict[tuple[str, str, str], float]:
@@ -78,7 +78,9 @@ def test_baseline_knows_what_other_versions_earned_on_a_task() -> None:
     old = [episode(10 + i, i, [passed], "v0001") for i, passed in enumerate([True, True, False, False])]
     new = recorded([(i, [False]) for i in range(4)] + [(4, [True])])
     rows, _ = build_rows(
-        [*old, *new], config=TrainConfig(baseline="batch", scale_rewards="none", max_staleness=0), version="v0000"
+        [*old, *new],
+        config=TrainConfig(recipe="paper", baseline="batch", scale_rewards="none", max_staleness=0),
+        version="v0000",
     )
     easy, hard = (row.advantage for row in rows if row.trajectory_id in ("e0", "e3"))
     assert easy < hard < 0  # a failure on an easy task is worse

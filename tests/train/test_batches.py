@@ -43,7 +43,7 @@ def store(tmp_path: Path, record: Record) -> Path:
 @pytest.mark.parametrize("size", [1, 4, 2000])
 def test_rows_in_batches_are_the_rows_of_all(store: Path, settings: Any, size: int) -> None:
     credit: Any = {"reflect": "retry_success", "retry": "success", "attempt": "success"}
-    config = TrainConfig(credit=credit, **settings)
+    config = TrainConfig(recipe="paper", credit=credit, **settings)
     rows, report = build_rows(load(store), config=config, version="v0000")
     stored = StoredTrajectories(store, size=size)
     assert sorted(t.trajectory_id for t in stored) == sorted(t.trajectory_id for t in load(store))
@@ -61,7 +61,7 @@ def test_rows_of_a_store_without_any_are_explained(tmp_path: Path, record: Recor
     with TrajectoryWriter(tmp_path) as writer:
         for i, trajectory in enumerate(record([[0, 0], [1, 1], [0, 0]])):
             writer.append(trajectory.changed(task=Task(id=f"task {i}", messages=trajectory.task.messages)))
-    config = TrainConfig()
+    config = TrainConfig(recipe="paper")
     with pytest.raises(TrainingError) as whole:
         build_rows(load(tmp_path), config=config, version="v0000")
     with pytest.raises(TrainingError) as batched:
@@ -76,7 +76,7 @@ def test_rows_in_a_file_are_refused_with_ids_of_no_model(store: Path, id_: int) 
         return [t.changed(spans=tuple(s.model_copy(update=huge) for s in t.spans)) for t in batch]
 
     with pytest.raises(TrainingError, match=rf"has token id {id_}, limit 2\*\*31"):
-        file_rows(StoredTrajectories(store, changed), config=TrainConfig(), version="v0000")
+        file_rows(StoredTrajectories(store, changed), config=TrainConfig(recipe="paper"), version="v0000")
 
 
 def test_rows_in_a_file_have_no_temperature_that_is_text(store: Path) -> None:
@@ -84,7 +84,7 @@ def test_rows_in_a_file_have_no_temperature_that_is_text(store: Path) -> None:
         sent = {"sampling": {"temperature": "0.7"}, "capability": "trainable-retokenised"}
         return [t.changed(spans=tuple(s.model_copy(update=sent) for s in t.spans)) for t in batch]
 
-    config = TrainConfig(retokenise="allow")
+    config = TrainConfig(recipe="paper", retokenise="allow")
     stored = StoredTrajectories(store, changed)
     rows, report = file_rows(stored, config=config, version="v0000", retokenise=lambda t, span: ([1], [2]))
     assert {row.temperature for row in rows} == {None}

@@ -30,7 +30,8 @@ def branched(record: Record) -> list[Trajectory]:
 
 
 def build(trajectories: list[Trajectory], **settings: Any) -> list[Row]:
-    return build_rows(trajectories, config=TrainConfig.model_validate(settings), version="v0000")[0]
+    config = TrainConfig.model_validate({"recipe": "paper", **settings})
+    return build_rows(trajectories, config=config, version="v0000")[0]
 
 
 def test_retries_of_all_branches_are_distilled(branched: list[Trajectory]) -> None:

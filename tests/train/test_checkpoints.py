@@ -63,7 +63,7 @@ def test_bind_takes_an_integer_temperature_for_its_float(tmp_path: Path) -> None
     tokens: Any = {"prompt_ids_P": [1], "completion_ids_T": [2], "logprobs_T": [-0.5], "truncated": False}
     place: Any = {"group_id": "g", "trajectory_id": "t", "span_id": "s", "label": "reflect", "policy_version": "v0000"}
     row = Row(**place, **tokens, temperature=1, reward=1.0, advantage=0.5)
-    given: Any = {"config": TrainConfig(), "start": PolicyStart(version="v0000", name="tiny", model="m")}
+    given: Any = {"config": TrainConfig(recipe="paper"), "start": PolicyStart(version="v0000", name="tiny", model="m")}
     earlier = Checkpoints(tmp_path / "v0001")
     earlier.bind([row], **given, processes=PartialState(), resume=False)
     earlier.begin()

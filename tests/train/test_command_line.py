@@ -32,7 +32,6 @@ Record = Callable[..., list[Trajectory]]
 
 OUTCOMES = [[1, 0], [0, 1, 1], [1, 0, 0], [0, 1], [1, 0, 1, 1, 0]]
 SETTINGS = {"method": "full", "learning_rate": 1e-3, "epochs": 4, "batch_size": 5, "beta": 0.1}
-STEPS = 12
 PATIENCE_S = 300
 """Limit after which a process counts as hanging, in seconds."""
 
@@ -101,7 +100,7 @@ def assert_same(one: Any, other: Any) -> None:
     (log, weights, kl), (other_log, other_weights, other_kl) = one, other
     assert kl > 0
     assert kl == pytest.approx(other_kl, rel=0.02)
-    assert len(log) == len(other_log) == STEPS
+    assert len(log) == len(other_log) > 10
     for step, other_step in zip(log, other_log, strict=True):
         assert step["loss"] == pytest.approx(other_step["loss"], rel=1e-3, abs=1e-5)
         assert step["grad_norm"] == pytest.approx(other_step["grad_norm"], rel=1e-3)
@@ -116,7 +115,7 @@ def test_an_interrupted_training_resumes_to_the_same_curve(run_dir: Path, proces
     assert stopped(run_dir, processes=processes, loss_type=loss_type) != 0
     (growing,) = (run_dir / "policies").glob("*.checkpoints")
     (saved,) = growing.glob("checkpoint-*")
-    assert 0 < int(saved.name.removeprefix("checkpoint-")) < STEPS
+    assert 0 < int(saved.name.removeprefix("checkpoint-")) < len(whole[0])
     assert growing.name.removesuffix(".checkpoints") not in Registry(run_dir).versions()
     values = {"processes": processes, "loss_type": loss_type, "micro_batch_tokens": 100}
     assert_same(trained(run_dir, "--resume", **values), whole)

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from r3agent.train import TrainConfig
 
 
-def test_the_papers_values_are_the_defaults() -> None:
+def test_the_papers_values_are_the_defaults_but_for_imitation() -> None:
     config = TrainConfig()
+    assert TrainConfig(recipe="paper") == config.model_copy(update={"recipe": "paper", "imitate": 0})
     assert (config.beta, config.lr_scheduler, config.warmup_ratio, config.batch_size) == (0.001, "cosine", 0.03, 256)
     assert (config.distill, config.leak, config.credit_weights) == (0, "keep", {})
     assert (config.credit, config.method) == ({"reflect": "retry_success"}, "lora")

@@ -34,7 +34,8 @@ def sampled(record: Record) -> list[Trajectory]:
 
 def build(trajectories: list[Trajectory], **settings: Any) -> list[Row]:
     values = {**({"scale_rewards": "none"} if settings.get("credit", True) else {}), **settings}
-    return build_rows(trajectories, config=TrainConfig.model_validate(values), version="v0000")[0]
+    config = TrainConfig.model_validate({"recipe": "paper", **values})
+    return build_rows(trajectories, config=config, version="v0000")[0]
 
 
 def advantages(rows: list[Row], label: str) -> dict[str, float]:
@@ -122,7 +123,7 @@ def test_credit_never_depends_on_another_failure(
     own: list[bool], other: list[bool], changed: list[bool], fitting: tuple[str, str]
 ) -> None:
     label, source = fitting
-    config = TrainConfig.model_validate({"credit": {label: source}, "distill": 1.0})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": {label: source}, "distill": 1.0})
     mine = shaken(grown("mine"), own)
 
     def credit(beside: Trajectory) -> list[Row]:
@@ -141,7 +142,9 @@ def test_a_label_without_siblings_says_which_setting_makes_them(record: Record, 
     with pytest.raises(TrainingError, match=rf"{label}: {label}_alone 1: .*collect with {COLLECT[label]}"):
         build(lonely, credit={label: EVERYTHING[label]})
     _, report = build_rows(
-        [*lonely, *record([[1, 0]])], config=TrainConfig.model_validate({"credit": EVERYTHING}), version="v0000"
+        [*lonely, *record([[1, 0]])],
+        config=TrainConfig.model_validate({"recipe": "paper", "credit": EVERYTHING}),
+        version="v0000",
     )
     assert report.labels == {"reflect": 2}
     assert report.remedies.keys() == EVERYTHING.keys() - {"reflect"}
@@ -149,7 +152,7 @@ def test_a_label_without_siblings_says_which_setting_makes_them(record: Record, 
 
 
 def test_the_report_counts_rows_by_label(sampled: list[Trajectory]) -> None:
-    config = TrainConfig.model_validate({"credit": EVERYTHING, "distill": 1.0})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": EVERYTHING, "distill": 1.0})
     rows, report = build_rows(sampled, config=config, version="v0000")
     assert report.labels == Counter(row.label for row in rows)
     assert report.labels == {"attempt": 3, "reflect": 4, "retry": 4, "blind_retry": 4, "distill": 4}
@@ -173,7 +176,7 @@ def test_reasons_for_dropping_a_span_hold_for_every_label(
     sampled: list[Trajectory], fields: dict[str, Any], reason: str
 ) -> None:
     marred = [t.model_copy(update={"spans": tuple(s.model_copy(update=fields) for s in t.spans)}) for t in sampled]
-    config = TrainConfig.model_validate({"credit": EVERYTHING, "distill": 1.0})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": EVERYTHING, "distill": 1.0})
     rows, dropped, *_ = credit_spans(marred, config=config, version="v0000")
     assert rows == []
     assert {(drop.label, drop.reason) for drop in dropped} == {(label, reason) for label in [*EVERYTHING, "distill"]}
@@ -184,7 +187,7 @@ def test_spans_behind_an_image_are_dropped(sampled: list[Trajectory]) -> None:
     shown = [
         t.changed(task=t.task.model_copy(update={"messages": ({"role": "user", "content": image},)})) for t in sampled
     ]
-    config = TrainConfig.model_validate({"credit": EVERYTHING})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": EVERYTHING})
     rows, dropped, *_ = credit_spans(shown, config=config, version="v0000")
     assert (rows, {drop.reason for drop in dropped}) == ([], {"media"})
 
@@ -245,7 +248,7 @@ def test_distilled_text_is_tokenised_behind_the_first_try(record: Record, tokeni
     (trajectory,) = record([[1]])
     bare = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
     spans = [s.model_copy(update={**bare, "text": "1 + 2"}) for s in trajectory.spans]
-    config = TrainConfig.model_validate({"credit": {}, "distill": 1.0, "retokenise": "allow"})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": {}, "distill": 1.0, "retokenise": "allow"})
     text_only = trajectory.model_copy(update={"spans": tuple(spans)})
     [row], _ = build_rows([text_only], config=config, version="v0000", retokenise=Retokeniser(tokenizer))
     assert tuple(row.prompt_ids_P) == trajectory.spans[0].prompt_token_ids
@@ -281,7 +284,7 @@ def leaky(record: Record) -> Trajectory:
 def test_a_leak_is_counted_and_paid_as_the_config_says(
     leaky: Trajectory, leak: str, source: str, rewards: dict[str, float]
 ) -> None:
-    config = TrainConfig.model_validate({"credit": {"reflect": source}, "leak": leak})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": {"reflect": source}, "leak": leak})
     rows, report = build_rows([leaky], config=config, version="v0000")
     assert {row.span_id: row.reward for row in rows} == rewards
     assert report.leaked == 1
@@ -309,4 +312,4 @@ def test_a_leak_is_counted_and_paid_as_the_config_says(
 )
 def test_a_setting_that_does_not_fit_is_refused_with_what_does(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        TrainConfig.model_validate(settings)
+        TrainConfig.model_validate({"recipe": "paper", **settings})

@@ -72,7 +72,7 @@ def move(model: torch.nn.Module) -> None:
 
 def settings(**values: Any) -> TrainConfig:
     whole = {"lora_r": 4, "lora_alpha": 8, "batch_size": 16, "max_grad_norm": NO_CLIPPING}
-    return TrainConfig.model_validate({**whole, **values})
+    return TrainConfig.model_validate({"recipe": "paper", **whole, **values})
 
 
 def rows_of(trajectories: list[Trajectory], config: TrainConfig) -> list[Row]:

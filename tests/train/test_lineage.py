@@ -52,7 +52,8 @@ def kl_to_base(model: Any, base: Any, rows: Iterable[Row]) -> float:
 
 
 def rows_of(trajectories: list[Trajectory], version: str = "v0000", **values: Any) -> list[Row]:
-    return build_rows(trajectories, config=TrainConfig.model_validate(values), version=version)[0]
+    config = TrainConfig.model_validate({"recipe": "paper", **values})
+    return build_rows(trajectories, config=config, version=version)[0]
 
 
 @pytest.mark.parametrize(("first", "second"), [("lora", "lora"), ("lora", "full"), ("full", "full"), ("full", "lora")])

@@ -42,7 +42,7 @@ def sampled(n: int, tokens: int, noise: float = 0.0, *, version: str | None = "v
 
 
 def checked(rows: Sequence[Row], **values: float | str) -> float | None:
-    config = TrainConfig.model_validate(values)
+    config = TrainConfig.model_validate({"recipe": "paper", **values})
     mismatch = measure(rows, [[-2.0] * len(row.completion_ids_T) for row in rows], "v0001", config)
     assert check(mismatch, config, START) == []
     return mismatch.ess
@@ -118,7 +118,7 @@ def test_score_rows_scores_a_sample_if_it_is_close() -> None:
     chosen = [row for row, score in zip(rows, scores, strict=True) if score is not None]
     assert len(chosen) == 200
     assert len({row.group_id for row in chosen}) == 200
-    assert measure(rows, scores, "v0001", TrainConfig()).scored == 200
+    assert measure(rows, scores, "v0001", TrainConfig(recipe="paper")).scored == 200
     assert scores == score_rows(rows, "v0001", score_as(-2.0))
 
 

@@ -17,9 +17,14 @@ from r3agent.train import TrainConfig
 PAPER = {"reflect": "retry_success"}
 
 
-def test_the_default_recipe_is_the_papers() -> None:
-    assert TrainConfig() == TrainConfig(recipe="paper")
-    assert (TrainConfig().credit, TrainConfig().distill, TrainConfig().imitate) == (PAPER, 0, 0)
+def test_the_default_recipe_is_the_papers_with_imitated_tries() -> None:
+    assert TrainConfig() == TrainConfig(recipe="paper+sft")
+    assert (TrainConfig().credit, TrainConfig().distill, TrainConfig().imitate) == (PAPER, 0, 1)
+
+
+def test_the_papers_recipe_trains_reflections_alone() -> None:
+    config = TrainConfig(recipe="paper")
+    assert (config.credit, config.distill, config.imitate) == (PAPER, 0, 0)
 
 
 def test_a_recipe_sets_what_is_not_given() -> None:
@@ -38,20 +43,21 @@ REWARDED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("own", REWARDED)
 def test_another_reward_than_the_papers_is_a_custom_recipe(own: dict[str, Any], tmp_path: Path) -> None:
-    for given in (own, {"recipe": "paper", **own}, {**TrainConfig().model_dump(), **own}):
+    for given in ({"recipe": "paper", **own}, {**TrainConfig(recipe="paper").model_dump(), **own}):
         config = TrainConfig.model_validate(given)
         assert (config.recipe, config.credit) == ("custom", PAPER)
         assert config.model_dump(include=set(own)) == own
     file = tmp_path / "r3.toml"
-    file.write_text(to_toml(load_config(None, {f"train.{name}": value for name, value in own.items()})))
+    file.write_text(to_toml(load_config(None, {"train.recipe": "paper"} | {f"train.{k}": v for k, v in own.items()})))
     assert load_config(file, {}).train == config
-    assert load_config(file, {"train.recipe": "paper"}).train == TrainConfig()
+    assert load_config(file, {"train.recipe": "paper"}).train == TrainConfig(recipe="paper")
+    assert TrainConfig.model_validate(own).imitate == 1  # of the default recipe
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 
 
 @pytest.mark.parametrize("own", [{"credit": {"attempt": "success"}}, {"distill": 0.5}])
 def test_a_recipe_with_another_setting_is_a_custom_one(own: dict[str, Any]) -> None:
-    for recipe in ("paper", "sft"):
+    for recipe in ("paper+sft", "paper", "sft"):
         config = TrainConfig.model_validate({"recipe": recipe, **own})
         rest = TrainConfig.model_validate({"recipe": recipe}).model_dump(exclude={"recipe", *own})
         assert config.recipe == "custom"
@@ -60,14 +66,14 @@ def test_a_recipe_with_another_setting_is_a_custom_one(own: dict[str, Any]) -> N
 
 def test_a_recipe_with_its_own_settings_keeps_its_name() -> None:
     assert TrainConfig(recipe="paper", credit={"reflect": "retry_success"}, distill=0).recipe == "paper"
-    for config in (TrainConfig(), TrainConfig(recipe="sft")):
+    for config in (TrainConfig(), TrainConfig(recipe="paper"), TrainConfig(recipe="sft")):
         assert TrainConfig.model_validate(config.model_dump()) == config
 
 
 def test_settings_without_a_recipe_are_a_custom_one() -> None:
     config = TrainConfig(distill=0.5)
     assert (config.recipe, config.credit, config.distill) == ("custom", PAPER, 0.5)
-    assert TrainConfig(scale_rewards="group").recipe == "paper"  # as the paper's
+    assert TrainConfig(scale_rewards="group").recipe == "paper+sft"  # as the default's
 
 
 def test_an_unknown_recipe_is_refused() -> None:
@@ -80,7 +86,7 @@ def test_a_files_recipe_can_be_changed_by_one_word(tmp_path: Path) -> None:
     file = tmp_path / "r3.toml"
     file.write_text(to_toml(load_config(None, {})))
     assert not {"credit", "leak", "baseline"} & tomllib.loads(file.read_text())["train"].keys()
-    for line in ("# credit = {reflect = ", '# leak = "keep"\n', "# imitate = 0.0\n"):
+    for line in ("# credit = {reflect = ", '# leak = "keep"\n', "# imitate = 1.0\n"):
         assert line in file.read_text()
     assert load_config(file, {"train.recipe": "sft"}).train == TrainConfig(recipe="sft")
 

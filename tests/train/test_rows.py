@@ -21,7 +21,7 @@ Record = Callable[..., list[Trajectory]]
 
 
 def build(trajectories: list[Trajectory], *, version: str = "v0000", **settings: Any) -> tuple[list[Row], RowReport]:
-    return build_rows(trajectories, config=TrainConfig.model_validate(settings), version=version)
+    return build_rows(trajectories, config=TrainConfig.model_validate({"recipe": "paper", **settings}), version=version)
 
 
 def by_group(rows: list[Row]) -> dict[str, list[float]]:
@@ -175,7 +175,10 @@ def test_retokeniser_uses_the_policys_template_when_allowed(record: Record, toke
     exact, _ = build(record([[1, 0]]))
     text_only = {"capability": "trainable-retokenised", "token_ids": None, "logprobs": None, "prompt_token_ids": None}
     rows, report = build_rows(
-        record([[1, 0]], **text_only), config=TrainConfig(), version="v0000", retokenise=Retokeniser(tokenizer)
+        record([[1, 0]], **text_only),
+        config=TrainConfig(recipe="paper"),
+        version="v0000",
+        retokenise=Retokeniser(tokenizer),
     )
     words = tokenizer("Start with 1 + 2 <|end|>", add_special_tokens=False)["input_ids"]
     assert report.retokenised == 2
@@ -187,7 +190,7 @@ def test_retokeniser_uses_the_policys_template_when_allowed(record: Record, toke
 def test_retokeniser_refuses_tool_calls_and_broken_templates(
     record: Record, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    config, calls = TrainConfig(), ({"id": "1", "function": {"name": "f", "arguments": "{}"}},)
+    config, calls = TrainConfig(recipe="paper"), ({"id": "1", "function": {"name": "f", "arguments": "{}"}},)
     with pytest.raises(TrainingError, match=r"tool_calls 2\)"):
         build_rows(
             record([[1, 0]], capability="trainable-retokenised", tool_calls=calls),

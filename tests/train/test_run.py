@@ -31,7 +31,7 @@ def test_rewarded_siblings_become_likelier_than_the_others(
     trajectories = record([[1, 0], [0, 1]])
     run(trajectories, start, tmp_path / "v0001", method=method, batch_size=4)
     model = trained(start, tmp_path / "v0001")
-    rows, _ = build_rows(trajectories, config=TrainConfig(), version="v0000")
+    rows, _ = build_rows(trajectories, config=TrainConfig(recipe="paper"), version="v0000")
     for row in rows:
         change = sum(recorded.logprobs(model, row.prompt_ids_P, row.completion_ids_T)) - sum(row.logprobs_T or ())
         assert change * row.advantage > 0
@@ -166,7 +166,7 @@ def test_the_fingerprint_measures_trained_tokens_however_long_the_prompt_is(
 ) -> None:
     trajectories = record([[1, 0]] * 6, prefix=[9, 14] * 160)
     card = run(trajectories, start, tmp_path / "v0001", epochs=1)
-    rows, _ = build_rows(trajectories, config=TrainConfig(), version="v0000")
+    rows, _ = build_rows(trajectories, config=TrainConfig(recipe="paper"), version="v0000")
     whole = {(*row.prompt_ids_P[-256:], *row.completion_ids_T): len(row.completion_ids_T) for row in rows}
     assert len(card.fingerprint) == 4
     for sequence in card.fingerprint:

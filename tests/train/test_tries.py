@@ -26,7 +26,7 @@ R = "retokenised"
 
 
 def build(trajectories: Sequence[Trajectory], **values: Any) -> tuple[list[Row], RowReport]:
-    config = TrainConfig.model_validate({"credit": ATTEMPTS, "scale_rewards": "none", **values})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": ATTEMPTS, "scale_rewards": "none", **values})
     return build_rows(trajectories, config=config, version="v0000")
 
 
@@ -95,7 +95,7 @@ def test_steps_that_do_not_continue_are_rows_of_their_own(policy: Any, kind: str
     prompt = spans[0].prompt_token_ids or ()
     failed = TryRecorder(policy, 1).steps(prompt, 2, False)
     trajectories = [Trajectory(trajectory_id=f"e{i}", task=TASK, spans=tuple(s)) for i, s in enumerate((spans, failed))]
-    config = TrainConfig.model_validate({"credit": ATTEMPTS})
+    config = TrainConfig.model_validate({"recipe": "paper", "credit": ATTEMPTS})
     rows, report = build_rows(trajectories, config=config, version="v0001", lineage=["v0001", "v0000"])
     own = [row for row in rows if row.trajectory_id == "e0"]
     assert [row.step_ids for row in own] == [[spans[0].span_id, spans[1].span_id], [spans[2].span_id]]
@@ -174,7 +174,7 @@ def test_retokenised_steps_are_a_row_each(tokenizer: PreTrainedTokenizerFast) ->
     spans = [(one, step(one, "3", True)), (other, step(other, "4", False)), (called, step(called, "5", True))]
     rows, report = build_rows(
         [trees.tree(*two).changed(trajectory_id=f"e{i}") for i, two in enumerate(spans)],
-        config=TrainConfig.model_validate({"credit": ATTEMPTS, "retokenise": "allow"}),
+        config=TrainConfig.model_validate({"recipe": "paper", "credit": ATTEMPTS, "retokenise": "allow"}),
         version="v0000",
         retokenise=Retokeniser(tokenizer),
     )
@@ -213,7 +213,7 @@ def trained(
     start: PolicyStart, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> Callable[..., tuple[OfflineGRPOTrainer, Steps]]:
     def trained(rows: Sequence[Row], **values: Any) -> tuple[OfflineGRPOTrainer, Steps]:
-        config, seen = TrainConfig.model_validate({**FAR, "credit": ATTEMPTS, **values}), Steps()
+        config, seen = TrainConfig.model_validate({"recipe": "paper", **FAR, "credit": ATTEMPTS, **values}), Steps()
         model = load_model(start, config)
         trainer = OfflineGRPOTrainer(model, to_dataset(rows), tokenizer, config, tmp_path, callbacks=[seen])
         trainer.score()
