@@ -104,7 +104,7 @@ def test_result_depends_on_what_its_key_has() -> None:
 def test_kto_returns_its_optimizer_steps(
     record: Callable[..., list[Trajectory]], start: PolicyStart, tmp_path: Path
 ) -> None:
-    config = TrainConfig.model_validate({"method": "lora", **ARMS[KTO][1]})
+    config = TrainConfig.model_validate({"recipe": "paper", "method": "lora", **ARMS[KTO][1]})
     rows, _ = build_rows(record([[1], [0], [1], [0], [1]]), config=config, version="v0000")
     config = config.model_copy(update={"batch_size": ceil(len(rows) / 4)})
     assert len(rows) == 5
