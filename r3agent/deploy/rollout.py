@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from r3agent._util.wait import wait_until
@@ -47,7 +48,7 @@ def roll_out(
 ) -> list[Rollout]:
     """Update one server after another; if one fails, restore the earlier ones too.
 
-    If weights are replaced, the run's marker of swapped weights says so until the caller knows what is live.
+    If live weights are replaced, the run's marker says so until the caller knows what is live.
 
     Args:
         on_server: called before each server with the numbers of those that have the version and of all.
@@ -59,17 +60,15 @@ def roll_out(
     fingerprint = fingerprint_of(registry, version)
     choices = _choose(servers, registry, version, config)
     merged_before, swapped_before, lost = registry.merges_adapters, registry.swapped_path.exists(), list[Server]()
-    # Both before the one name of all versions has other weights.
-    if is_live and choices[0].merges and not merged_before:
+    if is_live and choices[0].merges and not merged_before:  # before the one name of all versions has other weights
         registry.set_live(registry.live or BASE, merges_adapters=True)
-    if is_live and any(choice.update is not None and choice.strategy != "lora" for choice in choices):
-        registry.swapped_path.touch()
+    marker = registry.swapped_path if is_live else None
     rollouts: list[Rollout] = []
     for server, choice in zip(servers, choices, strict=True):
         if on_server is not None:
             on_server(len(rollouts), len(servers))
         try:
-            rollouts.append(_update(server, choice, version, fingerprint, config, lost))
+            rollouts.append(_update(server, choice, version, fingerprint, config, lost, marker))
         except DeployError as error:
             others = [f"{one.old.root}: {_undo(one.update, one.old, lost)}" for one in reversed(rollouts)]
             # A server that could not be put back may have any weights, whose version only the server can name.
@@ -121,8 +120,13 @@ def _update(
     fingerprint: Sequence[FingerprintSequence],
     config: DeployConfig,
     lost: list[Server],
+    marker: Path | None,
 ) -> Rollout:
-    """Update a server, or put it back; one that this fails for is added to `lost`."""
+    """Update a server, or put it back; one that this fails for is added to `lost`.
+
+    Args:
+        marker: file to make before the live weights are replaced.
+    """
     strategy, update, name, merges = choice
     try:
         if strategy == "reload" and fingerprint:
@@ -133,6 +137,8 @@ def _update(
                 strategy, update = "none", None
                 with suppress(DeployError):  # a server that was restarted with these weights does not name them
                     server.set_weight_version(version)
+        if marker is not None and strategy not in ("none", "lora"):
+            marker.touch()
         new = server if update is None else update.apply(server)
         report = None
         if fingerprint:

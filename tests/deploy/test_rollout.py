@@ -81,6 +81,19 @@ def test_a_server_that_was_put_back_has_the_live_weights(run: Run, endpoint: End
     assert run.registry.swapped_path.exists() == (not comes_back)
 
 
+def test_weights_that_are_there_already_replace_nothing(
+    run: Run, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: Any = {"registry": run.registry, "base_url": endpoint.url}
+    deploy(run.train("full", seed=1), **where)
+    touched: list[Path] = []
+    monkeypatch.setattr(Path, "touch", lambda path: touched.append(path))
+    load_version("v0001", **where)
+    assert touched == []
+    rollback(**where)
+    assert touched == [run.registry.swapped_path]
+
+
 def test_adapters_replace_nothing(run: Run, endpoint: Endpoint):
     endpoint.fails_on = "/v1/load_lora_adapter"
     with pytest.raises(DeployError):
