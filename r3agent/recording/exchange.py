@@ -105,8 +105,7 @@ class Exchange:
         self.has_begun = False
         """True if a stream has said something."""
         # Copy the messages as sent: the application may modify its list afterwards.
-        sent = json_value([body.get("messages"), request.get("tools") or []])
-        self._messages, self._tools = sent
+        self._messages, self._tools = json_value([body.get("messages"), request.get("tools") or []])
         episode.begin(self._messages, self._tools, [key, *(terms.secrets if terms else ())], purpose)
         self._call = ModelCall(
             str(body.get("model")),

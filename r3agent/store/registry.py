@@ -3,7 +3,7 @@
     RUN/policies/v0000/card.json            the base policy; its weights are not copied
     RUN/policies/v0001/card.json + adapter/ a trained LoRA adapter, or model/ for full weights
     RUN/live.json                           {"version": "v0001", "previous": "v0000", …}, replaced atomically
-    RUN/live.swapped                        exists while a server may have other weights than the live ones
+    RUN/live.swapped                        exists while other weights replace the live ones, or after a kill meanwhile
 
 A directory is a version only if it has a card: `create_version` fills a temporary directory and renames it.
 """
@@ -125,8 +125,6 @@ class Registry:
         self.policies_dir = self.run_dir / "policies"
         self.live_path = self.run_dir / "live.json"
         self.swapped_path = self.run_dir / "live.swapped"
-        """File that exists while other weights replace the live ones, to deploy or to sample them; it outlives a
-        process that was killed."""
 
     # ---- versions ----
 
@@ -249,8 +247,7 @@ class Registry:
         Raises:
             ConfigError: nothing is live, `to` is not older than the live version, or there is no older version.
         """
-        live = self.live
-        if live is None:
+        if (live := self.live) is None:
             raise ConfigError(f"{self.live_path}: nothing is live, so there is nothing to roll back; deploy first")
         if to is None:
             earlier = filter(None, (self.previous, self.card(live).parent))

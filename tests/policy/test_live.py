@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,9 @@ from r3agent.records.summary import summarise
 from r3agent.store.registry import Registry
 from r3agent.store.trajectories import load
 from r3agent.testing import ScriptedEndpoint
-from tests.support.registries import add, go_live, tiny_registry
+from tests.support.registries import add, go_live
 
 MESSAGES = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return tiny_registry(tmp_path)
-
-
-@pytest.fixture
-def endpoint() -> Iterator[ScriptedEndpoint]:
-    with ScriptedEndpoint("hi", model="tiny") as endpoint:
-        yield endpoint
 
 
 async def test_each_request_asks_for_what_is_live_then(registry: Registry, endpoint: ScriptedEndpoint) -> None:

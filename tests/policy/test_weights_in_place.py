@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,20 +12,9 @@ from r3agent.policy import OpenAIPolicy
 from r3agent.policy.live import WeightVersion
 from r3agent.store.registry import Registry
 from r3agent.testing import ScriptedEndpoint
-from tests.support.registries import add, tiny_registry
+from tests.support.registries import add
 
 MESSAGES = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return tiny_registry(tmp_path)
-
-
-@pytest.fixture
-def endpoint() -> Iterator[ScriptedEndpoint]:
-    with ScriptedEndpoint("hi", model="tiny") as endpoint:
-        yield endpoint
 
 
 async def test_weights_in_place_are_stamped_by_what_the_server_says(
