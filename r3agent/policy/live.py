@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +150,7 @@ def has_weights_in_place(registry: Registry) -> bool:
 class WeightVersion:
     """Version of the weights that a server has now; for one event loop.
 
-    Concurrent callers share a request, if it starts after their call.
+    Concurrent callers share a request, if it starts after their call; it ends with the last of them that is cancelled.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
@@ -158,12 +159,28 @@ class WeightVersion:
         self._ask = ask
         self._running: asyncio.Task[str | None] | None = None
         self._next: asyncio.Task[str | None] | None = None
+        self._callers = Counter[asyncio.Task[str | None]]()
 
     async def now(self) -> str | None:
         """Return the version from a request that starts after this call; `None` if the server does not report it."""
         if self._next is None:
             self._next = asyncio.create_task(self._after(self._running))
-        return await asyncio.shield(self._next)
+        request = self._next
+        self._callers[request] += 1
+        try:
+            return await asyncio.shield(request)
+        finally:
+            self._leave(request)
+
+    def _leave(self, request: asyncio.Task[str | None]) -> None:
+        """Take one caller from a request, and cancel one that nobody awaits: its connections may be closed next."""
+        self._callers[request] -= 1
+        if self._callers[request]:
+            return
+        del self._callers[request]
+        request.cancel()
+        if self._next is request:
+            self._next = None
 
     async def _after(self, running: asyncio.Task[str | None] | None) -> str | None:
         if running is not None:

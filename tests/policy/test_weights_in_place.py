@@ -171,3 +171,48 @@ async def test_looks_at_the_weights_are_shared_by_those_who_come_early_enough() 
     assert await first == "1"
     assert set(await asyncio.gather(*later)) == {"2"}
     assert (began, weights.last) == (2, "2")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_look_at_the_weights_ends_with_its_last_caller(is_first: bool) -> None:
+    asked = list[str]()
+    gate = asyncio.Event()
+
+    async def ask() -> str:
+        asked.append("begun")
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            asked.append("cancelled")
+            raise
+        return "v0002"
+
+    weights = WeightVersion(ask)
+    first = asyncio.create_task(weights.now())
+    await asyncio.sleep(0.01)
+    later = [asyncio.create_task(weights.now()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    leaving = [first] if is_first else later
+    leaving[0].cancel()
+    await asyncio.sleep(0.01)
+    assert asked == (["begun", "cancelled", "begun"] if is_first else ["begun"])
+    leaving[-1].cancel()
+    gate.set()
+    kept = [*later] if is_first else [first]
+    assert set(await asyncio.gather(*kept)) == {"v0002"}
+    assert await weights.now() == "v0002"
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_after_a_cancelled_call_leaves_no_request(endpoint: ScriptedEndpoint, registry: Registry) -> None:
+    add(registry, "v0001", "full")
+    endpoint.weight_version = "v0001"
+    async with OpenAIPolicy(endpoint.url, "tiny", registry=registry) as policy:
+        calls = [asyncio.create_task(policy.sample(MESSAGES)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
