@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from benchmarks.arms import REFLECTION, Results, add_sizes, differences, interval, levels, train_arm
-from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section, surroundings
 from r3agent.records.trajectory import Task
 from r3agent.run.demo import GAMES
 from r3agent.tasks import countdown, countdown_steps
@@ -37,8 +37,9 @@ from r3agent.tasks.splits import Split
 ATTEMPT = {"attempt": "success"}
 FIRST: dict[str, Any] = {"collect.max_attempts": 1, "collect.samples": 16, "train.credit": ATTEMPT}
 FEW: dict[str, Any] = {**FIRST, "collect.samples": 4}
-WIDE: dict[str, Any] = {"collect.reflections": 8, "train.credit": REFLECTION}
-BROAD: dict[str, Any] = {"collect.samples": 4, "collect.reflections": 4, "train.credit": REFLECTION}
+TREE: dict[str, Any] = {"collect.retries": 1, "train.credit": REFLECTION}
+WIDE: dict[str, Any] = {**TREE, "collect.reflections": 8}
+BROAD: dict[str, Any] = {**TREE, "collect.samples": 4, "collect.reflections": 4}
 REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
 """Rows of all rounds are trained on again, with truncated importance weights, which the default guard may refuse for
 reflections of four rounds before; rows that are imitated need none."""
@@ -114,7 +115,7 @@ class Bench(NamedTuple):
         own: dict[str, Any] = {"eval.split": "gate"} if seed == TUNING_SEED else {}
         there = ELSEWHERE[self.game] if seed != TUNING_SEED else None
         settings = {**settings, **own}
-        made_with = digest([settings, size, there])
+        made_with = digest([settings, size, there, surroundings(settings.get("policy.model", "bundled"))])
         key = {"game": self.game, "arm": arm, "rate": rate, "seed": seed, "made_with": made_with}
         finished, out = Finished(self.finished), self.out / self.game / made_with
         out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import interval, p_value
-from benchmarks.results import FINISHED, Finished, digest
+from benchmarks.results import FINISHED, Finished, digest, surroundings
 from r3agent.records.trajectory import Task
 from r3agent.records.versions import BASE
 from r3agent.run.demo import SETTINGS
@@ -78,7 +78,7 @@ def settings_of(seed: int, problems: int) -> dict[str, Any]:
 def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
     """Remember, play, and return success in percent by choice of the memory; a finished seed is not repeated."""
     finished = Finished(FINISHED / "memory.jsonl")
-    key = {"seed": seed, "made_with": digest([settings_of(seed, problems), n, ADVICE])}
+    key = {"seed": seed, "made_with": digest([settings_of(seed, problems), n, ADVICE, surroundings()])}
     if (found := finished.find(key)) is not None:
         return found
     directory = out / f"{key['made_with']}-{seed}"

@@ -36,8 +36,7 @@ import numpy as np
 from benchmarks import kto
 from benchmarks.arms import PROBE, REFLECTION, holm, interval, p_value
 from benchmarks.noisy import NOISY
-from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section, weights_of
-from r3agent.records.prompts import PROMPTS
+from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_section, surroundings
 from r3agent.records.trajectory import Trajectory
 from r3agent.records.versions import BASE, version_number
 from r3agent.run.demo import SETTINGS
@@ -77,8 +76,12 @@ class Lab:
         return Run(self.directory / f"run-{reflections}-noise{noise:g}", settings)
 
     def recorded(self, reflections: int, noise: float) -> list[Trajectory]:
-        """Return episodes with the wanted number of verdicts, collected if need be."""
-        run, wanted, n = self.run(reflections, noise), self.size["labels"], PROBE
+        """Return episodes with the wanted number of verdicts, collected if need be.
+
+        Raises:
+            SystemExit: all training tasks together have fewer.
+        """
+        run, wanted, n, n_before = self.run(reflections, noise), self.size["labels"], PROBE, -1
         run.serve_live()
         while True:
             stored = run.trajectories() if (run.directory / "trajectories").exists() else []
@@ -86,6 +89,12 @@ class Lab:
             verdicts = np.cumsum([0, *map(labels, episodes)])
             if verdicts[-1] >= wanted:
                 return episodes[: int(np.searchsorted(verdicts, wanted))]
+            if len(episodes) == n_before:
+                raise SystemExit(
+                    f"--labels {wanted}: the {n_before} training tasks have {verdicts[-1]} verdicts with {reflections} "
+                    "reflections of each failure; pass fewer"
+                )
+            n_before = len(episodes)
             n = max(n, ceil(1.05 * len(episodes) * wanted / max(1, verdicts[-1])))
             self.run(reflections, noise, **{"collect.n": n}).collect()
 
@@ -109,7 +118,7 @@ class Lab:
         run, base = self.run(reflections, noise), self.directory / BASE
         config = TrainConfig.model_validate({**run.config.train.model_dump(), "learning_rate": rate, **own})
         rows, _ = build_rows(episodes, config=config, version=BASE)
-        config = config.model_copy(update={"batch_size": ceil(len(rows) / self.size["steps"])})
+        config = config.model_copy(update={"batch_size": max(2, ceil(len(rows) / self.size["steps"]))})
         registry, version = run.registry, self.next_version()
         start = PolicyStart.of(registry.card(BASE), registry.version_dir(BASE))
         out_dir = registry.version_dir(version)
@@ -136,11 +145,6 @@ def settings_of(seed: int, size: dict[str, int]) -> dict[str, Any]:
     seeds = {"task.seed": seed, "train.seed": seed, "eval.seed": seed}
     held_out = {"eval.split": "gate" if seed >= FIRST_TUNING_SEED else "test", "eval.n": size["problems"]}
     return {**SETTINGS, "train.recipe": "paper", **seeds, **held_out, "eval.blind_retries": 1, "task.verifier": NOISY}
-
-
-def surroundings() -> list[Any]:
-    """Return what all results depend on besides their settings, for keys."""
-    return [PROMPTS["general"].model_dump(), weights_of("bundled")]
 
 
 def made_with(arm: str, settings: dict[str, Any], size: dict[str, int]) -> str:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from r3agent.records.prompts import PROMPTS
 from r3agent.store.models import find_checkpoint
 from r3agent.store.provenance import file_sha256
 
@@ -18,11 +19,26 @@ FINISHED = Path(__file__).with_name("finished")
 """Directory of the files of `Finished`, which belong to the repository."""
 
 
+def _commit() -> str:
+    """Name the commit of the code, with a `+` if files differ from it, those aside that a measurement itself writes."""
+    status = _git("status", "--porcelain", "--", ".", f":!{FINISHED.name}", f":!{RESULTS.name}", ":/r3agent")
+    return (_git("rev-parse", "--short", "HEAD") + "+" * bool(status)) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ("git", *arguments)
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+
+COMMIT = _commit()
+"""Commit of the code that was loaded: others may be made while it runs."""
+
+
 class Finished:
     """Parts of a measurement that are finished, a line of JSON each: it goes on with them, on any machine.
 
-    A line has the key of its part, the commit that measured it (with a `+` if files differed from it) and the result.
-    Delete a line to measure its part again. Several processes may add lines.
+    A line has the key of its part, the commit of the code that measured it and the result. Delete a line to measure its
+    part again. Several processes may add lines.
     """
 
     def __init__(self, file: Path) -> None:
@@ -40,14 +56,7 @@ class Finished:
     def add(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as file:
-            file.write(json.dumps({"key": key, "commit": commit(), "result": result}, separators=(",", ":")) + "\n")
-
-
-def commit() -> str:
-    """Name the commit of the code that runs, as `git describe` does."""
-    command = ("git", "describe", "--always", "--dirty=+", "--exclude=*")
-    made = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return made.stdout.strip() or "unknown"
+            file.write(json.dumps({"key": key, "commit": COMMIT, "result": result}, separators=(",", ":")) + "\n")
 
 
 def digest(settings: object) -> str:
@@ -71,6 +80,11 @@ def weights_of(model: str) -> str:
     config.pop("transformers_version", None)  # of the program that wrote it
     files = [*found.glob("*.safetensors"), *found.glob("*.bin")]
     return digest([config, {file.name: file_sha256(file) for file in files}])
+
+
+def surroundings(model: str = "bundled") -> list[Any]:
+    """Return what results of a bundled policy depend on besides their settings, for keys."""
+    return [PROMPTS["general"].model_dump(), weights_of(model)]
 
 
 def replace_section(file: Path, title: str, command: str, text: str) -> None:

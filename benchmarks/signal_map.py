@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +37,6 @@ from benchmarks.results import FINISHED, RESULTS, Finished, digest, replace_sect
 from benchmarks.signal_tables import FLOOR, REFLECTION_TEMPERATURE, SHOTS, TRIES, Cell, Retry, first_try, section
 from r3agent import OpenAIPolicy, Policy, R3Error, Sampling, Span, Task, Trajectory, Verifier, collect, load
 from r3agent._util.aio import gather_all, run_sync
-from r3agent._util.files import write_atomically
 from r3agent.episodes.config import EpisodeOptions
 from r3agent.evaluate.cells import error_of, outcome
 from r3agent.records.branching import branch_of, control_of
@@ -220,11 +218,8 @@ def measure_all(
 ) -> None:
     """Measure cells one after another; one that fails is reported, and left for another run."""
     for source in sources:
-        key, own = key_of(subject, source, n, engine, retry), folder / retry / source.replace(":", "-")
-        written = own / "settings.json"
-        if not written.exists() or json.loads(written.read_text()) != key:
-            shutil.rmtree(own, ignore_errors=True)
-            write_atomically(written, json.dumps(key))
+        key = key_of(subject, source, n, engine, retry)
+        own = folder / f"{source.replace(':', '-')}-{digest(key)}"
         sampling, reflecting = (
             Sampling(temperature=temperature, max_tokens=max_tokens, stop=subject.stop)
             for temperature, max_tokens in zip(key["temperature"], key["max_tokens"], strict=True)
