@@ -161,22 +161,26 @@ def levels(results: Results, before: Sequence[dict[str, Any]], *, cells: str = "
     return lines
 
 
-def differences(results: Results, reference: str, *, cells: str = "cells") -> tuple[list[str], dict[str, Any]]:
+def differences(
+    results: Results, reference: str, *, cells: str = "cells", others: Results | None = None
+) -> tuple[list[str], dict[str, Any]]:
     """Render each arm's paired differences from the reference as Markdown, and return them as data.
 
     Args:
         cells: key of the success to compare.
+        others: arms that were compared too and are not rendered; Holm's correction counts them.
     """
     lines = [f"| arm minus `{reference}` | first try | p | after reflection | p | blind retry | p |"]
     lines.append("|---|---|---|---|---|---|---|")
     data: dict[str, Any] = {arm: {} for arm in results if arm != reference}
+    compared = {arm: runs for arm, runs in {**(others or {}), **results}.items() if arm != reference}
     for cell in CELLS:
         against = [r[cells][cell] for r in results[reference]]
-        change = {arm: np.subtract([r[cells][cell] for r in results[arm]], against).tolist() for arm in data}
+        change = {arm: np.subtract([r[cells][cell] for r in runs], against).tolist() for arm, runs in compared.items()}
         adjusted = holm({arm: p for arm, values in change.items() if (p := p_value(values)) is not None})
-        for arm, values in change.items():
-            data[arm][cell] = {"points": round(float(np.mean(values)), 2), "p": adjusted.get(arm)}
-            data[arm][cell]["text"] = interval(values)
+        for arm, found in data.items():
+            found[cell] = {"points": round(float(np.mean(change[arm])), 2), "p": adjusted.get(arm)}
+            found[cell]["text"] = interval(change[arm])
     for arm, found in data.items():
         texts = [(c.pop("text"), "" if c["p"] is None else f"{c['p']:.2g}") for c in found.values()]
         lines.append(f"| {arm} | {' | '.join(text for pair in texts for text in pair)} |")

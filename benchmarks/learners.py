@@ -9,8 +9,9 @@ test split, of which there are 667 in the range that they learned from, so that 
 larger numbers or targets, on which the policy was pretrained and no arm is trained. Beyond these it solves none.
 
 The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
-GRPO on first tries and from the paper's arm. The p-values are of paired t-tests over the seeds, with Holm's correction
-over the arms of a column. Finished runs are in benchmarks/finished and not repeated; several processes may run if each
+GRPO on first tries, from the same on more tasks and all rounds so far, and from the paper's arm. The p-values are of
+paired t-tests over the seeds, with Holm's correction over all arms that were compared in a column, those that are not
+kept (benchmarks/finished/learners_not_kept.jsonl) among them. Finished runs are in benchmarks/finished and not repeated; several processes may run if each
 has other --arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
 """
 
@@ -45,12 +46,12 @@ REPLAYED: dict[str, Any] = {"train.max_staleness": 99, "train.min_ess": 0.0}
 reflections of four rounds before; rows that are imitated need none."""
 IMITATED: dict[str, Any] = {"train.credit": {}, "train.imitate": 1.0}
 
-BASE, BASELINE, PAPER = "before", "first try", "reflection"
-"""The base model, plain GRPO on first tries, and the arm of Reflect, Retry, Reward."""
+BASE, BASELINE, BROADER, PAPER = "before", "first try", "4 first tries, replayed", "reflection"
+"""The base model, plain GRPO on first tries, the same on the data of the best arm, and Reflect, Retry, Reward."""
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: FIRST,
     "first try, 12 steps": FIRST,
-    "4 first tries, replayed": {**FEW, **REPLAYED},
+    BROADER: {**FEW, **REPLAYED},
     PAPER: WIDE,
     "reflection, 12 steps": WIDE,
     "reflection and imitate": {**WIDE, "train.imitate": 1.0},
@@ -74,6 +75,7 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
 }
 """Settings of the larger problems, by game."""
 
+NOT_KEPT = FINISHED / "learners_not_kept.jsonl"
 TUNING_SEED = 1000
 EPOCHS = 2
 """One learns less from the same tokens."""
@@ -155,6 +157,15 @@ def change(results: Results, before: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def not_kept(game: str, seeds: int) -> Results:
+    """Return the results of arms that were compared on a game and whose learners are gone."""
+    found: Results = {}
+    for key, result in Finished(NOT_KEPT).all():
+        if key["game"] == game and key["seed"] < seeds:
+            found.setdefault(key["arm"], []).append(result)
+    return found
+
+
 def settings_table(arms: list[str], rates: Mapping[str, str]) -> list[str]:
     """Render what each arm trains as Markdown."""
     at_edge = {RATES[0], RATES[-1]}
@@ -191,13 +202,14 @@ def main() -> None:
 
     lines = [*settings_table(arms, rates), "", *levels(results, before)]
     data: dict[str, Any] = {}
-    for reference in (BASELINE, PAPER):
+    others = not_kept(bench.game, options.seeds)
+    for reference in (BASELINE, BROADER, PAPER):
         if reference in results:
-            rendered, data[reference] = differences(results, reference)
+            rendered, data[reference] = differences(results, reference, others=others)
             lines += ["", *rendered]
     lines += ["", "Larger numbers or targets:", "", *levels(results, before, cells="elsewhere")]
     if BASELINE in results:
-        rendered, data["elsewhere"] = differences(results, BASELINE, cells="elsewhere")
+        rendered, data["elsewhere"] = differences(results, BASELINE, cells="elsewhere", others=others)
         lines += ["", *rendered]
     words = [f"--{key} {value}" for key, value in {"game": bench.game, "seeds": options.seeds, **size}.items()]
     if arms != arms_of(bench.game):

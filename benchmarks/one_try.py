@@ -11,10 +11,11 @@ Noise is that of the verifier while the episodes are collected (benchmarks/noisy
 wrong is reflected on, and a wrong one that is called right is not. So each level of it has episodes of its own, with
 the same number of verdicts; held-out problems are judged without.
 
-A seed draws its own tasks, and its held-out problems from the 667 of Countdown's test split: with 300, two seeds share
-almost half of theirs; with one reflection of a failure, 2,000 verdicts need two thirds of all 1,629 training tasks. Each arm's learning rate is the best of a grid on seeds that are not counted, without noise
-and on problems that the comparison does not use, at most the 281 of the gate split; the output names arms whose rate is
-at the edge of the grid. A batch is a whole number of rows, so that a training may have fewer steps than --steps.
+A seed draws its own tasks: with one reflection of a failure, 2,000 verdicts need two thirds of all training tasks. Of
+its held-out problems, from the 667 of Countdown's test split, two seeds share more than half with 300. Each arm's
+learning rate is the best of a grid on seeds that are not counted, without noise and on problems that the comparison
+does not use, at most the 281 of the gate split; the output names arms whose rate is at the edge of the grid. A batch is
+a whole number of rows, so that a training may have fewer steps than --steps.
 
 The table goes to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from
 `8 siblings` under the same noise, with p-values of t-tests after Holm's correction. Finished runs are in
