@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
@@ -34,6 +35,8 @@ PREFIX = "checkpoint-"
 """Beginning of a checkpoint's name, as transformers has it; its step follows."""
 MANIFEST_FILE = "r3agent_manifest.json"
 """File of a checkpoint that maps the name of each other file to its hash."""
+SECONDS_FILE = "r3agent_seconds.json"
+"""File of a checkpoint with the duration of the training up to it."""
 
 WAYS_TO_COMPUTE = {
     "micro_batch_tokens",
@@ -52,7 +55,7 @@ SIZES = {"micro_batch_tokens", "share_prompt"}
 
 
 class Checkpoints:
-    """Directory of the checkpoints of the training that writes `version_dir`."""
+    """Directory of the checkpoints of the training that writes `version_dir`, which begins now."""
 
     def __init__(self, version_dir: Path) -> None:
         self.version = version_dir.name
@@ -60,6 +63,11 @@ class Checkpoints:
         self.digest = ""
         self.last: Path | None = None
         """Last whole checkpoint; training resumes from it."""
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the duration of the training in seconds, with that up to the checkpoint that it resumed from."""
+        return round(time.perf_counter() - self._began, 3)
 
     def bind(
         self, rows: Iterable[Row], *, config: TrainConfig, start: PolicyStart, processes: PartialState, resume: bool
@@ -100,6 +108,8 @@ class Checkpoints:
                 f"{self.last} is of other rows or other settings than the current ones: put the trajectories and "
                 "[train] back as they were, or train anew: `r3agent train` without --resume, or `r3agent loop --anew`"
             )
+        if self.last is not None and (file := self.last / SECONDS_FILE).exists():
+            self._began -= orjson.loads(file.read_bytes())
 
     def begin(self) -> None:
         """Create the directory; keep the checkpoint that training resumes from, and remove all others."""
@@ -117,6 +127,7 @@ class Checkpoints:
     def seal(self, step: int) -> None:
         """Write the manifest of a checkpoint, which makes it whole."""
         path = self.directory / f"{PREFIX}{step}"
+        write_atomically(path / SECONDS_FILE, str(self.seconds()))
         hashes = {str(file.relative_to(path)): _hash(file) for file in _files(path)}
         write_atomically(path / MANIFEST_FILE, orjson.dumps(hashes, option=orjson.OPT_INDENT_2).decode())
         self.last = path

@@ -89,7 +89,6 @@ def train(
     processes = join_processes()
     first = processes.is_main_process
     progress = metrics.following(progress or _ignore_progress) if first else _ignore_progress
-    began = time.perf_counter()
     checkpoints = Checkpoints(out_dir)
     with closing(metrics), _traced(start, version, config, first), _growing(out_dir, checkpoints, first) as directory:
         read_config(start, config)  # refuses some models before anything is read or computed
@@ -159,7 +158,7 @@ def train(
                 "distributed": trainer.accelerator.distributed_type.value,
                 "steps": trainer.state.global_step,
                 "train": _means(trainer.state.log_history),
-                "seconds": round(time.perf_counter() - began, 3),
+                "seconds": checkpoints.seconds(),
             },
             fingerprint=prints,
         )

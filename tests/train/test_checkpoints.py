@@ -16,7 +16,7 @@ from r3agent.errors import ConfigError
 from r3agent.records.trajectory import Trajectory
 from r3agent.store.registry import PolicyCard
 from r3agent.train import PolicyStart, TrainConfig
-from r3agent.train.checkpoints import Checkpoints
+from r3agent.train.checkpoints import MANIFEST_FILE, SECONDS_FILE, Checkpoints
 from r3agent.train.row import Row
 from tests.train import recorded
 from tests.train.versions import OUTCOMES, run
@@ -74,6 +74,25 @@ def test_bind_takes_an_integer_temperature_for_its_float(tmp_path: Path) -> None
     assert found.last == earlier.directory / "checkpoint-1"
     with pytest.raises(ConfigError, match="other rows"):
         found.bind([row._replace(temperature=0.5)], **given, processes=PartialState(), resume=True)
+
+
+def test_seconds_include_those_up_to_the_checkpoint(tmp_path: Path) -> None:
+    given: Any = {"config": TrainConfig(), "start": PolicyStart(version="v0000", name="tiny", model="m")}
+    given |= {"rows": [], "processes": PartialState()}
+    first = Checkpoints(tmp_path / "v0001")
+    first.bind(**given, resume=False)
+    first.begin()
+    last = first.directory / "checkpoint-1"
+    last.mkdir()
+    first.seal(1)
+    assert 0 <= float((last / SECONDS_FILE).read_text()) < 60
+    (last / SECONDS_FILE).write_text("3000.5")
+    (last / MANIFEST_FILE).write_text("{}")
+    resumed = Checkpoints(tmp_path / "v0001")
+    resumed.bind(**given, resume=True)
+    assert 3000.5 <= resumed.seconds() < 3060
+    resumed.seal(1)
+    assert 3000.5 <= float((last / SECONDS_FILE).read_text()) < 3060
 
 
 def missing(checkpoint: Path) -> None:
