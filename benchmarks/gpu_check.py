@@ -12,8 +12,8 @@ such groups, one per micro-batch, with shared prompts and with padded rows, each
 median of the steps after the first; its memory is the peak above the weights and the optimizer's state, with gradients.
 Without a GPU it is the resident memory above that of the loaded model, with the optimizer's state. A server, vLLM if
 it is there and else r3agent's own, samples from the same weights, and its logprobs are compared with those of the
-trainer. All ends within --minutes: what would not is left out, and named in the last line, which is one JSON object.
-The exit code is 1 if a part failed.
+trainer. All ends within --minutes, the installation among it: what would not is left out, and named in the last line,
+which is one JSON object. The exit code is 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -144,12 +144,20 @@ def missing(report: dict[str, Any]) -> list[str]:
     return [entry["download_info"]["url"] for entry in report["install"]]
 
 
-def install(wheels: str, target: str) -> None:
-    """Install r3agent, and what this Python lacks of its dependencies, into a directory without changing others."""
+def install(wheels: str, target: str, limit: Limit) -> None:
+    """Install r3agent, and what this Python lacks of its dependencies, into a directory without changing others.
+
+    Raises:
+        SystemExit: the time was up.
+    """
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index"]
     dry = [*pip, "--dry-run", "--report", "-", "--find-links", wheels, "r3agent[serve,train]"]
-    report = json.loads(subprocess.run(dry, stdout=subprocess.PIPE, check=True).stdout)
-    subprocess.run([*pip, "--no-deps", "--target", target, *missing(report)], check=True)
+    try:
+        found = subprocess.run(dry, stdout=subprocess.PIPE, check=True, timeout=limit.seconds)
+        into = [*pip, "--no-deps", "--target", target, *missing(json.loads(found.stdout))]
+        subprocess.run(into, check=True, timeout=limit.seconds)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"the packages of {wheels} were not installed in time; pass more --minutes")
 
 
 def main() -> None:
@@ -162,14 +170,15 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--minutes", type=float, default=7.5)
     options = parser.parse_args()
+    limit = Limit(options.minutes)
     if not options.wheels:
-        limit = Limit(options.minutes)
         print(json.dumps(check(options, limit)))
         sys.exit(limit.failed)
     with tempfile.TemporaryDirectory(prefix="gpu-check-site-") as site:
-        install(options.wheels, site)
+        install(options.wheels, site, limit)
         path = os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH"))))
         again = [sys.executable, "-m", "benchmarks.gpu_check", *sys.argv[1:], "--wheels", ""]
+        again += ["--minutes", f"{limit.seconds / 60}"]
         sys.exit(subprocess.run(again, env={**os.environ, "PYTHONPATH": path}, check=False).returncode)
 
 

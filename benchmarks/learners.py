@@ -11,8 +11,9 @@ larger numbers or targets, on which the policy was pretrained and no arm is trai
 The tables go to benchmarks/RESULTS.md: means over the seeds with 95 % t-intervals, and paired differences from plain
 GRPO on first tries, from the same on more tasks and all rounds so far, and from the paper's arm. The p-values are of
 paired t-tests over the seeds, with Holm's correction over all arms that were compared in a column, those that are not
-kept (benchmarks/finished/learners_not_kept.jsonl) among them. Finished runs are in benchmarks/finished and not repeated; several processes may run if each
-has other --arms and --results, and one without --arms then makes the whole table. The last line is one JSON object.
+kept (benchmarks/finished/learners_not_kept.jsonl) among them. Finished runs are in benchmarks/finished and not
+repeated; several processes may run if each has other --arms and --results, and one without --arms then makes the whole
+table. The last line is one JSON object.
 """
 
 from __future__ import annotations

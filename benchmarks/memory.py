@@ -75,7 +75,7 @@ def settings_of(seed: int, problems: int) -> dict[str, Any]:
     return {**SETTINGS, "task.seed": seed, "eval.seed": seed, "eval.n": problems}
 
 
-def played(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
+def result_of(seed: int, n: int, problems: int, out: Path) -> dict[str, Any]:
     """Remember, play, and return success in percent by choice of the memory; a finished seed is not repeated."""
     finished = Finished(FINISHED / "memory.jsonl")
     key = {"seed": seed, "made_with": digest([settings_of(seed, problems), n, ADVICE, surroundings()])}
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=400, help="held out")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"), help="directory of the runs")
     options = parser.parse_args()
-    results = [played(seed, options.n, options.problems, options.out) for seed in range(options.seeds)]
+    results = [result_of(seed, options.n, options.problems, options.out) for seed in range(options.seeds)]
     line: dict[str, Any] = {"seeds": options.seeds, "remembered": [result["remembered"] for result in results]}
     for choice in CHOICES:
         for cell in CELLS:

@@ -63,12 +63,12 @@ def first_try(cell: Cell) -> Rate:
     return rate([fmean(tries) for tries in passes], sum(map(len, passes)))
 
 
-def mixed(cell: Cell) -> Rate | None:
+def mixed_rate(cell: Cell) -> Rate | None:
     """Return the share of failed tasks that a later try passes; `None` if no task failed."""
     return _rate([float(any(tries)) for tries in cell["passes"] if not tries[0]])
 
 
-def retried(cell: Cell, retry: Retry) -> Rate | None:
+def retry_rate(cell: Cell, retry: Retry) -> Rate | None:
     return _rate([value for outcomes in cell["retries"] if (value := outcomes[retry]) is not None])
 
 
@@ -85,15 +85,15 @@ def table(cells: Cells) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for source, cell in cells.items():
         failed = sum(not tries[0] for tries in cell["passes"])
-        retries = [_text(retried(cell, retry)) for retry in RETRIES]
+        retries = [_text(retry_rate(cell, retry)) for retry in RETRIES]
         texts = [f"`{source}`", f"{len(cell['passes'])}", _text(first_try(cell)), f"{failed}", *retries]
-        lines.append(f"| {' | '.join([*texts, _text(mixed(cell))])} |")
+        lines.append(f"| {' | '.join([*texts, _text(mixed_rate(cell))])} |")
     return lines
 
 
 def conclusion(model: str, cells: Cells) -> str:
     """Say where a model's failures are mixed, and whether it can use a hint."""
-    found = {source: share for source, cell in cells.items() if (share := mixed(cell)) is not None}
+    found = {source: share for source, cell in cells.items() if (share := mixed_rate(cell)) is not None}
     shares = {source: share.rate for source, share in found.items() if share.n_tasks >= ENOUGH_FAILURES}
     enough = sorted((s for s in shares if shares[s] >= ENOUGH_MIXED), key=lambda s: -shares[s])
     named = ", ".join(f"`{source}` ({100 * shares[source]:.0f})" for source in enough) or "none"
@@ -152,8 +152,8 @@ def _data(cells: Cells) -> dict[str, Any]:
         "sources": {
             source: {
                 "first try": _dump(first_try(cell)),
-                **{retry: _dump(retried(cell, retry)) for retry in RETRIES},
-                "mixed": _dump(mixed(cell)),
+                **{retry: _dump(retry_rate(cell, retry)) for retry in RETRIES},
+                "mixed": _dump(mixed_rate(cell)),
             }
             for source, cell in cells.items()
         },

@@ -87,7 +87,7 @@ def vllm(model: str, setting: Setting, adapter: Path) -> Iterator[LocalServer]:
         server.stop()
 
 
-async def answered(base_url: str, model: str, n_tokens: int) -> float:
+async def throughput(base_url: str, model: str, n_tokens: int) -> float:
     """Send the requests at the same time; return the tokens/s."""
     address = urlsplit(base_url)
     settings: dict[str, Any] = {"model": model, "max_tokens": n_tokens, "ignore_eos": True, "temperature": 1.0}
@@ -114,7 +114,7 @@ def cpu_s(server: LocalServer) -> float:
 
 def rate(name: str, server: LocalServer, model: str) -> float:
     used = cpu_s(server)
-    tokens_per_s = asyncio.run(answered(server.base_url, model, TOKENS))
+    tokens_per_s = asyncio.run(throughput(server.base_url, model, TOKENS))
     ms = (cpu_s(server) - used) / (BATCH * TOKENS) * 1e3
     print(f"{name}: {tokens_per_s:.0f} tokens/s, {ms:.2f} ms of CPU for a token", flush=True)
     return tokens_per_s
@@ -129,7 +129,7 @@ def main() -> None:
     rates: list[float] = []
 
     def compare(name: str, server: LocalServer, model: str, default: LocalServer) -> None:
-        asyncio.run(answered(server.base_url, model, 1))  # warm
+        asyncio.run(throughput(server.base_url, model, 1))  # warm
         turns: list[float] = []
         for _ in range(options.rounds):
             rates.append(rate("default", default, BASE))
@@ -140,7 +140,7 @@ def main() -> None:
         adapter = Path(directory)
         make_adapter(options.model, adapter)
         with vllm(options.model, Setting(), adapter) as default:
-            asyncio.run(answered(default.base_url, BASE, 1))
+            asyncio.run(throughput(default.base_url, BASE, 1))
             for name, setting in SETTINGS.items():
                 with vllm(options.model, setting, adapter) as server:
                     compare(name, server, ADAPTER if name.startswith("rank") else BASE, default)

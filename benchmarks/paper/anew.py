@@ -5,8 +5,10 @@ In the conversation of the paper, a model of 0.5B repeats the wrong answer that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from r3agent.errors import ConfigError
 from r3agent.records.prompts import PROMPTS, RETRY
 
 ANEW = "benchmarks.paper.anew:anew"
@@ -23,13 +25,28 @@ def settings() -> dict[str, Any]:
     return {"note": NOTE, "temperature": TEMPERATURE}
 
 
+def check(prompts: Mapping[str, str], max_attempts: int) -> None:
+    """Check that retries can be recognised, by the texts of their requests and by their place.
+
+    Raises:
+        ConfigError: they cannot, and would continue the conversation.
+    """
+    for key, known in {"retry_prompt": (RETRY,), "blind_retry_prompt": BLIND}.items():
+        if prompts[key] not in known:
+            raise ConfigError(f"prompts.{key} = {prompts[key]!r}: {ANEW} knows the default alone; leave it out")
+    if max_attempts > 2:
+        raise ConfigError(f"collect.max_attempts = {max_attempts}: {ANEW} makes one retry; set it to 2")
+
+
 async def anew(messages: list[dict[str, Any]], client: Any) -> str:
     """Answer the task alone, in a retry with the reflection, and without the failed answer."""
-    completion = await client.chat.completions.create(model="policy", messages=shown(messages), temperature=TEMPERATURE)
+    completion = await client.chat.completions.create(
+        model="policy", messages=prompt_of(messages), temperature=TEMPERATURE
+    )
     return completion.choices[0].message.content
 
 
-def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def prompt_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what the model gets to read; a blind retry reads what the first try did.
 
     Args:

@@ -17,9 +17,9 @@ from r3agent.records.versions import BASE
 from r3agent.store.registry import Registry
 from r3agent.store.trajectories import load
 
-SHOWN = 5
+N_TASKS = 5
 """Number of tasks whose reflections are shown."""
-RULE = f"the {SHOWN} test tasks with the smallest SHA-256 of their id among those that both versions fail at first"
+RULE = f"the {N_TASKS} test tasks with the smallest SHA-256 of their id among those that both versions fail at first"
 CHARACTERS = 300
 """Length of a text that is shown."""
 CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "lift_over_generic", "lift_over_donor")
@@ -28,13 +28,13 @@ CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "l
 def result_of(folder: Path) -> dict[str, Any]:
     """Return the result of one seed, from its run and its commands."""
     run, commands, warm_up = folder / "run", folder / "commands", folder / "warm-up-commands"
-    comparison = compared(reported(commands, "eval"))
+    comparison = comparison_of(report_of(commands, "eval"))
     result: dict[str, Any] = {
         "rounds": rounds_of(run, commands),
         "tokens": {
-            "failures": reported(commands, "collect")["tokens_sampled"],
+            "failures": report_of(commands, "collect")["tokens_sampled"],
             "reflections": sum(
-                reported(commands, file.stem)["summary"]["tokens_sampled"] for file in commands.glob("branch-*.json")
+                report_of(commands, file.stem)["summary"]["tokens_sampled"] for file in commands.glob("branch-*.json")
             ),
             "evaluation": sum(summarise(load(store)).tokens_sampled for store in stores_of_evaluations(run)),
         },
@@ -45,9 +45,9 @@ def result_of(folder: Path) -> dict[str, Any]:
     if warm_up.is_dir():
         card = Registry(folder / "warm-up").card("v0001").metrics
         result["warm_up"] = {
-            "base": {key: reported(warm_up, "eval")[key] for key in ("first_try", "after_reflection", "blind_retry")},
+            "base": {key: report_of(warm_up, "eval")[key] for key in ("first_try", "after_reflection", "blind_retry")},
             "rows": card["rows"]["rows"],
-            "tokens": reported(warm_up, "collect")["tokens_sampled"],
+            "tokens": report_of(warm_up, "collect")["tokens_sampled"],
             "minutes": minutes(warm_up, folder / "warm-up"),
         }
     return result
@@ -64,12 +64,12 @@ def minutes(commands: Path, run: Path) -> float:
     return round(seconds / 60, 1)
 
 
-def reported(commands: Path, name: str) -> dict[str, Any]:
+def report_of(commands: Path, name: str) -> dict[str, Any]:
     """Return the report of a command."""
     return json.loads((commands / f"{name}.json").read_text())["report"]
 
 
-def compared(report: Mapping[str, Any]) -> Comparison:
+def comparison_of(report: Mapping[str, Any]) -> Comparison:
     """Return the comparison of the last version with the first, from a report of `eval` or a result."""
     return Comparison.model_validate({key: report[key] for key in Comparison.model_fields if key in report})
 
@@ -87,7 +87,7 @@ def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     registry = Registry(run)
     for version in registry.versions()[1:]:  # the first is the base
-        branched, card = reported(commands, f"branch-{len(found) + 1}"), registry.card(version).metrics
+        branched, card = report_of(commands, f"branch-{len(found) + 1}"), registry.card(version).metrics
         drift = card["drift"] or {}
         found.append(
             {
@@ -110,9 +110,9 @@ def reflections(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> li
     return [
         {
             "task": cut(str(failed[0][id_].task.messages[-1]["content"])),
-            **{name: shown(version[id_]) for name, version in zip(("before", "after"), failed, strict=True)},
+            **{name: excerpt(version[id_]) for name, version in zip(("before", "after"), failed, strict=True)},
         }
-        for id_ in common[:SHOWN]
+        for id_ in common[:N_TASKS]
     ]
 
 
@@ -124,7 +124,7 @@ def is_reflected(trajectory: Trajectory) -> bool:
     return bool(trajectory.children(attempt, "reflect"))
 
 
-def shown(trajectory: Trajectory) -> dict[str, Any]:
+def excerpt(trajectory: Trajectory) -> dict[str, Any]:
     attempt = trajectory.attempt
     assert attempt is not None
     reflection: Span = trajectory.children(attempt, "reflect")[0]
@@ -139,7 +139,7 @@ def cut(text: str) -> str:
 
 def line_of(name: str, results: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """Return the figures as one JSON object, with a list of those of the seeds in each place."""
-    comparisons = [compared(result["comparison"]) for result in results.values()]
+    comparisons = [comparison_of(result["comparison"]) for result in results.values()]
     line: dict[str, Any] = {"config": name, "seeds": [*results], "n_tasks": [c.baseline.n_tasks for c in comparisons]}
     for cell in CHANGES:
         changes = [change for comparison in comparisons if (change := getattr(comparison, cell)) is not None]
@@ -175,7 +175,7 @@ def section(results: Mapping[int, dict[str, Any]]) -> str:
                 + ", ".join(f"{name.replace('_', ' ')} {rate}" for name, rate in rates.items())
                 + f". {BASE} is the version that it made."
             )
-        parts += [f"```\n{table(compared(result['comparison']))}\n```", "\n".join(round_lines(result["rounds"]))]
+        parts += [f"```\n{table(comparison_of(result['comparison']))}\n```", "\n".join(round_lines(result["rounds"]))]
     result = next(iter(results.values()))
     parts.append(f"Reflections of seed {next(iter(results))} on {RULE}:")
     parts.append("\n".join(line for found in result["reflections"] for line in reflection_lines(found)))

@@ -16,7 +16,7 @@ from r3agent.run.config import Config, load_config
 from r3agent.tasks import default_verifier
 from r3agent.verifiers import KINDS
 
-SHOWN = 5
+NAMED = 5
 """Number of differences that a message names."""
 
 
@@ -53,15 +53,19 @@ def decisive(configs: Sequence[Path], warm_up: Path | None) -> dict[str, Any]:
     """Return all that decides a result, besides the seed and the code.
 
     Raises:
-        ConfigError: a setting is invalid, or the base model is a directory that is not there.
+        ConfigError: a setting is invalid, or does not suit the agent, or the base model is a directory that is not
+            there.
     """
     settings = settings_of(configs)
     config = load_config(None, settings)
+    prompts, has_anew = prompts_of(config), config.agent.agent == anew.ANEW
+    if has_anew:
+        anew.check(prompts, config.collect.max_attempts)
     return {
         "settings": settings,
         "warm_up": None if warm_up is None else settings_of([warm_up]),
-        "prompts": prompts_of(config),
-        "agent": anew.settings() if config.agent.agent == anew.ANEW else None,
+        "prompts": prompts,
+        "agent": anew.settings() if has_anew else None,
         "weights": weights_of(config.policy.base_model),
     }
 
@@ -85,9 +89,9 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     if not file.exists():
         sys.exit(f"{folder} has files, and no {file.name} of this benchmark; choose another folder with --out")
     if differing := list(_differences(json.loads(file.read_text()), settings)):
-        more = "" if len(differing) <= SHOWN else f" and {len(differing) - SHOWN} more"
+        more = "" if len(differing) <= NAMED else f" and {len(differing) - NAMED} more"
         sys.exit(
-            f"{folder} belongs to other settings: {'; '.join(differing[:SHOWN])}{more}; choose another folder with "
+            f"{folder} belongs to other settings: {'; '.join(differing[:NAMED])}{more}; choose another folder with "
             "--out, or leave it out"
         )
 

@@ -43,7 +43,7 @@ def sibling_advantages(rewards_G: Sequence[float], label: RowLabel, config: Trai
     """Compute advantages: reward minus the siblings' mean, scaled and weighted as configured.
 
     The scale is the sample standard deviation, as in TRL. That of a label, in which groups of equal rewards count, is
-    applied by `scaled`, when all batches are known.
+    applied by `scale_advantages`, when all batches are known.
     """
     mean, scale = fmean(rewards_G), 1.0
     if config.scale_rewards == "group" and len(rewards_G) > 1:
@@ -54,7 +54,7 @@ def sibling_advantages(rewards_G: Sequence[float], label: RowLabel, config: Trai
 def among_tasks(
     tries_G: list[list[Row]], baselines: Mapping[Place, float | None], config: TrainConfig
 ) -> tuple[list[Row], list[Dropped]]:
-    """Compute the advantages of rows: reward minus baseline, weighted as configured; `scaled` divides them.
+    """Compute the advantages of rows: reward minus baseline, weighted as configured; `scale_advantages` divides them.
 
     A try that nothing compares with, or that earned exactly its baseline, is dropped.
     """
@@ -83,7 +83,7 @@ def _dropped(tries: list[list[Row]], *, alone: bool) -> list[Dropped]:
     ]
 
 
-def scaled(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
+def scale_advantages(rows: list[Row], every: Every, config: TrainConfig) -> list[Row]:
     """Divide the advantages by the scale of their label."""
     if not (scales := scales_of(every, config)):
         return rows

@@ -23,7 +23,7 @@ from r3agent.records.branching import origins
 from r3agent.records.credit import CreditLabel, Group, groups
 from r3agent.records.trajectory import Trajectory
 from r3agent.train.config import TrainConfig
-from r3agent.train.leaks import paid
+from r3agent.train.leaks import apply_leak_setting
 
 PRIOR = 4.0
 """Number of rewards that the mean of other tasks weighs as much as."""
@@ -94,7 +94,7 @@ def _by_task(trajectories: Sequence[Trajectory], config: TrainConfig) -> Iterato
     """Yield the spans of each task that have a reward, of credited labels and of others."""
     of_task: dict[str, list[Group]] = {}
     for label in get_args(CreditLabel):
-        for group in paid(groups(trajectories, label, config.credit.get(label)), config):
+        for group in apply_leak_setting(groups(trajectories, label, config.credit.get(label)), config):
             of_task.setdefault(group.trajectories_G[0].task.digest, []).append(group)
     origin: Mapping[str, str] = origins(trajectories)
     for found in of_task.values():

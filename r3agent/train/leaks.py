@@ -17,7 +17,7 @@ def reward_of_leak(trajectory: Trajectory, reflection: Span, earned: float, conf
     return None if config.leak == "drop" else earned
 
 
-def paid(groups: Iterable[Group], config: TrainConfig) -> Iterator[Group]:
+def apply_leak_setting(groups: Iterable[Group], config: TrainConfig) -> Iterator[Group]:
     """Yield groups with the rewards that training uses, without dropped reflections and without empty groups."""
     for group in groups:
         if group.label != "reflect" or config.leak == "keep":  # saves the search for leaks

@@ -16,7 +16,7 @@ from r3agent.records.credit import Group, credit_label, follows_success, groups,
 from r3agent.records.leak import leaks
 from r3agent.records.trajectory import HELD_OUT, SOURCE, SPLIT, Trajectory
 from r3agent.store.batches import batches_of, kept
-from r3agent.train.advantages import Every, among_siblings, among_tasks, scaled, scales_of
+from r3agent.train.advantages import Every, among_siblings, among_tasks, scale_advantages, scales_of
 from r3agent.train.baseline import Baselines
 from r3agent.train.config import TrainConfig
 from r3agent.train.distillation import rows_without_siblings
@@ -52,7 +52,7 @@ def build_rows(
     """
     rows, every = list[Row](), Every()
     report = add_rows(rows.extend, every, trajectories, RowMaker(config, version, lineage, retokenise))
-    return scaled(rows, every, config), report
+    return scale_advantages(rows, every, config), report
 
 
 def file_rows(
@@ -139,7 +139,7 @@ def credit_spans(
             rows, dropped = [*found.rows, *credited.rows], [*found.dropped, *credited.dropped]
             alike = found.zero_variance_groups + credited.zero_variance_groups
             found = Credited(rows, dropped, found.leaked | credited.leaked, alike)
-    return found._replace(rows=scaled(found.rows, every, config))
+    return found._replace(rows=scale_advantages(found.rows, every, config))
 
 
 def _credited(
@@ -160,7 +160,7 @@ def _credit(trajectories: list[Trajectory], make_row: RowMaker, every: Every, ba
     """Credit the spans of all trajectories of some tasks.
 
     Args:
-        every: as of `Every`, for `scaled`, which the advantages still need.
+        every: as of `Every`, for `scale_advantages`, which the advantages still need.
         baselines: of all tasks; `None` compares siblings.
     """
     config = make_row.config

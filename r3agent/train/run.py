@@ -114,7 +114,7 @@ def train(
                 config,
                 checkpoints.directory,
                 callbacks=[
-                    StepProgress(progress, version, lambda step: trained_on(rows, trainer.batches.rows_of(step))),
+                    StepProgress(progress, version, lambda step: trajectory_ids(rows, trainer.batches.rows_of(step))),
                     stop,
                     SealCheckpoints(checkpoints, processes),
                 ],
@@ -191,7 +191,7 @@ def check_start(start: PolicyStart, config: TrainConfig) -> None:
     load_tokenizer(start)
 
 
-def trained_on(rows: Sequence[Row], indices: Iterable[int]) -> list[str]:
+def trajectory_ids(rows: Sequence[Row], indices: Iterable[int]) -> list[str]:
     """Return the ids of the trajectories of some rows."""
     return [*dict.fromkeys(rows[i].trajectory_id for i in indices)]
 

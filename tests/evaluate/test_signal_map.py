@@ -13,7 +13,7 @@ import pytest
 from benchmarks.models import MODELS, PLAIN_STOP
 from benchmarks.results import Finished, replace_section, weights_of
 from benchmarks.signal_map import FORMS, HINT, Subject, cells_of, key_of, measure, texts_of
-from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed, section, table
+from benchmarks.signal_tables import FLOOR, TRIES, Cell, conclusion, first_try, gain, mixed_rate, section, table
 from r3agent import ConfigError, OpenAIPolicy, Sampling
 from r3agent.records.prompts import PROMPTS
 from r3agent.records.trajectory import Message
@@ -100,10 +100,10 @@ def test_first_try_counts_all_tries():
 
 
 def test_mixed_is_a_share_of_the_failed_tasks():
-    found = mixed(cell(RIGHT, NEVER, LATER))
+    found = mixed_rate(cell(RIGHT, NEVER, LATER))
     assert found is not None
     assert (found.rate, found.n_tasks) == (0.5, 2)
-    assert mixed(cell(RIGHT)) is None
+    assert mixed_rate(cell(RIGHT)) is None
 
 
 def test_gain_leaves_out_failures_without_a_hint():

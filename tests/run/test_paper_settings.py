@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.paper.anew import ANEW, NOTE
 from benchmarks.paper.commands import run_seed
 from benchmarks.paper.settings import claim, decisive
 from benchmarks.results import digest
+from r3agent.errors import ConfigError
 from r3agent.records.prompts import GENERIC_REFLECTION, PROMPTS
 from r3agent.run.config import load_config
 from r3agent.testing import ScriptedEndpoint
@@ -36,10 +38,20 @@ def test_decisive_are_settings_prompts_agent_and_weights(write: Write) -> None:
     found = decisive([write()], None)
     assert found["settings"] == {"policy.base_model": "bundled", "task.source": "countdown"}
     assert (found["warm_up"], found["prompts"], found["agent"]) == (None, general, None)
-    anew = decisive([write(agent=f'agent = "{ANEW}"', prompts='retry_prompt = "Again."')], None)
-    assert anew["agent"] == {"note": NOTE, "temperature": 0.4}
-    assert anew["prompts"] == {**general, "retry_prompt": "Again."}
-    assert anew["weights"] == found["weights"]
+    other = decisive([write(prompts='retry_prompt = "Again."')], None)
+    assert other["prompts"] == {**general, "retry_prompt": "Again."}
+    anew = decisive([write(agent=f'agent = "{ANEW}"')], None)
+    assert anew == {**found, "settings": ANY, "agent": {"note": NOTE, "temperature": 0.4}}
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [("prompts", 'retry_prompt = "X"'), ("prompts", 'blind_retry_prompt = "X"'), ("collect", "max_attempts = 3")],
+)
+def test_anew_refuses_retries_that_it_cannot_recognise(section: str, text: str, write: Write) -> None:
+    key, _, value = text.partition(" = ")
+    with pytest.raises(ConfigError, match=f"{section}.{key} = {value.replace(chr(34), chr(39))}: "):
+        decisive([write(agent=f'agent = "{ANEW}"', **{section: text})], None)
 
 
 def test_decisive_keeps_a_warm_up_apart(write: Write) -> None:

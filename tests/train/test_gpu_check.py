@@ -80,3 +80,8 @@ def test_each_shape_has_cases_that_make_rows_of_their_sizes() -> None:
             assert len(made) == 2 * siblings
             assert {(len(row["prompt"]), len(row["completion"])) for row in made} == {(prompt, completion)}
             assert max(max(row["prompt"]) for row in made) < sizes["vocab_size"]
+
+
+def test_installation_ends_with_the_limit(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="packages of no-wheels were not installed in time; pass more --minutes"):
+        gpu_check.install("no-wheels", str(tmp_path), Limit(minutes=0))
