@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations_with_replacement
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import kto, memory, one_try
 from benchmarks.noisy import NOISY
@@ -19,6 +20,7 @@ from r3agent.tasks import countdown, find_tasks
 from r3agent.tasks.splits import split_of
 from r3agent.testing import ScriptedEndpoint
 from r3agent.train import PolicyStart, Row, TrainConfig, build_rows
+from r3agent.train.weights import load_model
 from r3agent.verifiers import find_verifier
 
 SIZE = {"labels": 40, "steps": 3, "problems": 300}
@@ -101,14 +103,28 @@ def test_result_depends_on_what_its_key_has() -> None:
     assert made_with(KTO, settings_of(1, SIZE), SIZE) not in arms
 
 
-def test_kto_returns_its_optimizer_steps(
+@torch.no_grad()
+def margin(rows: Sequence[Row], start: PolicyStart) -> float:
+    """Return by how many nats the policy prefers the rows with a reward to the others."""
+    model = load_model(start, TrainConfig(method="lora")).eval()
+    sums: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        ids = torch.tensor([row.prompt_ids_P + row.completion_ids_T])
+        logprobs = model(ids).logits[0, len(row.prompt_ids_P) - 1 : -1].log_softmax(-1)
+        sums[row.reward > 0].append(float(logprobs.gather(1, torch.tensor([row.completion_ids_T]).T).sum()))
+    return float(np.mean(sums[True]) - np.mean(sums[False]))
+
+
+def test_kto_prefers_the_desirable_rows_in_its_optimizer_steps(
     record: Callable[..., list[Trajectory]], start: PolicyStart, tmp_path: Path
 ) -> None:
-    config = TrainConfig.model_validate({"recipe": "paper", "method": "lora", **ARMS[KTO][1]})
+    config = TrainConfig.model_validate({"recipe": "paper", "method": "lora", "learning_rate": 3e-3, **ARMS[KTO][1]})
     rows, _ = build_rows(record([[1], [0], [1], [0], [1]]), config=config, version="v0000")
     config = config.model_copy(update={"batch_size": ceil(len(rows) / 4)})
     assert len(rows) == 5
     assert kto.train(rows, start, config, "v0001", tmp_path / "v0001") == 3  # of the 4 that were wanted
+    trained = start.model_copy(update={"version": "v0001", "adapter": tmp_path / "v0001" / "adapter"})
+    assert margin(rows, trained) > margin(rows, start) + 0.01
 
 
 def test_table_has_the_steps_and_counts_verdicts() -> None:
