@@ -16,12 +16,15 @@ from r3agent.records.trajectory import Span, Trajectory
 from r3agent.records.versions import BASE
 from r3agent.store.registry import Registry
 from r3agent.store.trajectories import load
+from r3agent.train.lineage import STEPS_FILE
 
 N_TASKS = 5
 """Number of tasks whose reflections are shown."""
 RULE = f"the {N_TASKS} test tasks with the smallest SHA-256 of their id among those that both versions fail at first"
 CHARACTERS = 300
 """Length of a text that is shown."""
+OF_STEPS = {"kl": "KL", "clip_ratio/region_mean": "share clipped"}
+"""Keys of a step's log, of which the table has the largest of each round."""
 CHANGES = ("first_try", "after_reflection", "blind_retry", "lift_over_blind", "lift_over_generic", "lift_over_donor")
 
 
@@ -89,6 +92,7 @@ def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
     for version in registry.versions()[1:]:  # the first is the base
         branched, card = report_of(commands, f"branch-{len(found) + 1}"), registry.card(version).metrics
         drift = card["drift"] or {}
+        steps = [json.loads(line) for line in (registry.version_dir(version) / STEPS_FILE).read_text().splitlines()]
         found.append(
             {
                 "failures": branched["branches"],
@@ -98,6 +102,10 @@ def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
                 "rows": card["rows"]["rows"],
                 "steps": card["steps"],
                 "kl_to_base": drift.get("kl"),
+                **{
+                    f"largest_{key}": max((step[key] for step in steps if key in step), default=None)
+                    for key in OF_STEPS
+                },
             }
         )
     return found
@@ -183,12 +191,15 @@ def section(results: Mapping[int, dict[str, Any]]) -> str:
 
 
 def round_lines(rounds: Sequence[dict[str, Any]]) -> list[str]:
-    head = "failures | groups with variance | retries that passed, % | tokens | rows | steps | KL to the base"
-    lines = [f"| round | {head} |", "|---" * 8 + "|"]
+    head = ["round", "failures", "groups with variance", "retries that passed, %", "tokens", "rows", "steps"]
+    head += ["KL to the base", *(f"a step's largest {name}" for name in OF_STEPS.values())]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for number, found in enumerate(rounds, start=1):
-        kl, passed = found["kl_to_base"], found["retry_success"]
+        passed = found["retry_success"]
         cells = [found["failures"], found["groups_with_variance"], "" if passed is None else f"{100 * passed:.1f}"]
-        cells += [found["tokens"], found["rows"], found["steps"], "" if kl is None else f"{kl:.3g}"]
+        figures = [found["kl_to_base"], *(found.get(f"largest_{key}") for key in OF_STEPS)]
+        cells += [found["tokens"], found["rows"], found["steps"]]
+        cells += ["" if figure is None else f"{figure:.3g}" for figure in figures]
         lines.append(f"| {number} | {' | '.join(map(str, cells))} |")
     return lines
 

@@ -13,6 +13,7 @@ from r3agent.evaluate import compare, forgetting
 from r3agent.records.trajectory import Span, Trajectory
 from r3agent.store.registry import PolicyCard, create_version, write_card
 from r3agent.store.shards import TrajectoryWriter
+from r3agent.train.lineage import STEPS_FILE
 from tests.evaluate.episodes import episode
 from tests.support.registries import tiny_registry
 
@@ -54,6 +55,8 @@ def trained(run: Path) -> None:
     card = PolicyCard(version="v0001", name="tiny", kind="lora", base_model="org/tiny", parent="v0000", metrics=METRICS)
     with create_version(tiny_registry(run).version_dir("v0001")) as directory:
         write_card(directory, card)
+        steps = [{"kl": 0.5, "clip_ratio/region_mean": 0.25}, {"kl": 1.5, "clip_ratio/region_mean": 0.125}]
+        (directory / STEPS_FILE).write_text("".join(f"{json.dumps(step)}\n" for step in steps))
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_section_reads_results_that_were_stored(folder: Path) -> None:
     assert text.startswith(f"Seed 0: 3.0 minutes; tokens sampled: {tokens}.\n\n```\n")
     assert f"Seed 3: 3.0 minutes; tokens sampled: {tokens}.\n\nBefore it, 2.0 minutes of supervised training" in text
     assert "first try 25.0 %, after reflection 50.0 %. v0000 is the version that it made." in text
-    assert text.count("| 1 | 4 | 2 | 50.0 | 300 | 40 | 3 | 0.25 |") == 2
+    assert text.count("| 1 | 4 | 2 | 50.0 | 300 | 40 | 3 | 0.25 | 1.5 | 0.25 |") == 2
     assert text.count("Reflections of seed 0 on the 5 test tasks") == text.count("Reflections of seed") == 1
     assert "- Task: `hard`\n    - before (the retry failed): `'v0000' reflects`\n    - after (the retry passed)" in text
 
