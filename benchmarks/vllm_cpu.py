@@ -1,13 +1,14 @@
 """Tokens/s of vLLM's CPU build under the settings that `r3agent serve --engine vllm` chooses among.
 
-    python -m benchmarks.vllm_cpu [--model .venv/smollm2] [--rounds 2]
+    python -m benchmarks.vllm_cpu [--model .venv/smollm2] [--rounds 2] [--settings rank16 float32_vs_default ...]
 
 64 short chats are answered at the same time, with 16 tokens each, and with logprobs and token ids as r3agent requests
 them. A server as r3agent starts it, but without adapters, runs all the time. Beside it runs one of the others after
 another, each with one setting changed, and the two take turns, so that other work on the machine meets both. Servers
 with adapters answer as one of rank 8 on every linear layer. The last line is one JSON object with medians over the
 turns: `lora_cost` is the time of a token ÷ that without adapters, the others are tokens/s ÷ those of the first server.
-It takes half an hour. Needs `make vllm`, and `make smollm2` for the model; `--model bundled` needs no model.
+All settings take a quarter of an hour. Needs `make vllm`, and `make smollm2` for the model; `--model bundled` needs
+none.
 """
 
 from __future__ import annotations
@@ -53,10 +54,13 @@ SETTINGS = {
     "rank8": Setting(("--max-lora-rank", "8")),
     "rank16": Setting(("--max-lora-rank", "16")),
     "rank64": Setting(("--max-lora-rank", "64")),
+    "float32_vs_default": Setting((*WITHOUT_ADAPTERS, "--dtype", "float32")),
     "bfloat16_vs_default": Setting((*WITHOUT_ADAPTERS, "--dtype", "bfloat16")),
     "reserved_1_vs_default": Setting(environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}),
     "nobind_vs_default": Setting(environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}),
 }
+
+EMBEDDED = "embedded_vs_vllm"
 
 
 def make_adapter(model: str, directory: Path) -> None:
@@ -124,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=".venv/smollm2", help="checkpoint directory or `bundled`")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, EMBEDDED], default=[*SETTINGS, EMBEDDED])
     options = parser.parse_args()
     ratios: dict[str, float] = {}
     rates: list[float] = []
@@ -141,12 +146,14 @@ def main() -> None:
         make_adapter(options.model, adapter)
         with vllm(options.model, Setting(), adapter) as default:
             asyncio.run(throughput(default.base_url, BASE, 1))
-            for name, setting in SETTINGS.items():
-                with vllm(options.model, setting, adapter) as server:
-                    compare(name, server, ADAPTER if name.startswith("rank") else BASE, default)
-            with ServerProcess(options.model, name=BASE) as server:
-                compare("embedded_vs_vllm", server, BASE, default)
-    cost = {name: round(1 / ratios.pop(name), 2) for name in ("rank8", "rank16", "rank64")}
+            for name in options.settings:
+                if name == EMBEDDED:
+                    with ServerProcess(options.model, name=BASE) as server:
+                        compare(name, server, BASE, default)
+                else:
+                    with vllm(options.model, SETTINGS[name], adapter) as server:
+                        compare(name, server, ADAPTER if name.startswith("rank") else BASE, default)
+    cost = {name: round(1 / ratios.pop(name), 2) for name in ("rank8", "rank16", "rank64") if name in ratios}
     print(json.dumps({"lora_cost": cost, **ratios, "default_tokens_per_s": round(median(rates))}))
 
 
