@@ -77,6 +77,27 @@ def test_adapters_are_merged_where_they_cost_most(
     assert [choice.options[0] for choice in choices] == [chosen]
 
 
+@pytest.mark.parametrize(
+    ("processor", "lora_rank", "given", "chosen"),
+    [
+        (WITH, 16, [], ["--dtype", "float32", "--no-enable-lora"]),
+        (WITH, 8, [], ["--max-lora-rank", "8"]),
+        (WITH, 16, ["--dtype", "bfloat16"], ["--max-lora-rank", "16"]),
+        (WITH, 16, ["--enable-lora"], ["--max-lora-rank", "16"]),
+        (WITH, 16, ["--no-enable-lora"], []),
+        (WITH, 0, [], ["--no-enable-lora"]),
+        (ARM_WITH, 16, [], ["--max-lora-rank", "16"]),  # where nobody has measured it
+        (WITHOUT, 16, [], ["--dtype", "float32", "--no-enable-lora"]),
+    ],
+)
+def test_merged_weights_are_float32_with_amx_too(
+    tmp_path: Path, processor: str, lora_rank: int, given: list[str], chosen: list[str]
+) -> None:
+    (cpuinfo := tmp_path / "cpuinfo").write_text(f"{processor}\n")
+    choices = choose_options(given, lora_rank=lora_rank, can_merge=True, cpuinfo=cpuinfo)
+    assert [option for choice in choices for option in choice.options] == chosen
+
+
 def test_adapters_are_merged_only_where_a_deploy_can(tmp_path: Path) -> None:
     choices = choose_options(["--dtype", "float32"], lora_rank=64, can_merge=False, cpuinfo=tmp_path / "none")
     assert [choice.options for choice in choices] == [("--max-lora-rank", "64")]

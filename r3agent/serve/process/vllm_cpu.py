@@ -12,7 +12,8 @@ LORA_SLOTS = ("--max-loras", "16", "--max-cpu-loras", "16")
 """Options that keep the last adapter slot empty for the first 15 adapters: vLLM 0.32 applies that slot's adapter to the
 base model's rows of a mixed batch, and an unloaded adapter keeps its slot until another needs it."""
 
-BFLOAT16 = {"amx_bf16", "bf16"}
+AMX = "amx_bf16"
+BFLOAT16 = {AMX, "bf16"}
 """Flags of processors that multiply matrices of bfloat16, those of ARM last. The others compute a batch faster in
 float32, also those with `avx512_bf16` alone (`benchmarks/vllm_cpu.py`)."""
 
@@ -29,8 +30,9 @@ CACHE_OPTIONS = {"--kv-cache-memory-bytes", "--gpu-memory-utilization"}
 """Options by which a user sizes the KV cache. The build's own variable for it takes precedence over them."""
 
 LARGE_RANK = 16
-"""Rank from which adapters are merged: a token takes several times as long with one (`benchmarks/vllm_cpu.py`). Smaller
-ones cost less, and are served beside the live version, which merged weights replace while another is evaluated."""
+"""Rank from which adapters are merged: a token takes several times as long with one, with AMX also than in float32
+(`benchmarks/vllm_cpu.py`). Smaller ones cost less, and are served beside the live version, which merged weights replace
+while another is evaluated."""
 
 
 def names_of(options: Sequence[str]) -> set[str]:
@@ -61,20 +63,24 @@ def choose_options(
         can_merge: a deploy can merge adapters into the weights, and reload these.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
-    names = names_of(given)
+    names, flags = names_of(given), _flags(cpuinfo)
+    if names & {"--max-lora-rank", "--no-enable-lora"}:
+        lora_rank = None
+    merges = can_merge and lora_rank is not None and lora_rank >= LARGE_RANK and "--enable-lora" not in names
     choices: list[Choice] = []
-    flags = _flags(cpuinfo)
     if "--dtype" not in names and flags and not flags & BFLOAT16:
         reason = "this processor computes a batch faster than in bfloat16, with twice the memory; --dtype overrides it"
         choices.append(Choice(("--dtype", "float32"), reason))
-    if lora_rank is None or names & {"--max-lora-rank", "--no-enable-lora"}:
+    elif "--dtype" not in names and AMX in flags and merges:
+        reason = "merged weights need it, with twice the memory: an adapter costs more time; --dtype overrides it"
+        choices.append(Choice(("--dtype", "float32"), reason))
+    if lora_rank is None:
         return choices
     if "--enable-lora" not in names:
         if lora_rank == 0:
             reason = "train.method is full, and each token would cost an adapter's time; --enable-lora overrides it"
             return [*choices, Choice(("--no-enable-lora",), reason)]
-        types = [*given, *(option for choice in choices for option in choice.options)]
-        if lora_rank >= LARGE_RANK and can_merge and _is_float32(types):
+        if merges and _is_float32([*given, *(option for choice in choices for option in choice.options)]):
             reason = (
                 f"adapters of rank {lora_rank} take most of a token's time, so a deploy merges them into the "
                 "weights; --enable-lora serves them beside the base model"
