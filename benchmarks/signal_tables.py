@@ -54,7 +54,8 @@ def legend(engine: str, temperature: float) -> str:
         f"answer in place of the reflection. On a source where no try passed, only {FLOOR} of them are retried. Mixed "
         f"is the share of the failed tasks that one of the {TRIES} tries solves: the others teach nothing by their own "
         f"tries. A question of reasoning-gym follows {SHOTS} solved ones; the others follow none. Sampled with "
-        f"the engine `{engine}`, tries at temperature {temperature:g}, reflections at {REFLECTION_TEMPERATURE:g}."
+        f"the engine `{engine}`, in the number type that suits the processor, tries at temperature {temperature:g}, "
+        f"reflections at {REFLECTION_TEMPERATURE:g}."
     )
 
 
