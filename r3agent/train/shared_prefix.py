@@ -37,8 +37,15 @@ class PackedGroup(NamedTuple):
     """Number of prompt tokens that are computed once: all but the last."""
     lengths_G: tuple[int, ...]
     """Number of tokens of each branch."""
-    sees: torch.Tensor
-    """(T, head + T) mask, True where a branch's token attends to a token of the prompt or of its own branch."""
+    sees: torch.Tensor | None
+    """(T, head + T) mask, True where a branch's token attends to a token of the prompt or of its own branch; `None` for
+    a single branch, which continues its prompt."""
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Numbers of tokens of the prompt and of its branches, or of both together if there is one branch."""
+        length = sum(self.lengths_G)
+        return (self.head + length,) if self.sees is None else (self.head, length)
 
 
 class Layout(NamedTuple):
@@ -94,7 +101,7 @@ def pack(
             labels_K += [completion[t] for t in labelled]
         lengths_G = tuple(len(completion) for completion, _ in branches)
         sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
-        groups.append(PackedGroup(head, lengths_G, sees))
+        groups.append(PackedGroup(head, lengths_G, sees if len(lengths_G) > 1 else None))
     return Packed(
         input_ids=torch.tensor([tokens_L], device=device),
         position_ids=torch.tensor([positions_L], device=device),
@@ -120,22 +127,26 @@ def shared_attention(
 ) -> tuple[torch.Tensor, None]:
     """Compute attention of a packed sequence, as transformers calls it: (1, heads, L, D) each to (1, L, heads, D).
 
-    Prompts use causal attention without a mask. Branches form a batch; their keys are the prompt's and their own.
+    Prompts, and rows without siblings, use causal attention without a mask. Branches form a batch; their keys are the
+    prompt's and their own. The sequence is split once: the gradient of a slice is as long as what it was cut from.
     """
+    groups = shared_prefix.groups
+    sections = [section for group in groups for section in group.sections]
+    parts = zip(*(states.split(sections, dim=2) for states in (query, key, value)), strict=True)
     outputs: list[torch.Tensor] = []
-    first = 0
-    for head, lengths_G, sees in shared_prefix.groups:
-        body, end = first + head, first + head + sum(lengths_G)
-        prompt_q, prompt_k, prompt_v = (x[:, :, first:body] for x in (query, key, value))
-        if head:
+    for group in groups:
+        prompt_q, prompt_k, prompt_v = next(parts)
+        if group.head or group.sees is None:
             prompt, _ = sdpa_attention_forward(module, prompt_q, prompt_k, prompt_v, None, **kwargs)
             outputs.append(prompt[0])
-        q, k, v = (_branches(x[0, :, body:end], lengths_G) for x in (query, key, value))
-        k = torch.cat([prompt_k.expand(len(lengths_G), -1, -1, -1), k], dim=2)
-        v = torch.cat([prompt_v.expand(len(lengths_G), -1, -1, -1), v], dim=2)
-        branches, _ = sdpa_attention_forward(module, q, k, v, sees[None, None], **kwargs)
-        outputs += [branch[:length] for branch, length in zip(branches, lengths_G, strict=True)]
-        first = end
+        if group.sees is None:
+            continue
+        n = len(group.lengths_G)
+        q, k, v = (_branches(states[0], group.lengths_G) for states in next(parts))
+        k = torch.cat([prompt_k.expand(n, -1, -1, -1), k], dim=2)
+        v = torch.cat([prompt_v.expand(n, -1, -1, -1), v], dim=2)
+        branches, _ = sdpa_attention_forward(module, q, k, v, group.sees[None, None], **kwargs)
+        outputs += [branch[:length] for branch, length in zip(branches, group.lengths_G, strict=True)]
     return torch.cat(outputs)[None], None
 
 
