@@ -35,6 +35,8 @@ def train_plan(run: Run) -> Output:
         plan = plan_run_training(run, reporter.training)
     lines = [
         f"{count(plan.rows, 'row')} of {count(plan.tries, 'try')}, {plan.tokens:,} tokens, {count(plan.steps, 'step')}",
+        "rows by label: " + ", ".join(f"{label} {n}" for label, n in plan.labels.items()),
+        *(f"no row of {label}: {why}" for label, why in plan.remedies.items()),
         f"{plan.trained_parameters:,} of {plan.parameters:,} weights trained: {plan.memory_gib:.3g} GiB of weights, "
         "gradients and optimizer in one process, besides activations",
         f"{_seconds(plan.seconds)} at the speed of {plan.measured_on}"

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from r3agent.records.trajectory import Record, Trajectory
+from r3agent.store.registry import Registry
 from r3agent.train.base import freeze_towers, loading, read_config
 from r3agent.train.config import PolicyStart, TrainConfig
-from r3agent.train.lineage import ancestry, lineage_of
+from r3agent.train.lineage import lineage_of
 from r3agent.train.rows import file_rows
 from r3agent.train.tokenizer import Retokeniser
 from r3agent.train.tries import tries_of
@@ -38,9 +39,13 @@ class TrainPlan(Record):
     memory_gib: float
     """Memory of weights, gradients and optimizer; activations, which `train.micro_batch_tokens` limits, come on top."""
     seconds: float | None
-    """Duration at the tokens per second of an earlier training; `None` if the version's lineage has none."""
+    """Duration at the tokens per second of an earlier training; `None` if the run has none."""
     measured_on: str | None
     """Version whose training it was."""
+    labels: dict[str, int]
+    """Number of rows by label."""
+    remedies: dict[str, str]
+    """Remedies for the credited labels without a row."""
 
 
 def plan_training(
@@ -59,7 +64,7 @@ def plan_training(
     tokens = config.epochs * (report.prompt_tokens + report.completion_tokens + report.between_tokens)
     weights = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in _shape(start, config).parameters()]
     trained = sum(count for count, _, trains in weights if trains)
-    seconds_per_token, measured_on = _measured(policies_dir, start.version, config)
+    seconds_per_token, measured_on = _measured(policies_dir, config)
     return TrainPlan(
         rows=len(rows),
         tries=tries,
@@ -70,6 +75,8 @@ def plan_training(
         memory_gib=round((sum(size for _, size, _ in weights) + STATE_BYTES * trained) / 2**30, 6),
         seconds=seconds_per_token and round(tokens * seconds_per_token, 1),
         measured_on=measured_on,
+        labels=report.labels,
+        remedies=report.remedies,
     )
 
 
@@ -83,11 +90,20 @@ def _shape(start: PolicyStart, config: TrainConfig) -> Any:
     return model
 
 
-def _measured(policies_dir: Path, version: str, config: TrainConfig) -> tuple[float | None, str | None]:
-    """Return the seconds per token of the newest training by the same method in the lineage, and its version."""
-    for card in ancestry(policies_dir, version):
+def _measured(policies_dir: Path, config: TrainConfig) -> tuple[float | None, str | None]:
+    """Return the seconds per token of the run's newest training by the same method, and its version.
+
+    One by the same recipe is preferred: a prompt that siblings share takes its time once.
+    """
+    found: list[tuple[float, str, bool]] = []
+    registry = Registry(policies_dir.parent)
+    for card in map(registry.card, registry.versions()):
         rows = card.metrics.get("rows", {})
         tokens = sum(rows.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "between_tokens"))
         if card.kind == config.method and tokens and card.settings.get("epochs"):
-            return card.metrics["seconds"] / tokens / card.settings["epochs"], card.version
-    return None, None
+            speed = card.metrics["seconds"] / tokens / card.settings["epochs"]
+            found.append((speed, card.version, card.settings.get("recipe") == config.recipe))
+    if not found:
+        return None, None
+    speed, version, _ = next((each for each in reversed(found) if each[-1]), found[-1])
+    return speed, version

@@ -87,8 +87,8 @@ def count_dropped(dropped: Iterable[Dropped]) -> DropCounts:
 
 
 def _remedy(label: str, reasons: Counter[str]) -> str:
-    if reasons:
-        [(main, n)] = reasons.most_common(1)
+    if reasons:  # what is stale only grows, and hides why nothing of this version is left
+        main, n = max(reasons.items(), key=lambda found: (found[0] != "stale", found[1]))
         return f"{main} {n}: {REMEDIES[main]}"
     if label in NOTHING_PASSED:
         return f"{NOTHING_PASSED[label]}: collect more tasks, or easier ones"

@@ -234,7 +234,7 @@ def rows_line(report: Mapping[str, Any]) -> str:
         *_several_steps(report),
         f"in {alike / max(1, alike + report['groups']):.0%} of all groups the siblings earned the same",
         "dropped: " + (_counted(dropped) or "none"),
-        *(["not distilled: " + _counted(not_distilled)] if not_distilled else []),
+        *(["not distilled or imitated: " + _counted(not_distilled)] if not_distilled else []),
         *([f"collected with {len(settings)} different settings: {_counted(settings)}"] if len(settings) > 1 else []),
         "age in generations: " + ", ".join(f"{count(n, 'row')} {age}" for age, n in report["ages"].items()),
         *([f"in {count(report['doubtful'], 'row')} {DOUBT}"] if report.get("doubtful") else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from r3agent.errors import ConfigError, TrainingError
 from r3agent.records.trajectory import Trajectory
 from r3agent.train import PolicyStart, TrainConfig
 from r3agent.train.checkpoints import enough_memory
+from r3agent.train.remedies import remedies
 from r3agent.train.report import progress_line
 from tests.train.versions import OUTCOMES, run
 
@@ -73,3 +75,12 @@ def test_progress_line_renders_rows_mismatch_and_every_step(record: Record, star
         f"{word}," for word in lines[2].split(": ")[1].split(", ")
     }
     assert lines[-1].startswith("directory ")
+
+
+def test_a_remedy_is_for_this_version_if_anything_is_left_of_it() -> None:
+    dropped = {"retry": Counter(stale=2128, retry_alone=1264, no_reward=3), "attempt": Counter(stale=2)}
+    found = remedies(("retry", "attempt", "reflect"), {"reflect"}, dropped)
+    assert {label: why.partition(":")[0] for label, why in found.items()} == {
+        "retry": "retry_alone 1264",
+        "attempt": "stale 2",
+    }

@@ -316,7 +316,7 @@ def test_distill_refuses_tries_of_several_steps() -> None:
     rows, report = build([*several, good], credit={}, distill=1.0)
     assert [row.span_id for row in rows] == [one_completion.span_id]
     assert report.not_distilled == {"several_steps": 3}
-    assert "not distilled: several_steps 3" in rows_line(report.model_dump())
+    assert "not distilled or imitated: several_steps 3" in rows_line(report.model_dump())
     with pytest.raises(TrainingError, match=r"distill: several_steps 3: .*tries of several steps"):
         build(several, credit={}, distill=1.0)
     _, report = build([*several, good], credit={"attempt": "success", "retry": "success"}, distill=1.0)
