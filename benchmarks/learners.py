@@ -187,7 +187,7 @@ def main() -> None:
     add_sizes(parser)
     parser.set_defaults(tokens=15_000, steps=36, problems=400)
     parser.add_argument("--game", choices=GAMES, default="equation")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that the game allows")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"{'; '.join(ARMS)}; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="directory of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

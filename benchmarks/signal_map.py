@@ -250,7 +250,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     finished = Finished(FINISHED / "signal_map.jsonl")
-    subjects = {name: Subject.of(name) for name in [*MODELS, "bundled", *([args.model] if args.model else [])]}
+    try:
+        subjects = {name: Subject.of(name) for name in [*MODELS, "bundled", *([args.model] if args.model else [])]}
+    except R3Error as error:
+        parser.error(f"--model {args.model}: {error}")
     form: dict[str, Any] = {"n": args.n, "engine": args.engine, "retry": args.retry}
     if args.model:
         subject = subjects[args.model]

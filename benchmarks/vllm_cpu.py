@@ -125,10 +125,11 @@ def rate(name: str, server: LocalServer, model: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=".venv/smollm2", help="checkpoint directory or `bundled`")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS, EMBEDDED], default=[*SETTINGS, EMBEDDED])
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each server")
+    every = [*SETTINGS, EMBEDDED]
+    parser.add_argument("--settings", nargs="+", choices=every, default=every, help="default: all")
     options = parser.parse_args()
     ratios: dict[str, float] = {}
     rates: list[float] = []

@@ -22,12 +22,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import tomllib
 from pathlib import Path
 
 from benchmarks.paper.commands import PYTHON, run_seed
 from benchmarks.paper.report import line_of, result_of, section
 from benchmarks.paper.settings import decisive
 from benchmarks.results import FINISHED, Finished, digest, replace_section
+from r3agent.errors import R3Error
 
 
 def main() -> None:
@@ -43,7 +45,10 @@ def main() -> None:
     if options.url and options.warm_up:
         parser.error("--url serves one model, and a warm-up makes another: leave --url out")
     name = options.configs[-1].stem
-    settings = {"config": name, "made_with": digest(decisive(options.configs, options.warm_up))}
+    try:
+        settings = {"config": name, "made_with": digest(decisive(options.configs, options.warm_up))}
+    except (R3Error, OSError, tomllib.TOMLDecodeError) as error:
+        parser.error(str(error))
     out: Path = options.out or Path("runs/paper") / f"{name}-{settings['made_with']}"
     finished = Finished(FINISHED / "paper.jsonl")
     for seed in options.seed:
