@@ -76,6 +76,7 @@ ELSEWHERE: dict[str, dict[str, Any]] = {
 }
 """Settings of the larger problems, by game."""
 
+SIZE = {"rounds": 4, "tokens": 15_000, "steps": 36, "problems": 400}
 NOT_KEPT = FINISHED / "learners_not_kept.jsonl"
 TUNING_SEED = 1000
 EPOCHS = 2
@@ -158,12 +159,15 @@ def change(results: Results, before: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def not_kept(game: str, seeds: int) -> Results:
-    """Return the results of arms that were compared on a game and whose learners are gone."""
+def not_kept(game: str, size: Mapping[str, int], seeds: int) -> Results:
+    """Return the results of arms that were compared at this size, and whose learners are gone."""
     found: Results = {}
-    for key, result in Finished(NOT_KEPT).all():
-        if key["game"] == game and key["seed"] < seeds:
-            found.setdefault(key["arm"], []).append(result)
+    if size == SIZE:
+        for key, result in Finished(NOT_KEPT).all():
+            if key["game"] == game and key["seed"] < seeds:
+                found.setdefault(key["arm"], []).append(result)
+    if fewer := [arm for arm, runs in found.items() if len(runs) < seeds]:
+        raise SystemExit(f"--seeds {seeds}: {', '.join(fewer)} of {NOT_KEPT.name} have fewer; pass those")
     return found
 
 
@@ -185,13 +189,14 @@ def arms_of(game: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.set_defaults(tokens=15_000, steps=36, problems=400)
+    parser.set_defaults(**SIZE)
     parser.add_argument("--game", choices=GAMES, default="equation")
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"{'; '.join(ARMS)}; default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/learners"), help="directory of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     size = {key: getattr(options, key) for key in ("rounds", "tokens", "steps", "problems")}
+    others = not_kept(options.game, size, options.seeds)
     bench, arms = Bench(options.game, size, options.out), options.arms or arms_of(options.game)
     rates = {arm: bench.best_rate(arm) for arm in arms}
     results: Results = {arm: [] for arm in arms}
@@ -203,7 +208,6 @@ def main() -> None:
 
     lines = [*settings_table(arms, rates), "", *levels(results, before)]
     data: dict[str, Any] = {}
-    others = not_kept(bench.game, options.seeds)
     for reference in (BASELINE, BROADER, PAPER):
         if reference in results:
             rendered, data[reference] = differences(results, reference, others=others)

@@ -26,19 +26,22 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ("git", *arguments)
-    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        made = subprocess.run(("git", *arguments), cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # there is no git
+        return ""
+    return made.stdout.strip()
 
 
 COMMIT = _commit()
-"""Commit of the code that was loaded: others may be made while it runs."""
+"""Commit of the code when it was loaded."""
 
 
 class Finished:
     """Parts of a measurement that are finished, a line of JSON each: it goes on with them, on any machine.
 
-    A line has the key of its part, the commit of the code that measured it and the result. Delete a line to measure its
-    part again. Several processes may add lines.
+    A line has the key of its part, the commit of the code at its begin, with that at its end if it differs, and the
+    result. Delete a line to measure its part again. Several processes may add lines.
     """
 
     def __init__(self, file: Path) -> None:
@@ -55,8 +58,11 @@ class Finished:
 
     def add(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        commit = (
+            COMMIT if (now := _commit()) == COMMIT else f"{COMMIT} to {now}"
+        )  # servers load the code when they start
         with self.file.open("a") as file:
-            file.write(json.dumps({"key": key, "commit": COMMIT, "result": result}, separators=(",", ":")) + "\n")
+            file.write(json.dumps({"key": key, "commit": commit, "result": result}, separators=(",", ":")) + "\n")
 
 
 def digest(settings: object) -> str:

@@ -103,7 +103,7 @@ def rounds_of(run: Path, commands: Path) -> list[dict[str, Any]]:
                 "steps": card["steps"],
                 "kl_to_base": drift.get("kl"),
                 **{
-                    f"largest_{key}": max((step[key] for step in steps if key in step), default=None)
+                    f"largest_{key}": max((step[key] for step in steps if step.get(key) is not None), default=None)
                     for key in OF_STEPS
                 },
             }

@@ -58,14 +58,14 @@ def decisive(configs: Sequence[Path], warm_up: Path | None) -> dict[str, Any]:
     """
     settings = settings_of(configs)
     config = load_config(None, settings)
-    prompts, has_anew = prompts_of(config), config.agent.agent == anew.ANEW
-    if has_anew:
-        anew.check(prompts, config.collect.max_attempts)
+    for each in (config, load_config(None, settings_of([*configs, *([warm_up] if warm_up else [])]))):
+        if each.agent.agent == anew.ANEW:
+            anew.check(prompts_of(each), each.collect.max_attempts)
     return {
         "settings": settings,
         "warm_up": None if warm_up is None else settings_of([warm_up]),
-        "prompts": prompts,
-        "agent": anew.settings() if has_anew else None,
+        "prompts": prompts_of(config),
+        "agent": anew.settings() if config.agent.agent == anew.ANEW else None,
         "weights": weights_of(config.policy.base_model),
     }
 

@@ -100,8 +100,10 @@ def pack(
             positions_L += range(head, head + len(completion))
             labels_K += [completion[t] for t in labelled]
         lengths_G = tuple(len(completion) for completion, _ in branches)
-        sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
-        groups.append(PackedGroup(head, lengths_G, sees if len(lengths_G) > 1 else None))
+        sees = None
+        if len(lengths_G) > 1:
+            sees = torch.ones(max(lengths_G), head + max(lengths_G), dtype=torch.bool, device=device).tril(head)
+        groups.append(PackedGroup(head, lengths_G, sees))
     return Packed(
         input_ids=torch.tensor([tokens_L], device=device),
         position_ids=torch.tensor([positions_L], device=device),

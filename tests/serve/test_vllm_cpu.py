@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r3agent.serve import VLLMProcess
-from r3agent.serve.process.vllm_cpu import choose_cores, choose_options
+from r3agent.serve.process.vllm_cpu import choose_cores, choose_options, has_quantised_weights
 
 WITH, WITHOUT = "flags\t\t: fpu avx512f avx512_bf16 amx_bf16", "flags\t\t: fpu avx2"
 VECTORS_ONLY = "flags\t\t: fpu avx512f avx512_bf16"
@@ -86,6 +86,8 @@ def test_adapters_are_merged_where_they_cost_most(
         (WITH, 16, ["--enable-lora"], ["--max-lora-rank", "16"]),
         (WITH, 16, ["--no-enable-lora"], []),
         (WITH, 0, [], ["--no-enable-lora"]),
+        (WITH, 16, ["-q", "fp8"], ["--max-lora-rank", "16"]),  # vLLM refuses float32 with it
+        (WITHOUT, 16, ["--quantization=fp8"], ["--max-lora-rank", "16"]),
         (ARM_WITH, 16, [], ["--max-lora-rank", "16"]),  # where nobody has measured it
         (WITHOUT, 16, [], ["--dtype", "float32", "--no-enable-lora"]),
     ],
@@ -96,6 +98,18 @@ def test_merged_weights_are_float32_with_amx_too(
     (cpuinfo := tmp_path / "cpuinfo").write_text(f"{processor}\n")
     choices = choose_options(given, lora_rank=lora_rank, can_merge=True, cpuinfo=cpuinfo)
     assert [option for choice in choices for option in choice.options] == chosen
+
+
+def test_quantised_weights_keep_their_type_and_their_adapters(tmp_path: Path) -> None:
+    config, cpuinfo = tmp_path / "config.json", tmp_path / "cpuinfo"
+    for text, is_quantized in (('{"quantization_config": {}}', True), ("{}", False), ("[", False)):
+        config.write_text(text)
+        assert has_quantised_weights(str(tmp_path)) == is_quantized
+    assert not has_quantised_weights("org/model")
+    for processor in (WITH, WITHOUT):
+        cpuinfo.write_text(f"{processor}\n")
+        choices = choose_options([], lora_rank=16, can_merge=True, is_quantized=True, cpuinfo=cpuinfo)
+        assert [choice.options for choice in choices] == [("--max-lora-rank", "16")]
 
 
 def test_adapters_are_merged_only_where_a_deploy_can(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import learners
 from benchmarks.arms import CELLS, differences, holm, levels, train_arm
-from benchmarks.learners import ARMS, BASE, ELSEWHERE, PAPER, TUNING_SEED, Bench, arms_of, change, larger
+from benchmarks.learners import ARMS, BASE, ELSEWHERE, PAPER, TUNING_SEED, Bench, arms_of, change, larger, not_kept
 from benchmarks.results import Finished
 from r3agent import load
 from r3agent.run.demo import GAMES
@@ -124,6 +124,23 @@ def test_differences_are_paired_over_the_seeds() -> None:
     assert data["other"]["first_try"]["p"] == pytest.approx(0.0742, abs=1e-4)
     assert data["other"]["after_reflection"]["p"] is None
     assert lines[-1].startswith("| other | 2.0 [-0.5, 4.5] | 0.074 | 0.0 ")
+
+
+def test_differences_count_arms_that_are_not_rendered() -> None:
+    results = {"first try": [run(10.0), run(20.0), run(30.0)], "other": [run(12.0), run(21.0), run(33.0)]}
+    lines, data = differences(results, "first try", others={"gone": [run(11.0), run(24.0), run(30.0)]})
+    assert data.keys() == {"other"}
+    assert data["other"]["first_try"]["p"] == pytest.approx(2 * 0.0742, abs=1e-4)
+    assert not any("gone" in line for line in lines)
+
+
+def test_arms_that_are_not_kept_count_at_their_own_size() -> None:
+    found = not_kept("equation", learners.SIZE, 5)
+    assert len(found) == 7
+    assert {len(runs) for runs in found.values()} == {5}
+    assert not_kept("steps", learners.SIZE, 5) == not_kept("equation", SIZE, 9) == {}
+    with pytest.raises(SystemExit, match=r"--seeds 6: .*PODS.* have fewer"):
+        not_kept("equation", learners.SIZE, 6)
 
 
 def test_levels_show_the_base_first() -> None:

@@ -22,6 +22,7 @@ from r3agent.serve.process.vllm_cpu import (
     LORA_SLOTS,
     choose_cores,
     choose_options,
+    has_quantised_weights,
     is_cpu_build,
     names_of,
 )
@@ -99,7 +100,12 @@ class VLLMProcess(LocalServer):
         if self._on_cpu:
             cores, quota = physical_cores(allowed_cpus()), cpu_quota()
             self.choices = [
-                *choose_options(self._options, lora_rank=lora_rank, can_merge=self._can_merge()),
+                *choose_options(
+                    self._options,
+                    lora_rank=lora_rank,
+                    can_merge=self._can_merge(),
+                    is_quantized=has_quantised_weights(self._model),
+                ),
                 *choose_cores(self._options, os.environ, cores=cores, quota=quota),
             ]
 

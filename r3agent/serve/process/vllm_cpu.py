@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,9 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 CORE_VARIABLES = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"}
 """Variables by which a user chooses the cores."""
+
+QUANTIZATION = {"-q", "--quantization"}
+"""Options of quantised weights, which decide on the type and cannot be merged."""
 
 PARALLEL = {"-tp", "-pp", "-dp", "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"}
 """Options that start several workers, whose threads a user distributes."""
@@ -46,32 +50,44 @@ def is_cpu_build(python: str) -> bool:
     return next(packages, None) is not None
 
 
+def has_quantised_weights(checkpoint: str) -> bool:
+    """Return True if the weights in a directory are quantised; those of a hub id are not known to be."""
+    try:
+        return "quantization_config" in json.loads((Path(checkpoint) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
 def choose_options(
     given: Sequence[str],
     *,
     lora_rank: int | None,
     can_merge: bool = False,
+    is_quantized: bool = False,
     cpuinfo: Path = Path("/proc/cpuinfo"),
 ) -> list[Choice]:
     """Choose what the given options leave open.
 
-    Adapters are merged only where the weights are float32: rounded to bfloat16, the sum loses small changes.
+    Adapters are merged by choice only where the weights are float32: rounded to bfloat16, the sum loses small changes.
 
     Args:
         given: options for vLLM that the user chose.
         lora_rank: largest rank of the adapters that are loaded, 0 without any; `None` if it is not known.
         can_merge: a deploy can merge adapters into the weights, and reload these.
+        is_quantized: the checkpoint's weights are quantised.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
     names, flags = names_of(given), _flags(cpuinfo)
     if names & {"--max-lora-rank", "--no-enable-lora"}:
         lora_rank = None
-    merges = can_merge and lora_rank is not None and lora_rank >= LARGE_RANK and "--enable-lora" not in names
+    is_quantized = is_quantized or bool(names & QUANTIZATION)
+    is_type_open = "--dtype" not in names and not is_quantized
+    merges = can_merge and not is_quantized and (lora_rank or 0) >= LARGE_RANK and "--enable-lora" not in names
     choices: list[Choice] = []
-    if "--dtype" not in names and flags and not flags & BFLOAT16:
+    if is_type_open and flags and not flags & BFLOAT16:
         reason = "this processor computes a batch faster than in bfloat16, with twice the memory; --dtype overrides it"
         choices.append(Choice(("--dtype", "float32"), reason))
-    elif "--dtype" not in names and AMX in flags and merges:
+    elif is_type_open and AMX in flags and merges:
         reason = "merged weights need it, with twice the memory: an adapter costs more time; --dtype overrides it"
         choices.append(Choice(("--dtype", "float32"), reason))
     if lora_rank is None:
