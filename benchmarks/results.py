@@ -58,9 +58,8 @@ class Finished:
 
     def add(self, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        commit = (
-            COMMIT if (now := _commit()) == COMMIT else f"{COMMIT} to {now}"
-        )  # servers load the code when they start
+        now = _commit()  # servers load the code when they start
+        commit = COMMIT if now == COMMIT else f"{COMMIT} to {now}"
         with self.file.open("a") as file:
             file.write(json.dumps({"key": key, "commit": commit, "result": result}, separators=(",", ":")) + "\n")
 

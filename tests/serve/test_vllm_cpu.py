@@ -102,13 +102,13 @@ def test_merged_weights_are_float32_with_amx_too(
 
 def test_quantised_weights_keep_their_type_and_their_adapters(tmp_path: Path) -> None:
     config, cpuinfo = tmp_path / "config.json", tmp_path / "cpuinfo"
-    for text, is_quantized in (('{"quantization_config": {}}', True), ("{}", False), ("[", False)):
+    for text, is_quantised in (('{"quantization_config": {}}', True), ("{}", False), ("[", False)):
         config.write_text(text)
-        assert has_quantised_weights(str(tmp_path)) == is_quantized
+        assert has_quantised_weights(str(tmp_path)) == is_quantised
     assert not has_quantised_weights("org/model")
     for processor in (WITH, WITHOUT):
         cpuinfo.write_text(f"{processor}\n")
-        choices = choose_options([], lora_rank=16, can_merge=True, is_quantized=True, cpuinfo=cpuinfo)
+        choices = choose_options([], lora_rank=16, can_merge=True, is_quantised=True, cpuinfo=cpuinfo)
         assert [choice.options for choice in choices] == [("--max-lora-rank", "16")]
 
 

@@ -104,7 +104,7 @@ class VLLMProcess(LocalServer):
                     self._options,
                     lora_rank=lora_rank,
                     can_merge=self._can_merge(),
-                    is_quantized=has_quantised_weights(self._model),
+                    is_quantised=has_quantised_weights(self._model),
                 ),
                 *choose_cores(self._options, os.environ, cores=cores, quota=quota),
             ]

@@ -63,7 +63,7 @@ def choose_options(
     *,
     lora_rank: int | None,
     can_merge: bool = False,
-    is_quantized: bool = False,
+    is_quantised: bool = False,
     cpuinfo: Path = Path("/proc/cpuinfo"),
 ) -> list[Choice]:
     """Choose what the given options leave open.
@@ -74,15 +74,15 @@ def choose_options(
         given: options for vLLM that the user chose.
         lora_rank: largest rank of the adapters that are loaded, 0 without any; `None` if it is not known.
         can_merge: a deploy can merge adapters into the weights, and reload these.
-        is_quantized: the checkpoint's weights are quantised.
+        is_quantised: the checkpoint's weights are quantised.
         cpuinfo: file with the flags of the processor; on systems without one, nothing is chosen by them.
     """
     names, flags = names_of(given), _flags(cpuinfo)
     if names & {"--max-lora-rank", "--no-enable-lora"}:
         lora_rank = None
-    is_quantized = is_quantized or bool(names & QUANTIZATION)
-    is_type_open = "--dtype" not in names and not is_quantized
-    merges = can_merge and not is_quantized and (lora_rank or 0) >= LARGE_RANK and "--enable-lora" not in names
+    is_quantised = is_quantised or bool(names & QUANTIZATION)
+    is_type_open = "--dtype" not in names and not is_quantised
+    merges = can_merge and not is_quantised and (lora_rank or 0) >= LARGE_RANK and "--enable-lora" not in names
     choices: list[Choice] = []
     if is_type_open and flags and not flags & BFLOAT16:
         reason = "this processor computes a batch faster than in bfloat16, with twice the memory; --dtype overrides it"
