@@ -147,7 +147,8 @@ def test_section_names_sources_without_a_cell():
 def test_section_explains_how_the_tries_were_sampled():
     text, _ = section({}, [], engine="embedded", temperature=0.4)
     assert f"share of {TRIES} tries" in text
-    assert text.endswith("the engine `embedded`, tries at temperature 0.4, reflections at 1.")
+    assert "with the engine `embedded`, in the number type" in text
+    assert text.endswith("tries at temperature 0.4, reflections at 1.")
 
 
 def test_finished_cells_have_the_same_settings(tmp_path: Path):
