@@ -66,6 +66,7 @@ def grpo_arguments(config: TrainConfig, batches: MicroBatches, output_dir: Path)
         save_steps=config.save_steps or 1,
         # no progress bar and no service: `train` reports progress and metrics itself
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not finite would be logged as 0
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=False,

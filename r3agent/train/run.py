@@ -27,6 +27,7 @@ from r3agent.telemetry.tracing import NO_SPAN, TRAJECTORIES, VERSION, TraceSpan,
 from r3agent.train.base import check_ids, fitting, make_savable, read_config, trainer_tokenizer
 from r3agent.train.checkpoints import Checkpoints, SealCheckpoints, enough_memory
 from r3agent.train.config import PolicyStart, TrainConfig
+from r3agent.train.divergence import StopOnDivergence
 from r3agent.train.drift import DriftMeter, check_drift
 from r3agent.train.fingerprint import candidate_logprobs, candidates, fingerprint
 from r3agent.train.grpo import OfflineGRPOTrainer
@@ -70,7 +71,7 @@ def train(
         made_with: hashes by name of what made the trajectories, for `provenance.json`.
 
     Raises:
-        TrainingError: no row can be trained on, or the rows are another policy's.
+        TrainingError: no row can be trained on, the rows are another policy's, or the training diverges.
         ConfigError: weights cannot be loaded, `out_dir` cannot be written, or there is nothing to resume.
         TrainingInterrupted: SIGTERM or Ctrl-C arrived; the current step was finished and a checkpoint saved.
     """
@@ -114,6 +115,7 @@ def train(
                 config,
                 checkpoints.directory,
                 callbacks=[
+                    StopOnDivergence(config),
                     StepProgress(progress, version, lambda step: trajectory_ids(rows, trainer.batches.rows_of(step))),
                     stop,
                     SealCheckpoints(checkpoints, processes),
@@ -132,7 +134,8 @@ def train(
         probes = candidates(rows)
         parent_logprobs = candidate_logprobs(trainer, probes)
         fits = fitting(start, model, lambda: trainer.state.global_step > 0)
-        with stop.listening(trainer.accelerator), fits, enough_memory(config):
+        refused = checkpoints.none_if_refused(first)
+        with stop.listening(trainer.accelerator), fits, enough_memory(config), refused:
             processes.wait_for_everyone()  # from here on, a signal to any process is handled
             if first:
                 checkpoints.begin()

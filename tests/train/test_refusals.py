@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import subprocess
@@ -101,12 +102,26 @@ def test_only_the_same_training_resumes(record: Record, start: PolicyStart, tmp_
     assert made(tmp_path) == ["v0001"]
 
 
-def test_weights_that_are_not_finite_do_not_become_a_version(
-    record: Record, start: PolicyStart, tmp_path: Path
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (2, "step 2 of 4: the gradient is not finite; lower train.learning_rate = 1e+38"),
+        (8, "the trained weights give logprobs that are not finite; lower learning_rate"),
+    ],
+)
+def test_training_that_diverges_ends_and_leaves_nothing(
+    record: Record, start: PolicyStart, tmp_path: Path, batch_size: int, message: str
 ) -> None:
-    with pytest.raises(TrainingError, match="not finite; lower learning_rate"):
-        run(record(OUTCOMES), start, tmp_path / "v0001", method="full", learning_rate=1e30)
+    steps: list[int] = []
+
+    def count(stage: str, values: Mapping[str, Any]) -> None:
+        steps.extend([values["step"]] if stage == "step" else [])
+
+    overflowing: dict[str, Any] = {"method": "full", "learning_rate": 1e38, "epochs": 1, "batch_size": batch_size}
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        run(record(OUTCOMES), start, tmp_path / "v0001", **overflowing, save_steps=1, progress=count)
     assert made(tmp_path) == []
+    assert steps == [1]
 
 
 def test_text_only_rows_are_trained_on_when_allowed(record: Record, start: PolicyStart, tmp_path: Path) -> None:
