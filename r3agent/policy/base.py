@@ -224,8 +224,9 @@ class Route(NamedTuple):
     version: str | None
     """Policy version that answers there, if it is known."""
     access: Access = Access()
-    keeps: Callable[[], bool] = lambda: True
-    """Returns False while the served name may stand for other weights than `version`, as far as the run tells."""
+    is_unchanged: Callable[[], bool] = lambda: True
+    """Returns False while the served name may stand for other weights than when this was read, as far as the run
+    tells."""
 
 
 @runtime_checkable

@@ -63,15 +63,18 @@ class ServedName:
             return True
 
     def keeps(self, target: Target) -> bool:
-        """Return True if a target that was read earlier still has its weights, as far as the run tells."""
+        """Return True if a target that was read earlier has the weights of its version, as far as the run tells."""
+        return self.is_unchanged(target) and not (target.in_place and target.is_swapped)
+
+    def is_unchanged(self, target: Target) -> bool:
+        """Return True if a target that was read earlier has the same weights as then, as far as the run tells."""
         try:
             now = self.now()
         except R3Error:
             return False
         if not (target.in_place or now.in_place):
             return True
-        is_same = (now.base_url, now.version) == (target.base_url, target.version)
-        return is_same and not (target.is_swapped or now.is_swapped)
+        return (now.base_url, now.version, now.is_swapped) == (target.base_url, target.version, target.is_swapped)
 
     def _read(self) -> Target:
         raise NotImplementedError

@@ -177,9 +177,10 @@ class OpenAIPolicy(Shared):
         target = await self._pinned_target()
         endpoint = self._endpoints.of(target.base_url, self._current_url)
         now = await self._endpoints.weights(endpoint).now() if target.in_place else None
-        keeps = partial(self._served_name.keeps, target)
-        version = self._answered.version(target, self.base_url, target.model, now, now, keeps=keeps())
-        return Route(endpoint.base_url, target.model, endpoint.headers, version, endpoint.access, keeps)
+        keeps = self._served_name.keeps(target)
+        version = self._answered.version(target, self.base_url, target.model, now, now, keeps=keeps)
+        is_unchanged = partial(self._served_name.is_unchanged, target)
+        return Route(endpoint.base_url, target.model, endpoint.headers, version, endpoint.access, is_unchanged)
 
     def room(self) -> int:
         """Return how many requests may be in flight at present."""

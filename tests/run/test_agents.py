@@ -121,6 +121,22 @@ def test_stages_run_the_agent_with_the_version_in_question(
     assert models(endpoint) == {"tiny", "tiny@v0001"}
 
 
+def test_agent_is_evaluated_with_weights_that_are_reloaded_in_place(
+    settings: dict[str, Any], endpoint: ChattingEndpoint, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", settings)
+    run.collect()
+    weights.Run(run.registry, Path(run.config.policy.base_model)).train("full", seed=1)
+    run.deploy("v0001")
+    comparison = run.evaluate("v0000", "v0001")
+    assert (comparison.baseline.errors.rate, comparison.candidate.errors.rate) == (0, 0)
+    for version in ("v0000", "v0001"):
+        episodes = load(tmp_path / "run" / "eval" / version)
+        assert {(s.label, s.policy_version) for t in episodes for s in t.spans} == {
+            (label, version) for label in ("attempt", "reflect", "retry")
+        }
+
+
 def test_agent_keeps_its_client_from_one_version_to_the_next(settings: dict[str, Any], tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {**settings, "agent.agent": "my_agent:chat"})
     run.collect()

@@ -26,16 +26,12 @@ class ChattingEndpoint(Endpoint):
     """Bodies of the chat requests."""
     keys: set[str | None] = field(default_factory=set)
     """`Authorization` of every request of any route."""
-    names_weights: bool = False
-    """Has the route /weight_info."""
 
     def respond(self, path: str, authorization: str | None, body: dict[str, Any] | None) -> Fault:
         self.keys.add(authorization)
         return super().respond(path, authorization, body)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/weight_info" and self.names_weights:
-            return 200, {"weight_version": self.weight_version}
         return self.chat(body) if path == "/v1/chat/completions" else super().answer(path, body)
 
     def chat(self, body: dict[str, Any]) -> tuple[int, Any]:
