@@ -26,8 +26,8 @@ class Target(NamedTuple):
     """True if weights are reloaded under one name, so that the name does not identify the version."""
     version: str | None = None
     """Version that is live; `None` if the name is fixed."""
-    is_swapped: bool = False
-    """True while other weights replace the live ones, during a deploy or an evaluation."""
+    swapped: tuple[int, ...] | None = None
+    """Stamp of the run's marker while other weights replace the live ones, during a deploy or an evaluation."""
 
 
 class ServedName:
@@ -64,7 +64,7 @@ class ServedName:
 
     def keeps(self, target: Target) -> bool:
         """Return True if a target that was read earlier has the weights of its version, as far as the run tells."""
-        return self.is_unchanged(target) and not (target.in_place and target.is_swapped)
+        return self.is_unchanged(target) and not (target.in_place and target.swapped is not None)
 
     def is_unchanged(self, target: Target) -> bool:
         """Return True if a target that was read earlier has the same weights as then, as far as the run tells."""
@@ -74,7 +74,7 @@ class ServedName:
             return False
         if not (target.in_place or now.in_place):
             return True
-        return (now.base_url, now.version, now.is_swapped) == (target.base_url, target.version, target.is_swapped)
+        return (now.base_url, now.version, now.swapped) == (target.base_url, target.version, target.swapped)
 
     def _read(self) -> Target:
         raise NotImplementedError
@@ -98,13 +98,13 @@ class FixedName(ServedName):
         try:
             return super().now()
         except R3Error:
-            return Target(self._model, None, True, is_swapped=True)
+            return Target(self._model, None, True, swapped=())
 
     def _read(self) -> Target:
         if (registry := self._registry) is None:
             return Target(self._model, None, False)
-        in_place = self._is_another or has_weights_in_place(registry)
-        return Target(self._model, None, in_place, is_swapped=registry.swapped_path.exists())
+        swapped = _stamp(registry.swapped_path)  # before the rest, which is written before the marker
+        return Target(self._model, None, self._is_another or has_weights_in_place(registry), swapped=swapped)
 
 
 class LivePolicy(ServedName):
@@ -124,6 +124,7 @@ class LivePolicy(ServedName):
 
     def _read(self) -> Target:
         registry = self._run
+        swapped = _stamp(registry.swapped_path)  # before the rest, which is written before the marker
         if registry.live is None:
             raise ConfigError(f"{registry.live_path}: nothing is live; {_begin(registry, self.name)}")
         card = registry.card(registry.live)
@@ -133,7 +134,7 @@ class LivePolicy(ServedName):
                 f"{self.name}@{LIVE}: {registry.run_dir} is a run of {card.name!r}; ask for {card.name}@{LIVE}"
             )
         where = registry.served_name(card), registry.live_base_url
-        return Target(*where, has_weights_in_place(registry), card.version, registry.swapped_path.exists())
+        return Target(*where, has_weights_in_place(registry), card.version, swapped)
 
 
 def _begin(registry: Registry, name: str | None) -> str:
@@ -212,8 +213,8 @@ class Answered:
 
         Args:
             own_url: base URL of a target that has none.
-            keeps: the target has its weights still, as far as the run tells; of a server that names none, only the run
-                tells.
+            keeps: the target has its weights still, as far as the run tells; of a server that names no version, only
+                the run tells.
             before: version that the server named before the request; `None` if it named none, or was not asked,
                 because versions did not share the name then.
             after: the same, after the request; vLLM answers "default" until the first deploy after its start.
@@ -228,7 +229,7 @@ class Answered:
             return after
         if target.in_place and url in self._named:
             return None  # it has restarted, and may have any weights
-        if after is None and not keeps:
+        if not keeps:
             return None
         expected = self._fixed or target.version or versions.BASE
         if after is not None and self._fixed is None and expected != versions.BASE:

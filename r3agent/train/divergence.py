@@ -12,17 +12,22 @@ from r3agent.train.config import TrainConfig
 
 
 class StopOnDivergence(TrainerCallback):
-    """Callback that ends a training at the first gradient that is not finite; all later weights would be NaN."""
+    """Callback that ends a training at the first loss or gradient that is not finite; all later weights would be NaN.
+
+    The loss is tested too, because DeepSpeed replaces such a norm by a finite one.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        norm: float | None = kwargs["logs"].get("grad_norm")
-        if norm is None or isfinite(norm):
+        logs: dict[str, Any] = kwargs["logs"]
+        found = {"loss": logs.get("loss"), "gradient": logs.get("grad_norm")}
+        faults = [name for name, value in found.items() if value is not None and not isfinite(value)]
+        if not faults:
             return
-        if state.global_step > 1 or self.config.dtype == "float32":
-            remedy = f"lower train.learning_rate = {self.config.learning_rate:g}"
-        else:  # no step has changed the weights
-            remedy = "set train.dtype = 'float32'"
-        raise TrainingError(f"step {state.global_step} of {state.max_steps}: the gradient is not finite; {remedy}")
+        remedies = ["set train.dtype = 'float32'"] if self.config.dtype == "bfloat16" else []
+        if state.global_step > 1:  # a step has changed the weights
+            remedies.insert(0, f"lower train.learning_rate = {self.config.learning_rate:g}")
+        remedy = ", or ".join(remedies or ["start from other weights"])
+        raise TrainingError(f"step {state.global_step} of {state.max_steps}: the {faults[0]} is not finite; {remedy}")

@@ -105,7 +105,7 @@ def test_only_the_same_training_resumes(record: Record, start: PolicyStart, tmp_
 @pytest.mark.parametrize(
     ("batch_size", "message"),
     [
-        (2, "step 2 of 4: the gradient is not finite; lower train.learning_rate = 1e+38"),
+        (2, "step 2 of 4: the loss is not finite; lower train.learning_rate = 1e+38"),
         (8, "the trained weights give logprobs that are not finite; lower learning_rate"),
     ],
 )
