@@ -213,8 +213,8 @@ class Answered:
 
         Args:
             own_url: base URL of a target that has none.
-            keeps: the target has its weights still, as far as the run tells; of a server that names no version, only
-                the run tells.
+            keeps: the target has its weights still, as far as the run tells; of a server that names none, only the run
+                tells.
             before: version that the server named before the request; `None` if it named none, or was not asked,
                 because versions did not share the name then.
             after: the same, after the request; vLLM answers "default" until the first deploy after its start.
@@ -229,7 +229,7 @@ class Answered:
             return after
         if target.in_place and url in self._named:
             return None  # it has restarted, and may have any weights
-        if not keeps:
+        if after is None and not keeps:
             return None
         expected = self._fixed or target.version or versions.BASE
         if after is not None and self._fixed is None and expected != versions.BASE:
