@@ -98,7 +98,7 @@ class FixedName(ServedName):
         try:
             return super().now()
         except R3Error:
-            return Target(self._model, None, True, swapped=())
+            return Target(self._model, None, True, swapped=())  # the stamp of no marker
 
     def _read(self) -> Target:
         if (registry := self._registry) is None:

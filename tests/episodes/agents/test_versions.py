@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,18 @@ async def test_a_step_during_an_evaluation_is_of_no_known_version(model: str, tm
     with ScriptedEndpoint("a ball", model="tiny") as endpoint:
         spans = await steps(endpoint, model, registry, between=[swap, put_back])
     assert [span.policy_version for span in spans] == ["v0000", None, "v0000"]
+
+
+async def test_a_try_of_an_evaluation_keeps_its_version_until_other_weights_come(tmp_path: Path) -> None:
+    registry = tiny_registry(tmp_path)
+    add(registry, "v0001", "full")
+    registry.swapped_path.touch()
+    with ScriptedEndpoint("a ball", model="tiny") as endpoint:
+        endpoint.weight_version = "v0001"
+        later = registry.swapped_path.stat().st_mtime + 1
+        swap_again = partial(os.utime, registry.swapped_path, (later, later))
+        spans = await steps(endpoint, "tiny", registry, between=[lambda: None, swap_again])
+    assert [span.policy_version for span in spans] == ["v0001", "v0001", None]
 
 
 async def test_steps_on_a_server_that_forgot_its_version_are_of_none(tmp_path: Path) -> None:
